@@ -1,0 +1,1 @@
+//! The frozen networks, each driven by its `config.json`.

@@ -1,0 +1,1 @@
+//! Reading model weights and their configuration from disk.
