@@ -1,6 +1,6 @@
 //! The one error type of the library.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Everything that can go wrong, each with what was wrong, where, and what was expected.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +14,93 @@ pub enum Error {
         /// The operating system's reason.
         source: std::io::Error,
     },
+    /// A file or folder was read, but its contents are not what they should be.
+    #[error("{}: {reason}", path.display())]
+    InvalidFile {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A field of a configuration file is missing, of the wrong type, or has a value that is not
+    /// supported.
+    #[error("{}: field `{field}`: {reason}", path.display())]
+    Config {
+        /// The configuration file.
+        path: PathBuf,
+        /// The field, dotted where nested.
+        field: String,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// A tensor that the model needs is not in the file, or not as the model needs it.
+    #[error("{}: tensor `{name}`: expected {expected}, found {found}", path.display())]
+    Tensor {
+        /// The weights file (or the folder it was looked for in).
+        path: PathBuf,
+        /// The full key of the tensor.
+        name: String,
+        /// What the model needs.
+        expected: String,
+        /// What the file holds.
+        found: String,
+    },
+    /// The file holds tensors that the model described by its config.json does not use.
+    #[error(
+        "{}: {} tensors are not used by the model that config.json describes: {}",
+        path.display(), names.len(), abbreviate(names)
+    )]
+    UnusedTensors {
+        /// The weights file or folder.
+        path: PathBuf,
+        /// The full keys of the tensors.
+        names: Vec<String>,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`] for `path`; for use with `map_err`.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+
+    /// An [`Error::InvalidFile`].
+    pub fn invalid_file(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::InvalidFile {
+            path: path.into(),
+            reason: reason.into(),
+        }
+    }
+
+    /// An [`Error::Config`]: `field` of the configuration at `path` has a value that is not
+    /// supported.
+    pub fn unsupported(
+        path: &Path,
+        field: &str,
+        expected: &str,
+        found: impl std::fmt::Debug,
+    ) -> Self {
+        Self::Config {
+            path: path.to_owned(),
+            field: field.to_owned(),
+            reason: format!("expected {expected}, found {found:?}"),
+        }
+    }
+}
+
+fn abbreviate(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let mut text = names
+        .iter()
+        .take(SHOWN)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
+    if names.len() > SHOWN {
+        text.push_str(", …");
+    }
+    text
 }
 
 /// The library's result type.
