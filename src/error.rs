@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::progress::Stage;
+
 /// Everything that can go wrong, each with what was wrong, where, and what was expected.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -13,6 +15,18 @@ pub enum Error {
         path: PathBuf,
         /// The operating system's reason.
         source: std::io::Error,
+    },
+    /// Whoever watched asked to stop.
+    #[error("stopped after {done} of {total} steps of {stage}")]
+    Stopped {
+        /// The work that was going on.
+        stage: Stage,
+        /// Steps finished.
+        done: usize,
+        /// Steps in all.
+        total: usize,
+        /// The checkpoint that was left, from which learning can go on.
+        checkpoint: Option<PathBuf>,
     },
     /// A file or folder was read, but its contents are not what they should be.
     #[error("{}: {reason}", path.display())]

@@ -1,8 +1,13 @@
 //! Difference Inversion: given three pictures A, A′ and B, make B′ so that A is to A′ as B is
 //! to B′, with any frozen text-to-image diffusion model.
 
+pub mod analogy;
 pub mod error;
+pub mod learn;
 pub mod models;
+pub mod noise;
+pub mod progress;
+pub mod prompt;
 pub mod weights;
 
 pub use error::{Error, Result};
