@@ -1,1 +1,3 @@
 //! The frozen networks, each driven by its `config.json`.
+
+pub mod layers;
