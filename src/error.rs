@@ -70,6 +70,12 @@ pub enum Error {
         /// The full keys of the tensors.
         names: Vec<String>,
     },
+    /// A computation gave NaN or infinity.
+    #[error("{what} is not finite (NaN or infinity)")]
+    NotFinite {
+        /// What was computed.
+        what: &'static str,
+    },
 }
 
 impl Error {

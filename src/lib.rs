@@ -3,6 +3,8 @@
 
 pub mod analogy;
 pub mod error;
+pub mod files;
+pub mod image;
 pub mod learn;
 pub mod models;
 pub mod noise;
