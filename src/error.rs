@@ -28,6 +28,47 @@ pub enum Error {
         /// The checkpoint that was left, from which learning can go on.
         checkpoint: Option<PathBuf>,
     },
+    /// A setting has a value that makes no sense.
+    #[error("setting `{name}`: expected {expected}, found {found}")]
+    Setting {
+        /// The setting's name.
+        name: &'static str,
+        /// What it may be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// Something that is needed was not given and cannot be made.
+    #[error("{what} is missing: {reason}")]
+    Missing {
+        /// What is missing.
+        what: String,
+        /// Why it is needed and how to give it.
+        reason: String,
+    },
+    /// A and A′ are the same as far as the joint space can tell.
+    #[error("there is no difference to learn: {reason}")]
+    NoDifference {
+        /// How that shows.
+        reason: String,
+    },
+    /// Difference tokens and models that do not belong together.
+    #[error("{reason}")]
+    WrongBase {
+        /// How they differ.
+        reason: String,
+    },
+    /// The optimisation has blown up.
+    #[error(
+        "the loss is not a finite number at step {step}; a smaller learning rate, a bound on the \
+         tokens' norm (max_norm) or f32 instead of f16 may help"
+    )]
+    NotFinite {
+        /// The step, counted from 0.
+        step: usize,
+        /// The last checkpoint written before it.
+        checkpoint: Option<PathBuf>,
+    },
     /// A file or folder was read, but its contents are not what they should be.
     #[error("{}: {reason}", path.display())]
     InvalidFile {

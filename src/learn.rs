@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::delta::DeltaMode;
+
 /// How the difference tokens start.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -15,19 +17,6 @@ pub enum Initialisation {
     Random,
     /// The embeddings of these words, repeated or cut to the number of tokens (ablation C).
     Word(String),
-}
-
-/// Which delta the CLIP loss follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DeltaMode {
-    /// The interpolation of the image delta and the text delta.
-    #[default]
-    Interpolated,
-    /// The image delta alone (ablation A).
-    Image,
-    /// The text delta alone.
-    Text,
 }
 
 /// Settings of the optimisation; the defaults are the method's.

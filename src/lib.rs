@@ -2,6 +2,7 @@
 //! to B′, with any frozen text-to-image diffusion model.
 
 pub mod analogy;
+pub mod delta;
 pub mod error;
 pub mod files;
 pub mod image;
@@ -10,6 +11,7 @@ pub mod models;
 pub mod noise;
 pub mod progress;
 pub mod prompt;
+pub mod tokens;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -1,5 +1,6 @@
 //! Reading model weights and their configuration from disk.
 
+mod arrays;
 mod config;
 mod file;
 
@@ -11,6 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use safetensors::Dtype;
 
+pub use self::arrays::{Array, Arrays, Values};
 pub use self::config::{parse_config, read_config};
 use self::file::TensorFile;
 use crate::{Error, Result};
