@@ -63,7 +63,7 @@ pub enum Error {
         "the loss is not a finite number at step {step}; a smaller learning rate, a bound on the \
          tokens' norm (max_norm) or f32 instead of f16 may help"
     )]
-    NotFinite {
+    Diverged {
         /// The step, counted from 0.
         step: usize,
         /// The last checkpoint written before it.

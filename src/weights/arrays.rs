@@ -48,8 +48,7 @@ impl Array {
     /// The numbers of a tensor of any floating-point type.
     pub fn from_tensor<const D: usize>(tensor: Tensor<D>) -> Self {
         let shape = tensor.dims();
-        let data = tensor.into_data().convert_dtype(DType::F32);
-        Self::floats(shape, data.try_into_vec::<f32>().unwrap_or_default())
+        Self::floats(shape, tensor.into_data().iter::<f32>().collect())
     }
 
     /// The shape.
