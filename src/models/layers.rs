@@ -223,9 +223,9 @@ impl GroupNorm {
         (x.reshape([b, c, h, w]) * weight + bias).cast(dtype)
     }
 
-    /// [`forward`](Self::forward) followed by SiLU, as every residual block has it.
-    pub fn forward_silu(&self, x: Tensor<4>) -> Tensor<4> {
-        Activation::Silu.forward(self.forward(x))
+    /// [`forward`](Self::forward) followed by `activation`, as every residual block has it.
+    pub fn forward_act(&self, x: Tensor<4>, activation: Activation) -> Tensor<4> {
+        activation.forward(self.forward(x))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::{Error, Result};
 
@@ -40,6 +41,53 @@ pub fn parse_config<T: DeserializeOwned>(json: &[u8], path: &Path) -> Result<T> 
         .end()
         .map_err(|source| Error::invalid_file(path, format!("not valid JSON: {source}")))?;
     Ok(value)
+}
+
+/// A setting that a config gives once for all blocks or once per block.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(
+    untagged,
+    expecting = "expected one value, or a list with one value per block"
+)]
+pub enum PerBlock<T> {
+    /// The same for every block.
+    Same(T),
+    /// One for each block.
+    Each(Vec<T>),
+}
+
+impl<T: Copy> PerBlock<T> {
+    /// The values for `blocks` blocks, or `None` if the list has another length.
+    pub fn expand(&self, blocks: usize) -> Option<Vec<T>> {
+        match self {
+            Self::Same(value) => Some(vec![*value; blocks]),
+            Self::Each(values) => (values.len() == blocks).then(|| values.clone()),
+        }
+    }
+}
+
+/// The fields of a config that its struct does not name.
+pub type OtherFields = serde_json::Map<String, Value>;
+
+/// Checks the fields that this implementation knows but for which it supports a single value,
+/// given as JSON: an architecture that it does not have must be an error, not a wrong result.
+/// A field that is absent or null has the default, which is the supported value.
+///
+/// # Errors
+/// [`Error::Config`] naming the file, the field, and both values.
+pub fn check_fixed_fields(fields: &OtherFields, fixed: &[(&str, &str)], path: &Path) -> Result<()> {
+    for (name, supported) in fixed {
+        let found = fields.get(*name).unwrap_or(&Value::Null);
+        let same_number = found.as_f64().is_some_and(|x| supported.parse() == Ok(x));
+        if !found.is_null() && found.to_string() != *supported && !same_number {
+            return Err(Error::Config {
+                path: path.to_owned(),
+                field: (*name).to_owned(),
+                reason: format!("{found} is not supported, only {supported}"),
+            });
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -88,5 +136,47 @@ mod tests {
             let message = parse(json).unwrap_err().to_string();
             assert!(message.contains("not valid JSON"), "{json}: {message}");
         }
+    }
+
+    #[test]
+    fn only_the_supported_value_of_a_fixed_field_passes() {
+        let check = |json: &str| {
+            let fields = serde_json::from_str(json).unwrap();
+            let fixed = [
+                ("class_embed_type", "null"),
+                ("scale", "1.0"),
+                ("norm", "\"default\""),
+            ];
+            check_fixed_fields(&fields, &fixed, Path::new("config.json"))
+        };
+        for json in [
+            "{}",
+            r#"{"scale": 1, "class_embed_type": null, "norm": "default"}"#,
+        ] {
+            assert!(check(json).is_ok(), "{json}");
+        }
+        let message = check(r#"{"class_embed_type": "timestep"}"#)
+            .unwrap_err()
+            .to_string();
+        let field = "config.json: field `class_embed_type`: ";
+        assert_eq!(
+            message,
+            format!("{field}\"timestep\" is not supported, only null")
+        );
+        assert!(check(r#"{"scale": 2}"#).is_err());
+    }
+
+    #[test]
+    fn per_block_settings_are_one_value_or_a_list() {
+        let parse = |json: &str| parse_config::<PerBlock<usize>>(json.as_bytes(), Path::new("c"));
+        assert_eq!(parse("3").unwrap().expand(2), Some(vec![3, 3]));
+        assert_eq!(parse("[3, 4]").unwrap().expand(2), Some(vec![3, 4]));
+        assert_eq!(parse("[3, 4]").unwrap().expand(3), None);
+        assert!(
+            parse("[[1], 2]")
+                .unwrap_err()
+                .to_string()
+                .contains("one value per block")
+        );
     }
 }

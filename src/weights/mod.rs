@@ -13,7 +13,7 @@ use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use safetensors::Dtype;
 
 pub use self::arrays::{Array, Arrays, Values};
-pub use self::config::{parse_config, read_config};
+pub use self::config::{OtherFields, PerBlock, check_fixed_fields, parse_config, read_config};
 use self::file::TensorFile;
 use crate::{Error, Result};
 
