@@ -4,3 +4,4 @@ pub mod layers;
 pub mod unet;
 mod unet_blocks;
 mod unet_config;
+pub mod vae;

@@ -4,10 +4,8 @@
 use burn::tensor::Tensor;
 
 use super::layers::{Activation, Conv2d, GroupNorm, Linear};
-use super::unet_blocks::{
-    BlockOptions, Conditions, Downsample, Level, TransformerOptions, Upsample,
-};
-use super::unet_config::UNetConfig;
+use super::unet_blocks::{BlockOptions, Conditions, Downsample, Level, Upsample};
+pub use super::unet_config::UNetConfig;
 use crate::{Result, weights::Weights};
 
 /// What SDXL's U-Net is told besides the prompt's hidden states.

@@ -1,0 +1,452 @@
+//! The autoencoder between pictures and latents: `AutoencoderKL` of diffusers.
+
+use std::path::Path;
+
+use burn::tensor::Tensor;
+use serde::Deserialize;
+
+use super::layers::{Activation, Conv2d, GroupNorm, Linear, Mask, multi_head_attention};
+use super::unet_blocks::{BlockOptions, Downsample, ResnetBlock, Upsample};
+use crate::weights::{OtherFields, check_fixed_fields};
+use crate::{Error, Result, weights::Weights};
+
+/// Epsilon of every normalisation.
+const NORM_EPSILON: f64 = 1e-6;
+
+/// The configuration of an [`AutoencoderKL`], with the names and defaults of diffusers.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub struct AutoencoderKLConfig {
+    /// Channels of the pictures going in.
+    pub in_channels: usize,
+    /// Channels of the pictures coming out.
+    pub out_channels: usize,
+    /// `DownEncoderBlock2D` for every level.
+    pub down_block_types: Vec<String>,
+    /// `UpDecoderBlock2D` for every level.
+    pub up_block_types: Vec<String>,
+    /// Channels of every level.
+    pub block_out_channels: Vec<usize>,
+    /// Residual blocks of every level of the encoder; the decoder has one more.
+    pub layers_per_block: usize,
+    /// Non-linearity of the residual blocks.
+    pub act_fn: Activation,
+    /// Channels of the latents.
+    pub latent_channels: usize,
+    /// Groups of every group normalisation.
+    pub norm_num_groups: usize,
+    /// The U-Net sees `(latents - shift_factor) · scaling_factor`.
+    pub scaling_factor: f64,
+    /// See [`scaling_factor`](Self::scaling_factor); null is 0.
+    pub shift_factor: Option<f64>,
+    /// Whether the network overflows in half precision, so that it has to run in f32.
+    pub force_upcast: Option<bool>,
+    /// Whether a 1×1 convolution follows the encoder.
+    pub use_quant_conv: bool,
+    /// Whether a 1×1 convolution precedes the decoder.
+    pub use_post_quant_conv: bool,
+    /// Whether the middle of encoder and decoder attends over all positions.
+    pub mid_block_add_attention: bool,
+    /// All other fields.
+    #[serde(flatten)]
+    pub other: OtherFields,
+}
+
+impl Default for AutoencoderKLConfig {
+    fn default() -> Self {
+        Self {
+            in_channels: 3,
+            out_channels: 3,
+            down_block_types: vec!["DownEncoderBlock2D".to_owned()],
+            up_block_types: vec!["UpDecoderBlock2D".to_owned()],
+            block_out_channels: vec![64],
+            layers_per_block: 1,
+            act_fn: Activation::Silu,
+            latent_channels: 4,
+            norm_num_groups: 32,
+            scaling_factor: 0.18215,
+            shift_factor: None,
+            force_upcast: Some(true),
+            use_quant_conv: true,
+            use_post_quant_conv: true,
+            mid_block_add_attention: true,
+            other: OtherFields::new(),
+        }
+    }
+}
+
+impl AutoencoderKLConfig {
+    /// Factor between the size of a picture and that of its latents.
+    pub fn downsampling_factor(&self) -> usize {
+        1 << self.block_out_channels.len().saturating_sub(1)
+    }
+
+    fn check(&self, path: &Path) -> Result<()> {
+        let wrong = |field: &str, reason: String| {
+            Err(Error::Config {
+                path: path.to_owned(),
+                field: field.to_owned(),
+                reason,
+            })
+        };
+        check_fixed_fields(
+            &self.other,
+            &[("latents_mean", "null"), ("latents_std", "null")],
+            path,
+        )?;
+        let levels = self.block_out_channels.len();
+        for (field, kinds, supported) in [
+            (
+                "down_block_types",
+                &self.down_block_types,
+                "DownEncoderBlock2D",
+            ),
+            ("up_block_types", &self.up_block_types, "UpDecoderBlock2D"),
+        ] {
+            if levels == 0 || kinds.len() != levels {
+                let reason = format!(
+                    "{} blocks, but block_out_channels has {levels}",
+                    kinds.len()
+                );
+                return wrong(field, reason);
+            }
+            if let Some(kind) = kinds.iter().find(|kind| *kind != supported) {
+                return wrong(
+                    field,
+                    format!("`{kind}` is not supported, only {supported}"),
+                );
+            }
+        }
+        let groups = self.norm_num_groups;
+        if let Some(c) = self
+            .block_out_channels
+            .iter()
+            .find(|&c| groups == 0 || c % groups != 0)
+        {
+            return wrong(
+                "norm_num_groups",
+                format!("{groups} does not divide {c} channels"),
+            );
+        }
+        if self.layers_per_block == 0 {
+            return wrong(
+                "layers_per_block",
+                "expected at least 1, found 0".to_owned(),
+            );
+        }
+        if !(self.scaling_factor.is_finite() && self.scaling_factor > 0.0) {
+            let reason = format!("expected a positive number, found {}", self.scaling_factor);
+            return wrong("scaling_factor", reason);
+        }
+        Ok(())
+    }
+}
+
+/// A Gaussian over latents with independent elements.
+#[derive(Debug, Clone)]
+pub struct DiagonalGaussian {
+    /// `[b, latent_channels, h, w]`.
+    pub mean: Tensor<4>,
+    /// Logarithm of the variance, clamped to `[-30, 20]`; of the same shape.
+    pub logvar: Tensor<4>,
+}
+
+impl DiagonalGaussian {
+    /// `mean + exp(logvar / 2) · noise`, with `noise` standard normal and of the same shape.
+    pub fn sample(&self, noise: Tensor<4>) -> Tensor<4> {
+        self.mean.clone() + (self.logvar.clone() * 0.5).exp() * noise
+    }
+}
+
+/// The autoencoder of latent diffusion
+/// ([Rombach et al. 2022](https://arxiv.org/abs/2112.10752)).
+#[derive(Debug)]
+pub struct AutoencoderKL {
+    config: AutoencoderKLConfig,
+    encoder: Encoder,
+    quant_conv: Option<Conv2d>,
+    post_quant_conv: Option<Conv2d>,
+    decoder: Decoder,
+}
+
+impl AutoencoderKL {
+    /// Builds the network that `config` describes from `weights`, all of which it must use.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if the config is contradictory or has a value that is not supported;
+    /// [`Error::Tensor`] if a tensor is missing or of another shape; [`Error::UnusedTensors`] if
+    /// some are left over.
+    pub fn load(weights: &Weights, config: &AutoencoderKLConfig) -> Result<Self> {
+        config.check(&weights.config_path())?;
+        let conv = |name: &str, wanted: bool, channels: usize| {
+            let load = || Conv2d::load(&weights.scope(name), [channels; 2], 1, 1, 0);
+            wanted.then(load).transpose()
+        };
+        let latent = config.latent_channels;
+        let vae = Self {
+            config: config.clone(),
+            encoder: Encoder::load(&weights.scope("encoder"), config)?,
+            quant_conv: conv("quant_conv", config.use_quant_conv, 2 * latent)?,
+            post_quant_conv: conv("post_quant_conv", config.use_post_quant_conv, latent)?,
+            decoder: Decoder::load(&weights.scope("decoder"), config)?,
+        };
+        weights.check_all_used(&[])?;
+        Ok(vae)
+    }
+
+    /// The configuration that the network was built from.
+    pub fn config(&self) -> &AutoencoderKLConfig {
+        &self.config
+    }
+
+    /// The latents of pictures, not scaled by [`AutoencoderKLConfig::scaling_factor`].
+    ///
+    /// # Shapes
+    /// `[b, in_channels, height, width]` in `[-1, 1]` to `[b, latent_channels, h, w]`, smaller by
+    /// [`AutoencoderKLConfig::downsampling_factor`].
+    ///
+    /// # Panics
+    /// If the shape is not as above.
+    pub fn encode(&self, image: Tensor<4>) -> DiagonalGaussian {
+        let mut moments = self.encoder.forward(image);
+        if let Some(quant_conv) = &self.quant_conv {
+            moments = quant_conv.forward(moments);
+        }
+        let c = self.config.latent_channels;
+        DiagonalGaussian {
+            mean: moments.clone().narrow(1, 0, c),
+            logvar: moments.narrow(1, c, c).clamp(-30.0, 20.0),
+        }
+    }
+
+    /// The pictures of latents that are not scaled by [`AutoencoderKLConfig::scaling_factor`].
+    ///
+    /// # Shapes
+    /// `[b, latent_channels, h, w]` to `[b, out_channels, height, width]`, about in `[-1, 1]`.
+    ///
+    /// # Panics
+    /// If the shape is not as above.
+    pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
+        let latents = match &self.post_quant_conv {
+            Some(post_quant_conv) => post_quant_conv.forward(latents),
+            None => latents,
+        };
+        self.decoder.forward(latents)
+    }
+}
+
+fn block_options(config: &AutoencoderKLConfig) -> BlockOptions {
+    BlockOptions {
+        norm_num_groups: config.norm_num_groups,
+        norm_eps: NORM_EPSILON,
+        act_fn: config.act_fn,
+        time_embed_dim: None,
+    }
+}
+
+/// Normalisation, SiLU and a last 3×3 convolution.
+#[derive(Debug)]
+struct Head {
+    conv_norm_out: GroupNorm,
+    conv_out: Conv2d,
+}
+
+impl Head {
+    fn load(weights: &Weights, channels: [usize; 2], groups: usize) -> Result<Self> {
+        let norm = weights.scope("conv_norm_out");
+        Ok(Self {
+            conv_norm_out: GroupNorm::load(&norm, groups, channels[0], NORM_EPSILON)?,
+            conv_out: Conv2d::load(&weights.scope("conv_out"), channels, 3, 1, 1)?,
+        })
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        self.conv_out
+            .forward(self.conv_norm_out.forward_act(x, Activation::Silu))
+    }
+}
+
+#[derive(Debug)]
+struct Encoder {
+    conv_in: Conv2d,
+    down_blocks: Vec<(Vec<ResnetBlock>, Option<Downsample>)>,
+    mid_block: MidBlock,
+    head: Head,
+}
+
+impl Encoder {
+    fn load(weights: &Weights, config: &AutoencoderKLConfig) -> Result<Self> {
+        let options = block_options(config);
+        let channels = &config.block_out_channels;
+        let last = channels[channels.len() - 1];
+        let mut down_blocks = Vec::new();
+        let mut previous = channels[0];
+        for (i, &c) in channels.iter().enumerate() {
+            let weights = weights.scope("down_blocks").scope(i);
+            let resnets = load_resnets(&weights, [previous, c], config.layers_per_block, &options)?;
+            let sampler = weights.scope("downsamplers").scope(0);
+            let downsample = (i + 1 < channels.len()).then(|| Downsample::load(&sampler, c, 0));
+            down_blocks.push((resnets, downsample.transpose()?));
+            previous = c;
+        }
+        let conv_in = weights.scope("conv_in");
+        let head = [last, 2 * config.latent_channels];
+        Ok(Self {
+            conv_in: Conv2d::load(&conv_in, [config.in_channels, channels[0]], 3, 1, 1)?,
+            down_blocks,
+            mid_block: MidBlock::load(&weights.scope("mid_block"), last, config)?,
+            head: Head::load(weights, head, config.norm_num_groups)?,
+        })
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let mut x = self.conv_in.forward(x);
+        for (resnets, downsample) in &self.down_blocks {
+            x = resnets.iter().fold(x, |x, resnet| resnet.forward(x, None));
+            if let Some(downsample) = downsample {
+                x = downsample.forward(x);
+            }
+        }
+        self.head.forward(self.mid_block.forward(x))
+    }
+}
+
+#[derive(Debug)]
+struct Decoder {
+    conv_in: Conv2d,
+    mid_block: MidBlock,
+    up_blocks: Vec<(Vec<ResnetBlock>, Option<Upsample>)>,
+    head: Head,
+}
+
+impl Decoder {
+    fn load(weights: &Weights, config: &AutoencoderKLConfig) -> Result<Self> {
+        let options = block_options(config);
+        let channels = &config.block_out_channels;
+        let last = channels[channels.len() - 1];
+        let mut up_blocks = Vec::new();
+        let mut previous = last;
+        for (i, &c) in channels.iter().rev().enumerate() {
+            let weights = weights.scope("up_blocks").scope(i);
+            let layers = config.layers_per_block + 1;
+            let resnets = load_resnets(&weights, [previous, c], layers, &options)?;
+            let sampler = weights.scope("upsamplers").scope(0);
+            let upsample = (i + 1 < channels.len()).then(|| Upsample::load(&sampler, c));
+            up_blocks.push((resnets, upsample.transpose()?));
+            previous = c;
+        }
+        let conv_in = weights.scope("conv_in");
+        let head = [channels[0], config.out_channels];
+        Ok(Self {
+            conv_in: Conv2d::load(&conv_in, [config.latent_channels, last], 3, 1, 1)?,
+            mid_block: MidBlock::load(&weights.scope("mid_block"), last, config)?,
+            up_blocks,
+            head: Head::load(weights, head, config.norm_num_groups)?,
+        })
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let mut x = self.mid_block.forward(self.conv_in.forward(x));
+        for (resnets, upsample) in &self.up_blocks {
+            x = resnets.iter().fold(x, |x, resnet| resnet.forward(x, None));
+            if let Some(upsample) = upsample {
+                let [_, _, h, w] = x.dims();
+                x = upsample.forward(x, [2 * h, 2 * w]);
+            }
+        }
+        self.head.forward(x)
+    }
+}
+
+fn load_resnets(
+    weights: &Weights,
+    [c_in, c_out]: [usize; 2],
+    count: usize,
+    options: &BlockOptions,
+) -> Result<Vec<ResnetBlock>> {
+    (0..count)
+        .map(|i| {
+            let channels = [if i == 0 { c_in } else { c_out }, c_out];
+            ResnetBlock::load(&weights.scope("resnets").scope(i), channels, options)
+        })
+        .collect()
+}
+
+/// Two residual blocks, attention over all positions between them.
+#[derive(Debug)]
+struct MidBlock {
+    resnets: Vec<ResnetBlock>,
+    attention: Option<Attention>,
+}
+
+impl MidBlock {
+    fn load(weights: &Weights, c: usize, config: &AutoencoderKLConfig) -> Result<Self> {
+        let attention = || {
+            Attention::load(
+                &weights.scope("attentions").scope(0),
+                c,
+                config.norm_num_groups,
+            )
+        };
+        Ok(Self {
+            resnets: load_resnets(weights, [c, c], 2, &block_options(config))?,
+            attention: config.mid_block_add_attention.then(attention).transpose()?,
+        })
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let x = self.resnets[0].forward(x, None);
+        let x = match &self.attention {
+            Some(attention) => attention.forward(x),
+            None => x,
+        };
+        self.resnets[1].forward(x, None)
+    }
+}
+
+/// Attention of one head over all positions.
+#[derive(Debug)]
+struct Attention {
+    group_norm: GroupNorm,
+    to_q: Linear,
+    to_k: Linear,
+    to_v: Linear,
+    to_out: Linear,
+}
+
+impl Attention {
+    fn load(weights: &Weights, c: usize, groups: usize) -> Result<Self> {
+        // Files saved before diffusers 0.17, such as Stable Diffusion 1.5's, have other names.
+        let linear = |name: &str, old_name: &str| {
+            let old = weights.scope(old_name);
+            Linear::load(
+                &if old.is_empty() {
+                    weights.scope(name)
+                } else {
+                    old
+                },
+                c,
+                c,
+            )
+        };
+        Ok(Self {
+            group_norm: GroupNorm::load(&weights.scope("group_norm"), groups, c, NORM_EPSILON)?,
+            to_q: linear("to_q", "query")?,
+            to_k: linear("to_k", "key")?,
+            to_v: linear("to_v", "value")?,
+            to_out: linear("to_out.0", "proj_attn")?,
+        })
+    }
+
+    fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let [b, c, h, w] = x.dims();
+        let y = self
+            .group_norm
+            .forward(x.clone())
+            .reshape([b, c, h * w])
+            .swap_dims(1, 2);
+        let (q, k) = (self.to_q.forward(y.clone()), self.to_k.forward(y.clone()));
+        let y = multi_head_attention(q, k, self.to_v.forward(y), 1, Mask::None);
+        x + self.to_out.forward(y).swap_dims(1, 2).reshape([b, c, h, w])
+    }
+}
