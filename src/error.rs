@@ -111,6 +111,12 @@ pub enum Error {
         /// The full keys of the tensors.
         names: Vec<String>,
     },
+    /// A caller's value cannot be computed with.
+    #[error("{reason}")]
+    InvalidInput {
+        /// What was expected and what was found.
+        reason: String,
+    },
     /// A computation gave NaN or infinity.
     #[error("{what} is not finite (NaN or infinity)")]
     NotFinite {
@@ -130,6 +136,13 @@ impl Error {
     pub fn invalid_file(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Self::InvalidFile {
             path: path.into(),
+            reason: reason.into(),
+        }
+    }
+
+    /// An [`Error::InvalidInput`].
+    pub fn invalid_input(reason: impl Into<String>) -> Self {
+        Self::InvalidInput {
             reason: reason.into(),
         }
     }

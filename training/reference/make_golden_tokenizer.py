@@ -1,0 +1,97 @@
+"""Makes tests/golden/tokenizer: a small CLIP vocabulary in three layouts, and the ids that
+transformers gives.
+
+Run from the root of the repository: python training/reference/make_golden_tokenizer.py
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from tokenizers import trainers
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AutoTokenizer, CLIPTokenizer
+
+OUT = Path("tests/golden/tokenizer")
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+
+CORPUS = """a photo of a cat and a dog on the grass under the night sky. the little house isn't
+red; it's blue, they're in the snow, we've seen a castle with a rainbow, i'm sure you'll like it,
+he'd paint the boat's sail orange. a photograph of the moon above the water at sunset, line art,
+pixel art, flat style, 35mm, 8k, highly detailed, storm clouds, palm tree, cactus, sand, birds."""
+
+TEXTS = [
+    "", " ", "a", "a photo of a cat", "A Photo OF a CAT", "  a   photo\tof\na cat  ",
+    "the cat's house isn't red", "they're we've i'm you'll he'd", "It’s the dog’s", "'s 't 're",
+    "35mm f/1.8, 8k, 1920x1080", "2026-11-23", "½ ² ٣ 四", "a cat, a dog; (red:1.3) [blue] {x}",
+    "hello!!! what?! ...", "!", "a!b", "e-mail: a.b@c.org #tag $5 100% a_b", "under_score__",
+    "naïve café Über straße", "nai\u0308ve cafe\u0301", "ÀÉÎ İ ẞ Σ ΟΔΟΣ", "château – 雪 の 城",
+    "雪の城", "ночь и снег", "مدينة", "नमस्ते", "👍🏽 a 🏰 🇫🇷 👩‍👩‍👧", "zero\u200bwidth \u00a0 nbsp \u3000 wide",
+    "tab\there \x00 null \x07 bell", "<|endoftext|>", "a <|startoftext|> b<|endoftext|>c",
+    "<|ENDOFTEXT|>", "</w> cat</w>", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "ﬁne ①②③ Ⅷ ™", "a\u0301\u0302\u0303 combining", "\ufeffbom \ufffd replacement", "“quotes” ‘single’ — dash…",
+]
+
+
+def train():
+    """Byte alphabet, byte alphabet with </w>, then merges, as in CLIP's own vocabulary."""
+    tokenizer = CLIPTokenizer().backend_tokenizer
+    tokenizer.train_from_iterator(
+        CORPUS.split("\n"),
+        trainers.BpeTrainer(
+            vocab_size=900, end_of_word_suffix="</w>", initial_alphabet=ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    merges = [tuple(m) for m in json.loads(tokenizer.to_str())["model"]["merges"]]
+    alphabet = sorted(ByteLevel.alphabet())
+    tokens = alphabet + [a + "</w>" for a in alphabet] + ["".join(m) for m in merges] + [BOS, EOS]
+    tokens = list(dict.fromkeys(tokens))
+    return {token: number for number, token in enumerate(tokens)}, merges
+
+
+def main():
+    shutil.rmtree(OUT, ignore_errors=True)
+    vocab, merges = train()
+
+    # As Stable Diffusion 1.5 has it: two files, padding by the end token.
+    files = OUT / "files"
+    files.mkdir(parents=True)
+    (files / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False))
+    (files / "merges.txt").write_text(
+        "#version: 0.2\n" + "".join(" ".join(m) + "\n" for m in merges)
+    )
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "unk_token": EOS}
+    special = {"bos_token": BOS, "eos_token": EOS}
+    (files / "tokenizer_config.json").write_text(json.dumps({**config, **special, "pad_token": EOS}))
+    (files / "special_tokens_map.json").write_text(json.dumps({**special, "pad_token": EOS}))
+
+    # As its second version and SDXL's second encoder have it: padding by "!".
+    bang = OUT / "bang"
+    shutil.copytree(files, bang)
+    added = {"content": "!", "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+    (bang / "special_tokens_map.json").write_text(json.dumps({**special, "pad_token": added}))
+    (bang / "tokenizer_config.json").write_text(json.dumps({**config, **special, "pad_token": "!"}))
+
+    # As save_pretrained of today writes it: tokenizer.json.
+    CLIPTokenizer.from_pretrained(files).save_pretrained(OUT / "json")
+
+    expected = {}
+    for name in ["files", "bang", "json"]:
+        tokenizer = AutoTokenizer.from_pretrained(OUT / name)
+        expected[name] = {
+            "bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id,
+            "pad": tokenizer.pad_token_id, "vocab_size": len(tokenizer),
+            "ids": [tokenizer(text, add_special_tokens=False).input_ids for text in TEXTS],
+            "decoded": [
+                tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True,
+                                 clean_up_tokenization_spaces=False)
+                for text in TEXTS
+            ],
+        }
+    (OUT / "expected.json").write_text(
+        json.dumps({"texts": TEXTS, "layouts": expected}, ensure_ascii=False)
+    )
+
+
+main()
