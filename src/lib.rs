@@ -11,6 +11,7 @@ pub mod models;
 pub mod noise;
 pub mod progress;
 pub mod prompt;
+pub mod sample;
 pub mod tokens;
 pub mod weights;
 

@@ -23,7 +23,8 @@ pub fn read_config<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// # Errors
 /// As [`read_config`], without the reading.
 pub fn parse_config<T: DeserializeOwned>(json: &[u8], path: &Path) -> Result<T> {
-    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    let json = without_infinities(json);
+    let mut deserializer = serde_json::Deserializer::from_slice(&json);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let field = error.path().to_string();
         let source = error.into_inner();
@@ -41,6 +42,32 @@ pub fn parse_config<T: DeserializeOwned>(json: &[u8], path: &Path) -> Result<T> 
         .end()
         .map_err(|source| Error::invalid_file(path, format!("not valid JSON: {source}")))?;
     Ok(value)
+}
+
+/// Replaces the words `Infinity`, `-Infinity` and `NaN` outside strings by null: Python writes
+/// them, though they are not JSON.
+fn without_infinities(json: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(json.len());
+    let mut rest = json;
+    let mut in_string = false;
+    while let Some((&byte, tail)) = rest.split_first() {
+        let word = [b"-Infinity".as_slice(), b"Infinity", b"NaN"]
+            .into_iter()
+            .find(|word| !in_string && rest.starts_with(word));
+        if let Some(word) = word {
+            out.extend_from_slice(b"null");
+            rest = &rest[word.len()..];
+        } else if in_string && byte == b'\\' {
+            let (escape, tail) = rest.split_at(rest.len().min(2));
+            out.extend_from_slice(escape);
+            rest = tail;
+        } else {
+            in_string ^= byte == b'"';
+            out.push(byte);
+            rest = tail;
+        }
+    }
+    out
 }
 
 /// A setting that a config gives once for all blocks or once per block.
@@ -178,5 +205,12 @@ mod tests {
                 .to_string()
                 .contains("one value per block")
         );
+    }
+
+    #[test]
+    fn numbers_that_are_not_json_are_null() {
+        let text = br#"{"a": -Infinity, "b": [NaN, Infinity], "c\"": "NaN \" -Infinity"}"#;
+        let expected = br#"{"a": null, "b": [null, null], "c\"": "NaN \" -Infinity"}"#;
+        assert_eq!(without_infinities(text), expected);
     }
 }

@@ -1,0 +1,697 @@
+//! `scheduler_config.json`, and the noise schedule it describes.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Tensor;
+use serde::Deserialize;
+
+use crate::weights::{OtherFields, check_fixed_fields, read_config};
+use crate::{Error, Result};
+
+/// How the variances grow over the steps of training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BetaSchedule {
+    /// β grows linearly ([Ho et al. 2020](https://arxiv.org/abs/2006.11239)).
+    Linear,
+    /// √β grows linearly, as latent diffusion has it.
+    ScaledLinear,
+    /// ᾱ follows a squared cosine
+    /// ([Nichol and Dhariwal 2021](https://arxiv.org/abs/2102.09672)).
+    #[serde(rename = "squaredcos_cap_v2")]
+    SquaredCosine,
+}
+
+/// What the network predicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PredictionType {
+    /// The noise ε.
+    Epsilon,
+    /// The clean latents.
+    Sample,
+    /// The velocity √ᾱ ε − √(1 − ᾱ) x₀
+    /// ([Salimans and Ho 2022](https://arxiv.org/abs/2202.00512)).
+    VPrediction,
+}
+
+/// Which of the training's timesteps a shorter schedule visits
+/// ([Lin et al. 2024](https://arxiv.org/abs/2305.08891), table 2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TimestepSpacing {
+    /// From the first to the last, both included.
+    Linspace,
+    /// From the first on.
+    Leading,
+    /// From the last down.
+    Trailing,
+}
+
+/// The configuration of a scheduler, with the names and defaults of diffusers.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub struct SchedulerConfig {
+    /// The scheduler the model was saved with.
+    #[serde(rename = "_class_name")]
+    pub class_name: Option<String>,
+    /// Steps of training.
+    pub num_train_timesteps: usize,
+    /// β of the first step.
+    pub beta_start: f64,
+    /// β of the last step.
+    pub beta_end: f64,
+    /// How β grows in between.
+    pub beta_schedule: BetaSchedule,
+    /// What the network predicts.
+    pub prediction_type: PredictionType,
+    /// Which timesteps are visited; by default leading for DDIM and linspace for the others.
+    pub timestep_spacing: Option<TimestepSpacing>,
+    /// Added to every timestep of a leading schedule.
+    pub steps_offset: usize,
+    /// Whether DDIM's last step ends at ᾱ = 1 instead of the first step's ᾱ.
+    pub set_alpha_to_one: bool,
+    /// Whether DDIM clamps the predicted clean latents.
+    pub clip_sample: bool,
+    /// To which magnitude it does.
+    pub clip_sample_range: f64,
+    /// Whether the schedule is rescaled so that the last step is pure noise
+    /// ([Lin et al. 2024](https://arxiv.org/abs/2305.08891), algorithm 1).
+    pub rescale_betas_zero_snr: bool,
+    /// All other fields.
+    #[serde(flatten)]
+    pub other: OtherFields,
+}
+
+impl Default for SchedulerConfig {
+    fn default() -> Self {
+        Self {
+            class_name: None,
+            num_train_timesteps: 1000,
+            beta_start: 0.0001,
+            beta_end: 0.02,
+            beta_schedule: BetaSchedule::Linear,
+            prediction_type: PredictionType::Epsilon,
+            timestep_spacing: None,
+            steps_offset: 0,
+            set_alpha_to_one: true,
+            clip_sample: true,
+            clip_sample_range: 1.0,
+            rescale_betas_zero_snr: false,
+            other: OtherFields::new(),
+        }
+    }
+}
+
+/// Fields of which one value is supported.
+const FIXED_FIELDS: &[(&str, &str)] = &[
+    ("trained_betas", "null"),
+    ("thresholding", "false"),
+    ("use_karras_sigmas", "false"),
+    ("use_exponential_sigmas", "false"),
+    ("use_beta_sigmas", "false"),
+    ("use_lu_lambdas", "false"),
+    ("use_flow_sigmas", "false"),
+    ("use_dynamic_shifting", "false"),
+    ("final_sigmas_type", "\"zero\""),
+    ("interpolation_type", "\"linear\""),
+    ("timestep_type", "\"discrete\""),
+    ("algorithm_type", "\"dpmsolver++\""),
+    ("solver_order", "2"),
+    ("euler_at_final", "false"),
+    ("lower_order_final", "true"),
+    ("variance_type", "null"),
+    ("predict_x0", "true"),
+];
+
+/// How much of the clean latents is left at every timestep, and what follows from it.
+///
+/// With ᾱ for [`alphas_cumprod`](Self::alphas_cumprod), noisy latents are
+/// `√ᾱ x₀ + √(1 − ᾱ) ε`.
+#[derive(Debug, Clone)]
+pub struct NoiseSchedule {
+    /// ᾱ of every timestep of training, computed in f32 as diffusers does.
+    pub alphas_cumprod: Vec<f64>,
+    /// What the network predicts.
+    pub prediction_type: PredictionType,
+    config: SchedulerConfig,
+}
+
+impl NoiseSchedule {
+    /// Reads `scheduler_config.json`, or the one in a folder.
+    ///
+    /// # Errors
+    /// As [`read_config`] and [`new`](Self::new).
+    pub fn open(path: &Path) -> Result<Self> {
+        let file: PathBuf = if path.is_dir() {
+            path.join("scheduler_config.json")
+        } else {
+            path.to_owned()
+        };
+        Self::new(&read_config(&file)?, &file)
+    }
+
+    /// The schedule that `config` describes; `path` is named in errors.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if a value makes no sense or is not supported.
+    pub fn new(config: &SchedulerConfig, path: &Path) -> Result<Self> {
+        check_fixed_fields(&config.other, FIXED_FIELDS, path)?;
+        let wrong = |field: &str, reason: String| {
+            Err(Error::Config {
+                path: path.to_owned(),
+                field: field.to_owned(),
+                reason,
+            })
+        };
+        let steps = config.num_train_timesteps;
+        if !(2..=100_000).contains(&steps) {
+            return wrong(
+                "num_train_timesteps",
+                format!("expected 2 to 100000, found {steps}"),
+            );
+        }
+        for (field, beta) in [
+            ("beta_start", config.beta_start),
+            ("beta_end", config.beta_end),
+        ] {
+            if !(0.0..1.0).contains(&beta) {
+                return wrong(
+                    field,
+                    format!("expected a number from 0 to 1, found {beta}"),
+                );
+            }
+        }
+        if config.steps_offset >= steps {
+            let reason = format!("expected less than {steps}, found {}", config.steps_offset);
+            return wrong("steps_offset", reason);
+        }
+        let mut alphas: Vec<f32> = betas(config).iter().map(|beta| 1.0 - beta).collect();
+        if config.rescale_betas_zero_snr {
+            alphas = rescale_zero_terminal_snr(&alphas);
+        }
+        Ok(Self {
+            alphas_cumprod: cumulative_product(&alphas)
+                .into_iter()
+                .map(f64::from)
+                .collect(),
+            prediction_type: config.prediction_type,
+            config: config.clone(),
+        })
+    }
+
+    /// The configuration that the schedule was made from.
+    pub fn config(&self) -> &SchedulerConfig {
+        &self.config
+    }
+
+    /// Number of timesteps of training.
+    pub fn num_train_timesteps(&self) -> usize {
+        self.alphas_cumprod.len()
+    }
+
+    /// ᾱ at `timestep`, or where DDIM ends, before the first timestep, for `None`.
+    pub fn alpha_cumprod(&self, timestep: Option<usize>) -> f64 {
+        match timestep {
+            Some(timestep) => self.alphas_cumprod[timestep],
+            None if self.config.set_alpha_to_one => 1.0,
+            None => self.alphas_cumprod[0],
+        }
+    }
+
+    /// The timesteps that DDIM visits in `num_inference_steps` steps, from the noisiest.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if there are none or more than in training.
+    pub fn timesteps(&self, num_inference_steps: usize) -> Result<Vec<usize>> {
+        let spacing = self
+            .config
+            .timestep_spacing
+            .unwrap_or(TimestepSpacing::Leading);
+        let (train, n) = (self.num_train_timesteps(), num_inference_steps);
+        self.check_steps(n)?;
+        let timesteps = match spacing {
+            TimestepSpacing::Linspace => linspace(train - 1, n, n),
+            TimestepSpacing::Leading => self.leading(train / n, n),
+            TimestepSpacing::Trailing => trailing(train, n),
+        };
+        Ok(timesteps)
+    }
+
+    /// The timestep after `timestep` when DDIM takes `num_inference_steps` steps; `None` past the
+    /// first timestep of training.
+    pub fn previous_timestep(&self, timestep: usize, num_inference_steps: usize) -> Option<usize> {
+        timestep.checked_sub(self.num_train_timesteps() / num_inference_steps)
+    }
+
+    /// The timesteps of the multistep solvers, which leave out the least noisy one that others
+    /// visit.
+    pub(super) fn multistep_timesteps(&self, n: usize) -> Result<Vec<usize>> {
+        let spacing = self
+            .config
+            .timestep_spacing
+            .unwrap_or(TimestepSpacing::Linspace);
+        let train = self.num_train_timesteps();
+        self.check_steps(n)?;
+        let timesteps = match spacing {
+            TimestepSpacing::Linspace => linspace(train - 1, n + 1, n),
+            TimestepSpacing::Leading => {
+                let ratio = train / (n + 1);
+                let mut timesteps = self.leading(ratio, n + 1);
+                timesteps.pop();
+                timesteps
+            }
+            TimestepSpacing::Trailing => trailing(train, n),
+        };
+        Ok(timesteps)
+    }
+
+    /// The timesteps of the solvers that work on σ, which may lie between those of training.
+    pub(super) fn sigma_timesteps(&self, n: usize) -> Result<Vec<f64>> {
+        let train = self.num_train_timesteps();
+        self.check_steps(n)?;
+        let spacing = self
+            .config
+            .timestep_spacing
+            .unwrap_or(TimestepSpacing::Linspace);
+        let timesteps = match spacing {
+            TimestepSpacing::Linspace => {
+                let step = (train - 1) as f64 / (n.max(2) - 1) as f64;
+                let first = if n == 1 { 0.0 } else { (train - 1) as f64 };
+                return Ok((0..n).map(|i| first - step * i as f64).collect());
+            }
+            TimestepSpacing::Leading => self.leading(train / n, n),
+            TimestepSpacing::Trailing => trailing(train, n),
+        };
+        Ok(timesteps.into_iter().map(|t| t as f64).collect())
+    }
+
+    fn leading(&self, ratio: usize, n: usize) -> Vec<usize> {
+        let last = self.num_train_timesteps() - 1;
+        (0..n)
+            .rev()
+            .map(|i| (i * ratio + self.config.steps_offset).min(last))
+            .collect()
+    }
+
+    fn check_steps(&self, num_inference_steps: usize) -> Result<()> {
+        let train = self.num_train_timesteps();
+        if (1..=train).contains(&num_inference_steps) {
+            return Ok(());
+        }
+        Err(Error::Setting {
+            name: "num_inference_steps",
+            expected: format!("1 to {train}"),
+            found: num_inference_steps.to_string(),
+        })
+    }
+
+    /// σ = √((1 − ᾱ) / ᾱ) at `timestep`, linear between the timesteps of training. Where nothing
+    /// is left of the clean latents, ᾱ is taken as 2⁻²⁴, as diffusers does, so that σ is finite.
+    pub(super) fn sigma(&self, timestep: f64) -> f64 {
+        let at = |t: usize| {
+            let alpha = self.alphas_cumprod[t.min(self.alphas_cumprod.len() - 1)];
+            let alpha = if alpha == 0.0 {
+                f64::from(2f32.powi(-24))
+            } else {
+                alpha
+            };
+            ((1.0 - alpha) / alpha).sqrt()
+        };
+        let floor = timestep.floor();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "timesteps are from 0 to 100000"
+        )]
+        let t = floor as usize;
+        let fraction = timestep - floor;
+        if fraction == 0.0 {
+            at(t)
+        } else {
+            at(t) * (1.0 - fraction) + at(t + 1) * fraction
+        }
+    }
+
+    /// Noisy latents `√ᾱ x₀ + √(1 − ᾱ) ε`.
+    ///
+    /// # Shapes
+    /// `original` and `noise` alike `[b, c, h, w]`; `timesteps` one for every row, or one for all.
+    pub fn add_noise(
+        &self,
+        original: Tensor<4>,
+        noise: Tensor<4>,
+        timesteps: &[usize],
+    ) -> Tensor<4> {
+        let (signal, sigma) = self.coefficients(timesteps, &original);
+        original * signal + noise * sigma
+    }
+
+    /// The velocity `√ᾱ ε − √(1 − ᾱ) x₀`; shapes as for [`add_noise`](Self::add_noise).
+    pub fn velocity(
+        &self,
+        original: Tensor<4>,
+        noise: Tensor<4>,
+        timesteps: &[usize],
+    ) -> Tensor<4> {
+        let (signal, sigma) = self.coefficients(timesteps, &original);
+        noise * signal - original * sigma
+    }
+
+    /// What the network should predict: noise, velocity or clean latents; shapes as for
+    /// [`add_noise`](Self::add_noise).
+    pub fn target(&self, original: Tensor<4>, noise: Tensor<4>, timesteps: &[usize]) -> Tensor<4> {
+        match self.prediction_type {
+            PredictionType::Epsilon => noise,
+            PredictionType::Sample => original,
+            PredictionType::VPrediction => self.velocity(original, noise, timesteps),
+        }
+    }
+
+    /// The clean latents that the network's output means, given its noisy input `sample`; shapes
+    /// as for [`add_noise`](Self::add_noise).
+    pub fn pred_original(
+        &self,
+        model_output: Tensor<4>,
+        sample: Tensor<4>,
+        timesteps: &[usize],
+    ) -> Tensor<4> {
+        let (signal, sigma) = self.coefficients(timesteps, &sample);
+        match self.prediction_type {
+            PredictionType::Epsilon => (sample - model_output * sigma) / signal,
+            PredictionType::Sample => model_output,
+            PredictionType::VPrediction => sample * signal - model_output * sigma,
+        }
+    }
+
+    /// The noise that the network's output means, given its noisy input `sample`; shapes as for
+    /// [`add_noise`](Self::add_noise).
+    pub fn pred_epsilon(
+        &self,
+        model_output: Tensor<4>,
+        sample: Tensor<4>,
+        timesteps: &[usize],
+    ) -> Tensor<4> {
+        let (signal, sigma) = self.coefficients(timesteps, &sample);
+        match self.prediction_type {
+            PredictionType::Epsilon => model_output,
+            PredictionType::Sample => (sample - model_output * signal) / sigma,
+            PredictionType::VPrediction => model_output * signal + sample * sigma,
+        }
+    }
+
+    /// √ᾱ and √(1 − ᾱ) of every row, `[n, 1, 1, 1]`, on the device and of the type of `like`.
+    fn coefficients(&self, timesteps: &[usize], like: &Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+        let column = |f: fn(f64) -> f64| {
+            let values: Vec<f64> = timesteps
+                .iter()
+                .map(|&t| f(self.alphas_cumprod[t]))
+                .collect();
+            let options = (&like.device().without_autodiff(), like.dtype());
+            Tensor::<1>::from_data(values.as_slice(), options).reshape([timesteps.len(), 1, 1, 1])
+        };
+        (column(f64::sqrt), column(|alpha| (1.0 - alpha).sqrt()))
+    }
+}
+
+/// β of every timestep, with the roundings of diffusers' f32.
+fn betas(config: &SchedulerConfig) -> Vec<f32> {
+    let n = config.num_train_timesteps;
+    let between = |start: f64, end: f64| -> Vec<f32> {
+        let (start, end) = (start as f32, end as f32);
+        let step = (end - start) / (n - 1) as f32;
+        // From both ends towards the middle, as torch.linspace.
+        (0..n)
+            .map(|i| {
+                if i < n / 2 {
+                    start + step * i as f32
+                } else {
+                    end - step * (n - 1 - i) as f32
+                }
+            })
+            .collect()
+    };
+    match config.beta_schedule {
+        BetaSchedule::Linear => between(config.beta_start, config.beta_end),
+        BetaSchedule::ScaledLinear => between(config.beta_start.sqrt(), config.beta_end.sqrt())
+            .into_iter()
+            .map(|root| root * root)
+            .collect(),
+        BetaSchedule::SquaredCosine => {
+            let alpha_bar = |i: usize| {
+                let t = i as f64 / n as f64;
+                ((t + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2)
+                    .cos()
+                    .powi(2)
+            };
+            (0..n)
+                .map(|i| (1.0 - alpha_bar(i + 1) / alpha_bar(i)).min(0.999) as f32)
+                .collect()
+        }
+    }
+}
+
+fn cumulative_product(alphas: &[f32]) -> Vec<f32> {
+    let mut product = 1f64;
+    alphas
+        .iter()
+        .map(|&alpha| {
+            product *= f64::from(alpha);
+            product as f32
+        })
+        .collect()
+}
+
+/// Shifts and scales √ᾱ so that the last is 0 and the first as before, and gives the α of it
+/// ([Lin et al. 2024](https://arxiv.org/abs/2305.08891), algorithm 1).
+fn rescale_zero_terminal_snr(alphas: &[f32]) -> Vec<f32> {
+    let roots: Vec<f32> = cumulative_product(alphas)
+        .into_iter()
+        .map(f32::sqrt)
+        .collect();
+    let (first, last) = (roots[0], roots[roots.len() - 1]);
+    let alpha_bar: Vec<f32> = roots
+        .iter()
+        .map(|root| (root - last) * (first / (first - last)))
+        .map(|root| root * root)
+        .collect();
+    let ratios = alpha_bar.windows(2).map(|pair| pair[1] / pair[0]);
+    // Through β and back, with its rounding.
+    std::iter::once(alpha_bar[0])
+        .chain(ratios)
+        .map(|alpha| 1.0 - (1.0 - alpha))
+        .collect()
+}
+
+/// The last `n` of `points` evenly spaced numbers from 0 to `last`, rounded, from the largest.
+fn linspace(last: usize, points: usize, n: usize) -> Vec<usize> {
+    let step = if points > 1 {
+        last as f64 / (points - 1) as f64
+    } else {
+        0.0
+    };
+    (points - n..points)
+        .rev()
+        .map(|i| round(i as f64 * step))
+        .collect()
+}
+
+/// `n` evenly spaced numbers from `train - 1` down.
+fn trailing(train: usize, n: usize) -> Vec<usize> {
+    let step = train as f64 / n as f64;
+    (0..n)
+        .map(|i| round(train as f64 - i as f64 * step) - 1)
+        .collect()
+}
+
+/// The nearest whole number, the even one of two, as NumPy rounds.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "timesteps are from 0 to 100000"
+)]
+fn round(t: f64) -> usize {
+    t.round_ties_even() as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+
+    fn schedule(config: SchedulerConfig) -> NoiseSchedule {
+        NoiseSchedule::new(&config, Path::new("scheduler_config.json")).unwrap()
+    }
+
+    fn stable_diffusion() -> SchedulerConfig {
+        SchedulerConfig {
+            beta_start: 0.00085,
+            beta_end: 0.012,
+            beta_schedule: BetaSchedule::ScaledLinear,
+            ..SchedulerConfig::default()
+        }
+    }
+
+    fn assert_ends(schedule: &NoiseSchedule, first: f64, middle: f64, last: f64) {
+        let alphas = &schedule.alphas_cumprod;
+        assert_eq!(alphas.len(), 1000);
+        for (t, expected) in [(0, first), (500, middle), (999, last)] {
+            let error = (alphas[t] - expected).abs();
+            assert!(error <= 1e-6 * expected, "{t}: {} != {expected}", alphas[t]);
+        }
+    }
+
+    #[test]
+    fn first_middle_and_last_of_every_schedule() {
+        // From diffusers 0.42.1.
+        assert_ends(
+            &schedule(SchedulerConfig::default()),
+            0.9999,
+            0.077_797_3,
+            0.000_040_4,
+        );
+        assert_ends(
+            &schedule(stable_diffusion()),
+            0.99915,
+            0.276_349_1,
+            0.004_660_1,
+        );
+        let cosine = SchedulerConfig {
+            beta_schedule: BetaSchedule::SquaredCosine,
+            ..SchedulerConfig::default()
+        };
+        assert_ends(&schedule(cosine), 0.999_958_69, 0.492_285_04, 2.428_735e-9);
+        let zero = SchedulerConfig {
+            rescale_betas_zero_snr: true,
+            ..stable_diffusion()
+        };
+        assert_ends(&schedule(zero.clone()), 0.99915, 0.241_018_64, 0.0);
+        assert_eq!(schedule(zero).alphas_cumprod[999], 0.0);
+    }
+
+    #[test]
+    fn every_beta_counts() {
+        // In ports that divide whole numbers, all betas but the last are 0.
+        let alphas = schedule(stable_diffusion()).alphas_cumprod;
+        assert!(alphas.windows(2).all(|pair| pair[1] < pair[0]));
+    }
+
+    #[test]
+    fn timesteps_of_every_spacing() {
+        let timesteps = |spacing, n| {
+            let config = SchedulerConfig {
+                timestep_spacing: Some(spacing),
+                steps_offset: 1,
+                ..stable_diffusion()
+            };
+            schedule(config).timesteps(n).unwrap()
+        };
+        assert_eq!(timesteps(TimestepSpacing::Leading, 4), [751, 501, 251, 1]);
+        assert_eq!(
+            timesteps(TimestepSpacing::Trailing, 4),
+            [999, 749, 499, 249]
+        );
+        assert_eq!(
+            timesteps(TimestepSpacing::Trailing, 7),
+            [999, 856, 713, 570, 428, 285, 142]
+        );
+        assert_eq!(timesteps(TimestepSpacing::Linspace, 4), [999, 666, 333, 0]);
+        assert_eq!(timesteps(TimestepSpacing::Linspace, 3), [999, 500, 0]);
+        assert_eq!(timesteps(TimestepSpacing::Linspace, 1), [0]);
+        for n in 1..=1000 {
+            for spacing in [
+                TimestepSpacing::Leading,
+                TimestepSpacing::Trailing,
+                TimestepSpacing::Linspace,
+            ] {
+                let timesteps = timesteps(spacing, n);
+                assert_eq!(timesteps.len(), n);
+                assert!(timesteps.iter().all(|&t| t < 1000));
+                assert!(timesteps.windows(2).all(|pair| pair[1] < pair[0]) || n == 1000);
+            }
+        }
+    }
+
+    #[test]
+    fn impossible_numbers_of_steps_are_errors() {
+        for n in [0, 1001] {
+            let message = schedule(stable_diffusion())
+                .timesteps(n)
+                .unwrap_err()
+                .to_string();
+            assert!(message.starts_with("setting `num_inference_steps`: expected 1 to 1000"));
+        }
+    }
+
+    #[test]
+    fn unsupported_values_are_errors() {
+        let message = |json: &str| {
+            let path = Path::new("scheduler_config.json");
+            crate::weights::parse_config(json.as_bytes(), path)
+                .and_then(|config| NoiseSchedule::new(&config, path))
+                .map_or_else(|error| error.to_string(), |_| "ok".to_owned())
+        };
+        assert_eq!(
+            message(r#"{"lambda_min_clipped": -Infinity, "_class_name": "X"}"#),
+            "ok"
+        );
+        for (json, expected) in [
+            (
+                r#"{"thresholding": true}"#,
+                "field `thresholding`: true is not supported",
+            ),
+            (r#"{"trained_betas": [0.1]}"#, "field `trained_betas`"),
+            (
+                r#"{"beta_schedule": "sigmoid"}"#,
+                "field `beta_schedule`: unknown variant",
+            ),
+            (
+                r#"{"prediction_type": "flow"}"#,
+                "field `prediction_type`: unknown variant",
+            ),
+            (
+                r#"{"num_train_timesteps": 1}"#,
+                "field `num_train_timesteps`",
+            ),
+            (
+                r#"{"beta_end": 2}"#,
+                "field `beta_end`: expected a number from 0 to 1",
+            ),
+            (r#"{"steps_offset": 1000}"#, "field `steps_offset`"),
+        ] {
+            assert!(
+                message(json).contains(expected),
+                "{json}: {}",
+                message(json)
+            );
+        }
+    }
+
+    #[test]
+    fn predictions_undo_add_noise() {
+        let device = Device::flex();
+        let normal = burn::tensor::Distribution::Normal(0.0, 1.0);
+        let original = Tensor::<4>::random([2, 1, 2, 2], normal, &device);
+        let noise = Tensor::<4>::random([2, 1, 2, 2], normal, &device);
+        for prediction_type in [
+            PredictionType::Epsilon,
+            PredictionType::Sample,
+            PredictionType::VPrediction,
+        ] {
+            let schedule = schedule(SchedulerConfig {
+                prediction_type,
+                ..stable_diffusion()
+            });
+            let t = [20, 700];
+            let noisy = schedule.add_noise(original.clone(), noise.clone(), &t);
+            let target = schedule.target(original.clone(), noise.clone(), &t);
+            let x0 = schedule.pred_original(target.clone(), noisy.clone(), &t);
+            let epsilon = schedule.pred_epsilon(target, noisy, &t);
+            for (found, expected) in [(x0, &original), (epsilon, &noise)] {
+                let error = (found - expected.clone()).abs().max().into_scalar::<f32>();
+                assert!(error < 2e-5, "{prediction_type:?}: {error}");
+            }
+        }
+    }
+}
