@@ -548,14 +548,14 @@ mod tests {
         assert_ends(
             &schedule(SchedulerConfig::default()),
             0.9999,
-            0.077_797_3,
-            0.000_040_4,
+            0.077_796_653,
+            4.035_830_4e-5,
         );
         assert_ends(
             &schedule(stable_diffusion()),
             0.99915,
-            0.276_349_1,
-            0.004_660_1,
+            0.276_332_47,
+            0.004_660_095_1,
         );
         let cosine = SchedulerConfig {
             beta_schedule: BetaSchedule::SquaredCosine,
