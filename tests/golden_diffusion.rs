@@ -1,44 +1,13 @@
 //! The U-Net and the autoencoder against diffusers, on tiny networks with random weights made by
 //! `training/reference/make_golden_diffusion.py`.
 
-use std::path::{Path, PathBuf};
+mod common;
 
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{Device, Tensor};
+use common::{assert_matches, golden, open, read};
 use difference_inversion::models::unet::{AddedConditions, UNet2DConditionModel, UNetConfig};
 use difference_inversion::models::vae::{AutoencoderKL, AutoencoderKLConfig};
 use difference_inversion::weights::{Weights, read_config};
-
-/// Largest difference allowed, relative to the largest reference value.
-const TOLERANCE: f32 = 1e-4;
-
-fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/golden")
-        .join(name)
-}
-
-fn open(path: &Path) -> Weights {
-    Weights::open(path, &Device::flex(), FloatDType::F32).unwrap()
-}
-
-fn read<const D: usize>(weights: &Weights, name: &str) -> Tensor<D> {
-    let shape = weights.shape(name).unwrap();
-    weights.tensor(name, shape.try_into().unwrap()).unwrap()
-}
-
-/// Largest absolute difference over the largest absolute reference value.
-fn relative_error<const D: usize>(found: Tensor<D>, reference: Tensor<D>) -> f32 {
-    assert_eq!(found.dims(), reference.dims());
-    let largest = reference.clone().abs().max().into_scalar::<f32>();
-    (found - reference).abs().max().into_scalar::<f32>() / largest
-}
-
-#[track_caller]
-fn assert_matches<const D: usize>(what: &str, found: Tensor<D>, reference: Tensor<D>) {
-    let error = relative_error(found, reference);
-    println!("{what}: relative error {error:.1e}");
-    assert!(error <= TOLERANCE, "{what}: relative error {error:.1e}");
-}
 
 struct UNetCase {
     unet: UNet2DConditionModel,

@@ -98,7 +98,8 @@ pub(super) fn patches_per_side(weights: &Weights, image: usize, patch: usize) ->
     }
 }
 
-/// One layer of either tower: attention and a two-layer network, each behind its norm.
+/// One layer of either tower, and of BLIP-2's: attention and a two-layer network, each behind its
+/// norm.
 #[derive(Clone, Debug)]
 pub(super) struct EncoderLayer {
     layer_norm1: LayerNorm,
@@ -110,21 +111,31 @@ pub(super) struct EncoderLayer {
 }
 
 impl EncoderLayer {
+    /// Reads a layer of CLIP.
     pub(super) fn load(weights: &Weights, sizes: &LayerSizes) -> Result<Self> {
-        let d = sizes.hidden_size;
-        let attention = weights.scope("self_attn");
+        let (d, attention) = (sizes.hidden_size, weights.scope("self_attn"));
         let projection = |name: &str| Linear::load(&attention.scope(name), d, d);
+        let self_attn = Attention {
+            query: projection("q_proj")?,
+            key: projection("k_proj")?,
+            value: projection("v_proj")?,
+            output: projection("out_proj")?,
+            heads: sizes.num_attention_heads,
+        };
+        Self::around(self_attn, weights, sizes)
+    }
+
+    /// Reads what surrounds the attention.
+    pub(super) fn around(
+        self_attn: Attention,
+        weights: &Weights,
+        sizes: &LayerSizes,
+    ) -> Result<Self> {
+        let (d, mlp) = (sizes.hidden_size, weights.scope("mlp"));
         let norm = |name: &str| LayerNorm::load(&weights.scope(name), d, sizes.layer_norm_eps);
-        let mlp = weights.scope("mlp");
         Ok(Self {
             layer_norm1: norm("layer_norm1")?,
-            self_attn: Attention {
-                query: projection("q_proj")?,
-                key: projection("k_proj")?,
-                value: projection("v_proj")?,
-                output: projection("out_proj")?,
-                heads: sizes.num_attention_heads,
-            },
+            self_attn,
             layer_norm2: norm("layer_norm2")?,
             fc1: Linear::load(&mlp.scope("fc1"), d, sizes.intermediate_size)?,
             activation: sizes.hidden_act,

@@ -1,10 +1,15 @@
 //! The frozen networks, each driven by its `config.json`.
 
 pub mod attention;
+mod blip2_vision;
+pub mod captioner;
 pub mod clip;
 pub mod clip_image;
 pub mod clip_text;
+pub mod generate;
 pub mod layers;
+mod opt;
+mod qformer;
 pub mod tokenizer;
 pub mod unet;
 mod unet_blocks;

@@ -1,0 +1,331 @@
+//! Choosing words: greedy and beam search, as transformers' `generate` does them.
+
+use crate::Result;
+
+/// When beam search stops, once as many texts are finished as there are beams.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum EarlyStopping {
+    /// When the best unfinished beam, at its present length, scores below the worst finished text
+    /// (transformers' `False`, the default).
+    #[default]
+    Heuristic,
+    /// At once (`True`).
+    WhenFull,
+    /// When no unfinished beam could still win, whatever its length (`"never"`).
+    Never,
+}
+
+/// How a text is generated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerationConfig {
+    /// Beams; 1 means greedy search.
+    pub num_beams: usize,
+    /// The longest text, in tokens.
+    pub max_new_tokens: usize,
+    /// A text's score is its log-probability divided by its length to this power.
+    pub length_penalty: f64,
+    /// When beam search stops.
+    pub early_stopping: EarlyStopping,
+    /// Words that the text goes on from; they are not part of it.
+    pub prompt: Option<String>,
+}
+
+impl Default for GenerationConfig {
+    /// What BLIP-2's own code (LAVIS) captions with: 5 beams, up to 30 tokens.
+    fn default() -> Self {
+        Self {
+            num_beams: 5,
+            max_new_tokens: 30,
+            length_penalty: 1.0,
+            early_stopping: EarlyStopping::default(),
+            prompt: None,
+        }
+    }
+}
+
+/// A language model that is being read from: it holds some texts of equal length.
+pub trait NextLogits {
+    /// Continues text `rows[i]` of those held by `tokens[i]`, holds the results in this order, and
+    /// returns the logits of what follows each.
+    ///
+    /// # Errors
+    /// Whatever stops the model.
+    fn next_logits(&mut self, rows: &[usize], tokens: &[u32]) -> Result<Vec<Vec<f32>>>;
+}
+
+/// The tokens that follow the one text that `model` holds, whose next logits are `first`; up to
+/// and with the first of `eos` or `max_new_tokens`.
+///
+/// # Errors
+/// Whatever stops the model.
+pub fn generate(
+    model: &mut impl NextLogits,
+    first: Vec<f32>,
+    eos: &[u32],
+    config: &GenerationConfig,
+) -> Result<Vec<u32>> {
+    match config.num_beams {
+        0 | 1 => greedy_search(model, first, eos, config.max_new_tokens),
+        _ => beam_search(model, first, eos, config),
+    }
+}
+
+fn greedy_search(
+    model: &mut impl NextLogits,
+    first: Vec<f32>,
+    eos: &[u32],
+    max_new_tokens: usize,
+) -> Result<Vec<u32>> {
+    let (mut tokens, mut logits) = (Vec::new(), first);
+    while tokens.len() < max_new_tokens {
+        let Some(&(_, token)) = largest(1, numbered(&logits)).first() else {
+            break;
+        };
+        tokens.push(token);
+        if eos.contains(&token) || tokens.len() == max_new_tokens {
+            break;
+        }
+        logits = model.next_logits(&[0], &[token])?.pop().unwrap_or_default();
+    }
+    Ok(tokens)
+}
+
+/// The score of what must not be chosen; a number, so that sums with it stay ordered.
+const NEVER: f32 = -1e9;
+
+/// A text, its score, and whether that counts as finished.
+#[derive(Clone, Debug)]
+struct Text {
+    tokens: Vec<u32>,
+    score: f32,
+    is_finished: bool,
+}
+
+/// `_beam_search` of transformers for one text, without sampling.
+fn beam_search(
+    model: &mut impl NextLogits,
+    first: Vec<f32>,
+    eos: &[u32],
+    config: &GenerationConfig,
+) -> Result<Vec<u32>> {
+    let num_beams = config.num_beams;
+    // Enough candidates that `num_beams` remain when the others end.
+    let candidates = num_beams * (1 + eos.len()).max(2);
+    let nothing = Text {
+        tokens: Vec::new(),
+        score: NEVER,
+        is_finished: false,
+    };
+    let mut finished = vec![nothing.clone(); num_beams];
+    let mut running = finished.clone();
+    running[0].score = 0.0; // the others are its copies
+    let mut logits = vec![first; num_beams];
+    let mut can_improve = true;
+    for length in 1..=config.max_new_tokens {
+        let scores = running.iter().zip(&logits).map(|(beam, logits)| {
+            log_softmax(logits)
+                .into_iter()
+                .map(|log_prob| log_prob + beam.score)
+                .collect()
+        });
+        let scores: Vec<Vec<f32>> = scores.collect();
+        let pairs = scores.iter().enumerate().flat_map(|(row, scores)| {
+            numbered(scores).map(move |(score, token)| (score, (row, token)))
+        });
+        // (text, row it goes on from, whether it ends), best first
+        let next: Vec<(Text, usize, bool)> = largest(candidates, pairs)
+            .into_iter()
+            .map(|(score, (row, token))| {
+                let mut tokens = running[row].tokens.clone();
+                tokens.push(token);
+                let ends = eos.contains(&token) || length == config.max_new_tokens;
+                (
+                    Text {
+                        tokens,
+                        score,
+                        is_finished: false,
+                    },
+                    row,
+                    ends,
+                )
+            })
+            .collect();
+
+        let penalty = length_penalty(length, config.length_penalty);
+        let full = finished.iter().all(|text| text.is_finished);
+        let closed = full && config.early_stopping == EarlyStopping::WhenFull || !can_improve;
+        let ended = next.iter().enumerate().map(|(rank, (text, _, ends))| {
+            let is_finished = *ends && rank < num_beams;
+            let barred = f32::from(u8::from(closed) + u8::from(!is_finished)) * NEVER;
+            Text {
+                score: text.score / penalty + barred,
+                is_finished,
+                tokens: text.tokens.clone(),
+            }
+        });
+        let all = finished
+            .into_iter()
+            .chain(ended)
+            .map(|text| (text.score, text));
+        finished = largest(num_beams, all)
+            .into_iter()
+            .map(|(_, text)| text)
+            .collect();
+
+        let ends_everywhere = next.iter().all(|(_, _, ends)| *ends);
+        let open = next.into_iter().map(|(text, row, ends)| {
+            (
+                text.score + f32::from(u8::from(ends)) * NEVER,
+                (text.tokens, row),
+            )
+        });
+        let kept = largest(num_beams, open);
+        running = kept
+            .iter()
+            .map(|(score, (tokens, _))| Text {
+                tokens: tokens.clone(),
+                score: *score,
+                is_finished: false,
+            })
+            .collect();
+
+        let worst = finished
+            .iter()
+            .map(|text| text.score)
+            .fold(f32::INFINITY, f32::min);
+        let hoped_length = match config.early_stopping {
+            EarlyStopping::Never if config.length_penalty > 0.0 => config.max_new_tokens,
+            _ => length,
+        };
+        let hope = running[0].score / length_penalty(hoped_length, config.length_penalty);
+        can_improve &= finished
+            .iter()
+            .any(|text| hope > if text.is_finished { worst } else { NEVER });
+        let full = finished.iter().all(|text| text.is_finished);
+        let done = full && config.early_stopping == EarlyStopping::WhenFull;
+        if !can_improve || done || ends_everywhere {
+            break;
+        }
+        let (rows, tokens): (Vec<usize>, Vec<u32>) = kept
+            .iter()
+            .filter_map(|(_, (tokens, row))| Some((*row, *tokens.last()?)))
+            .unzip();
+        // Before the first word, the model holds a single text.
+        let rows = if length == 1 {
+            vec![0; rows.len()]
+        } else {
+            rows
+        };
+        logits = model.next_logits(&rows, &tokens)?;
+    }
+    Ok(finished.swap_remove(0).tokens)
+}
+
+/// What a log-probability is divided by.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "scores are in f32, as transformers has them"
+)]
+fn length_penalty(length: usize, exponent: f64) -> f32 {
+    (length as f64).powf(exponent) as f32
+}
+
+/// Logits with their tokens.
+fn numbered(logits: &[f32]) -> impl Iterator<Item = (f32, u32)> {
+    logits.iter().copied().zip(0..)
+}
+
+/// The `count` items of largest score, best first; the earlier one where scores are equal.
+fn largest<T>(count: usize, items: impl Iterator<Item = (f32, T)>) -> Vec<(f32, T)> {
+    let mut best: Vec<(f32, T)> = Vec::with_capacity(count + 1);
+    for item in items {
+        if best.len() == count && best.last().is_some_and(|last| item.0 <= last.0) {
+            continue;
+        }
+        let at = best.partition_point(|(score, _)| *score >= item.0);
+        best.insert(at, item);
+        best.truncate(count);
+    }
+    best
+}
+
+/// Log-probabilities.
+fn log_softmax(logits: &[f32]) -> Vec<f32> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let total: f32 = logits.iter().map(|logit| (logit - max).exp()).sum();
+    let log_total = total.ln();
+    logits.iter().map(|logit| logit - max - log_total).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A model whose next logits depend on the last token alone.
+    struct Chain(Vec<Vec<f32>>);
+
+    impl NextLogits for Chain {
+        fn next_logits(&mut self, _rows: &[usize], tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
+            Ok(tokens
+                .iter()
+                .map(|&token| self.0[token as usize].clone())
+                .collect())
+        }
+    }
+
+    /// Probabilities to logits.
+    fn logits(probabilities: &[f32]) -> Vec<f32> {
+        probabilities.iter().map(|p| p.ln()).collect()
+    }
+
+    /// Token 0 ends. Greedy goes 1 then 2 (0.6 × 0.4); the pair 2 then 3 (0.4 × 0.9) is likelier.
+    fn chain() -> (Chain, Vec<f32>) {
+        let rows = [
+            [1.0, 0.0, 0.0, 0.0],
+            [0.3, 0.0, 0.4, 0.3],
+            [0.05, 0.05, 0.0, 0.9],
+            [0.98, 0.01, 0.01, 0.0],
+        ];
+        (
+            Chain(rows.iter().map(|row| logits(row)).collect()),
+            logits(&[0.0, 0.6, 0.4, 0.0]),
+        )
+    }
+
+    fn run(num_beams: usize, max_new_tokens: usize) -> Vec<u32> {
+        let (mut model, first) = chain();
+        let config = GenerationConfig {
+            num_beams,
+            max_new_tokens,
+            ..Default::default()
+        };
+        generate(&mut model, first, &[0], &config).unwrap()
+    }
+
+    #[test]
+    fn greedy_search_takes_the_likeliest_word_and_stops_at_the_end() {
+        assert_eq!(run(1, 10), [1, 2, 3, 0]);
+        assert_eq!(run(1, 2), [1, 2]);
+    }
+
+    #[test]
+    fn beam_search_finds_the_likelier_text() {
+        assert_eq!(run(2, 2), [2, 3]);
+        assert_eq!(run(3, 10), [2, 3, 0]);
+    }
+
+    #[test]
+    fn no_words_are_no_text() {
+        assert!(run(1, 0).is_empty() && run(2, 0).is_empty());
+    }
+
+    #[test]
+    fn the_largest_are_in_order_and_the_first_of_equals_wins() {
+        let found = largest(
+            3,
+            [(1.0, 'a'), (3.0, 'b'), (2.0, 'c'), (3.0, 'd'), (0.0, 'e')].into_iter(),
+        );
+        let letters: String = found.into_iter().map(|(_, letter)| letter).collect();
+        assert_eq!(letters, "bdc");
+    }
+}

@@ -1,0 +1,156 @@
+//! The captioner against transformers, on tiny BLIP-2 models with random weights made by
+//! `training/reference/make_golden_captioner.py`.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use common::{assert_matches, golden, open, read};
+use difference_inversion::image::load_image;
+use difference_inversion::models::captioner::{Blip2, Captioner, EarlyStopping, GenerationConfig};
+use difference_inversion::weights::read_config;
+use serde_json::Value;
+
+const CASES: [&str; 2] = ["captioner/pre_norm", "captioner/post_norm"];
+
+fn blip2(name: &str) -> Blip2 {
+    Blip2::open(&golden(name), &Device::flex(), FloatDType::F32).unwrap()
+}
+
+#[test]
+fn image_tower_queries_and_first_logits() {
+    for name in CASES {
+        let model = blip2(name);
+        let expected = open(&golden(name).join("expected.safetensors"));
+        let pixels: Tensor<4> = read(&expected, "pixels");
+        let image = model.image_states(pixels.clone()).unwrap();
+        let queries = model.query_states(&image);
+        assert_matches(&format!("{name} image"), image, read(&expected, "image"));
+        assert_matches(
+            &format!("{name} queries"),
+            queries,
+            read(&expected, "queries"),
+        );
+        for (prompt, logits) in [(&[][..], "logits"), (&[20, 21, 22], "prompted_logits")] {
+            let rows = (0..pixels.dims()[0]).map(|picture| {
+                let pixels = pixels.clone().narrow(0, picture, 1);
+                let logits = model.first_logits(pixels, prompt).unwrap();
+                let shape = [1, logits.len()];
+                Tensor::<2>::from_data(TensorData::new(logits, shape), &Device::flex())
+            });
+            let found = Tensor::cat(rows.collect(), 0);
+            assert_matches(&format!("{name} {logits}"), found, read(&expected, logits));
+        }
+    }
+}
+
+fn generation_config(search: &Value) -> GenerationConfig {
+    let count = |name: &str| search[name].as_u64().unwrap() as usize;
+    GenerationConfig {
+        num_beams: count("num_beams"),
+        max_new_tokens: count("max_new_tokens"),
+        length_penalty: search["length_penalty"].as_f64().unwrap_or(1.0),
+        early_stopping: match &search["early_stopping"] {
+            Value::Bool(true) => EarlyStopping::WhenFull,
+            Value::String(_) => EarlyStopping::Never,
+            _ => EarlyStopping::Heuristic,
+        },
+        prompt: None,
+    }
+}
+
+#[test]
+fn greedy_and_beam_search_choose_the_same_tokens() {
+    for name in CASES {
+        let model = blip2(name);
+        let pixels: Tensor<4> = read(&open(&golden(name).join("expected.safetensors")), "pixels");
+        let searches: Vec<Value> = read_config(&golden(name).join("searches.json")).unwrap();
+        for search in searches {
+            let prompt: Vec<u32> = serde_json::from_value(search["prompt"].clone()).unwrap();
+            let tokens: Vec<Vec<u32>> = serde_json::from_value(search["tokens"].clone()).unwrap();
+            for (picture, expected) in tokens.into_iter().enumerate() {
+                let pixels = pixels.clone().narrow(0, picture, 1);
+                let config = generation_config(&search);
+                let found = model.generate(pixels, &prompt, &config).unwrap();
+                assert_eq!(found, expected, "{name}, picture {picture}, {search}");
+            }
+        }
+    }
+}
+
+#[test]
+fn captions_from_pictures() {
+    let folder = golden(CASES[0]);
+    let captioner = Captioner::open(&folder, &Device::flex(), FloatDType::F32).unwrap();
+    let image = load_image(&folder.join("picture.png")).unwrap();
+    let captions: BTreeMap<String, String> = read_config(&folder.join("captions.json")).unwrap();
+    for (prompt, expected) in captions {
+        let config = GenerationConfig {
+            num_beams: 3,
+            max_new_tokens: 12,
+            prompt: Some(prompt),
+            ..Default::default()
+        };
+        assert_eq!(captioner.caption(&image, &config).unwrap(), expected);
+    }
+}
+
+#[test]
+fn captions_that_cannot_fit_are_refused() {
+    let folder = golden(CASES[0]);
+    let captioner = Captioner::open(&folder, &Device::flex(), FloatDType::F32).unwrap();
+    let image = load_image(&folder.join("picture.png")).unwrap();
+    let config = GenerationConfig {
+        max_new_tokens: 100,
+        ..Default::default()
+    };
+    let message = captioner.caption(&image, &config).unwrap_err().to_string();
+    assert!(message.contains("more than the 48 tokens"), "{message}");
+}
+
+/// The message of opening a copy of the first model whose `file` has `from` replaced by `to`.
+fn refusal(file: &str, from: &str, to: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(golden(CASES[0])).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let path = folder.path().join(file);
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(from), "{file} has no {from}");
+    std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
+    open_captioner(folder.path())
+}
+
+fn open_captioner(folder: &Path) -> String {
+    let opened = Captioner::open(folder, &Device::flex(), FloatDType::F32);
+    opened.err().expect("must be refused").to_string()
+}
+
+#[test]
+fn configurations_that_do_not_fit_are_refused() {
+    let config = |from: &str, to: &str| refusal("config.json", from, to);
+    assert!(config(r#""opt""#, r#""t5""#).contains("text_config.model_type"));
+    let width = config(
+        r#""word_embed_proj_dim": 20"#,
+        r#""word_embed_proj_dim": 16"#,
+    );
+    assert!(width.contains("word_embed_proj_dim"), "{width}");
+    let queries = config(r#""num_query_tokens": 4"#, r#""num_query_tokens": 5"#);
+    assert!(
+        queries.contains("query_tokens") && queries.contains("[1, 5, 16]"),
+        "{queries}"
+    );
+    let frequency = config(
+        r#""cross_attention_frequency": 2"#,
+        r#""cross_attention_frequency": 0"#,
+    );
+    assert!(
+        frequency.contains("cross_attention_frequency"),
+        "{frequency}"
+    );
+    let missing = open_captioner(&golden(CASES[1])); // without a tokenizer
+    assert!(missing.contains("tokenizer.json"), "{missing}");
+}
