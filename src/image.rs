@@ -191,7 +191,7 @@ fn normalised_tensor(
 pub fn to_image(image: Tensor<4>) -> Result<RgbImage> {
     let [_, channels, height, width] = image.dims();
     assert_eq!(channels, 3, "a picture has three channels");
-    let values: Vec<f32> = image.slice([0..1]).into_data().iter::<f32>().collect();
+    let values: Vec<f32> = image.narrow(0, 0, 1).into_data().iter::<f32>().collect();
     if !values.iter().all(|value| value.is_finite()) {
         return Err(Error::NotFinite {
             what: "the decoded picture",

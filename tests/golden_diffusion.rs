@@ -1,6 +1,8 @@
 //! The U-Net and the autoencoder against diffusers, on tiny networks with random weights made by
 //! `training/reference/make_golden_diffusion.py`.
 
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
 mod common;
 
 use burn::tensor::{Device, Tensor};

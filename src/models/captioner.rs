@@ -111,7 +111,7 @@ impl Blip2 {
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for another shape, a prompt that is not of the vocabulary, or a
-    /// text too long for the language model.
+    /// text too long for the language model; [`Error::NotFinite`] when its output is (in f16).
     pub fn generate(
         &self,
         pixel_values: Tensor<4>,
@@ -176,7 +176,7 @@ impl Blip2 {
         let mut cache = Cache::new();
         let logits = self.language_model.forward(inputs, &mut cache);
         Ok((
-            values(logits),
+            values(logits)?,
             Reader {
                 model: &self.language_model,
                 cache,
@@ -204,15 +204,21 @@ impl NextLogits for Reader<'_> {
         let inputs = self.model.embed(tokens, [tokens.len(), 1]);
         let logits = self.model.forward(inputs, &mut self.cache);
         let vocab_size = logits.dims()[1];
-        Ok(values(logits)
+        Ok(values(logits)?
             .chunks(vocab_size)
             .map(<[f32]>::to_vec)
             .collect())
     }
 }
 
-fn values(logits: Tensor<2>) -> Vec<f32> {
-    logits.into_data().iter::<f32>().collect()
+fn values(logits: Tensor<2>) -> Result<Vec<f32>> {
+    let values: Vec<f32> = logits.into_data().iter::<f32>().collect();
+    match values.iter().all(|value| value.is_finite()) {
+        true => Ok(values),
+        false => Err(Error::NotFinite {
+            what: "the captioner's output",
+        }),
+    }
 }
 
 /// BLIP-2 with its tokenizer and preprocessing.

@@ -101,6 +101,26 @@ struct Text {
     is_finished: bool,
 }
 
+/// A running text with one more token.
+#[derive(Debug)]
+struct Candidate {
+    tokens: Vec<u32>,
+    score: f32,
+    /// The running text that it continues.
+    row: usize,
+    /// Whether it ends here, by its token or for its length.
+    ends: bool,
+}
+
+/// The texts that go on and the best that ended; as many of each as there are beams.
+struct Beams<'a> {
+    config: &'a GenerationConfig,
+    eos: &'a [u32],
+    running: Vec<Text>,
+    finished: Vec<Text>,
+    can_improve: bool,
+}
+
 /// `_beam_search` of transformers for one text, without sampling.
 fn beam_search(
     model: &mut impl NextLogits,
@@ -108,117 +128,128 @@ fn beam_search(
     eos: &[u32],
     config: &GenerationConfig,
 ) -> Result<Vec<u32>> {
-    let num_beams = config.num_beams;
-    // Enough candidates that `num_beams` remain when the others end.
-    let candidates = num_beams * (1 + eos.len()).max(2);
-    let nothing = Text {
-        tokens: Vec::new(),
-        score: NEVER,
-        is_finished: false,
-    };
-    let mut finished = vec![nothing.clone(); num_beams];
-    let mut running = finished.clone();
-    running[0].score = 0.0; // the others are its copies
-    let mut logits = vec![first; num_beams];
-    let mut can_improve = true;
+    let mut beams = Beams::new(eos, config);
+    let mut logits = vec![first; config.num_beams];
     for length in 1..=config.max_new_tokens {
-        let scores = running.iter().zip(&logits).map(|(beam, logits)| {
-            log_softmax(logits)
-                .into_iter()
-                .map(|log_prob| log_prob + beam.score)
-                .collect()
-        });
-        let scores: Vec<Vec<f32>> = scores.collect();
-        let pairs = scores.iter().enumerate().flat_map(|(row, scores)| {
-            numbered(scores).map(move |(score, token)| (score, (row, token)))
-        });
-        // (text, row it goes on from, whether it ends), best first
-        let next: Vec<(Text, usize, bool)> = largest(candidates, pairs)
-            .into_iter()
-            .map(|(score, (row, token))| {
-                let mut tokens = running[row].tokens.clone();
-                tokens.push(token);
-                let ends = eos.contains(&token) || length == config.max_new_tokens;
-                (
-                    Text {
-                        tokens,
-                        score,
-                        is_finished: false,
-                    },
-                    row,
-                    ends,
-                )
-            })
-            .collect();
-
-        let penalty = length_penalty(length, config.length_penalty);
-        let full = finished.iter().all(|text| text.is_finished);
-        let closed = full && config.early_stopping == EarlyStopping::WhenFull || !can_improve;
-        let ended = next.iter().enumerate().map(|(rank, (text, _, ends))| {
-            let is_finished = *ends && rank < num_beams;
-            let barred = f32::from(u8::from(closed) + u8::from(!is_finished)) * NEVER;
-            Text {
-                score: text.score / penalty + barred,
-                is_finished,
-                tokens: text.tokens.clone(),
-            }
-        });
-        let all = finished
-            .into_iter()
-            .chain(ended)
-            .map(|text| (text.score, text));
-        finished = largest(num_beams, all)
-            .into_iter()
-            .map(|(_, text)| text)
-            .collect();
-
-        let ends_everywhere = next.iter().all(|(_, _, ends)| *ends);
-        let open = next.into_iter().map(|(text, row, ends)| {
-            (
-                text.score + f32::from(u8::from(ends)) * NEVER,
-                (text.tokens, row),
-            )
-        });
-        let kept = largest(num_beams, open);
-        running = kept
-            .iter()
-            .map(|(score, (tokens, _))| Text {
-                tokens: tokens.clone(),
-                score: *score,
-                is_finished: false,
-            })
-            .collect();
-
-        let worst = finished
-            .iter()
-            .map(|text| text.score)
-            .fold(f32::INFINITY, f32::min);
-        let hoped_length = match config.early_stopping {
-            EarlyStopping::Never if config.length_penalty > 0.0 => config.max_new_tokens,
-            _ => length,
-        };
-        let hope = running[0].score / length_penalty(hoped_length, config.length_penalty);
-        can_improve &= finished
-            .iter()
-            .any(|text| hope > if text.is_finished { worst } else { NEVER });
-        let full = finished.iter().all(|text| text.is_finished);
-        let done = full && config.early_stopping == EarlyStopping::WhenFull;
-        if !can_improve || done || ends_everywhere {
+        let candidates = beams.candidates(&logits, length);
+        beams.finish(&candidates, length);
+        let ends_everywhere = candidates.iter().all(|candidate| candidate.ends);
+        let (mut rows, tokens) = beams.go_on(candidates);
+        if ends_everywhere || beams.is_done(length) {
             break;
         }
-        let (rows, tokens): (Vec<usize>, Vec<u32>) = kept
-            .iter()
-            .filter_map(|(_, (tokens, row))| Some((*row, *tokens.last()?)))
-            .unzip();
-        // Before the first word, the model holds a single text.
-        let rows = if length == 1 {
-            vec![0; rows.len()]
-        } else {
-            rows
-        };
+        if length == 1 {
+            rows.fill(0); // as yet, the model holds a single text
+        }
         logits = model.next_logits(&rows, &tokens)?;
     }
-    Ok(finished.swap_remove(0).tokens)
+    Ok(beams.finished.swap_remove(0).tokens)
+}
+
+impl<'a> Beams<'a> {
+    fn new(eos: &'a [u32], config: &'a GenerationConfig) -> Self {
+        let nothing = Text {
+            tokens: Vec::new(),
+            score: NEVER,
+            is_finished: false,
+        };
+        let finished = vec![nothing; config.num_beams];
+        let mut running = finished.clone();
+        running[0].score = 0.0; // the others are its copies
+        Self {
+            config,
+            eos,
+            running,
+            finished,
+            can_improve: true,
+        }
+    }
+
+    /// The best continuations to `length`, best first: enough of them that a full set of beams
+    /// remains when the others end.
+    fn candidates(&self, logits: &[Vec<f32>], length: usize) -> Vec<Candidate> {
+        let count = self.config.num_beams * (1 + self.eos.len()).max(2);
+        let log_probs: Vec<Vec<f32>> = logits.iter().map(|row| log_softmax(row)).collect();
+        let scores = self.running.iter().zip(&log_probs).enumerate();
+        let scores = scores.flat_map(|(row, (text, log_probs))| {
+            numbered(log_probs).map(move |(log_prob, token)| (log_prob + text.score, (row, token)))
+        });
+        let continued = |(score, (row, token)): (f32, (usize, u32))| {
+            let before: &Text = &self.running[row];
+            Candidate {
+                tokens: before.tokens.iter().copied().chain([token]).collect(),
+                score,
+                row,
+                ends: self.eos.contains(&token) || length == self.config.max_new_tokens,
+            }
+        };
+        let best = largest(count, scores);
+        best.into_iter().map(continued).collect()
+    }
+
+    /// Keeps the best texts that have ended; a candidate counts if it is among the best
+    /// `num_beams`.
+    fn finish(&mut self, candidates: &[Candidate], length: usize) {
+        let num_beams = self.config.num_beams;
+        let penalty = length_penalty(length, self.config.length_penalty);
+        let closed = self.is_full() || !self.can_improve;
+        let ended = candidates.iter().enumerate().map(|(rank, candidate)| {
+            let is_finished = candidate.ends && rank < num_beams;
+            let barred = u8::from(closed) + u8::from(!is_finished);
+            Text {
+                tokens: candidate.tokens.clone(),
+                score: candidate.score / penalty + f32::from(barred) * NEVER,
+                is_finished,
+            }
+        });
+        let all = std::mem::take(&mut self.finished).into_iter().chain(ended);
+        let best = largest(num_beams, all.map(|text| (text.score, text)));
+        self.finished = best.into_iter().map(|(_, text)| text).collect();
+    }
+
+    /// Goes on with the best candidates that have not ended: the rows that they continue, and the
+    /// tokens by which they do.
+    fn go_on(&mut self, candidates: Vec<Candidate>) -> (Vec<usize>, Vec<u32>) {
+        let open = candidates.into_iter().map(|candidate| {
+            let barred = f32::from(u8::from(candidate.ends)) * NEVER;
+            (candidate.score + barred, candidate)
+        });
+        let kept = largest(self.config.num_beams, open);
+        let steps = kept
+            .iter()
+            .filter_map(|(_, text)| Some((text.row, *text.tokens.last()?)))
+            .unzip();
+        let texts = kept.into_iter().map(|(score, candidate)| Text {
+            tokens: candidate.tokens,
+            score,
+            is_finished: false,
+        });
+        self.running = texts.collect();
+        steps
+    }
+
+    /// Whether nothing better can come, as `early_stopping` sees it.
+    fn is_done(&mut self, length: usize) -> bool {
+        let hoped_length = match self.config.early_stopping {
+            EarlyStopping::Never if self.config.length_penalty > 0.0 => self.config.max_new_tokens,
+            _ => length,
+        };
+        let best = self.running.first().map_or(NEVER, |text| text.score);
+        let hope = best / length_penalty(hoped_length, self.config.length_penalty);
+        let scores = self.finished.iter().map(|text| text.score);
+        let worst = scores.fold(f32::INFINITY, f32::min);
+        self.can_improve &= self
+            .finished
+            .iter()
+            .any(|text| hope > if text.is_finished { worst } else { NEVER });
+        self.is_full() || !self.can_improve
+    }
+
+    /// Whether enough texts are finished, where that is enough.
+    fn is_full(&self) -> bool {
+        self.config.early_stopping == EarlyStopping::WhenFull
+            && self.finished.iter().all(|text| text.is_finished)
+    }
 }
 
 /// What a log-probability is divided by.

@@ -1,5 +1,11 @@
 //! What the golden tests share: finding, reading and comparing tensors.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a failed unwrap is a failed test"
+)]
+
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType, Tensor};
