@@ -6,9 +6,9 @@ Run from the root of the repository: python training/reference/make_golden_token
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
-from tokenizers import trainers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, CLIPTokenizer
 
@@ -34,19 +34,25 @@ TEXTS = [
 
 
 def train():
-    """Byte alphabet, byte alphabet with </w>, then merges, as in CLIP's own vocabulary."""
-    tokenizer = CLIPTokenizer().backend_tokenizer
-    tokenizer.train_from_iterator(
-        CORPUS.split("\n"),
-        trainers.BpeTrainer(
-            vocab_size=900, end_of_word_suffix="</w>", initial_alphabet=ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    merges = [tuple(m) for m in json.loads(tokenizer.to_str())["model"]["merges"]]
+    """Byte alphabet, byte alphabet with </w>, then merges, as in CLIP's own vocabulary.
+
+    The pairs are counted here, since the `tokenizers` trainer breaks ties at random.
+    """
+    backend = CLIPTokenizer().backend_tokenizer
+    text = backend.normalizer.normalize_str(CORPUS)
+    pieces = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+    words = [[*word[:-1], word[-1] + "</w>"] for word in pieces]
     alphabet = sorted(ByteLevel.alphabet())
-    tokens = alphabet + [a + "</w>" for a in alphabet] + ["".join(m) for m in merges] + [BOS, EOS]
-    tokens = list(dict.fromkeys(tokens))
+    tokens = alphabet + [a + "</w>" for a in alphabet] + [BOS, EOS]
+    merges = []
+    while pairs := Counter(pair for word in words for pair in zip(word, word[1:])):
+        (left, right), _ = min(pairs.items(), key=lambda item: (-item[1], item[0]))
+        merges.append((left, right))
+        for word in words:
+            for i in range(len(word) - 1, 0, -1):
+                if word[i - 1 : i + 1] == [left, right]:
+                    word[i - 1 : i + 1] = [left + right]
+    tokens[-2:-2] = dict.fromkeys(left + right for left, right in merges)
     return {token: number for number, token in enumerate(tokens)}, merges
 
 
