@@ -1,0 +1,79 @@
+"""The demo models' tokenizers: byte-level BPE of the CLIP and of the GPT-2 kind, trained on the
+world's own captions.
+
+    python text.py --clip ../demo/model/tokenizer --opt ../demo/model/captioner
+"""
+
+import argparse
+import json
+import pathlib
+import tempfile
+
+from tokenizers import ByteLevelBPETokenizer, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, CLIPTokenizer
+
+from world import corpus
+
+MAX_LENGTH = 64
+BOS, EOS = "<|startoftext|>", "<|endoftext|>"
+# CLIP's own way to split text before BPE (openai/CLIP, simple_tokenizer.py).
+CLIP_SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+
+
+def train_clip_tokenizer(folder: pathlib.Path) -> CLIPTokenizer:
+    bpe = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
+    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(CLIP_SPLIT), behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=100_000, min_frequency=2, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False)
+    bpe.train_from_iterator(corpus(20_000, seed=3), trainer)
+    learned = json.loads(bpe.to_str())["model"]
+    # CLIP's order: the 256 bytes, the 256 bytes that end a word, the merges, the two specials.
+    vocab = sorted(alphabet) + [c + "</w>" for c in sorted(alphabet)]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned["merges"]]
+    vocab += list(dict.fromkeys("".join(m) for m in merges if "".join(m) not in set(vocab))) + [BOS, EOS]
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = pathlib.Path(tmp)
+        (tmp / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocab)}, ensure_ascii=False))
+        (tmp / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(m) for m in merges) + "\n")
+        (tmp / "tokenizer_config.json").write_text(json.dumps({"model_max_length": MAX_LENGTH, "bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": EOS, "tokenizer_class": "CLIPTokenizer"}))
+        tokenizer = CLIPTokenizer.from_pretrained(tmp)
+        tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def train_opt_tokenizer(folder: pathlib.Path):
+    """OPT's tokenizer is GPT-2's, with `</s>` to begin and to end and `<image>` for pictures."""
+    bpe = ByteLevelBPETokenizer(add_prefix_space=False)
+    specials = ["<s>", "<pad>", "</s>", "<unk>", "<image>"]
+    bpe.train_from_iterator(corpus(20_000, seed=3), vocab_size=700, min_frequency=2, special_tokens=specials, show_progress=False)
+    from transformers import GPT2TokenizerFast
+
+    tokenizer = GPT2TokenizerFast(
+        tokenizer_object=bpe._tokenizer, bos_token="</s>", eos_token="</s>", unk_token="</s>", pad_token="<pad>",
+        additional_special_tokens=["<image>"], model_max_length=MAX_LENGTH,
+    )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clip", type=pathlib.Path)
+    parser.add_argument("--opt", type=pathlib.Path)
+    args = parser.parse_args()
+    if args.clip:
+        train_clip_tokenizer(args.clip)
+        t = CLIPTokenizer.from_pretrained(args.clip)
+        print(len(t), t("a large red castle on the left on water at night with a rainbow, pixel art").input_ids, t.tokenize("Hello wörld 12 castles"))
+        print("longest of 5000 captions:", max(len(t(c).input_ids) for c in corpus(5000, 5)))
+    if args.opt:
+        train_opt_tokenizer(args.opt)
+        t = AutoTokenizer.from_pretrained(args.opt)
+        print(type(t).__name__, len(t), t("a large red castle, pixel art").input_ids)
+
+
+if __name__ == "__main__":
+    main()
