@@ -1,104 +1,405 @@
 //! The optimisation loop: difference tokens D̃ from pairs (A, A′).
 
-use std::path::PathBuf;
+mod adamw;
+mod checkpoint;
+mod config;
+mod draws;
+mod records;
 
-use serde::{Deserialize, Serialize};
+use std::ops::ControlFlow;
 
-use crate::delta::DeltaMode;
+use burn::tensor::{DType, Tensor, TensorData};
+use sha2::{Digest, Sha256};
 
-/// How the difference tokens start.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Initialisation {
-    /// D̃ = 0, so that nothing but the learned difference gets in (the paper's choice).
-    #[default]
-    Zero,
-    /// Normal noise with the vocabulary's spread (ablation C).
-    Random,
-    /// The embeddings of these words, repeated or cut to the number of tokens (ablation C).
-    Word(String),
+pub use self::adamw::{AdamW, Moments};
+use self::checkpoint::{Best, Identity, State};
+pub use self::config::{Initialisation, LearnConfig};
+use self::draws::{Drawn, Source, augmented};
+pub use self::records::{Draws, Records, Replay, Trace};
+use crate::pipeline::{JointSpace, Pipeline};
+use crate::progress::{LossTerms, Observer, Progress, Stage};
+use crate::prompt::Prompt;
+use crate::random::{Purpose, normal, rng};
+use crate::tokens::{Base, DifferenceTokens, host};
+use crate::{Error, Result, loss};
+
+/// One pair (A, A′), with all that does not depend on D̃ worked out.
+#[derive(Debug, Clone)]
+pub struct Pair {
+    /// z_A [1, channels, h, w], scaled.
+    pub latents_a: Tensor<4>,
+    /// z_A′, the same.
+    pub latents_a_prime: Tensor<4>,
+    /// P_A.
+    pub prompt_a: Prompt,
+    /// P_A′.
+    pub prompt_a_prime: Prompt,
+    /// The unit-norm delta in the joint space of each text encoder, [e].
+    pub deltas: Vec<Vec<f32>>,
 }
 
-/// Settings of the optimisation; the defaults are the method's.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LearnConfig {
-    /// Number of difference tokens n.
-    pub num_tokens: usize,
-    /// Optimisation steps.
-    pub steps: usize,
-    /// AdamW's learning rate.
-    pub learning_rate: f64,
-    /// AdamW's weight decay.
-    pub weight_decay: f64,
-    /// Weight of the token consistency loss.
-    pub lambda_mse: f64,
-    /// Weight of the CLIP loss; 0 switches it off (ablation D).
-    pub lambda_clip: f64,
-    /// Place of the delta between the image delta (0) and the text delta (1).
-    pub alpha: f64,
-    /// Which delta the CLIP loss follows.
-    pub delta: DeltaMode,
-    /// Whether [P_A′, −D̃] has to explain A; off is ablation B.
-    pub consistency: bool,
-    /// How the tokens start.
-    pub initialisation: Initialisation,
-    /// Draws of (timestep, noise) per pair and step.
-    pub samples_per_step: usize,
-    /// Bound on each token's norm, in median norms of the vocabulary's embeddings.
-    pub max_norm: Option<f64>,
-    /// Probability with which each word of both prompts is left out of a step.
-    pub prompt_dropout: f64,
-    /// Both pictures' latents are moved together by up to this many latent pixels.
-    pub jitter: usize,
-    /// Every so many steps the tokens are judged on a fixed set of (timestep, noise) and the best
-    /// are kept; 0 keeps the last.
-    pub select_every: usize,
-    /// Size of that fixed set, its timesteps spread evenly.
-    pub select_samples: usize,
-    /// Stop after this many judgements without improvement.
-    pub patience: Option<usize>,
-    /// Every so many steps a checkpoint is written, where there is a file for it.
-    pub checkpoint_every: usize,
-    /// Seed of timesteps, noise and everything else that is drawn.
-    pub seed: u64,
+/// What the optimisation found.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The best tokens on the fixed set, or the last where nothing is selected.
+    pub tokens: DifferenceTokens,
+    /// After how many steps they were reached.
+    pub best_step: usize,
+    /// The loss of every step, those before a resume included.
+    pub history: Vec<LossTerms>,
 }
 
-impl Default for LearnConfig {
-    fn default() -> Self {
-        Self {
-            num_tokens: 10,
-            steps: 1000,
-            learning_rate: 1e-3,
-            weight_decay: 0.01,
-            lambda_mse: 4.0,
-            lambda_clip: 0.1,
-            alpha: 0.8,
-            delta: DeltaMode::Interpolated,
-            consistency: true,
-            initialisation: Initialisation::Zero,
-            samples_per_step: 1,
-            max_norm: None,
-            prompt_dropout: 0.0,
-            jitter: 0,
-            select_every: 50,
-            select_samples: 8,
-            patience: None,
-            checkpoint_every: 50,
-            seed: 0,
+/// Learns D̃ by minimising `λ_mse (L_after + L_before) + λ_clip L_CLIP` with AdamW.
+///
+/// # Errors
+/// [`Error::Setting`] for settings that make no sense, [`Error::Stopped`] after a checkpoint if the
+/// observer asks to stop, [`Error::Diverged`] if the loss is not finite, and whatever is wrong with
+/// the files of `records`.
+pub fn difference(
+    pipeline: &Pipeline,
+    joints: &[JointSpace],
+    pairs: &[Pair],
+    config: &LearnConfig,
+    records: &Records,
+    observer: Observer<'_>,
+) -> Result<Outcome> {
+    let run = Run::new(pipeline, joints, pairs, config, records)?;
+    let mut state = run.first_state()?;
+    let mut trace = records.trace.is_some().then(|| Trace::new(state.step));
+    let mut watched = run.report(&state, observer);
+    while watched.is_continue() && state.step < config.steps && !run.is_settled(&state) {
+        let draws = run.source.draws(state.step);
+        let terms = run.step(&mut state, &draws)?;
+        if let Some(trace) = &mut trace {
+            trace.push(&draws, terms, &state.tokens);
+        }
+        if run.is_judged_at(state.step) {
+            run.judge(&mut state);
+        }
+        if state.step.is_multiple_of(config.checkpoint_every.max(1)) {
+            run.checkpoint(&state)?;
+        }
+        watched = run.report(&state, observer);
+    }
+    run.checkpoint(&state)?;
+    if let (Some(trace), Some(path)) = (&trace, &records.trace) {
+        trace.write(path)?;
+    }
+    if watched.is_break() {
+        return Err(Error::Stopped {
+            stage: Stage::Learn,
+            done: state.step,
+            total: config.steps,
+            checkpoint: records.checkpoint.clone(),
+        });
+    }
+    run.outcome(state)
+}
+
+/// The loss of one batch, each tensor [1].
+struct Objective {
+    total: Tensor<1>,
+    after: Tensor<1>,
+    before: Option<Tensor<1>>,
+    clip: Option<Tensor<1>>,
+}
+
+impl Objective {
+    /// The numbers, fetched from the device at once.
+    fn terms(&self) -> LossTerms {
+        let zero = self.total.zeros_like();
+        let [before, clip] =
+            [&self.before, &self.clip].map(|term| term.as_ref().unwrap_or(&zero).clone());
+        let terms = Tensor::cat(vec![self.total.clone(), self.after.clone(), before, clip], 0);
+        match host(terms.inner())[..] {
+            [total, after, before, clip] => LossTerms { total, after, before, clip },
+            _ => LossTerms { total: f32::NAN, ..LossTerms::default() },
         }
     }
 }
 
-/// The files of one learning run, all optional.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Records {
-    /// Where checkpoints are written (atomically, each over the last).
-    pub checkpoint: Option<PathBuf>,
-    /// Go on from this checkpoint.
-    pub resume: Option<PathBuf>,
-    /// Take timesteps and noise from this safetensors file instead of drawing them.
-    pub replay: Option<PathBuf>,
-    /// Write timesteps, noise, loss terms and the tokens after each step to this file.
-    pub trace: Option<PathBuf>,
+/// Everything about a run that its steps do not change.
+struct Run<'a> {
+    pipeline: &'a Pipeline,
+    joints: &'a [JointSpace],
+    pairs: &'a [Pair],
+    config: &'a LearnConfig,
+    records: &'a Records,
+    base: Base,
+    /// The pairs' deltas in the joint space of each text encoder, [pairs, e].
+    deltas: Vec<Tensor<2>>,
+    source: Source,
+    /// The fixed set that tokens are judged on.
+    selection: Vec<Draws>,
+    optimiser: AdamW,
+    /// Bound on the norm of each token, for each text encoder.
+    bounds: Vec<Option<f64>>,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        pipeline: &'a Pipeline,
+        joints: &'a [JointSpace],
+        pairs: &'a [Pair],
+        config: &'a LearnConfig,
+        records: &'a Records,
+    ) -> Result<Self> {
+        config.validate()?;
+        let Some(first) = pairs.first() else {
+            return Err(Error::Missing {
+                what: "a pair of pictures".to_owned(),
+                reason: "a difference is learned from at least one pair (A, A′)".to_owned(),
+            });
+        };
+        pipeline.check_num_tokens(config.num_tokens)?;
+        let [_, channels, h, w] = first.latents_a.dims();
+        let device = first.latents_a.device();
+        let drawn = Drawn {
+            seed: config.seed,
+            pairs: pairs.len(),
+            samples: config.samples_per_step,
+            latent_shape: [channels, h, w],
+            num_train_timesteps: pipeline.schedule().num_train_timesteps(),
+            device: device.clone(),
+        };
+        let selection = match config.select_every {
+            0 => Vec::new(),
+            _ => drawn.selection_set(config.select_samples),
+        };
+        let source = match &records.replay {
+            None => Source::Drawn(drawn),
+            Some(path) => {
+                let timesteps = drawn.num_train_timesteps;
+                let replay = Replay::read(path, config.steps, drawn.noise_shape(), timesteps)?;
+                Source::Replayed(replay, device.clone())
+            }
+        };
+        let deltas = (0..joints.len())
+            .map(|number| {
+                let rows: Vec<f32> = pairs.iter().flat_map(|p| p.deltas[number].clone()).collect();
+                let width = rows.len().checked_div(pairs.len()).unwrap_or(0);
+                let data = TensorData::new(rows, [pairs.len(), width]);
+                Tensor::from_data(data, (&device, DType::F32))
+            })
+            .collect();
+        let bounds = (pipeline.text_encoders().iter())
+            .map(|encoder| Some(config.max_norm? * median_norm(encoder.token_table())))
+            .collect();
+        Ok(Self {
+            pipeline,
+            joints,
+            pairs,
+            config,
+            records,
+            base: pipeline.base(),
+            deltas,
+            source,
+            selection,
+            optimiser: AdamW::new(config.learning_rate, config.weight_decay),
+            bounds,
+        })
+    }
+
+    /// Where the run starts: at its checkpoint, or with D̃ as the settings say.
+    fn first_state(&self) -> Result<State> {
+        let device = self.pipeline.device();
+        if let Some(path) = &self.records.resume {
+            return State::load(path, &self.identity(), device);
+        }
+        let n = self.config.num_tokens;
+        let tokens = match &self.config.initialisation {
+            Initialisation::Zero => DifferenceTokens::zeros(n, &self.base, device).into_embeddings(),
+            Initialisation::Random => {
+                let mut rng = rng(self.config.seed, Purpose::Initialise, 0);
+                (self.pipeline.text_encoders().iter())
+                    .map(|encoder| {
+                        let table = encoder.token_table().cast(DType::F32);
+                        let width = table.dims()[1];
+                        let deviation = f64::from(host(table.var(0).mean().sqrt())[0]);
+                        normal(&mut rng, [n, width], device) * deviation
+                    })
+                    .collect()
+            }
+            Initialisation::Word(word) => (self.pipeline.text_encoders().iter())
+                .map(|encoder| {
+                    let ids = encoder.tokenizer().encode(word)?;
+                    if ids.is_empty() {
+                        return Err(Error::Setting {
+                            name: "initialisation",
+                            expected: "a word".to_owned(),
+                            found: format!("`{word}`"),
+                        });
+                    }
+                    let ids: Vec<u32> = ids.iter().copied().cycle().take(n).collect();
+                    Ok(encoder.embed_tokens(&ids).cast(DType::F32))
+                })
+                .collect::<Result<_>>()?,
+        };
+        Ok(State::new(tokens))
+    }
+
+    /// The loss of a batch. Words alone are constants: only `tokens` are tracked, if anything is.
+    fn objective(&self, pairs: &[Pair], draws: &Draws, tokens: &[Tensor<2>]) -> Objective {
+        let config = self.config;
+        let consistency =
+            loss::token_consistency(self.pipeline, pairs, draws, tokens, config.consistency);
+        let mut explained = consistency.after.clone();
+        if let Some(before) = &consistency.before {
+            explained = explained + before.clone();
+        }
+        let mut total = explained * config.lambda_mse;
+        let clip = (config.lambda_clip > 0.0).then(|| {
+            let terms = (self.joints.iter().zip(tokens).zip(&self.deltas))
+                .map(|((joint, tokens), deltas)| loss::clip(joint, tokens, deltas));
+            Tensor::cat(terms.collect(), 0).mean()
+        });
+        if let Some(clip) = &clip {
+            total = total + clip.clone() * config.lambda_clip;
+        }
+        Objective { total, after: consistency.after, before: consistency.before, clip }
+    }
+
+    /// One optimisation step. A loss or update that is not finite leaves the state as it was.
+    fn step(&self, state: &mut State, draws: &Draws) -> Result<LossTerms> {
+        let diverged = || Error::Diverged {
+            step: state.step,
+            checkpoint: self.records.checkpoint.clone().filter(|path| path.exists()),
+        };
+        let pairs = augmented(self.pairs, self.config, state.step);
+        let tracked: Vec<Tensor<2>> =
+            state.tokens.iter().map(|t| t.clone().autodiff().require_grad()).collect();
+        let objective = self.objective(&pairs, draws, &tracked);
+        let terms = objective.terms();
+        if !terms.total.is_finite() {
+            return Err(diverged());
+        }
+        let mut gradients = objective.total.backward();
+        let mut moments = state.moments.clone();
+        let mut tokens = Vec::with_capacity(tracked.len());
+        for (number, (tracked, moments)) in tracked.iter().zip(&mut moments).enumerate() {
+            let parameter = state.tokens[number].clone();
+            let gradient = tracked
+                .grad_remove(&mut gradients)
+                .unwrap_or_else(|| parameter.zeros_like());
+            let updated = self.optimiser.step(parameter, gradient, moments, state.step);
+            let updated = bounded(updated, self.bounds[number]);
+            if !host(updated.clone().sum())[0].is_finite() {
+                return Err(diverged());
+            }
+            tokens.push(updated);
+        }
+        state.tokens = tokens;
+        state.moments = moments;
+        state.step += 1;
+        state.history.push(terms);
+        Ok(terms)
+    }
+
+    /// Whether tokens are judged after `step` steps.
+    fn is_judged_at(&self, step: usize) -> bool {
+        let every = self.config.select_every;
+        every > 0 && (step.is_multiple_of(every) || step == self.config.steps)
+    }
+
+    /// Judges the tokens on the fixed set and keeps them if they are the best so far.
+    fn judge(&self, state: &mut State) {
+        let (mut sum, mut count) = (0.0, 0.0);
+        for draws in &self.selection {
+            let weight = draws.timesteps.len() as f32;
+            sum += self.objective(self.pairs, draws, &state.tokens).terms().total * weight;
+            count += weight;
+        }
+        let loss = sum / count;
+        match &mut state.best {
+            Some(best) if loss.is_nan() || loss >= best.loss => best.waiting += 1,
+            best => {
+                *best = Some(Best {
+                    tokens: state.tokens.clone(),
+                    step: state.step,
+                    loss,
+                    waiting: 0,
+                });
+            }
+        }
+    }
+
+    /// Whether the tokens have not become better for as long as the settings wait.
+    fn is_settled(&self, state: &State) -> bool {
+        match (&state.best, self.config.patience) {
+            (Some(best), Some(patience)) => best.waiting >= patience,
+            _ => false,
+        }
+    }
+
+    fn report(&self, state: &State, observer: Observer<'_>) -> ControlFlow<()> {
+        observer(&Progress::Step {
+            stage: Stage::Learn,
+            done: state.step,
+            total: self.config.steps,
+            loss: state.history.last().copied(),
+        })
+    }
+
+    fn checkpoint(&self, state: &State) -> Result<()> {
+        match &self.records.checkpoint {
+            Some(path) => state.save(path, &self.identity()),
+            None => Ok(()),
+        }
+    }
+
+    fn identity(&self) -> Identity<'_> {
+        let mut hash = Sha256::new();
+        let mut floats = |values: &[f32]| values.iter().for_each(|v| hash.update(v.to_le_bytes()));
+        for pair in self.pairs {
+            floats(&host(pair.latents_a.clone()));
+            floats(&host(pair.latents_a_prime.clone()));
+            pair.deltas.iter().for_each(|delta| floats(delta));
+        }
+        for pair in self.pairs {
+            for prompt in [&pair.prompt_a, &pair.prompt_a_prime] {
+                prompt.ids().iter().for_each(|id| hash.update(id.to_le_bytes()));
+                hash.update(u32::MAX.to_le_bytes());
+            }
+        }
+        Identity {
+            config: self.config,
+            base: &self.base,
+            pairs: hash.finalize().iter().map(|b| format!("{b:02x}")).collect(),
+        }
+    }
+
+    fn outcome(&self, state: State) -> Result<Outcome> {
+        let (tokens, best_step) = match state.best {
+            Some(best) => (best.tokens, best.step),
+            None => (state.tokens, state.step),
+        };
+        Ok(Outcome {
+            tokens: DifferenceTokens::new(tokens, self.base.clone())?,
+            best_step,
+            history: state.history,
+        })
+    }
+}
+
+/// Tokens whose rows are no longer than `bound`.
+fn bounded(tokens: Tensor<2>, bound: Option<f64>) -> Tensor<2> {
+    let Some(bound) = bound else { return tokens };
+    let norms = tokens.clone().powi_scalar(2).sum_dim(1).sqrt(); // [n, 1]
+    let scale = norms.clamp_min(bound).recip() * bound;
+    tokens * scale
+}
+
+/// The median norm of the rows of a table.
+fn median_norm(table: Tensor<2>) -> f64 {
+    let mut norms = host(table.cast(DType::F32).powi_scalar(2).sum_dim(1).sqrt());
+    norms.sort_by(f32::total_cmp);
+    norms.get(norms.len() >> 1).copied().map_or(0.0, f64::from)
+}
+
+/// The name of text encoder `number`'s array: `name` for the first, then `name.1`.
+fn per_encoder(name: &str, number: usize) -> String {
+    match number {
+        0 => name.to_owned(),
+        _ => format!("{name}.{number}"),
+    }
 }

@@ -1,6 +1,11 @@
 //! The words that describe a picture: captions, optimised prompts, and the Full Prompt.
 
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::models::tokenizer::ClipTokenizer;
+use crate::tokens::signed;
 
 /// Where a picture's prompt comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -45,6 +50,98 @@ impl Default for PromptConfig {
             pez_learning_rate: 0.1,
             pez_weight_decay: 0.1,
             seed: 0,
+        }
+    }
+}
+
+/// The words of a prompt, without start, end and padding.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Prompt {
+    text: String,
+    /// The ids of each word; the unit that dropping works on.
+    words: Vec<Vec<u32>>,
+}
+
+impl Prompt {
+    /// The words of a text, separated by white space.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`](crate::Error::InvalidFile) if the vocabulary cannot express the text.
+    pub fn new(text: &str, tokenizer: &ClipTokenizer) -> Result<Self> {
+        let words = text
+            .split_whitespace()
+            .map(|word| tokenizer.encode(word))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            text: text.trim().to_owned(),
+            words,
+        })
+    }
+
+    /// Entries of the vocabulary, each a word of its own.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`](crate::Error::InvalidFile) if an id is not in the vocabulary.
+    pub fn from_ids(ids: &[u32], tokenizer: &ClipTokenizer) -> Result<Self> {
+        Ok(Self {
+            text: tokenizer.decode(ids)?,
+            words: ids.iter().map(|&id| vec![id]).collect(),
+        })
+    }
+
+    /// These words, then those of `other`.
+    #[must_use]
+    pub fn followed_by(mut self, other: &Self) -> Self {
+        self.text = format!("{} {}", self.text, other.text).trim().to_owned();
+        self.words.extend(other.words.iter().cloned());
+        self
+    }
+
+    /// Only the words for which `keep`, asked once for each word in order, says so.
+    #[must_use]
+    pub(crate) fn filtered(&self, mut keep: impl FnMut() -> bool) -> Self {
+        let words = self.words.iter().filter(|_| keep()).cloned().collect();
+        let text = self.text.clone();
+        Self { text, words }
+    }
+
+    /// The text as it was given or found.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// The ids of all words.
+    pub fn ids(&self) -> Vec<u32> {
+        self.words.concat()
+    }
+}
+
+/// The Full Prompt: words, then difference tokens if there are any.
+#[derive(Debug, Clone)]
+pub struct FullPrompt<'a> {
+    /// The words.
+    pub prompt: &'a Prompt,
+    /// Token embeddings after the words, one [n, d] per text encoder; empty for words alone.
+    pub difference: Vec<Tensor<2>>,
+}
+
+impl<'a> FullPrompt<'a> {
+    /// Words alone.
+    pub fn plain(prompt: &'a Prompt) -> Self {
+        Self {
+            prompt,
+            difference: Vec::new(),
+        }
+    }
+
+    /// [P, scale · D̃]: the words, then the difference tokens; −1 is the negated difference.
+    ///
+    /// # Shapes
+    /// `difference`: one [n, d] per text encoder, tracked by autodiff or not.
+    pub fn with_difference(prompt: &'a Prompt, difference: &[Tensor<2>], scale: f64) -> Self {
+        Self {
+            prompt,
+            difference: difference.iter().map(|d| signed(d, scale)).collect(),
         }
     }
 }

@@ -128,13 +128,12 @@ impl DifferenceTokens {
         self.embeddings.first().map_or(0, |e| e.dims()[0])
     }
 
-    /// strength · D̃. This is the one place where sign and scale of the tokens are decided: both
-    /// apply to the embeddings at the text encoder's *input*.
+    /// strength · D̃.
     #[must_use]
     pub fn scaled(&self, strength: f64) -> Self {
         let mut scaled = self.clone();
         for embedding in &mut scaled.embeddings {
-            *embedding = embedding.clone().mul_scalar(strength);
+            *embedding = signed(embedding, strength);
         }
         scaled
     }
@@ -232,6 +231,12 @@ impl DifferenceTokens {
             .collect::<Result<_>>()?;
         Ok(Self::new(embeddings, base)?.with_settings(settings))
     }
+}
+
+/// scale · D̃. This is the one place where sign and scale of the tokens are given their meaning:
+/// they apply to the embeddings at the text encoder's *input*, before it.
+pub(crate) fn signed(embedding: &Tensor<2>, scale: f64) -> Tensor<2> {
+    embedding.clone().mul_scalar(scale)
 }
 
 /// Names of the embeddings in a file for `count` text encoders.

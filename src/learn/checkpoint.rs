@@ -1,0 +1,204 @@
+//! The state of a learning run, and its checkpoints.
+
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor};
+use serde_json::Value;
+
+use super::adamw::Moments;
+use super::{LearnConfig, per_encoder};
+use crate::progress::LossTerms;
+use crate::tokens::Base;
+use crate::weights::{Array, Arrays, Values};
+use crate::{Error, Result};
+
+/// Version of the checkpoint format, in the metadata of every checkpoint.
+const FORMAT_VERSION: &str = "1";
+/// Settings that may differ between a checkpoint and the run that goes on from it: none of them
+/// changes a step that was already made.
+const FREE_SETTINGS: [&str; 3] = ["steps", "checkpoint_every", "patience"];
+
+/// Everything an optimisation step depends on, besides what is given again on resuming.
+#[derive(Debug, Clone)]
+pub(super) struct State {
+    /// Steps made.
+    pub(super) step: usize,
+    /// D̃, one [n, d] per text encoder.
+    pub(super) tokens: Vec<Tensor<2>>,
+    /// AdamW's moments of each.
+    pub(super) moments: Vec<Moments<2>>,
+    /// The best tokens so far.
+    pub(super) best: Option<Best>,
+    /// The loss of every step made.
+    pub(super) history: Vec<LossTerms>,
+}
+
+/// The tokens with the lowest loss on the fixed set.
+#[derive(Debug, Clone)]
+pub(super) struct Best {
+    pub(super) tokens: Vec<Tensor<2>>,
+    /// After how many steps they were reached.
+    pub(super) step: usize,
+    /// Their loss on the fixed set.
+    pub(super) loss: f32,
+    /// Judgements since then.
+    pub(super) waiting: usize,
+}
+
+/// What a run must have in common with the checkpoint it goes on from.
+#[derive(Debug, Clone)]
+pub(super) struct Identity<'a> {
+    pub(super) config: &'a LearnConfig,
+    pub(super) base: &'a Base,
+    /// SHA-256 of the pairs' latents, prompts and deltas.
+    pub(super) pairs: String,
+}
+
+impl State {
+    /// The state before the first step.
+    pub(super) fn new(tokens: Vec<Tensor<2>>) -> Self {
+        Self {
+            step: 0,
+            moments: tokens.iter().map(Moments::zeros_like).collect(),
+            tokens,
+            best: None,
+            history: Vec::new(),
+        }
+    }
+
+    /// Writes a checkpoint atomically.
+    pub(super) fn save(&self, path: &Path, identity: &Identity<'_>) -> Result<()> {
+        let text = |value: serde_json::Result<String>| {
+            value.map_err(|error| Error::invalid_file(path, error.to_string()))
+        };
+        let history = (self.history.iter())
+            .flat_map(|terms| [terms.total, terms.after, terms.before, terms.clip])
+            .collect();
+        let mut arrays = Arrays::default()
+            .with_metadata("format", "difference-checkpoint")
+            .with_metadata("format_version", FORMAT_VERSION)
+            .with_metadata("step", self.step.to_string())
+            .with_metadata("config", text(serde_json::to_string(identity.config))?)
+            .with_metadata("base", text(serde_json::to_string(identity.base))?)
+            .with_metadata("pairs", &identity.pairs)
+            .with("history", Array::floats([self.history.len(), 4], history));
+        let mut add = |name: &str, number: usize, tensor: &Tensor<2>| {
+            let array = Array::from_tensor(tensor.clone());
+            arrays.arrays.insert(per_encoder(name, number), array);
+        };
+        for (number, (tokens, moments)) in self.tokens.iter().zip(&self.moments).enumerate() {
+            add("tokens", number, tokens);
+            add("first_moment", number, &moments.first);
+            add("second_moment", number, &moments.second);
+        }
+        if let Some(best) = &self.best {
+            for (number, tokens) in best.tokens.iter().enumerate() {
+                add("best", number, tokens);
+            }
+            arrays = arrays
+                .with_metadata("best_step", best.step.to_string())
+                .with_metadata("best_loss", best.loss.to_string())
+                .with_metadata("waiting", best.waiting.to_string());
+        }
+        arrays.write(path)
+    }
+
+    /// Reads a checkpoint that belongs to the run described by `identity`.
+    pub(super) fn load(path: &Path, identity: &Identity<'_>, device: &Device) -> Result<Self> {
+        let arrays = Arrays::read(path)?;
+        if arrays.metadata.get("format_version").map(String::as_str) != Some(FORMAT_VERSION) {
+            let reason = format!("not a checkpoint of format version {FORMAT_VERSION}");
+            return Err(Error::invalid_file(path, reason));
+        }
+        check_identity(&arrays, identity)?;
+        let tensors = |name: &str| -> Result<Vec<Tensor<2>>> {
+            (0..identity.base.len())
+                .map(|number| {
+                    let name = per_encoder(name, number);
+                    let tensor = arrays.tensor::<2>(&name, device)?;
+                    let expected = [identity.config.num_tokens, identity.base[number].hidden_size];
+                    if tensor.dims() == expected {
+                        return Ok(tensor);
+                    }
+                    let [expected, found] =
+                        [expected, tensor.dims()].map(|shape| format!("shape {shape:?}"));
+                    Err(arrays.wrong(&name, &expected, &found))
+                })
+                .collect()
+        };
+        let moments = (tensors("first_moment")?.into_iter())
+            .zip(tensors("second_moment")?)
+            .map(|(first, second)| Moments { first, second })
+            .collect();
+        let best = if arrays.metadata.contains_key("best_step") {
+            Some(Best {
+                tokens: tensors("best")?,
+                step: number(&arrays, "best_step")?,
+                loss: number(&arrays, "best_loss")?,
+                waiting: number(&arrays, "waiting")?,
+            })
+        } else {
+            None
+        };
+        let history = match arrays.array("history")?.values() {
+            Values::F32(values) => values.as_chunks().0.iter().copied().map(terms).collect(),
+            Values::I64(_) => Vec::new(),
+        };
+        Ok(Self {
+            step: number(&arrays, "step")?,
+            tokens: tensors("tokens")?,
+            moments,
+            best,
+            history,
+        })
+    }
+}
+
+fn terms([total, after, before, clip]: [f32; 4]) -> LossTerms {
+    LossTerms {
+        total,
+        after,
+        before,
+        clip,
+    }
+}
+
+/// A number in the metadata.
+fn number<T: std::str::FromStr>(arrays: &Arrays, key: &str) -> Result<T> {
+    let text = arrays.metadata.get(key).map_or("", String::as_str);
+    text.parse().map_err(|_| {
+        Error::invalid_file(
+            &arrays.path,
+            format!("metadata `{key}`: expected a number, found `{text}`"),
+        )
+    })
+}
+
+/// Checks that a checkpoint was made on the same base, pairs and settings.
+fn check_identity(arrays: &Arrays, identity: &Identity<'_>) -> Result<()> {
+    let other = |what: String| {
+        let reason = format!("the checkpoint does not belong to this run: {what}");
+        Error::invalid_file(&arrays.path, reason)
+    };
+    let metadata = |key: &str| -> Result<Value> {
+        let text = arrays.metadata.get(key).map_or("", String::as_str);
+        serde_json::from_str(text)
+            .map_err(|error| Error::invalid_file(&arrays.path, format!("metadata `{key}`: {error}")))
+    };
+    let json = |value: serde_json::Result<Value>| value.unwrap_or_default();
+    if metadata("base")? != json(serde_json::to_value(identity.base)) {
+        return Err(other("it was made with another model".to_owned()));
+    }
+    let saved = metadata("config")?;
+    let config = json(serde_json::to_value(identity.config));
+    for (name, value) in config.as_object().into_iter().flatten() {
+        let before = saved.get(name).unwrap_or(&Value::Null);
+        if before != value && !FREE_SETTINGS.contains(&name.as_str()) {
+            return Err(other(format!("its `{name}` is {before}, this run's {value}")));
+        }
+    }
+    if arrays.metadata.get("pairs") != Some(&identity.pairs) {
+        return Err(other("its pictures or captions are others".to_owned()));
+    }
+    Ok(())
+}

@@ -1,0 +1,184 @@
+//! Settings of the optimisation.
+
+use serde::{Deserialize, Serialize};
+
+use crate::delta::DeltaMode;
+use crate::{Error, Result};
+
+/// How the difference tokens start.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Initialisation {
+    /// D̃ = 0, so that nothing but the learned difference gets in (the paper's choice).
+    #[default]
+    Zero,
+    /// Normal noise with the vocabulary's spread (ablation C).
+    Random,
+    /// The embeddings of these words, repeated or cut to the number of tokens (ablation C).
+    Word(String),
+}
+
+/// Settings of the optimisation; the defaults are the method's.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LearnConfig {
+    /// Number of difference tokens n.
+    pub num_tokens: usize,
+    /// Optimisation steps.
+    pub steps: usize,
+    /// AdamW's learning rate.
+    pub learning_rate: f64,
+    /// AdamW's weight decay.
+    pub weight_decay: f64,
+    /// Weight of the token consistency loss.
+    pub lambda_mse: f64,
+    /// Weight of the CLIP loss; 0 switches it off (ablation D).
+    pub lambda_clip: f64,
+    /// Place of the delta between the image delta (0) and the text delta (1).
+    pub alpha: f64,
+    /// Which delta the CLIP loss follows.
+    pub delta: DeltaMode,
+    /// Whether [P_A′, −D̃] has to explain A; off is ablation B.
+    pub consistency: bool,
+    /// How the tokens start.
+    pub initialisation: Initialisation,
+    /// Draws of (timestep, noise) per pair and step.
+    pub samples_per_step: usize,
+    /// Bound on each token's norm, in median norms of the vocabulary's embeddings.
+    pub max_norm: Option<f64>,
+    /// Probability with which each word of both prompts is left out of a step.
+    pub prompt_dropout: f64,
+    /// Both pictures' latents are moved together by up to this many latent pixels.
+    pub jitter: usize,
+    /// Every so many steps the tokens are judged on a fixed set of (timestep, noise) and the best
+    /// are kept; 0 keeps the last.
+    pub select_every: usize,
+    /// Size of that fixed set, its timesteps spread evenly.
+    pub select_samples: usize,
+    /// Stop after this many judgements without improvement.
+    pub patience: Option<usize>,
+    /// Every so many steps a checkpoint is written, where there is a file for it.
+    pub checkpoint_every: usize,
+    /// Seed of timesteps, noise and everything else that is drawn.
+    pub seed: u64,
+}
+
+impl Default for LearnConfig {
+    fn default() -> Self {
+        Self {
+            num_tokens: 10,
+            steps: 1000,
+            learning_rate: 1e-3,
+            weight_decay: 0.01,
+            lambda_mse: 4.0,
+            lambda_clip: 0.1,
+            alpha: 0.8,
+            delta: DeltaMode::Interpolated,
+            consistency: true,
+            initialisation: Initialisation::Zero,
+            samples_per_step: 1,
+            max_norm: None,
+            prompt_dropout: 0.0,
+            jitter: 0,
+            select_every: 50,
+            select_samples: 8,
+            patience: None,
+            checkpoint_every: 50,
+            seed: 0,
+        }
+    }
+}
+
+
+impl LearnConfig {
+    /// Checks that the settings make sense.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the first that does not.
+    pub fn validate(&self) -> Result<()> {
+        let positive = |x: f64| x > 0.0 && x.is_finite();
+        let not_negative = |x: f64| x >= 0.0 && x.is_finite();
+        let checks = [
+            ("num_tokens", self.num_tokens > 0, "at least 1", self.num_tokens.to_string()),
+            ("steps", self.steps > 0, "at least 1", self.steps.to_string()),
+            (
+                "learning_rate",
+                positive(self.learning_rate),
+                "a positive number",
+                self.learning_rate.to_string(),
+            ),
+            (
+                "weight_decay",
+                not_negative(self.weight_decay),
+                "0 or more",
+                self.weight_decay.to_string(),
+            ),
+            ("lambda_mse", not_negative(self.lambda_mse), "0 or more", self.lambda_mse.to_string()),
+            (
+                "lambda_clip",
+                not_negative(self.lambda_clip),
+                "0 or more",
+                self.lambda_clip.to_string(),
+            ),
+            ("alpha", (0.0..=1.0).contains(&self.alpha), "0 to 1", self.alpha.to_string()),
+            (
+                "samples_per_step",
+                self.samples_per_step > 0,
+                "at least 1",
+                self.samples_per_step.to_string(),
+            ),
+            (
+                "max_norm",
+                self.max_norm.is_none_or(positive),
+                "a positive number",
+                format!("{:?}", self.max_norm),
+            ),
+            (
+                "prompt_dropout",
+                (0.0..=1.0).contains(&self.prompt_dropout),
+                "0 to 1",
+                self.prompt_dropout.to_string(),
+            ),
+            (
+                "select_samples",
+                self.select_every == 0 || self.select_samples > 0,
+                "at least 1",
+                self.select_samples.to_string(),
+            ),
+        ];
+        match checks.into_iter().find(|(_, holds, ..)| !holds) {
+            None => Ok(()),
+            Some((name, _, expected, found)) => Err(Error::Setting {
+                name,
+                expected: expected.to_owned(),
+                found,
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_make_sense() {
+        LearnConfig::default().validate().unwrap();
+    }
+
+    #[test]
+    fn the_setting_that_makes_no_sense_is_named() {
+        let message = |change: fn(&mut LearnConfig)| {
+            let mut config = LearnConfig::default();
+            change(&mut config);
+            config.validate().unwrap_err().to_string()
+        };
+        assert_eq!(
+            message(|config| config.alpha = 1.5),
+            "setting `alpha`: expected 0 to 1, found 1.5"
+        );
+        assert!(message(|config| config.num_tokens = 0).contains("`num_tokens`"));
+        assert!(message(|config| config.learning_rate = f64::NAN).contains("`learning_rate`"));
+        assert!(message(|config| config.max_norm = Some(-1.0)).contains("`max_norm`"));
+    }
+}

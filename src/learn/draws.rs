@@ -1,0 +1,189 @@
+//! What a step sees: timesteps and noise, drawn or replayed, and changed copies of the pairs.
+
+use std::borrow::Cow;
+
+use burn::tensor::{Device, Int, Tensor};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+
+use super::{Draws, LearnConfig, Pair, Replay};
+use crate::random::{Purpose, normal, rng, timesteps};
+
+/// Draws per U-Net call when tokens are judged.
+const SELECTION_CHUNK: usize = 4;
+
+/// Where the timesteps and noise of a step come from.
+#[derive(Debug)]
+pub(super) enum Source {
+    /// Drawn from the seed; see [`crate::random`] for the order.
+    Drawn(Drawn),
+    /// Read from a file.
+    Replayed(Replay, Device),
+}
+
+/// The shape of one step's draws.
+#[derive(Debug, Clone)]
+pub(super) struct Drawn {
+    pub(super) seed: u64,
+    pub(super) pairs: usize,
+    pub(super) samples: usize,
+    /// [channels, h, w]
+    pub(super) latent_shape: [usize; 3],
+    pub(super) num_train_timesteps: usize,
+    pub(super) device: Device,
+}
+
+impl Source {
+    /// Timesteps and noise of a step.
+    pub(super) fn draws(&self, step: usize) -> Draws {
+        match self {
+            Self::Drawn(drawn) => drawn.draws(step),
+            Self::Replayed(replay, device) => replay.draws(step, device),
+        }
+    }
+}
+
+impl Drawn {
+    /// [batch, channels, h, w] of one step.
+    pub(super) fn noise_shape(&self) -> [usize; 4] {
+        let [channels, h, w] = self.latent_shape;
+        [self.pairs * self.samples, channels, h, w]
+    }
+
+    /// The timesteps of all pairs first, then the noise.
+    fn draws(&self, step: usize) -> Draws {
+        let mut rng = rng(self.seed, Purpose::Learn, step);
+        let timesteps = (0..self.pairs)
+            .flat_map(|_| timesteps(&mut rng, self.samples, self.num_train_timesteps))
+            .collect();
+        Draws {
+            timesteps,
+            noise: normal(&mut rng, self.noise_shape(), &self.device),
+        }
+    }
+
+    /// The fixed set that tokens are judged on, in chunks that go through the U-Net together:
+    /// `count` timesteps spread evenly, the same for every pair.
+    pub(super) fn selection_set(&self, count: usize) -> Vec<Draws> {
+        let mut rng = rng(self.seed, Purpose::Select, 0);
+        let [channels, h, w] = self.latent_shape;
+        timesteps(&mut rng, count, self.num_train_timesteps)
+            .chunks(SELECTION_CHUNK)
+            .map(|chunk| Draws {
+                timesteps: chunk.repeat(self.pairs),
+                noise: normal(&mut rng, [chunk.len(), channels, h, w], &self.device)
+                    .repeat_dim(0, self.pairs), // [pairs · chunk, channels, h, w]
+            })
+            .collect()
+    }
+}
+
+/// The pairs as one step sees them: each word of either prompt is left out with probability
+/// `prompt_dropout`, and the latents of A and A′ are moved by the same random shift of up to
+/// `jitter` latent pixels, their edges repeated.
+pub(super) fn augmented<'a>(
+    pairs: &'a [Pair],
+    config: &LearnConfig,
+    step: usize,
+) -> Cow<'a, [Pair]> {
+    if config.prompt_dropout == 0.0 && config.jitter == 0 {
+        return Cow::Borrowed(pairs);
+    }
+    let mut rng = rng(config.seed, Purpose::Augment, step);
+    let changed = (pairs.iter())
+        .map(|pair| {
+            let [dy, dx] = [(); 2].map(|()| shift(&mut rng, config.jitter));
+            let mut keep = || rng.random::<f64>() >= config.prompt_dropout;
+            Pair {
+                latents_a: shifted(pair.latents_a.clone(), dy, dx),
+                latents_a_prime: shifted(pair.latents_a_prime.clone(), dy, dx),
+                prompt_a: pair.prompt_a.filtered(&mut keep),
+                prompt_a_prime: pair.prompt_a_prime.filtered(&mut keep),
+                deltas: pair.deltas.clone(),
+            }
+        })
+        .collect();
+    Cow::Owned(changed)
+}
+
+/// A number in −limit..=limit.
+fn shift(rng: &mut ChaCha8Rng, limit: usize) -> i64 {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    rng.random_range(-limit..=limit)
+}
+
+/// Latents moved down by dy and right by dx.
+fn shifted(latents: Tensor<4>, dy: i64, dx: i64) -> Tensor<4> {
+    let [_, _, h, w] = latents.dims();
+    let device = latents.device();
+    let places = |length: usize, by: i64| {
+        let length = i64::try_from(length).unwrap_or(i64::MAX);
+        let places: Vec<i64> = (0..length).map(|i| (i - by).clamp(0, length - 1)).collect();
+        Tensor::<1, Int>::from_ints(places.as_slice(), &device)
+    };
+    latents.select(2, places(h, dy)).select(3, places(w, dx))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prompt::Prompt;
+    use crate::tokens::host;
+
+    fn drawn() -> Drawn {
+        Drawn {
+            seed: 5,
+            pairs: 2,
+            samples: 3,
+            latent_shape: [1, 2, 2],
+            num_train_timesteps: 1000,
+            device: Device::flex(),
+        }
+    }
+
+    #[test]
+    fn a_step_draws_the_same_whatever_came_before() {
+        let source = Source::Drawn(drawn());
+        let (early, late) = (source.draws(4), source.draws(9));
+        assert_eq!(early.timesteps.len(), 6);
+        assert_eq!(early.noise.dims(), [6, 1, 2, 2]);
+        assert_eq!(source.draws(9).timesteps, late.timesteps);
+        assert_eq!(host(source.draws(4).noise), host(early.noise));
+    }
+
+    #[test]
+    fn the_fixed_set_is_spread_over_the_timesteps_and_equal_for_all_pairs() {
+        let set = drawn().selection_set(6);
+        assert_eq!(set.len(), 2);
+        let first = &set[0];
+        assert_eq!(first.timesteps[..4], first.timesteps[4..]);
+        let noise = host(first.noise.clone());
+        assert_eq!(noise[..16], noise[16..]);
+        assert!(first.timesteps[0] < 167 && set[1].timesteps[1] >= 833);
+    }
+
+    #[test]
+    fn both_pictures_move_together_and_words_are_dropped() {
+        let device = Device::flex();
+        let latents = Tensor::<1>::from_floats([1., 2., 3., 4.], &device).reshape([1, 1, 2, 2]);
+        assert_eq!(host(shifted(latents.clone(), 1, 0)), [1., 2., 1., 2.]);
+        assert_eq!(host(shifted(latents.clone(), 0, -1)), [2., 2., 4., 4.]);
+        let pair = Pair {
+            latents_a: latents.clone(),
+            latents_a_prime: latents,
+            prompt_a: Prompt::default(),
+            prompt_a_prime: Prompt::default(),
+            deltas: Vec::new(),
+        };
+        let config = LearnConfig { jitter: 1, ..LearnConfig::default() };
+        let moved = |step| {
+            let pairs = augmented(std::slice::from_ref(&pair), &config, step).into_owned();
+            assert_eq!(host(pairs[0].latents_a.clone()), host(pairs[0].latents_a_prime.clone()));
+            host(pairs[0].latents_a.clone())
+        };
+        assert_eq!(moved(1), moved(1));
+        assert!((0..10).any(|step| moved(step) != moved(0)));
+        let config = LearnConfig::default();
+        assert!(matches!(augmented(&[pair], &config, 0), Cow::Borrowed(_)));
+    }
+}

@@ -1,0 +1,214 @@
+//! Replay and trace: what was drawn and what came of it, so that another implementation can be
+//! held against this one step by step.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+
+use super::per_encoder;
+use crate::progress::LossTerms;
+use crate::tokens::host;
+use crate::weights::{Array, Arrays, Values};
+use crate::{Error, Result};
+
+/// The files of one learning run, all optional.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Records {
+    /// Where checkpoints are written (atomically, each over the last).
+    pub checkpoint: Option<PathBuf>,
+    /// Go on from this checkpoint.
+    pub resume: Option<PathBuf>,
+    /// Take timesteps and noise from this safetensors file instead of drawing them.
+    pub replay: Option<PathBuf>,
+    /// Write timesteps, noise, loss terms and the tokens after each step to this file.
+    pub trace: Option<PathBuf>,
+}
+
+/// The timesteps and noise of one step.
+#[derive(Debug, Clone)]
+pub struct Draws {
+    /// [batch], in 0..num_train_timesteps.
+    pub timesteps: Vec<usize>,
+    /// [batch, channels, h, w], standard normal.
+    pub noise: Tensor<4>,
+}
+
+/// Timesteps [steps, batch] and noise [steps, batch, channels, h, w] to use instead of draws.
+#[derive(Debug, Clone)]
+pub struct Replay {
+    timesteps: Vec<Vec<usize>>,
+    noise: Vec<f32>,
+    shape: [usize; 4],
+}
+
+impl Replay {
+    /// Reads `timesteps` and `noise` from a safetensors file, such as a trace.
+    ///
+    /// # Shapes
+    /// `noise_shape`: [batch, channels, h, w] of one step of this run.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::InvalidFile`] and [`Error::Tensor`] if the arrays are missing, have
+    /// other shapes, fewer than `steps` steps, or timesteps that the schedule does not have.
+    pub fn read(
+        path: &Path,
+        steps: usize,
+        noise_shape: [usize; 4],
+        num_train_timesteps: usize,
+    ) -> Result<Self> {
+        let arrays = Arrays::read(path)?;
+        let [batch, channels, h, w] = noise_shape;
+        let check = |name: &str, rest: &[usize]| -> Result<&Values> {
+            let array = arrays.array(name)?;
+            let found = array.shape();
+            if found.len() == rest.len() + 1 && found[0] >= steps && found[1..] == *rest {
+                return Ok(array.values());
+            }
+            let expected = format!("shape [at least {steps}, {rest:?}]");
+            Err(arrays.wrong(name, &expected, &format!("shape {found:?}")))
+        };
+        let Values::F32(noise) = check("noise", &[batch, channels, h, w])? else {
+            return Err(arrays.wrong("noise", "floating-point numbers", "integers"));
+        };
+        let Values::I64(values) = check("timesteps", &[batch])? else {
+            return Err(arrays.wrong("timesteps", "integers", "floating-point numbers"));
+        };
+        let timesteps: Vec<usize> = (values.iter())
+            .map(|&value| match usize::try_from(value) {
+                Ok(timestep) if timestep < num_train_timesteps => Ok(timestep),
+                _ => {
+                    let expected = format!("timesteps in 0..{num_train_timesteps}");
+                    Err(arrays.wrong("timesteps", &expected, &value.to_string()))
+                }
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            timesteps: timesteps.chunks(batch).map(<[usize]>::to_vec).collect(),
+            noise: noise.clone(),
+            shape: noise_shape,
+        })
+    }
+
+    /// What was recorded for a step.
+    pub(super) fn draws(&self, step: usize, device: &Device) -> Draws {
+        let length: usize = self.shape.iter().product();
+        let noise = self.noise[step * length..(step + 1) * length].to_vec();
+        Draws {
+            timesteps: self.timesteps[step].clone(),
+            noise: Tensor::from_data(TensorData::new(noise, self.shape), (device, DType::F32)),
+        }
+    }
+}
+
+/// Everything drawn and computed, step by step.
+#[derive(Debug, Clone, Default)]
+pub struct Trace {
+    /// The number of the first recorded step; not 0 after a resume.
+    first_step: usize,
+    timesteps: Vec<i64>,
+    noise: Vec<f32>,
+    noise_shape: [usize; 4],
+    terms: Vec<LossTerms>,
+    /// For each text encoder the tokens after each step.
+    tokens: Vec<Vec<f32>>,
+    token_shapes: Vec<[usize; 2]>,
+}
+
+impl Trace {
+    /// An empty trace that starts at a step.
+    pub(super) fn new(first_step: usize) -> Self {
+        Self {
+            first_step,
+            ..Self::default()
+        }
+    }
+
+    /// Records a step: its draws, its loss, and the tokens after it.
+    pub(super) fn push(&mut self, draws: &Draws, terms: LossTerms, tokens: &[Tensor<2>]) {
+        let timesteps = draws.timesteps.iter();
+        self.timesteps
+            .extend(timesteps.map(|&t| i64::try_from(t).unwrap_or(i64::MAX)));
+        self.noise.extend(host(draws.noise.clone()));
+        self.noise_shape = draws.noise.dims();
+        self.terms.push(terms);
+        self.tokens.resize(tokens.len(), Vec::new());
+        self.token_shapes = tokens.iter().map(Tensor::dims).collect();
+        for (record, tokens) in self.tokens.iter_mut().zip(tokens) {
+            record.extend(host(tokens.clone()));
+        }
+    }
+
+    /// Writes the trace atomically: `timesteps` [steps, batch], `noise` [steps, batch, channels,
+    /// h, w], `loss`, `after`, `before` and `clip` [steps], `tokens` [steps, n, d] (`tokens.1`
+    /// for a second text encoder). It can be replayed.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let steps = self.terms.len();
+        let [batch, channels, h, w] = self.noise_shape;
+        let noise_shape = [steps, batch, channels, h, w];
+        let term = |of: fn(&LossTerms) -> f32| {
+            Array::floats([steps], self.terms.iter().map(of).collect())
+        };
+        let mut arrays = Arrays::default()
+            .with_metadata("format", "difference-trace")
+            .with_metadata("first_step", self.first_step.to_string())
+            .with("timesteps", Array::integers([steps, batch], self.timesteps.clone()))
+            .with("noise", Array::floats(noise_shape, self.noise.clone()))
+            .with("loss", term(|terms| terms.total))
+            .with("after", term(|terms| terms.after))
+            .with("before", term(|terms| terms.before))
+            .with("clip", term(|terms| terms.clip));
+        for (number, (tokens, [n, d])) in self.tokens.iter().zip(&self.token_shapes).enumerate() {
+            let array = Array::floats([steps, *n, *d], tokens.clone());
+            arrays = arrays.with(per_encoder("tokens", number), array);
+        }
+        arrays.write(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trace() -> Trace {
+        let device = Device::flex();
+        let mut trace = Trace::new(0);
+        for step in 0..3 {
+            let draws = Draws {
+                timesteps: vec![step, 10 + step],
+                noise: Tensor::full([2, 1, 1, 2], step as f32, &device),
+            };
+            let tokens = [Tensor::full([1, 3], 0.5, &device)];
+            trace.push(&draws, LossTerms::default(), &tokens);
+        }
+        trace
+    }
+
+    #[test]
+    fn a_trace_can_be_replayed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("trace.safetensors");
+        trace().write(&path).unwrap();
+        let replay = Replay::read(&path, 3, [2, 1, 1, 2], 20).unwrap();
+        let draws = replay.draws(2, &Device::flex());
+        assert_eq!(draws.timesteps, [2, 12]);
+        assert_eq!(host(draws.noise), [2.0; 4]);
+        assert_eq!(Arrays::read(&path).unwrap().arrays["tokens"].shape(), [3, 1, 3]);
+    }
+
+    #[test]
+    fn a_replay_that_does_not_fit_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("trace.safetensors");
+        trace().write(&path).unwrap();
+        let error = |steps, shape, timesteps| {
+            let result = Replay::read(&path, steps, shape, timesteps);
+            result.unwrap_err().to_string()
+        };
+        assert!(error(4, [2, 1, 1, 2], 20).contains("at least 4"));
+        assert!(error(3, [1, 1, 1, 2], 20).contains("tensor `noise`"));
+        assert!(error(3, [2, 1, 1, 2], 12).contains("timesteps in 0..12"));
+    }
+}

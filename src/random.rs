@@ -1,0 +1,114 @@
+//! Random draws that are the same on every platform, thread count and after every resume.
+//!
+//! All numbers come from ChaCha8 keyed by the seed. Every use has its own stream, numbered by its
+//! [`Purpose`] and by the step that draws, so that no draw depends on how many were made before it.
+//! Within a stream numbers are drawn in the row-major order of the tensor they fill.
+
+use burn::tensor::{DType, Device, Tensor, TensorData};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+
+/// Bits of the stream number that hold the step.
+const STEP_BITS: u32 = 48;
+
+/// What random numbers are used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// Timesteps, then noise, of one optimisation step.
+    Learn = 0,
+    /// Timesteps, then noise, of the fixed set that the tokens are judged on.
+    Select = 1,
+    /// Dropped words and shifts of one optimisation step.
+    Augment = 2,
+    /// Difference tokens that do not start at zero.
+    Initialise = 3,
+    /// First words of an optimised prompt; the step is the number of the picture.
+    Pez = 4,
+    /// Noise of an inversion or of the first latents.
+    Generate = 5,
+    /// Noise added by a stochastic solver, by step.
+    Sample = 6,
+}
+
+/// The generator for one purpose at one step.
+pub(crate) fn rng(seed: u64, purpose: Purpose, step: usize) -> ChaCha8Rng {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    rng.set_stream(((purpose as u64) << STEP_BITS) | step as u64);
+    rng
+}
+
+/// Standard normal numbers, drawn in f64 and rounded to f32.
+pub(crate) fn normal<const D: usize>(
+    rng: &mut ChaCha8Rng,
+    shape: [usize; D],
+    device: &Device,
+) -> Tensor<D> {
+    let count = shape.iter().product();
+    #[expect(clippy::cast_possible_truncation, reason = "tensors are f32")]
+    let values: Vec<f32> = (0..count)
+        .map(|_| rng.sample::<f64, _>(StandardNormal) as f32)
+        .collect();
+    Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
+}
+
+/// `count` timesteps in `0..num_train_timesteps`, the i-th in the i-th of `count` equal parts of
+/// that range: for a count of 1 plain uniform draws, for more their spread is even.
+pub(crate) fn timesteps(
+    rng: &mut ChaCha8Rng,
+    count: usize,
+    num_train_timesteps: usize,
+) -> Vec<usize> {
+    (0..count)
+        .map(|part| {
+            let place = (part as f64 + rng.random::<f64>()) / count as f64;
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "floor of a number in 0..num_train_timesteps"
+            )]
+            let timestep = (place * num_train_timesteps as f64) as usize;
+            timestep.min(num_train_timesteps - 1)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokens::host;
+
+    #[test]
+    fn a_stream_is_known_by_seed_purpose_and_step_alone() {
+        let draw = |seed, purpose, step| {
+            host(normal(&mut rng(seed, purpose, step), [4], &Device::flex()))
+        };
+        let first = draw(7, Purpose::Learn, 3);
+        assert_eq!(first, draw(7, Purpose::Learn, 3));
+        for other in [
+            draw(8, Purpose::Learn, 3),
+            draw(7, Purpose::Select, 3),
+            draw(7, Purpose::Learn, 4),
+        ] {
+            assert_ne!(first, other);
+        }
+    }
+
+    #[test]
+    fn timesteps_fall_in_equal_parts_of_the_range() {
+        for seed in 0..50 {
+            let drawn = timesteps(&mut rng(seed, Purpose::Learn, 0), 4, 1000);
+            for (part, timestep) in drawn.into_iter().enumerate() {
+                assert!((part * 250..(part + 1) * 250).contains(&timestep));
+            }
+        }
+    }
+
+    #[test]
+    fn normal_numbers_have_mean_0_and_variance_1() {
+        let values = host(normal(&mut rng(1, Purpose::Learn, 0), [20_000], &Device::flex()));
+        let mean = values.iter().sum::<f32>() / 20_000.0;
+        let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / 20_000.0;
+        assert!(mean.abs() < 0.03 && (variance - 1.0).abs() < 0.03, "{mean} {variance}");
+    }
+}
