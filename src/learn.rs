@@ -18,7 +18,7 @@ use self::draws::{Drawn, Source, augmented};
 pub use self::records::{Draws, Records, Replay, Trace};
 use crate::pipeline::{JointSpace, Pipeline};
 use crate::progress::{LossTerms, Observer, Progress, Stage};
-use crate::prompt::Prompt;
+use crate::prompt::Words;
 use crate::random::{Purpose, normal, rng};
 use crate::tokens::{Base, DifferenceTokens, host};
 use crate::{Error, Result, loss};
@@ -31,9 +31,9 @@ pub struct Pair {
     /// z_A′, the same.
     pub latents_a_prime: Tensor<4>,
     /// P_A.
-    pub prompt_a: Prompt,
+    pub prompt_a: Words,
     /// P_A′.
-    pub prompt_a_prime: Prompt,
+    pub prompt_a_prime: Words,
     /// The unit-norm delta in the joint space of each text encoder, [e].
     pub deltas: Vec<Vec<f32>>,
 }
@@ -74,7 +74,7 @@ pub fn difference(
             trace.push(&draws, terms, &state.tokens);
         }
         if run.is_judged_at(state.step) {
-            run.judge(&mut state);
+            run.judge(&mut state)?;
         }
         if state.step.is_multiple_of(config.checkpoint_every.max(1)) {
             run.checkpoint(&state)?;
@@ -110,10 +110,21 @@ impl Objective {
         let zero = self.total.zeros_like();
         let [before, clip] =
             [&self.before, &self.clip].map(|term| term.as_ref().unwrap_or(&zero).clone());
-        let terms = Tensor::cat(vec![self.total.clone(), self.after.clone(), before, clip], 0);
+        let terms = Tensor::cat(
+            vec![self.total.clone(), self.after.clone(), before, clip],
+            0,
+        );
         match host(terms.inner())[..] {
-            [total, after, before, clip] => LossTerms { total, after, before, clip },
-            _ => LossTerms { total: f32::NAN, ..LossTerms::default() },
+            [total, after, before, clip] => LossTerms {
+                total,
+                after,
+                before,
+                clip,
+            },
+            _ => LossTerms {
+                total: f32::NAN,
+                ..LossTerms::default()
+            },
         }
     }
 }
@@ -176,14 +187,17 @@ impl<'a> Run<'a> {
         };
         let deltas = (0..joints.len())
             .map(|number| {
-                let rows: Vec<f32> = pairs.iter().flat_map(|p| p.deltas[number].clone()).collect();
+                let rows: Vec<f32> = pairs
+                    .iter()
+                    .flat_map(|p| p.deltas[number].clone())
+                    .collect();
                 let width = rows.len().checked_div(pairs.len()).unwrap_or(0);
                 let data = TensorData::new(rows, [pairs.len(), width]);
                 Tensor::from_data(data, (&device, DType::F32))
             })
             .collect();
         let bounds = (pipeline.text_encoders().iter())
-            .map(|encoder| Some(config.max_norm? * median_norm(encoder.token_table())))
+            .map(|encoder| Some(config.max_norm? * median_norm(encoder.token_table().clone())))
             .collect();
         Ok(Self {
             pipeline,
@@ -208,12 +222,14 @@ impl<'a> Run<'a> {
         }
         let n = self.config.num_tokens;
         let tokens = match &self.config.initialisation {
-            Initialisation::Zero => DifferenceTokens::zeros(n, &self.base, device).into_embeddings(),
+            Initialisation::Zero => {
+                DifferenceTokens::zeros(n, &self.base, device).into_embeddings()
+            }
             Initialisation::Random => {
                 let mut rng = rng(self.config.seed, Purpose::Initialise, 0);
                 (self.pipeline.text_encoders().iter())
                     .map(|encoder| {
-                        let table = encoder.token_table().cast(DType::F32);
+                        let table = encoder.token_table().clone().cast(DType::F32);
                         let width = table.dims()[1];
                         let deviation = f64::from(host(table.var(0).mean().sqrt())[0]);
                         normal(&mut rng, [n, width], device) * deviation
@@ -231,7 +247,7 @@ impl<'a> Run<'a> {
                         });
                     }
                     let ids: Vec<u32> = ids.iter().copied().cycle().take(n).collect();
-                    Ok(encoder.embed_tokens(&ids).cast(DType::F32))
+                    Ok(encoder.embed_tokens(&ids)?.cast(DType::F32))
                 })
                 .collect::<Result<_>>()?,
         };
@@ -239,24 +255,30 @@ impl<'a> Run<'a> {
     }
 
     /// The loss of a batch. Words alone are constants: only `tokens` are tracked, if anything is.
-    fn objective(&self, pairs: &[Pair], draws: &Draws, tokens: &[Tensor<2>]) -> Objective {
+    fn objective(&self, pairs: &[Pair], draws: &Draws, tokens: &[Tensor<2>]) -> Result<Objective> {
         let config = self.config;
         let consistency =
-            loss::token_consistency(self.pipeline, pairs, draws, tokens, config.consistency);
+            loss::token_consistency(self.pipeline, pairs, draws, tokens, config.consistency)?;
         let mut explained = consistency.after.clone();
         if let Some(before) = &consistency.before {
             explained = explained + before.clone();
         }
         let mut total = explained * config.lambda_mse;
-        let clip = (config.lambda_clip > 0.0).then(|| {
+        let mut clip = None;
+        if config.lambda_clip > 0.0 {
             let terms = (self.joints.iter().zip(tokens).zip(&self.deltas))
-                .map(|((joint, tokens), deltas)| loss::clip(joint, tokens, deltas));
-            Tensor::cat(terms.collect(), 0).mean()
-        });
-        if let Some(clip) = &clip {
-            total = total + clip.clone() * config.lambda_clip;
+                .map(|((joint, tokens), deltas)| loss::clip(joint, tokens, deltas))
+                .collect::<Result<_>>()?;
+            let mean = Tensor::cat(terms, 0).mean();
+            total = total + mean.clone() * config.lambda_clip;
+            clip = Some(mean);
         }
-        Objective { total, after: consistency.after, before: consistency.before, clip }
+        Ok(Objective {
+            total,
+            after: consistency.after,
+            before: consistency.before,
+            clip,
+        })
     }
 
     /// One optimisation step. A loss or update that is not finite leaves the state as it was.
@@ -265,10 +287,13 @@ impl<'a> Run<'a> {
             step: state.step,
             checkpoint: self.records.checkpoint.clone().filter(|path| path.exists()),
         };
-        let pairs = augmented(self.pairs, self.config, state.step);
-        let tracked: Vec<Tensor<2>> =
-            state.tokens.iter().map(|t| t.clone().autodiff().require_grad()).collect();
-        let objective = self.objective(&pairs, draws, &tracked);
+        let pairs = augmented(self.pipeline, self.pairs, self.config, state.step)?;
+        let tracked: Vec<Tensor<2>> = state
+            .tokens
+            .iter()
+            .map(|t| t.clone().autodiff().require_grad())
+            .collect();
+        let objective = self.objective(&pairs, draws, &tracked)?;
         let terms = objective.terms();
         if !terms.total.is_finite() {
             return Err(diverged());
@@ -281,7 +306,9 @@ impl<'a> Run<'a> {
             let gradient = tracked
                 .grad_remove(&mut gradients)
                 .unwrap_or_else(|| parameter.zeros_like());
-            let updated = self.optimiser.step(parameter, gradient, moments, state.step);
+            let updated = self
+                .optimiser
+                .step(parameter, gradient, moments, state.step);
             let updated = bounded(updated, self.bounds[number]);
             if !host(updated.clone().sum())[0].is_finite() {
                 return Err(diverged());
@@ -302,11 +329,12 @@ impl<'a> Run<'a> {
     }
 
     /// Judges the tokens on the fixed set and keeps them if they are the best so far.
-    fn judge(&self, state: &mut State) {
+    fn judge(&self, state: &mut State) -> Result<()> {
         let (mut sum, mut count) = (0.0, 0.0);
         for draws in &self.selection {
             let weight = draws.timesteps.len() as f32;
-            sum += self.objective(self.pairs, draws, &state.tokens).terms().total * weight;
+            let objective = self.objective(self.pairs, draws, &state.tokens)?;
+            sum += objective.terms().total * weight;
             count += weight;
         }
         let loss = sum / count;
@@ -321,6 +349,7 @@ impl<'a> Run<'a> {
                 });
             }
         }
+        Ok(())
     }
 
     /// Whether the tokens have not become better for as long as the settings wait.
@@ -356,8 +385,12 @@ impl<'a> Run<'a> {
             pair.deltas.iter().for_each(|delta| floats(delta));
         }
         for pair in self.pairs {
-            for prompt in [&pair.prompt_a, &pair.prompt_a_prime] {
-                prompt.ids().iter().for_each(|id| hash.update(id.to_le_bytes()));
+            for words in [&pair.prompt_a, &pair.prompt_a_prime] {
+                words
+                    .prompt()
+                    .ids()
+                    .iter()
+                    .for_each(|id| hash.update(id.to_le_bytes()));
                 hash.update(u32::MAX.to_le_bytes());
             }
         }

@@ -7,11 +7,16 @@ pub mod error;
 pub mod files;
 pub mod image;
 pub mod learn;
+pub mod loss;
 pub mod models;
 pub mod noise;
+pub mod pez;
+pub mod pipeline;
 pub mod progress;
 pub mod prompt;
+mod random;
 pub mod sample;
+pub mod text_encoder;
 pub mod tokens;
 pub mod weights;
 

@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
+use crate::models::clip_text::PrefixCache;
 use crate::models::tokenizer::ClipTokenizer;
 use crate::tokens::signed;
 
@@ -116,20 +117,49 @@ impl Prompt {
     }
 }
 
+/// The words of a prompt as the text encoders read them. The encoders are causal: whatever follows
+/// the words, this is computed once.
+#[derive(Debug, Clone, Default)]
+pub struct Words {
+    pub(crate) prompt: Prompt,
+    /// Start and words in each text encoder.
+    pub(crate) beginnings: Vec<PrefixCache>,
+    /// Token ids that did not fit beside the difference tokens.
+    pub(crate) cut: usize,
+}
+
+impl Words {
+    /// The prompt.
+    pub fn prompt(&self) -> &Prompt {
+        &self.prompt
+    }
+
+    /// What to tell a person if words had to be cut off.
+    pub fn notice(&self) -> Option<String> {
+        (self.cut > 0).then(|| {
+            format!(
+                "the prompt `{}` is too long for the text encoder beside the difference tokens: \
+                 its last {} token ids are cut off",
+                self.prompt.text, self.cut
+            )
+        })
+    }
+}
+
 /// The Full Prompt: words, then difference tokens if there are any.
 #[derive(Debug, Clone)]
 pub struct FullPrompt<'a> {
     /// The words.
-    pub prompt: &'a Prompt,
+    pub words: &'a Words,
     /// Token embeddings after the words, one [n, d] per text encoder; empty for words alone.
     pub difference: Vec<Tensor<2>>,
 }
 
 impl<'a> FullPrompt<'a> {
     /// Words alone.
-    pub fn plain(prompt: &'a Prompt) -> Self {
+    pub fn plain(words: &'a Words) -> Self {
         Self {
-            prompt,
+            words,
             difference: Vec::new(),
         }
     }
@@ -138,9 +168,9 @@ impl<'a> FullPrompt<'a> {
     ///
     /// # Shapes
     /// `difference`: one [n, d] per text encoder, tracked by autodiff or not.
-    pub fn with_difference(prompt: &'a Prompt, difference: &[Tensor<2>], scale: f64) -> Self {
+    pub fn with_difference(words: &'a Words, difference: &[Tensor<2>], scale: f64) -> Self {
         Self {
-            prompt,
+            words,
             difference: difference.iter().map(|d| signed(d, scale)).collect(),
         }
     }

@@ -80,9 +80,8 @@ mod tests {
 
     #[test]
     fn a_stream_is_known_by_seed_purpose_and_step_alone() {
-        let draw = |seed, purpose, step| {
-            host(normal(&mut rng(seed, purpose, step), [4], &Device::flex()))
-        };
+        let draw =
+            |seed, purpose, step| host(normal(&mut rng(seed, purpose, step), [4], &Device::flex()));
         let first = draw(7, Purpose::Learn, 3);
         assert_eq!(first, draw(7, Purpose::Learn, 3));
         for other in [
@@ -106,9 +105,16 @@ mod tests {
 
     #[test]
     fn normal_numbers_have_mean_0_and_variance_1() {
-        let values = host(normal(&mut rng(1, Purpose::Learn, 0), [20_000], &Device::flex()));
+        let values = host(normal(
+            &mut rng(1, Purpose::Learn, 0),
+            [20_000],
+            &Device::flex(),
+        ));
         let mean = values.iter().sum::<f32>() / 20_000.0;
         let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / 20_000.0;
-        assert!(mean.abs() < 0.03 && (variance - 1.0).abs() < 0.03, "{mean} {variance}");
+        assert!(
+            mean.abs() < 0.03 && (variance - 1.0).abs() < 0.03,
+            "{mean} {variance}"
+        );
     }
 }

@@ -113,6 +113,11 @@ impl DifferenceTokens {
         &self.embeddings
     }
 
+    /// The embeddings alone.
+    pub(crate) fn into_embeddings(self) -> Vec<Tensor<2>> {
+        self.embeddings
+    }
+
     /// The text encoders the tokens belong to.
     pub fn base(&self) -> &Base {
         &self.base

@@ -100,7 +100,10 @@ mod tests {
             let gradient = Tensor::from_floats(gradient, &device);
             parameter = optimiser.step(parameter, gradient, &mut moments, step);
             for (found, expected) in host(parameter.clone()).into_iter().zip(expected) {
-                assert!((found - expected).abs() < 1e-6, "step {step}: {found} {expected}");
+                assert!(
+                    (found - expected).abs() < 1e-6,
+                    "step {step}: {found} {expected}"
+                );
             }
         }
     }

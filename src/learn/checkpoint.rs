@@ -116,7 +116,10 @@ impl State {
                 .map(|number| {
                     let name = per_encoder(name, number);
                     let tensor = arrays.tensor::<2>(&name, device)?;
-                    let expected = [identity.config.num_tokens, identity.base[number].hidden_size];
+                    let expected = [
+                        identity.config.num_tokens,
+                        identity.base[number].hidden_size,
+                    ];
                     if tensor.dims() == expected {
                         return Ok(tensor);
                     }
@@ -182,8 +185,9 @@ fn check_identity(arrays: &Arrays, identity: &Identity<'_>) -> Result<()> {
     };
     let metadata = |key: &str| -> Result<Value> {
         let text = arrays.metadata.get(key).map_or("", String::as_str);
-        serde_json::from_str(text)
-            .map_err(|error| Error::invalid_file(&arrays.path, format!("metadata `{key}`: {error}")))
+        serde_json::from_str(text).map_err(|error| {
+            Error::invalid_file(&arrays.path, format!("metadata `{key}`: {error}"))
+        })
     };
     let json = |value: serde_json::Result<Value>| value.unwrap_or_default();
     if metadata("base")? != json(serde_json::to_value(identity.base)) {
@@ -194,7 +198,9 @@ fn check_identity(arrays: &Arrays, identity: &Identity<'_>) -> Result<()> {
     for (name, value) in config.as_object().into_iter().flatten() {
         let before = saved.get(name).unwrap_or(&Value::Null);
         if before != value && !FREE_SETTINGS.contains(&name.as_str()) {
-            return Err(other(format!("its `{name}` is {before}, this run's {value}")));
+            return Err(other(format!(
+                "its `{name}` is {before}, this run's {value}"
+            )));
         }
     }
     if arrays.metadata.get("pairs") != Some(&identity.pairs) {

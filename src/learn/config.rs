@@ -89,7 +89,6 @@ impl Default for LearnConfig {
     }
 }
 
-
 impl LearnConfig {
     /// Checks that the settings make sense.
     ///
@@ -99,8 +98,18 @@ impl LearnConfig {
         let positive = |x: f64| x > 0.0 && x.is_finite();
         let not_negative = |x: f64| x >= 0.0 && x.is_finite();
         let checks = [
-            ("num_tokens", self.num_tokens > 0, "at least 1", self.num_tokens.to_string()),
-            ("steps", self.steps > 0, "at least 1", self.steps.to_string()),
+            (
+                "num_tokens",
+                self.num_tokens > 0,
+                "at least 1",
+                self.num_tokens.to_string(),
+            ),
+            (
+                "steps",
+                self.steps > 0,
+                "at least 1",
+                self.steps.to_string(),
+            ),
             (
                 "learning_rate",
                 positive(self.learning_rate),
@@ -113,14 +122,24 @@ impl LearnConfig {
                 "0 or more",
                 self.weight_decay.to_string(),
             ),
-            ("lambda_mse", not_negative(self.lambda_mse), "0 or more", self.lambda_mse.to_string()),
+            (
+                "lambda_mse",
+                not_negative(self.lambda_mse),
+                "0 or more",
+                self.lambda_mse.to_string(),
+            ),
             (
                 "lambda_clip",
                 not_negative(self.lambda_clip),
                 "0 or more",
                 self.lambda_clip.to_string(),
             ),
-            ("alpha", (0.0..=1.0).contains(&self.alpha), "0 to 1", self.alpha.to_string()),
+            (
+                "alpha",
+                (0.0..=1.0).contains(&self.alpha),
+                "0 to 1",
+                self.alpha.to_string(),
+            ),
             (
                 "samples_per_step",
                 self.samples_per_step > 0,

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::per_encoder;
+use crate::Result;
 use crate::progress::LossTerms;
 use crate::tokens::host;
 use crate::weights::{Array, Arrays, Values};
-use crate::{Error, Result};
 
 /// The files of one learning run, all optional.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -48,7 +48,8 @@ impl Replay {
     /// `noise_shape`: [batch, channels, h, w] of one step of this run.
     ///
     /// # Errors
-    /// [`Error::Io`], [`Error::InvalidFile`] and [`Error::Tensor`] if the arrays are missing, have
+    /// [`Io`](crate::Error::Io), [`InvalidFile`](crate::Error::InvalidFile) and
+    /// [`Tensor`](crate::Error::Tensor) if the arrays are missing, have
     /// other shapes, fewer than `steps` steps, or timesteps that the schedule does not have.
     pub fn read(
         path: &Path,
@@ -143,18 +144,20 @@ impl Trace {
     /// for a second text encoder). It can be replayed.
     ///
     /// # Errors
-    /// [`Error::Io`] if the file cannot be written.
+    /// [`Io`](crate::Error::Io) if the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         let steps = self.terms.len();
         let [batch, channels, h, w] = self.noise_shape;
         let noise_shape = [steps, batch, channels, h, w];
-        let term = |of: fn(&LossTerms) -> f32| {
-            Array::floats([steps], self.terms.iter().map(of).collect())
-        };
+        let term =
+            |of: fn(&LossTerms) -> f32| Array::floats([steps], self.terms.iter().map(of).collect());
         let mut arrays = Arrays::default()
             .with_metadata("format", "difference-trace")
             .with_metadata("first_step", self.first_step.to_string())
-            .with("timesteps", Array::integers([steps, batch], self.timesteps.clone()))
+            .with(
+                "timesteps",
+                Array::integers([steps, batch], self.timesteps.clone()),
+            )
             .with("noise", Array::floats(noise_shape, self.noise.clone()))
             .with("loss", term(|terms| terms.total))
             .with("after", term(|terms| terms.after))
@@ -195,7 +198,10 @@ mod tests {
         let draws = replay.draws(2, &Device::flex());
         assert_eq!(draws.timesteps, [2, 12]);
         assert_eq!(host(draws.noise), [2.0; 4]);
-        assert_eq!(Arrays::read(&path).unwrap().arrays["tokens"].shape(), [3, 1, 3]);
+        assert_eq!(
+            Arrays::read(&path).unwrap().arrays["tokens"].shape(),
+            [3, 1, 3]
+        );
     }
 
     #[test]
