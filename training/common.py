@@ -97,8 +97,9 @@ class Run:
         if self.path.exists():
             state = torch.load(self.path, weights_only=False)
             modules.load_state_dict(state["module"])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"]):
-                optimizer.load_state_dict(saved)
+            if not getattr(args, "export", None):
+                for optimizer, saved in zip(self.optimizers, state["optimizers"]):
+                    optimizer.load_state_dict(saved)
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
             self.step, self.seconds = state["step"], state["seconds"]

@@ -9,8 +9,8 @@ import json
 import pathlib
 import tempfile
 
-from tokenizers import ByteLevelBPETokenizer, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import AutoTokenizer, CLIPTokenizer
+from tokenizers import ByteLevelBPETokenizer, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerFast
 
 from world import corpus
 
@@ -49,10 +49,10 @@ def train_opt_tokenizer(folder: pathlib.Path):
     bpe = ByteLevelBPETokenizer(add_prefix_space=False)
     specials = ["<s>", "<pad>", "</s>", "<unk>", "<image>"]
     bpe.train_from_iterator(corpus(20_000, seed=3), vocab_size=700, min_frequency=2, special_tokens=specials, show_progress=False)
-    from transformers import GPT2TokenizerFast
-
-    tokenizer = GPT2TokenizerFast(
-        tokenizer_object=bpe._tokenizer, bos_token="</s>", eos_token="</s>", unk_token="</s>", pad_token="<pad>",
+    inner = bpe._tokenizer
+    inner.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", inner.token_to_id("</s>"))])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, bos_token="</s>", eos_token="</s>", unk_token="</s>", pad_token="<pad>",
         additional_special_tokens=["<image>"], model_max_length=MAX_LENGTH,
     )
     tokenizer.save_pretrained(folder)
