@@ -1,0 +1,197 @@
+"""The gates that the demo model must pass before the method can be judged on it, measured on the
+validation split (see README.md beside this file for the figures).
+
+    python gates.py --work WORK --model ../demo/model text          # captions drawn from noise
+    python gates.py --work WORK --model ../demo/model swap          # B inverted, caption of B'
+    python gates.py --work WORK --model ../demo/model append        # B inverted, caption of B + ", word"
+        [--inversion edit-friendly|ddim|sdedit] [--guidance difference|ordinary]
+        [--guidance-scale 2] [--skip 0.1] [--per-kind 8] [--sheet sheet.png]
+
+`swap` and `append` print, for every kind of edit, the share of pictures that show the new value
+and the share of all other attributes that are kept, both as the judge sees them.
+"""
+
+import argparse
+import json
+import pathlib
+import random
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextModel, CLIPTokenizer
+
+import common
+import judge as judging
+from world import ATTRIBUTES, KINDS, caption, render, sample_scene, word
+
+
+class Model:
+    """The frozen diffusion model, in the notation of DDIM (Song et al. 2021)."""
+
+    def __init__(self, folder: pathlib.Path, steps: int, unet=None):
+        load = dict(torch_dtype=torch.float32)
+        self.vae = AutoencoderKL.from_pretrained(folder / "vae", **load)
+        self.unet = unet or UNet2DConditionModel.from_pretrained(folder / "unet", **load).to(memory_format=torch.channels_last)
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        self.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", **load)
+        self.scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+        self.scheduler.set_timesteps(steps)
+        self.timesteps = self.scheduler.timesteps.tolist()
+        a = self.scheduler.alphas_cumprod.double()
+        self.alpha = [float(a[t]) for t in self.timesteps] + [float(self.scheduler.final_alpha_cumprod)]
+
+    def encode_prompt(self, texts):
+        ids = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        return self.text_encoder(ids).last_hidden_state
+
+    def encode_image(self, x):
+        return self.vae.encode(x).latent_dist.mode() * self.vae.config.scaling_factor
+
+    def decode(self, z):
+        return self.vae.decode(z / self.vae.config.scaling_factor).sample.clamp(-1, 1)
+
+    def predict(self, x, i, prompt, negative=None, scale=1.0, alpha=None):
+        """x_0 and noise at the i-th timestep, guided away from `negative`."""
+        t, a = self.timesteps[i], self.alpha[i] if alpha is None else alpha
+        with torch.autocast("cpu", torch.bfloat16):
+            if negative is None or scale == 1.0:
+                v = self.unet(x, t, encoder_hidden_states=prompt).sample.float()
+            else:
+                both = self.unet(torch.cat([x, x]), t, encoder_hidden_states=torch.cat([negative, prompt])).sample.float()
+                v_negative, v_prompt = both.chunk(2)
+                v = v_negative + scale * (v_prompt - v_negative)
+        return a**0.5 * x - (1 - a) ** 0.5 * v, a**0.5 * v + (1 - a) ** 0.5 * x
+
+    def step(self, x, i, eta, *prediction):
+        """One reverse step; returns the mean and sigma."""
+        x0, eps = self.predict(x, i, *prediction)
+        a, b = self.alpha[i], self.alpha[i + 1]
+        sigma = eta * ((1 - b) / (1 - a) * (1 - a / b)) ** 0.5
+        return b**0.5 * x0 + max(1 - b - sigma**2, 0) ** 0.5 * eps, sigma
+
+    def generate(self, x, prompt, negative, scale, start=0, eta=0.0, noises=None):
+        for i in range(start, len(self.timesteps)):
+            mean, sigma = self.step(x, i, eta, prompt, negative, scale)
+            x = mean if noises is None else mean + sigma * noises[i]
+        return x
+
+    def edit(self, z, source, target, negative, inversion, scale, skip):
+        steps = len(self.timesteps)
+        start = round(skip * steps)
+        if inversion == "sdedit":
+            a = self.alpha[start]
+            return self.generate(a**0.5 * z + (1 - a) ** 0.5 * torch.randn_like(z), target, negative, scale, start)
+        if inversion == "ddim":
+            x = z
+            for i in reversed(range(start, steps)):
+                # the noise at the step's quiet end stands for the noise at its loud end
+                x0, eps = self.predict(x, min(i + 1, steps - 1), source, alpha=self.alpha[i + 1])
+                x = self.alpha[i] ** 0.5 * x0 + (1 - self.alpha[i]) ** 0.5 * eps
+            return self.generate(x, target, negative, scale, start)
+        path = [self.alpha[i] ** 0.5 * z + (1 - self.alpha[i]) ** 0.5 * torch.randn_like(z) for i in range(steps)] + [z]
+        noises = [None] * steps
+        for i in range(start, steps):
+            mean, sigma = self.step(path[i], i, 1.0, source)
+            noises[i] = (path[i + 1] - mean) / max(sigma, 1e-8) if sigma > 1e-6 else torch.zeros_like(z)
+            path[i + 1] = mean + sigma * noises[i]
+        return self.generate(path[start], target, negative, scale, start, 1.0, noises)
+
+
+def edits(per_kind: int, split: str, seed: int):
+    """(kind, B, B') triples, every kind in equal number; B' always belongs to the split."""
+    rng = random.Random(seed)
+    for kind in KINDS:
+        for _ in range(per_kind):
+            after = sample_scene(rng, split)
+            yield kind, after.but(kind, rng.choice([v for v in ATTRIBUTES[kind] if v != getattr(after, kind)])), after
+
+
+def tensor(scenes):
+    return common.pictures_to_tensor(np.stack([np.asarray(render(s)) for s in scenes]))
+
+
+def report(found: np.ndarray, triples) -> dict:
+    """`found` [n, kinds]: the judge's reading of the made pictures."""
+    truth = np.array([after.labels() for *_, after in triples])
+    right = found == truth
+    table = {}
+    for i, kind in enumerate(KINDS):
+        rows = [n for n, (k, *_) in enumerate(triples) if k == kind]
+        others = [j for j in range(len(KINDS)) if j != i]
+        table[kind] = [round(float(right[rows, i].mean()), 3), round(float(right[np.ix_(rows, others)].mean()), 3)]
+    table["all"] = [round(float(np.mean([v[j] for v in table.values()])), 3) for j in (0, 1)]
+    return table
+
+
+def save_sheet(path, rows):
+    """Rows of tensors [n, 3, h, w], one picture below the other."""
+    n = len(rows[0])
+    sheet = Image.new("RGB", (n * 132 + 4, len(rows) * 132 + 4), "white")
+    for r, row in enumerate(rows):
+        for c in range(n):
+            pixels = ((row[c].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+            sheet.paste(Image.fromarray(pixels), (4 + c * 132, 4 + r * 132))
+    sheet.save(path)
+
+
+@torch.no_grad()
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("gate", choices=("text", "swap", "append"))
+    parser.add_argument("--work", type=pathlib.Path, required=True)
+    parser.add_argument("--model", type=pathlib.Path, required=True)
+    parser.add_argument("--inversion", choices=("edit-friendly", "ddim", "sdedit"), default="edit-friendly")
+    parser.add_argument("--guidance", choices=("difference", "ordinary"), default="difference")
+    parser.add_argument("--guidance-scale", type=float, default=2.0)
+    parser.add_argument("--skip", type=float, default=0.1, help="share of the steps left out at the noisy end")
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--per-kind", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=60)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--checkpoint", action="store_true", help="the U-Net of WORK/unet.ckpt instead of the model's")
+    parser.add_argument("--sheet", type=pathlib.Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    unet = None
+    if args.checkpoint:
+        import train_unet
+
+        unet = train_unet.build()
+        unet.load_state_dict(torch.load(args.work / "unet.ckpt", weights_only=False)["ema"])
+        unet = unet.to(memory_format=torch.channels_last)
+    model = Model(args.model, args.steps, unet)
+    judge = judging.load(args.work)
+    triples = list(edits(args.per_kind, "validation", args.seed))
+    made = []
+    for start in range(0, len(triples), 32):
+        kinds, before, after = zip(*triples[start : start + 32])
+        target = model.encode_prompt(
+            [f"{caption(b)}, {word(k, getattr(a, k))}" for k, b, a in zip(kinds, before, after)]
+            if args.gate == "append" else [caption(a) for a in after]
+        )
+        empty = model.encode_prompt([""] * len(after))
+        if args.gate == "text":
+            z = model.generate(torch.randn(len(after), 4, 16, 16), target, empty, args.guidance_scale)
+        else:
+            source = model.encode_prompt([caption(b) for b in before])
+            negative = source if args.guidance == "difference" else empty
+            z = model.edit(model.encode_image(tensor(before)), source, target, negative, args.inversion, args.guidance_scale, args.skip)
+        made.append(model.decode(z))
+    made = torch.cat(made)
+    table = report(judging.predict(judge, made), triples)
+    if args.gate == "text":
+        truth = np.array([after.labels() for *_, after in triples])
+        table = dict(zip(KINDS, (judging.predict(judge, made) == truth).mean(0).round(3).tolist()))
+        table["all"] = round(float(np.mean(list(table.values()))), 3)
+    print(json.dumps({k: str(v) for k, v in vars(args).items() if k in ("gate", "inversion", "guidance", "guidance_scale", "skip", "steps")} | table))
+    if args.sheet:
+        shown = [i * args.per_kind + j for i in range(len(KINDS)) for j in (0, 1)]
+        _, before, after = zip(*[triples[i] for i in shown])
+        save_sheet(args.sheet, [tensor(before), made[shown], tensor(after)])
+
+
+if __name__ == "__main__":
+    main()
