@@ -450,13 +450,26 @@ def corpus(n: int, seed: int) -> list[str]:
     return [random_caption(rng, sample_scene(rng))[0] for _ in range(n)]
 
 
+EXAMPLE = {  # the pictures of demo/images: A and A' differ in the sky alone
+    "a": Scene("castle", "red", "large", "middle", "grass", "day", "none", "flat", 11),
+    "a_prime": Scene("castle", "red", "large", "middle", "grass", "sunset", "none", "flat", 11),
+    "b": Scene("boat", "blue", "large", "left", "water", "day", "birds", "flat", 4),
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sheet", required=True)
+    parser.add_argument("--sheet", help="a page of random scenes")
+    parser.add_argument("--example", help="folder for the pictures of the built-in example")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--captions", type=int, default=0)
     args = parser.parse_args()
     rng = random.Random(args.seed)
+    if args.example:
+        for name, scene in EXAMPLE.items():
+            render(scene).save(f"{args.example}/{name}.png")
+    if not args.sheet:
+        return
     sheet = Image.new("RGB", (8 * 132 + 4, 6 * 132 + 4), "white")
     for i in range(48):
         sheet.paste(render(sample_scene(rng)), (4 + i % 8 * 132, 4 + i // 8 * 132))
