@@ -1,6 +1,17 @@
-//! From a picture to the noise it is regenerated from.
+//! From a picture to the noise it is regenerated from, and back with another prompt.
 
+use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
+
+use crate::analogy::GenerateConfig;
+use crate::pipeline::{Conditions, Pipeline};
+use crate::progress::{self, Observer, Stage};
+use crate::random::{Purpose, normal, rng};
+use crate::sample::{Ddim, NoiseSchedule, PredictionType, Solver};
+use crate::{Error, Result};
+
+/// Latents that go through the U-Net together where their order does not matter.
+const INVERSION_BATCH: usize = 4;
 
 /// How B's latents become the start of B′.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -24,4 +35,387 @@ pub enum Guidance {
     /// B's own prompt, so that nothing but the difference is amplified.
     #[default]
     Difference,
+}
+
+/// The conditions that B is inverted and B′ is generated under, each of one row.
+#[derive(Debug, Clone)]
+pub struct Branches {
+    /// P_B.
+    pub source: Conditions,
+    /// The Full Prompt [P_B, +D̃].
+    pub target: Conditions,
+    /// The negative prompt.
+    pub negative: Conditions,
+}
+
+/// The U-Net's output under guidance: `reference + scale · (conditional − reference)`
+/// (Ho & Salimans 2021), which holds for predicted noise and velocity alike.
+#[derive(Debug, Clone)]
+pub struct Guide {
+    conditional: Conditions,
+    reference: Option<Conditions>,
+    scale: f64,
+}
+
+impl Guide {
+    /// One condition without guidance.
+    pub fn plain(conditional: Conditions) -> Self {
+        Self {
+            conditional,
+            reference: None,
+            scale: 1.0,
+        }
+    }
+
+    /// Guidance from `reference` towards `conditional` and, for scales over 1, beyond.
+    pub fn new(conditional: Conditions, reference: Conditions, scale: f64) -> Self {
+        if scale == 1.0 {
+            return Self::plain(conditional);
+        }
+        Self {
+            conditional,
+            reference: Some(reference),
+            scale,
+        }
+    }
+
+    /// The output for latents [b, c, h, w] at a timestep each.
+    fn predict(&self, pipeline: &Pipeline, latents: Tensor<4>, timesteps: &[f64]) -> Tensor<4> {
+        let batch = timesteps.len();
+        let conditional = self.conditional.clone().repeat_each(batch);
+        let Some(reference) = &self.reference else {
+            return pipeline.predict(latents, timesteps, &conditional);
+        };
+        let conditions = reference
+            .clone()
+            .repeat_each(batch)
+            .followed_by(&conditional);
+        let latents = Tensor::cat(vec![latents.clone(), latents], 0); // [2 b, c, h, w]
+        let output = pipeline.predict(latents, &timesteps.repeat(2), &conditions);
+        let reference = output.clone().slice([0..batch]);
+        reference.clone() + (output.slice([batch..2 * batch]) - reference) * self.scale
+    }
+}
+
+/// Where denoising starts and what it is told on its way.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// The latents before step `step`.
+    pub latents: Tensor<4>,
+    /// The first step.
+    pub step: usize,
+    /// What is added after each step from the first on: σ_t z_t of an edit-friendly inversion.
+    /// Where there is none, solvers that need noise are given fresh noise.
+    pub residuals: Vec<Tensor<4>>,
+}
+
+/// B′'s latents from B's: inverts under P_B, then generates under the Full Prompt.
+///
+/// # Shapes
+/// `latents_b` and the result: [1, channels, h, w], scaled.
+///
+/// # Errors
+/// [`Error::Setting`] for settings that make no sense, [`Error::Stopped`] if the observer asks to
+/// stop.
+pub fn regenerate(
+    pipeline: &Pipeline,
+    latents_b: Tensor<4>,
+    branches: &Branches,
+    config: &GenerateConfig,
+    observer: Observer<'_>,
+) -> Result<Tensor<4>> {
+    config.validate()?;
+    let reference = match config.guidance {
+        Guidance::Ordinary => &branches.negative,
+        Guidance::Difference => &branches.source,
+    };
+    let source = match config.guidance {
+        Guidance::Ordinary => Guide::new(
+            branches.source.clone(),
+            branches.negative.clone(),
+            config.source_guidance_scale,
+        ),
+        Guidance::Difference => Guide::plain(branches.source.clone()),
+    };
+    let target = Guide::new(
+        branches.target.clone(),
+        reference.clone(),
+        config.guidance_scale(),
+    );
+    let eta = match config.inversion {
+        Inversion::EditFriendly => config.eta,
+        Inversion::Ddim | Inversion::Sdedit => 0.0,
+    };
+    let mut solver = Ddim::new(pipeline.schedule(), config.num_inference_steps, eta)?;
+    let start = match config.inversion {
+        Inversion::Ddim => {
+            let source = Guide::plain(branches.source.clone());
+            ddim_inversion(pipeline, latents_b, &source, config, &mut *observer)?
+        }
+        Inversion::EditFriendly => edit_friendly_inversion(
+            pipeline,
+            latents_b,
+            &source,
+            &mut solver,
+            config,
+            &mut *observer,
+        )?,
+        Inversion::Sdedit => sdedit(pipeline, latents_b, &solver, config),
+    };
+    denoise(pipeline, &target, &mut solver, start, config.seed, observer)
+}
+
+/// DDIM inversion (Song et al. 2021): each deterministic step x_t → x_s is solved for x_t, with the
+/// U-Net's output at the estimate so far; the first estimate is x_s itself, and each of
+/// `inversion_iterations` improves it (fixed-point iteration, Pan et al. 2023).
+///
+/// # Errors
+/// [`Error::InvalidInput`] if the schedule ends in pure noise but the model predicts noise, which
+/// then says nothing about the picture.
+pub fn ddim_inversion(
+    pipeline: &Pipeline,
+    latents: Tensor<4>,
+    source: &Guide,
+    config: &GenerateConfig,
+    observer: Observer<'_>,
+) -> Result<Start> {
+    let (schedule, steps) = (pipeline.schedule(), config.num_inference_steps);
+    let mut x = latents.cast(DType::F32);
+    for (done, &timestep) in schedule.timesteps(steps)?.iter().rev().enumerate() {
+        progress::step(&mut *observer, Stage::Invert, done, steps)?;
+        let previous = schedule.previous_timestep(timestep, steps);
+        let [a, b] = ddim_coefficients(schedule, timestep, previous)?;
+        let mut estimate = x.clone();
+        for _ in 0..config.inversion_iterations {
+            let output = source.predict(pipeline, estimate, &[timestep as f64]);
+            estimate = (x.clone() - output * b) / a;
+        }
+        x = estimate;
+    }
+    progress::step(observer, Stage::Invert, steps, steps)?;
+    Ok(Start {
+        latents: x,
+        step: 0,
+        residuals: Vec::new(),
+    })
+}
+
+/// A deterministic DDIM step as `x_s = a x_t + b output`, for what the model predicts.
+fn ddim_coefficients(
+    schedule: &NoiseSchedule,
+    timestep: usize,
+    previous: Option<usize>,
+) -> Result<[f64; 2]> {
+    let alpha_t = schedule.alpha_cumprod(Some(timestep));
+    let alpha_s = schedule.alpha_cumprod(previous);
+    let [signal_t, signal_s] = [alpha_t, alpha_s].map(f64::sqrt);
+    let [noise_t, noise_s] = [alpha_t, alpha_s].map(|alpha| (1.0 - alpha).sqrt());
+    match schedule.prediction_type {
+        PredictionType::Epsilon if alpha_t == 0.0 => Err(Error::invalid_input(
+            "a model that predicts noise cannot be inverted where its schedule leaves nothing of \
+             the picture; its scheduler_config.json contradicts itself",
+        )),
+        PredictionType::Epsilon => {
+            let ratio = signal_s / signal_t;
+            Ok([ratio, noise_s - ratio * noise_t])
+        }
+        PredictionType::VPrediction => Ok([
+            signal_s * signal_t + noise_s * noise_t,
+            noise_s * signal_t - signal_s * noise_t,
+        ]),
+        PredictionType::Sample => {
+            let ratio = noise_s / noise_t;
+            Ok([ratio, signal_s - ratio * signal_t])
+        }
+    }
+}
+
+/// Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2024): the x_t are made from B with
+/// independent noise each, and `σ_t z_t = x_{t−1} − μ_t(x_t)` is what makes B come out again. The
+/// first `skip` of the schedule is left out. The residual σ_t z_t is kept rather than z_t, so that
+/// B comes out exactly even where the last step has σ = 0.
+///
+/// # Errors
+/// [`Error::Stopped`] if the observer asks to stop.
+pub fn edit_friendly_inversion(
+    pipeline: &Pipeline,
+    latents: Tensor<4>,
+    source: &Guide,
+    solver: &mut Ddim,
+    config: &GenerateConfig,
+    observer: Observer<'_>,
+) -> Result<Start> {
+    let device = latents.device();
+    let latents = latents.cast(DType::F32);
+    let timesteps = solver.timesteps().to_vec();
+    let steps = timesteps.len();
+    let first = part_of(config.skip, steps).min(steps.saturating_sub(1));
+    let mut path: Vec<Tensor<4>> = (first..steps)
+        .map(|i| {
+            let noise = normal(
+                &mut rng(config.seed, Purpose::Generate, i),
+                latents.dims(),
+                &device,
+            );
+            solver.add_noise(i, latents.clone(), noise)
+        })
+        .collect();
+    path.push(latents); // path[i - first] is the latents before step i
+    let numbers: Vec<usize> = (first..steps).collect();
+    let mut residuals = Vec::with_capacity(numbers.len());
+    for chunk in numbers.chunks(INVERSION_BATCH) {
+        let (done, total) = (residuals.len(), numbers.len());
+        progress::step(&mut *observer, Stage::Invert, done, total)?;
+        let together = Tensor::cat(path[done..done + chunk.len()].to_vec(), 0);
+        let outputs = source.predict(
+            pipeline,
+            together,
+            &timesteps[chunk[0]..chunk[0] + chunk.len()],
+        );
+        for (row, &i) in chunk.iter().enumerate() {
+            let output = outputs.clone().slice([row..row + 1]);
+            let place = i - first;
+            let mean = solver.step(i, output, path[place].clone(), None);
+            residuals.push(path[place + 1].clone() - mean);
+        }
+    }
+    progress::step(observer, Stage::Invert, numbers.len(), numbers.len())?;
+    Ok(Start {
+        latents: path.swap_remove(0),
+        step: first,
+        residuals,
+    })
+}
+
+/// SDEdit (Meng et al. 2022): B with as much noise as the schedule has at `sdedit_strength` of its
+/// length, as diffusers' image-to-image does it.
+pub fn sdedit(
+    pipeline: &Pipeline,
+    latents: Tensor<4>,
+    solver: &dyn Solver,
+    config: &GenerateConfig,
+) -> Start {
+    let steps = solver.timesteps().len();
+    let step = steps - part_of(config.sdedit_strength, steps);
+    let latents = latents.cast(DType::F32);
+    let mut rng = rng(config.seed, Purpose::Generate, 0);
+    let noise = normal(&mut rng, latents.dims(), pipeline.device());
+    Start {
+        latents: if step < steps {
+            solver.add_noise(step, latents, noise)
+        } else {
+            latents
+        },
+        step,
+        residuals: Vec::new(),
+    }
+}
+
+/// The whole steps in a fraction of `steps`.
+fn part_of(fraction: f64, steps: usize) -> usize {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a fraction from 0 to 1 of a small number"
+    )]
+    let part = (fraction * steps as f64 + 1e-9).floor() as usize;
+    part.min(steps)
+}
+
+/// Runs a solver from a start to the end of its schedule.
+///
+/// # Errors
+/// [`Error::Stopped`] if the observer asks to stop.
+pub fn denoise(
+    pipeline: &Pipeline,
+    guide: &Guide,
+    solver: &mut dyn Solver,
+    start: Start,
+    seed: u64,
+    observer: Observer<'_>,
+) -> Result<Tensor<4>> {
+    let timesteps = solver.timesteps().to_vec();
+    let total = timesteps.len() - start.step;
+    let mut latents = start.latents;
+    for (done, i) in (start.step..timesteps.len()).enumerate() {
+        progress::step(&mut *observer, Stage::Generate, done, total)?;
+        let input = solver.scale_model_input(i, latents.clone());
+        let output = guide.predict(pipeline, input, &timesteps[i..=i]);
+        let fresh = (solver.needs_noise() && start.residuals.is_empty()).then(|| {
+            let mut rng = rng(seed, Purpose::Sample, i);
+            normal(&mut rng, latents.dims(), pipeline.device())
+        });
+        latents = solver.step(i, output, latents, fresh);
+        if let Some(residual) = start.residuals.get(done) {
+            latents = latents + residual.clone();
+        }
+    }
+    progress::step(observer, Stage::Generate, total, total)?;
+    Ok(latents)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::sample::SchedulerConfig;
+
+    fn schedule(prediction_type: PredictionType, zero_snr: bool) -> NoiseSchedule {
+        let config = SchedulerConfig {
+            prediction_type,
+            rescale_betas_zero_snr: zero_snr,
+            ..SchedulerConfig::default()
+        };
+        NoiseSchedule::new(&config, Path::new("scheduler_config.json")).unwrap()
+    }
+
+    #[test]
+    fn coefficients_take_true_noise_from_one_level_to_the_next() {
+        // x_t = √ᾱ_t x₀ + √(1 − ᾱ_t) ε must become x_s of the same x₀ and ε.
+        let (original, noise) = (0.3, -1.2);
+        for kind in [
+            PredictionType::Epsilon,
+            PredictionType::VPrediction,
+            PredictionType::Sample,
+        ] {
+            let schedule = schedule(kind, false);
+            let level = |t: Option<usize>| {
+                let alpha = schedule.alpha_cumprod(t);
+                (alpha.sqrt(), (1.0 - alpha).sqrt())
+            };
+            for (t, s) in [(999, Some(979)), (500, Some(480)), (19, None)] {
+                let [a, b] = ddim_coefficients(&schedule, t, s).unwrap();
+                let (signal, sigma) = level(Some(t));
+                let output = match kind {
+                    PredictionType::Epsilon => noise,
+                    PredictionType::VPrediction => signal * noise - sigma * original,
+                    PredictionType::Sample => original,
+                };
+                let found = a * (signal * original + sigma * noise) + b * output;
+                let (signal, sigma) = level(s);
+                assert!(
+                    (found - (signal * original + sigma * noise)).abs() < 1e-9,
+                    "{kind:?} {t}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn pure_noise_can_be_inverted_by_velocity_but_not_by_noise() {
+        let velocity = schedule(PredictionType::VPrediction, true);
+        let [a, b] = ddim_coefficients(&velocity, 999, Some(979)).unwrap();
+        assert!(a.is_finite() && b.is_finite() && a > 0.0);
+        let noise = schedule(PredictionType::Epsilon, true);
+        assert!(ddim_coefficients(&noise, 999, Some(979)).is_err());
+    }
+
+    #[test]
+    fn fractions_of_the_schedule_are_whole_steps() {
+        assert_eq!(part_of(0.36, 100), 36);
+        assert_eq!(part_of(0.29, 100), 29);
+        assert_eq!(part_of(1.0, 7), 7);
+        assert_eq!(part_of(0.0, 7), 0);
+    }
 }
