@@ -6,7 +6,6 @@ once and from nothing, to say the canonical caption of a picture.
 """
 
 import json
-import math
 import pathlib
 
 import numpy as np
@@ -23,19 +22,9 @@ from world import ATTRIBUTES, FRAGMENT, KINDS, SENTENCE, caption
 WIDTH, QUERIES = 128, 16
 
 
-def positions(side: int, width: int) -> torch.Tensor:
-    """Sines and cosines of the column and the row of each patch, [1, side² + 1, width]; the
-    embeddings start there, or else left and right stay the same to the model for a long time."""
-    frequencies = math.pi * 2.0 ** torch.linspace(-2, 2, width // 4)
-    angles = (torch.arange(side) / side)[:, None] * frequencies
-    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, width / 2]
-    grid = torch.cat([axis[None].expand(side, -1, -1), axis[:, None].expand(-1, side, -1)], dim=2)
-    return torch.cat([torch.zeros(1, width), 0.5 * grid.flatten(0, 1)])[None]
-
-
 def build(tokenizer) -> Blip2ForConditionalGeneration:
     end = tokenizer.eos_token_id
-    model = Blip2ForConditionalGeneration(Blip2Config(
+    return Blip2ForConditionalGeneration(Blip2Config(
         vision_config=Blip2VisionConfig(hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=4, num_attention_heads=4, image_size=128, patch_size=16),
         qformer_config=Blip2QFormerConfig(
             hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=4, intermediate_size=2 * WIDTH, encoder_hidden_size=WIDTH,
@@ -47,8 +36,6 @@ def build(tokenizer) -> Blip2ForConditionalGeneration:
         ),
         num_query_tokens=QUERIES, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
     ))
-    model.vision_model.embeddings.position_embedding.data = positions(8, WIDTH)
-    return model
 
 
 def told(text: str) -> dict[str, str]:
@@ -80,7 +67,7 @@ def evaluate(model, tokenizer, pictures, scenes) -> dict[str, float]:
 
 
 def main():
-    parser = common.arguments(__doc__, steps=800, batch=64, lr=2e-3, seed=40)
+    parser = common.arguments(__doc__, steps=1500, batch=64, lr=2e-3, seed=40)
     parser.add_argument("--export", type=pathlib.Path)
     args = parser.parse_args()
     folder = args.work / "opt_tokenizer"

@@ -1,0 +1,344 @@
+//! `dinv doctor`: what the program found on this machine.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use difference_inversion::analogy::ModelPaths;
+use serde::Serialize;
+use sysinfo::System;
+
+use super::flags::{General, ModelSettings};
+use super::record::{captioner_folder, clip_folder, weight_files};
+use super::report;
+
+/// Check the device, the memory and the model files
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  dinv doctor --model ~/stable-diffusion-v1-5")]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    model: ModelSettings,
+    #[command(flatten)]
+    general: General,
+}
+
+/// Everything `dinv doctor` reports.
+#[derive(Debug, Serialize)]
+struct Findings {
+    program: String,
+    device: String,
+    devices_built_in: Vec<&'static str>,
+    threads: usize,
+    simd: Vec<&'static str>,
+    memory: Memory,
+    model: Option<PathBuf>,
+    components: Vec<Component>,
+    /// What is wrong, each with what to do.
+    problems: Vec<String>,
+}
+
+/// Memory in MiB.
+#[derive(Debug, Serialize)]
+struct Memory {
+    total: u64,
+    available: u64,
+    /// The most this process has used.
+    peak: Option<u64>,
+}
+
+/// A part of the model.
+#[derive(Debug, Serialize)]
+struct Component {
+    name: &'static str,
+    needed_for: &'static str,
+    folder: PathBuf,
+    /// Size of its weights in bytes, or what is wrong with it.
+    state: Result<u64, String>,
+}
+
+/// Reports what was found; a missing part is a finding, not a failure.
+pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
+    let models: ModelSettings = args.general.settings(&[&args.model])?.resolve()?;
+    let findings = examine(&models);
+    if args.general.json {
+        report::json(&findings)
+    } else {
+        print(&findings)
+    }
+}
+
+fn examine(models: &ModelSettings) -> Findings {
+    let mut problems = Vec::new();
+    if let Err(error) = models.device() {
+        problems.push(error.to_string());
+    }
+    let (model, components) = match models.paths() {
+        Ok(paths) => (Some(paths.model.clone()), components(&paths)),
+        Err(error) => {
+            problems.push(format!("{error}; name a diffusers folder with --model"));
+            (None, Vec::new())
+        }
+    };
+    for component in &components {
+        if let Err(reason) = &component.state {
+            problems.push(format!(
+                "{} ({}): {reason}",
+                component.name, component.needed_for
+            ));
+        }
+    }
+    Findings {
+        program: format!("{} {}", env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION")),
+        device: models.device_name().to_owned(),
+        devices_built_in: devices_built_in(),
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        simd: simd(),
+        memory: memory(),
+        model,
+        components,
+        problems,
+    }
+}
+
+/// The parts of a model that the program uses.
+fn components(paths: &ModelPaths) -> Vec<Component> {
+    let part = |name| paths.model.join(name);
+    let second = part("text_encoder_2");
+    let mut parts = vec![
+        ("unet", "every picture", part("unet")),
+        ("vae", "every picture", part("vae")),
+        ("text_encoder", "every picture", part("text_encoder")),
+        ("tokenizer", "every picture", part("tokenizer")),
+        ("scheduler", "every picture", part("scheduler")),
+        ("clip", "learning", clip_folder(paths)),
+        (
+            "captioner",
+            "captions; without it, give your own",
+            captioner_folder(paths),
+        ),
+    ];
+    if second.is_dir() {
+        parts.insert(3, ("text_encoder_2", "every picture", second));
+    }
+    parts
+        .into_iter()
+        .map(|(name, needed_for, folder)| {
+            let state = match name {
+                "tokenizer" => size_of(
+                    &folder,
+                    &[&["tokenizer.json"], &["vocab.json", "merges.txt"]],
+                ),
+                "scheduler" => size_of(&folder, &[&["scheduler_config.json"]]),
+                _ => weights_size(&folder),
+            };
+            Component {
+                name,
+                needed_for,
+                folder,
+                state,
+            }
+        })
+        .collect()
+}
+
+/// Size of a folder's weights.
+fn weights_size(folder: &Path) -> Result<u64, String> {
+    if !folder.is_dir() {
+        return Err(format!("{} is missing", folder.display()));
+    }
+    if !folder.join("config.json").is_file() {
+        return Err(format!("{}/config.json is missing", folder.display()));
+    }
+    let files = weight_files(folder).map_err(|error| error.to_string())?;
+    sum_of_sizes(&files)
+}
+
+/// Size of the first set of files that is complete.
+fn size_of(folder: &Path, alternatives: &[&[&str]]) -> Result<u64, String> {
+    for names in alternatives {
+        let files: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
+        if files.iter().all(|file| file.is_file()) {
+            return sum_of_sizes(&files);
+        }
+    }
+    let wanted: Vec<String> = alternatives
+        .iter()
+        .map(|names| names.join(" and "))
+        .collect();
+    Err(format!(
+        "{} holds no {}",
+        folder.display(),
+        wanted.join(", and no ")
+    ))
+}
+
+fn sum_of_sizes(files: &[PathBuf]) -> Result<u64, String> {
+    files
+        .iter()
+        .map(|file| {
+            let metadata = fs::metadata(file);
+            metadata
+                .map(|data| data.len())
+                .map_err(|error| format!("{}: {error}", file.display()))
+        })
+        .sum()
+}
+
+fn memory() -> Memory {
+    let mut system = System::new();
+    system.refresh_memory();
+    Memory {
+        total: mib(system.total_memory()),
+        available: mib(system.available_memory()),
+        peak: peak(),
+    }
+}
+
+/// The most memory this process has used, where the system tells (Linux).
+fn peak() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib.div_ceil(1 << 10))
+}
+
+fn mib(bytes: u64) -> u64 {
+    bytes >> 20
+}
+
+fn devices_built_in() -> Vec<&'static str> {
+    let devices = [
+        ("cpu", true),
+        ("cuda", cfg!(feature = "cuda")),
+        ("metal", cfg!(feature = "metal")),
+        ("vulkan", cfg!(feature = "vulkan")),
+        ("wgpu", cfg!(feature = "wgpu")),
+    ];
+    devices
+        .into_iter()
+        .filter(|(_, built_in)| *built_in)
+        .map(|(name, _)| name)
+        .collect()
+}
+
+/// The vector instructions of this processor that the program makes use of.
+fn simd() -> Vec<&'static str> {
+    #[cfg(target_arch = "x86_64")]
+    let found = [
+        ("avx512", std::arch::is_x86_feature_detected!("avx512f")),
+        ("avx2", std::arch::is_x86_feature_detected!("avx2")),
+        ("fma", std::arch::is_x86_feature_detected!("fma")),
+    ];
+    #[cfg(target_arch = "aarch64")]
+    let found = [("neon", std::arch::is_aarch64_feature_detected!("neon"))];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let found: [(&str, bool); 0] = [];
+    found
+        .into_iter()
+        .filter(|(_, there)| *there)
+        .map(|(name, _)| name)
+        .collect()
+}
+
+fn print(findings: &Findings) -> anyhow::Result<()> {
+    let field = |name: &str, value: String| report::line(format_args!("{name:<10} {value}"));
+    report::line(&findings.program)?;
+    field(
+        "device",
+        format!(
+            "{} (built in: {})",
+            findings.device,
+            findings.devices_built_in.join(", ")
+        ),
+    )?;
+    field("threads", findings.threads.to_string())?;
+    let simd = if findings.simd.is_empty() {
+        "none".into()
+    } else {
+        findings.simd.join(", ")
+    };
+    field("simd", simd)?;
+    let memory = &findings.memory;
+    let peak = memory
+        .peak
+        .map(|peak| format!(", peak of this check {peak} MiB"));
+    field(
+        "memory",
+        format!(
+            "{} MiB, {} MiB available{}",
+            memory.total,
+            memory.available,
+            peak.unwrap_or_default()
+        ),
+    )?;
+    if let Some(model) = &findings.model {
+        field("model", model.display().to_string())?;
+        for Component {
+            name,
+            folder,
+            state,
+            ..
+        } in &findings.components
+        {
+            let state = match state {
+                Ok(bytes) => size(*bytes),
+                Err(_) => "missing".into(),
+            };
+            report::line(format_args!(
+                "  {name:<15} {state:>9}  {}",
+                folder.display()
+            ))?;
+        }
+    }
+    for problem in &findings.problems {
+        report::line(format_args!("missing: {problem}"))?;
+    }
+    if findings.problems.is_empty() {
+        report::line("everything is there")?;
+    }
+    Ok(())
+}
+
+/// A size in bytes, kB, MB or GB.
+fn size(bytes: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+    let value = bytes as f64;
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.1} kB", value / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", value / 1e6),
+        _ => format!("{:.2} GB", value / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_put_for_people() {
+        assert_eq!(size(12), "12 B");
+        assert_eq!(size(1_500), "1.5 kB");
+        assert_eq!(size(17_600_000), "17.6 MB");
+        assert_eq!(size(3_440_000_000), "3.44 GB");
+    }
+
+    #[test]
+    fn a_folder_without_weights_is_a_finding() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = weights_size(&folder.path().join("unet"));
+        assert!(state.unwrap_err().ends_with("unet is missing"));
+        let state = size_of(
+            folder.path(),
+            &[&["tokenizer.json"], &["vocab.json", "merges.txt"]],
+        );
+        assert!(
+            state
+                .unwrap_err()
+                .ends_with("no tokenizer.json, and no vocab.json and merges.txt")
+        );
+    }
+}

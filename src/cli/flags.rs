@@ -1,0 +1,387 @@
+//! The flags that several subcommands share. Every field is a setting of the same name in a
+//! `--config` file; what is not given stays `None`.
+
+use std::path::PathBuf;
+
+use burn::tensor::{Device, FloatDType};
+use clap::Args;
+use difference_inversion::analogy::{Example, ModelPaths, Models};
+use difference_inversion::image::load_image;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::locate;
+use super::report::Failure;
+use super::settings::{ErasedFlags, Settings};
+
+/// Which models, and where they run.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+#[serde(default)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct ModelSettings {
+    /// A diffusers pipeline folder [default: the demo model]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// The joint space, a transformers CLIPModel folder [default: MODEL/clip]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) clip: Option<PathBuf>,
+    /// A transformers Blip2ForConditionalGeneration folder [default: MODEL/captioner]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) captioner: Option<PathBuf>,
+    /// Where the models run [default: cpu]
+    #[arg(long, value_parser = ["cpu", "cuda", "metal", "vulkan", "wgpu"])]
+    pub(crate) device: Option<String>,
+    /// Number format of the weights [default: f32]
+    #[arg(long, value_parser = ["f32", "f16", "bf16"])]
+    pub(crate) dtype: Option<String>,
+}
+
+impl ModelSettings {
+    /// The device; GPUs only where their cargo feature was built in.
+    pub(crate) fn device(&self) -> anyhow::Result<Device> {
+        let name = self.device_name();
+        match name {
+            "cpu" => Ok(Device::flex()),
+            #[cfg(feature = "cuda")]
+            "cuda" => Ok(Device::cuda(0)),
+            #[cfg(feature = "metal")]
+            "metal" => Ok(Device::metal(Default::default())),
+            #[cfg(feature = "vulkan")]
+            "vulkan" => Ok(Device::vulkan(Default::default())),
+            #[cfg(feature = "wgpu")]
+            "wgpu" => Ok(Device::wgpu(Default::default())),
+            _ => {
+                let message = format!("device `{name}` is not built into this program");
+                let hint = format!("build it with `cargo build --release --features {name}`");
+                Err(Failure::usage(message).hint(hint).into())
+            }
+        }
+    }
+
+    /// Name of the device.
+    pub(crate) fn device_name(&self) -> &str {
+        self.device.as_deref().unwrap_or("cpu")
+    }
+
+    /// The number format of the weights.
+    pub(crate) fn dtype(&self) -> anyhow::Result<FloatDType> {
+        match self.dtype_name() {
+            "f32" => Ok(FloatDType::F32),
+            "f16" => Ok(FloatDType::F16),
+            "bf16" => Ok(FloatDType::BF16),
+            other => {
+                let message = format!("dtype: expected f32, f16 or bf16, found `{other}`");
+                Err(Failure::usage(message).into())
+            }
+        }
+    }
+
+    /// Name of the number format.
+    pub(crate) fn dtype_name(&self) -> &str {
+        self.dtype.as_deref().unwrap_or("f32")
+    }
+
+    /// Opens the models at `paths`.
+    pub(crate) fn open(&self, paths: &ModelPaths) -> anyhow::Result<Models> {
+        Ok(Models::open(paths, &self.device()?, self.dtype()?)?)
+    }
+
+    /// Where the models are; without `--model`, the demo model.
+    pub(crate) fn paths(&self) -> anyhow::Result<ModelPaths> {
+        let model = match &self.model {
+            Some(model) => model.clone(),
+            None => locate::demo_model()?,
+        };
+        Ok(ModelPaths {
+            model,
+            clip: self.clip.clone(),
+            captioner: self.captioner.clone(),
+        })
+    }
+}
+
+/// What every subcommand understands.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "General")]
+pub(crate) struct General {
+    /// Settings from a TOML file; flags go before it
+    #[arg(long, value_name = "FILE.toml")]
+    pub(crate) config: Option<PathBuf>,
+    /// Print the results as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No progress, only errors and notes
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+impl General {
+    /// The settings given by flags and by the `--config` file.
+    pub(crate) fn settings(&self, flags: &[&dyn ErasedFlags]) -> anyhow::Result<Settings> {
+        Settings::new(self.config.as_deref(), flags)
+    }
+}
+
+/// The seed of everything random.
+#[derive(Debug, Clone, Default, Args, Serialize)]
+#[command(next_help_heading = "General")]
+pub(crate) struct SeedFlag {
+    /// Seed of everything random; the same seed gives the same result [default: 0]
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+/// How prompts are made.
+#[derive(Debug, Clone, Default, Args, Serialize)]
+#[command(next_help_heading = "Prompts")]
+pub(crate) struct PromptFlags {
+    /// What stands for a picture in words [default: caption]
+    #[arg(long, value_parser = ["caption", "optimised", "caption+optimised", "text"])]
+    prompt_mode: Option<String>,
+    /// Words of an optimised prompt [default: 10]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pez_tokens: Option<usize>,
+    /// Steps of the search for an optimised prompt [default: 200]
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pez_steps: Option<usize>,
+    /// Learning rate of that search [default: 0.1]
+    #[arg(long, value_name = "RATE", hide_short_help = true)]
+    pez_learning_rate: Option<f64>,
+    /// Weight decay of that search [default: 0.1]
+    #[arg(long, value_name = "DECAY", hide_short_help = true)]
+    pez_weight_decay: Option<f64>,
+}
+
+/// How the difference is learned.
+#[derive(Debug, Clone, Default, Args, Serialize)]
+#[command(next_help_heading = "Learning")]
+pub(crate) struct LearnFlags {
+    /// Optimisation steps
+    #[arg(long, value_name = "N")]
+    steps: Option<usize>,
+    /// Difference tokens
+    #[arg(long, value_name = "N")]
+    num_tokens: Option<usize>,
+    /// AdamW's learning rate
+    #[arg(long, value_name = "RATE")]
+    learning_rate: Option<f64>,
+    /// Between the image delta (0) and the text delta (1)
+    #[arg(long, value_name = "0..1")]
+    alpha: Option<f64>,
+    /// Weight of the CLIP loss; 0 leaves it out
+    #[arg(long, value_name = "WEIGHT")]
+    lambda_clip: Option<f64>,
+    /// Weight of the token consistency loss
+    #[arg(long, value_name = "WEIGHT", hide_short_help = true)]
+    lambda_mse: Option<f64>,
+    /// What the CLIP loss follows; `image` alone is an ablation
+    #[arg(long, value_parser = ["interpolated", "image", "text"], hide_short_help = true)]
+    delta: Option<String>,
+    /// Whether taking the difference away from A′ must explain A; `false` is an ablation
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", hide_short_help = true)]
+    consistency: Option<bool>,
+    /// How the tokens start: `zero`, `random`, or `word:TEXT`; all but zero are ablations
+    #[arg(long, value_name = "START", value_parser = initialisation, hide_short_help = true)]
+    initialisation: Option<Value>,
+    /// AdamW's weight decay
+    #[arg(long, value_name = "DECAY", hide_short_help = true)]
+    weight_decay: Option<f64>,
+    /// Draws of timestep and noise per pair and step
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    samples_per_step: Option<usize>,
+    /// Bound on a token's norm, in median norms of the vocabulary
+    #[arg(long, value_name = "NORM", hide_short_help = true)]
+    max_norm: Option<f64>,
+    /// Probability with which a word of both prompts is left out of a step
+    #[arg(long, value_name = "0..1", hide_short_help = true)]
+    prompt_dropout: Option<f64>,
+    /// Latent pixels by which both pictures are moved together at random
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    jitter: Option<usize>,
+    /// Judge the tokens every N steps and keep the best; 0 keeps the last
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    select_every: Option<usize>,
+    /// Draws of timestep and noise they are judged on
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    select_samples: Option<usize>,
+    /// Stop after N judgements without improvement
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    patience: Option<usize>,
+    /// Write a checkpoint every N steps
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    checkpoint_every: Option<usize>,
+}
+
+/// How B′ is made from B.
+#[derive(Debug, Clone, Default, Args, Serialize)]
+#[command(next_help_heading = "Making B′")]
+pub(crate) struct GenerateFlags {
+    /// How B is turned into noise
+    #[arg(long, value_parser = ["edit-friendly", "ddim", "sdedit"])]
+    inversion: Option<String>,
+    /// What guidance moves away from: B's own prompt, or the negative prompt
+    #[arg(long, value_parser = ["difference", "ordinary"])]
+    guidance: Option<String>,
+    /// How far guidance goes; 1 is none
+    #[arg(long, value_name = "SCALE")]
+    guidance_scale: Option<f64>,
+    /// Steps of the sampling schedule
+    #[arg(long, value_name = "N")]
+    num_inference_steps: Option<usize>,
+    /// How much of the difference is applied
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
+    strength: Option<f64>,
+    /// Undo the difference instead of applying it
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true")]
+    reverse: Option<bool>,
+    /// What ordinary guidance moves away from
+    #[arg(long, value_name = "TEXT", hide_short_help = true)]
+    negative_prompt: Option<String>,
+    /// Guidance while B is turned into noise
+    #[arg(long, value_name = "SCALE", hide_short_help = true)]
+    source_guidance_scale: Option<f64>,
+    /// Edit-friendly: fraction of the schedule left out at its noisy end
+    #[arg(long, value_name = "0..1", hide_short_help = true)]
+    skip: Option<f64>,
+    /// DDIM: fixed-point iterations per inversion step
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    inversion_iterations: Option<usize>,
+    /// SDEdit: how far B is noised
+    #[arg(long, value_name = "0..1", hide_short_help = true)]
+    sdedit_strength: Option<f64>,
+    /// Randomness of the sampling steps: 0 is DDIM, 1 is DDPM
+    #[arg(long, value_name = "0..1", hide_short_help = true)]
+    eta: Option<f64>,
+}
+
+fn initialisation(text: &str) -> Result<Value, String> {
+    match text.split_once(':') {
+        Some(("word", words)) if !words.trim().is_empty() => Ok(json!({ "word": words })),
+        None if ["zero", "random"].contains(&text) => Ok(json!(text)),
+        _ => Err("expected `zero`, `random` or `word:TEXT`".into()),
+    }
+}
+
+/// The pictures that show the difference, and what is said about them.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Pairs {
+    /// A, the picture before; give several pairs for one difference
+    #[arg(long, value_name = "FILE")]
+    pub(crate) a: Vec<PathBuf>,
+    /// A′, the picture after
+    #[arg(long, value_name = "FILE")]
+    pub(crate) a_prime: Vec<PathBuf>,
+    /// Caption of A in place of the captioner's; once per pair
+    #[arg(long, value_name = "TEXT", help_heading = "Prompts")]
+    pub(crate) caption_a: Vec<String>,
+    /// Caption of A′ in place of the captioner's; once per pair
+    #[arg(long, value_name = "TEXT", help_heading = "Prompts")]
+    pub(crate) caption_a_prime: Vec<String>,
+}
+
+impl Pairs {
+    /// Checks that everything was given as often as it has to be.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let count = self.a.len();
+        if self.a_prime.len() != count {
+            let message = format!(
+                "expected an `--a-prime` for every `--a`, found {} and {count}",
+                self.a_prime.len()
+            );
+            return Err(Failure::usage(message).into());
+        }
+        check_captions("--caption-a", self.caption_a.len(), "--a", count)?;
+        check_captions(
+            "--caption-a-prime",
+            self.caption_a_prime.len(),
+            "--a",
+            count,
+        )
+    }
+
+    /// Reads the pictures.
+    pub(crate) fn read(&self) -> anyhow::Result<Vec<Example>> {
+        let pairs = self.a.iter().zip(&self.a_prime).enumerate();
+        pairs
+            .map(|(index, (a, a_prime))| {
+                Ok(Example {
+                    a: load_image(a)?,
+                    a_prime: load_image(a_prime)?,
+                    caption_a: self.caption_a.get(index).cloned(),
+                    caption_a_prime: self.caption_a_prime.get(index).cloned(),
+                })
+            })
+            .collect()
+    }
+}
+
+/// Captions are given for all pictures of a kind or for none.
+pub(crate) fn check_captions(
+    flag: &str,
+    captions: usize,
+    picture_flag: &str,
+    pictures: usize,
+) -> anyhow::Result<()> {
+    if captions == 0 || captions == pictures {
+        return Ok(());
+    }
+    let message = format!(
+        "expected `{flag}` never or once for every `{picture_flag}`, found {captions} and {pictures}"
+    );
+    Err(Failure::usage(message).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// Every value that `--help` offers for a setting is one that the library reads.
+    #[test]
+    fn offered_values_are_understood() {
+        let command = crate::cli::Cli::command();
+        let analogy = command.find_subcommand("analogy").unwrap();
+        let settings = |name: &str, value: Value| {
+            Settings::new(None, &[&json!({ name: value })])
+                .unwrap()
+                .analogy()
+        };
+        for name in ["prompt_mode", "delta", "inversion", "guidance"] {
+            let flag = analogy
+                .get_arguments()
+                .find(|arg| arg.get_id() == name)
+                .unwrap();
+            let values = flag.get_possible_values();
+            assert!(values.len() >= 2);
+            for value in values {
+                settings(name, json!(value.get_name())).unwrap();
+            }
+            assert!(settings(name, json!("something else")).is_err());
+        }
+        for text in ["zero", "random", "word:blue sky"] {
+            settings("initialisation", initialisation(text).unwrap()).unwrap();
+        }
+        assert!(initialisation("ones").is_err());
+    }
+
+    /// Every setting of an analogy can be given by a flag.
+    #[test]
+    fn every_setting_has_a_flag() {
+        let command = crate::cli::Cli::command();
+        let analogy = command.find_subcommand("analogy").unwrap();
+        let flags: Vec<&str> = analogy
+            .get_arguments()
+            .map(|arg| arg.get_id().as_str())
+            .collect();
+        let config =
+            serde_json::to_value(difference_inversion::analogy::AnalogyConfig::default()).unwrap();
+        for group in config.as_object().unwrap().values() {
+            for name in group.as_object().unwrap().keys() {
+                assert!(flags.contains(&name.as_str()), "no flag for `{name}`");
+            }
+        }
+    }
+}

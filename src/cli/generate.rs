@@ -1,0 +1,116 @@
+//! `dinv generate`: plain text-to-image, with or without a learned difference.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use difference_inversion::analogy::{self, TextToImage};
+use difference_inversion::image::save_png;
+use difference_inversion::sample::SolverKind;
+use difference_inversion::tokens::DifferenceTokens;
+use difference_inversion::weights::Arrays;
+use serde::Serialize;
+use serde_json::json;
+
+use super::flags::{General, ModelSettings, SeedFlag};
+use super::output::check_file;
+use super::record::Recipe;
+use super::report;
+use super::watch::{self, Watcher};
+
+/// Draw a picture from words
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  dinv generate --prompt \"a red house on a hill\" -o house.png
+  dinv generate --prompt \"a red house on a hill\" --embedding night.safetensors -o night-house.png")]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    words: TextFlags,
+    /// Difference tokens to put behind the prompt
+    #[arg(long, value_name = "FILE")]
+    embedding: Option<PathBuf>,
+    /// Start from the tensor `latents` [1, 4, h, w] in a safetensors file instead of the seed's noise
+    #[arg(long, value_name = "FILE")]
+    init_latents: Option<PathBuf>,
+    /// File for the picture
+    #[arg(long, short, value_name = "FILE", default_value = "generated.png")]
+    output: PathBuf,
+    /// Replace the file if it exists
+    #[arg(long)]
+    overwrite: bool,
+    #[command(flatten)]
+    model: ModelSettings,
+    #[command(flatten)]
+    seed: SeedFlag,
+    #[command(flatten)]
+    general: General,
+}
+
+/// The settings of [`TextToImage`], as far as they were given.
+#[derive(Debug, Clone, Args, Serialize)]
+struct TextFlags {
+    /// What to draw
+    #[arg(long, value_name = "TEXT")]
+    prompt: String,
+    /// What to stay away from
+    #[arg(long, value_name = "TEXT")]
+    negative_prompt: Option<String>,
+    /// How closely to follow the prompt; 1 is no guidance [default: 7.5]
+    #[arg(long, value_name = "SCALE")]
+    guidance_scale: Option<f64>,
+    /// Steps of the sampling schedule [default: 50]
+    #[arg(long, value_name = "N")]
+    num_inference_steps: Option<usize>,
+    /// How the noise is removed [default: as the model's folder says]
+    #[arg(long, value_parser = SolverKind::ALL.map(SolverKind::name))]
+    scheduler: Option<String>,
+    /// How much of the difference tokens to use [default: 1]
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
+    strength: Option<f64>,
+}
+
+/// Draws the picture.
+pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
+    let settings = args
+        .general
+        .settings(&[&args.words, &args.model, &args.seed])?;
+    let models: ModelSettings = settings.resolve()?;
+    let paths = models.paths()?;
+    let request: TextToImage = settings.resolve()?;
+    let device = models.device()?;
+
+    let tokens = match &args.embedding {
+        Some(path) => Some(DifferenceTokens::load(path, &device)?),
+        None => None,
+    };
+    let init_latents = match &args.init_latents {
+        Some(path) => Some(Arrays::read(path)?.tensor("latents", &device)?),
+        None => None,
+    };
+    check_file(&args.output, args.overwrite)?;
+
+    let mut recipe = Recipe::new("generate", &models, &paths, &[&request])?;
+    recipe.input("embedding", &args.embedding)?;
+    recipe.input("init_latents", &args.init_latents)?;
+
+    watch::catch_interrupts()?;
+    let mut watcher = Watcher::new(args.general.quiet);
+    let models = models.open(&paths)?;
+    let picture = analogy::generate(
+        &models,
+        &request,
+        tokens.as_ref(),
+        init_latents,
+        &mut |progress| watcher.observe(progress),
+    )?;
+    let text = [
+        ("Software", recipe.program.as_str()),
+        ("dinv", &recipe.to_line()?),
+    ];
+    save_png(&args.output, &picture, &text)?;
+    let (_, notices) = watcher.finish();
+
+    if args.general.json {
+        return report::json(&json!({ "image": args.output, "notices": notices }));
+    }
+    report::line(args.output.display())
+}

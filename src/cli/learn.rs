@@ -1,0 +1,112 @@
+//! `dinv learn`: the difference between A and A′, as a file.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use difference_inversion::analogy;
+use difference_inversion::learn::Records;
+use serde_json::json;
+
+use super::checkpoint;
+use super::flags::{General, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag};
+use super::output::check_file;
+use super::report::{self, Failure};
+use super::watch::{self, Watcher};
+
+/// Learn the difference between A and A′, to apply it later
+///
+/// The file holds the difference tokens in the form of a textual-inversion embedding, the settings,
+/// and which text encoder they belong to.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  dinv learn --a day.png --a-prime night.png -o night.safetensors
+  dinv learn --a 1.png --a-prime 1n.png --a 2.png --a-prime 2n.png -o night.safetensors")]
+pub(crate) struct LearnArgs {
+    #[command(flatten)]
+    pairs: Pairs,
+    /// File for the difference
+    #[arg(
+        long,
+        short,
+        value_name = "FILE",
+        default_value = "difference.safetensors"
+    )]
+    output: PathBuf,
+    /// Replace the file if it exists
+    #[arg(long)]
+    overwrite: bool,
+    /// Go on from the checkpoint that an interrupted run left beside the file
+    #[arg(long)]
+    resume: bool,
+    /// Take timesteps and noise from a safetensors file instead of drawing them
+    #[arg(long, value_name = "FILE")]
+    replay: Option<PathBuf>,
+    /// Write timesteps, noise, loss terms and tokens of every step to a safetensors file
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    #[command(flatten)]
+    prompt: PromptFlags,
+    #[command(flatten)]
+    learn: LearnFlags,
+    #[command(flatten)]
+    model: ModelSettings,
+    #[command(flatten)]
+    seed: SeedFlag,
+    #[command(flatten)]
+    general: General,
+}
+
+/// Learns the difference.
+pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
+    let started = Instant::now();
+    args.pairs.check()?;
+    if args.pairs.a.is_empty() {
+        return Err(
+            Failure::usage("`--a` and `--a-prime` are missing: the pair to learn from").into(),
+        );
+    }
+    let settings = args
+        .general
+        .settings(&[&args.prompt, &args.learn, &args.model, &args.seed])?;
+    let models: ModelSettings = settings.resolve()?;
+    let paths = models.paths()?;
+    let config = settings.with_model(&paths.model)?.analogy()?;
+
+    let examples = args.pairs.read()?;
+    check_file(&args.output, args.overwrite)?;
+    if let Some(trace) = &args.trace {
+        check_file(trace, args.overwrite)?;
+    }
+    let checkpoint = checkpoint::beside(&args.output);
+    let records = Records {
+        replay: args.replay.clone(),
+        trace: args.trace.clone(),
+        ..checkpoint::records(&checkpoint, args.resume, args.overwrite)?
+    };
+
+    watch::catch_interrupts()?;
+    let mut watcher = Watcher::new(args.general.quiet);
+    let models = models.open(&paths)?;
+    let learned = analogy::learn(&models, &examples, &config, &records, &mut |progress| {
+        watcher.observe(progress)
+    })?;
+    learned.tokens.save(&args.output)?;
+    checkpoint::remove(&checkpoint)?;
+    let (_, notices) = watcher.finish();
+
+    if args.general.json {
+        return report::json(&json!({
+            "difference": args.output,
+            "trace": args.trace,
+            "num_tokens": learned.tokens.num_tokens(),
+            "best_step": learned.best_step,
+            "loss": learned.history.last(),
+            "captions": learned.captions,
+            "prompts": learned.prompts,
+            "notices": notices,
+            "seconds": started.elapsed().as_secs_f64(),
+        }));
+    }
+    report::line(args.output.display())
+}

@@ -1,0 +1,188 @@
+//! What is written down about a run: `run.json`, and the text inside every PNG.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use burn::tensor::{Device, FloatDType};
+use difference_inversion::analogy::{AnalogyConfig, ModelPaths};
+use difference_inversion::files::write_atomically;
+use difference_inversion::weights::Weights;
+use difference_inversion::{Error, Result};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use super::flags::ModelSettings;
+use super::watch::StageTimes;
+
+/// The folders of a diffusers pipeline that hold weights the program reads.
+const COMPONENTS: [&str; 4] = ["unet", "vae", "text_encoder", "text_encoder_2"];
+
+/// Everything that decides a result, and with it everything that is needed to get it again.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Recipe {
+    pub(crate) program: String,
+    pub(crate) command: &'static str,
+    pub(crate) model: PathBuf,
+    pub(crate) clip: PathBuf,
+    pub(crate) captioner: PathBuf,
+    pub(crate) device: String,
+    pub(crate) dtype: String,
+    /// By name, as in a `--config` file.
+    pub(crate) settings: Map<String, Value>,
+    /// Inputs, captions and prompts.
+    #[serde(flatten)]
+    pub(crate) inputs: Map<String, Value>,
+}
+
+impl Recipe {
+    /// A recipe without inputs yet.
+    pub(crate) fn new(
+        command: &'static str,
+        models: &ModelSettings,
+        paths: &ModelPaths,
+        groups: &[&dyn super::settings::ErasedFlags],
+    ) -> anyhow::Result<Self> {
+        let mut settings = Map::new();
+        for group in groups {
+            settings.extend(group.values()?);
+        }
+        Ok(Self {
+            program: format!("{} {}", env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION")),
+            command,
+            model: paths.model.clone(),
+            clip: clip_folder(paths),
+            captioner: captioner_folder(paths),
+            device: models.device_name().to_owned(),
+            dtype: models.dtype_name().to_owned(),
+            settings,
+            inputs: Map::new(),
+        })
+    }
+
+    /// Adds an input.
+    pub(crate) fn input(&mut self, name: &str, value: impl Serialize) -> anyhow::Result<()> {
+        self.inputs
+            .insert(name.to_owned(), serde_json::to_value(value)?);
+        Ok(())
+    }
+
+    /// The recipe as one line of JSON, which PNGs carry under the key `dinv`.
+    pub(crate) fn to_line(&self) -> anyhow::Result<String> {
+        Ok(serde_json::to_string(self)?)
+    }
+}
+
+/// Settings of an analogy in the order a reader looks for them.
+pub(crate) fn groups(config: &AnalogyConfig) -> [&dyn super::settings::ErasedFlags; 3] {
+    [&config.prompt, &config.learn, &config.generate]
+}
+
+/// Where the joint space is.
+pub(crate) fn clip_folder(paths: &ModelPaths) -> PathBuf {
+    paths
+        .clip
+        .clone()
+        .unwrap_or_else(|| paths.model.join("clip"))
+}
+
+/// Where the captioner is.
+pub(crate) fn captioner_folder(paths: &ModelPaths) -> PathBuf {
+    paths
+        .captioner
+        .clone()
+        .unwrap_or_else(|| paths.model.join("captioner"))
+}
+
+/// The folders with weights: those of the pipeline that exist, the joint space, the captioner.
+pub(crate) fn weight_folders(paths: &ModelPaths) -> Vec<PathBuf> {
+    let components = COMPONENTS.map(|name| paths.model.join(name));
+    let folders = components
+        .into_iter()
+        .chain([clip_folder(paths), captioner_folder(paths)]);
+    folders.filter(|folder| folder.is_dir()).collect()
+}
+
+/// The weight files in a folder, as the models would read them.
+pub(crate) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let weights = Weights::open(folder, &Device::flex(), FloatDType::F32)?;
+    Ok(weights.files().map(Path::to_owned).collect())
+}
+
+/// A run with its circumstances.
+#[derive(Debug, Serialize)]
+pub(crate) struct Run<'a> {
+    #[serde(flatten)]
+    recipe: &'a Recipe,
+    results: Map<String, Value>,
+    notices: Vec<String>,
+    threads: usize,
+    /// Time of each stage and of everything, in seconds.
+    seconds: BTreeMap<String, f64>,
+    /// SHA-256 of every file of weights.
+    model_files: BTreeMap<PathBuf, String>,
+}
+
+impl<'a> Run<'a> {
+    /// Gathers the circumstances of a run; hashes the weights.
+    pub(crate) fn new(
+        recipe: &'a Recipe,
+        paths: &ModelPaths,
+        started: Instant,
+        (times, notices): (StageTimes, Vec<String>),
+    ) -> anyhow::Result<Self> {
+        let mut seconds: BTreeMap<String, f64> = times
+            .iter()
+            .map(|(stage, time)| (stage.to_string(), in_seconds(*time)))
+            .collect();
+        seconds.insert("total".into(), in_seconds(started.elapsed()));
+        let mut model_files = BTreeMap::new();
+        for folder in weight_folders(paths) {
+            for file in weight_files(&folder)? {
+                let hash = sha256(&file)?;
+                model_files.insert(file, hash);
+            }
+        }
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self {
+            recipe,
+            results: Map::new(),
+            notices,
+            threads,
+            seconds,
+            model_files,
+        })
+    }
+
+    /// Adds a result.
+    pub(crate) fn result(&mut self, name: &str, value: impl Serialize) -> anyhow::Result<()> {
+        self.results
+            .insert(name.to_owned(), serde_json::to_value(value)?);
+        Ok(())
+    }
+
+    /// Writes `run.json`.
+    pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let mut text = serde_json::to_string_pretty(self)?;
+        text.push('\n');
+        Ok(write_atomically(path, text.as_bytes())?)
+    }
+}
+
+/// Seconds to the millisecond.
+fn in_seconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e3).round() / 1e3
+}
+
+fn sha256(path: &Path) -> Result<String> {
+    let mut hash = Sha256::new();
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    std::io::copy(&mut file, &mut hash).map_err(Error::io(path))?;
+    Ok(hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
+}

@@ -1,0 +1,203 @@
+//! Watching long work: the progress bar, notices, stage times, and Ctrl-C.
+
+use std::io::IsTerminal;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use difference_inversion::progress::{LossTerms, Progress, Stage};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::report;
+
+/// Set by the first Ctrl-C.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Makes the first Ctrl-C (or SIGTERM) ask for a stop at the next step, and the second one end the
+/// program at once.
+pub(crate) fn catch_interrupts() -> anyhow::Result<()> {
+    ctrlc::set_handler(|| {
+        if STOP.swap(true, Ordering::Relaxed) {
+            leave();
+        }
+        report::message("stopping after this step; Ctrl-C again stops at once");
+    })?;
+    Ok(())
+}
+
+#[expect(
+    clippy::exit,
+    reason = "a second Ctrl-C must not wait for the work to end"
+)]
+fn leave() {
+    std::process::exit(report::INTERRUPTED.into());
+}
+
+/// How long each stage took.
+pub(crate) type StageTimes = Vec<(Stage, Duration)>;
+
+/// Shows progress and remembers what should go into `run.json`.
+pub(crate) struct Watcher {
+    /// `None`: do not print anything but notices.
+    bar: Option<ProgressBar>,
+    plain: bool,
+    current: Option<(Stage, Instant)>,
+    last_loss: Option<LossTerms>,
+    times: StageTimes,
+    notices: Vec<String>,
+}
+
+impl Watcher {
+    /// A watcher that draws a bar on a terminal, and otherwise prints a line per stage, unless
+    /// `quiet`.
+    pub(crate) fn new(quiet: bool) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        Self {
+            bar: (terminal && !quiet)
+                .then(|| ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())),
+            plain: !terminal && !quiet,
+            current: None,
+            last_loss: None,
+            times: Vec::new(),
+            notices: Vec::new(),
+        }
+    }
+
+    /// Takes a message from the library.
+    pub(crate) fn observe(&mut self, progress: &Progress) -> ControlFlow<()> {
+        match progress {
+            Progress::Step {
+                stage,
+                done,
+                total,
+                loss,
+            } => {
+                if self.current.is_none_or(|(current, _)| current != *stage) {
+                    self.begin(*stage, *done, *total);
+                }
+                self.last_loss = loss.or(self.last_loss);
+                if let Some(bar) = &self.bar {
+                    bar.set_length(*total as u64);
+                    bar.set_position(*done as u64);
+                    if let Some(loss) = loss {
+                        bar.set_message(format!("loss {:.4}", loss.total));
+                    }
+                }
+                if done == total {
+                    self.end_stage(*total);
+                }
+            }
+            Progress::Notice(notice) => self.notice(notice),
+            _ => {}
+        }
+        if STOP.load(Ordering::Relaxed) {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+
+    /// Tells the user something, above the progress bar, and keeps it for `run.json`.
+    pub(crate) fn notice(&mut self, notice: &str) {
+        let print = || report::message(format_args!("note: {notice}"));
+        match &self.bar {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        }
+        self.notices.push(notice.to_owned());
+    }
+
+    /// What there is to tell about the run: the time each stage took, and the notices.
+    pub(crate) fn finish(self) -> (StageTimes, Vec<String>) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+        (self.times, self.notices)
+    }
+
+    fn begin(&mut self, stage: Stage, done: usize, total: usize) {
+        self.current = Some((stage, Instant::now()));
+        self.last_loss = None;
+        if let Some(bar) = &self.bar {
+            bar.reset();
+            bar.set_style(style(stage));
+            bar.set_prefix(stage.to_string());
+            bar.set_message("");
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+            bar.reset_eta();
+        }
+    }
+
+    fn end_stage(&mut self, total: usize) {
+        let Some((stage, started)) = self.current.take() else {
+            return;
+        };
+        let time = started.elapsed();
+        match self.times.iter_mut().find(|(known, _)| *known == stage) {
+            Some((_, sum)) => *sum += time,
+            None => self.times.push((stage, time)),
+        }
+        let loss = self
+            .last_loss
+            .map(|loss| format!(", loss {:.4}", loss.total));
+        let line = format!(
+            "{stage}: {total} {} in {:.1} s{}",
+            if total == 1 { "step" } else { "steps" },
+            time.as_secs_f64(),
+            loss.unwrap_or_default()
+        );
+        if let Some(bar) = &self.bar {
+            bar.suspend(|| report::message(line));
+        } else if self.plain {
+            report::message(line);
+        }
+    }
+}
+
+/// Denoising and learning have a rate worth reading; a handful of captions does not.
+fn style(stage: Stage) -> ProgressStyle {
+    let template = match stage {
+        Stage::Caption => "{prefix:>17} {bar:32.blue/dim} {pos}/{len} {msg}",
+        _ => "{prefix:>17} {bar:32.blue/dim} {pos}/{len} {per_sec}, {eta} left {msg}",
+    };
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("━━─")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(stage: Stage, done: usize, total: usize) -> Progress {
+        Progress::Step {
+            stage,
+            done,
+            total,
+            loss: None,
+        }
+    }
+
+    #[test]
+    fn every_stage_is_timed_once_and_notices_are_kept() {
+        let mut watcher = Watcher::new(true);
+        for stage in [Stage::Caption, Stage::Learn, Stage::Caption] {
+            for done in 0..=2 {
+                assert!(watcher.observe(&step(stage, done, 2)).is_continue());
+            }
+        }
+        watcher.notice("equal captions");
+        let (times, notices) = watcher.finish();
+        let stages: Vec<Stage> = times.iter().map(|(stage, _)| *stage).collect();
+        assert_eq!(stages, [Stage::Caption, Stage::Learn]);
+        assert_eq!(notices, ["equal captions"]);
+    }
+
+    #[test]
+    fn bar_styles_are_well_formed() {
+        for template in [Stage::Caption, Stage::Learn] {
+            let _ = style(template);
+        }
+    }
+}
