@@ -1,6 +1,8 @@
 //! Every solver against diffusers' scheduler of the same name, step by step, on schedules made by
 //! `training/reference/make_golden_diffusion.py`.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 

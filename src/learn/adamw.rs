@@ -83,6 +83,7 @@ mod tests {
 
     /// Worked by torch 2: `p = Parameter([0.5, -1.0, 0.0])`, `AdamW([p], lr=0.1,
     /// weight_decay=0.01)`, gradients `[0.1, -0.2, 3.0]`, `[0.3, 0.0, -1.0]`, `[-0.5, 0.1, 0.5]`.
+    #[expect(clippy::excessive_precision, reason = "as printed by torch")]
     const TORCH: [[f32; 3]; 3] = [
         [0.399_500_01, -0.899, -0.099_999_994],
         [0.307_322_38, -0.831_095_16, -0.139_921_86],

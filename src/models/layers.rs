@@ -260,6 +260,10 @@ impl Embedding {
 
 /// Which keys a query may not look at.
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one mask at a time, on the stack"
+)]
 pub enum Mask {
     /// Every query sees every key.
     None,

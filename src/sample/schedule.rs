@@ -520,8 +520,8 @@ mod tests {
 
     use super::*;
 
-    fn schedule(config: SchedulerConfig) -> NoiseSchedule {
-        NoiseSchedule::new(&config, Path::new("scheduler_config.json")).unwrap()
+    fn schedule(config: &SchedulerConfig) -> NoiseSchedule {
+        NoiseSchedule::new(config, Path::new("scheduler_config.json")).unwrap()
     }
 
     fn stable_diffusion() -> SchedulerConfig {
@@ -546,13 +546,13 @@ mod tests {
     fn first_middle_and_last_of_every_schedule() {
         // From diffusers 0.42.1.
         assert_ends(
-            &schedule(SchedulerConfig::default()),
+            &schedule(&SchedulerConfig::default()),
             0.9999,
             0.077_796_653,
             4.035_830_4e-5,
         );
         assert_ends(
-            &schedule(stable_diffusion()),
+            &schedule(&stable_diffusion()),
             0.99915,
             0.276_332_47,
             0.004_660_095_1,
@@ -561,19 +561,19 @@ mod tests {
             beta_schedule: BetaSchedule::SquaredCosine,
             ..SchedulerConfig::default()
         };
-        assert_ends(&schedule(cosine), 0.999_958_69, 0.492_285_04, 2.428_735e-9);
+        assert_ends(&schedule(&cosine), 0.999_958_69, 0.492_285_04, 2.428_735e-9);
         let zero = SchedulerConfig {
             rescale_betas_zero_snr: true,
             ..stable_diffusion()
         };
-        assert_ends(&schedule(zero.clone()), 0.99915, 0.241_018_64, 0.0);
-        assert_eq!(schedule(zero).alphas_cumprod[999], 0.0);
+        assert_ends(&schedule(&zero), 0.99915, 0.241_018_64, 0.0);
+        assert_eq!(schedule(&zero).alphas_cumprod[999], 0.0);
     }
 
     #[test]
     fn every_beta_counts() {
         // In ports that divide whole numbers, all betas but the last are 0.
-        let alphas = schedule(stable_diffusion()).alphas_cumprod;
+        let alphas = schedule(&stable_diffusion()).alphas_cumprod;
         assert!(alphas.windows(2).all(|pair| pair[1] < pair[0]));
     }
 
@@ -585,7 +585,7 @@ mod tests {
                 steps_offset: 1,
                 ..stable_diffusion()
             };
-            schedule(config).timesteps(n).unwrap()
+            schedule(&config).timesteps(n).unwrap()
         };
         assert_eq!(timesteps(TimestepSpacing::Leading, 4), [751, 501, 251, 1]);
         assert_eq!(
@@ -616,7 +616,7 @@ mod tests {
     #[test]
     fn impossible_numbers_of_steps_are_errors() {
         for n in [0, 1001] {
-            let message = schedule(stable_diffusion())
+            let message = schedule(&stable_diffusion())
                 .timesteps(n)
                 .unwrap_err()
                 .to_string();
@@ -679,7 +679,7 @@ mod tests {
             PredictionType::Sample,
             PredictionType::VPrediction,
         ] {
-            let schedule = schedule(SchedulerConfig {
+            let schedule = schedule(&SchedulerConfig {
                 prediction_type,
                 ..stable_diffusion()
             });

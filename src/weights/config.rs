@@ -106,7 +106,7 @@ pub fn check_fixed_fields(fields: &OtherFields, fixed: &[(&str, &str)], path: &P
     for (name, supported) in fixed {
         let found = fields.get(*name).unwrap_or(&Value::Null);
         let same_number = found.as_f64().is_some_and(|x| supported.parse() == Ok(x));
-        if !found.is_null() && found.to_string() != *supported && !same_number {
+        if !found.is_null() && found.to_string().as_str() != *supported && !same_number {
             return Err(Error::Config {
                 path: path.to_owned(),
                 field: (*name).to_owned(),
