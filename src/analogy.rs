@@ -552,10 +552,10 @@ pub fn apply(
     })
 }
 
-/// A : A′ :: B : B′: [`learn`], then [`apply`].
+/// A : A′ :: B : B′: [`learn()`], then [`apply()`].
 ///
 /// # Errors
-/// As [`learn`] and [`apply`].
+/// As [`learn()`] and [`apply()`].
 pub fn solve(
     models: &Models,
     examples: &[Example],

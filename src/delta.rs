@@ -31,7 +31,7 @@ pub struct Delta {
     pub mode: DeltaMode,
 }
 
-/// Unit-norm features of A and A′ in the joint space, each [d].
+/// Unit-norm features of A and A′ in the joint space, each `[d]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Features {
     /// Of A or its caption.
@@ -57,7 +57,7 @@ impl Features {
 /// the mix. Where the captions do not differ, the image delta stands alone.
 ///
 /// # Shapes
-/// `image` and `text`: unit-norm features [d]; the result is [d].
+/// `image` and `text`: unit-norm features `[d]`; the result is `[d]`.
 ///
 /// # Errors
 /// [`Error::NoDifference`] if the delta asked for would be zero, as it is for A = A′.

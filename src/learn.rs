@@ -34,7 +34,7 @@ pub struct Pair {
     pub prompt_a: Words,
     /// P_A′.
     pub prompt_a_prime: Words,
-    /// The unit-norm delta in the joint space of each text encoder, [e].
+    /// The unit-norm delta in the joint space of each text encoder, `[e]`.
     pub deltas: Vec<Vec<f32>>,
 }
 
@@ -96,7 +96,7 @@ pub fn difference(
     run.outcome(state)
 }
 
-/// The loss of one batch, each tensor [1].
+/// The loss of one batch, each tensor `[1]`.
 struct Objective {
     total: Tensor<1>,
     after: Tensor<1>,

@@ -10,7 +10,7 @@ use crate::prompt::FullPrompt;
 /// Keeps the cosine of vectors near zero finite.
 const EPSILON: f64 = 1e-8;
 
-/// The two terms of the token consistency loss, each [1].
+/// The two terms of the token consistency loss, each `[1]`.
 #[derive(Debug, Clone)]
 pub struct Consistency {
     /// `L_after = ‖target − prediction(noisy z_A′, t, c([P_A, +D̃]))‖²`
@@ -77,7 +77,7 @@ pub fn token_consistency(
 /// difference tokens, read alone by the text encoder, must point from A to A′.
 ///
 /// # Shapes
-/// `difference`: [n, d]; `deltas`: [pairs, e] of unit norm; result [1].
+/// `difference`: [n, d]; `deltas`: [pairs, e] of unit norm; result `[1]`.
 ///
 /// # Errors
 /// As [`JointSpace::difference_features`].

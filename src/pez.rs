@@ -21,7 +21,7 @@ use crate::{Result, models::tokenizer::ClipTokenizer};
 /// own random words.
 ///
 /// # Shapes
-/// `image`: unit-norm features [e].
+/// `image`: unit-norm features `[e]`.
 ///
 /// # Errors
 /// [`Error::Setting`](crate::Error::Setting) if the prompt has no room,

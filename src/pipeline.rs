@@ -366,7 +366,7 @@ impl JointSpace {
         })
     }
 
-    /// A picture's unit-norm features, [e].
+    /// A picture's unit-norm features, `[e]`.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if the preprocessor and the network do not fit.
@@ -379,7 +379,7 @@ impl JointSpace {
         Ok(unit(self.vision.project(pooled)?))
     }
 
-    /// The unit-norm features of words, [e].
+    /// The unit-norm features of words, `[e]`.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if the model has no projection.

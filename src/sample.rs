@@ -65,7 +65,7 @@ impl SolverKind {
     ///
     /// # Errors
     /// [`Error::Setting`] if there are no steps or more than in training, or `eta` is not from 0
-    /// to 1; [`Error::Config`](crate::Error::Config) never, since the schedule was checked.
+    /// to 1; [`Error::Config`] never, since the schedule was checked.
     pub fn build(
         self,
         schedule: &NoiseSchedule,

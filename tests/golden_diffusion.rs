@@ -5,7 +5,7 @@
 
 mod common;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use common::{assert_matches, golden, open, read};
 use difference_inversion::models::unet::{AddedConditions, UNet2DConditionModel, UNetConfig};
 use difference_inversion::models::vae::{AutoencoderKL, AutoencoderKLConfig};

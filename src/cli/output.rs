@@ -45,7 +45,7 @@ impl OutputFolder {
             names,
             created,
         };
-        fs::create_dir_all(folder).map_err(|source| cannot_write(folder, source))?;
+        fs::create_dir_all(folder).map_err(|source| cannot_write(folder, &source))?;
         check_writable(folder)?;
         Ok(output)
     }
@@ -59,7 +59,7 @@ impl OutputFolder {
     pub(crate) fn stage(&self) -> anyhow::Result<Staging<'_>> {
         let folder = hidden()
             .tempdir_in(&self.folder)
-            .map_err(|source| cannot_write(&self.folder, source))?;
+            .map_err(|source| cannot_write(&self.folder, &source))?;
         Ok(Staging {
             output: self,
             folder,
@@ -143,11 +143,11 @@ fn check_writable(folder: &Path) -> anyhow::Result<()> {
         let mut file = hidden().tempfile_in(folder)?;
         std::io::Write::write_all(&mut file, b"?")
     };
-    probe().map_err(|source| cannot_write(folder, source))
+    probe().map_err(|source| cannot_write(folder, &source))
 }
 
-fn cannot_write(folder: &Path, source: std::io::Error) -> anyhow::Error {
-    let message = format!("cannot write to {}: {}", folder.display(), reason(&source));
+fn cannot_write(folder: &Path, source: &std::io::Error) -> anyhow::Error {
+    let message = format!("cannot write to {}: {}", folder.display(), reason(source));
     Failure::new(message)
         .hint("choose another place with `-o`")
         .into()

@@ -27,7 +27,7 @@ pub struct Records {
 /// The timesteps and noise of one step.
 #[derive(Debug, Clone)]
 pub struct Draws {
-    /// [batch], in 0..num_train_timesteps.
+    /// `[batch]`, in 0..num_train_timesteps.
     pub timesteps: Vec<usize>,
     /// [batch, channels, h, w], standard normal.
     pub noise: Tensor<4>,
@@ -140,7 +140,7 @@ impl Trace {
     }
 
     /// Writes the trace atomically: `timesteps` [steps, batch], `noise` [steps, batch, channels,
-    /// h, w], `loss`, `after`, `before` and `clip` [steps], `tokens` [steps, n, d] (`tokens.1`
+    /// h, w], `loss`, `after`, `before` and `clip` `[steps]`, `tokens` [steps, n, d] (`tokens.1`
     /// for a second text encoder). It can be replayed.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use safetensors::tensor::{TensorView, serialize};
 
 use super::*;
 
-/// A file with `w` [2, 2] f32, `half` [3] f16, `brain` [1] bf16 and `ids` [2] i64.
+/// A file with `w` [2, 2] f32, `half` [3] f16, `brain` `[1]` bf16 and `ids` [2] i64.
 fn sample() -> Vec<u8> {
     let w: Vec<u8> = [1f32, 2., 3., 4.]
         .iter()
