@@ -1,6 +1,5 @@
 //! `dinv apply`: a learned difference, on any number of pictures.
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -116,9 +115,8 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<()> {
 fn output_names(pictures: &[PathBuf]) -> Result<Vec<String>, Failure> {
     let mut names: Vec<String> = Vec::new();
     for path in pictures {
-        let stem: OsString = path.file_stem().unwrap_or_default().to_owned();
-        let name = Path::new(&stem).with_extension("");
-        let name = format!("{}.png", name.display());
+        let stem = Path::new(path.file_stem().unwrap_or_default());
+        let name = format!("{}.png", stem.display());
         if let Some(first) = names.iter().position(|known| *known == name) {
             let message = format!(
                 "{} and {} would both be written to {name}",
