@@ -77,7 +77,7 @@ impl GenerateConfig {
         }
     }
 
-    /// Checks that the settings make sense; the number of steps is checked with the schedule.
+    /// Checks that the settings make sense; whether the schedule has as many steps is checked with it.
     ///
     /// # Errors
     /// [`Error::Setting`] naming the first that does not.
@@ -120,6 +120,12 @@ impl GenerateConfig {
                 self.inversion_iterations > 0,
                 "at least 1",
                 self.inversion_iterations as f64,
+            ),
+            (
+                "num_inference_steps",
+                self.num_inference_steps > 0,
+                "at least 1",
+                self.num_inference_steps as f64,
             ),
         ];
         match checks.into_iter().find(|(_, holds, ..)| !holds) {

@@ -193,13 +193,16 @@ fn draw_sheet(
         .map(|example| [seen(&example.a), seen(&example.a_prime)])
         .collect();
     let b = seen(&target.b);
-    let sign = if config.generate.reverse { "−" } else { "+" };
+    let done = match config.generate.reverse {
+        false => "B with the difference applied",
+        true => "B with the difference undone",
+    };
     let footer = format!(
-        "{} difference tokens, kept from step {} of {} · strength {sign}{} · seed {}",
+        "{} difference tokens, kept from step {} of {} · strength {} · seed {}",
         learned.tokens.num_tokens(),
         learned.best_step,
         learned.history.len(),
-        config.generate.strength,
+        config.generate.token_scale(),
         config.generate.seed,
     );
     let tile = |picture, name, caption| Tile {
@@ -220,7 +223,7 @@ fn draw_sheet(
             .collect(),
         results: vec![[
             tile(&b, "B", &applied.caption_b),
-            tile(&applied.b_prime, "B′", "made by Difference Inversion"),
+            tile(&applied.b_prime, "B′", done),
         ]],
         footer: &footer,
     };

@@ -56,7 +56,8 @@ pub(crate) fn of_learning(history: &[LossTerms], best_step: usize) -> Plot {
     Plot {
         title: "Learning the difference".into(),
         subtitle:
-            "Pale: every step. Bold: the running mean. Dashed: the step whose tokens were kept."
+            "after: the prompt of A with the difference explains A′; before: the prompt of A′ \
+                   without it explains A. Pale: every step; bold: the running mean."
                 .into(),
         first_step: 1,
         chosen_step: Some(best_step),
@@ -65,8 +66,8 @@ pub(crate) fn of_learning(history: &[LossTerms], best_step: usize) -> Plot {
             panel(
                 "Token consistency loss",
                 vec![
-                    curve("after: A explains A′", |terms| terms.after),
-                    curve("before: A′ explains A", |terms| terms.before),
+                    curve("after", |terms| terms.after),
+                    curve("before", |terms| terms.before),
                 ],
             ),
             panel("CLIP loss", vec![curve("clip", |terms| terms.clip)]),

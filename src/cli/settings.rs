@@ -75,13 +75,16 @@ impl Settings {
         Ok(self)
     }
 
-    /// All settings of an analogy.
+    /// All settings of an analogy, checked.
     pub(crate) fn analogy(&self) -> anyhow::Result<AnalogyConfig> {
-        Ok(AnalogyConfig {
+        let config = AnalogyConfig {
             prompt: self.resolve::<PromptConfig>()?,
             learn: self.resolve::<LearnConfig>()?,
             generate: self.resolve::<GenerateConfig>()?,
-        })
+        };
+        config.learn.validate()?;
+        config.generate.validate()?;
+        Ok(config)
     }
 
     /// One group of settings: the defaults, with whatever the layers say about its fields.

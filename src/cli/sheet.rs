@@ -1,6 +1,6 @@
 //! The contact sheet: A → A′ on the left, B → B′ on the right, a caption under each picture.
 
-use image::{RgbImage, imageops};
+use image::{Rgb, RgbImage, imageops};
 
 use super::canvas::{ACCENT, Canvas, GREY, INK, RULE, TextStyle, bold, length, pixel, regular};
 
@@ -26,6 +26,7 @@ const PAIR_GAP: f32 = 56.0;
 const COLUMN_GAP: f32 = 92.0;
 const ROW_GAP: f32 = 36.0;
 const NAME_GAP: f32 = 14.0;
+const FOOTER_GAP: f32 = 27.0;
 const CAPTION_LINES: usize = 4;
 
 fn name_style() -> TextStyle {
@@ -42,50 +43,48 @@ fn footer_style() -> TextStyle {
 
 /// Draws the sheet.
 pub(crate) fn draw(sheet: &Sheet<'_>) -> anyhow::Result<RgbImage> {
-    let side = tile_side(sheet);
-    let columns = if sheet.examples.is_empty() { 1 } else { 2 };
-    let pair_width = 2.0 * side + PAIR_GAP;
-    let width = 2.0 * MARGIN + pair_width * length(columns) + COLUMN_GAP * length(columns - 1);
-
     let ruler = Canvas::new(1, 1)?;
-    let rows = sheet.examples.len().max(sheet.results.len());
-    let row_heights: Vec<f32> = (0..rows)
+    let tiles = TileBox::of(sheet);
+    let row_heights: Vec<f32> = (0..sheet.examples.len().max(sheet.results.len()))
         .map(|row| {
             let pairs = [sheet.examples.get(row), sheet.results.get(row)];
-            let tiles = pairs.into_iter().flatten().flatten();
-            tiles
-                .map(|tile| tile_height(&ruler, tile, side))
+            let heights = pairs.into_iter().flatten().flatten();
+            heights
+                .map(|tile| tiles.height_with_text(&ruler, tile))
                 .fold(0.0, f32::max)
         })
         .collect();
+    let columns = if sheet.examples.is_empty() { 1.0 } else { 2.0 };
+    let width = 2.0 * MARGIN + tiles.pair_width() * columns + COLUMN_GAP * (columns - 1.0);
     let footer = ruler.wrap(sheet.footer, width - 2.0 * MARGIN, 2, footer_style());
-    let footer_height = length_of(footer.len()) * footer_style().line_height();
-    let height = 2.0 * MARGIN
-        + row_heights.iter().sum::<f32>()
-        + ROW_GAP * length_of(rows.saturating_sub(1))
-        + ROW_GAP * 0.75
-        + footer_height;
+    let rows_height = row_heights
+        .iter()
+        .map(|height| height + ROW_GAP)
+        .sum::<f32>()
+        - ROW_GAP;
+    let footer_height = FOOTER_GAP + count(footer.len()) * footer_style().line_height();
+    let height = 2.0 * MARGIN + rows_height + footer_height;
 
     let mut canvas = Canvas::new(pixel(width.ceil()), pixel(height.ceil()))?;
     let mut y = MARGIN;
     for (row, row_height) in row_heights.iter().enumerate() {
         let mut x = MARGIN;
         if let Some(pair) = sheet.examples.get(row) {
-            draw_pair(&mut canvas, pair, x, y, side, RULE);
+            tiles.draw_pair(&mut canvas, pair, (x, y), RULE);
         }
         if !sheet.examples.is_empty() {
-            x += pair_width;
+            x += tiles.pair_width();
             if row == 0 && !sheet.results.is_empty() {
-                draw_proportion(&mut canvas, x + COLUMN_GAP / 2.0, y + side / 2.0);
+                draw_proportion(&mut canvas, x + COLUMN_GAP / 2.0, y + tiles.height / 2.0);
             }
             x += COLUMN_GAP;
         }
         if let Some(pair) = sheet.results.get(row) {
-            draw_pair(&mut canvas, pair, x, y, side, ACCENT);
+            tiles.draw_pair(&mut canvas, pair, (x, y), ACCENT);
         }
         y += row_height + ROW_GAP;
     }
-    y += ROW_GAP * -0.25;
+    y += FOOTER_GAP - ROW_GAP;
     for line in footer {
         canvas.text(&line, MARGIN, y, footer_style());
         y += footer_style().line_height();
@@ -93,87 +92,96 @@ pub(crate) fn draw(sheet: &Sheet<'_>) -> anyhow::Result<RgbImage> {
     Ok(canvas.into_image())
 }
 
-/// Side of the square that every picture is fitted into: its own size between 256 and 512 pixels,
-/// a whole multiple of it when it is smaller.
-fn tile_side(sheet: &Sheet<'_>) -> f32 {
-    let tiles = sheet.examples.iter().chain(&sheet.results).flatten();
-    let largest = tiles
-        .map(|tile| tile.picture.width().max(tile.picture.height()))
-        .max()
-        .unwrap_or(256);
-    let multiple = 256_u32.div_ceil(largest.max(1));
-    length((largest * multiple).min(512))
+/// The box that every picture is fitted into.
+struct TileBox {
+    width: f32,
+    height: f32,
 }
 
-fn tile_height(ruler: &Canvas, tile: &Tile<'_>, side: f32) -> f32 {
-    let lines = ruler
-        .wrap(tile.caption, side, CAPTION_LINES, caption_style())
-        .len();
-    side + NAME_GAP + name_style().line_height() + length_of(lines) * caption_style().line_height()
-}
-
-fn draw_pair(
-    canvas: &mut Canvas,
-    pair: &[Tile<'_>; 2],
-    x: f32,
-    y: f32,
-    side: f32,
-    result_frame: image::Rgb<u8>,
-) {
-    let [before, after] = pair;
-    draw_tile(canvas, before, x, y, side, RULE);
-    draw_arrow(canvas, x + side + PAIR_GAP / 2.0, y + side / 2.0);
-    draw_tile(canvas, after, x + side + PAIR_GAP, y, side, result_frame);
-}
-
-fn draw_tile(
-    canvas: &mut Canvas,
-    tile: &Tile<'_>,
-    x: f32,
-    y: f32,
-    side: f32,
-    frame: image::Rgb<u8>,
-) {
-    let picture = fit(tile.picture, side);
-    let left = x + ((side - length(picture.width())) / 2.0).floor();
-    let top = y + ((side - length(picture.height())) / 2.0).floor();
-    let border = if frame == ACCENT { 3.0 } else { 1.0 };
-    canvas.picture(&picture, left, top, border, frame);
-
-    let mut y = y + side + NAME_GAP;
-    canvas.text(tile.name, x, y, name_style());
-    y += name_style().line_height();
-    for line in canvas.wrap(tile.caption, side, CAPTION_LINES, caption_style()) {
-        canvas.text(&line, x, y, caption_style());
-        y += caption_style().line_height();
+impl TileBox {
+    /// As large as the largest picture, with a longer side between 256 and 512 pixels: smaller
+    /// pictures are enlarged by a whole factor.
+    fn of(sheet: &Sheet<'_>) -> Self {
+        let tiles = || sheet.examples.iter().chain(&sheet.results).flatten();
+        let width = tiles().map(|tile| tile.picture.width()).max().unwrap_or(1);
+        let height = tiles().map(|tile| tile.picture.height()).max().unwrap_or(1);
+        let side = width.max(height);
+        let scale = length((side * 256_u32.div_ceil(side)).min(512)) / length(side);
+        Self {
+            width: (length(width) * scale).round(),
+            height: (length(height) * scale).round(),
+        }
     }
-}
 
-/// The picture at the largest size that fits a square.
-fn fit(picture: &RgbImage, side: f32) -> RgbImage {
-    let (width, height) = picture.dimensions();
-    let scale = side / length(width.max(height).max(1));
-    let to = |pixels: u32| pixel((length(pixels) * scale).round()).max(1);
-    if (to(width), to(height)) == (width, height) {
-        return picture.clone();
+    fn pair_width(&self) -> f32 {
+        2.0 * self.width + PAIR_GAP
     }
-    imageops::resize(
-        picture,
-        to(width),
-        to(height),
-        imageops::FilterType::CatmullRom,
-    )
+
+    fn height_with_text(&self, ruler: &Canvas, tile: &Tile<'_>) -> f32 {
+        let lines = ruler
+            .wrap(tile.caption, self.width, CAPTION_LINES, caption_style())
+            .len();
+        let text = name_style().line_height() + count(lines) * caption_style().line_height();
+        self.height + NAME_GAP + text
+    }
+
+    /// Draws before → after with its upper left corner at (x, y); the frame is that of after.
+    fn draw_pair(
+        &self,
+        canvas: &mut Canvas,
+        pair: &[Tile<'_>; 2],
+        (x, y): (f32, f32),
+        frame: Rgb<u8>,
+    ) {
+        let [before, after] = pair;
+        self.draw(canvas, before, (x, y), RULE);
+        draw_arrow(
+            canvas,
+            x + self.width + PAIR_GAP / 2.0,
+            y + self.height / 2.0,
+        );
+        self.draw(canvas, after, (x + self.width + PAIR_GAP, y), frame);
+    }
+
+    fn draw(&self, canvas: &mut Canvas, tile: &Tile<'_>, (x, y): (f32, f32), frame: Rgb<u8>) {
+        let picture = self.fit(tile.picture);
+        let left = x + ((self.width - length(picture.width())) / 2.0).floor();
+        let top = y + ((self.height - length(picture.height())) / 2.0).floor();
+        let border = if frame == ACCENT { 3.0 } else { 1.0 };
+        canvas.picture(&picture, left, top, border, frame);
+
+        let mut y = y + self.height + NAME_GAP;
+        canvas.text(tile.name, x, y, name_style());
+        y += name_style().line_height();
+        for line in canvas.wrap(tile.caption, self.width, CAPTION_LINES, caption_style()) {
+            canvas.text(&line, x, y, caption_style());
+            y += caption_style().line_height();
+        }
+    }
+
+    /// The picture at the largest size that fits.
+    fn fit(&self, picture: &RgbImage) -> RgbImage {
+        let (width, height) = picture.dimensions();
+        let scale = (self.width / length(width)).min(self.height / length(height));
+        let to = |pixels: u32| pixel((length(pixels) * scale).round()).max(1);
+        if (to(width), to(height)) == (width, height) {
+            return picture.clone();
+        }
+        imageops::resize(
+            picture,
+            to(width),
+            to(height),
+            imageops::FilterType::CatmullRom,
+        )
+    }
 }
 
 fn draw_arrow(canvas: &mut Canvas, x: f32, y: f32) {
     let (half, head) = (13.0, 7.0);
-    canvas.polyline(&[(x - half, y), (x + half, y)], 2.4, GREY, 1.0);
+    let tip = (x + half, y);
+    canvas.polyline(&[(x - half, y), tip], 2.4, GREY, 1.0);
     canvas.polyline(
-        &[
-            (x + half - head, y - head),
-            (x + half, y),
-            (x + half - head, y + head),
-        ],
+        &[(tip.0 - head, y - head), tip, (tip.0 - head, y + head)],
         2.4,
         GREY,
         1.0,
@@ -187,14 +195,12 @@ fn draw_proportion(canvas: &mut Canvas, x: f32, y: f32) {
     }
 }
 
-fn length_of(count: usize) -> f32 {
-    length(u32::try_from(count).unwrap_or(u32::MAX))
+fn count(lines: usize) -> f32 {
+    length(u32::try_from(lines).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]
 mod tests {
-    use image::Rgb;
-
     use super::*;
 
     fn gradient(width: u32, height: u32) -> RgbImage {
@@ -219,12 +225,16 @@ mod tests {
         }
     }
 
+    fn tile_box(picture: &RgbImage) -> (u32, u32) {
+        let tiles = TileBox::of(&sheet(picture, 1, ""));
+        (pixel(tiles.width), pixel(tiles.height))
+    }
+
     #[test]
     fn small_pictures_are_enlarged_by_a_whole_factor() {
-        let picture = gradient(96, 96);
-        assert!((tile_side(&sheet(&picture, 1, "")) - 288.0).abs() < f32::EPSILON);
-        let picture = gradient(2000, 900);
-        assert!((tile_side(&sheet(&picture, 1, "")) - 512.0).abs() < f32::EPSILON);
+        assert_eq!(tile_box(&gradient(96, 96)), (288, 288));
+        assert_eq!(tile_box(&gradient(300, 180)), (300, 180));
+        assert_eq!(tile_box(&gradient(2000, 1000)), (512, 256));
     }
 
     #[test]

@@ -196,8 +196,8 @@ mod tests {
 
     #[test]
     fn bar_styles_are_well_formed() {
-        for template in [Stage::Caption, Stage::Learn] {
-            let _ = style(template);
+        for stage in [Stage::Caption, Stage::Learn] {
+            let _ = style(stage);
         }
     }
 }

@@ -1,13 +1,14 @@
 //! Small safetensors files that the program writes itself: whole arrays in memory, written
 //! atomically.
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use half::{bf16, f16};
-use safetensors::{Dtype, SafeTensors, View};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::json;
 
 use crate::files::write_atomically;
 use crate::{Error, Result};
@@ -60,9 +61,7 @@ impl Array {
     pub fn values(&self) -> &Values {
         &self.values
     }
-}
 
-impl View for &Array {
     fn dtype(&self) -> Dtype {
         match self.values {
             Values::F32(_) => Dtype::F32,
@@ -70,22 +69,11 @@ impl View for &Array {
         }
     }
 
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        let bytes = match &self.values {
+    /// The numbers as little-endian bytes.
+    fn data(&self) -> Vec<u8> {
+        match &self.values {
             Values::F32(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             Values::I64(values) => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-        };
-        Cow::Owned(bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        match &self.values {
-            Values::F32(values) => size_of_val(values.as_slice()),
-            Values::I64(values) => size_of_val(values.as_slice()),
         }
     }
 }
@@ -147,15 +135,38 @@ impl Arrays {
         })
     }
 
-    /// Writes the file atomically: it is either all there or as it was before.
+    /// Writes the file atomically: it is either all there or as it was before. The same contents
+    /// give the same bytes.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let metadata: HashMap<String, String> = self.metadata.clone().into_iter().collect();
-        let bytes = safetensors::serialize(&self.arrays, Some(metadata))
+        let bytes = self
+            .to_bytes()
             .map_err(|error| Error::invalid_file(path, error.to_string()))?;
         write_atomically(path, &bytes)
+    }
+
+    /// The file's bytes. The header is put together here, because `safetensors::serialize` takes the
+    /// metadata as a hash map and writes it in another order every time.
+    fn to_bytes(&self) -> serde_json::Result<Vec<u8>> {
+        let mut sorted: Vec<(&String, &Array)> = self.arrays.iter().collect();
+        sorted.sort_by_key(|(_, array)| Reverse(array.dtype())); // wide numbers first: all aligned
+        let mut header = serde_json::Map::new();
+        header.insert("__metadata__".to_owned(), json!(self.metadata));
+        let mut data = Vec::new();
+        for (name, array) in sorted {
+            let start = data.len();
+            data.extend_from_slice(&array.data());
+            let info = json!({
+                "dtype": array.dtype(), "shape": array.shape, "data_offsets": [start, data.len()],
+            });
+            header.insert(name.clone(), info);
+        }
+        let mut header = serde_json::to_vec(&header)?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let length = (header.len() as u64).to_le_bytes();
+        Ok([length.as_slice(), &header, &data].concat())
     }
 
     /// The array `name`.
@@ -245,6 +256,20 @@ mod tests {
         assert_eq!(read.arrays, arrays.arrays);
         assert_eq!(read.metadata, arrays.metadata);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn the_same_contents_give_the_same_bytes() {
+        let keys = ["format", "base", "settings", "step", "version"];
+        let arrays = || {
+            let arrays = Arrays::default().with("x", Array::floats([1], vec![1.]));
+            keys.iter()
+                .fold(arrays, |arrays, key| arrays.with_metadata(key, *key))
+        };
+        let bytes = arrays().to_bytes().unwrap();
+        assert!((0..20).all(|_| arrays().to_bytes().unwrap() == bytes));
+        let other = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(other.names(), ["x"]);
     }
 
     #[test]

@@ -144,4 +144,5 @@ def main():
         model.half().save_pretrained(folder)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+//! What `--help` prints, word for word: tests/cli/snapshots. To accept a change, run the tests with
+//! `UPDATE_SNAPSHOTS=1` and look at the difference.
+
+use std::path::Path;
+
+use super::run;
+
+const COMMANDS: [&str; 7] = [
+    "", "analogy", "learn", "apply", "generate", "caption", "doctor",
+];
+
+#[test]
+fn help_is_as_agreed() {
+    let folder = tempfile::tempdir().unwrap();
+    for command in COMMANDS {
+        let done = run(folder.path(), &format!("{command} --help"));
+        assert_eq!(done.code, Some(0));
+        assert_eq!(done.stderr, "");
+        let name = format!("{}.txt", if command.is_empty() { "dinv" } else { command });
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/cli/snapshots")
+            .join(name);
+        if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+            std::fs::write(&path, &done.stdout).unwrap();
+        }
+        let expected = std::fs::read_to_string(&path).unwrap();
+        assert!(
+            done.stdout == expected,
+            "{} differs:\n{}",
+            path.display(),
+            done.stdout
+        );
+    }
+}
+
+#[test]
+fn the_version_is_the_packages() {
+    let folder = tempfile::tempdir().unwrap();
+    let done = run(folder.path(), "--version");
+    assert_eq!(done.stdout, format!("dinv {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn every_subcommand_shows_an_example_and_every_line_fits() {
+    let folder = tempfile::tempdir().unwrap();
+    for command in &COMMANDS[1..] {
+        for flag in ["-h", "--help"] {
+            let help = run(folder.path(), &format!("{command} {flag}")).stdout;
+            assert!(help.contains(&format!("  dinv {command}")), "{help}");
+            assert!(
+                help.lines().all(|line| line.chars().count() <= 100),
+                "{help}"
+            );
+        }
+    }
+}

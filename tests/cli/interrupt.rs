@@ -1,0 +1,100 @@
+//! Ctrl-C, the checkpoint it leaves, and going on from it.
+#![cfg(unix)]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::{Done, PAIR, dinv, run, succeed, workplace};
+
+/// Long enough to be caught in the middle.
+const LONG: &str = "--steps 150 --checkpoint-every 1 --select-every 0";
+
+fn start(folder: &Path, arguments: &str) -> Child {
+    dinv(folder)
+        .args(arguments.split_whitespace())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn interrupt(child: &Child) {
+    let id = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &id])
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
+fn wait_for(path: &Path) {
+    let started = Instant::now();
+    while !path.exists() {
+        assert!(
+            started.elapsed() < Duration::from_secs(120),
+            "{} never came",
+            path.display()
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn an_interrupted_run_goes_on_to_the_same_result() {
+    let work = workplace();
+    let learn = format!("learn --config tiny.toml {PAIR} {LONG}");
+    succeed(work.path(), &format!("{learn} -q -o straight.safetensors"));
+
+    let child = start(work.path(), &format!("{learn} -o d.safetensors"));
+    let checkpoint = work.path().join("d.checkpoint.safetensors");
+    wait_for(&checkpoint);
+    interrupt(&child);
+    let done: Done = child.wait_with_output().unwrap().into();
+    assert_eq!(done.code, Some(130), "{}", done.stderr);
+    assert!(
+        done.stderr.contains("of 150 steps of learning"),
+        "{}",
+        done.stderr
+    );
+    assert!(done.stderr.contains("with `--resume`"), "{}", done.stderr);
+    assert!(checkpoint.exists() && !work.path().join("d.safetensors").exists());
+
+    let again = run(work.path(), &format!("{learn} -o d.safetensors"));
+    assert_eq!(again.code, Some(1));
+    assert!(
+        again
+            .stderr
+            .contains("an interrupted run left a checkpoint"),
+        "{}",
+        again.stderr
+    );
+
+    succeed(
+        work.path(),
+        &format!("{learn} -q -o d.safetensors --resume"),
+    );
+    assert!(!checkpoint.exists());
+    let read = |name: &str| fs::read(work.path().join(name)).unwrap();
+    assert!(
+        read("d.safetensors") == read("straight.safetensors"),
+        "the results differ"
+    );
+}
+
+#[test]
+fn a_second_interrupt_ends_the_program_at_once() {
+    let work = workplace();
+    let child = start(
+        work.path(),
+        &format!("learn --config tiny.toml {PAIR} --steps 100000 --checkpoint-every 1"),
+    );
+    wait_for(&work.path().join("difference.checkpoint.safetensors"));
+    interrupt(&child);
+    interrupt(&child);
+    let done: Done = child.wait_with_output().unwrap().into();
+    assert_eq!(done.code, Some(130), "{}", done.stderr);
+}

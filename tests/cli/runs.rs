@@ -1,0 +1,254 @@
+//! Whole runs on the tiny model: what is printed and what is written.
+
+use std::fs;
+use std::path::Path;
+
+use difference_inversion::image::read_png_text;
+use serde_json::Value;
+
+use super::{PAIR, copy_folder, dinv, entries, golden, run, succeed, workplace};
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn an_analogy_fills_its_folder() {
+    let work = workplace();
+    let done = succeed(
+        work.path(),
+        &format!("analogy --config tiny.toml {PAIR} --b b.png --caption-b noon --seed 7 -o out"),
+    );
+    let files = [
+        "b_prime.png",
+        "difference.safetensors",
+        "loss.png",
+        "run.json",
+        "sheet.png",
+    ];
+    assert_eq!(entries(&work.path().join("out")), files);
+    assert_eq!(
+        done.stdout,
+        "out/b_prime.png\nout/sheet.png\nout/loss.png\nout/difference.safetensors\nout/run.json\n"
+    );
+    let record = read_json(&work.path().join("out/run.json"));
+    assert_eq!(record["settings"]["seed"], 7);
+    assert_eq!(record["settings"]["steps"], 6);
+    assert_eq!(record["settings"]["alpha"], 0.8);
+    assert_eq!(record["pairs"][0]["a_prime"]["caption"], "night");
+    assert_eq!(record["b"]["caption"], "noon");
+    assert_eq!(record["model_files"].as_object().unwrap().len(), 5);
+    assert!(record["seconds"]["learning"].as_f64().unwrap() > 0.0);
+
+    for name in ["b_prime.png", "sheet.png", "loss.png"] {
+        let text = read_png_text(&work.path().join("out").join(name)).unwrap();
+        assert_eq!(
+            text[0],
+            (
+                "Software".to_owned(),
+                record["program"].as_str().unwrap().into()
+            )
+        );
+        assert_eq!(text[1].0, "dinv");
+        let recipe: Value = serde_json::from_str(&text[1].1).unwrap();
+        assert_eq!(recipe["settings"], record["settings"]);
+    }
+    let b_prime = image::open(work.path().join("out/b_prime.png")).unwrap();
+    assert_eq!((b_prime.width(), b_prime.height()), (32, 32));
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes() {
+    let work = workplace();
+    let files = [
+        "b_prime.png",
+        "sheet.png",
+        "loss.png",
+        "difference.safetensors",
+    ];
+    let read = || files.map(|name| fs::read(work.path().join("out").join(name)).unwrap());
+    let analogy = |more: &str| -> [Vec<u8>; 4] {
+        let pictures = format!("{PAIR} --b b.png --caption-b noon");
+        succeed(
+            work.path(),
+            &format!("analogy -q --config tiny.toml {pictures} {more}"),
+        );
+        read()
+    };
+    let first = analogy("");
+    let (again, other) = (analogy("--overwrite"), analogy("--overwrite --seed 1"));
+    for (index, name) in files.iter().enumerate() {
+        assert!(again[index] == first[index], "{name} differs");
+        assert!(
+            other[index] != first[index],
+            "{name} does not depend on the seed"
+        );
+    }
+}
+
+#[test]
+fn the_built_in_example_runs_without_any_flag() {
+    let work = workplace();
+    let demo = work.path().join("demo");
+    copy_folder(&golden("pipeline"), &demo.join("model"));
+    fs::create_dir(demo.join("images")).unwrap();
+    for name in ["a.png", "a_prime.png", "b.png"] {
+        fs::copy(work.path().join(name), demo.join("images").join(name)).unwrap();
+    }
+    let settings = r#"{ "steps": 4, "num_inference_steps": 3, "num_tokens": 2 }"#;
+    fs::write(demo.join("model/dinv.json"), settings).unwrap();
+    let done = dinv(work.path())
+        .args(["analogy", "--json", "--steps", "5"])
+        .env("DINV_DEMO_MODEL", demo.join("model"))
+        .output()
+        .unwrap();
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    let printed: Value = serde_json::from_slice(&done.stdout).unwrap();
+    assert_eq!(printed["b_prime"], "out/b_prime.png");
+    let settings = &read_json(&work.path().join("out/run.json"))["settings"];
+    assert_eq!(
+        (&settings["steps"], &settings["num_tokens"]),
+        (&5.into(), &2.into())
+    );
+}
+
+#[test]
+fn one_difference_applies_to_many_pictures() {
+    let work = workplace();
+    let learned = succeed(
+        work.path(),
+        &format!("learn --config tiny.toml {PAIR} -o d.safetensors"),
+    );
+    assert_eq!(learned.stdout, "d.safetensors\n");
+    assert!(
+        learned.stderr.contains("learning: 6 steps in "),
+        "{}",
+        learned.stderr
+    );
+
+    let apply = "apply d.safetensors -q --config tiny.toml --b a.png b.png --caption-b x \
+                 --caption-b y";
+    let done = succeed(work.path(), &format!("{apply} -o out"));
+    assert_eq!(
+        (done.stdout.as_str(), done.stderr.as_str()),
+        ("out/a.png\nout/b.png\n", "")
+    );
+    assert_eq!(entries(&work.path().join("out")), ["a.png", "b.png"]);
+
+    let again = run(work.path(), &format!("{apply} -o out"));
+    assert_eq!(again.code, Some(1));
+    assert!(
+        again
+            .stderr
+            .starts_with("error: out/a.png exists already\nhint: ")
+    );
+
+    let reversed = succeed(work.path(), &format!("{apply} -o back --reverse --json"));
+    let printed: Value = serde_json::from_str(&reversed.stdout).unwrap();
+    assert_eq!(printed["results"][1]["b_prime"], "back/b.png");
+    let read = |name: &str| fs::read(work.path().join(name)).unwrap();
+    assert_ne!(read("out/b.png"), read("back/b.png"));
+}
+
+#[test]
+fn several_pairs_teach_one_difference() {
+    let work = workplace();
+    let pairs = "--a a.png --a-prime a_prime.png --a b.png --a-prime a.png";
+    let done = succeed(
+        work.path(),
+        &format!("learn -q --json --config tiny.toml {pairs}"),
+    );
+    let printed: Value = serde_json::from_str(&done.stdout).unwrap();
+    assert_eq!(printed["difference"], "difference.safetensors");
+    assert_eq!(printed["captions"].as_array().unwrap().len(), 2);
+}
+
+/// What `--trace` writes, `--replay` takes, with the same result.
+#[test]
+fn a_trace_can_be_replayed() {
+    let work = workplace();
+    let learn = format!("learn -q --config tiny.toml {PAIR}");
+    succeed(
+        work.path(),
+        &format!("{learn} -o one.safetensors --trace trace.safetensors"),
+    );
+    succeed(
+        work.path(),
+        &format!("{learn} -o two.safetensors --replay trace.safetensors --trace again.safetensors"),
+    );
+    let read = |name: &str| {
+        let weights = difference_inversion::weights::Arrays::read(&work.path().join(name)).unwrap();
+        weights.arrays
+    };
+    assert_eq!(
+        format!("{:?}", read("trace.safetensors")),
+        format!("{:?}", read("again.safetensors"))
+    );
+}
+
+#[test]
+fn words_become_a_picture_with_every_scheduler() {
+    let work = workplace();
+    for scheduler in ["ddim", "dpm-solver", "euler", "euler-ancestral", "uni-pc"] {
+        let done = succeed(
+            work.path(),
+            &format!(
+                "generate -q --config tiny.toml --prompt red --scheduler {scheduler} -o {scheduler}.png"
+            ),
+        );
+        assert_eq!(done.stdout, format!("{scheduler}.png\n"));
+        let picture = image::open(work.path().join(format!("{scheduler}.png"))).unwrap();
+        assert_eq!((picture.width(), picture.height()), (32, 32));
+    }
+}
+
+#[test]
+fn captions_are_printed_with_names_where_there_are_several() {
+    let work = workplace();
+    let one = succeed(work.path(), "caption --model model a.png").stdout;
+    assert_eq!(one.lines().count(), 1);
+    let two = succeed(work.path(), "caption --model model a.png b.png").stdout;
+    assert_eq!(
+        two.lines().next().unwrap(),
+        format!("a.png: {}", one.trim_end())
+    );
+    let json = succeed(work.path(), "caption --model model a.png --json").stdout;
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["captions"][0]["caption"], one.trim_end());
+}
+
+#[test]
+fn doctor_lists_what_is_there_and_what_is_missing() {
+    let work = workplace();
+    let whole = succeed(work.path(), "doctor --model model").stdout;
+    assert!(whole.ends_with("everything is there\n"), "{whole}");
+    fs::remove_dir_all(work.path().join("model/captioner")).unwrap();
+    let json = succeed(work.path(), "doctor --model model --json").stdout;
+    let findings: Value = serde_json::from_str(&json).unwrap();
+    let problem = findings["problems"][0].as_str().unwrap();
+    assert!(
+        problem.starts_with("captioner (captions; without it, give your own)"),
+        "{problem}"
+    );
+    assert!(findings["memory"]["total"].as_u64().unwrap() > 0);
+}
+
+/// Pictures of every kind that are handled, not refused.
+#[test]
+fn grey_16_bit_transparent_cmyk_and_rotated_pictures_are_taken() {
+    let work = workplace();
+    let grey = image::ImageBuffer::from_fn(24, 24, |x, y| image::Luma([(x * 900 + y) as u16]));
+    grey.save(work.path().join("grey16.png")).unwrap();
+    let clear = image::RgbaImage::from_fn(24, 24, |x, _| image::Rgba([9, 99, 200, (x * 9) as u8]));
+    clear.save(work.path().join("clear.png")).unwrap();
+    for name in ["cmyk.jpg", "exif-6.jpg"] {
+        fs::copy(golden("images").join(name), work.path().join(name)).unwrap();
+    }
+    let pictures = "grey16.png clear.png cmyk.jpg exif-6.jpg";
+    let done = succeed(work.path(), &format!("caption --model model {pictures}"));
+    assert_eq!(done.stdout.lines().count(), 4);
+}
