@@ -241,9 +241,12 @@ fn doctor_lists_what_is_there_and_what_is_missing() {
 #[test]
 fn grey_16_bit_transparent_cmyk_and_rotated_pictures_are_taken() {
     let work = workplace();
-    let grey = image::ImageBuffer::from_fn(24, 24, |x, y| image::Luma([(x * 900 + y) as u16]));
+    let byte = |value: u32| u8::try_from(value).unwrap();
+    let grey = image::ImageBuffer::from_fn(24, 24, |x, y| {
+        image::Luma([u16::from(byte(x * 9)) * 256 + u16::from(byte(y))])
+    });
     grey.save(work.path().join("grey16.png")).unwrap();
-    let clear = image::RgbaImage::from_fn(24, 24, |x, _| image::Rgba([9, 99, 200, (x * 9) as u8]));
+    let clear = image::RgbaImage::from_fn(24, 24, |x, _| image::Rgba([9, 99, 200, byte(x * 9)]));
     clear.save(work.path().join("clear.png")).unwrap();
     for name in ["cmyk.jpg", "exif-6.jpg"] {
         fs::copy(golden("images").join(name), work.path().join(name)).unwrap();
