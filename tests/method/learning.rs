@@ -1,0 +1,353 @@
+//! The optimisation loop on a tiny pipeline with random weights.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use difference_inversion::analogy::Models;
+use difference_inversion::delta::DeltaMode;
+use difference_inversion::learn::{
+    self, Draws, Initialisation, LearnConfig, Outcome, Pair, Records,
+};
+use difference_inversion::progress::Progress;
+use difference_inversion::weights::Arrays;
+use difference_inversion::{Error, Result, loss};
+
+use crate::tiny::{golden, models, pair, relative_error, silent};
+
+/// Largest difference of the learned tokens from the PyTorch reference's, as a relative norm.
+const TOKEN_TOLERANCE: f32 = 1e-3;
+/// Largest relative difference of a directional derivative from its finite difference.
+const GRADIENT_TOLERANCE: f32 = 0.02;
+
+fn config() -> LearnConfig {
+    LearnConfig {
+        num_tokens: 3,
+        steps: 12,
+        learning_rate: 1e-2,
+        samples_per_step: 2,
+        select_every: 4,
+        select_samples: 3,
+        ..LearnConfig::default()
+    }
+}
+
+fn run(models: &Models, pair: &Pair, config: &LearnConfig, records: &Records) -> Result<Outcome> {
+    let pairs = std::slice::from_ref(pair);
+    let (pipeline, joints) = (models.pipeline(), models.joints());
+    learn::difference(pipeline, joints, pairs, config, records, &mut silent)
+}
+
+fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
+    tensor.clone().try_into_vec_as::<f32>().unwrap()
+}
+
+fn tokens(outcome: &Outcome) -> Vec<f32> {
+    values(&outcome.tokens.embeddings()[0])
+}
+
+fn norm(x: &[f32]) -> f32 {
+    x.iter().map(|v| v * v).sum::<f32>().sqrt()
+}
+
+#[test]
+fn twenty_replayed_steps_equal_the_pytorch_reference() {
+    let folder = tempfile::tempdir().unwrap();
+    let expected = golden("learning/trace.safetensors");
+    let records = Records {
+        replay: Some(expected.clone()),
+        trace: Some(folder.path().join("trace.safetensors")),
+        ..Records::default()
+    };
+    let config = LearnConfig {
+        steps: 20,
+        select_every: 0,
+        ..config()
+    };
+    let models = models();
+    run(&models, &pair(&models, 3), &config, &records).unwrap();
+    let read = |path: &Path| Arrays::read(path).unwrap();
+    let (found, expected) = (read(records.trace.as_ref().unwrap()), read(&expected));
+    let device = Device::flex();
+    for name in ["loss", "after", "before", "clip"] {
+        let [found, expected] =
+            [&found, &expected].map(|file| file.tensor::<1>(name, &device).unwrap());
+        let error = relative_error(found, expected);
+        println!("{name}: relative error {error:.1e}");
+        assert!(error <= TOKEN_TOLERANCE, "{name}: {error:.1e}");
+    }
+    let last = |file: &Arrays| file.tensor::<3>("tokens", &device).unwrap().slice([19..20]);
+    let (found, expected) = (values(&last(&found)), values(&last(&expected)));
+    let difference: Vec<f32> = found.iter().zip(&expected).map(|(x, y)| x - y).collect();
+    let error = norm(&difference) / norm(&expected);
+    println!("tokens after 20 steps: relative error {error:.1e}");
+    assert!(error <= TOKEN_TOLERANCE, "{error:.1e}");
+}
+
+/// The whole loss of a batch of two, as the loop weighs it.
+fn objective(models: &Models, pair: &Pair, draws: &Draws, tokens: &Tensor<2>) -> Tensor<1> {
+    let pairs = std::slice::from_ref(pair);
+    let tokens = std::slice::from_ref(tokens);
+    let terms = loss::token_consistency(models.pipeline(), pairs, draws, tokens, true).unwrap();
+    let deltas = Tensor::<1>::from_floats(pair.deltas[0].as_slice(), &Device::flex());
+    let clip = loss::clip(&models.joints()[0], &tokens[0], &deltas.unsqueeze()).unwrap();
+    (terms.after + terms.before.unwrap()) * 4.0 + clip * 0.1
+}
+
+#[test]
+fn gradients_of_the_whole_loss_equal_finite_differences_for_every_token() {
+    let device = Device::flex();
+    let models = models();
+    let pair = pair(&models, 3);
+    let arrays = Arrays::read(&golden("learning/trace.safetensors")).unwrap();
+    let noise = arrays.tensor::<5>("noise", &device).unwrap();
+    let draws = Draws {
+        timesteps: vec![900, 400],
+        noise: noise.slice([0..1]).squeeze_dim(0),
+    };
+    let d = models.pipeline().base()[0].hidden_size;
+    let start: Vec<f32> = (0..3 * d).map(|i| (i as f32 * 0.7).sin() * 0.1).collect();
+    let tensor = |x: Vec<f32>| Tensor::<2>::from_data(TensorData::new(x, [3, d]), &device);
+
+    let leaf = tensor(start.clone()).autodiff().require_grad();
+    let gradients = objective(&models, &pair, &draws, &leaf).backward();
+    let gradient = values(&leaf.grad(&gradients).unwrap());
+    for token in 0..3 {
+        let row = &gradient[token * d..(token + 1) * d];
+        let slope = norm(row);
+        assert!(slope > 1e-4, "token {token} has no gradient");
+        let at = |step: f32| {
+            let mut moved = start.clone();
+            for (x, g) in moved[token * d..].iter_mut().zip(row) {
+                *x += step * g / slope;
+            }
+            values(&objective(&models, &pair, &draws, &tensor(moved)))[0]
+        };
+        let step = 0.02;
+        let found = (at(step) - at(-step)) / (2.0 * step);
+        let error = (found - slope).abs() / slope;
+        println!("token {token}: gradient {slope:.4}, finite difference {found:.4}");
+        assert!(error < GRADIENT_TOLERANCE, "token {token}: {slope} {found}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_tokens_and_another_gives_others() {
+    let models = models();
+    let pair = pair(&models, 3);
+    let learn = |seed| {
+        let config = LearnConfig { seed, ..config() };
+        tokens(&run(&models, &pair, &config, &Records::default()).unwrap())
+    };
+    assert_eq!(learn(1), learn(1));
+    assert_ne!(learn(1), learn(2));
+}
+
+#[test]
+fn a_stopped_run_goes_on_to_the_same_result_as_one_never_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = folder.path().join("checkpoint.safetensors");
+    let models = models();
+    let pair = pair(&models, 3);
+    // Everything that is drawn takes part.
+    let config = LearnConfig {
+        prompt_dropout: 0.3,
+        jitter: 1,
+        initialisation: Initialisation::Random,
+        max_norm: Some(2.0),
+        ..config()
+    };
+    let whole = run(&models, &pair, &config, &Records::default()).unwrap();
+    let records = Records {
+        checkpoint: Some(checkpoint.clone()),
+        ..Records::default()
+    };
+    let mut stop_at_7 = |progress: &Progress| match progress {
+        Progress::Step { done: 7, .. } => ControlFlow::Break(()),
+        _ => ControlFlow::Continue(()),
+    };
+    let pairs = std::slice::from_ref(&pair);
+    let (pipeline, joints) = (models.pipeline(), models.joints());
+    let stopped = learn::difference(pipeline, joints, pairs, &config, &records, &mut stop_at_7);
+    assert!(matches!(
+        stopped,
+        Err(Error::Stopped {
+            done: 7,
+            total: 12,
+            checkpoint: Some(_),
+            ..
+        })
+    ));
+    let records = Records {
+        resume: Some(checkpoint.clone()),
+        ..Records::default()
+    };
+    let resumed = run(&models, &pair, &config, &records).unwrap();
+    assert_eq!(tokens(&whole), tokens(&resumed));
+    assert_eq!(whole.history, resumed.history);
+    assert_eq!(whole.best_step, resumed.best_step);
+
+    let other = LearnConfig {
+        alpha: 0.2,
+        ..config
+    };
+    let message = run(&models, &pair, &other, &records)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("its `alpha` is 0.8, this run's 0.2"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_replayed_trace_gives_the_run_that_wrote_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace.safetensors");
+    let models = models();
+    let pair = pair(&models, 3);
+    let records = Records {
+        trace: Some(trace.clone()),
+        ..Records::default()
+    };
+    let drawn = run(&models, &pair, &config(), &records).unwrap();
+    let records = Records {
+        replay: Some(trace),
+        ..Records::default()
+    };
+    let config = LearnConfig {
+        seed: 0,
+        ..config()
+    };
+    let replayed = run(&models, &pair, &config, &records).unwrap();
+    assert_eq!(drawn.history, replayed.history);
+}
+
+#[test]
+fn the_best_tokens_are_chosen_on_the_fixed_set() {
+    let models = models();
+    let pair = pair(&models, 3);
+    let outcome = run(&models, &pair, &config(), &Records::default()).unwrap();
+    assert!([4, 8, 12].contains(&outcome.best_step));
+    let config = LearnConfig {
+        select_every: 0,
+        ..config()
+    };
+    assert_eq!(
+        run(&models, &pair, &config, &Records::default())
+            .unwrap()
+            .best_step,
+        12
+    );
+    let patient = LearnConfig {
+        learning_rate: 1000.0,
+        select_every: 1,
+        patience: Some(2),
+        ..config
+    };
+    let outcome = run(&models, &pair, &patient, &Records::default()).unwrap();
+    assert!(
+        outcome.history.len() < 12,
+        "{} steps",
+        outcome.history.len()
+    );
+}
+
+#[test]
+fn every_ablation_is_another_run() {
+    let models = models();
+    let pair = pair(&models, 3);
+    let learn = |config: LearnConfig| run(&models, &pair, &config, &Records::default()).unwrap();
+    let full = learn(config());
+    assert!(
+        full.history
+            .iter()
+            .all(|terms| terms.before > 0.0 && terms.clip > 0.0)
+    );
+    let no_consistency = learn(LearnConfig {
+        consistency: false,
+        ..config()
+    });
+    assert!(
+        no_consistency
+            .history
+            .iter()
+            .all(|terms| terms.before == 0.0)
+    );
+    let no_clip = learn(LearnConfig {
+        lambda_clip: 0.0,
+        ..config()
+    });
+    assert!(no_clip.history.iter().all(|terms| terms.clip == 0.0));
+    let word = Initialisation::Word("house".to_owned());
+    let from_word = learn(LearnConfig {
+        initialisation: word,
+        ..config()
+    });
+    let runs = [&full, &no_consistency, &no_clip, &from_word].map(tokens);
+    for (number, run) in runs.iter().enumerate() {
+        assert!(runs[..number].iter().all(|other| other != run));
+    }
+    assert_eq!(LearnConfig::default().delta, DeltaMode::Interpolated);
+}
+
+#[test]
+fn tokens_stay_within_their_bound() {
+    let models = models();
+    let pair = pair(&models, 3);
+    let config = LearnConfig {
+        learning_rate: 1.0,
+        max_norm: Some(0.5),
+        ..config()
+    };
+    let outcome = run(&models, &pair, &config, &Records::default()).unwrap();
+    let table = models.pipeline().text_encoders()[0].token_table().clone();
+    let mut norms = values(&table.powi_scalar(2).sum_dim(1).sqrt());
+    norms.sort_by(f32::total_cmp);
+    let bound = 0.5 * norms[norms.len() / 2];
+    for row in tokens(&outcome).chunks(16) {
+        assert!(norm(row) <= bound * 1.001);
+    }
+}
+
+#[test]
+fn a_loss_that_is_not_finite_is_an_error_that_names_the_step() {
+    let models = models();
+    let mut pair = pair(&models, 3);
+    pair.latents_a = pair.latents_a.mul_scalar(f32::NAN);
+    let error = run(&models, &pair, &config(), &Records::default()).unwrap_err();
+    assert!(matches!(
+        error,
+        Error::Diverged {
+            step: 0,
+            checkpoint: None
+        }
+    ));
+    assert!(error.to_string().contains("learning rate"), "{error}");
+}
+
+#[test]
+fn two_pairs_are_learned_from_together() {
+    let models = models();
+    let pair = pair(&models, 3);
+    let mut second = pair.clone();
+    std::mem::swap(&mut second.latents_a, &mut second.latents_a_prime);
+    let (pipeline, joints) = (models.pipeline(), models.joints());
+    let learn = |pairs: &[Pair]| {
+        let records = Records::default();
+        learn::difference(pipeline, joints, pairs, &config(), &records, &mut silent).unwrap()
+    };
+    let both = learn(&[pair.clone(), second]);
+    assert_ne!(tokens(&both), tokens(&learn(&[pair])));
+    assert!(matches!(
+        learn::difference(
+            pipeline,
+            joints,
+            &[],
+            &config(),
+            &Records::default(),
+            &mut silent
+        ),
+        Err(Error::Missing { .. })
+    ));
+}

@@ -1,0 +1,321 @@
+//! Inversion and generation on a tiny pipeline with random weights.
+
+use std::ops::ControlFlow;
+
+use burn::tensor::{Device, Tensor};
+use difference_inversion::analogy::{
+    self, AnalogyConfig, GenerateConfig, Models, Target, TextToImage,
+};
+use difference_inversion::learn::{LearnConfig, Records};
+use difference_inversion::noise::{Branches, Guidance, Inversion, regenerate};
+use difference_inversion::progress::{Progress, Stage};
+use difference_inversion::prompt::{FullPrompt, PromptConfig, PromptMode};
+use difference_inversion::tokens::DifferenceTokens;
+use difference_inversion::{Error, pez};
+
+use crate::tiny::{example, models, relative_error, silent};
+
+/// Largest difference of B's latents when nothing is changed, relative to their largest value.
+const EXACT: f32 = 1e-4;
+/// The same for DDIM inversion, which solves its steps by iteration.
+const SOLVED: f32 = 1e-2;
+
+fn target() -> Target {
+    Target {
+        b: example().a,
+        caption_b: Some("a green house".to_owned()),
+    }
+}
+
+/// B's latents regenerated with difference tokens of this size, and the original.
+fn regenerated(models: &Models, tokens: f32, config: &GenerateConfig) -> [Tensor<4>; 2] {
+    let pipeline = models.pipeline();
+    let d = pipeline.base()[0].hidden_size;
+    let words = pipeline
+        .read(&pipeline.prompt("a green house").unwrap(), 2)
+        .unwrap();
+    let negative = pipeline.read(&pipeline.prompt("").unwrap(), 0).unwrap();
+    let difference = Tensor::full([2, d], tokens, &Device::flex());
+    let encode = |full| pipeline.encode_prompts(&[full]).unwrap();
+    let source = encode(FullPrompt::plain(&words));
+    let branches = Branches {
+        target: match tokens {
+            0.0 => source.clone(),
+            _ => encode(FullPrompt::with_difference(&words, &[difference], 1.0)),
+        },
+        source,
+        negative: encode(FullPrompt::plain(&negative)),
+    };
+    let latents = pipeline.encode_image(&target().b);
+    let found = regenerate(pipeline, latents.clone(), &branches, config, &mut silent).unwrap();
+    [found, latents]
+}
+
+fn config(inversion: Inversion) -> GenerateConfig {
+    GenerateConfig {
+        inversion,
+        guidance_scale: Some(1.0),
+        num_inference_steps: 10,
+        ..GenerateConfig::default()
+    }
+}
+
+#[test]
+fn an_edit_friendly_inversion_gives_b_back_exactly() {
+    let models = models();
+    for (skip, eta) in [(0.0, 1.0), (0.36, 1.0), (0.36, 0.5)] {
+        let config = GenerateConfig {
+            skip,
+            eta,
+            ..config(Inversion::EditFriendly)
+        };
+        let [found, latents] = regenerated(&models, 0.0, &config);
+        let error = relative_error(found, latents);
+        println!("skip {skip}, eta {eta}: {error:.1e}");
+        assert!(error <= EXACT, "skip {skip}, eta {eta}: {error:.1e}");
+    }
+    let guided = GenerateConfig {
+        guidance: Guidance::Ordinary,
+        guidance_scale: Some(3.0),
+        source_guidance_scale: 3.0,
+        ..config(Inversion::EditFriendly)
+    };
+    let [found, latents] = regenerated(&models, 0.0, &guided);
+    assert!(relative_error(found, latents) <= EXACT);
+}
+
+#[test]
+fn a_ddim_inversion_gives_b_back_the_better_the_more_it_iterates() {
+    let models = models();
+    let error = |inversion_iterations| {
+        let config = GenerateConfig {
+            inversion_iterations,
+            ..config(Inversion::Ddim)
+        };
+        let [found, latents] = regenerated(&models, 0.0, &config);
+        relative_error(found, latents)
+    };
+    let (once, often) = (error(1), error(20));
+    println!("1 iteration: {once:.1e}, 20: {often:.1e}");
+    assert!(often < once && often <= SOLVED);
+}
+
+#[test]
+fn sdedit_keeps_b_at_strength_0_and_forgets_it_at_1() {
+    let models = models();
+    let at = |sdedit_strength| {
+        let config = GenerateConfig {
+            sdedit_strength,
+            ..config(Inversion::Sdedit)
+        };
+        let [found, latents] = regenerated(&models, 0.0, &config);
+        relative_error(found, latents)
+    };
+    assert_eq!(at(0.0), 0.0);
+    assert!(at(1.0) > at(0.3));
+}
+
+#[test]
+fn difference_guidance_amplifies_the_difference_and_nothing_else() {
+    let models = models();
+    for inversion in [Inversion::Ddim, Inversion::EditFriendly, Inversion::Sdedit] {
+        let at = |tokens, scale| {
+            let config = GenerateConfig {
+                guidance_scale: Some(scale),
+                ..config(inversion)
+            };
+            regenerated(&models, tokens, &config)[0].clone()
+        };
+        let unchanged = at(0.0, 1.0);
+        assert!(
+            relative_error(at(0.0, 5.0), unchanged.clone()) <= EXACT,
+            "{inversion:?}"
+        );
+        let [weak, strong] =
+            [1.0, 3.0].map(|scale| relative_error(at(2.0, scale), unchanged.clone()));
+        assert!(
+            0.0 < weak && weak < strong,
+            "{inversion:?}: {weak} {strong}"
+        );
+    }
+}
+
+#[test]
+fn the_seed_decides_the_noise() {
+    let models = models();
+    let at = |seed| {
+        let config = GenerateConfig {
+            seed,
+            ..config(Inversion::Sdedit)
+        };
+        regenerated(&models, 1.0, &config)[0].clone()
+    };
+    assert_eq!(relative_error(at(1), at(1)), 0.0);
+    assert!(relative_error(at(1), at(2)) > 0.0);
+}
+
+fn analogy_config() -> AnalogyConfig {
+    AnalogyConfig {
+        learn: LearnConfig {
+            num_tokens: 2,
+            steps: 3,
+            ..LearnConfig::default()
+        },
+        generate: GenerateConfig {
+            num_inference_steps: 4,
+            ..GenerateConfig::default()
+        },
+        ..AnalogyConfig::default()
+    }
+}
+
+#[test]
+fn an_analogy_goes_through_all_its_stages() {
+    let models = models();
+    let mut stages = Vec::new();
+    let mut observer = |progress: &Progress| {
+        if let Progress::Step { stage, .. } = progress {
+            stages.push(*stage);
+        }
+        ControlFlow::Continue(())
+    };
+    let (config, records) = (analogy_config(), Records::default());
+    let (learned, applied) = analogy::solve(
+        &models,
+        &[example()],
+        &target(),
+        &config,
+        &records,
+        &mut observer,
+    )
+    .unwrap();
+    stages.dedup();
+    assert_eq!(stages, [Stage::Learn, Stage::Invert, Stage::Generate]);
+    assert_eq!(learned.history.len(), 3);
+    assert_eq!(learned.captions[0][0], "a red house");
+    assert_eq!(applied.b_prime.dimensions(), (32, 32));
+    assert_eq!(applied.prompt_b, "a green house");
+
+    // Saved and loaded, forwards and in reverse.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("difference.safetensors");
+    learned.tokens.save(&path).unwrap();
+    let tokens = DifferenceTokens::load(&path, &Device::flex()).unwrap();
+    let apply = |config: &AnalogyConfig| {
+        analogy::apply(&models, &tokens, &target(), config, &mut silent)
+            .unwrap()
+            .b_prime
+    };
+    assert_eq!(apply(&config), applied.b_prime);
+    let mut reverse = config;
+    reverse.generate.reverse = true;
+    reverse.generate.strength = 3.0;
+    assert_ne!(apply(&reverse), applied.b_prime);
+}
+
+#[test]
+fn what_cannot_be_learned_or_applied_is_an_error() {
+    let models = models();
+    let (config, records) = (analogy_config(), Records::default());
+    let learn = |example| {
+        let result = analogy::learn(&models, &[example], &config, &records, &mut silent);
+        result.unwrap_err().to_string()
+    };
+    let mut same = example();
+    same.a_prime = same.a.clone();
+    assert!(learn(same).contains("the same picture"));
+    let mut silent_example = example();
+    silent_example.caption_a = None;
+    assert!(learn(silent_example).contains("captioner"));
+
+    let mut base = models.pipeline().base();
+    base[0].table = "0".repeat(64);
+    let tokens = DifferenceTokens::zeros(2, &base, &Device::flex());
+    let error = analogy::apply(&models, &tokens, &target(), &config, &mut silent).unwrap_err();
+    assert!(matches!(error, Error::WrongBase { .. }), "{error}");
+
+    let mut long = config.clone();
+    long.learn.num_tokens = 31;
+    let error = analogy::learn(&models, &[example()], &long, &records, &mut silent).unwrap_err();
+    assert!(error.to_string().contains("at most 30"), "{error}");
+}
+
+#[test]
+fn a_prompt_that_is_too_long_loses_words_but_no_difference_tokens() {
+    let models = models();
+    let pipeline = models.pipeline();
+    let prompt = pipeline.prompt(&"house ".repeat(60)).unwrap();
+    let words = pipeline.read(&prompt, 4).unwrap();
+    assert!(words.notice().unwrap().contains("are cut off"));
+    let d = pipeline.base()[0].hidden_size;
+    let encode = |value| {
+        let tokens = [Tensor::full([4, d], value, &Device::flex())];
+        let full = FullPrompt::with_difference(&words, &tokens, 1.0);
+        pipeline
+            .encode_prompts(&[full])
+            .unwrap()
+            .encoder_hidden_states
+    };
+    assert_eq!(encode(0.0).dims(), [1, 32, d]);
+    assert!(relative_error(encode(0.5), encode(0.0)) > 0.0);
+}
+
+#[test]
+fn an_optimised_prompt_is_nearer_to_its_picture_than_its_prefix() {
+    let models = models();
+    let joint = &models.joints()[0];
+    let image = joint.image_features(&example().a).unwrap();
+    let prefix = models.pipeline().prompt("a red house").unwrap();
+    let config = PromptConfig {
+        pez_tokens: 4,
+        pez_steps: 30,
+        ..PromptConfig::default()
+    };
+    let find = |seed| {
+        let config = PromptConfig {
+            seed,
+            ..config.clone()
+        };
+        pez::optimise(joint, &image, &prefix, &config, 0, &mut silent).unwrap()
+    };
+    let near = |prompt: &_| {
+        let text = joint.text_features(prompt).unwrap();
+        text.iter().zip(&image).map(|(x, y)| x * y).sum::<f32>()
+    };
+    let found = find(1);
+    println!("cosine {} to {}", near(&prefix), near(&found));
+    assert!(near(&found) > near(&prefix));
+    assert_eq!(found, find(1));
+    assert_eq!(found.ids().len(), prefix.ids().len() + 4);
+
+    let mut config = analogy_config();
+    config.prompt = PromptConfig {
+        prompt_mode: PromptMode::CaptionOptimised,
+        pez_steps: 2,
+        ..PromptConfig::default()
+    };
+    let records = Records::default();
+    let learned = analogy::learn(&models, &[example()], &config, &records, &mut silent).unwrap();
+    assert!(learned.prompts[0][0].starts_with("a red house "));
+}
+
+#[test]
+fn text_becomes_a_picture_with_every_solver() {
+    let models = models();
+    let draw = |scheduler: Option<&str>| {
+        let request = TextToImage {
+            prompt: "a red house".to_owned(),
+            num_inference_steps: 5,
+            guidance_scale: 2.0,
+            scheduler: scheduler.map(str::to_owned),
+            ..TextToImage::default()
+        };
+        analogy::generate(&models, &request, None, None, &mut silent).map_err(|e| e.to_string())
+    };
+    let names = ["ddim", "dpm-solver", "euler", "euler-ancestral", "uni-pc"];
+    for name in names {
+        assert_eq!(draw(Some(name)).unwrap().dimensions(), (32, 32), "{name}");
+    }
+    assert_eq!(draw(None), draw(Some("ddim")));
+    assert!(draw(Some("magic")).is_err());
+}

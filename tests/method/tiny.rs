@@ -1,0 +1,81 @@
+//! The tiny pipeline of tests/golden/learning, ready to learn on.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, FloatDType, Tensor};
+use difference_inversion::analogy::{Example, ModelPaths, Models};
+use difference_inversion::delta::{DeltaMode, Features, delta};
+use difference_inversion::image::load_image;
+use difference_inversion::learn::Pair;
+use difference_inversion::progress::Progress;
+
+pub(crate) const CAPTION_A: &str = "a red house";
+pub(crate) const CAPTION_A_PRIME: &str = "a blue house at night";
+
+/// The file or folder `name` under `tests/golden`.
+pub(crate) fn golden(name: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    root.join("tests/golden").join(name)
+}
+
+/// Largest absolute difference over the largest absolute reference value.
+pub(crate) fn relative_error<const D: usize>(found: Tensor<D>, reference: Tensor<D>) -> f32 {
+    let largest = reference.clone().abs().max().into_scalar::<f32>();
+    (found - reference).abs().max().into_scalar::<f32>() / largest
+}
+
+/// The models, in f32 on the CPU.
+pub(crate) fn models() -> Models {
+    let paths = ModelPaths {
+        model: golden("learning"),
+        clip: None,
+        captioner: None,
+    };
+    Models::open(&paths, &Device::flex(), FloatDType::F32).unwrap()
+}
+
+/// The pictures A and A′ with their captions.
+pub(crate) fn example() -> Example {
+    Example {
+        a: load_image(&golden("learning/a.png")).unwrap(),
+        a_prime: load_image(&golden("learning/a_prime.png")).unwrap(),
+        caption_a: Some(CAPTION_A.to_owned()),
+        caption_a_prime: Some(CAPTION_A_PRIME.to_owned()),
+    }
+}
+
+/// The same, prepared for the optimisation.
+pub(crate) fn pair(models: &Models, num_tokens: usize) -> Pair {
+    let (pipeline, joint, example) = (models.pipeline(), &models.joints()[0], example());
+    let words = |text: &str| {
+        let prompt = pipeline.prompt(text).unwrap();
+        pipeline.read(&prompt, num_tokens).unwrap()
+    };
+    let image = Features {
+        a: joint.image_features(&example.a).unwrap(),
+        a_prime: joint.image_features(&example.a_prime).unwrap(),
+    };
+    let text = |text: &str| {
+        joint
+            .text_features(&pipeline.prompt(text).unwrap())
+            .unwrap()
+    };
+    let text = Features {
+        a: text(CAPTION_A),
+        a_prime: text(CAPTION_A_PRIME),
+    };
+    let delta = delta(&image, &text, DeltaMode::Interpolated, 0.8).unwrap();
+    Pair {
+        latents_a: pipeline.encode_image(&example.a),
+        latents_a_prime: pipeline.encode_image(&example.a_prime),
+        prompt_a: words(CAPTION_A),
+        prompt_a_prime: words(CAPTION_A_PRIME),
+        deltas: vec![delta.direction],
+    }
+}
+
+/// Watches nothing and never asks to stop.
+pub(crate) fn silent(_: &Progress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
