@@ -1,17 +1,23 @@
-//! One call of the demo model's U-Net at batch 2: forward, and forward and backward to the
+//! Times one call of the demo model's U-Net at batch 2: forward, and forward and backward to the
 //! prompt's hidden states. `training/reference/bench_unet.py` times the same in PyTorch.
 //!
-//! Another U-Net is measured with `DINV_BENCH_UNET=FOLDER cargo bench --bench unet`.
+//! ```text
+//! cargo bench --bench unet
+//! DINV_BENCH_UNET=FOLDER cargo bench --bench unet     # another U-Net
+//! ```
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
-use criterion::{Criterion, criterion_group, criterion_main};
-use difference_inversion::models::unet::UNet2DConditionModel;
+use difference_inversion::models::unet::{UNet2DConditionModel, UNetConfig};
 use difference_inversion::weights::{Weights, read_config};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Calls that are measured.
+const REPEATS: usize = 20;
 
 fn folder() -> PathBuf {
     std::env::var_os("DINV_BENCH_UNET").map_or_else(
@@ -20,9 +26,26 @@ fn folder() -> PathBuf {
     )
 }
 
-fn unet(criterion: &mut Criterion) {
+/// Prints the median and the fastest of some calls of `run`, after a few that warm up.
+fn measure<T>(name: &str, run: impl Fn() -> T) {
+    for _ in 0..3 {
+        run();
+    }
+    let mut times: Vec<Duration> = (0..REPEATS)
+        .map(|_| {
+            let start = Instant::now();
+            run();
+            start.elapsed()
+        })
+        .collect();
+    times.sort();
+    let [median, fastest] = [times[REPEATS / 2], times[0]].map(|time| time.as_secs_f64() * 1e3);
+    println!("{name:22} median {median:.1} ms, fastest {fastest:.1} ms");
+}
+
+fn main() {
     let (folder, device) = (folder(), Device::flex());
-    let config = read_config(&folder.join("config.json")).expect("a U-Net's config.json");
+    let config: UNetConfig = read_config(&folder.join("config.json")).expect("a config.json");
     let weights = Weights::open(&folder, &device, FloatDType::F32).expect("a U-Net's weights");
     let unet = UNet2DConditionModel::load(&weights, &config).expect("a U-Net");
 
@@ -32,18 +55,10 @@ fn unet(criterion: &mut Criterion) {
     let timesteps = Tensor::<1>::from_floats([500.0, 500.0], &device);
     let forward = |context| unet.forward(sample.clone(), timesteps.clone(), context, None);
 
-    let mut group = criterion.benchmark_group("unet");
-    group.sample_size(20);
-    group.bench_function("forward", |bencher| bencher.iter(|| forward(context.clone())));
-    group.bench_function("forward and backward", |bencher| {
-        bencher.iter(|| {
-            let tracked = context.clone().autodiff().require_grad();
-            let gradients = forward(tracked.clone()).square().mean().backward();
-            tracked.grad(&gradients).expect("a gradient")
-        });
+    measure("forward:", || forward(context.clone()));
+    measure("forward and backward:", || {
+        let tracked = context.clone().autodiff().require_grad();
+        let gradients = forward(tracked.clone()).square().mean().backward();
+        tracked.grad(&gradients)
     });
-    group.finish();
 }
-
-criterion_group!(benches, unet);
-criterion_main!(benches);

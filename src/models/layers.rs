@@ -1,10 +1,13 @@
 //! The layers that all networks are made of. Weights are constants: gradients flow to a layer's
 //! inputs only.
 
-use burn::tensor::module::{attention, conv2d, embedding, layer_norm, linear};
-use burn::tensor::ops::{AttentionModuleOptions, ConvOptions};
+use std::sync::{Arc, OnceLock};
+
+use burn::tensor::module::{attention, conv2d, embedding, interpolate, layer_norm, linear};
+use burn::tensor::ops::{AttentionModuleOptions, ConvOptions, InterpolateMode, InterpolateOptions};
 use burn::tensor::{Bool, DType, Int, Tensor, activation};
 
+use super::fused::{self, conv::Geometry};
 use crate::{Result, weights::Weights};
 
 /// A pointwise non-linearity, by its name in config files.
@@ -81,20 +84,30 @@ impl Linear {
     /// # Shapes
     /// `[..., d_in]` to `[..., d_out]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        linear(x, self.weight.clone(), self.bias.clone())
+        let (weight, bias) = (self.weight.clone(), self.bias.clone());
+        if fused::available(&x) {
+            return fused::conv::linear(x, weight, bias);
+        }
+        linear(x, weight, bias)
     }
 }
 
 /// A two-dimensional convolution with a square kernel.
 #[derive(Debug, Clone)]
 pub struct Conv2d {
-    weight: Tensor<4>,
+    /// `[kernel · kernel · c_in, c_out]`: the checkpoint's weight in the order of
+    /// channels-last neighbourhoods.
+    weight: Tensor<2>,
+    /// The weight of the backward pass, once it is needed.
+    turned: Arc<OnceLock<Tensor<2>>>,
     bias: Option<Tensor<1>>,
-    options: ConvOptions<2>,
+    channels: [usize; 2],
+    geometry: Geometry,
 }
 
 impl Conv2d {
-    /// Reads `weight` `[c_out, c_in, kernel, kernel]` and `bias` `[c_out]`.
+    /// Reads `weight` `[c_out, c_in, kernel, kernel]` and `bias` `[c_out]`; `padding` zeros are
+    /// added on every side.
     ///
     /// # Errors
     /// [`Error::Tensor`](crate::Error::Tensor) if one is missing or of another shape.
@@ -106,9 +119,10 @@ impl Conv2d {
         padding: usize,
     ) -> Result<Self> {
         let bias = Some(weights.tensor("bias", [c_out])?);
+        let channels = [c_in, c_out];
         Ok(Self {
             bias,
-            ..Self::load_without_bias(weights, [c_in, c_out], kernel, stride, padding)?
+            ..Self::load_without_bias(weights, channels, kernel, stride, padding)?
         })
     }
 
@@ -118,30 +132,100 @@ impl Conv2d {
     /// As [`load`](Self::load).
     pub fn load_without_bias(
         weights: &Weights,
-        [c_in, c_out]: [usize; 2],
+        channels @ [c_in, c_out]: [usize; 2],
         kernel: usize,
         stride: usize,
         padding: usize,
     ) -> Result<Self> {
         let weight = weights.tensor("weight", [c_out, c_in, kernel, kernel])?;
-        let options = ConvOptions::new([stride; 2], [padding; 2], [1; 2], 1);
         Ok(Self {
-            weight,
+            weight: weight
+                .permute([2, 3, 1, 0])
+                .reshape([kernel * kernel * c_in, c_out]),
+            turned: Arc::default(),
             bias: None,
-            options,
+            channels,
+            geometry: Geometry {
+                kernel,
+                stride,
+                padding,
+            },
         })
     }
 
     /// # Shapes
     /// `[b, c_in, h, w]` to `[b, c_out, h', w']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        conv2d(
-            x,
-            self.weight.clone(),
-            self.bias.clone(),
-            self.options.clone(),
-        )
+        channels_first(self.forward_channels_last(channels_last(x)))
     }
+
+    /// # Shapes
+    /// `[b, h, w, c_in]` to `[b, h', w', c_out]`.
+    pub fn forward_channels_last(&self, x: Tensor<4>) -> Tensor<4> {
+        let [_, h, w, _] = x.dims();
+        let Geometry {
+            kernel,
+            stride,
+            padding,
+        } = self.geometry;
+        let size = |size: usize| (size + 2 * padding - kernel) / stride + 1;
+        self.forward_to(x, [size(h), size(w)])
+    }
+
+    /// As [`forward_channels_last`](Self::forward_channels_last), to a given size of the output:
+    /// as many zeros as it takes are added below and to the right.
+    ///
+    /// # Shapes
+    /// `[b, h, w, c_in]` to `[b, output[0], output[1], c_out]`.
+    pub fn forward_to(&self, x: Tensor<4>, output: [usize; 2]) -> Tensor<4> {
+        let Geometry {
+            kernel,
+            stride,
+            padding,
+        } = self.geometry;
+        if kernel == 1 && stride == 1 && padding == 0 {
+            return Linear {
+                weight: self.weight.clone(),
+                bias: self.bias.clone(),
+            }
+            .forward(x);
+        }
+        if fused::available(&x) {
+            let (turned, bias) = (|| self.turned().clone(), self.bias.clone());
+            return fused::conv::conv(x, &self.weight, turned, bias, self.geometry, output);
+        }
+        let [b, h, w, _] = x.dims();
+        let end = |size: usize, output: usize| {
+            ((output - 1) * stride + kernel).saturating_sub(size + padding)
+        };
+        let (bottom, right) = (end(h, output[0]), end(w, output[1]));
+        let x = channels_first(x).pad((padding, right, padding, bottom), 0.0);
+        let [c_in, c_out] = self.channels;
+        let weight = self.weight.clone().reshape([kernel, kernel, c_in, c_out]);
+        let options = ConvOptions::new([stride; 2], [0; 2], [1; 2], 1);
+        let y = conv2d(x, weight.permute([3, 2, 0, 1]), self.bias.clone(), options);
+        channels_last(y.slice([0..b, 0..c_out, 0..output[0], 0..output[1]]))
+    }
+
+    /// The weight with rows and columns reversed and the roles of the channels exchanged.
+    fn turned(&self) -> &Tensor<2> {
+        self.turned.get_or_init(|| {
+            let ([c_in, c_out], kernel) = (self.channels, self.geometry.kernel);
+            let weight = self.weight.clone().reshape([kernel, kernel, c_in, c_out]);
+            let weight = weight.flip([0, 1]).swap_dims(2, 3);
+            weight.reshape([kernel * kernel * c_out, c_in])
+        })
+    }
+}
+
+/// `[b, c, h, w]` to `[b, h, w, c]`.
+pub(super) fn channels_last(x: Tensor<4>) -> Tensor<4> {
+    x.permute([0, 2, 3, 1])
+}
+
+/// `[b, h, w, c]` to `[b, c, h, w]`.
+pub(super) fn channels_first(x: Tensor<4>) -> Tensor<4> {
+    x.permute([0, 3, 1, 2])
 }
 
 /// Layer normalisation over the last dimension
@@ -170,12 +254,11 @@ impl LayerNorm {
     /// # Shapes
     /// `[..., d]` to `[..., d]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        layer_norm(
-            x,
-            self.weight.clone(),
-            Some(self.bias.clone()),
-            self.epsilon,
-        )
+        let (weight, bias) = (self.weight.clone(), self.bias.clone());
+        if fused::available(&x) {
+            return fused::norm::layer_norm(x, [weight, bias], self.epsilon);
+        }
+        layer_norm(x, weight, Some(bias), self.epsilon)
     }
 }
 
@@ -209,23 +292,36 @@ impl GroupNorm {
     /// activations overflow.
     ///
     /// # Shapes
-    /// `[b, c, h, w]` to `[b, c, h, w]`.
+    /// `[b, h, w, c]` to `[b, h, w, c]`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let ([b, c, h, w], dtype) = (x.dims(), x.dtype());
+        if fused::available(&x) {
+            return self.forward_fused(x, false);
+        }
+        let ([b, h, w, c], dtype) = (x.dims(), x.dtype());
+        // [b, positions, groups, channels of a group]
         let x = x
             .cast(DType::F32)
-            .reshape([b, self.groups, c / self.groups * h * w]);
-        let x = x.clone() - x.mean_dim(2);
-        let variance = (x.clone() * x.clone()).mean_dim(2);
+            .reshape([b, h * w, self.groups, c / self.groups]);
+        let mean = |x: Tensor<4>| x.mean_dim(1).mean_dim(3);
+        let x = x.clone() - mean(x);
+        let variance = mean(x.clone() * x.clone());
         let x = x / (variance + self.epsilon).sqrt();
-        let weight = self.weight.clone().cast(DType::F32).reshape([1, c, 1, 1]);
-        let bias = self.bias.clone().cast(DType::F32).reshape([1, c, 1, 1]);
-        (x.reshape([b, c, h, w]) * weight + bias).cast(dtype)
+        let weight = self.weight.clone().cast(DType::F32).reshape([1, 1, 1, c]);
+        let bias = self.bias.clone().cast(DType::F32).reshape([1, 1, 1, c]);
+        (x.reshape([b, h, w, c]) * weight + bias).cast(dtype)
     }
 
     /// [`forward`](Self::forward) followed by `activation`, as every residual block has it.
     pub fn forward_act(&self, x: Tensor<4>, activation: Activation) -> Tensor<4> {
+        if activation == Activation::Silu && fused::available(&x) {
+            return self.forward_fused(x, true);
+        }
         activation.forward(self.forward(x))
+    }
+
+    fn forward_fused(&self, x: Tensor<4>, silu: bool) -> Tensor<4> {
+        let parameters = [self.weight.clone(), self.bias.clone()];
+        fused::norm::group_norm(x, parameters, self.groups, self.epsilon, silu)
     }
 }
 
@@ -267,7 +363,7 @@ impl Embedding {
 pub enum Mask {
     /// Every query sees every key.
     None,
-    /// Query `i` sees keys `0..=i`; as many queries as keys.
+    /// Query `i` of `n` sees keys `0..=i + m − n` of `m`, `m ≥ n`.
     Causal,
     /// `[b or 1, heads or 1, n, m]`, true where the key is hidden.
     Hidden(Tensor<4, Bool>),
@@ -290,19 +386,50 @@ pub fn multi_head_attention(
         let [b, n, c] = x.dims();
         x.reshape([b, n, heads, c / heads]).swap_dims(1, 2) // [b, heads, n, c / heads]
     };
-    let (hidden, is_causal) = match mask {
-        Mask::None => (None, false),
-        Mask::Causal => (None, true),
-        Mask::Hidden(hidden) => (Some(hidden), false),
+    let (q, k, v) = (split(q), split(k), split(v));
+    let out = match mask {
+        Mask::None | Mask::Causal if [&q, &k, &v].into_iter().all(fused::available) => {
+            fused::attention::attention(q, k, v, matches!(mask, Mask::Causal))
+        }
+        Mask::Hidden(hidden) => attention(q, k, v, Some(hidden), None, options(false)),
+        Mask::None => attention(q, k, v, None, None, options(false)),
+        Mask::Causal => attention(q, k, v, None, None, options(true)),
     };
-    let options = AttentionModuleOptions {
+    out.swap_dims(1, 2).reshape([b, n, c])
+}
+
+fn options(is_causal: bool) -> AttentionModuleOptions {
+    AttentionModuleOptions {
         scale: None,
         softcap: None,
         is_causal,
-    };
-    attention(split(q), split(k), split(v), hidden, None, options)
-        .swap_dims(1, 2)
-        .reshape([b, n, c])
+    }
+}
+
+/// `value · GELU(gate)` of `[value, gate]` on the last dimension
+/// ([Shazeer 2020](https://arxiv.org/abs/2002.05202), GEGLU).
+///
+/// # Shapes
+/// `[b, n, 2c]` to `[b, n, c]`.
+pub fn gated_gelu(x: Tensor<3>) -> Tensor<3> {
+    if fused::available(&x) {
+        return fused::pointwise::gated_gelu(x);
+    }
+    let c = x.dims()[2] / 2;
+    let gate = x.clone().narrow(2, c, c);
+    x.narrow(2, 0, c) * Activation::Gelu.forward(gate)
+}
+
+/// Enlarges or shrinks by taking the nearest position above and to the left.
+///
+/// # Shapes
+/// `[b, h, w, c]` to `[b, size[0], size[1], c]`.
+pub fn resize_nearest(x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
+    if fused::available(&x) {
+        return fused::pointwise::resize_nearest(x, size);
+    }
+    let options = InterpolateOptions::new(InterpolateMode::Nearest).with_output_size(size);
+    channels_last(interpolate(channels_first(x), options))
 }
 
 #[cfg(test)]

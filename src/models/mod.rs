@@ -6,6 +6,7 @@ pub mod captioner;
 pub mod clip;
 pub mod clip_image;
 pub mod clip_text;
+mod fused;
 pub mod generate;
 pub mod layers;
 mod opt;

@@ -3,7 +3,7 @@
 
 use burn::tensor::Tensor;
 
-use super::layers::{Activation, Conv2d, GroupNorm, Linear};
+use super::layers::{Activation, Conv2d, GroupNorm, Linear, channels_first, channels_last};
 use super::unet_blocks::{BlockOptions, Conditions, Downsample, Level, Upsample};
 pub use super::unet_config::UNetConfig;
 use crate::{Result, weights::Weights};
@@ -221,7 +221,7 @@ impl UNet2DConditionModel {
         } else {
             sample
         };
-        let mut x = self.conv_in.forward(sample);
+        let mut x = self.conv_in.forward_channels_last(channels_last(sample));
         let mut skips = vec![x.clone()];
         for (level, downsample) in &self.down_blocks {
             for i in 0..level.len() {
@@ -241,17 +241,17 @@ impl UNet2DConditionModel {
         for (level, upsample) in &self.up_blocks {
             for i in 0..level.len() {
                 let skip = skips.pop().into_iter();
-                x = Tensor::cat([x].into_iter().chain(skip).collect(), 1);
+                x = Tensor::cat([x].into_iter().chain(skip).collect(), 3);
                 x = level.forward_layer(i, x, &cond);
             }
             if let (Some(upsample), Some(skip)) = (upsample, skips.last()) {
                 // Twice as large, or one less where the way down rounded an odd size up.
-                let [_, _, h, w] = skip.dims();
+                let [_, h, w, _] = skip.dims();
                 x = upsample.forward(x, [h, w]);
             }
         }
-        self.conv_out
-            .forward(self.conv_norm_out.forward_act(x, config.act_fn))
+        let x = self.conv_norm_out.forward_act(x, config.act_fn);
+        channels_first(self.conv_out.forward_channels_last(x))
     }
 }
 

@@ -1,11 +1,13 @@
 //! The blocks of the U-Net: residual blocks, transformers, and the levels made of them.
-//! The autoencoder shares the residual block and the resampling layers.
+//! The autoencoder shares the residual block and the resampling layers. Feature maps are
+//! channels-last, `[b, h, w, c]`.
 
 use burn::tensor::Tensor;
-use burn::tensor::module::interpolate;
-use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 
-use super::layers::{Activation, Conv2d, GroupNorm, LayerNorm, Linear, Mask, multi_head_attention};
+use super::layers::{
+    Activation, Conv2d, GroupNorm, LayerNorm, Linear, Mask, gated_gelu, multi_head_attention,
+    resize_nearest,
+};
 use crate::{Result, weights::Weights};
 
 /// The settings that all blocks of one network share.
@@ -70,19 +72,19 @@ impl ResnetBlock {
         })
     }
 
-    /// `x` `[b, c_in, h, w]`, `emb` `[b, time_embed_dim]`, already activated.
+    /// `x` `[b, h, w, c_in]`, `emb` `[b, time_embed_dim]`, already activated.
     pub(super) fn forward(&self, x: Tensor<4>, emb: Option<&Tensor<2>>) -> Tensor<4> {
         let h = self.norm1.forward_act(x.clone(), self.act_fn);
-        let mut h = self.conv1.forward(h);
+        let mut h = self.conv1.forward_channels_last(h);
         if let (Some(time_emb_proj), Some(emb)) = (&self.time_emb_proj, emb) {
             let shift = time_emb_proj.forward(emb.clone());
             let [b, c] = shift.dims();
-            h = h + shift.reshape([b, c, 1, 1]);
+            h = h + shift.reshape([b, 1, 1, c]);
         }
         let h = self.norm2.forward_act(h, self.act_fn);
-        let h = self.conv2.forward(h);
+        let h = self.conv2.forward_channels_last(h);
         match &self.conv_shortcut {
-            Some(conv_shortcut) => conv_shortcut.forward(x) + h,
+            Some(conv_shortcut) => conv_shortcut.forward_channels_last(x) + h,
             None => x + h,
         }
     }
@@ -106,13 +108,13 @@ impl Downsample {
         })
     }
 
+    /// `[b, h, w, c]` to `[b, h / 2, w / 2, c]`.
     pub(super) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let x = if self.asymmetric {
-            x.pad((0, 1, 0, 1), 0.0)
-        } else {
-            x
-        };
-        self.conv.forward(x)
+        let [_, h, w, _] = x.dims();
+        if self.asymmetric {
+            return self.conv.forward_to(x, [h / 2, w / 2]);
+        }
+        self.conv.forward_channels_last(x)
     }
 }
 
@@ -129,9 +131,9 @@ impl Upsample {
         })
     }
 
-    pub(super) fn forward(&self, x: Tensor<4>, [h, w]: [usize; 2]) -> Tensor<4> {
-        let options = InterpolateOptions::new(InterpolateMode::Nearest).with_output_size([h, w]);
-        self.conv.forward(interpolate(x, options))
+    /// `[b, h, w, c]` to `[b, size[0], size[1], c]`.
+    pub(super) fn forward(&self, x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
+        self.conv.forward_channels_last(resize_nearest(x, size))
     }
 }
 
@@ -184,8 +186,7 @@ struct BasicTransformerBlock {
     norm2: LayerNorm,
     attn2: Attention,
     norm3: LayerNorm,
-    /// To the hidden width twice: values and their gates
-    /// ([Shazeer 2020](https://arxiv.org/abs/2002.05202), GEGLU).
+    /// To the hidden width twice: values and their gates.
     proj: Linear,
     out: Linear,
     only_cross_attention: bool,
@@ -238,15 +239,6 @@ impl BasicTransformerBlock {
     }
 }
 
-/// `value · GELU(gate)` of `[value, gate]` on the last dimension.
-fn gated_gelu(x: Tensor<3>) -> Tensor<3> {
-    let mut halves = x.chunk(2, 2).into_iter();
-    match (halves.next(), halves.next()) {
-        (Some(value), Some(gate)) => value * Activation::Gelu.forward(gate),
-        _ => unreachable!("chunk(2) of an even width gives two halves"),
-    }
-}
-
 /// Transformer layers over the positions of a feature map.
 #[derive(Debug)]
 pub(super) struct Transformer2D {
@@ -283,23 +275,15 @@ impl Transformer2D {
         })
     }
 
-    /// `x` `[b, c, h, w]`, `context` `[b, m, cross_attention_dim]`.
+    /// `x` `[b, h, w, c]`, `context` `[b, m, cross_attention_dim]`.
     fn forward(&self, x: Tensor<4>, context: &Tensor<3>) -> Tensor<4> {
-        let [b, c, h, w] = x.dims();
-        let y = self
-            .norm
-            .forward(x.clone())
-            .reshape([b, c, h * w])
-            .swap_dims(1, 2); // [b, h·w, c]
+        let [b, h, w, c] = x.dims();
+        let y = self.norm.forward(x.clone()).reshape([b, h * w, c]);
         let mut y = self.proj_in.forward(y);
         for block in &self.transformer_blocks {
             y = block.forward(y, context);
         }
-        x + self
-            .proj_out
-            .forward(y)
-            .swap_dims(1, 2)
-            .reshape([b, c, h, w])
+        x + self.proj_out.forward(y).reshape([b, h, w, c])
     }
 }
 

@@ -5,7 +5,10 @@ use std::path::Path;
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
-use super::layers::{Activation, Conv2d, GroupNorm, Linear, Mask, multi_head_attention};
+use super::layers::{
+    Activation, Conv2d, GroupNorm, Linear, Mask, channels_first, channels_last,
+    multi_head_attention,
+};
 use super::unet_blocks::{BlockOptions, Downsample, ResnetBlock, Upsample};
 use crate::weights::{OtherFields, check_fixed_fields};
 use crate::{Error, Result, weights::Weights};
@@ -208,11 +211,11 @@ impl AutoencoderKL {
     /// # Panics
     /// If the shape is not as above.
     pub fn encode(&self, image: Tensor<4>) -> DiagonalGaussian {
-        let mut moments = self.encoder.forward(image);
+        let mut moments = self.encoder.forward(channels_last(image));
         if let Some(quant_conv) = &self.quant_conv {
-            moments = quant_conv.forward(moments);
+            moments = quant_conv.forward_channels_last(moments);
         }
-        let c = self.config.latent_channels;
+        let (moments, c) = (channels_first(moments), self.config.latent_channels);
         DiagonalGaussian {
             mean: moments.clone().narrow(1, 0, c),
             logvar: moments.narrow(1, c, c).clamp(-30.0, 20.0),
@@ -227,11 +230,11 @@ impl AutoencoderKL {
     /// # Panics
     /// If the shape is not as above.
     pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
-        let latents = match &self.post_quant_conv {
-            Some(post_quant_conv) => post_quant_conv.forward(latents),
-            None => latents,
-        };
-        self.decoder.forward(latents)
+        let mut x = channels_last(latents);
+        if let Some(post_quant_conv) = &self.post_quant_conv {
+            x = post_quant_conv.forward_channels_last(x);
+        }
+        channels_first(self.decoder.forward(x))
     }
 }
 
@@ -261,8 +264,8 @@ impl Head {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        self.conv_out
-            .forward(self.conv_norm_out.forward_act(x, Activation::Silu))
+        let x = self.conv_norm_out.forward_act(x, Activation::Silu);
+        self.conv_out.forward_channels_last(x)
     }
 }
 
@@ -300,7 +303,7 @@ impl Encoder {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let mut x = self.conv_in.forward(x);
+        let mut x = self.conv_in.forward_channels_last(x);
         for (resnets, downsample) in &self.down_blocks {
             x = resnets.iter().fold(x, |x, resnet| resnet.forward(x, None));
             if let Some(downsample) = downsample {
@@ -346,11 +349,13 @@ impl Decoder {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let mut x = self.mid_block.forward(self.conv_in.forward(x));
+        let mut x = self
+            .mid_block
+            .forward(self.conv_in.forward_channels_last(x));
         for (resnets, upsample) in &self.up_blocks {
             x = resnets.iter().fold(x, |x, resnet| resnet.forward(x, None));
             if let Some(upsample) = upsample {
-                let [_, _, h, w] = x.dims();
+                let [_, h, w, _] = x.dims();
                 x = upsample.forward(x, [2 * h, 2 * w]);
             }
         }
@@ -439,14 +444,10 @@ impl Attention {
     }
 
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [b, c, h, w] = x.dims();
-        let y = self
-            .group_norm
-            .forward(x.clone())
-            .reshape([b, c, h * w])
-            .swap_dims(1, 2);
+        let [b, h, w, c] = x.dims();
+        let y = self.group_norm.forward(x.clone()).reshape([b, h * w, c]);
         let (q, k) = (self.to_q.forward(y.clone()), self.to_k.forward(y.clone()));
         let y = multi_head_attention(q, k, self.to_v.forward(y), 1, Mask::None);
-        x + self.to_out.forward(y).swap_dims(1, 2).reshape([b, c, h, w])
+        x + self.to_out.forward(y).reshape([b, h, w, c])
     }
 }

@@ -1,0 +1,85 @@
+//! Operations of the networks with their own kernels and gradients, for f32 on the CPU.
+//!
+//! Burn composes normalisation, attention and gates from elementary operations, and its autodiff
+//! stores each of their results. These do the work in one or two passes over the memory and keep
+//! only their input for the backward pass, whose gradient goes to the inputs alone: weights are
+//! constants. Layers use them where [`available`], and Burn's own operations elsewhere.
+//!
+//! Feature maps are channels-last here, so that a convolution is a matrix product without
+//! transpositions and transformers need none at all.
+
+pub(super) mod attention;
+pub(super) mod conv;
+mod gradient;
+mod math;
+pub(super) mod norm;
+pub(super) mod pointwise;
+
+use burn::backend::Flex;
+use burn::tensor::{DType, Device, GradientCheckpointingStrategy, Tensor};
+use rayon::prelude::*;
+
+/// Floats that one task should at least touch.
+const TASK: usize = 1 << 14;
+
+/// Whether these operations can be used on `x`: f32 on the CPU back end, without Burn's
+/// checkpointing.
+pub(super) fn available<const D: usize>(x: &Tensor<D>) -> bool {
+    x.dtype() == DType::F32
+        && matches!(
+            x.gradient_checkpointing_strategy(),
+            None | Some(GradientCheckpointingStrategy::Disabled)
+        )
+        && x.device() == Device::flex()
+}
+
+/// A tensor's elements in row-major order, to be read.
+struct Values(<Flex as burn::backend::BackendTypes>::FloatTensorPrimitive);
+
+impl Values {
+    /// `x` must be on the CPU and without autodiff, as [`available`] and
+    /// [`gradient::with_gradient`] see to.
+    #[expect(clippy::expect_used, reason = "checked by all callers")]
+    fn of<const D: usize>(x: Tensor<D>) -> Self {
+        let primitive = x.try_into_primitive::<Flex>().expect("a tensor on the CPU");
+        Self(primitive.to_contiguous())
+    }
+
+    fn as_slice(&self) -> &[f32] {
+        let start = self.0.layout().start_offset();
+        &self.0.storage()[start..start + self.0.layout().num_elements()]
+    }
+}
+
+/// Changes the elements of `x`, in row-major order.
+fn update<const D: usize>(x: Tensor<D>, change: impl FnOnce(&mut [f32])) -> Tensor<D> {
+    let Values(mut primitive) = Values::of(x);
+    let start = primitive.layout().start_offset();
+    let len = primitive.layout().num_elements();
+    change(&mut primitive.storage_mut()[start..start + len]);
+    Tensor::from_primitive::<Flex>(primitive)
+}
+
+/// A tensor of the given elements.
+fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+    Tensor::from_data(
+        burn::tensor::TensorData::new(values, shape),
+        &Device::flex(),
+    )
+}
+
+/// Calls `work` with the number and the contents of every chunk of `len` elements of `out`, in
+/// parallel where there is enough to do, with the widest vector instructions there are.
+fn for_chunks(out: &mut [f32], len: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+    let simd = pulp::Arch::new();
+    let run = |(i, chunk): (usize, &mut [f32])| simd.dispatch(|| work(i, chunk));
+    if out.len() < 2 * TASK {
+        out.chunks_mut(len).enumerate().for_each(run);
+    } else {
+        let chunks_per_task = (TASK / len.max(1)).max(1);
+        out.par_chunks_mut(len)
+            .enumerate()
+            .with_min_len(chunks_per_task)
+            .for_each(run);
+    }
+}

@@ -1,0 +1,131 @@
+//! Attention in chunks of queries, so that the scores held at once are bounded.
+
+use burn::tensor::Tensor;
+
+use super::gradient::with_gradient;
+use super::math::{exp, max, sum};
+use super::{Values, for_chunks, update};
+
+/// Most scores to hold at once.
+const SCORES: usize = 1 << 24;
+
+/// `softmax(q kᵀ / √d) v` for every head. The backward pass computes the attention weights again
+/// (unless they are few), as in FlashAttention
+/// ([Dao et al. 2022](https://arxiv.org/abs/2205.14135), algorithm 4).
+///
+/// # Shapes
+/// `q` `[b, heads, n, d]`, `k` and `v` `[b, heads, m, d]`; if `causal`, query `i` sees keys
+/// `0..=i + m − n`, and `n ≤ m`.
+pub(in crate::models) fn attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    causal: bool,
+) -> Tensor<4> {
+    with_gradient([q, k, v], |[q, k, v]| {
+        let [b, heads, n, d] = q.dims();
+        let m = k.dims()[2];
+        let softmax = Softmax {
+            n,
+            m,
+            causal,
+            scale: 1.0 / (d as f32).sqrt(),
+        };
+        let queries_at_once = (SCORES / (b * heads * m).max(1)).clamp(1, n);
+        let chunk = move |x: &Tensor<4>, first: usize| {
+            let len = queries_at_once.min(n - first);
+            x.clone().slice_dim(2, first..first + len)
+        };
+        let weights = {
+            let (q, k) = (q.clone(), k.clone().swap_dims(2, 3));
+            move |first: usize| softmax.forward(chunk(&q, first).matmul(k.clone()), first)
+        };
+        let mut kept = None;
+        let mut parts = Vec::new();
+        for first in (0..n).step_by(queries_at_once) {
+            let weights = weights(first);
+            if queries_at_once == n {
+                kept = Some(weights.clone());
+            }
+            parts.push(weights.matmul(v.clone()));
+        }
+        let backward = move |grad: Tensor<4>| {
+            let mut q_grads = Vec::new();
+            let mut sums: Option<(Tensor<4>, Tensor<4>)> = None;
+            for first in (0..n).step_by(queries_at_once) {
+                let weights = kept.clone().unwrap_or_else(|| weights(first));
+                let grad = chunk(&grad, first);
+                let v_grad = weights.clone().swap_dims(2, 3).matmul(grad.clone());
+                let weights_grad = grad.matmul(v.clone().swap_dims(2, 3));
+                let scores_grad = softmax.backward(weights, weights_grad, first);
+                q_grads.push(scores_grad.clone().matmul(k.clone()));
+                let k_grad = scores_grad.swap_dims(2, 3).matmul(chunk(&q, first));
+                sums = Some(match sums {
+                    None => (k_grad, v_grad),
+                    Some((k_sum, v_sum)) => (k_sum + k_grad, v_sum + v_grad),
+                });
+            }
+            let (k_grad, v_grad) = sums.unwrap_or_else(|| (k.zeros_like(), v.zeros_like()));
+            [Tensor::cat(q_grads, 2), k_grad, v_grad]
+        };
+        (Tensor::cat(parts, 2), backward)
+    })
+}
+
+/// The softmax of scaled scores of `n` queries and `m` keys.
+#[derive(Debug, Clone, Copy)]
+struct Softmax {
+    n: usize,
+    m: usize,
+    causal: bool,
+    scale: f32,
+}
+
+impl Softmax {
+    /// How many keys the query of row `row` sees, if rows are those of queries `first..` of every
+    /// head, `queries` of them.
+    fn seen(&self, row: usize, first: usize, queries: usize) -> usize {
+        let query = first + row % queries;
+        if self.causal {
+            (query + 1 + self.m - self.n).min(self.m)
+        } else {
+            self.m
+        }
+    }
+
+    /// The weights of `scores`, both `[b, heads, queries, m]`.
+    fn forward(&self, scores: Tensor<4>, first: usize) -> Tensor<4> {
+        let queries = scores.dims()[2];
+        update(scores, |scores| {
+            for_chunks(scores, self.m, |row, scores| {
+                let (seen, hidden) = scores.split_at_mut(self.seen(row, first, queries));
+                let largest = max(seen);
+                for score in seen.iter_mut() {
+                    *score = exp((*score - largest) * self.scale);
+                }
+                let share = 1.0 / sum(seen.len(), |i| seen[i]);
+                for score in seen {
+                    *score *= share;
+                }
+                hidden.fill(0.0);
+            });
+        })
+    }
+
+    /// The gradient of the scores from the weights and their gradient.
+    fn backward(&self, weights: Tensor<4>, grad: Tensor<4>, first: usize) -> Tensor<4> {
+        let queries = grad.dims()[2];
+        let weights = Values::of(weights);
+        update(grad, |grad| {
+            for_chunks(grad, self.m, |row, grad| {
+                let weights = &weights.as_slice()[row * self.m..][..self.m];
+                let (seen, hidden) = grad.split_at_mut(self.seen(row, first, queries));
+                let mean = sum(seen.len(), |i| seen[i] * weights[i]);
+                for (grad, weight) in seen.iter_mut().zip(weights) {
+                    *grad = weight * (*grad - mean) * self.scale;
+                }
+                hidden.fill(0.0);
+            });
+        })
+    }
+}

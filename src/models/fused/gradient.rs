@@ -1,0 +1,89 @@
+//! Results with a gradient given by a closure.
+
+use std::sync::Arc;
+
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::{Autodiff, Flex};
+use burn::tensor::Tensor;
+
+/// Computes `forward` of the inputs without autodiff and, if one of them is tracked, records the
+/// closure it returns as the way from the result's gradient to those of the inputs.
+///
+/// All inputs must be on the CPU (see [`available`](super::available)).
+pub(super) fn with_gradient<const N: usize, const D: usize, const R: usize, B>(
+    inputs: [Tensor<D>; N],
+    forward: impl FnOnce([Tensor<D>; N]) -> (Tensor<R>, B),
+) -> Tensor<R>
+where
+    B: Fn(Tensor<R>) -> [Tensor<D>; N] + Send + Sync + 'static,
+{
+    if !inputs.iter().any(Tensor::is_tracked) {
+        return forward(inputs.map(Tensor::without_autodiff)).0;
+    }
+    #[expect(clippy::expect_used, reason = "checked by all callers")]
+    let primitives = inputs.map(|input| {
+        input
+            .autodiff()
+            .try_into_primitive::<Autodiff<Flex>>()
+            .expect("a tensor on the CPU")
+    });
+    let guards = primitives.each_ref().map(|primitive| primitive.node());
+    let inputs =
+        primitives.map(|primitive| Tensor::from_primitive::<Flex>(primitive.into_primitive()));
+    let (output, backward) = forward(inputs);
+    #[expect(
+        clippy::expect_used,
+        reason = "results of tensors on the CPU are there, too"
+    )]
+    let output = output
+        .try_into_primitive::<Flex>()
+        .expect("a tensor on the CPU");
+    let prepared = Custom::<D, R>
+        .prepare::<NoCheckpointing>(guards)
+        .compute_bound()
+        .stateful();
+    Tensor::from_primitive::<Autodiff<Flex>>(match prepared {
+        OpsKind::Tracked(prepared) => prepared.finish(Closure(Arc::new(backward)), output),
+        OpsKind::UnTracked(prepared) => prepared.finish(output),
+    })
+}
+
+/// The backward step that calls a [`Closure`].
+#[derive(Debug)]
+struct Custom<const D: usize, const R: usize>;
+
+/// From the gradient of a result to those of the inputs.
+#[derive(Clone)]
+struct Closure<const N: usize, const D: usize, const R: usize>(
+    Arc<dyn Fn(Tensor<R>) -> [Tensor<D>; N] + Send + Sync>,
+);
+
+impl<const N: usize, const D: usize, const R: usize> std::fmt::Debug for Closure<N, D, R> {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Closure")
+    }
+}
+
+impl<const N: usize, const D: usize, const R: usize> Backward<Flex, N> for Custom<D, R> {
+    type State = Closure<N, D, R>;
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, N>,
+        gradients: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let gradient = gradients.consume::<Flex>(&ops.node);
+        let Closure(closure) = ops.state;
+        let input_gradients = closure(Tensor::from_primitive::<Flex>(gradient));
+        for (parent, gradient) in ops.parents.into_iter().zip(input_gradients) {
+            let gradient = gradient.try_into_primitive::<Flex>();
+            if let (Some(parent), Ok(gradient)) = (parent, gradient) {
+                gradients.register::<Flex>(parent.id, gradient);
+            }
+        }
+    }
+}

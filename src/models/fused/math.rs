@@ -1,0 +1,118 @@
+//! Functions of one number that compilers can vectorise, and sums that they do.
+
+use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
+
+/// Partial sums kept side by side.
+pub(super) const LANES: usize = 16;
+
+/// `eˣ` to about 1e-7 relative; overflow and underflow end at the limits of f32, NaN stays.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    // eˣ = 2ⁿ eʳ with n whole and |r| ≤ ln 2 / 2; adding 1.5 · 2²³ rounds to whole numbers.
+    const ROUND: f32 = 12_582_912.0;
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    let x = x.clamp(-87.0, 88.0);
+    let shifted = x * LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = x - n * LN_2_HIGH - n * LN_2_LOW;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 0.166_666_65;
+    let p = p * r + 0.5;
+    let power = f32::from_bits(shifted.to_bits().wrapping_add(127) << 23);
+    (p * r * r + r + 1.0) * power
+}
+
+/// `1 / (1 + e⁻ˣ)`.
+#[inline(always)]
+pub(super) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// `Φ(x)`, the normal distribution function, to 1e-7, and `e^(−x²/2)`
+/// (Abramowitz and Stegun 7.1.26).
+#[inline(always)]
+pub(super) fn normal_cdf(x: f32) -> (f32, f32) {
+    let z = x.abs() * FRAC_1_SQRT_2;
+    let density = exp(-z * z);
+    let t = 1.0 / (1.0 + 0.327_591_1 * z);
+    let p = 1.061_405_4;
+    let p = p * t - 1.453_152;
+    let p = p * t + 1.421_413_7;
+    let p = p * t - 0.284_496_74;
+    let p = p * t + 0.254_829_6;
+    let tail = 0.5 * p * t * density;
+    (if x < 0.0 { tail } else { 1.0 - tail }, density)
+}
+
+/// Sums `f(i)` over `0..n` in [`LANES`] partial sums.
+#[inline(always)]
+pub(super) fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let whole = n - n % LANES;
+    for start in (0..whole).step_by(LANES) {
+        for (lane, total) in lanes.iter_mut().enumerate() {
+            *total += f(start + lane);
+        }
+    }
+    lanes.iter().sum::<f32>() + (whole..n).map(f).sum::<f32>()
+}
+
+/// The largest of `values`; negative infinity if there are none. NaN is passed over.
+#[inline(always)]
+pub(super) fn max(values: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (largest, &value) in lanes.iter_mut().zip(chunk) {
+            *largest = if value > *largest { value } else { *largest };
+        }
+    }
+    lanes
+        .iter()
+        .chain(rest)
+        .copied()
+        .fold(f32::NEG_INFINITY, f32::max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_exact_to_rounding() {
+        for i in -8700..8800 {
+            let x = i as f32 * 0.01;
+            let exact = f64::from(x).exp();
+            assert!((f64::from(exp(x)) - exact).abs() <= 3e-7 * exact, "{x}");
+        }
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(-1e30) < 1e-37);
+        assert_eq!(exp(0.0), 1.0);
+    }
+
+    #[test]
+    fn normal_distribution_function() {
+        for (x, expected) in [
+            (0.0, 0.5),
+            (1.0, 0.841_344_75),
+            (-2.0, 0.022_750_13),
+            (9.0, 1.0),
+        ] {
+            assert!((normal_cdf(x).0 - expected).abs() < 2e-7, "{x}");
+        }
+    }
+
+    #[test]
+    fn sums_and_maxima_of_any_length() {
+        for n in [0, 1, 15, 16, 17, 100] {
+            let values: Vec<f32> = (0..n).map(|i| i as f32).collect();
+            assert_eq!(sum(n, |i| values[i]), values.iter().sum::<f32>());
+            let largest = values.last().copied().unwrap_or(f32::NEG_INFINITY);
+            assert_eq!(max(&values), largest);
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Gates and resizing.
+
+use burn::tensor::Tensor;
+
+use super::gradient::with_gradient;
+use super::math::normal_cdf;
+use super::{Values, for_chunks, tensor};
+
+/// `1 / √(2π)`.
+const FRAC_1_SQRT_TAU: f32 = 0.398_942_3;
+
+/// `value · GELU(gate)` of rows `[value, gate]`.
+///
+/// # Shapes
+/// `[b, n, 2c]` to `[b, n, c]`.
+pub(in crate::models) fn gated_gelu(x: Tensor<3>) -> Tensor<3> {
+    with_gradient([x], |[x]| {
+        let [b, n, width] = x.dims();
+        let c = width / 2;
+        let x = Values::of(x);
+        let mut out = vec![0.0; b * n * c];
+        for_chunks(&mut out, c, |row, out| {
+            let (value, gate) = x.as_slice()[row * width..][..width].split_at(c);
+            for ((out, &value), &gate) in out.iter_mut().zip(value).zip(gate) {
+                *out = value * gate * normal_cdf(gate).0;
+            }
+        });
+        let backward = move |grad: Tensor<3>| {
+            let grad = Values::of(grad);
+            let mut out = vec![0.0; b * n * width];
+            for_chunks(&mut out, width, |row, out| {
+                let (value, gate) = x.as_slice()[row * width..][..width].split_at(c);
+                let grad = &grad.as_slice()[row * c..][..c];
+                let (value_grad, gate_grad) = out.split_at_mut(c);
+                for i in 0..c {
+                    let (cdf, density) = normal_cdf(gate[i]);
+                    value_grad[i] = grad[i] * gate[i] * cdf;
+                    let slope = cdf + gate[i] * density * FRAC_1_SQRT_TAU;
+                    gate_grad[i] = grad[i] * value[i] * slope;
+                }
+            });
+            [tensor(out, [b, n, width])]
+        };
+        (tensor(out, [b, n, c]), backward)
+    })
+}
+
+/// Enlarges or shrinks by taking the nearest position above and to the left.
+///
+/// # Shapes
+/// `[b, h, w, c]` to `[b, height, width, c]`.
+pub(in crate::models) fn resize_nearest(x: Tensor<4>, [height, width]: [usize; 2]) -> Tensor<4> {
+    with_gradient([x], |[x]| {
+        let [b, h, w, c] = x.dims();
+        let source = move |row: usize, column: usize| (row * h / height, column * w / width);
+        let x = Values::of(x);
+        let mut out = vec![0.0; b * height * width * c];
+        for_chunks(&mut out, width * c, |line, out| {
+            let (image, row) = (line / height, line % height);
+            for (column, pixel) in out.chunks_exact_mut(c).enumerate() {
+                let (y, x_) = source(row, column);
+                pixel.copy_from_slice(&x.as_slice()[((image * h + y) * w + x_) * c..][..c]);
+            }
+        });
+        let backward = move |grad: Tensor<4>| {
+            let grad = Values::of(grad);
+            let mut out = vec![0.0; b * h * w * c];
+            for_chunks(&mut out, h * w * c, |image, out| {
+                for row in 0..height {
+                    for column in 0..width {
+                        let (y, x) = source(row, column);
+                        let from = ((image * height + row) * width + column) * c;
+                        let pixel = &mut out[(y * w + x) * c..][..c];
+                        for (sum, &grad) in pixel.iter_mut().zip(&grad.as_slice()[from..]) {
+                            *sum += grad;
+                        }
+                    }
+                }
+            });
+            [tensor(out, [b, h, w, c])]
+        };
+        (tensor(out, [b, height, width, c]), backward)
+    })
+}
