@@ -83,3 +83,6 @@ fn for_chunks(out: &mut [f32], len: usize, work: impl Fn(usize, &mut [f32]) + Sy
             .for_each(run);
     }
 }
+
+#[cfg(test)]
+mod tests;

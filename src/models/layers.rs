@@ -497,8 +497,9 @@ mod tests {
             ("bias", &[4], &[0., 0., 0., 5.]),
         ]);
         let norm = GroupNorm::load(&w, 2, 4, 0.).unwrap();
-        let y = norm.forward(tensor([1, 4, 1, 2], &[1., 1., 3., 3., 0., 0., 8., 8.]));
-        assert_close(y, &[-1., -1., 1., 1., -2., -2., 6., 6.]);
+        // Two positions of four channels.
+        let y = norm.forward(tensor([1, 2, 1, 4], &[1., 3., 0., 8., 1., 3., 0., 8.]));
+        assert_close(y, &[-1., 1., -2., 6., -1., 1., -2., 6.]);
     }
 
     #[test]
