@@ -44,6 +44,10 @@ fn measure<T>(name: &str, run: impl Fn() -> T) {
 }
 
 fn main() {
+    difference_inversion::on_workers(run);
+}
+
+fn run() {
     let (folder, device) = (folder(), Device::flex());
     let config: UNetConfig = read_config(&folder.join("config.json")).expect("a config.json");
     let weights = Weights::open(&folder, &device, FloatDType::F32).expect("a U-Net's weights");

@@ -21,3 +21,11 @@ pub mod tokens;
 pub mod weights;
 
 pub use error::{Error, Result};
+
+/// Runs `work` on one of the threads that tensor operations on the CPU are shared among.
+///
+/// Elsewhere, each operation has to be handed over to these threads and waited for, hundreds of
+/// times for one call of a network; here, the thread itself does its part of them.
+pub fn on_workers<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    rayon::scope(|_| work())
+}

@@ -5,11 +5,11 @@
 
 mod common;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, FloatDType, Tensor};
 use common::{assert_matches, golden, open, read};
 use difference_inversion::models::unet::{AddedConditions, UNet2DConditionModel, UNetConfig};
 use difference_inversion::models::vae::{AutoencoderKL, AutoencoderKLConfig};
-use difference_inversion::weights::{Weights, read_config};
+use difference_inversion::weights::{PerBlock, Weights, read_config};
 
 struct UNetCase {
     unet: UNet2DConditionModel,
@@ -133,4 +133,51 @@ fn autoencoder_matches_diffusers() {
 #[test]
 fn autoencoder_without_its_optional_layers_matches_diffusers() {
     check_vae("vae_plain");
+}
+
+#[test]
+fn autoencoder_with_the_tensor_names_of_stable_diffusion_1_is_read() {
+    let folder = golden("vae");
+    let bytes = std::fs::read(folder.join("diffusion_pytorch_model.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let old_name = |name: String| {
+        [
+            ("to_q", "query"),
+            ("to_k", "key"),
+            ("to_v", "value"),
+            ("to_out.0", "proj_attn"),
+        ]
+        .into_iter()
+        .fold(name, |name, (new, old)| name.replace(new, old))
+    };
+    let tensors = file
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| (old_name(name), view));
+    let bytes = safetensors::serialize(tensors, None).unwrap();
+    let weights = Weights::from_bytes(bytes, "vae", &Device::flex(), FloatDType::F32).unwrap();
+    assert!(weights.contains("encoder.mid_block.attentions.0.proj_attn.weight"));
+    let config: AutoencoderKLConfig = read_config(&folder.join("config.json")).unwrap();
+    let vae = AutoencoderKL::load(&weights, &config).unwrap();
+    let io = open(&folder.join("io.safetensors"));
+    let decoded = vae.decode(read(&io, "latents"));
+    assert_matches("vae of old names", decoded, read(&io, "decoded"));
+}
+
+#[test]
+fn a_config_that_does_not_fit_the_weights_is_an_error() {
+    let folder = golden("unet_sd15");
+    let message = |change: fn(&mut UNetConfig)| {
+        let mut config: UNetConfig = read_config(&folder.join("config.json")).unwrap();
+        change(&mut config);
+        UNet2DConditionModel::load(&open(&folder), &config)
+            .unwrap_err()
+            .to_string()
+    };
+    let text = message(|config| config.cross_attention_dim = PerBlock::Same(16));
+    assert!(text.contains("attn2.to_k.weight`: expected shape [8, 16], found shape [8, 12]"));
+    let text = message(|config| config.layers_per_block = PerBlock::Same(3));
+    assert!(text.contains("found no such tensor"), "{text}");
+    let text = message(|config| config.mid_block_type = None);
+    assert!(text.contains("are not used by the model that config.json describes: mid_block."));
 }

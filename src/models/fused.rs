@@ -68,18 +68,62 @@ fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
     )
 }
 
-/// Calls `work` with the number and the contents of every chunk of `len` elements of `out`, in
-/// parallel where there is enough to do, with the widest vector instructions there are.
-fn for_chunks(out: &mut [f32], len: usize, work: impl Fn(usize, &mut [f32]) + Sync) {
+/// What is done to every chunk of an output.
+///
+/// Arithmetic is in `#[inline(always)]` methods of structs, which become part of the function
+/// that is compiled for each instruction set; closures, which do not, are for copies.
+trait Kernel: Sync {
+    /// Computes chunk `index`.
+    fn run(&self, index: usize, out: &mut [f32]);
+}
+
+impl<F: Fn(usize, &mut [f32]) + Sync> Kernel for F {
+    fn run(&self, index: usize, out: &mut [f32]) {
+        self(index, out);
+    }
+}
+
+/// The chunks of one task, the first of which has the number `first`.
+struct Task<'a, K> {
+    kernel: &'a K,
+    first: usize,
+    len: usize,
+    out: &'a mut [f32],
+}
+
+impl<K: Kernel> pulp::WithSimd for Task<'_, K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _simd: S) {
+        for (i, chunk) in self.out.chunks_mut(self.len).enumerate() {
+            self.kernel.run(self.first + i, chunk);
+        }
+    }
+}
+
+/// Runs `kernel` on every chunk of `len` elements of `out`, in parallel where there is enough to
+/// do, with the widest vector instructions there are.
+fn for_chunks<K: Kernel>(out: &mut [f32], len: usize, kernel: &K) {
     let simd = pulp::Arch::new();
-    let run = |(i, chunk): (usize, &mut [f32])| simd.dispatch(|| work(i, chunk));
-    if out.len() < 2 * TASK {
-        out.chunks_mut(len).enumerate().for_each(run);
+    let chunks_per_task = if out.len() < 2 * TASK {
+        out.len()
     } else {
-        let chunks_per_task = (TASK / len.max(1)).max(1);
-        out.par_chunks_mut(len)
+        (TASK / len).max(1)
+    };
+    let run = |(task, out)| {
+        simd.dispatch(Task {
+            kernel,
+            first: task * chunks_per_task,
+            len,
+            out,
+        });
+    };
+    if out.len() < 2 * TASK {
+        run((0, out));
+    } else {
+        out.par_chunks_mut(chunks_per_task * len)
             .enumerate()
-            .with_min_len(chunks_per_task)
             .for_each(run);
     }
 }

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use super::gradient::with_gradient;
 use super::math::{exp, max, sum};
-use super::{Values, for_chunks, update};
+use super::{Kernel, Values, for_chunks, update};
 
 /// Most scores to hold at once.
 const SCORES: usize = 1 << 24;
@@ -82,8 +82,34 @@ struct Softmax {
 }
 
 impl Softmax {
+    /// The weights of `scores`, both `[b, heads, queries, m]`, of the queries from `first` on.
+    fn forward(&self, scores: Tensor<4>, first: usize) -> Tensor<4> {
+        let queries = scores.dims()[2];
+        let kernel = SoftmaxForward {
+            softmax: *self,
+            first,
+            queries,
+        };
+        update(scores, |scores| for_chunks(scores, self.m, &kernel))
+    }
+
+    /// The gradient of the scores from the weights and their gradient.
+    fn backward(&self, weights: Tensor<4>, grad: Tensor<4>, first: usize) -> Tensor<4> {
+        let queries = grad.dims()[2];
+        let weights = Values::of(weights);
+        let weights = weights.as_slice();
+        let kernel = SoftmaxBackward {
+            softmax: *self,
+            first,
+            queries,
+            weights,
+        };
+        update(grad, |grad| for_chunks(grad, self.m, &kernel))
+    }
+
     /// How many keys the query of row `row` sees, if rows are those of queries `first..` of every
     /// head, `queries` of them.
+    #[inline(always)]
     fn seen(&self, row: usize, first: usize, queries: usize) -> usize {
         let query = first + row % queries;
         if self.causal {
@@ -92,40 +118,47 @@ impl Softmax {
             self.m
         }
     }
+}
 
-    /// The weights of `scores`, both `[b, heads, queries, m]`.
-    fn forward(&self, scores: Tensor<4>, first: usize) -> Tensor<4> {
-        let queries = scores.dims()[2];
-        update(scores, |scores| {
-            for_chunks(scores, self.m, |row, scores| {
-                let (seen, hidden) = scores.split_at_mut(self.seen(row, first, queries));
-                let largest = max(seen);
-                for score in seen.iter_mut() {
-                    *score = exp((*score - largest) * self.scale);
-                }
-                let share = 1.0 / sum(seen.len(), |i| seen[i]);
-                for score in seen {
-                    *score *= share;
-                }
-                hidden.fill(0.0);
-            });
-        })
+struct SoftmaxForward {
+    softmax: Softmax,
+    first: usize,
+    queries: usize,
+}
+
+impl Kernel for SoftmaxForward {
+    #[inline(always)]
+    fn run(&self, row: usize, scores: &mut [f32]) {
+        let (seen, hidden) = scores.split_at_mut(self.softmax.seen(row, self.first, self.queries));
+        let (largest, scale) = (max(seen), self.softmax.scale);
+        for score in seen.iter_mut() {
+            *score = exp((*score - largest) * scale);
+        }
+        let share = 1.0 / sum(seen.len(), |i| seen[i]);
+        for score in seen {
+            *score *= share;
+        }
+        hidden.fill(0.0);
     }
+}
 
-    /// The gradient of the scores from the weights and their gradient.
-    fn backward(&self, weights: Tensor<4>, grad: Tensor<4>, first: usize) -> Tensor<4> {
-        let queries = grad.dims()[2];
-        let weights = Values::of(weights);
-        update(grad, |grad| {
-            for_chunks(grad, self.m, |row, grad| {
-                let weights = &weights.as_slice()[row * self.m..][..self.m];
-                let (seen, hidden) = grad.split_at_mut(self.seen(row, first, queries));
-                let mean = sum(seen.len(), |i| seen[i] * weights[i]);
-                for (grad, weight) in seen.iter_mut().zip(weights) {
-                    *grad = weight * (*grad - mean) * self.scale;
-                }
-                hidden.fill(0.0);
-            });
-        })
+struct SoftmaxBackward<'a> {
+    softmax: Softmax,
+    first: usize,
+    queries: usize,
+    weights: &'a [f32],
+}
+
+impl Kernel for SoftmaxBackward<'_> {
+    #[inline(always)]
+    fn run(&self, row: usize, grad: &mut [f32]) {
+        let Softmax { m, scale, .. } = self.softmax;
+        let (seen, hidden) = grad.split_at_mut(self.softmax.seen(row, self.first, self.queries));
+        let weights = &self.weights[row * m..][..seen.len()];
+        let mean = sum(seen.len(), |i| seen[i] * weights[i]);
+        for (grad, weight) in seen.iter_mut().zip(weights) {
+            *grad = weight * (*grad - mean) * scale;
+        }
+        hidden.fill(0.0);
     }
 }

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use super::gradient::with_gradient;
-use super::{Values, for_chunks, tensor, update};
+use super::{Kernel, Values, for_chunks, tensor, update};
 
 /// Most floats of gathered neighbourhoods to hold at once.
 const GATHERED: usize = 1 << 22;
@@ -37,13 +37,20 @@ fn add_bias(x: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
     let Some(bias) = bias else { return x };
     let bias = Values::of(bias);
     let bias = bias.as_slice();
-    update(x, |x| {
-        for_chunks(x, bias.len(), |_, row| {
-            for (x, &bias) in row.iter_mut().zip(bias) {
-                *x += bias;
-            }
-        });
-    })
+    update(x, |x| for_chunks(x, bias.len(), &AddBias { bias }))
+}
+
+struct AddBias<'a> {
+    bias: &'a [f32],
+}
+
+impl Kernel for AddBias<'_> {
+    #[inline(always)]
+    fn run(&self, _row: usize, out: &mut [f32]) {
+        for (out, &bias) in out.iter_mut().zip(self.bias) {
+            *out += bias;
+        }
+    }
 }
 
 /// How a square kernel moves over a feature map.
@@ -83,9 +90,13 @@ impl Neighbourhoods {
         let lines_at_once = (GATHERED / (width * taps)).clamp(1, lines);
         let gather = |first: usize, lines: usize| {
             let mut gathered = vec![0.0; lines * width * taps];
-            for_chunks(&mut gathered, width * taps, |line, out| {
-                self.gather_line(x.as_slice(), c, first + line, out);
-            });
+            for_chunks(
+                &mut gathered,
+                width * taps,
+                &|line: usize, out: &mut [f32]| {
+                    self.gather_line(x.as_slice(), c, first + line, out);
+                },
+            );
             tensor(gathered, [lines * width, taps]).matmul(kernel.clone())
         };
         let parts = (0..lines)
@@ -96,7 +107,6 @@ impl Neighbourhoods {
     }
 
     /// Copies the neighbourhoods of one line of outputs; `out` is zero.
-    #[inline(always)]
     fn gather_line(&self, x: &[f32], c: usize, line: usize, out: &mut [f32]) {
         let [h, w] = self.input;
         let (image, row) = (line / self.output[0], line % self.output[0]);

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use super::gradient::with_gradient;
 use super::math::normal_cdf;
-use super::{Values, for_chunks, tensor};
+use super::{Kernel, Values, for_chunks, tensor};
 
 /// `1 / √(2π)`.
 const FRAC_1_SQRT_TAU: f32 = 0.398_942_3;
@@ -19,30 +19,55 @@ pub(in crate::models) fn gated_gelu(x: Tensor<3>) -> Tensor<3> {
         let c = width / 2;
         let x = Values::of(x);
         let mut out = vec![0.0; b * n * c];
-        for_chunks(&mut out, c, |row, out| {
-            let (value, gate) = x.as_slice()[row * width..][..width].split_at(c);
-            for ((out, &value), &gate) in out.iter_mut().zip(value).zip(gate) {
-                *out = value * gate * normal_cdf(gate).0;
-            }
-        });
+        for_chunks(&mut out, c, &GatedGelu { x: x.as_slice() });
         let backward = move |grad: Tensor<3>| {
             let grad = Values::of(grad);
             let mut out = vec![0.0; b * n * width];
-            for_chunks(&mut out, width, |row, out| {
-                let (value, gate) = x.as_slice()[row * width..][..width].split_at(c);
-                let grad = &grad.as_slice()[row * c..][..c];
-                let (value_grad, gate_grad) = out.split_at_mut(c);
-                for i in 0..c {
-                    let (cdf, density) = normal_cdf(gate[i]);
-                    value_grad[i] = grad[i] * gate[i] * cdf;
-                    let slope = cdf + gate[i] * density * FRAC_1_SQRT_TAU;
-                    gate_grad[i] = grad[i] * value[i] * slope;
-                }
-            });
+            let kernel = GatedGeluBackward {
+                x: x.as_slice(),
+                grad: grad.as_slice(),
+            };
+            for_chunks(&mut out, width, &kernel);
             [tensor(out, [b, n, width])]
         };
         (tensor(out, [b, n, c]), backward)
     })
+}
+
+struct GatedGelu<'a> {
+    x: &'a [f32],
+}
+
+impl Kernel for GatedGelu<'_> {
+    #[inline(always)]
+    fn run(&self, row: usize, out: &mut [f32]) {
+        let c = out.len();
+        let (value, gate) = self.x[row * 2 * c..][..2 * c].split_at(c);
+        for ((out, &value), &gate) in out.iter_mut().zip(value).zip(gate) {
+            *out = value * gate * normal_cdf(gate).0;
+        }
+    }
+}
+
+struct GatedGeluBackward<'a> {
+    x: &'a [f32],
+    grad: &'a [f32],
+}
+
+impl Kernel for GatedGeluBackward<'_> {
+    #[inline(always)]
+    fn run(&self, row: usize, out: &mut [f32]) {
+        let c = out.len() / 2;
+        let (value, gate) = self.x[row * 2 * c..][..2 * c].split_at(c);
+        let (value_grad, gate_grad) = out.split_at_mut(c);
+        let outputs = value_grad.iter_mut().zip(gate_grad);
+        let inputs = value.iter().zip(gate).zip(&self.grad[row * c..][..c]);
+        for ((value_grad, gate_grad), ((&value, &gate), &grad)) in outputs.zip(inputs) {
+            let (cdf, density) = normal_cdf(gate);
+            *value_grad = grad * gate * cdf;
+            *gate_grad = grad * value * (cdf + gate * density * FRAC_1_SQRT_TAU);
+        }
+    }
 }
 
 /// Enlarges or shrinks by taking the nearest position above and to the left.
@@ -55,17 +80,17 @@ pub(in crate::models) fn resize_nearest(x: Tensor<4>, [height, width]: [usize; 2
         let source = move |row: usize, column: usize| (row * h / height, column * w / width);
         let x = Values::of(x);
         let mut out = vec![0.0; b * height * width * c];
-        for_chunks(&mut out, width * c, |line, out| {
+        for_chunks(&mut out, width * c, &|line: usize, out: &mut [f32]| {
             let (image, row) = (line / height, line % height);
             for (column, pixel) in out.chunks_exact_mut(c).enumerate() {
-                let (y, x_) = source(row, column);
-                pixel.copy_from_slice(&x.as_slice()[((image * h + y) * w + x_) * c..][..c]);
+                let (y, column) = source(row, column);
+                pixel.copy_from_slice(&x.as_slice()[((image * h + y) * w + column) * c..][..c]);
             }
         });
         let backward = move |grad: Tensor<4>| {
             let grad = Values::of(grad);
             let mut out = vec![0.0; b * h * w * c];
-            for_chunks(&mut out, h * w * c, |image, out| {
+            for_chunks(&mut out, h * w * c, &|image: usize, out: &mut [f32]| {
                 for row in 0..height {
                     for column in 0..width {
                         let (y, x) = source(row, column);
