@@ -6,6 +6,8 @@
 //! DINV_BENCH_UNET=FOLDER cargo bench --bench unet     # another U-Net
 //! ```
 
+#![expect(clippy::print_stdout, reason = "the times are the result")]
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
