@@ -6,6 +6,7 @@ pub mod delta;
 pub mod error;
 pub mod files;
 pub mod image;
+mod kernels;
 pub mod learn;
 pub mod loss;
 pub mod models;

@@ -3,13 +3,13 @@
 //! Each solver takes the network's output at its `i`-th timestep and the latents there, and gives
 //! the latents at the next. All agree with diffusers' scheduler of the same name to rounding.
 
+mod config;
 mod schedule;
 
 use burn::tensor::Tensor;
 
-pub use self::schedule::{
-    BetaSchedule, NoiseSchedule, PredictionType, SchedulerConfig, TimestepSpacing,
-};
+pub use self::config::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
+pub use self::schedule::NoiseSchedule;
 use crate::{Error, Result};
 
 /// The solvers there are.
@@ -508,3 +508,6 @@ impl Solver for UniPc {
         x - older * (0.5 * factor)
     }
 }
+
+#[cfg(test)]
+mod tests;

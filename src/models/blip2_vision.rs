@@ -5,7 +5,8 @@ use serde::Deserialize;
 
 use super::attention::Attention;
 use super::clip::{EncoderLayer, LayerSizes, patches_per_side};
-use super::layers::{Activation, Conv2d, LayerNorm, Linear, Mask};
+use super::feature_map::Conv2d;
+use super::layers::{Activation, LayerNorm, Linear, Mask};
 use crate::weights::Weights;
 use crate::{Error, Result};
 

@@ -6,7 +6,8 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use serde::Deserialize;
 
 use super::clip::{EncoderLayer, IGNORED, LayerSizes, patches_per_side};
-use super::layers::{Activation, Conv2d, Embedding, LayerNorm, Linear, Mask};
+use super::feature_map::Conv2d;
+use super::layers::{Activation, Embedding, LayerNorm, Linear, Mask};
 use crate::weights::{Weights, read_config};
 use crate::{Error, Result};
 

@@ -3,7 +3,8 @@
 
 use burn::tensor::Tensor;
 
-use super::layers::{Activation, Conv2d, GroupNorm, Linear, channels_first, channels_last};
+use super::feature_map::{Conv2d, GroupNorm, channels_first, channels_last};
+use super::layers::{Activation, Linear};
 use super::unet_blocks::{BlockOptions, Conditions, Downsample, Level, Upsample};
 pub use super::unet_config::UNetConfig;
 use crate::{Result, weights::Weights};

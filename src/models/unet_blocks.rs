@@ -4,10 +4,8 @@
 
 use burn::tensor::Tensor;
 
-use super::layers::{
-    Activation, Conv2d, GroupNorm, LayerNorm, Linear, Mask, gated_gelu, multi_head_attention,
-    resize_nearest,
-};
+use super::feature_map::{Conv2d, GroupNorm, resize_nearest};
+use super::layers::{Activation, LayerNorm, Linear, Mask, gated_gelu, multi_head_attention};
 use crate::{Result, weights::Weights};
 
 /// The settings that all blocks of one network share.

@@ -8,12 +8,12 @@
 //! Feature maps are channels-last here, so that a convolution is a matrix product without
 //! transpositions and transformers need none at all.
 
-pub(super) mod attention;
-pub(super) mod conv;
+pub(crate) mod attention;
+pub(crate) mod conv;
 mod gradient;
 mod math;
-pub(super) mod norm;
-pub(super) mod pointwise;
+pub(crate) mod norm;
+pub(crate) mod pointwise;
 
 use burn::backend::Flex;
 use burn::tensor::{DType, Device, GradientCheckpointingStrategy, Tensor};
@@ -24,7 +24,7 @@ const TASK: usize = 1 << 14;
 
 /// Whether these operations can be used on `x`: f32 on the CPU back end, without Burn's
 /// checkpointing.
-pub(super) fn available<const D: usize>(x: &Tensor<D>) -> bool {
+pub(crate) fn available<const D: usize>(x: &Tensor<D>) -> bool {
     x.dtype() == DType::F32
         && matches!(
             x.gradient_checkpointing_strategy(),

@@ -2,11 +2,10 @@
 
 use burn::tensor::{Distribution, GradientCheckpointingStrategy};
 
-use super::super::layers::{
-    Conv2d, GroupNorm, LayerNorm, Linear, Mask, gated_gelu, multi_head_attention, resize_nearest,
-};
 use super::*;
+use crate::models::feature_map::{Conv2d, GroupNorm, resize_nearest};
 use crate::models::layers::Activation;
+use crate::models::layers::{LayerNorm, Linear, Mask, gated_gelu, multi_head_attention};
 use crate::weights::Weights;
 
 /// Largest difference relative to the largest value.

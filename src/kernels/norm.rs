@@ -10,7 +10,7 @@ use super::{Kernel, Values, for_chunks, tensor};
 ///
 /// # Shapes
 /// `x` `[b, h, w, c]`, `weight` and `bias` `[c]`; `groups` divides `c`.
-pub(in crate::models) fn group_norm(
+pub(crate) fn group_norm(
     x: Tensor<4>,
     [weight, bias]: [Tensor<1>; 2],
     groups: usize,
@@ -182,7 +182,7 @@ impl<const SILU: bool> Kernel for Backward<'_, SILU> {
 ///
 /// # Shapes
 /// `x` `[..., c]`, `weight` and `bias` `[c]`.
-pub(in crate::models) fn layer_norm<const D: usize>(
+pub(crate) fn layer_norm<const D: usize>(
     x: Tensor<D>,
     [weight, bias]: [Tensor<1>; 2],
     epsilon: f64,

@@ -13,7 +13,7 @@ const FRAC_1_SQRT_TAU: f32 = 0.398_942_3;
 ///
 /// # Shapes
 /// `[b, n, 2c]` to `[b, n, c]`.
-pub(in crate::models) fn gated_gelu(x: Tensor<3>) -> Tensor<3> {
+pub(crate) fn gated_gelu(x: Tensor<3>) -> Tensor<3> {
     with_gradient([x], |[x]| {
         let [b, n, width] = x.dims();
         let c = width / 2;
@@ -74,7 +74,7 @@ impl Kernel for GatedGeluBackward<'_> {
 ///
 /// # Shapes
 /// `[b, h, w, c]` to `[b, height, width, c]`.
-pub(in crate::models) fn resize_nearest(x: Tensor<4>, [height, width]: [usize; 2]) -> Tensor<4> {
+pub(crate) fn resize_nearest(x: Tensor<4>, [height, width]: [usize; 2]) -> Tensor<4> {
     with_gradient([x], |[x]| {
         let [b, h, w, c] = x.dims();
         let source = move |row: usize, column: usize| (row * h / height, column * w / width);

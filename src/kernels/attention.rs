@@ -16,12 +16,7 @@ const SCORES: usize = 1 << 24;
 /// # Shapes
 /// `q` `[b, heads, n, d]`, `k` and `v` `[b, heads, m, d]`; if `causal`, query `i` sees keys
 /// `0..=i + m − n`, and `n ≤ m`.
-pub(in crate::models) fn attention(
-    q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
-    causal: bool,
-) -> Tensor<4> {
+pub(crate) fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, causal: bool) -> Tensor<4> {
     with_gradient([q, k, v], |[q, k, v]| {
         let [b, heads, n, d] = q.dims();
         let m = k.dims()[2];

@@ -12,7 +12,7 @@ const GATHERED: usize = 1 << 22;
 ///
 /// # Shapes
 /// `x` `[..., d_in]`, `weight` `[d_in, d_out]`, `bias` `[d_out]`.
-pub(in crate::models) fn linear<const D: usize>(
+pub(crate) fn linear<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
@@ -55,11 +55,11 @@ impl Kernel for AddBias<'_> {
 
 /// How a square kernel moves over a feature map.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::models) struct Geometry {
-    pub(in crate::models) kernel: usize,
-    pub(in crate::models) stride: usize,
+pub(crate) struct Geometry {
+    pub(crate) kernel: usize,
+    pub(crate) stride: usize,
     /// Zeros above and to the left; as many as needed are below and to the right.
-    pub(in crate::models) padding: usize,
+    pub(crate) padding: usize,
 }
 
 /// The neighbourhoods of one convolution: output position `o` and tap `k` meet input position
@@ -135,7 +135,7 @@ impl Neighbourhoods {
 /// input channel; `turned` gives the kernel of the backward pass,
 /// `[kernel · kernel · c_out, c_in]`, with rows and columns reversed; result
 /// `[b, output[0], output[1], c_out]`.
-pub(in crate::models) fn conv(
+pub(crate) fn conv(
     x: Tensor<4>,
     kernel: &Tensor<2>,
     turned: impl FnOnce() -> Tensor<2>,
