@@ -85,8 +85,7 @@ def export(clip: CLIPModel, tokenizer, folder: pathlib.Path):
     tokenizer.save_pretrained(folder / "tokenizer")
     CLIPImageProcessor(size={"shortest_edge": 128}, crop_size={"height": 128, "width": 128}, image_mean=MEAN, image_std=STD).save_pretrained(folder / "clip")
     text = CLIPTextModel(clip.config.text_config)
-    text.load_state_dict({k: v for k, v in clip.state_dict().items() if k in text.state_dict()} or
-                         {k.removeprefix("text_model."): v for k, v in clip.state_dict().items() if k.startswith("text_model.")})
+    text.load_state_dict(clip.text_model.state_dict())
     text.half().save_pretrained(folder / "text_encoder")
 
 
