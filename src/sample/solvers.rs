@@ -1,0 +1,379 @@
+//! Every solver, each with the paper and the algorithm that it comes from.
+
+use burn::tensor::Tensor;
+
+use super::{NoiseSchedule, PredictionType, Solver, TimestepSpacing};
+use crate::{Error, Result};
+
+/// Denoising diffusion implicit models ([Song et al. 2021](https://arxiv.org/abs/2010.02502)):
+/// equation 12, with the noise of equation 16 scaled by η.
+#[derive(Debug)]
+pub struct Ddim {
+    schedule: NoiseSchedule,
+    timesteps: Vec<usize>,
+    timesteps_f64: Vec<f64>,
+    eta: f64,
+}
+
+impl Ddim {
+    /// η = 0 is deterministic, η = 1 adds as much noise as DDPM.
+    ///
+    /// # Errors
+    /// As [`SolverKind::build`].
+    pub fn new(schedule: &NoiseSchedule, num_inference_steps: usize, eta: f64) -> Result<Self> {
+        if !(0.0..=1.0).contains(&eta) {
+            let (expected, found) = ("0 to 1".to_owned(), eta.to_string());
+            return Err(Error::Setting {
+                name: "eta",
+                expected,
+                found,
+            });
+        }
+        let timesteps = schedule.timesteps(num_inference_steps)?;
+        let timesteps_f64 = timesteps.iter().map(|&t| t as f64).collect();
+        Ok(Self {
+            schedule: schedule.clone(),
+            timesteps,
+            timesteps_f64,
+            eta,
+        })
+    }
+}
+
+impl Solver for Ddim {
+    fn timesteps(&self) -> &[f64] {
+        &self.timesteps_f64
+    }
+
+    fn add_noise(&self, i: usize, original: Tensor<4>, noise: Tensor<4>) -> Tensor<4> {
+        self.schedule
+            .add_noise(original, noise, &self.timesteps[i..=i])
+    }
+
+    fn needs_noise(&self) -> bool {
+        self.eta > 0.0
+    }
+
+    fn step(
+        &mut self,
+        i: usize,
+        model_output: Tensor<4>,
+        sample: Tensor<4>,
+        noise: Option<Tensor<4>>,
+    ) -> Tensor<4> {
+        let (schedule, t) = (&self.schedule, self.timesteps[i]);
+        let previous = schedule.previous_timestep(t, self.timesteps.len());
+        let alpha = schedule.alpha_cumprod(Some(t));
+        let alpha_previous = schedule.alpha_cumprod(previous);
+        let mut original = schedule.pred_original(model_output.clone(), sample.clone(), &[t]);
+        let epsilon = schedule.pred_epsilon(model_output, sample, &[t]);
+        let config = schedule.config();
+        if config.clip_sample {
+            original = original.clamp(-config.clip_sample_range, config.clip_sample_range);
+        }
+        let variance = (1.0 - alpha_previous) / (1.0 - alpha) * (1.0 - alpha / alpha_previous);
+        let sigma = self.eta * variance.max(0.0).sqrt();
+        let direction = (1.0 - alpha_previous - sigma * sigma).max(0.0).sqrt();
+        let next = original * alpha_previous.sqrt() + epsilon * direction;
+        match noise {
+            Some(noise) if sigma > 0.0 => next + noise * sigma,
+            _ => next,
+        }
+    }
+}
+
+/// What the solvers that work on σ = √((1 − ᾱ) / ᾱ) share: the timesteps, and one σ more.
+#[derive(Debug)]
+struct Sigmas {
+    prediction_type: PredictionType,
+    timesteps: Vec<f64>,
+    /// One for every timestep, then 0.
+    sigmas: Vec<f64>,
+}
+
+impl Sigmas {
+    fn new(schedule: &NoiseSchedule, timesteps: Vec<f64>) -> Self {
+        let sigmas = timesteps
+            .iter()
+            .map(|&t| schedule.sigma(t))
+            .chain([0.0])
+            .collect();
+        Self {
+            prediction_type: schedule.prediction_type,
+            timesteps,
+            sigmas,
+        }
+    }
+
+    fn multistep(schedule: &NoiseSchedule, num_inference_steps: usize) -> Result<Self> {
+        let timesteps = schedule.multistep_timesteps(num_inference_steps)?;
+        Ok(Self::new(
+            schedule,
+            timesteps.into_iter().map(|t| t as f64).collect(),
+        ))
+    }
+
+    fn len(&self) -> usize {
+        self.timesteps.len()
+    }
+
+    /// √ᾱ and √(1 − ᾱ) before step `i`.
+    fn alpha_sigma(&self, i: usize) -> (f64, f64) {
+        let alpha = 1.0 / (self.sigmas[i].powi(2) + 1.0).sqrt();
+        (alpha, self.sigmas[i] * alpha)
+    }
+
+    /// Half the logarithm of the signal-to-noise ratio before step `i`; infinite after the last.
+    fn lambda(&self, i: usize) -> f64 {
+        -self.sigmas[i].ln()
+    }
+
+    /// The clean latents that the network's output means at step `i`, for latents scaled to the
+    /// variance of training.
+    fn pred_original(&self, i: usize, model_output: Tensor<4>, sample: Tensor<4>) -> Tensor<4> {
+        let (alpha, sigma) = self.alpha_sigma(i);
+        match self.prediction_type {
+            PredictionType::Epsilon => (sample - model_output * sigma) / alpha,
+            PredictionType::Sample => model_output,
+            PredictionType::VPrediction => sample * alpha - model_output * sigma,
+        }
+    }
+
+    /// Noisy latents before step `i`, scaled to the variance of training.
+    fn add_noise(&self, i: usize, original: Tensor<4>, noise: Tensor<4>) -> Tensor<4> {
+        let (alpha, sigma) = self.alpha_sigma(i);
+        original * alpha + noise * sigma
+    }
+}
+
+/// Euler's method on the probability-flow ODE
+/// ([Karras et al. 2022](https://arxiv.org/abs/2206.00364), algorithm 2 without churn), and its
+/// ancestral form, which steps further down and adds noise up to the next σ. Latents are
+/// `x₀ + σ ε`.
+#[derive(Debug)]
+pub struct Euler {
+    sigmas: Sigmas,
+    init_noise_sigma: f64,
+    ancestral: bool,
+}
+
+impl Euler {
+    /// # Errors
+    /// As [`SolverKind::build`].
+    pub fn new(
+        schedule: &NoiseSchedule,
+        num_inference_steps: usize,
+        ancestral: bool,
+    ) -> Result<Self> {
+        let sigmas = Sigmas::new(schedule, schedule.sigma_timesteps(num_inference_steps)?);
+        let largest = sigmas.sigmas.iter().copied().fold(0.0, f64::max);
+        // A leading schedule starts below the largest σ: there the latents are not noise alone.
+        let leading = schedule.config().timestep_spacing == Some(TimestepSpacing::Leading);
+        let init_noise_sigma = if leading { largest.hypot(1.0) } else { largest };
+        Ok(Self {
+            sigmas,
+            init_noise_sigma,
+            ancestral,
+        })
+    }
+}
+
+impl Solver for Euler {
+    fn timesteps(&self) -> &[f64] {
+        &self.sigmas.timesteps
+    }
+
+    fn init_noise_sigma(&self) -> f64 {
+        self.init_noise_sigma
+    }
+
+    fn scale_model_input(&self, i: usize, sample: Tensor<4>) -> Tensor<4> {
+        sample * self.sigmas.alpha_sigma(i).0
+    }
+
+    fn add_noise(&self, i: usize, original: Tensor<4>, noise: Tensor<4>) -> Tensor<4> {
+        original + noise * self.sigmas.sigmas[i]
+    }
+
+    fn needs_noise(&self) -> bool {
+        self.ancestral
+    }
+
+    fn step(
+        &mut self,
+        i: usize,
+        model_output: Tensor<4>,
+        sample: Tensor<4>,
+        noise: Option<Tensor<4>>,
+    ) -> Tensor<4> {
+        let (sigma, next) = (self.sigmas.sigmas[i], self.sigmas.sigmas[i + 1]);
+        let scaled = self.scale_model_input(i, sample.clone());
+        let original = self.sigmas.pred_original(i, model_output, scaled);
+        let derivative = (sample.clone() - original) / sigma;
+        if !self.ancestral {
+            return sample + derivative * (next - sigma);
+        }
+        let up = (next.powi(2) * (sigma.powi(2) - next.powi(2)) / sigma.powi(2)).sqrt();
+        let down = (next.powi(2) - up.powi(2)).max(0.0).sqrt();
+        let sample = sample + derivative * (down - sigma);
+        match noise {
+            Some(noise) => sample + noise * up,
+            None => sample,
+        }
+    }
+}
+
+/// DPM-Solver++(2M) ([Lu et al. 2022](https://arxiv.org/abs/2211.01095), algorithm 2): a linear
+/// multistep method of second order on the predicted clean latents.
+#[derive(Debug)]
+pub struct DpmSolverMultistep {
+    sigmas: Sigmas,
+    previous: Option<Tensor<4>>,
+}
+
+impl DpmSolverMultistep {
+    /// # Errors
+    /// As [`SolverKind::build`].
+    pub fn new(schedule: &NoiseSchedule, num_inference_steps: usize) -> Result<Self> {
+        Ok(Self {
+            sigmas: Sigmas::multistep(schedule, num_inference_steps)?,
+            previous: None,
+        })
+    }
+}
+
+impl Solver for DpmSolverMultistep {
+    fn timesteps(&self) -> &[f64] {
+        &self.sigmas.timesteps
+    }
+
+    fn add_noise(&self, i: usize, original: Tensor<4>, noise: Tensor<4>) -> Tensor<4> {
+        self.sigmas.add_noise(i, original, noise)
+    }
+
+    fn step(
+        &mut self,
+        i: usize,
+        model_output: Tensor<4>,
+        sample: Tensor<4>,
+        _noise: Option<Tensor<4>>,
+    ) -> Tensor<4> {
+        let s = &self.sigmas;
+        let original = s.pred_original(i, model_output, sample.clone());
+        let (_, sigma) = s.alpha_sigma(i);
+        let (alpha_next, sigma_next) = s.alpha_sigma(i + 1);
+        let h = s.lambda(i + 1) - s.lambda(i);
+        let last = i + 1 == s.len();
+        let data = match self.previous.replace(original.clone()) {
+            Some(previous) if !last => {
+                let r = (s.lambda(i) - s.lambda(i - 1)) / h;
+                original.clone() + (original - previous) * (0.5 / r)
+            }
+            _ => original,
+        };
+        sample * (sigma_next / sigma) - data * (alpha_next * (-h).exp_m1())
+    }
+}
+
+/// UniPC of second order with B₂(h) = eʰ − 1
+/// ([Zhao et al. 2023](https://arxiv.org/abs/2302.04867), algorithms 1 and 2): before each
+/// multistep prediction, the output at hand corrects the prediction that led to it.
+#[derive(Debug)]
+pub struct UniPc {
+    sigmas: Sigmas,
+    /// Predicted clean latents, the newest first.
+    originals: Vec<Tensor<4>>,
+    /// Corrected latents before the last step, and the order it was taken with.
+    last: Option<(Tensor<4>, usize)>,
+}
+
+impl UniPc {
+    /// # Errors
+    /// As [`SolverKind::build`].
+    pub fn new(schedule: &NoiseSchedule, num_inference_steps: usize) -> Result<Self> {
+        let sigmas = Sigmas::multistep(schedule, num_inference_steps)?;
+        Ok(Self {
+            sigmas,
+            originals: Vec::new(),
+            last: None,
+        })
+    }
+
+    /// The part of the step from `i` to `i + 1` that needs no differences, and the factor of what
+    /// is added to it.
+    fn first_order(&self, i: usize, sample: Tensor<4>) -> (Tensor<4>, f64) {
+        let s = &self.sigmas;
+        let (_, sigma) = s.alpha_sigma(i);
+        let (alpha_next, sigma_next) = s.alpha_sigma(i + 1);
+        let factor = alpha_next * (s.lambda(i) - s.lambda(i + 1)).exp_m1();
+        let x = sample * (sigma_next / sigma) - self.originals[0].clone() * factor;
+        (x, factor)
+    }
+
+    /// Where step `i - 1` lies seen from step `i`, in units of the step from `i` to `i + 1`.
+    fn ratio(&self, i: usize) -> f64 {
+        let s = &self.sigmas;
+        (s.lambda(i - 1) - s.lambda(i)) / (s.lambda(i + 1) - s.lambda(i))
+    }
+
+    /// The step from `i` to `i + 1` taken again, now that the network has been asked at its end.
+    fn correct(
+        &self,
+        i: usize,
+        original_next: &Tensor<4>,
+        sample: Tensor<4>,
+        order: usize,
+    ) -> Tensor<4> {
+        let (x, factor) = self.first_order(i, sample);
+        let newest = &self.originals[0];
+        let change = original_next.clone() - newest.clone();
+        if order == 1 {
+            return x - change * (0.5 * factor);
+        }
+        let r = self.ratio(i);
+        let hh = self.sigmas.lambda(i) - self.sigmas.lambda(i + 1);
+        let phi_1 = hh.exp_m1();
+        let phi_2 = phi_1 / hh - 1.0;
+        let phi_3 = phi_2 / hh - 0.5;
+        // The weights solve [[1, 1], [r, 1]] ρ = [φ₂, 2 φ₃] / φ₁.
+        let (b_1, b_2) = (phi_2 / phi_1, 2.0 * phi_3 / phi_1);
+        let rho_1 = (b_1 - b_2) / (1.0 - r);
+        let rho_2 = b_1 - rho_1;
+        let older = (self.originals[1].clone() - newest.clone()) / r;
+        x - (older * rho_1 + change * rho_2) * factor
+    }
+}
+
+impl Solver for UniPc {
+    fn timesteps(&self) -> &[f64] {
+        &self.sigmas.timesteps
+    }
+
+    fn add_noise(&self, i: usize, original: Tensor<4>, noise: Tensor<4>) -> Tensor<4> {
+        self.sigmas.add_noise(i, original, noise)
+    }
+
+    fn step(
+        &mut self,
+        i: usize,
+        model_output: Tensor<4>,
+        sample: Tensor<4>,
+        _noise: Option<Tensor<4>>,
+    ) -> Tensor<4> {
+        let original = self.sigmas.pred_original(i, model_output, sample.clone());
+        let sample = match self.last.take() {
+            Some((before, order)) => self.correct(i - 1, &original, before, order),
+            None => sample,
+        };
+        self.originals.insert(0, original);
+        self.originals.truncate(2);
+        let order = self.originals.len().min(self.sigmas.len() - i);
+        let (x, factor) = self.first_order(i, sample.clone());
+        self.last = Some((sample, order));
+        if order == 1 {
+            return x;
+        }
+        let older = (self.originals[1].clone() - self.originals[0].clone()) / self.ratio(i);
+        x - older * (0.5 * factor)
+    }
+}
