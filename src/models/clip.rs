@@ -4,6 +4,7 @@ use std::path::Path;
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::attention::{Attention, KeyValues};
 use super::clip_image::{ClipVisionConfig, ClipVisionModel};
@@ -13,7 +14,7 @@ use crate::weights::{Weights, read_config};
 use crate::{Error, Result};
 
 /// Tensors of CLIP checkpoints that are no weights of the towers.
-pub(super) const IGNORED: [&str; 2] = ["position_ids", "logit_scale"];
+const IGNORED: [&str; 2] = ["position_ids", "logit_scale"];
 
 /// `config.json` of a transformers `CLIPModel`.
 #[derive(Clone, Debug, Deserialize)]
@@ -40,14 +41,44 @@ impl ClipModel {
     /// # Errors
     /// When `config.json` or the weights are missing, damaged, or do not fit each other.
     pub fn open(dir: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
-        let config: ClipConfig = read_config(&dir.join("config.json"))?;
-        let weights = Weights::open(dir, device, dtype)?;
-        let this = Self {
-            text: ClipTextModel::load(&weights, &config.text_config)?,
-            vision: ClipVisionModel::load(&weights, &config.vision_config)?,
-        };
-        weights.check_all_used(&IGNORED)?;
-        Ok(this)
+        open_tower(dir, device, dtype, |weights, config: &ClipConfig| {
+            Ok(Self {
+                text: ClipTextModel::load(weights, &config.text_config)?,
+                vision: ClipVisionModel::load(weights, &config.vision_config)?,
+            })
+        })
+    }
+}
+
+/// Opens a folder of `config.json` and weights, all of which `load` must use.
+pub(super) fn open_tower<C: DeserializeOwned, T>(
+    dir: &Path,
+    device: &Device,
+    dtype: FloatDType,
+    load: impl FnOnce(&Weights, &C) -> Result<T>,
+) -> Result<T> {
+    let config = read_config(&dir.join("config.json"))?;
+    let weights = Weights::open(dir, device, dtype)?;
+    let tower = load(&weights, &config)?;
+    weights.check_all_used(&IGNORED)?;
+    Ok(tower)
+}
+
+/// A tower's own weights: under `name`, or under nothing, as transformers 5 saves it; `embedding`
+/// tells the two apart.
+pub(super) fn tower_weights(weights: &Weights, name: &str, embedding: &str) -> Weights {
+    match weights.contains(embedding) {
+        true => weights.clone(),
+        false => weights.scope(name),
+    }
+}
+
+/// The projection of width `d` into the joint space, where there is one.
+pub(super) fn joint_projection(weights: &Weights, name: &str, d: usize) -> Result<Option<Linear>> {
+    let weights = weights.scope(name);
+    match weights.shape("weight").as_deref() {
+        Some(&[joint, _]) => Linear::load_without_bias(&weights, d, joint).map(Some),
+        _ => Ok(None),
     }
 }
 

@@ -5,10 +5,12 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType, Tensor};
 use serde::Deserialize;
 
-use super::clip::{EncoderLayer, IGNORED, LayerSizes, patches_per_side};
+use super::clip::{
+    EncoderLayer, LayerSizes, joint_projection, open_tower, patches_per_side, tower_weights,
+};
 use super::feature_map::Conv2d;
 use super::layers::{Activation, Embedding, LayerNorm, Linear, Mask};
-use crate::weights::{Weights, read_config};
+use crate::weights::Weights;
 use crate::{Error, Result};
 
 /// `config.json` of transformers' `CLIPVisionModel`; what a file leaves out has its defaults
@@ -72,11 +74,7 @@ impl ClipVisionModel {
     /// # Errors
     /// When `config.json` or the weights are missing, damaged, or do not fit each other.
     pub fn open(dir: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
-        let config: ClipVisionConfig = read_config(&dir.join("config.json"))?;
-        let weights = Weights::open(dir, device, dtype)?;
-        let this = Self::load(&weights, &config)?;
-        weights.check_all_used(&IGNORED)?;
-        Ok(this)
+        open_tower(dir, device, dtype, Self::load)
     }
 
     /// Reads the tower under `vision_model.` (or under nothing, as transformers 5 saves it), and
@@ -95,23 +93,10 @@ impl ClipVisionModel {
         sizes.check(weights)?;
         let (d, patch) = (config.hidden_size, config.patch_size);
         let side = patches_per_side(weights, config.image_size, patch)?;
-        let bare = weights.contains("embeddings.class_embedding");
-        let tower = if bare {
-            weights.clone()
-        } else {
-            weights.scope("vision_model")
-        };
+        let tower = tower_weights(weights, "vision_model", "embeddings.class_embedding");
         let embeddings = tower.scope("embeddings");
         let norm = |name: &str| LayerNorm::load(&tower.scope(name), d, config.layer_norm_eps);
         let layers = tower.scope("encoder.layers");
-        let visual_projection = match weights.shape("visual_projection.weight").as_deref() {
-            Some(&[joint, _]) => Some(Linear::load_without_bias(
-                &weights.scope("visual_projection"),
-                d,
-                joint,
-            )?),
-            _ => None,
-        };
         Ok(Self {
             class_embedding: embeddings.tensor("class_embedding", [d])?,
             patch_embedding: Conv2d::load_without_bias(
@@ -131,7 +116,7 @@ impl ClipVisionModel {
                 .map(|number| EncoderLayer::load(&layers.scope(number), &sizes))
                 .collect::<Result<_>>()?,
             post_layernorm: norm("post_layernorm")?,
-            visual_projection,
+            visual_projection: joint_projection(weights, "visual_projection", d)?,
             config: config.clone(),
         })
     }

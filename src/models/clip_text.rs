@@ -6,9 +6,9 @@ use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use serde::Deserialize;
 
 use super::attention::{KeyValues, causal_mask};
-use super::clip::{EncoderLayer, IGNORED, LayerSizes};
+use super::clip::{EncoderLayer, LayerSizes, joint_projection, open_tower, tower_weights};
 use super::layers::{Activation, Embedding, LayerNorm, Linear};
-use crate::weights::{Weights, read_config};
+use crate::weights::Weights;
 use crate::{Error, Result};
 
 /// `config.json` of transformers' `CLIPTextModel`; what a file leaves out has its defaults
@@ -106,11 +106,7 @@ impl ClipTextModel {
     /// # Errors
     /// When `config.json` or the weights are missing, damaged, or do not fit each other.
     pub fn open(dir: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
-        let config: ClipTextConfig = read_config(&dir.join("config.json"))?;
-        let weights = Weights::open(dir, device, dtype)?;
-        let this = Self::load(&weights, &config)?;
-        weights.check_all_used(&IGNORED)?;
-        Ok(this)
+        open_tower(dir, device, dtype, Self::load)
     }
 
     /// Reads the tower under `text_model.` (or under nothing, as transformers 5 saves it), and
@@ -128,23 +124,10 @@ impl ClipTextModel {
         };
         sizes.check(weights)?;
         let d = config.hidden_size;
-        let bare = weights.contains("embeddings.token_embedding.weight");
-        let tower = if bare {
-            weights.clone()
-        } else {
-            weights.scope("text_model")
-        };
+        let tower = tower_weights(weights, "text_model", "embeddings.token_embedding.weight");
         let embeddings = tower.scope("embeddings");
         let table = |name: &str, rows| Embedding::load(&embeddings.scope(name), rows, d);
         let layers = tower.scope("encoder.layers");
-        let text_projection = match weights.shape("text_projection.weight").as_deref() {
-            Some(&[joint, _]) => Some(Linear::load_without_bias(
-                &weights.scope("text_projection"),
-                d,
-                joint,
-            )?),
-            _ => None,
-        };
         Ok(Self {
             token_embedding: table("token_embedding", config.vocab_size)?,
             position_embedding: table("position_embedding", config.max_position_embeddings)?,
@@ -156,7 +139,7 @@ impl ClipTextModel {
                 d,
                 config.layer_norm_eps,
             )?,
-            text_projection,
+            text_projection: joint_projection(weights, "text_projection", d)?,
             config: config.clone(),
         })
     }
