@@ -1,0 +1,201 @@
+//! Settings of an analogy and of plain text-to-image.
+
+use serde::{Deserialize, Serialize};
+
+use crate::learn::LearnConfig;
+use crate::noise::{Guidance, Inversion};
+use crate::prompt::PromptConfig;
+use crate::{Error, Result};
+
+/// How B′ is generated from B.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GenerateConfig {
+    /// How B becomes noise.
+    pub inversion: Inversion,
+    /// What guidance moves away from.
+    pub guidance: Guidance,
+    /// Strength of guidance; 1 is none. Absent: see [`GenerateConfig::guidance_scale`].
+    pub guidance_scale: Option<f64>,
+    /// Ordinary guidance while an edit-friendly inversion turns B into noise.
+    pub source_guidance_scale: f64,
+    /// Steps of the sampling schedule.
+    pub num_inference_steps: usize,
+    /// Edit-friendly inversion: the fraction of the schedule that is skipped at its noisy end.
+    pub skip: f64,
+    /// DDIM inversion: fixed-point iterations per step; 1 is the plain inversion.
+    pub inversion_iterations: usize,
+    /// SDEdit: how far B is noised, 0 to 1.
+    pub sdedit_strength: f64,
+    /// Edit-friendly inversion: stochasticity of its steps, 0 is DDIM, 1 is DDPM.
+    pub eta: f64,
+    /// Scale of the difference tokens.
+    pub strength: f64,
+    /// Undo the difference instead: [P_B, −D̃].
+    pub reverse: bool,
+    /// What ordinary guidance moves away from.
+    pub negative_prompt: String,
+    /// Seed of the noise.
+    pub seed: u64,
+}
+
+impl GenerateConfig {
+    /// The strength of guidance: as set, or else what suits the inversion and the guidance.
+    pub fn guidance_scale(&self) -> f64 {
+        let usual = match (self.guidance, self.inversion) {
+            (Guidance::Difference, Inversion::Ddim) => 3.0,
+            (Guidance::Difference, _) => 2.0,
+            (Guidance::Ordinary, Inversion::Ddim) => 1.0,
+            (Guidance::Ordinary, Inversion::EditFriendly) => 15.0,
+            (Guidance::Ordinary, Inversion::Sdedit) => 7.5,
+        };
+        self.guidance_scale.unwrap_or(usual)
+    }
+
+    /// The factor of the difference tokens: their strength, negative for the reverse edit.
+    pub fn token_scale(&self) -> f64 {
+        if self.reverse {
+            -self.strength
+        } else {
+            self.strength
+        }
+    }
+
+    /// Checks that the settings make sense; whether the schedule has as many steps is checked with it.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the first that does not.
+    pub fn validate(&self) -> Result<()> {
+        let unit = 0.0..=1.0;
+        let checks = [
+            (
+                "guidance_scale",
+                self.guidance_scale().is_finite(),
+                "a number",
+                self.guidance_scale(),
+            ),
+            (
+                "source_guidance_scale",
+                self.source_guidance_scale.is_finite(),
+                "a number",
+                self.source_guidance_scale,
+            ),
+            (
+                "skip",
+                (0.0..1.0).contains(&self.skip),
+                "0 or more, less than 1",
+                self.skip,
+            ),
+            (
+                "sdedit_strength",
+                unit.contains(&self.sdedit_strength),
+                "0 to 1",
+                self.sdedit_strength,
+            ),
+            ("eta", unit.contains(&self.eta), "0 to 1", self.eta),
+            (
+                "strength",
+                self.strength.is_finite(),
+                "a number",
+                self.strength,
+            ),
+            (
+                "inversion_iterations",
+                self.inversion_iterations > 0,
+                "at least 1",
+                self.inversion_iterations as f64,
+            ),
+            (
+                "num_inference_steps",
+                self.num_inference_steps > 0,
+                "at least 1",
+                self.num_inference_steps as f64,
+            ),
+        ];
+        match checks.into_iter().find(|(_, holds, ..)| !holds) {
+            None => Ok(()),
+            Some((name, _, expected, found)) => Err(Error::Setting {
+                name,
+                expected: expected.to_owned(),
+                found: found.to_string(),
+            }),
+        }
+    }
+}
+
+impl Default for GenerateConfig {
+    fn default() -> Self {
+        Self {
+            inversion: Inversion::EditFriendly,
+            guidance: Guidance::Difference,
+            guidance_scale: None,
+            source_guidance_scale: 3.5,
+            num_inference_steps: 100,
+            skip: 0.36,
+            inversion_iterations: 1,
+            sdedit_strength: 0.8,
+            eta: 1.0,
+            strength: 1.0,
+            reverse: false,
+            negative_prompt: String::new(),
+            seed: 0,
+        }
+    }
+}
+
+/// All settings of one analogy.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AnalogyConfig {
+    /// How prompts are made.
+    pub prompt: PromptConfig,
+    /// How the difference is learned.
+    pub learn: LearnConfig,
+    /// How B′ is generated.
+    pub generate: GenerateConfig,
+}
+
+impl AnalogyConfig {
+    /// Sets the seed of everything that is drawn.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.prompt.seed = seed;
+        self.learn.seed = seed;
+        self.generate.seed = seed;
+        self
+    }
+}
+
+/// Plain text-to-image.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TextToImage {
+    /// What to draw.
+    pub prompt: String,
+    /// What to move away from.
+    pub negative_prompt: String,
+    /// Strength of guidance; 1 is none.
+    pub guidance_scale: f64,
+    /// Steps of the sampling schedule.
+    pub num_inference_steps: usize,
+    /// Name of the solver: `ddim`, …; the model's own if absent.
+    pub scheduler: Option<String>,
+    /// Scale of the difference tokens, where there are any.
+    pub strength: f64,
+    /// Seed of the noise.
+    pub seed: u64,
+}
+
+impl Default for TextToImage {
+    fn default() -> Self {
+        Self {
+            prompt: String::new(),
+            negative_prompt: String::new(),
+            guidance_scale: 7.5,
+            num_inference_steps: 50,
+            scheduler: None,
+            strength: 1.0,
+            seed: 0,
+        }
+    }
+}
