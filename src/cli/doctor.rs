@@ -92,7 +92,7 @@ fn examine(models: &ModelSettings) -> Findings {
         program: format!("{} {}", env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION")),
         device: models.device_name().to_owned(),
         devices_built_in: devices_built_in(),
-        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        threads: rayon::current_num_threads(),
         simd: simd(),
         memory: memory(),
         model,

@@ -19,7 +19,8 @@ use super::settings::{ErasedFlags, Settings};
 #[serde(default)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelSettings {
-    /// A diffusers pipeline folder [default: the demo model]
+    /// A diffusers pipeline folder, whose dinv.json, if any, replaces other defaults [default: the demo
+    /// model]
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
     /// The joint space, a transformers CLIPModel folder [default: MODEL/clip]
@@ -126,7 +127,7 @@ impl General {
 #[derive(Debug, Clone, Default, Args, Serialize)]
 #[command(next_help_heading = "General")]
 pub(crate) struct SeedFlag {
-    /// Seed of everything random; the same seed gives the same result [default: 0]
+    /// Seed of everything random; the same seed gives the same result
     #[arg(long)]
     seed: Option<u64>,
 }
@@ -135,19 +136,19 @@ pub(crate) struct SeedFlag {
 #[derive(Debug, Clone, Default, Args, Serialize)]
 #[command(next_help_heading = "Prompts")]
 pub(crate) struct PromptFlags {
-    /// What stands for a picture in words [default: caption]
+    /// What stands for a picture in words
     #[arg(long, value_parser = ["caption", "optimised", "caption+optimised", "text"])]
     prompt_mode: Option<String>,
-    /// Words of an optimised prompt [default: 10]
+    /// Words of an optimised prompt
     #[arg(long, value_name = "N", hide_short_help = true)]
     pez_tokens: Option<usize>,
-    /// Steps of the search for an optimised prompt [default: 200]
+    /// Steps of the search for an optimised prompt
     #[arg(long, value_name = "N", hide_short_help = true)]
     pez_steps: Option<usize>,
-    /// Learning rate of that search [default: 0.1]
+    /// Learning rate of that search
     #[arg(long, value_name = "RATE", hide_short_help = true)]
     pez_learning_rate: Option<f64>,
-    /// Weight decay of that search [default: 0.1]
+    /// Weight decay of that search
     #[arg(long, value_name = "DECAY", hide_short_help = true)]
     pez_weight_decay: Option<f64>,
 }
@@ -223,7 +224,7 @@ pub(crate) struct GenerateFlags {
     /// What guidance moves away from: B's own prompt, or the negative prompt
     #[arg(long, value_parser = ["difference", "ordinary"])]
     guidance: Option<String>,
-    /// How far guidance goes; 1 is none
+    /// How far guidance goes; 1 is none [default: what suits the inversion]
     #[arg(long, value_name = "SCALE")]
     guidance_scale: Option<f64>,
     /// Steps of the sampling schedule

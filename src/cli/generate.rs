@@ -54,16 +54,16 @@ struct TextFlags {
     /// What to stay away from
     #[arg(long, value_name = "TEXT")]
     negative_prompt: Option<String>,
-    /// How closely to follow the prompt; 1 is no guidance [default: 7.5]
+    /// How closely to follow the prompt; 1 is no guidance
     #[arg(long, value_name = "SCALE")]
     guidance_scale: Option<f64>,
-    /// Steps of the sampling schedule [default: 50]
+    /// Steps of the sampling schedule
     #[arg(long, value_name = "N")]
     num_inference_steps: Option<usize>,
     /// How the noise is removed [default: as the model's folder says]
     #[arg(long, value_parser = SolverKind::ALL.map(SolverKind::name))]
     scheduler: Option<String>,
-    /// How much of the difference tokens to use [default: 1]
+    /// How much of the difference tokens to use
     #[arg(long, value_name = "S", allow_negative_numbers = true)]
     strength: Option<f64>,
 }
@@ -75,7 +75,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         .settings(&[&args.words, &args.model, &args.seed])?;
     let models: ModelSettings = settings.resolve()?;
     let paths = models.paths()?;
-    let request: TextToImage = settings.resolve()?;
+    let request: TextToImage = settings.with_model(&paths.model)?.resolve()?;
     let device = models.device()?;
 
     let tokens = match &args.embedding {

@@ -20,7 +20,9 @@ mod watch;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
+use difference_inversion::analogy::{AnalogyConfig, TextToImage};
+use serde_json::{Map, Value};
 
 /// Picture analogies: A is to A′ as B is to … B′
 ///
@@ -45,7 +47,9 @@ enum Command {
 
 /// Runs the program.
 pub(crate) fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let matches = command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let done = match cli.command {
         Command::Analogy(args) => analogy::run(*args),
         Command::Learn(args) => learn::run(&args),
         Command::Apply(args) => apply::run(&args),
@@ -57,4 +61,32 @@ pub(crate) fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report::error(&error),
     }
+}
+
+/// The command line, with the default of every setting behind its help.
+fn command() -> clap::Command {
+    let analogy = settings::values(&AnalogyConfig::default()).unwrap_or_default();
+    let generate = settings::values(&TextToImage::default()).unwrap_or_default();
+    Cli::command().mut_subcommands(|subcommand| {
+        let defaults = match subcommand.get_name() {
+            "generate" => &generate,
+            _ => &analogy,
+        };
+        subcommand.mut_args(|arg| with_default(arg, defaults))
+    })
+}
+
+/// Adds the default of the setting an argument stands for, if it stands for one that has any.
+fn with_default(arg: Arg, defaults: &Map<String, Value>) -> Arg {
+    let default = match defaults.get(arg.get_id().as_str()) {
+        Some(Value::String(text)) if !text.is_empty() => text.clone(),
+        Some(value @ (Value::Number(_) | Value::Bool(_))) => {
+            value.to_string().trim_end_matches(".0").to_owned()
+        }
+        _ => return arg,
+    };
+    let Some(help) = arg.get_help().map(ToString::to_string) else {
+        return arg;
+    };
+    arg.help(format!("{help} [default: {default}]"))
 }

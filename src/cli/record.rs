@@ -69,15 +69,28 @@ impl Recipe {
         Ok(())
     }
 
-    /// The recipe as one line of JSON, which PNGs carry under the key `dinv`.
+    /// The recipe as one line of JSON, which PNGs carry under the key `dinv`. A picture travels
+    /// further than `run.json`: of the models' folders it tells the names, not where they lie.
     pub(crate) fn to_line(&self) -> anyhow::Result<String> {
-        Ok(serde_json::to_string(self)?)
+        let travelling = Self {
+            model: last_names(&self.model),
+            clip: last_names(&self.clip),
+            captioner: last_names(&self.captioner),
+            ..self.clone()
+        };
+        Ok(serde_json::to_string(&travelling)?)
     }
 }
 
 /// Settings of an analogy in the order a reader looks for them.
 pub(crate) fn groups(config: &AnalogyConfig) -> [&dyn super::settings::ErasedFlags; 3] {
     [&config.prompt, &config.learn, &config.generate]
+}
+
+/// The last two names of a path, such as `demo/model`.
+fn last_names(path: &Path) -> PathBuf {
+    let names: Vec<_> = path.iter().collect();
+    names[names.len().saturating_sub(2)..].iter().collect()
 }
 
 /// Where the joint space is.
@@ -145,7 +158,7 @@ impl<'a> Run<'a> {
                 model_files.insert(file, hash);
             }
         }
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = rayon::current_num_threads();
         Ok(Self {
             recipe,
             results: Map::new(),

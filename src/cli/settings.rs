@@ -186,14 +186,24 @@ fn read_toml(path: &Path) -> anyhow::Result<Layer> {
 
 /// The names of a group's settings; of a group of groups, the names of all.
 fn names<T: Default + Serialize>() -> anyhow::Result<Vec<String>> {
-    let mut names = Vec::new();
-    for (name, value) in object(&T::default())? {
+    Ok(values(&T::default())?
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect())
+}
+
+/// A group's settings by name; of a group of groups, those of all.
+pub(crate) fn values(settings: &impl Serialize) -> anyhow::Result<Map<String, Value>> {
+    let mut values = Map::new();
+    for (name, value) in object(settings)? {
         match value {
-            Value::Object(group) => names.extend(group.into_iter().map(|(name, _)| name)),
-            _ => names.push(name),
+            Value::Object(group) => values.extend(group),
+            _ => {
+                values.insert(name, value);
+            }
         }
     }
-    Ok(names)
+    Ok(values)
 }
 
 fn object(value: &impl Serialize) -> anyhow::Result<Map<String, Value>> {

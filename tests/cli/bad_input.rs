@@ -8,11 +8,12 @@ use super::{Done, PAIR, entries, golden, run, succeed, workplace};
 
 /// Runs the program in a workplace, expects it to fail, and checks what it says and that it left no
 /// file.
-fn refuses(work: &Path, arguments: &str, code: i32, expected: &[&str]) {
+fn refuses(work: &Path, arguments: &str, code: i32, expected: &[&str]) -> Done {
     let before = entries(work);
     let done = run(work, arguments);
     check(&done, arguments, code, expected);
     assert_eq!(entries(work), before, "{arguments} left files behind");
+    done
 }
 
 fn check(done: &Done, arguments: &str, code: i32, expected: &[&str]) {
@@ -119,6 +120,18 @@ fn settings_without_sense_are_named() {
             &["error: ", expected],
         );
     }
+}
+
+#[test]
+fn a_schedule_too_long_is_refused_before_anything_is_learned() {
+    let work = workplace();
+    let done = refuses(
+        work.path(),
+        &format!("analogy --config tiny.toml {PAIR} {B} --num-inference-steps 5000"),
+        2,
+        &["`num_inference_steps`: expected 1 to "],
+    );
+    assert!(!done.stderr.contains("learning"), "{}", done.stderr);
 }
 
 #[test]

@@ -114,6 +114,11 @@ fn the_built_in_example_runs_without_any_flag() {
         (&settings["steps"], &settings["num_tokens"]),
         (&5.into(), &2.into())
     );
+    // A picture names the model, not the folders of whoever made it.
+    let text = read_png_text(&work.path().join("out/b_prime.png")).unwrap();
+    let recipe: Value = serde_json::from_str(&text[1].1).unwrap();
+    assert_eq!(recipe["model"], "demo/model");
+    assert_eq!(recipe["captioner"], "model/captioner");
 }
 
 #[test]
