@@ -1,0 +1,30 @@
+# `just` lists the recipes; every one is a command that can also be typed.
+
+default:
+    @just --list
+
+# Everything CI checks.
+check:
+    bash .ci/run
+
+# The built-in example, with the demo model.
+demo:
+    cargo run --release -- analogy --overwrite
+
+# One optimisation step, and one call of the U-Net.
+bench:
+    cargo bench --bench learn
+    cargo bench --bench unet
+
+# Accept what `--help` prints now; look at the difference.
+update-help:
+    UPDATE_SNAPSHOTS=1 cargo test --release --test cli help
+    git diff tests/cli/snapshots
+
+# Licences, advisories and sources of the dependencies (cargo install cargo-deny).
+deny:
+    cargo deny check
+
+# The golden files again (Python with torch, diffusers and transformers).
+golden:
+    for script in training/reference/make_*.py; do python "$script"; done
