@@ -1,9 +1,9 @@
 """The gates that the demo model must pass before the method can be judged on it, measured on the
 validation split (see README.md beside this file for the figures).
 
-    python gates.py --work WORK --model ../demo/model text          # captions drawn from noise
-    python gates.py --work WORK --model ../demo/model swap          # B inverted, caption of B'
-    python gates.py --work WORK --model ../demo/model append        # B inverted, caption of B + ", word"
+    python gates.py --model ../demo/model text          # captions drawn from noise
+    python gates.py --model ../demo/model swap          # B inverted, caption of B'
+    python gates.py --model ../demo/model append        # B inverted, caption of B + ", word"
         [--inversion edit-friendly|ddim|sdedit] [--guidance difference|ordinary]
         [--guidance-scale 2] [--skip 0.1] [--per-kind 8] [--sheet sheet.png]
 
@@ -125,14 +125,18 @@ def report(found: np.ndarray, triples) -> dict:
     return table
 
 
+def to_image(x):
+    """A tensor [3, h, w] in [-1, 1] as a picture."""
+    return Image.fromarray(((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
+
+
 def save_sheet(path, rows):
     """Rows of tensors [n, 3, h, w], one picture below the other."""
     n = len(rows[0])
     sheet = Image.new("RGB", (n * 132 + 4, len(rows) * 132 + 4), "white")
     for r, row in enumerate(rows):
         for c in range(n):
-            pixels = ((row[c].clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-            sheet.paste(Image.fromarray(pixels), (4 + c * 132, 4 + r * 132))
+            sheet.paste(to_image(row[c]), (4 + c * 132, 4 + r * 132))
     sheet.save(path)
 
 
@@ -140,7 +144,6 @@ def save_sheet(path, rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("gate", choices=("text", "swap", "append"))
-    parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--model", type=pathlib.Path, required=True)
     parser.add_argument("--inversion", choices=("edit-friendly", "ddim", "sdedit"), default="edit-friendly")
     parser.add_argument("--guidance", choices=("difference", "ordinary"), default="difference")
@@ -150,7 +153,7 @@ def main():
     parser.add_argument("--per-kind", type=int, default=8)
     parser.add_argument("--seed", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--checkpoint", action="store_true", help="the U-Net of WORK/unet.ckpt instead of the model's")
+    parser.add_argument("--checkpoint", type=pathlib.Path, help="WORK/unet.ckpt: its U-Net instead of the model's")
     parser.add_argument("--sheet", type=pathlib.Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -160,10 +163,10 @@ def main():
         import train_unet
 
         unet = train_unet.build()
-        unet.load_state_dict(torch.load(args.work / "unet.ckpt", weights_only=False)["ema"])
+        unet.load_state_dict(torch.load(args.checkpoint, weights_only=False)["ema"])
         unet = unet.to(memory_format=torch.channels_last)
     model = Model(args.model, args.steps, unet)
-    judge = judging.load(args.work)
+    judge = judging.load()
     triples = list(edits(args.per_kind, "validation", args.seed))
     made = []
     for start in range(0, len(triples), 32):

@@ -2,6 +2,7 @@
 data, weights or code with the models that the method uses.
 
     python judge.py --work WORK                                     # trains; resumes by itself
+    python judge.py --work WORK --export                            # judge.safetensors, beside this file
     python judge.py --work WORK --evaluate ../demo/model/vae        # true pictures, and through the VAE
 """
 
@@ -12,6 +13,7 @@ import random
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 
 import common
 import data
@@ -46,9 +48,12 @@ def predict(judge: Judge, x: torch.Tensor) -> np.ndarray:
     return np.stack([p.argmax(1).numpy() for p in judge(x).split(SIZES, dim=1)], axis=1)
 
 
-def load(work: pathlib.Path) -> Judge:
+WEIGHTS = pathlib.Path(__file__).with_name("judge.safetensors")
+
+
+def load() -> Judge:
     judge = Judge()
-    judge.load_state_dict(torch.load(work / "judge.ckpt", weights_only=False)["ema"])
+    judge.load_state_dict({name: value.float() for name, value in load_file(WEIGHTS).items()})
     return judge.eval()
 
 
@@ -67,13 +72,19 @@ def corrupt(x: torch.Tensor, rng) -> torch.Tensor:
 def main():
     parser = common.arguments(__doc__, steps=1000, batch=64, lr=3e-3, seed=50)
     parser.add_argument("--evaluate", type=pathlib.Path)
+    parser.add_argument("--export", action="store_true")
     args = parser.parse_args()
+    if args.export:
+        run = common.Run("judge", args, Judge(), ema=0.99)
+        save_file({name: value.half().contiguous() for name, value in run.ema.state_dict().items()}, WEIGHTS)
+        print(json.dumps({"step": run.step, "minutes": run.seconds / 60}))
+        return
     validation, scenes = data.load(args.work, "validation")
     truth = np.array([s.labels() for s in scenes])
     if args.evaluate:
         from diffusers import AutoencoderKL
 
-        judge, vae = load(args.work), AutoencoderKL.from_pretrained(args.evaluate, torch_dtype=torch.float32)
+        judge, vae = load(), AutoencoderKL.from_pretrained(args.evaluate, torch_dtype=torch.float32)
         right = {"true": [], "reconstructed": []}
         with torch.no_grad():
             for start in range(0, 512, 32):
@@ -99,12 +110,13 @@ def main():
     for step in run.loop():
         rng = run.rng()
         index = rng.integers(len(pictures), size=args.batch)
+        index = run.share(index)
         x = corrupt(common.pictures_to_tensor(pictures[index]), rng).contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             logits = judge(x).float()
         loss = sum(F.cross_entropy(p, labels[index, i]) for i, p in enumerate(logits.split(SIZES, dim=1))) / len(SIZES)
         run.update(loss)
-        if run.step % 200 == 199:
+        if run.step % 200 == 199 and run.rank == 0:
             x = common.pictures_to_tensor(validation[:256])
             print(json.dumps({"step": run.step + 1, "accuracy": float((predict(run.ema, x) == truth[:256]).mean())}), file=run.log)
 

@@ -1,6 +1,7 @@
 """Trains the demo model's U-Net on stored latents, conditioned on the frozen CLIP text encoder.
 
     python train_unet.py --work WORK --model ../demo/model            # resumes by itself
+    python train_unet.py --work WORK --model ../demo/model --warm     # starts from ../demo/model/unet
     python train_unet.py --work WORK --model ../demo/model --export   # unet/, scheduler/, model_index.json
 
 v-prediction with zero terminal SNR and trailing timesteps (Lin et al. 2023, arXiv 2305.08891), so
@@ -68,10 +69,14 @@ def latents(work: pathlib.Path, vae: AutoencoderKL, count: int) -> tuple[torch.T
 def main():
     parser = common.arguments(__doc__, steps=3000, batch=32, lr=3e-3, seed=30)
     parser.add_argument("--model", type=pathlib.Path, required=True)
-    parser.add_argument("--pictures", type=int, default=8192, help="how many training pictures to store latents of")
+    parser.add_argument("--pictures", type=int, default=16384, help="how many training pictures to store latents of")
+    parser.add_argument("--warm", action="store_true", help="start from the model's own weights instead of from random ones")
     parser.add_argument("--export", action="store_true")
     args = parser.parse_args()
-    unet = build().to(memory_format=torch.channels_last)
+    unet = build()
+    if args.warm:
+        unet.load_state_dict(UNet2DConditionModel.from_pretrained(args.model / "unet", torch_dtype=torch.float32).state_dict())
+    unet = unet.to(memory_format=torch.channels_last)
     print("parameters:", sum(p.numel() for p in unet.parameters()), flush=True)
     run = common.Run("unet", args, unet, ema=0.997)
     vae = AutoencoderKL.from_pretrained(args.model / "vae", torch_dtype=torch.float32)
@@ -94,10 +99,11 @@ def main():
         words = random.Random(args.seed * 1_000_003 + step)
         index = rng.integers(len(mean), size=args.batch)
         captions = ["" if words.random() < EMPTY_PROMPT else random_caption(words, scenes[i])[0] for i in index]
-        ids = tokenizer(captions, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt").input_ids
+        strata = (torch.arange(args.batch) + torch.rand(args.batch)) / args.batch  # every batch sees the whole schedule
         x = mean[index] + std[index] * torch.randn(args.batch, *mean.shape[1:])
         noise = torch.randn_like(x)
-        strata = (torch.arange(args.batch) + torch.rand(args.batch)) / args.batch  # every batch sees the whole schedule
+        x, noise, strata, captions = map(run.share, (x, noise, strata, captions))
+        ids = tokenizer(captions, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt").input_ids
         t = (strata * 1000).long().clamp(max=999)
         noisy = noise_scheduler.add_noise(x, noise, t).contiguous(memory_format=torch.channels_last)
         target = noise_scheduler.get_velocity(x, noise, t)
@@ -109,7 +115,7 @@ def main():
         weight = snr.clamp(max=5) / (snr + 1)
         weight = (weight + 0.25) / 1.25  # never forget the last step, where snr is 0
         error = (predicted.float() - target).pow(2).mean(dim=(1, 2, 3))
-        run.update((weight * error).mean(), mse=error.mean().item(), late=error[-args.batch // 8 :].mean().item())
+        run.update((weight * error).mean(), mse=error.mean().item(), late=error[-len(error) // 8 :].mean().item())
 
 
 if __name__ == "__main__":
