@@ -19,7 +19,7 @@ impl Ddim {
     /// η = 0 is deterministic, η = 1 adds as much noise as DDPM.
     ///
     /// # Errors
-    /// As [`SolverKind::build`].
+    /// As [`SolverKind::build`](super::SolverKind::build).
     pub fn new(schedule: &NoiseSchedule, num_inference_steps: usize, eta: f64) -> Result<Self> {
         if !(0.0..=1.0).contains(&eta) {
             let (expected, found) = ("0 to 1".to_owned(), eta.to_string());
@@ -159,7 +159,7 @@ pub struct Euler {
 
 impl Euler {
     /// # Errors
-    /// As [`SolverKind::build`].
+    /// As [`SolverKind::build`](super::SolverKind::build).
     pub fn new(
         schedule: &NoiseSchedule,
         num_inference_steps: usize,
@@ -233,7 +233,7 @@ pub struct DpmSolverMultistep {
 
 impl DpmSolverMultistep {
     /// # Errors
-    /// As [`SolverKind::build`].
+    /// As [`SolverKind::build`](super::SolverKind::build).
     pub fn new(schedule: &NoiseSchedule, num_inference_steps: usize) -> Result<Self> {
         Ok(Self {
             sigmas: Sigmas::multistep(schedule, num_inference_steps)?,
@@ -289,7 +289,7 @@ pub struct UniPc {
 
 impl UniPc {
     /// # Errors
-    /// As [`SolverKind::build`].
+    /// As [`SolverKind::build`](super::SolverKind::build).
     pub fn new(schedule: &NoiseSchedule, num_inference_steps: usize) -> Result<Self> {
         let sigmas = Sigmas::multistep(schedule, num_inference_steps)?;
         Ok(Self {
