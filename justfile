@@ -27,4 +27,4 @@ deny:
 
 # The golden files again (Python with torch, diffusers and transformers).
 golden:
-    for script in training/reference/make_*.py; do python "$script"; done
+    for script in training/reference/make_*.py; do python "$script" || exit 1; done
