@@ -35,7 +35,7 @@ fn run() {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
     let paths = ModelPaths {
         model: demo.join("model"),
-        clip: None,
+        clip: Vec::new(),
         captioner: None,
     };
     let models = Models::open(&paths, &Device::flex(), FloatDType::F32).expect("the demo model");

@@ -1,21 +1,21 @@
 //! A : A′ :: B : B′, end to end.
 
 mod config;
+mod generate;
 mod models;
 
-use burn::tensor::Tensor;
 use image::RgbImage;
 
 pub use self::config::{AnalogyConfig, GenerateConfig, TextToImage};
+pub use self::generate::{generate, generate_latents};
 use self::models::Picture;
 pub use self::models::{ModelPaths, Models};
 use crate::delta::{self, DeltaMode, Features};
+use crate::joint_space::JointSpace;
 use crate::learn::{self, Outcome, Pair, Records};
-use crate::noise::{self, Branches, Guide, Start};
+use crate::noise::{self, Branches};
 use crate::progress::{self, LossTerms, Observer};
 use crate::prompt::{FullPrompt, PromptMode};
-use crate::random::{Purpose, normal, rng};
-use crate::sample::SolverKind;
 use crate::tokens::DifferenceTokens;
 use crate::{Error, Result};
 
@@ -83,10 +83,22 @@ pub fn learn(
     observer: Observer<'_>,
 ) -> Result<Learned> {
     config.learn.validate()?;
+    let joints = match config.learn.lambda_clip > 0.0 {
+        true => models.joints()?,
+        false => &[],
+    };
+    if (1..models.pipeline().text_encoders().len()).contains(&joints.len()) {
+        let number = joints[0].encoder() + 1;
+        let notice = format!(
+            "a joint space was given for text encoder {number} alone: the CLIP loss guides its \
+             difference tokens and not the others'"
+        );
+        progress::notice(&mut *observer, notice);
+    }
     let mut pairs = Vec::with_capacity(examples.len());
     let mut captions = Vec::with_capacity(examples.len());
     for (number, example) in examples.iter().enumerate() {
-        let (pair, caption) = prepare(models, example, number, config, &mut *observer)?;
+        let (pair, caption) = prepare(models, joints, example, number, config, &mut *observer)?;
         pairs.push(pair);
         captions.push(caption);
     }
@@ -96,7 +108,7 @@ pub fn learn(
         history,
     } = learn::difference(
         models.pipeline(),
-        models.joints(),
+        joints,
         &pairs,
         &config.learn,
         records,
@@ -124,6 +136,7 @@ pub fn learn(
 /// Works out all of a pair that does not depend on D̃: captions, delta, prompts and latents.
 fn prepare(
     models: &Models,
+    joints: &[JointSpace],
     example: &Example,
     number: usize,
     config: &AnalogyConfig,
@@ -148,8 +161,8 @@ fn prepare(
         });
     }
     let captions = [captions[0].clone(), captions[1].clone()];
-    let mut deltas = Vec::with_capacity(models.joints().len());
-    for joint in models.joints() {
+    let mut deltas = Vec::with_capacity(joints.len());
+    for joint in joints {
         let text = |caption: &str| joint.text_features(&models.pipeline().prompt(caption)?);
         let image = Features {
             a: joint.image_features(&example.a)?,
@@ -219,13 +232,12 @@ pub fn apply(
     };
     let num_tokens = tokens.num_tokens();
     let words = models.prompt(&picture, &config.prompt, num_tokens, &mut *observer)?;
-    let negative = pipeline.read(&pipeline.prompt(&generate.negative_prompt)?, 0)?;
     let scale = generate.token_scale();
     let full = FullPrompt::with_difference(&words, tokens.embeddings(), scale);
     let branches = Branches {
         source: pipeline.encode_prompts(&[FullPrompt::plain(&words)])?,
         target: pipeline.encode_prompts(&[full])?,
-        negative: pipeline.encode_prompts(&[FullPrompt::plain(&negative)])?,
+        negative: pipeline.encode_negative_prompt(&generate.negative_prompt)?,
     };
     let latents_b = pipeline.encode_image(&target.b);
     let latents = noise::regenerate(pipeline, latents_b, &branches, generate, observer)?;
@@ -255,77 +267,4 @@ pub fn solve(
     let learned = learn(models, examples, config, records, observer)?;
     let applied = apply(models, &learned.tokens, target, config, observer)?;
     Ok((learned, applied))
-}
-
-/// Draws a picture from words, optionally followed by difference tokens.
-///
-/// # Shapes
-/// `init_latents`: unit-variance noise [1, channels, h, w], drawn from the seed where absent.
-///
-/// # Errors
-/// [`Error::WrongBase`] if the tokens were learned on another model, [`Error::Setting`] for
-/// settings that make no sense, [`Error::InvalidInput`] for latents of another shape,
-/// [`Error::Stopped`] if the observer asks to stop.
-pub fn generate(
-    models: &Models,
-    request: &TextToImage,
-    tokens: Option<&DifferenceTokens>,
-    init_latents: Option<Tensor<4>>,
-    observer: Observer<'_>,
-) -> Result<RgbImage> {
-    let pipeline = models.pipeline();
-    let kind: SolverKind = match &request.scheduler {
-        Some(name) => name.parse()?,
-        None => {
-            let class = pipeline.schedule().config().class_name.as_deref();
-            SolverKind::of_class(class.unwrap_or_default())
-        }
-    };
-    let mut solver = kind.build(pipeline.schedule(), request.num_inference_steps, 0.0)?;
-    let num_tokens = tokens.map_or(0, DifferenceTokens::num_tokens);
-    let words = pipeline.read(&pipeline.prompt(&request.prompt)?, num_tokens)?;
-    if let Some(notice) = words.notice() {
-        progress::notice(&mut *observer, notice);
-    }
-    let full = match tokens {
-        None => FullPrompt::plain(&words),
-        Some(tokens) => {
-            tokens.check_base(&pipeline.base())?;
-            FullPrompt::with_difference(&words, tokens.embeddings(), request.strength)
-        }
-    };
-    let negative = pipeline.read(&pipeline.prompt(&request.negative_prompt)?, 0)?;
-    let guide = Guide::new(
-        pipeline.encode_prompts(&[full])?,
-        pipeline.encode_prompts(&[FullPrompt::plain(&negative)])?,
-        request.guidance_scale,
-    );
-    let shape = pipeline.latent_shape();
-    let latents = match init_latents {
-        Some(latents) if latents.dims() == shape => latents,
-        Some(latents) => {
-            let found = latents.dims();
-            let reason = format!("expected latents of shape {shape:?}, found {found:?}");
-            return Err(Error::invalid_input(reason));
-        }
-        None => normal(
-            &mut rng(request.seed, Purpose::Generate, 0),
-            shape,
-            pipeline.device(),
-        ),
-    };
-    let start = Start {
-        latents: latents * solver.init_noise_sigma(),
-        step: 0,
-        residuals: Vec::new(),
-    };
-    let latents = noise::denoise(
-        pipeline,
-        &guide,
-        &mut *solver,
-        start,
-        request.seed,
-        observer,
-    )?;
-    pipeline.decode(latents)
 }

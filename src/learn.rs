@@ -16,7 +16,8 @@ use self::checkpoint::{Best, Identity, State};
 pub use self::config::{Initialisation, LearnConfig};
 use self::draws::{Drawn, Source, augmented};
 pub use self::records::{Draws, Records, Replay, Trace};
-use crate::pipeline::{JointSpace, Pipeline};
+use crate::joint_space::JointSpace;
+use crate::pipeline::Pipeline;
 use crate::progress::{LossTerms, Observer, Progress, Stage};
 use crate::prompt::Words;
 use crate::random::{Purpose, normal, rng};
@@ -34,7 +35,7 @@ pub struct Pair {
     pub prompt_a: Words,
     /// P_A′.
     pub prompt_a_prime: Words,
-    /// The unit-norm delta in the joint space of each text encoder, `[e]`.
+    /// The unit-norm delta in each joint space, `[e]`.
     pub deltas: Vec<Vec<f32>>,
 }
 
@@ -49,11 +50,14 @@ pub struct Outcome {
     pub history: Vec<LossTerms>,
 }
 
-/// Learns D̃ by minimising `λ_mse (L_after + L_before) + λ_clip L_CLIP` with AdamW.
+/// Learns D̃ by minimising `λ_mse (L_after + L_before) + λ_clip L_CLIP` with AdamW. L_CLIP is the
+/// mean over `joints`, the joint spaces of some or all of the pipeline's text encoders.
 ///
 /// # Errors
 /// [`Error::Setting`] for settings that make no sense, [`Error::Stopped`] after a checkpoint if the
-/// observer asks to stop, [`Error::Diverged`] if the loss is not finite, and whatever is wrong with
+/// observer asks to stop, [`Error::Missing`] if there is no pair, or no joint space for the CLIP
+/// loss, [`Error::InvalidInput`] for pairs without a delta for each joint space,
+/// [`Error::Diverged`] if the loss is not finite, and whatever is wrong with
 /// the files of `records`.
 pub fn difference(
     pipeline: &Pipeline,
@@ -137,7 +141,7 @@ struct Run<'a> {
     config: &'a LearnConfig,
     records: &'a Records,
     base: Base,
-    /// The pairs' deltas in the joint space of each text encoder, [pairs, e].
+    /// The pairs' deltas in each joint space, [pairs, e].
     deltas: Vec<Tensor<2>>,
     source: Source,
     /// The fixed set that tokens are judged on.
@@ -162,6 +166,16 @@ impl<'a> Run<'a> {
                 reason: "a difference is learned from at least one pair (A, A′)".to_owned(),
             });
         };
+        if joints.is_empty() && config.lambda_clip > 0.0 {
+            return Err(Error::Missing {
+                what: "a joint space".to_owned(),
+                reason: "the CLIP loss needs one; a weight of 0 leaves it out".to_owned(),
+            });
+        }
+        if pairs.iter().any(|pair| pair.deltas.len() != joints.len()) {
+            let reason = "a pair needs a delta for each joint space";
+            return Err(Error::invalid_input(reason));
+        }
         pipeline.check_num_tokens(config.num_tokens)?;
         let [_, channels, h, w] = first.latents_a.dims();
         let device = first.latents_a.device();
@@ -266,8 +280,8 @@ impl<'a> Run<'a> {
         let mut total = explained * config.lambda_mse;
         let mut clip = None;
         if config.lambda_clip > 0.0 {
-            let terms = (self.joints.iter().zip(tokens).zip(&self.deltas))
-                .map(|((joint, tokens), deltas)| loss::clip(joint, tokens, deltas))
+            let terms = (self.joints.iter().zip(&self.deltas))
+                .map(|(joint, deltas)| loss::clip(joint, &tokens[joint.encoder()], deltas))
                 .collect::<Result<_>>()?;
             let mean = Tensor::cat(terms, 0).mean();
             total = total + mean.clone() * config.lambda_clip;

@@ -6,6 +6,7 @@ pub mod delta;
 pub mod error;
 pub mod files;
 pub mod image;
+pub mod joint_space;
 mod kernels;
 pub mod learn;
 pub mod loss;

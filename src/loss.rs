@@ -3,8 +3,9 @@
 use burn::tensor::{DType, Tensor};
 
 use crate::Result;
+use crate::joint_space::JointSpace;
 use crate::learn::{Draws, Pair};
-use crate::pipeline::{JointSpace, Pipeline};
+use crate::pipeline::Pipeline;
 use crate::prompt::FullPrompt;
 
 /// Keeps the cosine of vectors near zero finite.

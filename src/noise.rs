@@ -86,10 +86,8 @@ impl Guide {
         let Some(reference) = &self.reference else {
             return pipeline.predict(latents, timesteps, &conditional);
         };
-        let conditions = reference
-            .clone()
-            .repeat_each(batch)
-            .followed_by(&conditional);
+        let reference = reference.clone().repeat_each(batch);
+        let conditions = Conditions::cat(vec![reference, conditional]);
         let latents = Tensor::cat(vec![latents.clone(), latents], 0); // [2 b, c, h, w]
         let output = pipeline.predict(latents, &timesteps.repeat(2), &conditions);
         let reference = output.clone().slice([0..batch]);

@@ -3,9 +3,9 @@
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use rand::Rng;
 
+use crate::joint_space::JointSpace;
 use crate::learn::{AdamW, Moments};
 use crate::loss::cosine;
-use crate::pipeline::JointSpace;
 use crate::progress::{self, Observer, Stage};
 use crate::prompt::{Prompt, PromptConfig};
 use crate::random::{Purpose, rng};

@@ -57,6 +57,16 @@ impl TextEncoder {
         &self.base
     }
 
+    /// The width d of token embeddings and hidden states.
+    pub fn hidden_size(&self) -> usize {
+        self.model.config().hidden_size
+    }
+
+    /// The width e of the joint space, if the model has a projection into it.
+    pub fn projection_dim(&self) -> Option<usize> {
+        self.model.projection_dim()
+    }
+
     /// The token-embedding table, [vocab_size, d].
     pub fn token_table(&self) -> &Tensor<2> {
         self.model.token_embeddings()
@@ -128,7 +138,18 @@ impl TextEncoder {
         difference: Option<&Tensor<2>>,
     ) -> Result<Tensor<2>> {
         let output = self.finish_with(beginning, difference, 1)?;
-        self.model.project(output.pooled)
+        self.project(output.pooled)
+    }
+
+    /// A pooled prompt's place in the joint space, not normalised.
+    ///
+    /// # Shapes
+    /// [b, d] to [b, e]
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the model has no projection.
+    pub fn project(&self, pooled: Tensor<2>) -> Result<Tensor<2>> {
+        self.model.project(pooled)
     }
 
     /// Difference tokens, then the end token and padding, `ends` of them together.

@@ -49,6 +49,14 @@ impl EncoderBase {
     }
 }
 
+impl std::fmt::Display for EncoderBase {
+    /// The sizes of the table and the beginning of its hash.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let table = self.table.get(..12).unwrap_or(&self.table);
+        write!(f, "{} × {} ({table})", self.vocab_size, self.hidden_size)
+    }
+}
+
 /// The text encoders that tokens belong to, in the pipeline's order.
 pub type Base = Vec<EncoderBase>;
 
@@ -158,13 +166,7 @@ impl DifferenceTokens {
             return Ok(());
         }
         let describe = |base: &Base| {
-            let parts: Vec<String> = base
-                .iter()
-                .map(|e| {
-                    let table = e.table.get(..12).unwrap_or(&e.table);
-                    format!("{} × {} ({table})", e.vocab_size, e.hidden_size)
-                })
-                .collect();
+            let parts: Vec<String> = base.iter().map(EncoderBase::to_string).collect();
             parts.join(" and ")
         };
         Err(Error::WrongBase {

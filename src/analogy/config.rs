@@ -174,7 +174,7 @@ pub struct TextToImage {
     pub prompt: String,
     /// What to move away from.
     pub negative_prompt: String,
-    /// Strength of guidance; 1 is none.
+    /// Strength of guidance; 1 or less is none.
     pub guidance_scale: f64,
     /// Steps of the sampling schedule.
     pub num_inference_steps: usize,

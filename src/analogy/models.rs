@@ -1,14 +1,15 @@
 //! The frozen models of an analogy: diffusion model, joint spaces, captioner.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use burn::tensor::{Device, FloatDType};
 use image::RgbImage;
 
+use crate::joint_space::JointSpace;
 use crate::models::captioner::Captioner;
 use crate::models::generate::GenerationConfig;
-use crate::pipeline::{JointSpace, Pipeline};
+use crate::pipeline::Pipeline;
 use crate::progress::{self, Observer, Stage};
 use crate::prompt::{Prompt, PromptConfig, PromptMode, Words};
 use crate::{Error, Result, pez};
@@ -18,18 +19,35 @@ use crate::{Error, Result, pez};
 pub struct ModelPaths {
     /// The diffusers pipeline folder.
     pub model: PathBuf,
-    /// The joint space: a transformers `CLIPModel` folder; `<model>/clip` by default.
-    pub clip: Option<PathBuf>,
+    /// The joint space of each text encoder, in any order: transformers `CLIPModel` folders; if
+    /// none is given, see [`clip_folders`](Self::clip_folders).
+    pub clip: Vec<PathBuf>,
     /// A transformers `Blip2ForConditionalGeneration` folder; `<model>/captioner` by default.
     pub captioner: Option<PathBuf>,
+}
+
+impl ModelPaths {
+    /// Where the joint spaces are: as given, or else `<model>/clip` and, if it is there,
+    /// `<model>/clip_2`.
+    pub fn clip_folders(&self) -> Vec<PathBuf> {
+        if !self.clip.is_empty() {
+            return self.clip.clone();
+        }
+        let [first, second] = ["clip", "clip_2"].map(|name| self.model.join(name));
+        match (first.is_dir(), second.is_dir()) {
+            (true, true) => vec![first, second],
+            (false, true) => vec![second],
+            (_, false) => vec![first],
+        }
+    }
 }
 
 /// The frozen models of an analogy.
 #[derive(Debug)]
 pub struct Models {
     pipeline: Pipeline,
-    /// One for each text encoder of the pipeline.
-    joints: Vec<JointSpace>,
+    joints: OnceLock<Vec<JointSpace>>,
+    clip_folders: Vec<PathBuf>,
     captioner: OnceLock<Captioner>,
     captioner_folder: PathBuf,
     device: Device,
@@ -37,32 +55,17 @@ pub struct Models {
 }
 
 impl Models {
-    /// Opens the models; the captioner is read when the first caption is asked for.
+    /// Opens the diffusion model; joint spaces and captioner are read when they are first asked
+    /// for.
     ///
     /// # Errors
-    /// Whatever is wrong with a model folder, naming the file; [`Error::WrongBase`] if the joint
-    /// space does not belong to the model.
+    /// Whatever is wrong with the pipeline's folder, naming the file.
     pub fn open(paths: &ModelPaths, device: &Device, dtype: FloatDType) -> Result<Self> {
         let pipeline = Pipeline::open(&paths.model, None, device, dtype)?;
-        let clip = paths
-            .clip
-            .clone()
-            .unwrap_or_else(|| paths.model.join("clip"));
-        if !clip.is_dir() {
-            return Err(Error::Missing {
-                what: "the joint space".to_owned(),
-                reason: format!(
-                    "there is no folder {}; give the transformers CLIPModel folder whose text \
-                     encoder the model has",
-                    clip.display()
-                ),
-            });
-        }
-        let joint = JointSpace::open(&clip, device, dtype)?;
-        joint.check_encoder(&pipeline.text_encoders()[0])?;
         Ok(Self {
             pipeline,
-            joints: vec![joint],
+            joints: OnceLock::new(),
+            clip_folders: paths.clip_folders(),
             captioner: OnceLock::new(),
             captioner_folder: (paths.captioner.clone())
                 .unwrap_or_else(|| paths.model.join("captioner")),
@@ -76,9 +79,48 @@ impl Models {
         &self.pipeline
     }
 
-    /// The joint spaces, one for each text encoder of the pipeline.
-    pub fn joints(&self) -> &[JointSpace] {
-        &self.joints
+    /// The joint spaces in the order of the pipeline's text encoders: at least one, and at most
+    /// one for each.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if a folder is not there, whatever is wrong with a file in it,
+    /// [`Error::WrongBase`] for a joint space that does not belong to the model, or twice the same.
+    pub fn joints(&self) -> Result<&[JointSpace]> {
+        if let Some(joints) = self.joints.get() {
+            return Ok(joints);
+        }
+        let mut joints: Vec<JointSpace> = Vec::new();
+        for folder in &self.clip_folders {
+            let joint = self.open_joint(folder)?;
+            if joints
+                .iter()
+                .any(|other| other.encoder() == joint.encoder())
+            {
+                let reason = format!(
+                    "{}: another joint space of the same text encoder was given already",
+                    folder.display()
+                );
+                return Err(Error::WrongBase { reason });
+            }
+            joints.push(joint);
+        }
+        joints.sort_by_key(JointSpace::encoder);
+        Ok(self.joints.get_or_init(|| joints))
+    }
+
+    fn open_joint(&self, folder: &Path) -> Result<JointSpace> {
+        if !folder.is_dir() {
+            return Err(Error::Missing {
+                what: "the joint space".to_owned(),
+                reason: format!(
+                    "there is no folder {}; give the transformers CLIPModel folder whose text \
+                     encoder the model has",
+                    folder.display()
+                ),
+            });
+        }
+        JointSpace::open(folder, &self.device, self.dtype)?
+            .of_one_among(self.pipeline.text_encoders())
     }
 
     /// A caption for a picture.
@@ -148,7 +190,7 @@ impl Models {
         let prompt = match prefix {
             None => caption,
             Some(prefix) => {
-                let joint = &self.joints[0];
+                let joint = &self.joints()?[0];
                 let image = joint.image_features(picture.image)?;
                 pez::optimise(
                     joint,

@@ -9,7 +9,7 @@ use serde::Serialize;
 use sysinfo::System;
 
 use super::flags::{General, ModelSettings};
-use super::record::{captioner_folder, clip_folder, weight_files};
+use super::record::{captioner_folder, weight_files};
 use super::report;
 
 /// Check the device, the memory and the model files
@@ -111,21 +111,23 @@ fn components(paths: &ModelPaths) -> Vec<Component> {
         ("text_encoder", "every picture", part("text_encoder")),
         ("tokenizer", "every picture", part("tokenizer")),
         ("scheduler", "every picture", part("scheduler")),
-        ("clip", "learning", clip_folder(paths)),
-        (
-            "captioner",
-            "captions; without it, give your own",
-            captioner_folder(paths),
-        ),
     ];
     if second.is_dir() {
         parts.insert(3, ("text_encoder_2", "every picture", second));
+        parts.insert(5, ("tokenizer_2", "every picture", part("tokenizer_2")));
     }
+    let joints = paths.clip_folders().into_iter();
+    parts.extend(joints.map(|folder| ("clip", "learning", folder)));
+    parts.push((
+        "captioner",
+        "captions; without it, give your own",
+        captioner_folder(paths),
+    ));
     parts
         .into_iter()
         .map(|(name, needed_for, folder)| {
             let state = match name {
-                "tokenizer" => size_of(
+                "tokenizer" | "tokenizer_2" => size_of(
                     &folder,
                     &[&["tokenizer.json"], &["vocab.json", "merges.txt"]],
                 ),

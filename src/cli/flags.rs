@@ -7,7 +7,7 @@ use burn::tensor::{Device, FloatDType};
 use clap::Args;
 use difference_inversion::analogy::{Example, ModelPaths, Models};
 use difference_inversion::image::load_image;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use super::locate;
@@ -23,9 +23,11 @@ pub(crate) struct ModelSettings {
     /// model]
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
-    /// The joint space, a transformers CLIPModel folder [default: MODEL/clip]
+    /// The joint space, a transformers CLIPModel folder; SDXL has one for each of its two text encoders,
+    /// in any order [default: MODEL/clip, and MODEL/clip_2 if there]
     #[arg(long, value_name = "DIR")]
-    pub(crate) clip: Option<PathBuf>,
+    #[serde(deserialize_with = "one_or_several")]
+    pub(crate) clip: Option<Vec<PathBuf>>,
     /// A transformers Blip2ForConditionalGeneration folder [default: MODEL/captioner]
     #[arg(long, value_name = "DIR")]
     pub(crate) captioner: Option<PathBuf>,
@@ -95,10 +97,25 @@ impl ModelSettings {
         };
         Ok(ModelPaths {
             model,
-            clip: self.clip.clone(),
+            clip: self.clip.clone().unwrap_or_default(),
             captioner: self.captioner.clone(),
         })
     }
+}
+
+/// Paths, of which a settings file may write a single one without brackets.
+fn one_or_several<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Vec<PathBuf>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Paths {
+        One(PathBuf),
+        Several(Vec<PathBuf>),
+    }
+    let paths = Option::<Paths>::deserialize(value)?;
+    Ok(paths.map(|paths| match paths {
+        Paths::One(path) => vec![path],
+        Paths::Several(paths) => paths,
+    }))
 }
 
 /// What every subcommand understands.

@@ -54,7 +54,7 @@ struct TextFlags {
     /// What to stay away from
     #[arg(long, value_name = "TEXT")]
     negative_prompt: Option<String>,
-    /// How closely to follow the prompt; 1 is no guidance
+    /// How closely to follow the prompt; 1 or less is no guidance
     #[arg(long, value_name = "SCALE")]
     guidance_scale: Option<f64>,
     /// Steps of the sampling schedule

@@ -26,7 +26,7 @@ pub(crate) struct Recipe {
     pub(crate) program: String,
     pub(crate) command: &'static str,
     pub(crate) model: PathBuf,
-    pub(crate) clip: PathBuf,
+    pub(crate) clip: Vec<PathBuf>,
     pub(crate) captioner: PathBuf,
     pub(crate) device: String,
     pub(crate) dtype: String,
@@ -53,7 +53,7 @@ impl Recipe {
             program: format!("{} {}", env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION")),
             command,
             model: paths.model.clone(),
-            clip: clip_folder(paths),
+            clip: paths.clip_folders(),
             captioner: captioner_folder(paths),
             device: models.device_name().to_owned(),
             dtype: models.dtype_name().to_owned(),
@@ -74,7 +74,7 @@ impl Recipe {
     pub(crate) fn to_line(&self) -> anyhow::Result<String> {
         let travelling = Self {
             model: last_names(&self.model),
-            clip: last_names(&self.clip),
+            clip: self.clip.iter().map(|clip| last_names(clip)).collect(),
             captioner: last_names(&self.captioner),
             ..self.clone()
         };
@@ -93,14 +93,6 @@ fn last_names(path: &Path) -> PathBuf {
     names[names.len().saturating_sub(2)..].iter().collect()
 }
 
-/// Where the joint space is.
-pub(crate) fn clip_folder(paths: &ModelPaths) -> PathBuf {
-    paths
-        .clip
-        .clone()
-        .unwrap_or_else(|| paths.model.join("clip"))
-}
-
 /// Where the captioner is.
 pub(crate) fn captioner_folder(paths: &ModelPaths) -> PathBuf {
     paths
@@ -109,12 +101,12 @@ pub(crate) fn captioner_folder(paths: &ModelPaths) -> PathBuf {
         .unwrap_or_else(|| paths.model.join("captioner"))
 }
 
-/// The folders with weights: those of the pipeline that exist, the joint space, the captioner.
+/// The folders with weights: those of the pipeline that exist, the joint spaces, the captioner.
 pub(crate) fn weight_folders(paths: &ModelPaths) -> Vec<PathBuf> {
     let components = COMPONENTS.map(|name| paths.model.join(name));
-    let folders = components
-        .into_iter()
-        .chain([clip_folder(paths), captioner_folder(paths)]);
+    let folders = (components.into_iter())
+        .chain(paths.clip_folders())
+        .chain([captioner_folder(paths)]);
     folders.filter(|folder| folder.is_dir()).collect()
 }
 

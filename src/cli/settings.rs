@@ -169,8 +169,15 @@ fn read_toml(path: &Path) -> anyhow::Result<Layer> {
         .iter()
         .filter(|name| ["model", "clip", "captioner"].contains(&name.as_str()))
     {
-        if let Some(Value::String(value)) = values.get_mut(name) {
-            *value = folder.join(&*value).to_string_lossy().into_owned();
+        let paths = match values.get_mut(name) {
+            Some(Value::Array(paths)) => paths.as_mut_slice(),
+            Some(path) => std::slice::from_mut(path),
+            None => continue,
+        };
+        for path in paths {
+            if let Value::String(value) = path {
+                *value = folder.join(&*value).to_string_lossy().into_owned();
+            }
         }
     }
     let layer = Layer {

@@ -66,6 +66,21 @@ pub struct ClipTextOutput {
     pub pooled: Tensor<2>,
 }
 
+impl ClipTextOutput {
+    /// The last hidden state but one, without the final norm, `[b, n, d]`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for a tower without layers.
+    pub fn penultimate_hidden_state(&self) -> Result<Tensor<3>> {
+        let place = self.hidden_states.len().checked_sub(2);
+        place
+            .map(|place| self.hidden_states[place].clone())
+            .ok_or_else(|| {
+                Error::invalid_input("a text encoder without layers has no hidden state but one")
+            })
+    }
+}
+
 /// What the text tower has made of a prompt's beginning. The tower is causal: whatever follows,
 /// this stays the same.
 #[derive(Clone, Debug)]
@@ -98,6 +113,7 @@ pub struct ClipTextModel {
     layers: Vec<EncoderLayer>,
     final_layer_norm: LayerNorm,
     text_projection: Option<Linear>,
+    projection_dim: Option<usize>,
 }
 
 impl ClipTextModel {
@@ -140,6 +156,8 @@ impl ClipTextModel {
                 config.layer_norm_eps,
             )?,
             text_projection: joint_projection(weights, "text_projection", d)?,
+            projection_dim: (weights.shape("text_projection.weight"))
+                .and_then(|shape| shape.first().copied()),
             config: config.clone(),
         })
     }
@@ -148,6 +166,12 @@ impl ClipTextModel {
     #[must_use]
     pub fn config(&self) -> &ClipTextConfig {
         &self.config
+    }
+
+    /// The width of the joint space, if there is a `text_projection`.
+    #[must_use]
+    pub fn projection_dim(&self) -> Option<usize> {
+        self.projection_dim
     }
 
     /// The token-embedding table, `[vocab_size, d]`.

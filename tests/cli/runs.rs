@@ -260,3 +260,50 @@ fn grey_16_bit_transparent_cmyk_and_rotated_pictures_are_taken() {
     let done = succeed(work.path(), &format!("caption --model model {pictures}"));
     assert_eq!(done.stdout.lines().count(), 4);
 }
+
+#[test]
+fn sdxl_goes_through_every_command() {
+    let work = workplace();
+    copy_folder(&golden("sdxl"), &work.path().join("xl"));
+    for name in ["clip", "clip_2"] {
+        fs::rename(
+            work.path().join("xl").join(name),
+            work.path().join("xl").join(format!("its_{name}")),
+        )
+        .unwrap();
+    }
+    let model = "--config tiny.toml --model xl";
+    let learn = format!("learn {model} {PAIR} --clip xl/its_clip_2 --clip xl/its_clip");
+    succeed(work.path(), &format!("{learn} -o night.safetensors"));
+    succeed(
+        work.path(),
+        &format!("apply night.safetensors {model} --b b.png --caption-b noon -o out"),
+    );
+    let text = read_png_text(&work.path().join("out/b.png")).unwrap();
+    let recipe: Value = serde_json::from_str(&text[1].1).unwrap();
+    assert_eq!(recipe["model"], "xl");
+    succeed(
+        work.path(),
+        &format!("generate {model} --prompt house --embedding night.safetensors -o house.png"),
+    );
+    // Paths of a settings file, one or several.
+    let settings = "model = 'xl'\nclip = ['xl/its_clip', 'xl/its_clip_2']\nsteps = 2\n\
+                    num_tokens = 2\nnum_inference_steps = 2\n";
+    fs::write(work.path().join("xl.toml"), settings).unwrap();
+    let analogy = format!("analogy --config xl.toml {PAIR} --b b.png --caption-b noon -o both");
+    succeed(work.path(), &analogy);
+    let record = read_json(&work.path().join("both/run.json"));
+    assert_eq!(record["clip"].as_array().unwrap().len(), 2);
+    assert_eq!(record["notices"].as_array().unwrap().len(), 0);
+    // U-Net, autoencoder, two text encoders, two joint spaces.
+    assert_eq!(record["model_files"].as_object().unwrap().len(), 6);
+    fs::write(
+        work.path().join("xl.toml"),
+        settings.replace("['xl/its_clip', 'xl/its_clip_2']", "'xl/its_clip_2'"),
+    )
+    .unwrap();
+    succeed(work.path(), &format!("{analogy} --overwrite"));
+    let record = read_json(&work.path().join("both/run.json"));
+    let notice = record["notices"][0].as_str().unwrap();
+    assert!(notice.contains("text encoder 2 alone"), "{notice}");
+}

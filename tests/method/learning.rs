@@ -13,7 +13,7 @@ use difference_inversion::progress::Progress;
 use difference_inversion::weights::Arrays;
 use difference_inversion::{Error, Result, loss};
 
-use crate::tiny::{golden, models, pair, relative_error, silent};
+use crate::tiny::{example_in, golden, models, models_in, pair, pair_of, relative_error, silent};
 
 /// Largest difference of the learned tokens from the PyTorch reference's, as a relative norm.
 const TOKEN_TOLERANCE: f32 = 1e-3;
@@ -34,7 +34,7 @@ fn config() -> LearnConfig {
 
 fn run(models: &Models, pair: &Pair, config: &LearnConfig, records: &Records) -> Result<Outcome> {
     let pairs = std::slice::from_ref(pair);
-    let (pipeline, joints) = (models.pipeline(), models.joints());
+    let (pipeline, joints) = (models.pipeline(), models.joints().unwrap());
     learn::difference(pipeline, joints, pairs, config, records, &mut silent)
 }
 
@@ -50,13 +50,13 @@ fn norm(x: &[f32]) -> f32 {
     x.iter().map(|v| v * v).sum::<f32>().sqrt()
 }
 
-#[test]
-fn twenty_replayed_steps_equal_the_pytorch_reference() {
-    let folder = tempfile::tempdir().unwrap();
-    let expected = golden("learning/trace.safetensors");
+/// Replays what the PyTorch reference saw in `tests/golden/<folder>` and compares what is learned.
+fn replay(folder: &str) {
+    let written = tempfile::tempdir().unwrap();
+    let expected = golden(folder).join("trace.safetensors");
     let records = Records {
         replay: Some(expected.clone()),
-        trace: Some(folder.path().join("trace.safetensors")),
+        trace: Some(written.path().join("trace.safetensors")),
         ..Records::default()
     };
     let config = LearnConfig {
@@ -64,8 +64,9 @@ fn twenty_replayed_steps_equal_the_pytorch_reference() {
         select_every: 0,
         ..config()
     };
-    let models = models();
-    run(&models, &pair(&models, 3), &config, &records).unwrap();
+    let models = models_in(&golden(folder));
+    let pair = pair_of(&models, &example_in(folder), 3);
+    run(&models, &pair, &config, &records).unwrap();
     let read = |path: &Path| Arrays::read(path).unwrap();
     let (found, expected) = (read(records.trace.as_ref().unwrap()), read(&expected));
     let device = Device::flex();
@@ -76,12 +77,32 @@ fn twenty_replayed_steps_equal_the_pytorch_reference() {
         println!("{name}: relative error {error:.1e}");
         assert!(error <= TOKEN_TOLERANCE, "{name}: {error:.1e}");
     }
-    let last = |file: &Arrays| file.tensor::<3>("tokens", &device).unwrap().slice([19..20]);
-    let (found, expected) = (values(&last(&found)), values(&last(&expected)));
-    let difference: Vec<f32> = found.iter().zip(&expected).map(|(x, y)| x - y).collect();
-    let error = norm(&difference) / norm(&expected);
-    println!("tokens after 20 steps: relative error {error:.1e}");
-    assert!(error <= TOKEN_TOLERANCE, "{error:.1e}");
+    for name in ["tokens", "tokens.1"]
+        .iter()
+        .take(models.pipeline().base().len())
+    {
+        let last = |file: &Arrays| file.tensor::<3>(name, &device).unwrap().slice([19..20]);
+        let (found, expected) = (values(&last(&found)), values(&last(&expected)));
+        let difference: Vec<f32> = found.iter().zip(&expected).map(|(x, y)| x - y).collect();
+        let error = norm(&difference) / norm(&expected);
+        println!("{name} after 20 steps: relative error {error:.1e}");
+        assert!(error <= TOKEN_TOLERANCE, "{name}: {error:.1e}");
+    }
+}
+
+#[test]
+fn twenty_replayed_steps_equal_the_pytorch_reference() {
+    replay("learning");
+}
+
+#[test]
+fn twenty_replayed_steps_on_stable_diffusion_2_equal_the_pytorch_reference() {
+    replay("sd21");
+}
+
+#[test]
+fn twenty_replayed_steps_on_sdxl_equal_the_pytorch_reference() {
+    replay("sdxl");
 }
 
 /// The whole loss of a batch of two, as the loop weighs it.
@@ -90,7 +111,12 @@ fn objective(models: &Models, pair: &Pair, draws: &Draws, tokens: &Tensor<2>) ->
     let tokens = std::slice::from_ref(tokens);
     let terms = loss::token_consistency(models.pipeline(), pairs, draws, tokens, true).unwrap();
     let deltas = Tensor::<1>::from_floats(pair.deltas[0].as_slice(), &Device::flex());
-    let clip = loss::clip(&models.joints()[0], &tokens[0], &deltas.unsqueeze()).unwrap();
+    let clip = loss::clip(
+        &models.joints().unwrap()[0],
+        &tokens[0],
+        &deltas.unsqueeze(),
+    )
+    .unwrap();
     (terms.after + terms.before.unwrap()) * 4.0 + clip * 0.1
 }
 
@@ -167,7 +193,7 @@ fn a_stopped_run_goes_on_to_the_same_result_as_one_never_stopped() {
         _ => ControlFlow::Continue(()),
     };
     let pairs = std::slice::from_ref(&pair);
-    let (pipeline, joints) = (models.pipeline(), models.joints());
+    let (pipeline, joints) = (models.pipeline(), models.joints().unwrap());
     let stopped = learn::difference(pipeline, joints, pairs, &config, &records, &mut stop_at_7);
     assert!(matches!(
         stopped,
@@ -332,7 +358,7 @@ fn two_pairs_are_learned_from_together() {
     let pair = pair(&models, 3);
     let mut second = pair.clone();
     std::mem::swap(&mut second.latents_a, &mut second.latents_a_prime);
-    let (pipeline, joints) = (models.pipeline(), models.joints());
+    let (pipeline, joints) = (models.pipeline(), models.joints().unwrap());
     let learn = |pairs: &[Pair]| {
         let records = Records::default();
         learn::difference(pipeline, joints, pairs, &config(), &records, &mut silent).unwrap()

@@ -1,7 +1,12 @@
 //! The method on a tiny pipeline with random weights.
 
-#![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test may fail where it stands, and shows its figures"
+)]
 
+mod families;
 mod learning;
 mod regeneration;
 mod tiny;

@@ -263,7 +263,7 @@ fn a_prompt_that_is_too_long_loses_words_but_no_difference_tokens() {
 #[test]
 fn an_optimised_prompt_is_nearer_to_its_picture_than_its_prefix() {
     let models = models();
-    let joint = &models.joints()[0];
+    let joint = &models.joints().unwrap()[0];
     let image = joint.image_features(&example().a).unwrap();
     let prefix = models.pipeline().prompt("a red house").unwrap();
     let config = PromptConfig {

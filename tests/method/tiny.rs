@@ -25,53 +25,71 @@ pub(crate) fn relative_error<const D: usize>(found: Tensor<D>, reference: Tensor
     (found - reference).abs().max().into_scalar::<f32>() / largest
 }
 
-/// The models, in f32 on the CPU.
+/// The models of `tests/golden/learning`, in f32 on the CPU.
 pub(crate) fn models() -> Models {
+    models_in(&golden("learning"))
+}
+
+/// The models in `folder`, in f32 on the CPU.
+pub(crate) fn models_in(folder: &Path) -> Models {
     let paths = ModelPaths {
-        model: golden("learning"),
-        clip: None,
+        model: folder.to_owned(),
+        clip: Vec::new(),
         captioner: None,
     };
     Models::open(&paths, &Device::flex(), FloatDType::F32).unwrap()
 }
 
-/// The pictures A and A′ with their captions.
+/// The pictures A and A′ of `tests/golden/learning` with their captions.
 pub(crate) fn example() -> Example {
+    example_in("learning")
+}
+
+/// The pictures A and A′ of a golden folder with their captions.
+pub(crate) fn example_in(folder: &str) -> Example {
     Example {
-        a: load_image(&golden("learning/a.png")).unwrap(),
-        a_prime: load_image(&golden("learning/a_prime.png")).unwrap(),
+        a: load_image(&golden(folder).join("a.png")).unwrap(),
+        a_prime: load_image(&golden(folder).join("a_prime.png")).unwrap(),
         caption_a: Some(CAPTION_A.to_owned()),
         caption_a_prime: Some(CAPTION_A_PRIME.to_owned()),
     }
 }
 
-/// The same, prepared for the optimisation.
+/// The pictures of `tests/golden/learning`, prepared for the optimisation.
 pub(crate) fn pair(models: &Models, num_tokens: usize) -> Pair {
-    let (pipeline, joint, example) = (models.pipeline(), &models.joints()[0], example());
+    pair_of(models, &example(), num_tokens)
+}
+
+/// Two pictures, prepared for the optimisation.
+pub(crate) fn pair_of(models: &Models, example: &Example, num_tokens: usize) -> Pair {
+    let pipeline = models.pipeline();
     let words = |text: &str| {
         let prompt = pipeline.prompt(text).unwrap();
         pipeline.read(&prompt, num_tokens).unwrap()
     };
-    let image = Features {
-        a: joint.image_features(&example.a).unwrap(),
-        a_prime: joint.image_features(&example.a_prime).unwrap(),
-    };
-    let text = |text: &str| {
-        joint
-            .text_features(&pipeline.prompt(text).unwrap())
-            .unwrap()
-    };
-    let text = Features {
-        a: text(CAPTION_A),
-        a_prime: text(CAPTION_A_PRIME),
-    };
-    let delta = delta(&image, &text, DeltaMode::Interpolated, 0.8).unwrap();
+    let deltas = models.joints().unwrap().iter().map(|joint| {
+        let image = |image| joint.image_features(image).unwrap();
+        let text = |text| {
+            let prompt = pipeline.prompt(text).unwrap();
+            joint.text_features(&prompt).unwrap()
+        };
+        let image = Features {
+            a: image(&example.a),
+            a_prime: image(&example.a_prime),
+        };
+        let text = Features {
+            a: text(CAPTION_A),
+            a_prime: text(CAPTION_A_PRIME),
+        };
+        let delta = delta(&image, &text, DeltaMode::Interpolated, 0.8).unwrap();
+        delta.direction
+    });
     Pair {
         latents_a: pipeline.encode_image(&example.a),
         latents_a_prime: pipeline.encode_image(&example.a_prime),
         prompt_a: words(CAPTION_A),
         prompt_a_prime: words(CAPTION_A_PRIME),
-        deltas: vec![delta.direction],
+        deltas: deltas.collect(),
     }
 }
 

@@ -20,7 +20,13 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import (
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+)
 
 
 @dataclass
@@ -58,53 +64,46 @@ class WithDifference:
             return output
         output = output.clone()
         for row, (start, tokens) in enumerate(self.places):
+            if len(tokens) == 0:
+                continue
             output[row, start : start + len(tokens)] = tokens
         return output
 
 
-class Reference:
-    def __init__(self, model: Path, clip: Path | None = None):
-        part = lambda cls, name: cls.from_pretrained(model / name, torch_dtype=torch.float32).eval()
-        self.unet = part(UNet2DConditionModel, "unet")
-        self.vae = part(AutoencoderKL, "vae")
-        self.text_encoder = part(CLIPTextModel, "text_encoder")
-        self.tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
-        self.scheduler = DDIMScheduler.from_pretrained(model / "scheduler")
-        clip = clip or model / "clip"
-        self.clip = CLIPModel.from_pretrained(clip, torch_dtype=torch.float32).eval()
-        self.processor = CLIPImageProcessor.from_pretrained(clip)
-        for module in (self.unet, self.vae, self.text_encoder, self.clip):
-            module.requires_grad_(False)
-        self.encoder_input = WithDifference(self.text_encoder)
-        self.clip_input = WithDifference(self.clip.text_model)
+class TextEncoder:
+    """A tokenizer and its text tower, which difference tokens can be put into."""
 
-    def latents(self, image: numpy.ndarray) -> torch.Tensor:
-        pixels = torch.from_numpy(image.astype(numpy.float32) / 127.5 - 1).permute(2, 0, 1)[None]
-        mean = self.vae.encode(pixels).latent_dist.mean
-        shift = self.vae.config.shift_factor or 0.0
-        return (mean - shift) * self.vae.config.scaling_factor
+    def __init__(self, tokenizer: CLIPTokenizer, text_model):
+        self.tokenizer, self.text_model = tokenizer, text_model
+        self.input = WithDifference(text_model)
 
-    def ids(self, words: str, num_tokens: int, length: int | None) -> tuple[list[int], int]:
-        """Start, words, room for the tokens, end, padding; and where the room begins."""
-        ids = self.tokenizer(words, add_special_tokens=False).input_ids
+    def place(self, prompts: list, length: int | None) -> torch.Tensor:
+        """Ids of prompts (words and tokens): start, words, room for the tokens, end, padding."""
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        row = [start, *ids, *[0] * num_tokens, end]
-        row += [self.tokenizer.pad_token_id] * ((length or 0) - len(row))
-        return row, 1 + len(ids)
+        rows, self.input.places = [], []
+        for words, tokens in prompts:
+            ids = self.tokenizer(words, add_special_tokens=False).input_ids
+            row = [start, *ids, *[0] * len(tokens), end]
+            rows.append(row + [self.tokenizer.pad_token_id] * ((length or 0) - len(row)))
+            self.input.places.append((1 + len(ids), tokens))
+        return torch.tensor(rows)
 
-    def hidden_states(self, prompts: list[tuple[str, torch.Tensor]]) -> torch.Tensor:
-        length = self.tokenizer.model_max_length
-        rows = [self.ids(words, len(tokens), length) for words, tokens in prompts]
-        self.encoder_input.places = [
-            (start, tokens) for (_, start), (_, tokens) in zip(rows, prompts)
-        ]
-        return self.text_encoder(torch.tensor([row for row, _ in rows])).last_hidden_state
+    def __call__(self, prompts: list):
+        ids = self.place(prompts, self.tokenizer.model_max_length)
+        return self.text_model(ids, output_hidden_states=True)
 
-    def features(self, words: str, tokens: torch.Tensor | None = None) -> torch.Tensor:
-        count = 0 if tokens is None else len(tokens)
-        row, start = self.ids(words, count, None)
-        self.clip_input.places = None if tokens is None else [(start, tokens)]
-        output = self.clip.get_text_features(torch.tensor([row]))
+
+class JointSpace:
+    """CLIP with both projections."""
+
+    def __init__(self, folder: Path):
+        self.clip = CLIPModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
+        self.clip.requires_grad_(False)
+        self.processor = CLIPImageProcessor.from_pretrained(folder)
+        self.encoder = TextEncoder(CLIPTokenizer.from_pretrained(folder), self.clip.text_model)
+
+    def features(self, words: str, tokens: torch.Tensor) -> torch.Tensor:
+        output = self.clip.get_text_features(self.encoder.place([(words, tokens)], None))
         return output if torch.is_tensor(output) else output.pooler_output
 
     def image_features(self, image: numpy.ndarray) -> torch.Tensor:
@@ -114,26 +113,66 @@ class Reference:
 
     def delta(self, pair: Pair, alpha: float) -> torch.Tensor:
         unit = lambda x: x / x.norm()
+        text = lambda words: unit(self.features(words, torch.empty(0)))
         image = unit(unit(self.image_features(pair.a_prime)) - unit(self.image_features(pair.a)))
-        text = unit(unit(self.features(pair.caption_a_prime)) - unit(self.features(pair.caption_a)))
+        text = unit(text(pair.caption_a_prime) - text(pair.caption_a))
         theta = math.acos(float((image * text).sum().clamp(-1, 1)))
         weights = math.sin((1 - alpha) * theta), math.sin(alpha * theta)
         return (weights[0] * image + weights[1] * text) / math.sin(theta)
+
+
+class Reference:
+    """A pipeline's frozen models; `clip` holds the joint space of each of its text encoders."""
+
+    def __init__(self, model: Path, clip: list[Path] | None = None):
+        part = lambda cls, name: cls.from_pretrained(model / name, torch_dtype=torch.float32).eval()
+        self.unet = part(UNet2DConditionModel, "unet")
+        self.vae = part(AutoencoderKL, "vae")
+        self.scheduler = DDIMScheduler.from_pretrained(model / "scheduler")
+        towers = [part(CLIPTextModel, "text_encoder")]
+        self.is_xl = (model / "text_encoder_2").is_dir()
+        if self.is_xl:
+            towers.append(part(CLIPTextModelWithProjection, "text_encoder_2"))
+        for module in (self.unet, self.vae, *towers):
+            module.requires_grad_(False)
+        suffixes = ["", "_2"][: len(towers)]
+        tokenizers = [CLIPTokenizer.from_pretrained(model / f"tokenizer{s}") for s in suffixes]
+        self.encoders = [TextEncoder(*pair) for pair in zip(tokenizers, towers)]
+        self.joints = [JointSpace(c) for c in clip or [model / f"clip{s}" for s in suffixes]]
+
+    def latents(self, image: numpy.ndarray) -> torch.Tensor:
+        pixels = torch.from_numpy(image.astype(numpy.float32) / 127.5 - 1).permute(2, 0, 1)[None]
+        mean = self.vae.encode(pixels).latent_dist.mean
+        shift = self.vae.config.shift_factor or 0.0
+        return (mean - shift) * self.vae.config.scaling_factor
+
+    def conditions(self, prompts: list, size: tuple[int, int]) -> tuple[torch.Tensor, dict | None]:
+        """Hidden states and SDXL's added conditions of prompts: words, and tokens per encoder."""
+        outputs = [
+            encoder([(words, tokens[number]) for words, tokens in prompts])
+            for number, encoder in enumerate(self.encoders)
+        ]
+        if not self.is_xl:
+            return outputs[0].last_hidden_state, None
+        states = torch.cat([output.hidden_states[-2] for output in outputs], -1)
+        time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32)
+        time_ids = time_ids.expand(len(prompts), -1)
+        return states, {"text_embeds": outputs[-1].text_embeds, "time_ids": time_ids}
 
 
 def learn(model: Reference, pair: Pair, settings: Settings, timesteps, noise) -> dict:
     """The trace of as many steps as there are timesteps."""
     with torch.no_grad():
         z_a, z_a_prime = model.latents(pair.a), model.latents(pair.a_prime)
-        delta = model.delta(pair, settings.alpha)
-    width = model.text_encoder.config.hidden_size
-    tokens = torch.zeros(settings.num_tokens, width, requires_grad=True)
+        deltas = [joint.delta(pair, settings.alpha) for joint in model.joints]
+    widths = [encoder.text_model.config.hidden_size for encoder in model.encoders]
+    tokens = [torch.zeros(settings.num_tokens, d, requires_grad=True) for d in widths]
     optimiser = torch.optim.AdamW(
-        [tokens], lr=settings.learning_rate, weight_decay=settings.weight_decay
+        tokens, lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
     steps, batch = timesteps.shape
     latents = torch.cat([z_a_prime.expand(batch, -1, -1, -1), z_a.expand(batch, -1, -1, -1)])
-    terms, record, seconds = [], [], []
+    terms, record, seconds = [], [[] for _ in tokens], []
     for step in range(steps):
         began = time.perf_counter()
         t, epsilon = timesteps[step].repeat(2), noise[step].repeat(2, 1, 1, 1)
@@ -142,20 +181,28 @@ def learn(model: Reference, pair: Pair, settings: Settings, timesteps, noise) ->
             target = model.scheduler.get_velocity(latents, epsilon, t)
         else:
             target = epsilon
-        states = model.hidden_states([(pair.caption_a, tokens), (pair.caption_a_prime, -tokens)])
+        prompts = [(pair.caption_a, tokens), (pair.caption_a_prime, [-x for x in tokens])]
+        states, added = model.conditions(prompts, pair.a.shape[:2])
         states = states.repeat_interleave(batch, 0)
-        prediction = model.unet(noisy, t, states).sample
+        if added is not None:
+            added = {name: x.repeat_interleave(batch, 0) for name, x in added.items()}
+        prediction = model.unet(noisy, t, states, added_cond_kwargs=added).sample
         after = F.mse_loss(prediction[:batch], target[:batch])
         before = F.mse_loss(prediction[batch:], target[batch:])
-        clip = 1 - F.cosine_similarity(model.features("", tokens), delta).mean()
+        clip = torch.stack([
+            1 - F.cosine_similarity(joint.features("", x), delta).mean()
+            for joint, x, delta in zip(model.joints, tokens, deltas)
+        ]).mean()
         loss = settings.lambda_mse * (after + before) + settings.lambda_clip * clip
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         terms.append([x.item() for x in (loss, after, before, clip)])
-        record.append(tokens.detach().clone())
+        for kept, x in zip(record, tokens):
+            kept.append(x.detach().clone())
         seconds.append(time.perf_counter() - began)
     loss, after, before, clip = torch.tensor(terms).T.contiguous()
+    names = ["tokens", "tokens.1"]
     return {
         "timesteps": timesteps.contiguous(),
         "noise": noise.contiguous(),
@@ -163,7 +210,7 @@ def learn(model: Reference, pair: Pair, settings: Settings, timesteps, noise) ->
         "after": after.clone(),
         "before": before.clone(),
         "clip": clip.clone(),
-        "tokens": torch.stack(record),
+        **{name: torch.stack(kept) for name, kept in zip(names, record)},
         "seconds": torch.tensor(seconds),
     }
 
@@ -175,7 +222,7 @@ def read_picture(path: Path) -> numpy.ndarray:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What both this script and the comparison need."""
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--clip", type=Path)
+    parser.add_argument("--clip", type=Path, action="append", help="SDXL: twice, in the encoders' order")
     parser.add_argument("--a", type=Path, required=True)
     parser.add_argument("--a-prime", type=Path, required=True)
     parser.add_argument("--caption-a", required=True)

@@ -78,6 +78,8 @@ def make_pipeline() -> None:
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
         prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing",
     ).save_pretrained(OUT / "scheduler")
+    index = {"_class_name": "StableDiffusionPipeline"}
+    (OUT / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def main() -> None:

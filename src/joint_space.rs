@@ -1,0 +1,158 @@
+//! The space that pictures and words share, in which differences are measured.
+
+use std::path::Path;
+
+use ::image::RgbImage;
+use burn::tensor::{DType, Device, FloatDType, Tensor};
+
+use crate::image::ImagePreprocessor;
+use crate::models::clip::ClipModel;
+use crate::models::clip_image::ClipVisionModel;
+use crate::models::tokenizer::ClipTokenizer;
+use crate::prompt::Prompt;
+use crate::text_encoder::TextEncoder;
+use crate::tokens::host;
+use crate::{Error, Result, loss};
+
+/// How alike (mean cosine) two token-embedding tables are if one was fine-tuned from the other.
+const SAME_ORIGIN: f32 = 0.9;
+/// Rows of the tables that are compared.
+const COMPARED_ROWS: usize = 2048;
+
+/// The space that pictures and words share: CLIP with both projections.
+#[derive(Debug)]
+pub struct JointSpace {
+    /// Which of a pipeline's text encoders it belongs to.
+    encoder: usize,
+    text_encoder: TextEncoder,
+    vision: ClipVisionModel,
+    preprocessor: ImagePreprocessor,
+    device: Device,
+    dtype: FloatDType,
+}
+
+impl JointSpace {
+    /// Opens a transformers `CLIPModel` folder with its tokenizer and `preprocessor_config.json`.
+    ///
+    /// # Errors
+    /// Whatever is wrong with a file, naming it.
+    pub fn open(folder: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
+        let model = ClipModel::open(folder, device, dtype)?;
+        Ok(Self {
+            encoder: 0,
+            text_encoder: TextEncoder::new(ClipTokenizer::open(folder)?, model.text)?,
+            vision: model.vision,
+            preprocessor: ImagePreprocessor::open(folder)?,
+            device: device.clone(),
+            dtype,
+        })
+    }
+
+    /// The same as the joint space of that one of a pipeline's text encoders which it fits.
+    ///
+    /// # Errors
+    /// [`Error::WrongBase`] if it fits none, see [`check_encoder`](Self::check_encoder).
+    pub fn of_one_among(mut self, encoders: &[TextEncoder]) -> Result<Self> {
+        let fits = |encoder: &TextEncoder| self.check_encoder(encoder);
+        match encoders.iter().position(|encoder| fits(encoder).is_ok()) {
+            Some(number) => self.encoder = number,
+            None => encoders.iter().try_for_each(fits)?,
+        }
+        Ok(self)
+    }
+
+    /// Which of the pipeline's text encoders the joint space belongs to, counted from 0.
+    pub fn encoder(&self) -> usize {
+        self.encoder
+    }
+
+    /// The text encoder of the joint space.
+    pub fn text_encoder(&self) -> &TextEncoder {
+        &self.text_encoder
+    }
+
+    /// Checks that difference tokens for `encoder` mean something here: the token embeddings must
+    /// be the same, or at least a fine-tuned copy.
+    ///
+    /// # Errors
+    /// [`Error::WrongBase`] if they are not.
+    pub fn check_encoder(&self, encoder: &TextEncoder) -> Result<()> {
+        let (ours, theirs) = (self.text_encoder.token_table(), encoder.token_table());
+        if self.text_encoder.base() == encoder.base() {
+            return Ok(());
+        }
+        if ours.dims() == theirs.dims() {
+            let rows = COMPARED_ROWS.min(ours.dims()[0]);
+            let [ours, theirs] =
+                [ours, theirs].map(|table| table.clone().slice([0..rows]).cast(DType::F32));
+            if host(loss::cosine(ours, theirs).mean())[0] >= SAME_ORIGIN {
+                return Ok(());
+            }
+        }
+        Err(Error::WrongBase {
+            reason: format!(
+                "the joint space (CLIP folder) is not that of the model's text encoder: their \
+                 token embeddings differ ({} and {})",
+                self.text_encoder.base(),
+                encoder.base()
+            ),
+        })
+    }
+
+    /// A picture's unit-norm features, `[e]`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the preprocessor and the network do not fit.
+    pub fn image_features(&self, image: &RgbImage) -> Result<Vec<f32>> {
+        let pixels = self
+            .preprocessor
+            .apply(image, &self.device)
+            .cast(DType::from(self.dtype));
+        let pooled = self.vision.forward(pixels)?;
+        Ok(unit(self.vision.project(pooled)?))
+    }
+
+    /// The unit-norm features of words, `[e]`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the model has no projection.
+    pub fn text_features(&self, prompt: &Prompt) -> Result<Vec<f32>> {
+        Ok(unit(self.prompt_features(prompt, None)?))
+    }
+
+    /// E_T([D̃]): the features of difference tokens read alone, not normalised.
+    ///
+    /// # Shapes
+    /// `difference`: [n, d]; result [1, e].
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the tokens have another width, [`Error::Setting`] if there are
+    /// too many.
+    pub fn difference_features(&self, difference: &Tensor<2>) -> Result<Tensor<2>> {
+        self.prompt_features(&Prompt::default(), Some(difference))
+    }
+
+    /// The features of words followed by token embeddings, not normalised.
+    ///
+    /// # Shapes
+    /// `tokens`: [n, d]; result [1, e].
+    ///
+    /// # Errors
+    /// As [`difference_features`](Self::difference_features).
+    pub fn prompt_features(
+        &self,
+        prompt: &Prompt,
+        tokens: Option<&Tensor<2>>,
+    ) -> Result<Tensor<2>> {
+        let num_tokens = tokens.map_or(0, |tokens| tokens.dims()[0]);
+        let (beginning, _) = self.text_encoder.read(prompt, num_tokens)?;
+        self.text_encoder.features(&beginning, tokens)
+    }
+}
+
+/// The one row of a tensor, brought to unit norm.
+fn unit(row: Tensor<2>) -> Vec<f32> {
+    let row = row.cast(DType::F32);
+    let norm = row.clone().powi_scalar(2).sum_dim(1).sqrt();
+    host(row / norm)
+}

@@ -1,0 +1,136 @@
+//! `model_index.json`: what kind of pipeline a folder holds.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::weights::read_config;
+use crate::{Error, Result};
+
+/// The file that every pipeline folder has.
+const MODEL_INDEX: &str = "model_index.json";
+
+/// A kind of pipeline, named after diffusers' class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PipelineKind {
+    /// Stable Diffusion 1 and 2: a prompt, read by one text encoder.
+    StableDiffusion,
+    /// SDXL: a prompt, read by two text encoders.
+    StableDiffusionXl,
+}
+
+impl PipelineKind {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::StableDiffusion, Self::StableDiffusionXl];
+
+    /// The name of diffusers' class.
+    pub fn class_name(self) -> &'static str {
+        match self {
+            Self::StableDiffusion => "StableDiffusionPipeline",
+            Self::StableDiffusionXl => "StableDiffusionXLPipeline",
+        }
+    }
+
+    /// The folders of its text encoders and tokenizers, in the order the U-Net reads them.
+    pub fn text_encoders(self) -> &'static [[&'static str; 2]] {
+        match self {
+            Self::StableDiffusionXl => &[
+                ["text_encoder", "tokenizer"],
+                ["text_encoder_2", "tokenizer_2"],
+            ],
+            Self::StableDiffusion => &[["text_encoder", "tokenizer"]],
+        }
+    }
+}
+
+/// What `model_index.json` says beyond the names of its parts.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ModelIndex {
+    pub(super) kind: PipelineKind,
+    /// Whether the conditions of an absent negative prompt are zeros.
+    pub(super) force_zeros_for_empty_prompt: bool,
+}
+
+impl ModelIndex {
+    /// Reads the `model_index.json` of a pipeline folder.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if there is none, [`Error::Config`] for a class that is not one of
+    /// [`PipelineKind::ALL`].
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Fields {
+            #[serde(rename = "_class_name")]
+            class_name: String,
+            force_zeros_for_empty_prompt: Option<bool>,
+        }
+        let path = folder.join(MODEL_INDEX);
+        if !path.is_file() {
+            let reason = format!("not a diffusers pipeline folder: no {MODEL_INDEX} in it");
+            return Err(Error::invalid_file(folder, reason));
+        }
+        let fields: Fields = read_config(&path)?;
+        let known = PipelineKind::ALL.map(PipelineKind::class_name);
+        let kind =
+            (PipelineKind::ALL.into_iter()).find(|kind| kind.class_name() == fields.class_name);
+        let Some(kind) = kind else {
+            let expected = known.join(" or ");
+            return Err(Error::unsupported(
+                &path,
+                "_class_name",
+                &expected,
+                fields.class_name,
+            ));
+        };
+        // diffusers' default where the file is silent.
+        let default = kind == PipelineKind::StableDiffusionXl;
+        Ok(Self {
+            kind,
+            force_zeros_for_empty_prompt: fields.force_zeros_for_empty_prompt.unwrap_or(default),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(json: &str) -> Result<ModelIndex> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(MODEL_INDEX), json).unwrap();
+        ModelIndex::open(folder.path())
+    }
+
+    #[test]
+    fn the_class_decides_the_kind() {
+        for kind in PipelineKind::ALL {
+            let index = open(&format!(r#"{{"_class_name": "{}"}}"#, kind.class_name())).unwrap();
+            assert_eq!(index.kind, kind);
+        }
+        let refiner = r#"{"_class_name": "StableDiffusionXLImg2ImgPipeline", "unet": []}"#;
+        let message = open(refiner).unwrap_err().to_string();
+        assert!(message.contains("field `_class_name`"), "{message}");
+        assert!(message.contains("StableDiffusionXLPipeline"), "{message}");
+        assert!(
+            message.contains("StableDiffusionXLImg2ImgPipeline"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn only_sdxl_has_zeros_for_an_absent_negative_prompt() {
+        let zeros = |json| open(json).unwrap().force_zeros_for_empty_prompt;
+        assert!(zeros(r#"{"_class_name": "StableDiffusionXLPipeline"}"#));
+        assert!(!zeros(
+            r#"{"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": false}"#
+        ));
+        assert!(!zeros(r#"{"_class_name": "StableDiffusionPipeline"}"#));
+    }
+
+    #[test]
+    fn a_folder_without_index_is_no_pipeline() {
+        let folder = tempfile::tempdir().unwrap();
+        let message = ModelIndex::open(folder.path()).unwrap_err().to_string();
+        assert!(message.contains("no model_index.json"), "{message}");
+    }
+}

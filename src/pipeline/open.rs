@@ -1,0 +1,217 @@
+//! Opening a diffusers pipeline folder: every part read, and held against the others.
+
+use std::path::Path;
+
+use burn::tensor::{Device, FloatDType};
+
+use super::Pipeline;
+use super::kind::{ModelIndex, PipelineKind};
+use crate::models::clip_text::ClipTextModel;
+use crate::models::tokenizer::ClipTokenizer;
+use crate::models::unet::{UNet2DConditionModel, UNetConfig};
+use crate::models::vae::{AutoencoderKL, AutoencoderKLConfig};
+use crate::sample::NoiseSchedule;
+use crate::text_encoder::TextEncoder;
+use crate::weights::{Weights, read_config};
+use crate::{Error, Result};
+
+/// SDXL's `time_ids`: original height and width, crop top and left, target height and width.
+pub(super) const TIME_IDS: usize = 6;
+
+impl Pipeline {
+    /// Opens a diffusers pipeline folder: `model_index.json`, `unet`, `vae`, `text_encoder`,
+    /// `tokenizer`, `scheduler`, and `text_encoder_2` and `tokenizer_2` where the
+    /// [kind](PipelineKind) of pipeline has them. Pictures have the size the U-Net was trained on
+    /// unless `resolution` (height, width) says otherwise.
+    ///
+    /// # Errors
+    /// Whatever is wrong with a file, naming it; [`Error::Config`] for a pipeline class that is not
+    /// supported and for parts that do not fit each other; [`Error::Setting`] for a resolution the
+    /// networks cannot halve often enough.
+    pub fn open(
+        folder: &Path,
+        resolution: Option<[u32; 2]>,
+        device: &Device,
+        dtype: FloatDType,
+    ) -> Result<Self> {
+        let index = ModelIndex::open(folder)?;
+        let part = |name: &str| {
+            let path = folder.join(name);
+            if path.is_dir() {
+                return Ok(path);
+            }
+            let reason = format!("not a diffusers pipeline folder: no folder `{name}` in it");
+            Err(Error::invalid_file(folder, reason))
+        };
+        let (unet_folder, vae_folder) = (part("unet")?, part("vae")?);
+        let schedule = NoiseSchedule::open(&part("scheduler")?)?;
+        let unet_config: UNetConfig = read_config(&unet_folder.join("config.json"))?;
+        let vae_config: AutoencoderKLConfig = read_config(&vae_folder.join("config.json"))?;
+        let text_encoders = (index.kind.text_encoders().iter())
+            .map(|[encoder, tokenizer]| {
+                let tokenizer = ClipTokenizer::open(&part(tokenizer)?)?;
+                TextEncoder::new(
+                    tokenizer,
+                    ClipTextModel::open(&part(encoder)?, device, dtype)?,
+                )
+            })
+            .collect::<Result<Vec<_>>>()?;
+        check_vocabularies(folder, &text_encoders)?;
+        Fit {
+            folder: &unet_folder,
+            unet: &unet_config,
+            vae: &vae_config,
+        }
+        .check(index.kind, &text_encoders)?;
+
+        // SDXL's autoencoder overflows in half precision.
+        let upcast = index.kind == PipelineKind::StableDiffusionXl
+            && vae_config.force_upcast.unwrap_or(false);
+        let vae_dtype = if upcast { FloatDType::F32 } else { dtype };
+        let vae_weights = Weights::open(&vae_folder, device, vae_dtype)?;
+        let vae = AutoencoderKL::load(&vae_weights, &vae_config)?;
+        let unet =
+            UNet2DConditionModel::load(&Weights::open(&unet_folder, device, dtype)?, &unet_config)?;
+        let resolution = match resolution.or_else(|| trained_on(&unet_config, &vae_config)) {
+            Some(resolution) => resolution,
+            None => {
+                return Err(Error::Missing {
+                    what: "the size of the pictures".to_owned(),
+                    reason: "unet/config.json has no `sample_size`".to_owned(),
+                });
+            }
+        };
+        let pipeline = Self {
+            kind: index.kind,
+            force_zeros_for_empty_prompt: index.force_zeros_for_empty_prompt,
+            text_encoders,
+            unet,
+            vae,
+            schedule,
+            resolution,
+            device: device.clone(),
+            dtype,
+            vae_dtype,
+        };
+        pipeline.check_resolution()?;
+        Ok(pipeline)
+    }
+
+    fn check_resolution(&self) -> Result<()> {
+        let factor =
+            self.vae.config().downsampling_factor() * self.unet.config().downsampling_factor();
+        let fits = |side: u32| side > 0 && (side as usize).is_multiple_of(factor);
+        if self.resolution.into_iter().all(fits) {
+            return Ok(());
+        }
+        let [height, width] = self.resolution;
+        Err(Error::Setting {
+            name: "resolution",
+            expected: format!("multiples of {factor}"),
+            found: format!("{width}×{height}"),
+        })
+    }
+}
+
+/// Refuses text encoders that would not read the same ids as the same words: a prompt is cut into
+/// ids once, and only their padding may differ.
+fn check_vocabularies(folder: &Path, text_encoders: &[TextEncoder]) -> Result<()> {
+    let Some((first, others)) = text_encoders.split_first() else {
+        return Ok(());
+    };
+    let vocabulary = |encoder: &TextEncoder| {
+        let tokenizer = encoder.tokenizer();
+        let ids = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
+        ids.map(|id| tokenizer.token(id)).collect::<Vec<_>>()
+    };
+    let expected = vocabulary(first);
+    match others.iter().all(|other| vocabulary(other) == expected) {
+        true => Ok(()),
+        false => Err(Error::invalid_file(
+            folder,
+            "its tokenizers have different vocabularies, so that they read different words",
+        )),
+    }
+}
+
+/// A U-Net that is to be held against the other parts of its pipeline.
+struct Fit<'a> {
+    /// The U-Net's folder, for errors.
+    folder: &'a Path,
+    unet: &'a UNetConfig,
+    vae: &'a AutoencoderKLConfig,
+}
+
+impl Fit<'_> {
+    fn check(&self, kind: PipelineKind, text_encoders: &[TextEncoder]) -> Result<()> {
+        let width: usize = text_encoders.iter().map(TextEncoder::hidden_size).sum();
+        if width != self.unet.context_dim() {
+            let expected = format!("{width}, the width of the text encoders");
+            return self.wrong("cross_attention_dim", &expected, self.unet.context_dim());
+        }
+        let latents = self.vae.latent_channels;
+        let latents = [
+            ("in_channels", self.unet.in_channels, latents),
+            ("out_channels", self.unet.out_channels, latents),
+        ];
+        for (field, found, expected) in latents {
+            if found != expected {
+                let expected = format!("{expected}, as a {} has", kind.class_name());
+                return self.wrong(field, &expected, found);
+            }
+        }
+        match (kind, text_encoders.last()) {
+            (PipelineKind::StableDiffusionXl, Some(last)) => self.check_added(last),
+            _ if self.unet.needs_added_conditions() => self.wrong(
+                "addition_embed_type",
+                &format!("null, as a {} has", kind.class_name()),
+                &self.unet.addition_embed_type,
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// Checks SDXL's pooled prompt and `time_ids`.
+    fn check_added(&self, last: &TextEncoder) -> Result<()> {
+        let Some(pooled) = last.projection_dim() else {
+            let reason = "the second text encoder has no `text_projection`, which SDXL needs";
+            return Err(Error::WrongBase {
+                reason: reason.to_owned(),
+            });
+        };
+        if !self.unet.needs_added_conditions() {
+            let found = &self.unet.addition_embed_type;
+            return self.wrong("addition_embed_type", "text_time", found);
+        }
+        let field = "projection_class_embeddings_input_dim";
+        let sizes = TIME_IDS * self.unet.addition_time_embed_dim.unwrap_or(0);
+        match self.unet.projection_class_embeddings_input_dim {
+            Some(width) if width == pooled + sizes => Ok(()),
+            found => {
+                let expected = format!(
+                    "{}: {pooled} of the pooled prompt and {sizes} of the sizes",
+                    pooled + sizes
+                );
+                self.wrong(field, &expected, found)
+            }
+        }
+    }
+
+    fn wrong(&self, field: &str, expected: &str, found: impl std::fmt::Debug) -> Result<()> {
+        let path = self.folder.join("config.json");
+        Err(Error::unsupported(&path, field, expected, found))
+    }
+}
+
+/// Height and width of the pictures the U-Net was trained on, from its `sample_size`.
+fn trained_on(unet: &UNetConfig, vae: &AutoencoderKLConfig) -> Option<[u32; 2]> {
+    let side = |value: &serde_json::Value| {
+        let side = value.as_u64()? * u64::try_from(vae.downsampling_factor()).ok()?;
+        u32::try_from(side).ok()
+    };
+    let size = unet.other.get("sample_size")?;
+    match size.as_array() {
+        Some(sides) => Some([side(sides.first()?)?, side(sides.get(1)?)?]),
+        None => Some([side(size)?; 2]),
+    }
+}
