@@ -28,3 +28,9 @@ deny:
 # The golden files again (Python with torch, diffusers and transformers).
 golden:
     for script in training/reference/make_*.py; do python "$script" || exit 1; done
+
+# Every family of models at full size, with random weights, against diffusers (Python as above; 20 GB
+# of disk and of memory).
+parity work:
+    cargo build --release --bin dinv --example parity
+    python training/reference/parity.py --work {{work}} --markdown docs/parity.md

@@ -7,7 +7,7 @@ mod models;
 use image::RgbImage;
 
 pub use self::config::{AnalogyConfig, GenerateConfig, TextToImage};
-pub use self::generate::{generate, generate_latents};
+pub use self::generate::{InitNoise, generate, generate_latents};
 use self::models::Picture;
 pub use self::models::{ModelPaths, Models};
 use crate::delta::{self, DeltaMode, Features};

@@ -103,8 +103,11 @@ pub struct Start {
     /// The first step.
     pub step: usize,
     /// What is added after each step from the first on: σ_t z_t of an edit-friendly inversion.
-    /// Where there is none, solvers that need noise are given fresh noise.
+    /// Where there is none, solvers that need noise are given some.
     pub residuals: Vec<Tensor<4>>,
+    /// The noise of every step of the schedule for solvers that need it, [steps, c, h, w]; drawn
+    /// from the seed where absent.
+    pub noise: Option<Tensor<4>>,
 }
 
 /// B′'s latents from B's: inverts under P_B, then generates under the Full Prompt.
@@ -195,6 +198,7 @@ pub fn ddim_inversion(
         latents: x,
         step: 0,
         residuals: Vec::new(),
+        noise: None,
     })
 }
 
@@ -282,6 +286,7 @@ pub fn edit_friendly_inversion(
         latents: path.swap_remove(0),
         step: first,
         residuals,
+        noise: None,
     })
 }
 
@@ -306,6 +311,7 @@ pub fn sdedit(
         },
         step,
         residuals: Vec::new(),
+        noise: None,
     }
 }
 
@@ -340,6 +346,9 @@ pub fn denoise(
         let input = solver.scale_model_input(i, latents.clone());
         let output = guide.predict(pipeline, input, &timesteps[i..=i]);
         let fresh = (solver.needs_noise() && start.residuals.is_empty()).then(|| {
+            if let Some(noise) = &start.noise {
+                return noise.clone().slice([i..i + 1]);
+            }
             let mut rng = rng(seed, Purpose::Sample, i);
             normal(&mut rng, latents.dims(), pipeline.device())
         });

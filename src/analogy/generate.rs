@@ -1,6 +1,8 @@
 //! Plain generation, with or without difference tokens.
 
-use burn::tensor::Tensor;
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor};
 use image::RgbImage;
 
 use super::{Models, TextToImage};
@@ -10,12 +12,54 @@ use crate::prompt::FullPrompt;
 use crate::random::{Purpose, normal, rng};
 use crate::sample::SolverKind;
 use crate::tokens::DifferenceTokens;
+use crate::weights::Arrays;
 use crate::{Error, Result};
 
-/// Draws a picture from words, optionally followed by difference tokens.
-///
-/// # Shapes
-/// `init_latents`: unit-variance noise [1, channels, h, w], drawn from the seed where absent.
+/// The noise a picture is made from, where it is not drawn from the seed.
+#[derive(Debug, Clone)]
+pub struct InitNoise {
+    /// Unit-variance noise [1, channels, h, w].
+    pub latents: Tensor<4>,
+    /// What ancestral solvers add after each step, standard normal [steps, channels, h, w]; drawn
+    /// from the seed where absent.
+    pub noise: Option<Tensor<4>>,
+}
+
+impl InitNoise {
+    /// Reads the tensors `latents` and, if there is one, `noise` of a safetensors file.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::InvalidFile`] if it cannot be read or is not such a file,
+    /// [`Error::Tensor`] if a tensor is missing or has not four dimensions.
+    pub fn read(path: &Path, device: &Device) -> Result<Self> {
+        let arrays = Arrays::read(path)?;
+        let noise = (arrays.arrays.contains_key("noise"))
+            .then(|| arrays.tensor("noise", device))
+            .transpose()?;
+        Ok(Self {
+            latents: arrays.tensor("latents", device)?,
+            noise,
+        })
+    }
+
+    /// Checks that the shapes are those of a picture's latents and of `steps` steps.
+    fn check(&self, latent_shape: [usize; 4], steps: usize) -> Result<()> {
+        let [_, c, h, w] = latent_shape;
+        let noise = self.noise.as_ref().map(Tensor::dims);
+        for (name, expected, found) in [
+            ("latents", latent_shape, self.latents.dims()),
+            ("noise", [steps, c, h, w], noise.unwrap_or([steps, c, h, w])),
+        ] {
+            if found != expected {
+                let reason = format!("expected {name} of shape {expected:?}, found {found:?}");
+                return Err(Error::invalid_input(reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Draws a picture from words, optionally followed by difference tokens, from `init` or the seed.
 ///
 /// # Errors
 /// As [`generate_latents`], or [`Error::NotFinite`] if the picture is not made of numbers.
@@ -23,10 +67,10 @@ pub fn generate(
     models: &Models,
     request: &TextToImage,
     tokens: Option<&DifferenceTokens>,
-    init_latents: Option<Tensor<4>>,
+    init: Option<InitNoise>,
     observer: Observer<'_>,
 ) -> Result<RgbImage> {
-    let latents = generate_latents(models, request, tokens, init_latents, observer)?;
+    let latents = generate_latents(models, request, tokens, init, observer)?;
     models.pipeline().decode(latents)
 }
 
@@ -40,7 +84,7 @@ pub fn generate_latents(
     models: &Models,
     request: &TextToImage,
     tokens: Option<&DifferenceTokens>,
-    init_latents: Option<Tensor<4>>,
+    init: Option<InitNoise>,
     observer: Observer<'_>,
 ) -> Result<Tensor<4>> {
     let pipeline = models.pipeline();
@@ -75,23 +119,23 @@ pub fn generate_latents(
         false => Guide::plain(conditional),
     };
     let shape = pipeline.latent_shape();
-    let latents = match init_latents {
-        Some(latents) if latents.dims() == shape => latents,
-        Some(latents) => {
-            let found = latents.dims();
-            let reason = format!("expected latents of shape {shape:?}, found {found:?}");
-            return Err(Error::invalid_input(reason));
-        }
-        None => normal(
-            &mut rng(request.seed, Purpose::Generate, 0),
-            shape,
-            pipeline.device(),
-        ),
+    let init = match init {
+        Some(init) => init,
+        None => InitNoise {
+            latents: normal(
+                &mut rng(request.seed, Purpose::Generate, 0),
+                shape,
+                pipeline.device(),
+            ),
+            noise: None,
+        },
     };
+    init.check(shape, solver.timesteps().len())?;
     let start = Start {
-        latents: latents * solver.init_noise_sigma(),
+        latents: init.latents * solver.init_noise_sigma(),
         step: 0,
         residuals: Vec::new(),
+        noise: init.noise,
     };
     noise::denoise(
         pipeline,

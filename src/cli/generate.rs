@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use difference_inversion::analogy::{self, TextToImage};
+use difference_inversion::analogy::{self, InitNoise, TextToImage};
 use difference_inversion::image::save_png;
 use difference_inversion::sample::SolverKind;
 use difference_inversion::tokens::DifferenceTokens;
-use difference_inversion::weights::Arrays;
 use serde::Serialize;
 use serde_json::json;
 
@@ -28,7 +27,8 @@ pub(crate) struct GenerateArgs {
     /// Difference tokens to put behind the prompt
     #[arg(long, value_name = "FILE")]
     embedding: Option<PathBuf>,
-    /// Start from the tensor `latents` [1, 4, h, w] in a safetensors file instead of the seed's noise
+    /// Start from the tensor `latents` [1, 4, h, w] in a safetensors file instead of the seed's noise;
+    /// a tensor `noise` [steps, 4, h, w] beside it is what euler-ancestral adds
     #[arg(long, value_name = "FILE")]
     init_latents: Option<PathBuf>,
     /// File for the picture
@@ -82,8 +82,8 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         Some(path) => Some(DifferenceTokens::load(path, &device)?),
         None => None,
     };
-    let init_latents = match &args.init_latents {
-        Some(path) => Some(Arrays::read(path)?.tensor("latents", &device)?),
+    let init = match &args.init_latents {
+        Some(path) => Some(InitNoise::read(path, &device)?),
         None => None,
     };
     check_file(&args.output, args.overwrite)?;
@@ -95,13 +95,9 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
     let models = models.open(&paths)?;
-    let picture = analogy::generate(
-        &models,
-        &request,
-        tokens.as_ref(),
-        init_latents,
-        &mut |progress| watcher.observe(progress),
-    )?;
+    let picture = analogy::generate(&models, &request, tokens.as_ref(), init, &mut |progress| {
+        watcher.observe(progress)
+    })?;
     let text = [
         ("Software", recipe.program.as_str()),
         ("dinv", &recipe.to_line()?),

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use difference_inversion::image::read_png_text;
+use difference_inversion::weights::{Array, Arrays};
 use serde_json::Value;
 
 use super::{PAIR, copy_folder, dinv, entries, golden, run, succeed, workplace};
@@ -209,6 +210,36 @@ fn words_become_a_picture_with_every_scheduler() {
         let picture = image::open(work.path().join(format!("{scheduler}.png"))).unwrap();
         assert_eq!((picture.width(), picture.height()), (32, 32));
     }
+}
+
+#[test]
+fn the_noise_of_every_step_can_be_given() {
+    let work = workplace();
+    let waves = |count: usize, pace: f32| {
+        let values = (0..count * 4 * 16 * 16).map(|i| (i as f32 * pace).sin() * 1.4);
+        Array::floats([count, 4, 16, 16], values.collect())
+    };
+    let draw = |pace: f32, steps: usize, more: &str| {
+        let arrays = Arrays::default().with("latents", waves(1, 12.9));
+        let arrays = arrays.with("noise", waves(steps, pace));
+        arrays.write(&work.path().join("init.safetensors")).unwrap();
+        let arguments = "generate -q --overwrite --config tiny.toml --prompt red -o red.png \
+                         --scheduler euler-ancestral --init-latents init.safetensors";
+        run(work.path(), &format!("{arguments} {more}"))
+    };
+    let picture = |pace: f32, more: &str| {
+        let done = draw(pace, 4, more);
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        let picture = image::open(work.path().join("red.png")).unwrap();
+        picture.into_rgb8().into_raw()
+    };
+    let first = picture(78.2, "");
+    assert_eq!(picture(78.2, "--seed 5"), first, "the seed counts");
+    assert_ne!(picture(33.3, ""), first, "the noise does not count");
+    let message = "expected noise of shape [4, 4, 16, 16], found [3, 4, 16, 16]";
+    let refused = draw(78.2, 3, "");
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.stderr.contains(message), "{}", refused.stderr);
 }
 
 #[test]

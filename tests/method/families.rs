@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType, Tensor};
 use difference_inversion::Error;
 use difference_inversion::analogy::{
-    self, AnalogyConfig, GenerateConfig, ModelPaths, Models, Target, TextToImage,
+    self, AnalogyConfig, GenerateConfig, InitNoise, ModelPaths, Models, Target, TextToImage,
 };
 use difference_inversion::learn::{LearnConfig, Records};
 use difference_inversion::noise::Guidance;
@@ -47,8 +47,12 @@ impl Expected {
     /// Compares the picture that is drawn from the golden latents.
     #[track_caller]
     fn check_drawing(&self, name: &str, models: &Models, request: &TextToImage) -> Tensor<4> {
-        let latents = Some(self.tensor("latents"));
-        let drawn = analogy::generate_latents(models, request, None, latents, &mut silent).unwrap();
+        let init = InitNoise {
+            latents: self.tensor("latents"),
+            noise: None,
+        };
+        let drawn =
+            analogy::generate_latents(models, request, None, Some(init), &mut silent).unwrap();
         self.check(name, drawn.clone());
         drawn
     }

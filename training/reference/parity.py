@@ -252,12 +252,12 @@ class Parity:
         generator = torch.Generator().manual_seed(15)
         init = {
             "latents": torch.randn(1, 4, 32, 32, generator=generator),
-            "noise": torch.randn(STEPS, 1, 4, 32, 32, generator=generator),
+            "noise": torch.randn(STEPS, 4, 32, 32, generator=generator),
         }
         save_file(init, self.args.work / "init.safetensors")
         reference = {}
         for name, cls in SCHEDULERS.items():
-            noises = iter(init["noise"])
+            noises = iter(init["noise"].split(1))
             scheduling_euler_ancestral_discrete.randn_tensor = lambda *_, **__: next(noises)
             pipeline.scheduler = cls.from_config(pipeline.scheduler.config)
             picture = pipeline(
