@@ -35,8 +35,7 @@ fn run() {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
     let paths = ModelPaths {
         model: demo.join("model"),
-        clip: Vec::new(),
-        captioner: None,
+        ..ModelPaths::default()
     };
     let models = Models::open(&paths, &Device::flex(), FloatDType::F32).expect("the demo model");
     let picture = |name: &str| load_image(&demo.join("images").join(name)).expect("a picture");

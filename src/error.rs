@@ -163,7 +163,8 @@ impl Error {
     }
 }
 
-fn abbreviate(names: &[String]) -> String {
+/// The first of some names.
+pub(crate) fn abbreviate(names: &[String]) -> String {
     const SHOWN: usize = 8;
     let mut text = names
         .iter()

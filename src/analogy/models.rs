@@ -12,32 +12,64 @@ use crate::models::generate::GenerationConfig;
 use crate::pipeline::Pipeline;
 use crate::progress::{self, Observer, Stage};
 use crate::prompt::{Prompt, PromptConfig, PromptMode, Words};
+use crate::weights::{FileOptions, ModelFiles};
 use crate::{Error, Result, pez};
 
 /// Where the models of an analogy are.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct ModelPaths {
-    /// The diffusers pipeline folder.
+    /// The diffusers pipeline folder, or a single file in the original layout.
     pub model: PathBuf,
+    /// How the model's files are to be understood.
+    pub options: FileOptions,
     /// The joint space of each text encoder, in any order: transformers `CLIPModel` folders; if
     /// none is given, see [`clip_folders`](Self::clip_folders).
     pub clip: Vec<PathBuf>,
-    /// A transformers `Blip2ForConditionalGeneration` folder; `<model>/captioner` by default.
+    /// A transformers `Blip2ForConditionalGeneration` folder; if not given, see
+    /// [`captioner_folder`](Self::captioner_folder).
     pub captioner: Option<PathBuf>,
 }
 
 impl ModelPaths {
-    /// Where the joint spaces are: as given, or else `<model>/clip` and, if it is there,
-    /// `<model>/clip_2`.
+    /// The files of the model. A single file takes its vocabulary from a joint space, if from
+    /// nowhere else.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::open`].
+    pub fn files(&self) -> Result<ModelFiles> {
+        let mut options = self.options.clone();
+        if options.tokenizer.is_none() && self.model.is_file() {
+            let mut joints = self.clip_folders().into_iter();
+            options.tokenizer = joints.find(|folder| folder.is_dir());
+        }
+        ModelFiles::open(&self.model, &options)
+    }
+
+    /// Where the joint spaces are: as given, or else `clip` and, if it is there, `clip_2` in the
+    /// model's folder or beside its file.
     pub fn clip_folders(&self) -> Vec<PathBuf> {
         if !self.clip.is_empty() {
             return self.clip.clone();
         }
-        let [first, second] = ["clip", "clip_2"].map(|name| self.model.join(name));
+        let [first, second] = ["clip", "clip_2"].map(|name| self.beside(name));
         match (first.is_dir(), second.is_dir()) {
             (true, true) => vec![first, second],
             (false, true) => vec![second],
             (_, false) => vec![first],
+        }
+    }
+
+    /// Where the captioner is: as given, or else `captioner` in the model's folder or beside its
+    /// file.
+    pub fn captioner_folder(&self) -> PathBuf {
+        let default = || self.beside("captioner");
+        self.captioner.clone().unwrap_or_else(default)
+    }
+
+    fn beside(&self, name: &str) -> PathBuf {
+        match self.model.is_file() {
+            true => self.model.with_file_name(name),
+            false => self.model.join(name),
         }
     }
 }
@@ -46,6 +78,7 @@ impl ModelPaths {
 #[derive(Debug)]
 pub struct Models {
     pipeline: Pipeline,
+    notice: Option<String>,
     joints: OnceLock<Vec<JointSpace>>,
     clip_folders: Vec<PathBuf>,
     captioner: OnceLock<Captioner>,
@@ -59,16 +92,16 @@ impl Models {
     /// for.
     ///
     /// # Errors
-    /// Whatever is wrong with the pipeline's folder, naming the file.
+    /// Whatever is wrong with the pipeline's files, naming the file.
     pub fn open(paths: &ModelPaths, device: &Device, dtype: FloatDType) -> Result<Self> {
-        let pipeline = Pipeline::open(&paths.model, None, device, dtype)?;
+        let files = paths.files()?;
         Ok(Self {
-            pipeline,
+            pipeline: Pipeline::open(&files, None, device, dtype)?,
+            notice: files.notice().map(str::to_owned),
             joints: OnceLock::new(),
             clip_folders: paths.clip_folders(),
             captioner: OnceLock::new(),
-            captioner_folder: (paths.captioner.clone())
-                .unwrap_or_else(|| paths.model.join("captioner")),
+            captioner_folder: paths.captioner_folder(),
             device: device.clone(),
             dtype,
         })
@@ -77,6 +110,11 @@ impl Models {
     /// The diffusion model.
     pub fn pipeline(&self) -> &Pipeline {
         &self.pipeline
+    }
+
+    /// Something to tell the user about how the model's files were understood.
+    pub fn notice(&self) -> Option<&str> {
+        self.notice.as_deref()
     }
 
     /// The joint spaces in the order of the pipeline's text encoders: at least one, and at most

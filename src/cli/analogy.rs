@@ -96,8 +96,8 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
+    let models = models.open(&paths, &mut watcher)?;
     let mut observe = |progress: &_| watcher.observe(progress);
-    let models = models.open(&paths)?;
     let solved = analogy::solve(&models, &examples, &target, &config, &records, &mut observe);
     let (learned, applied) = solved.map_err(|error| checkpoint::named(error, &checkpoint))?;
 

@@ -77,7 +77,7 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<()> {
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
-    let models = models.open(&paths)?;
+    let models = models.open(&paths, &mut watcher)?;
     let mut results = Vec::new();
     for (index, b) in pictures.into_iter().enumerate() {
         let target = Target {

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::flags::{General, ModelSettings};
 use super::report;
+use super::watch::Watcher;
 
 /// Describe pictures in words
 ///
@@ -33,7 +34,7 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
         .iter()
         .map(|path| load_image(path))
         .collect::<Result<Vec<_>, _>>()?;
-    let models = models.open(&models.paths()?)?;
+    let models = models.open(&models.paths()?, &mut Watcher::new(true))?;
     let mut captions = Vec::new();
     for (path, picture) in args.images.iter().zip(&pictures) {
         let caption = models.caption(picture)?;

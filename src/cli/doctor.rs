@@ -3,13 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::{Device, FloatDType};
 use clap::Args;
 use difference_inversion::analogy::ModelPaths;
+use difference_inversion::weights::{ModelFiles, Weights};
 use serde::Serialize;
 use sysinfo::System;
 
 use super::flags::{General, ModelSettings};
-use super::record::{captioner_folder, weight_files};
 use super::report;
 
 /// Check the device, the memory and the model files
@@ -103,48 +104,74 @@ fn examine(models: &ModelSettings) -> Findings {
 
 /// The parts of a model that the program uses.
 fn components(paths: &ModelPaths) -> Vec<Component> {
-    let part = |name| paths.model.join(name);
-    let second = part("text_encoder_2");
-    let mut parts = vec![
-        ("unet", "every picture", part("unet")),
-        ("vae", "every picture", part("vae")),
-        ("text_encoder", "every picture", part("text_encoder")),
-        ("tokenizer", "every picture", part("tokenizer")),
-        ("scheduler", "every picture", part("scheduler")),
-    ];
-    if second.is_dir() {
-        parts.insert(3, ("text_encoder_2", "every picture", second));
-        parts.insert(5, ("tokenizer_2", "every picture", part("tokenizer_2")));
+    let single = paths.model.is_file();
+    let part = |name: &str| match single {
+        true => paths.model.clone(),
+        false => paths.model.join(name),
+    };
+    let files = paths.files().map_err(|error| error.to_string());
+    let mut parts = Vec::new();
+    let mut add = |name, needed_for, folder: PathBuf, state| {
+        parts.push(Component {
+            name,
+            needed_for,
+            folder,
+            state,
+        });
+    };
+    let has = |name| files.as_ref().is_ok_and(|files| files.has(name));
+    let (drawing, second) = ("every picture", has("text_encoder_2"));
+    let networks = ["unet", "vae", "text_encoder", "text_encoder_2"];
+    for name in &networks[..if second { 4 } else { 3 }] {
+        add(name, drawing, part(name), network_size(&files, name));
     }
-    let joints = paths.clip_folders().into_iter();
-    parts.extend(joints.map(|folder| ("clip", "learning", folder)));
-    parts.push((
+    let tokenizers = [
+        ("tokenizer", "text_encoder"),
+        ("tokenizer_2", "text_encoder_2"),
+    ];
+    for (name, encoder) in &tokenizers[..if second && !single { 2 } else { 1 }] {
+        let vocabulary = files
+            .as_ref()
+            .ok()
+            .and_then(|files| files.vocabulary(encoder).ok());
+        let folder = vocabulary.map_or_else(|| part(name), |vocabulary| vocabulary.folder);
+        let sets: [&[&str]; 2] = [&["tokenizer.json"], &["vocab.json", "merges.txt"]];
+        let state = size_of(&folder, &sets);
+        add(name, drawing, folder, state);
+    }
+    if !single {
+        let folder = part("scheduler");
+        let state = size_of(&folder, &[&["scheduler_config.json"]]);
+        add("scheduler", drawing, folder, state);
+    }
+    for folder in paths.clip_folders() {
+        let state = weights_size(&folder);
+        add("clip", "learning", folder, state);
+    }
+    let folder = paths.captioner_folder();
+    let state = weights_size(&folder);
+    add(
         "captioner",
         "captions; without it, give your own",
-        captioner_folder(paths),
-    ));
+        folder,
+        state,
+    );
     parts
-        .into_iter()
-        .map(|(name, needed_for, folder)| {
-            let state = match name {
-                "tokenizer" | "tokenizer_2" => size_of(
-                    &folder,
-                    &[&["tokenizer.json"], &["vocab.json", "merges.txt"]],
-                ),
-                "scheduler" => size_of(&folder, &[&["scheduler_config.json"]]),
-                _ => weights_size(&folder),
-            };
-            Component {
-                name,
-                needed_for,
-                folder,
-                state,
-            }
-        })
-        .collect()
 }
 
-/// Size of a folder's weights.
+/// Size of the weights of one network of the model.
+fn network_size(files: &Result<ModelFiles, String>, network: &str) -> Result<u64, String> {
+    let files = files.as_ref().map_err(Clone::clone)?;
+    let weights = files.weights(network, &Device::flex(), FloatDType::F32);
+    let weights = weights.map_err(|error| error.to_string())?;
+    let config = files.config_path(network);
+    match config.is_file() {
+        true => Ok(weights.bytes()),
+        false => Err(format!("{} is missing", config.display())),
+    }
+}
+
+/// Size of the weights in a folder.
 fn weights_size(folder: &Path) -> Result<u64, String> {
     if !folder.is_dir() {
         return Err(format!("{} is missing", folder.display()));
@@ -152,8 +179,8 @@ fn weights_size(folder: &Path) -> Result<u64, String> {
     if !folder.join("config.json").is_file() {
         return Err(format!("{}/config.json is missing", folder.display()));
     }
-    let files = weight_files(folder).map_err(|error| error.to_string())?;
-    sum_of_sizes(&files)
+    let weights = Weights::open(folder, &Device::flex(), FloatDType::F32);
+    Ok(weights.map_err(|error| error.to_string())?.bytes())
 }
 
 /// Size of the first set of files that is complete.

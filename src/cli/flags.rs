@@ -7,28 +7,45 @@ use burn::tensor::{Device, FloatDType};
 use clap::Args;
 use difference_inversion::analogy::{Example, ModelPaths, Models};
 use difference_inversion::image::load_image;
+use difference_inversion::sample::PredictionType;
+use difference_inversion::weights::{Family, FileOptions};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use super::locate;
 use super::report::Failure;
 use super::settings::{ErasedFlags, Settings};
+use super::watch::Watcher;
 
 /// Which models, and where they run.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelSettings {
-    /// A diffusers pipeline folder, whose dinv.json, if any, replaces other defaults [default: the demo
-    /// model]
-    #[arg(long, value_name = "DIR")]
+    /// A diffusers pipeline folder, whose dinv.json, if any, replaces other defaults, or a single
+    /// .safetensors file [default: the demo model]
+    #[arg(long, value_name = "DIR|FILE")]
     pub(crate) model: Option<PathBuf>,
+    /// The family of a single file [default: as recognised]
+    #[arg(long, value_parser = Family::NAMES, hide_short_help = true)]
+    pub(crate) family: Option<String>,
+    /// What the U-Net predicts [default: as the model says]
+    #[arg(long, value_parser = ["epsilon", "v_prediction"], hide_short_help = true)]
+    pub(crate) prediction_type: Option<String>,
+    /// The variant of a folder's weights, such as fp16 [default: the plain ones, else fp16]
+    #[arg(long, value_name = "NAME", hide_short_help = true)]
+    pub(crate) variant: Option<String>,
+    /// The vocabulary of a single file, a folder with tokenizer.json or vocab.json and merges.txt
+    /// [default: that of --clip]
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    pub(crate) tokenizer: Option<PathBuf>,
     /// The joint space, a transformers CLIPModel folder; SDXL has one for each of its two text encoders,
-    /// in any order [default: MODEL/clip, and MODEL/clip_2 if there]
+    /// in any order [default: clip, and clip_2 if there, in the model's folder or beside its file]
     #[arg(long, value_name = "DIR")]
     #[serde(deserialize_with = "one_or_several")]
     pub(crate) clip: Option<Vec<PathBuf>>,
-    /// A transformers Blip2ForConditionalGeneration folder [default: MODEL/captioner]
+    /// A transformers Blip2ForConditionalGeneration folder [default: captioner in the model's
+    /// folder or beside its file]
     #[arg(long, value_name = "DIR")]
     pub(crate) captioner: Option<PathBuf>,
     /// Where the models run [default: cpu]
@@ -84,9 +101,33 @@ impl ModelSettings {
         self.dtype.as_deref().unwrap_or("f32")
     }
 
-    /// Opens the models at `paths`.
-    pub(crate) fn open(&self, paths: &ModelPaths) -> anyhow::Result<Models> {
-        Ok(Models::open(paths, &self.device()?, self.dtype()?)?)
+    /// Opens the models at `paths`; `watcher` is told how their files were understood, where that
+    /// was not certain.
+    pub(crate) fn open(&self, paths: &ModelPaths, watcher: &mut Watcher) -> anyhow::Result<Models> {
+        let models = Models::open(paths, &self.device()?, self.dtype()?)?;
+        if let Some(notice) = models.notice() {
+            watcher.notice(notice);
+        }
+        Ok(models)
+    }
+
+    /// How the model's files are to be understood.
+    fn file_options(&self) -> anyhow::Result<FileOptions> {
+        let prediction_type = match self.prediction_type.as_deref() {
+            None => None,
+            Some("epsilon") => Some(PredictionType::Epsilon),
+            Some("v_prediction") => Some(PredictionType::VPrediction),
+            Some(other) => {
+                let message = "prediction_type: expected epsilon or v_prediction, found";
+                return Err(Failure::usage(format!("{message} `{other}`")).into());
+            }
+        };
+        Ok(FileOptions {
+            family: self.family.as_deref().map(Family::by_name).transpose()?,
+            prediction_type,
+            variant: self.variant.clone(),
+            tokenizer: self.tokenizer.clone(),
+        })
     }
 
     /// Where the models are; without `--model`, the demo model.
@@ -97,6 +138,7 @@ impl ModelSettings {
         };
         Ok(ModelPaths {
             model,
+            options: self.file_options()?,
             clip: self.clip.clone().unwrap_or_default(),
             captioner: self.captioner.clone(),
         })

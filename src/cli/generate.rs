@@ -94,7 +94,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
-    let models = models.open(&paths)?;
+    let models = models.open(&paths, &mut watcher)?;
     let picture = analogy::generate(&models, &request, tokens.as_ref(), init, &mut |progress| {
         watcher.observe(progress)
     })?;

@@ -87,7 +87,7 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
-    let models = models.open(&paths)?;
+    let models = models.open(&paths, &mut watcher)?;
     let learned = analogy::learn(&models, &examples, &config, &records, &mut |progress| {
         watcher.observe(progress)
     })?;

@@ -17,8 +17,8 @@ use sha2::{Digest, Sha256};
 use super::flags::ModelSettings;
 use super::watch::StageTimes;
 
-/// The folders of a diffusers pipeline that hold weights the program reads.
-const COMPONENTS: [&str; 4] = ["unet", "vae", "text_encoder", "text_encoder_2"];
+/// The networks of a model.
+const NETWORKS: [&str; 4] = ["unet", "vae", "text_encoder", "text_encoder_2"];
 
 /// Everything that decides a result, and with it everything that is needed to get it again.
 #[derive(Debug, Clone, Serialize)]
@@ -54,7 +54,7 @@ impl Recipe {
             command,
             model: paths.model.clone(),
             clip: paths.clip_folders(),
-            captioner: captioner_folder(paths),
+            captioner: paths.captioner_folder(),
             device: models.device_name().to_owned(),
             dtype: models.dtype_name().to_owned(),
             settings,
@@ -93,27 +93,25 @@ fn last_names(path: &Path) -> PathBuf {
     names[names.len().saturating_sub(2)..].iter().collect()
 }
 
-/// Where the captioner is.
-pub(crate) fn captioner_folder(paths: &ModelPaths) -> PathBuf {
-    paths
-        .captioner
-        .clone()
-        .unwrap_or_else(|| paths.model.join("captioner"))
-}
-
-/// The folders with weights: those of the pipeline that exist, the joint spaces, the captioner.
-pub(crate) fn weight_folders(paths: &ModelPaths) -> Vec<PathBuf> {
-    let components = COMPONENTS.map(|name| paths.model.join(name));
-    let folders = (components.into_iter())
-        .chain(paths.clip_folders())
-        .chain([captioner_folder(paths)]);
-    folders.filter(|folder| folder.is_dir()).collect()
-}
-
-/// The weight files in a folder, as the models would read them.
-pub(crate) fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let weights = Weights::open(folder, &Device::flex(), FloatDType::F32)?;
-    Ok(weights.files().map(Path::to_owned).collect())
+/// The files with weights of the model, the joint spaces and the captioner, as they would be read.
+fn weight_files(paths: &ModelPaths) -> Result<Vec<PathBuf>> {
+    let device = Device::flex();
+    let names = |weights: &Weights| weights.files().map(Path::to_owned).collect::<Vec<_>>();
+    let model = paths.files()?;
+    let mut files = Vec::new();
+    for network in NETWORKS.into_iter().filter(|name| model.has(name)) {
+        files.extend(names(&model.weights(network, &device, FloatDType::F32)?));
+    }
+    let folders = paths
+        .clip_folders()
+        .into_iter()
+        .chain([paths.captioner_folder()]);
+    for folder in folders.filter(|folder| folder.is_dir()) {
+        files.extend(names(&Weights::open(&folder, &device, FloatDType::F32)?));
+    }
+    files.sort();
+    files.dedup();
+    Ok(files)
 }
 
 /// A run with its circumstances.
@@ -144,11 +142,9 @@ impl<'a> Run<'a> {
             .collect();
         seconds.insert("total".into(), in_seconds(started.elapsed()));
         let mut model_files = BTreeMap::new();
-        for folder in weight_folders(paths) {
-            for file in weight_files(&folder)? {
-                let hash = sha256(&file)?;
-                model_files.insert(file, hash);
-            }
+        for file in weight_files(paths)? {
+            let hash = sha256(&file)?;
+            model_files.insert(file, hash);
         }
         let threads = rayon::current_num_threads();
         Ok(Self {

@@ -132,9 +132,16 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             Some("make room on the disk, or choose another place with `-o`".into())
         }
         Error::UnusedTensors { .. } | Error::Tensor { .. } => Some(
-            "config.json and the weights do not belong together; `dinv doctor` lists what was found"
+            "the weights do not belong to their config.json, or a single file not to its `--family`; \
+             `dinv doctor` lists what was found"
                 .into(),
         ),
+        Error::Missing { what, .. } if what == "the vocabulary" => {
+            Some("name such a folder with `--tokenizer`, or with `--clip`".into())
+        }
+        Error::Setting { name: "family", .. } => {
+            Some("without `--family` the family is recognised from the file".into())
+        }
         _ => None,
     }
 }

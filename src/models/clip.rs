@@ -14,7 +14,7 @@ use crate::weights::{Weights, read_config};
 use crate::{Error, Result};
 
 /// Tensors of CLIP checkpoints that are no weights of the towers.
-const IGNORED: [&str; 2] = ["position_ids", "logit_scale"];
+pub(super) const IGNORED: [&str; 2] = ["position_ids", "logit_scale"];
 
 /// `config.json` of a transformers `CLIPModel`.
 #[derive(Clone, Debug, Deserialize)]

@@ -6,7 +6,7 @@ use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use serde::Deserialize;
 
 use super::attention::{KeyValues, causal_mask};
-use super::clip::{EncoderLayer, LayerSizes, joint_projection, open_tower, tower_weights};
+use super::clip::{EncoderLayer, IGNORED, LayerSizes, joint_projection, open_tower, tower_weights};
 use super::layers::{Activation, Embedding, LayerNorm, Linear};
 use crate::weights::Weights;
 use crate::{Error, Result};
@@ -123,6 +123,16 @@ impl ClipTextModel {
     /// When `config.json` or the weights are missing, damaged, or do not fit each other.
     pub fn open(dir: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
         open_tower(dir, device, dtype, Self::load)
+    }
+
+    /// Builds the tower that `config` describes from `weights` that hold nothing else.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), or if some tensors are left over.
+    pub fn load_alone(weights: &Weights, config: &ClipTextConfig) -> Result<Self> {
+        let tower = Self::load(weights, config)?;
+        weights.check_all_used(&IGNORED)?;
+        Ok(tower)
     }
 
     /// Reads the tower under `text_model.` (or under nothing, as transformers 5 saves it), and

@@ -12,7 +12,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
-use crate::weights::read_config;
+use crate::weights::{Vocabulary, read_config};
 use crate::{Error, Result};
 
 /// How CLIP cuts a text into words: contractions, runs of letters, single digits, runs of the rest.
@@ -115,6 +115,21 @@ impl ClipTokenizer {
                 .model_max_length
                 .map_or(DEFAULT_LENGTH, bounded_length),
         })
+    }
+
+    /// Opens a vocabulary, whose prompts may be filled up with another token than its own.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn of(vocabulary: &Vocabulary) -> Result<Self> {
+        let mut tokenizer = Self::open(&vocabulary.folder)?;
+        if let Some(token) = vocabulary.pad_token {
+            tokenizer.pad = tokenizer.inner.token_to_id(token).ok_or_else(|| {
+                let reason = format!("the padding token {token:?} is not in the vocabulary");
+                Error::invalid_file(&vocabulary.folder, reason)
+            })?;
+        }
+        Ok(tokenizer)
     }
 
     /// The ids of `text`, without a start or an end, of whatever length.

@@ -1,14 +1,9 @@
-//! `model_index.json`: what kind of pipeline a folder holds.
-
-use std::path::Path;
+//! `model_index.json`: what kind of pipeline it is.
 
 use serde::Deserialize;
 
-use crate::weights::read_config;
+use crate::weights::{MODEL_INDEX, ModelFiles};
 use crate::{Error, Result};
-
-/// The file that every pipeline folder has.
-const MODEL_INDEX: &str = "model_index.json";
 
 /// A kind of pipeline, named after diffusers' class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,14 +26,11 @@ impl PipelineKind {
         }
     }
 
-    /// The folders of its text encoders and tokenizers, in the order the U-Net reads them.
-    pub fn text_encoders(self) -> &'static [[&'static str; 2]] {
+    /// The names of its text encoders, in the order the U-Net reads them.
+    pub fn text_encoders(self) -> &'static [&'static str] {
         match self {
-            Self::StableDiffusionXl => &[
-                ["text_encoder", "tokenizer"],
-                ["text_encoder_2", "tokenizer_2"],
-            ],
-            Self::StableDiffusion => &[["text_encoder", "tokenizer"]],
+            Self::StableDiffusionXl => &["text_encoder", "text_encoder_2"],
+            Self::StableDiffusion => &["text_encoder"],
         }
     }
 }
@@ -52,31 +44,26 @@ pub(super) struct ModelIndex {
 }
 
 impl ModelIndex {
-    /// Reads the `model_index.json` of a pipeline folder.
+    /// Reads the `model_index.json` of a pipeline, or what stands for it in a single file.
     ///
     /// # Errors
     /// [`Error::InvalidFile`] if there is none, [`Error::Config`] for a class that is not one of
     /// [`PipelineKind::ALL`].
-    pub(super) fn open(folder: &Path) -> Result<Self> {
+    pub(super) fn open(files: &ModelFiles) -> Result<Self> {
         #[derive(Deserialize)]
         struct Fields {
             #[serde(rename = "_class_name")]
             class_name: String,
             force_zeros_for_empty_prompt: Option<bool>,
         }
-        let path = folder.join(MODEL_INDEX);
-        if !path.is_file() {
-            let reason = format!("not a diffusers pipeline folder: no {MODEL_INDEX} in it");
-            return Err(Error::invalid_file(folder, reason));
-        }
-        let fields: Fields = read_config(&path)?;
+        let fields: Fields = files.config(MODEL_INDEX)?;
         let known = PipelineKind::ALL.map(PipelineKind::class_name);
         let kind =
             (PipelineKind::ALL.into_iter()).find(|kind| kind.class_name() == fields.class_name);
         let Some(kind) = kind else {
             let expected = known.join(" or ");
             return Err(Error::unsupported(
-                &path,
+                &files.config_path(MODEL_INDEX),
                 "_class_name",
                 &expected,
                 fields.class_name,
@@ -94,11 +81,12 @@ impl ModelIndex {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::FileOptions;
 
     fn open(json: &str) -> Result<ModelIndex> {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join(MODEL_INDEX), json).unwrap();
-        ModelIndex::open(folder.path())
+        ModelIndex::open(&ModelFiles::open(folder.path(), &FileOptions::default())?)
     }
 
     #[test]
@@ -130,7 +118,8 @@ mod tests {
     #[test]
     fn a_folder_without_index_is_no_pipeline() {
         let folder = tempfile::tempdir().unwrap();
-        let message = ModelIndex::open(folder.path()).unwrap_err().to_string();
+        let files = ModelFiles::open(folder.path(), &FileOptions::default()).unwrap();
+        let message = ModelIndex::open(&files).unwrap_err().to_string();
         assert!(message.contains("no model_index.json"), "{message}");
     }
 }

@@ -1,4 +1,4 @@
-//! Opening a diffusers pipeline folder: every part read, and held against the others.
+//! Opening a pipeline: every part read, and held against the others.
 
 use std::path::Path;
 
@@ -12,53 +12,43 @@ use crate::models::unet::{UNet2DConditionModel, UNetConfig};
 use crate::models::vae::{AutoencoderKL, AutoencoderKLConfig};
 use crate::sample::NoiseSchedule;
 use crate::text_encoder::TextEncoder;
-use crate::weights::{Weights, read_config};
+use crate::weights::ModelFiles;
 use crate::{Error, Result};
 
 /// SDXL's `time_ids`: original height and width, crop top and left, target height and width.
 pub(super) const TIME_IDS: usize = 6;
 
 impl Pipeline {
-    /// Opens a diffusers pipeline folder: `model_index.json`, `unet`, `vae`, `text_encoder`,
-    /// `tokenizer`, `scheduler`, and `text_encoder_2` and `tokenizer_2` where the
-    /// [kind](PipelineKind) of pipeline has them. Pictures have the size the U-Net was trained on
-    /// unless `resolution` (height, width) says otherwise.
+    /// Opens the parts of a pipeline: `model_index.json`, `unet`, `vae`, `text_encoder`, its
+    /// vocabulary, `scheduler`, and `text_encoder_2` where the [kind](PipelineKind) of pipeline has
+    /// it. Pictures have the size the U-Net was trained on unless `resolution` (height, width) says
+    /// otherwise.
     ///
     /// # Errors
     /// Whatever is wrong with a file, naming it; [`Error::Config`] for a pipeline class that is not
     /// supported and for parts that do not fit each other; [`Error::Setting`] for a resolution the
     /// networks cannot halve often enough.
     pub fn open(
-        folder: &Path,
+        files: &ModelFiles,
         resolution: Option<[u32; 2]>,
         device: &Device,
         dtype: FloatDType,
     ) -> Result<Self> {
-        let index = ModelIndex::open(folder)?;
-        let part = |name: &str| {
-            let path = folder.join(name);
-            if path.is_dir() {
-                return Ok(path);
-            }
-            let reason = format!("not a diffusers pipeline folder: no folder `{name}` in it");
-            Err(Error::invalid_file(folder, reason))
-        };
-        let (unet_folder, vae_folder) = (part("unet")?, part("vae")?);
-        let schedule = NoiseSchedule::open(&part("scheduler")?)?;
-        let unet_config: UNetConfig = read_config(&unet_folder.join("config.json"))?;
-        let vae_config: AutoencoderKLConfig = read_config(&vae_folder.join("config.json"))?;
+        let index = ModelIndex::open(files)?;
+        let scheduler = files.config("scheduler")?;
+        let schedule = NoiseSchedule::new(&scheduler, &files.config_path("scheduler"))?;
+        let unet_config: UNetConfig = files.config("unet")?;
+        let vae_config: AutoencoderKLConfig = files.config("vae")?;
         let text_encoders = (index.kind.text_encoders().iter())
-            .map(|[encoder, tokenizer]| {
-                let tokenizer = ClipTokenizer::open(&part(tokenizer)?)?;
-                TextEncoder::new(
-                    tokenizer,
-                    ClipTextModel::open(&part(encoder)?, device, dtype)?,
-                )
+            .map(|name| {
+                let tokenizer = ClipTokenizer::of(&files.vocabulary(name)?)?;
+                let (config, weights) = (files.config(name)?, files.weights(name, device, dtype)?);
+                TextEncoder::new(tokenizer, ClipTextModel::load_alone(&weights, &config)?)
             })
             .collect::<Result<Vec<_>>>()?;
-        check_vocabularies(folder, &text_encoders)?;
+        check_vocabularies(files.path(), &text_encoders)?;
         Fit {
-            folder: &unet_folder,
+            path: &files.config_path("unet"),
             unet: &unet_config,
             vae: &vae_config,
         }
@@ -68,10 +58,10 @@ impl Pipeline {
         let upcast = index.kind == PipelineKind::StableDiffusionXl
             && vae_config.force_upcast.unwrap_or(false);
         let vae_dtype = if upcast { FloatDType::F32 } else { dtype };
-        let vae_weights = Weights::open(&vae_folder, device, vae_dtype)?;
-        let vae = AutoencoderKL::load(&vae_weights, &vae_config)?;
-        let unet =
-            UNet2DConditionModel::load(&Weights::open(&unet_folder, device, dtype)?, &unet_config)?;
+        let vae = files.weights("vae", device, vae_dtype)?;
+        let vae = AutoencoderKL::load(&vae, &vae_config)?;
+        let unet = files.weights("unet", device, dtype)?;
+        let unet = UNet2DConditionModel::load(&unet, &unet_config)?;
         let resolution = match resolution.or_else(|| trained_on(&unet_config, &vae_config)) {
             Some(resolution) => resolution,
             None => {
@@ -115,7 +105,7 @@ impl Pipeline {
 
 /// Refuses text encoders that would not read the same ids as the same words: a prompt is cut into
 /// ids once, and only their padding may differ.
-fn check_vocabularies(folder: &Path, text_encoders: &[TextEncoder]) -> Result<()> {
+fn check_vocabularies(path: &Path, text_encoders: &[TextEncoder]) -> Result<()> {
     let Some((first, others)) = text_encoders.split_first() else {
         return Ok(());
     };
@@ -128,7 +118,7 @@ fn check_vocabularies(folder: &Path, text_encoders: &[TextEncoder]) -> Result<()
     match others.iter().all(|other| vocabulary(other) == expected) {
         true => Ok(()),
         false => Err(Error::invalid_file(
-            folder,
+            path,
             "its tokenizers have different vocabularies, so that they read different words",
         )),
     }
@@ -136,8 +126,8 @@ fn check_vocabularies(folder: &Path, text_encoders: &[TextEncoder]) -> Result<()
 
 /// A U-Net that is to be held against the other parts of its pipeline.
 struct Fit<'a> {
-    /// The U-Net's folder, for errors.
-    folder: &'a Path,
+    /// The file of the U-Net's configuration, for errors.
+    path: &'a Path,
     unet: &'a UNetConfig,
     vae: &'a AutoencoderKLConfig,
 }
@@ -198,8 +188,7 @@ impl Fit<'_> {
     }
 
     fn wrong(&self, field: &str, expected: &str, found: impl std::fmt::Debug) -> Result<()> {
-        let path = self.folder.join("config.json");
-        Err(Error::unsupported(&path, field, expected, found))
+        Err(Error::unsupported(self.path, field, expected, found))
     }
 }
 

@@ -1,6 +1,6 @@
 //! `scheduler_config.json`.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::weights::OtherFields;
 
@@ -19,7 +19,7 @@ pub enum BetaSchedule {
 }
 
 /// What the network predicts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PredictionType {
     /// The noise ε.

@@ -44,6 +44,18 @@ pub fn parse_config<T: DeserializeOwned>(json: &[u8], path: &Path) -> Result<T> 
     Ok(value)
 }
 
+/// A configuration from JSON that was read already; `path` is named in errors.
+///
+/// # Errors
+/// [`Error::Config`] naming the field if one is missing or of the wrong type.
+pub(super) fn from_value<T: DeserializeOwned>(config: Value, path: &Path) -> Result<T> {
+    serde_path_to_error::deserialize(config).map_err(|error| Error::Config {
+        path: path.to_owned(),
+        field: error.path().to_string(),
+        reason: error.into_inner().to_string(),
+    })
+}
+
 /// Replaces the words `Infinity`, `-Infinity` and `NaN` outside strings by null: Python writes
 /// them, though they are not JSON.
 fn without_infinities(json: &[u8]) -> Vec<u8> {

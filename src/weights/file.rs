@@ -83,8 +83,15 @@ impl TensorFile {
             .map(|info| (info.dtype, info.shape.as_slice()))
     }
 
-    /// The little-endian bytes of tensor `name`.
-    pub(super) fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+    /// The size of tensor `name` in bytes.
+    pub(super) fn size(&self, name: &str) -> u64 {
+        let range = self.header.info(name).map(|info| info.data_offsets);
+        range.map_or(0, |(start, end)| (end - start) as u64)
+    }
+
+    /// The little-endian bytes of tensor `name`: the `part`-th of `parts` equal parts of them,
+    /// counted from 0.
+    pub(super) fn bytes(&self, name: &str, [part, parts]: [usize; 2]) -> Result<Vec<u8>> {
         let Some(info) = self.header.info(name) else {
             return Err(Error::invalid_file(
                 &self.path,
@@ -92,8 +99,8 @@ impl TensorFile {
             ));
         };
         let (start, end) = info.data_offsets;
-        let start = self.data_start + start as u64;
-        let len = end - info.data_offsets.0;
+        let len = (end - start) / parts;
+        let start = self.data_start + (start + part * len) as u64;
         match &self.source {
             Source::File(file) => {
                 let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);

@@ -2,7 +2,12 @@
 
 mod arrays;
 mod config;
+mod family;
 mod file;
+mod folder;
+mod model_files;
+mod original;
+mod placement;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -14,12 +19,12 @@ use safetensors::Dtype;
 
 pub use self::arrays::{Array, Arrays, Values};
 pub use self::config::{OtherFields, PerBlock, check_fixed_fields, parse_config, read_config};
+pub use self::family::{Family, FamilyTextEncoder, TextLayout};
 use self::file::TensorFile;
+use self::folder::Found;
+pub use self::model_files::{FileOptions, MODEL_INDEX, ModelFiles, Vocabulary};
+use self::placement::{Change, Placement};
 use crate::{Error, Result};
-
-/// File stems under which diffusers and transformers save the weights of one model, in the order
-/// in which they are looked for.
-const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
 
 /// The tensors of one model, addressed by their dotted keys and read on demand.
 ///
@@ -36,9 +41,9 @@ pub struct Weights {
 struct Store {
     /// The file or folder given by the user.
     path: PathBuf,
-    files: Vec<TensorFile>,
-    /// Index into `files` of every tensor.
-    index: BTreeMap<String, usize>,
+    files: Vec<Arc<TensorFile>>,
+    /// Where every tensor is.
+    index: BTreeMap<String, Placement>,
     used: Mutex<BTreeSet<String>>,
     device: Device,
     dtype: FloatDType,
@@ -47,23 +52,45 @@ struct Store {
 impl Weights {
     /// Opens a safetensors file, or the folder of a model saved by diffusers or transformers:
     /// `diffusion_pytorch_model` or `model`, `.safetensors` or `.fp16.safetensors`, in one file or
-    /// in shards listed by `….safetensors.index.json`. Tensors are converted to `dtype` on
-    /// `device` when they are asked for.
+    /// in shards listed by `….safetensors.index.json`. Where there are both, the one without `fp16`
+    /// is taken. Tensors are converted to `dtype` on `device` when they are asked for.
     ///
     /// # Errors
     /// [`Error::Io`] if a file cannot be read; [`Error::InvalidFile`] if the folder holds no
-    /// safetensors, or a file is truncated or not a safetensors file.
+    /// safetensors, a file is truncated or not a safetensors file, or shards and their index
+    /// disagree.
     pub fn open(path: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
-        let paths = if path.is_dir() {
-            find_files(path)?
+        Self::open_variant(path, None, device, dtype)
+    }
+
+    /// As [`open`](Self::open), of the weights saved as a variant such as `fp16`, which must be
+    /// there.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_variant(
+        path: &Path,
+        variant: Option<&str>,
+        device: &Device,
+        dtype: FloatDType,
+    ) -> Result<Self> {
+        let found = if path.is_dir() {
+            folder::find_files(path, variant)?
         } else {
-            vec![path.to_owned()]
+            folder::refuse_pickled(path)?;
+            Found {
+                files: vec![path.to_owned()],
+                index: None,
+            }
         };
-        let files = paths
-            .iter()
-            .map(|path| TensorFile::open(path))
-            .collect::<Result<_>>()?;
-        Self::new(path, files, device, dtype)
+        let files = (found.files.iter())
+            .map(|path| TensorFile::open(path).map(Arc::new))
+            .collect::<Result<Vec<_>>>()?;
+        let index = index_of(&files)?;
+        if let Some((path, weight_map)) = &found.index {
+            check_index(path, weight_map, &files, &index)?;
+        }
+        Ok(Self::new(path, files, index, device, dtype))
     }
 
     /// Takes the bytes of one safetensors file; `name` stands for its path in errors.
@@ -76,39 +103,31 @@ impl Weights {
         device: &Device,
         dtype: FloatDType,
     ) -> Result<Self> {
-        let file = TensorFile::from_bytes(bytes, name.as_ref())?;
-        Self::new(name.as_ref(), vec![file], device, dtype)
+        let files = vec![Arc::new(TensorFile::from_bytes(bytes, name.as_ref())?)];
+        let index = index_of(&files)?;
+        Ok(Self::new(name.as_ref(), files, index, device, dtype))
     }
 
+    /// The tensors of a model that lie in `files` as `index` says.
     fn new(
         path: &Path,
-        files: Vec<TensorFile>,
+        files: Vec<Arc<TensorFile>>,
+        index: BTreeMap<String, Placement>,
         device: &Device,
         dtype: FloatDType,
-    ) -> Result<Self> {
-        let mut index = BTreeMap::new();
-        for (number, file) in files.iter().enumerate() {
-            for name in file.names() {
-                if index.contains_key(&name) {
-                    let reason = format!("tensor `{name}` is also in another file of this model");
-                    return Err(Error::invalid_file(file.path(), reason));
-                }
-                index.insert(name, number);
-            }
-        }
-        let used = Mutex::new(BTreeSet::new());
+    ) -> Self {
         let store = Store {
             path: path.to_owned(),
             files,
             index,
-            used,
+            used: Mutex::new(BTreeSet::new()),
             device: device.clone(),
             dtype,
         };
-        Ok(Self {
+        Self {
             store: Arc::new(store),
             prefix: String::new(),
-        })
+        }
     }
 
     /// The view of the tensors whose keys start with this view's prefix, `name` and a dot.
@@ -132,9 +151,9 @@ impl Weights {
 
     /// The shape of tensor `name`, if it exists.
     pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        let key = self.key(name);
-        let file = &self.store.files[*self.store.index.get(&key)?];
-        file.info(&key).map(|(_, shape)| shape.to_vec())
+        let place = self.store.index.get(&self.key(name))?;
+        let (_, stored) = self.store.files[place.file].info(&place.key)?;
+        Some(place.change.shape(stored))
     }
 
     /// The full keys of this view's tensors, sorted.
@@ -148,7 +167,7 @@ impl Weights {
 
     /// The key-value pairs of the files' `__metadata__`.
     pub fn metadata(&self) -> BTreeMap<String, String> {
-        let pairs = self.store.files.iter().flat_map(TensorFile::metadata);
+        let pairs = self.store.files.iter().flat_map(|file| file.metadata());
         pairs
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .collect()
@@ -172,7 +191,18 @@ impl Weights {
 
     /// The files that hold the tensors.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        self.store.files.iter().map(TensorFile::path)
+        self.store.files.iter().map(|file| file.path())
+    }
+
+    /// The size of this view's tensors as they are stored, in bytes.
+    pub fn bytes(&self) -> u64 {
+        let tensors = self.store.index.iter();
+        let of_view = tensors.filter(|(key, _)| key.starts_with(&self.prefix));
+        let places: BTreeSet<(usize, &str)> = of_view
+            .map(|(_, place)| (place.file, place.key.as_str()))
+            .collect();
+        let size = |(file, key): (usize, &str)| self.store.files[file].size(key);
+        places.into_iter().map(size).sum()
     }
 
     /// The device tensors are put on.
@@ -192,29 +222,33 @@ impl Weights {
     /// [`Error::Io`] if it cannot be read.
     pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>> {
         let key = self.key(name);
-        let wrong = |path: &Path, found: String| Error::Tensor {
+        let wrong = |path: &Path, name: String, found: String| Error::Tensor {
             path: path.to_owned(),
-            name: key.clone(),
+            name,
             expected: format!("shape {shape:?}"),
             found,
         };
-        let Some(&number) = self.store.index.get(&key) else {
-            return Err(wrong(self.path(), "no such tensor".to_owned()));
+        let stored = self.store.index.get(&key).and_then(|place| {
+            let file = &self.store.files[place.file];
+            Some((file, place, file.info(&place.key)?))
+        });
+        let Some((file, place, (dtype, stored))) = stored else {
+            return Err(wrong(self.path(), key, "no such tensor".to_owned()));
         };
-        let file = &self.store.files[number];
-        let Some((dtype, found)) = file.info(&key) else {
-            return Err(wrong(file.path(), "no such tensor".to_owned()));
+        let name = match place.key == key {
+            true => key.clone(),
+            false => format!("{key}` (in the file `{}`)", place.key).replace("`)", ")"),
         };
+        let found = place.change.shape(stored);
         if found != shape {
-            return Err(wrong(file.path(), format!("shape {found:?}")));
+            return Err(wrong(file.path(), name, format!("shape {found:?}")));
         }
         let Some(dtype) = float_dtype(dtype) else {
-            return Err(wrong(
-                file.path(),
-                format!("elements of type {dtype:?}, not floating-point"),
-            ));
+            let found = format!("elements of type {dtype:?}, not f16, bf16, f32 or f64");
+            return Err(wrong(file.path(), name, found));
         };
-        let data = TensorData::from_bytes_vec(file.bytes(&key)?, shape, dtype);
+        let bytes = place.change.bytes(file, &place.key)?;
+        let data = TensorData::from_bytes_vec(bytes, shape, dtype);
         let data = data.convert_dtype(self.store.dtype.into());
         self.store
             .used
@@ -258,51 +292,46 @@ impl Weights {
     }
 }
 
-/// Finds the safetensors files of the model in `folder`.
-fn find_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    for stem in STEMS {
-        for variant in ["", ".fp16"] {
-            let single = folder.join(format!("{stem}{variant}.safetensors"));
-            if single.is_file() {
-                return Ok(vec![single]);
-            }
-            let index = folder.join(format!("{stem}.safetensors.index{variant}.json"));
-            if index.is_file() {
-                return find_shards(&index);
+/// The tensors of some files under their own keys.
+fn index_of(files: &[Arc<TensorFile>]) -> Result<BTreeMap<String, Placement>> {
+    let mut index = BTreeMap::new();
+    for (number, file) in files.iter().enumerate() {
+        for key in file.names() {
+            let place = Placement {
+                file: number,
+                key: key.clone(),
+                change: Change::None,
+            };
+            if index.insert(key.clone(), place).is_some() {
+                let reason = format!("tensor `{key}` is also in another file of this model");
+                return Err(Error::invalid_file(file.path(), reason));
             }
         }
     }
-    let expected = STEMS.map(|stem| format!("{stem}.safetensors")).join(" or ");
-    let pickled = ["diffusion_pytorch_model.bin", "pytorch_model.bin"];
-    let note = match pickled.iter().find(|name| folder.join(name).is_file()) {
-        Some(name) => format!("; {name} is not read: save the model again as safetensors"),
-        None => String::new(),
-    };
-    Err(Error::invalid_file(
-        folder,
-        format!("no model weights: expected {expected}{note}"),
-    ))
+    Ok(index)
 }
 
-/// The shards that an index file names.
-fn find_shards(index: &Path) -> Result<Vec<PathBuf>> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
+/// Checks that shards hold the tensors that their index says, and no others.
+fn check_index(
+    path: &Path,
+    weight_map: &BTreeMap<String, String>,
+    files: &[Arc<TensorFile>],
+    index: &BTreeMap<String, Placement>,
+) -> Result<()> {
+    for (key, shard) in weight_map {
+        let holder = index.get(key).map(|place| files[place.file].path());
+        if holder != Some(&path.with_file_name(shard)) {
+            let reason = format!("says that tensor `{key}` is in `{shard}`, where it is not");
+            return Err(Error::invalid_file(path, reason));
+        }
     }
-    let Index { weight_map } = read_config(index)?;
-    let names: BTreeSet<&String> = weight_map.values().collect();
-    names
-        .into_iter()
-        .map(|name| {
-            let shard = index.with_file_name(name);
-            if Path::new(name).file_name() != Some(name.as_ref()) || !shard.is_file() {
-                let reason = format!("names a shard `{name}` that is not in the folder");
-                return Err(Error::invalid_file(index, reason));
-            }
-            Ok(shard)
-        })
-        .collect()
+    match index.keys().find(|key| !weight_map.contains_key(*key)) {
+        Some(key) => {
+            let reason = format!("does not name tensor `{key}`, which a shard holds");
+            Err(Error::invalid_file(path, reason))
+        }
+        None => Ok(()),
+    }
 }
 
 fn float_dtype(dtype: Dtype) -> Option<DType> {

@@ -79,7 +79,7 @@ fn wrong_shape_missing_tensor_and_wrong_type_are_named() {
     );
     let text = message(weights.tensor("ids", [2]));
     assert!(
-        text.ends_with("found elements of type I64, not floating-point"),
+        text.ends_with("found elements of type I64, not f16, bf16, f32 or f64"),
         "{text}"
     );
 }
@@ -111,8 +111,11 @@ fn every_truncation_is_an_error() {
 
 #[test]
 fn absurd_headers_are_errors() {
-    let huge = [u64::MAX.to_le_bytes().as_slice(), b"{}"].concat();
-    assert!(message(weights(huge)).contains("claims 18446744073709551615 bytes"));
+    for claim in [u64::MAX, 1 << 63, i64::MAX as u64, 1 << 40, 3] {
+        let huge = [claim.to_le_bytes().as_slice(), b"{}"].concat();
+        let expected = format!("claims {claim} bytes");
+        assert!(message(weights(huge)).contains(&expected));
+    }
     let cases = [
         "not json",
         "[]",
@@ -123,6 +126,15 @@ fn absurd_headers_are_errors() {
         r#"{"a": {"dtype": "F32", "shape": [9223372036854775807, 8], "data_offsets": [0, 4]}}"#,
         r#"{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}"#,
         r#"{"a": {"dtype": "F32", "shape": [99999999999], "data_offsets": [0, 399999999996]}}"#,
+        r#"{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}}"#,
+        r#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, NaN]}}"#,
+        r#"{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}"#,
+        r#"{"a": {"dtype": "F32", "shape": [1e400], "data_offsets": [0, 4]}}"#,
+        r#"{"a": {"dtype": "F32", "shape": [18446744073709551616], "data_offsets": [0, 4]}}"#,
+        r#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 18446744073709551615]}}"#,
+        r#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}"#,
+        r#"{"a": {"dtype": "F32", "shape": [1]}}"#,
+        r#"{"a": null}"#,
     ];
     for json in cases {
         assert!(weights(with_header(json, &[0; 4])).is_err(), "{json}");
@@ -149,39 +161,96 @@ fn folders_follow_the_conventions_of_diffusers_and_transformers() {
     let folder = tempfile::tempdir().unwrap();
     assert!(message(open(folder.path())).contains("no model weights: expected diffusion_pytorch"));
     fs::write(folder.path().join("pytorch_model.bin"), b"").unwrap();
-    assert!(message(open(folder.path())).contains("pytorch_model.bin is not read"));
+    let pickled = "pytorch_model.bin: a pickled file is not read";
+    assert!(message(open(folder.path())).contains(pickled));
+    let single = open(&folder.path().join("pytorch_model.bin"));
+    assert!(message(single).contains("a pickled file is not read"));
     assert!(matches!(
         open(&folder.path().join("absent")),
         Err(Error::Io { .. })
     ));
 }
 
+/// A file with the one number `value` under `key`.
+fn one(key: &str, value: f32) -> Vec<u8> {
+    let json = format!(r#"{{"{key}": {{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}}}"#);
+    with_header(&json, &value.to_le_bytes())
+}
+
 #[test]
 fn shards_are_read_through_their_index() {
     let folder = tempfile::tempdir().unwrap();
     let index = folder.path().join("model.safetensors.index.json");
-    let one = with_header(
-        r#"{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}"#,
-        &[0; 4],
-    );
-    let two = with_header(
-        r#"{"b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}"#,
-        &[0; 4],
-    );
-    fs::write(
-        &index,
-        r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#,
-    )
-    .unwrap();
-    fs::write(folder.path().join("1.safetensors"), &one).unwrap();
+    let write = |name: &str, bytes: Vec<u8>| fs::write(folder.path().join(name), bytes).unwrap();
+    let index_of = |json: &str| fs::write(&index, json).unwrap();
     let open = || Weights::open(folder.path(), &Device::flex(), FloatDType::F32);
+    index_of(r#"{"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}"#);
+    write("1.safetensors", one("a", 1.));
     assert!(message(open()).contains("names a shard `2.safetensors` that is not in the folder"));
-    fs::write(folder.path().join("2.safetensors"), two).unwrap();
+    write("2.safetensors", one("b", 2.));
     let weights = open().unwrap();
     assert_eq!(weights.keys().collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(weights.bytes(), 8);
     weights.tensor("b", [1]).unwrap();
-    fs::write(folder.path().join("2.safetensors"), one).unwrap();
+    write("2.safetensors", one("a", 2.));
     assert!(message(open()).contains("`a` is also in another file"));
-    fs::write(&index, r#"{"weight_map": {"a": "../1.safetensors"}}"#).unwrap();
-    assert!(message(open()).contains("names a shard"));
+    write("2.safetensors", one("c", 2.));
+    let absent = "says that tensor `b` is in `2.safetensors`, where it is not";
+    assert!(message(open()).contains(absent));
+    index_of(r#"{"weight_map": {"a": "1.safetensors", "c": "1.safetensors"}}"#);
+    assert!(message(open()).contains("says that tensor `c` is in `1.safetensors`"));
+    index_of(r#"{"weight_map": {"c": "2.safetensors", "a": "2.safetensors"}}"#);
+    assert!(message(open()).contains("says that tensor `a` is in `2.safetensors`"));
+    write("2.safetensors", sample());
+    index_of(r#"{"weight_map": {"a": "1.safetensors", "brain": "2.safetensors"}}"#);
+    assert!(message(open()).contains("does not name tensor `block.half`"));
+    for (json, expected) in [
+        (
+            r#"{"weight_map": {"a": "../1.safetensors"}}"#,
+            "names a shard",
+        ),
+        (r#"{"weight_map": {"a": "/etc/passwd"}}"#, "names a shard"),
+        (r#"{"weight_map": {"a": ".."}}"#, "names a shard"),
+        (r#"{"weight_map": {"a": ""}}"#, "names a shard"),
+        (r#"{"weight_map": {"a": 1}}"#, "field `weight_map.a`"),
+        ("{}", "missing field `weight_map`"),
+        ("{", "not valid JSON"),
+    ] {
+        index_of(json);
+        assert!(
+            message(open()).contains(expected),
+            "{json}: {}",
+            message(open())
+        );
+    }
+}
+
+#[test]
+fn the_variant_decides_which_of_several_files_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: Vec<u8>| fs::write(folder.path().join(name), bytes).unwrap();
+    let value = |variant: Option<&str>| {
+        let device = Device::flex();
+        let weights = Weights::open_variant(folder.path(), variant, &device, FloatDType::F32)?;
+        Ok(weights.tensor("a", [1])?.try_into_vec_as::<f32>().unwrap()[0])
+    };
+    write("model.fp16.safetensors", one("a", 16.));
+    assert_eq!(value(None).unwrap(), 16.);
+    write("model.safetensors", one("a", 32.));
+    assert_eq!(value(None).unwrap(), 32.);
+    assert_eq!(value(Some("fp16")).unwrap(), 16.);
+    let missing = message(value(Some("bf16")));
+    assert!(
+        missing.contains("expected diffusion_pytorch_model.bf16.safetensors"),
+        "{missing}"
+    );
+    assert!(
+        missing.ends_with("there are weights without this variant"),
+        "{missing}"
+    );
+    let index = r#"{"weight_map": {"a": "model-00001-of-00001.bf16.safetensors"}}"#;
+    write("model.safetensors.index.bf16.json", index.into());
+    write("model-00001-of-00001.bf16.safetensors", one("a", 8.));
+    assert_eq!(value(Some("bf16")).unwrap(), 8.);
+    assert_eq!(value(None).unwrap(), 32.);
 }

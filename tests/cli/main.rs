@@ -10,6 +10,7 @@
 mod bad_input;
 mod help;
 mod interrupt;
+mod model_files;
 mod runs;
 
 use std::path::{Path, PathBuf};

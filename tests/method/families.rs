@@ -14,7 +14,7 @@ use difference_inversion::pipeline::{Conditions, Pipeline, PipelineKind};
 use difference_inversion::progress::Progress;
 use difference_inversion::prompt::FullPrompt;
 use difference_inversion::tokens::DifferenceTokens;
-use difference_inversion::weights::Arrays;
+use difference_inversion::weights::{Arrays, FileOptions, ModelFiles};
 
 use crate::tiny::{example_in, golden, models_in, relative_error, silent};
 
@@ -116,7 +116,12 @@ fn edit(path: &Path, from: &str, to: &str) {
 }
 
 fn opened(folder: &Path) -> Result<Pipeline, Error> {
-    Pipeline::open(folder, None, &Device::flex(), FloatDType::F32)
+    opened_in(folder, FloatDType::F32)
+}
+
+fn opened_in(folder: &Path, dtype: FloatDType) -> Result<Pipeline, Error> {
+    let files = ModelFiles::open(folder, &FileOptions::default())?;
+    Pipeline::open(&files, None, &Device::flex(), dtype)
 }
 
 #[test]
@@ -211,7 +216,7 @@ fn sdxl_turbo_draws_without_guidance() {
 fn sdxl_keeps_its_autoencoder_in_f32() {
     let picture = example_in("sdxl").a;
     let encode = |folder: &str, dtype| {
-        let pipeline = Pipeline::open(&golden(folder), None, &Device::flex(), dtype).unwrap();
+        let pipeline = opened_in(&golden(folder), dtype).unwrap();
         let latents = pipeline.encode_image(&picture);
         assert_eq!(latents.dtype(), burn::tensor::DType::F32);
         latents
@@ -290,7 +295,7 @@ fn with_clips(folder: &Path, clip: &[&str]) -> Models {
     let paths = ModelPaths {
         model: folder.to_owned(),
         clip: clip.iter().map(|name| golden(name)).collect(),
-        captioner: None,
+        ..ModelPaths::default()
     };
     Models::open(&paths, &Device::flex(), FloatDType::F32).unwrap()
 }

@@ -34,8 +34,7 @@ pub(crate) fn models() -> Models {
 pub(crate) fn models_in(folder: &Path) -> Models {
     let paths = ModelPaths {
         model: folder.to_owned(),
-        clip: Vec::new(),
-        captioner: None,
+        ..ModelPaths::default()
     };
     Models::open(&paths, &Device::flex(), FloatDType::F32).unwrap()
 }

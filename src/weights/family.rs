@@ -1,0 +1,409 @@
+//! The families of checkpoints that come as one file, which holds no configuration: what diffusers'
+//! folders of the same models say in their `config.json`.
+
+use serde_json::{Value, json};
+
+use super::file::TensorFile;
+use super::original::{UNET, VAE};
+use crate::{Error, Result};
+
+/// How the tensors of a text encoder are named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TextLayout {
+    /// As in transformers' `CLIPTextModel`.
+    Transformers,
+    /// As in OpenCLIP.
+    OpenClip,
+}
+
+/// One text encoder of a [`Family`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct FamilyTextEncoder {
+    /// The name of its folder in diffusers.
+    pub network: &'static str,
+    /// What its keys start with in the file.
+    pub prefix: &'static str,
+    /// How they go on.
+    pub layout: TextLayout,
+    /// Its `config.json`.
+    pub config: Value,
+    /// Whether the file has a last layer and a projection that the family does not use.
+    pub penultimate: bool,
+    /// The token its prompts are filled up with, where it is not the vocabulary's own.
+    pub pad_token: Option<&'static str>,
+}
+
+/// A family of checkpoints in the original layout: the configuration of each of its networks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Family {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// Its name in messages.
+    pub title: &'static str,
+    /// The class of its pipeline in diffusers.
+    pub class_name: &'static str,
+    /// `unet/config.json`; `in_channels` is the file's to say.
+    pub unet: Value,
+    /// `vae/config.json`.
+    pub vae: Value,
+    /// The text encoders, in the order in which the U-Net reads their hidden states.
+    pub text_encoders: Vec<FamilyTextEncoder>,
+    /// `scheduler/scheduler_config.json`.
+    pub scheduler: Value,
+}
+
+/// Channels that a U-Net may read: noisy latents alone; those of a picture to be edited beside them
+/// (InstructPix2Pix); a mask and the masked picture's beside them (inpainting).
+const IN_CHANNELS: [usize; 3] = [4, 8, 9];
+
+impl Family {
+    /// Names of all families, as [`by_name`](Self::by_name) knows them.
+    pub const NAMES: [&'static str; 4] = ["sd1", "sd2-base", "sd2", "sdxl"];
+
+    /// The family of this name.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if there is none.
+    pub fn by_name(name: &str) -> Result<Self> {
+        match name {
+            "sd1" => Ok(Self::sd1()),
+            "sd2-base" => Ok(Self::sd2_base()),
+            "sd2" => Ok(Self::sd2()),
+            "sdxl" => Ok(Self::sdxl()),
+            _ => Err(Error::Setting {
+                name: "family",
+                expected: Self::NAMES.join(", "),
+                found: name.to_owned(),
+            }),
+        }
+    }
+
+    /// Stable Diffusion 1, as configured in `stable-diffusion-v1-5/stable-diffusion-v1-5`; 1.1 to
+    /// 1.4 have the same.
+    #[must_use]
+    pub fn sd1() -> Self {
+        Self {
+            name: "sd1",
+            title: "Stable Diffusion 1",
+            class_name: "StableDiffusionPipeline",
+            unet: json!({
+                "sample_size": 64,
+                "in_channels": 4,
+                "out_channels": 4,
+                "block_out_channels": [320, 640, 1280, 1280],
+                "down_block_types": [
+                    "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D",
+                    "DownBlock2D",
+                ],
+                "up_block_types": [
+                    "UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D",
+                ],
+                "layers_per_block": 2,
+                "attention_head_dim": 8,
+                "cross_attention_dim": 768,
+            }),
+            vae: vae(512, 0.18215),
+            text_encoders: vec![FamilyTextEncoder {
+                network: "text_encoder",
+                prefix: "cond_stage_model.transformer.",
+                layout: TextLayout::Transformers,
+                config: clip_vit_l(),
+                penultimate: false,
+                pad_token: None,
+            }],
+            scheduler: scheduler("PNDMScheduler", "epsilon"),
+        }
+    }
+
+    /// Stable Diffusion 2 for pictures of 512 pixels, as configured in
+    /// `stabilityai/stable-diffusion-2-base`; 2.1-base has the same.
+    #[must_use]
+    pub fn sd2_base() -> Self {
+        let mut family = Self::sd2();
+        family.name = "sd2-base";
+        family.title = "Stable Diffusion 2 (base)";
+        family.unet["sample_size"] = json!(64);
+        family.vae = vae(512, 0.18215);
+        family.scheduler = scheduler("PNDMScheduler", "epsilon");
+        family
+    }
+
+    /// Stable Diffusion 2 for pictures of 768 pixels, as configured in
+    /// `stabilityai/stable-diffusion-2-1`; 2.0 has the same. Its text encoder is OpenCLIP's ViT-H-14
+    /// without the last layer.
+    #[must_use]
+    pub fn sd2() -> Self {
+        let sd1 = Self::sd1();
+        let mut unet = sd1.unet;
+        unet["sample_size"] = json!(96);
+        unet["attention_head_dim"] = json!([5, 10, 20, 20]);
+        unet["cross_attention_dim"] = json!(1024);
+        unet["use_linear_projection"] = json!(true);
+        unet["upcast_attention"] = json!(true);
+        Self {
+            name: "sd2",
+            title: "Stable Diffusion 2",
+            class_name: sd1.class_name,
+            unet,
+            vae: vae(768, 0.18215),
+            text_encoders: vec![FamilyTextEncoder {
+                network: "text_encoder",
+                prefix: "cond_stage_model.model.",
+                layout: TextLayout::OpenClip,
+                config: open_clip(1024, 23, 16),
+                penultimate: true,
+                pad_token: Some("!"),
+            }],
+            scheduler: scheduler("DDIMScheduler", "v_prediction"),
+        }
+    }
+
+    /// Stable Diffusion XL, as configured in `stabilityai/stable-diffusion-xl-base-1.0`: CLIP's
+    /// ViT-L/14 and OpenCLIP's ViT-bigG-14 read the prompt.
+    #[must_use]
+    pub fn sdxl() -> Self {
+        Self {
+            name: "sdxl",
+            title: "Stable Diffusion XL",
+            class_name: "StableDiffusionXLPipeline",
+            unet: json!({
+                "sample_size": 128,
+                "in_channels": 4,
+                "out_channels": 4,
+                "block_out_channels": [320, 640, 1280],
+                "down_block_types": [
+                    "DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D",
+                ],
+                "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+                "layers_per_block": 2,
+                "attention_head_dim": [5, 10, 20],
+                "transformer_layers_per_block": [1, 2, 10],
+                "cross_attention_dim": 2048,
+                "use_linear_projection": true,
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 256,
+                "projection_class_embeddings_input_dim": 2816,
+            }),
+            vae: vae(1024, 0.13025),
+            text_encoders: vec![
+                FamilyTextEncoder {
+                    network: "text_encoder",
+                    prefix: "conditioner.embedders.0.transformer.",
+                    layout: TextLayout::Transformers,
+                    config: clip_vit_l(),
+                    penultimate: false,
+                    pad_token: None,
+                },
+                FamilyTextEncoder {
+                    network: "text_encoder_2",
+                    prefix: "conditioner.embedders.1.model.",
+                    layout: TextLayout::OpenClip,
+                    config: open_clip(1280, 32, 20),
+                    penultimate: false,
+                    pad_token: Some("!"),
+                },
+            ],
+            scheduler: scheduler("EulerDiscreteScheduler", "epsilon"),
+        }
+    }
+
+    /// The width of the prompt's hidden states.
+    fn context_dim(&self) -> usize {
+        number(&self.unet["cross_attention_dim"])
+    }
+
+    pub(super) fn layers_per_block(&self) -> usize {
+        number(&self.unet["layers_per_block"])
+    }
+
+    pub(super) fn vae_levels(&self) -> usize {
+        self.vae["block_out_channels"]
+            .as_array()
+            .map_or(0, Vec::len)
+    }
+
+    /// Whether the file's tensor `key` belongs to a part of a text encoder that is not used.
+    pub(super) fn leaves_out(&self, key: &str) -> bool {
+        self.text_encoders.iter().any(|encoder| {
+            let Some(key) = key.strip_prefix(encoder.prefix) else {
+                return false;
+            };
+            match encoder.layout {
+                TextLayout::Transformers => key == "text_projection.weight",
+                TextLayout::OpenClip => {
+                    let layers = number(&encoder.config["num_hidden_layers"]);
+                    let last = format!("transformer.resblocks.{layers}.");
+                    encoder.penultimate && (key == "text_projection" || key.starts_with(&last))
+                }
+            }
+        })
+    }
+
+    /// Recognises the family of a file by its keys and shapes. Stable Diffusion 2 with and without
+    /// velocity look the same; `predicts_noise` tells them apart.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if it is of no known family, saying what it is as far as that shows.
+    pub(super) fn recognise(file: &TensorFile, predicts_noise: bool) -> Result<Self> {
+        let width = context_dim(file)?;
+        match width {
+            768 => Ok(Self::sd1()),
+            1024 if predicts_noise => Ok(Self::sd2_base()),
+            1024 => Ok(Self::sd2()),
+            2048 => Ok(Self::sdxl()),
+            _ => {
+                let note = if width == 1280 {
+                    ", the refiner of SDXL"
+                } else {
+                    ""
+                };
+                let reason = format!(
+                    "a checkpoint of a family that is not supported{note}: its U-Net reads prompts \
+                     of width {width}; that of Stable Diffusion 1 reads 768, of 2 reads 1024, of XL \
+                     reads 2048"
+                );
+                Err(Error::invalid_file(file.path(), reason))
+            }
+        }
+    }
+
+    /// Checks that the file is one of this family, and takes over how many channels its U-Net reads.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if it is of another, [`Error::InvalidFile`] if a network is missing.
+    pub(super) fn adapt_to(mut self, file: &TensorFile) -> Result<Self> {
+        let (expected, found) = (self.context_dim(), context_dim(file)?);
+        if expected != found {
+            return Err(Error::Setting {
+                name: "family",
+                expected: format!(
+                    "the family of {}, whose U-Net reads prompts of width {found}",
+                    file.path().display()
+                ),
+                found: format!("{}, which reads {expected}", self.name),
+            });
+        }
+        let names = file.names();
+        let missing = |prefix: &str| !names.iter().any(|name| name.starts_with(prefix));
+        let encoders = self.text_encoders.iter();
+        let parts = encoders.map(|encoder| ("text encoder", encoder.prefix));
+        for (part, prefix) in parts.chain([("autoencoder", VAE)]) {
+            if missing(prefix) {
+                let reason = format!(
+                    "no {part}: a checkpoint of {} has tensors named `{prefix}…`, this file has \
+                     none",
+                    self.title
+                );
+                return Err(Error::invalid_file(file.path(), reason));
+            }
+        }
+        let key = format!("{UNET}input_blocks.0.0.weight");
+        let channels = match file.info(&key) {
+            Some((_, &[_, channels, _, _])) if IN_CHANNELS.contains(&channels) => channels,
+            found => {
+                return Err(Error::Tensor {
+                    path: file.path().to_owned(),
+                    name: key,
+                    expected: "a convolution of 4, 8 or 9 channels".to_owned(),
+                    found: match found {
+                        Some((_, shape)) => format!("shape {shape:?}"),
+                        None => "no such tensor".to_owned(),
+                    },
+                });
+            }
+        };
+        self.class_name = match (channels, self.class_name) {
+            (8, "StableDiffusionXLPipeline") => "StableDiffusionXLInstructPix2PixPipeline",
+            (9, "StableDiffusionXLPipeline") => "StableDiffusionXLInpaintPipeline",
+            (8, _) => "StableDiffusionInstructPix2PixPipeline",
+            (9, _) => "StableDiffusionInpaintPipeline",
+            (_, class_name) => class_name,
+        };
+        self.unet["in_channels"] = json!(channels);
+        Ok(self)
+    }
+}
+
+/// The width of the prompts that the U-Net in `file` reads.
+fn context_dim(file: &TensorFile) -> Result<usize> {
+    let mut names = file.names();
+    names.sort();
+    let of_unet = names.iter().filter(|name| name.starts_with(UNET));
+    let key = of_unet
+        .into_iter()
+        .find(|name| name.ends_with(".attn2.to_k.weight"));
+    if let Some((_, &[_, width])) = key.and_then(|key| file.info(key)) {
+        return Ok(width);
+    }
+    let starts_with = |start: &str| names.iter().any(|name| name.starts_with(start));
+    let what = if starts_with("lora_") || names.iter().any(|name| name.contains(".lora")) {
+        "a LoRA, not a whole model"
+    } else if starts_with("down_blocks.") || starts_with("decoder.") || starts_with("text_model.") {
+        "one network of a diffusers folder: name that folder"
+    } else {
+        "not a checkpoint of Stable Diffusion in its original layout"
+    };
+    let reason =
+        format!("{what} (there is no tensor `{UNET}…attn2.to_k.weight`, which tells its family)");
+    Err(Error::invalid_file(file.path(), reason))
+}
+
+fn number(value: &Value) -> usize {
+    value
+        .as_u64()
+        .and_then(|value| usize::try_from(value).ok())
+        .unwrap_or_default()
+}
+
+/// The autoencoder of all families; they differ in the scale of the latents.
+fn vae(sample_size: usize, scaling_factor: f64) -> Value {
+    json!({
+        "sample_size": sample_size,
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": vec!["DownEncoderBlock2D"; 4],
+        "up_block_types": vec!["UpDecoderBlock2D"; 4],
+        "layers_per_block": 2,
+        "latent_channels": 4,
+        "scaling_factor": scaling_factor,
+        "force_upcast": true, // diffusers' default, and what SDXL's says
+    })
+}
+
+/// The text tower of `openai/clip-vit-large-patch14`.
+fn clip_vit_l() -> Value {
+    json!({
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "hidden_act": "quick_gelu",
+        "eos_token_id": 2,
+    })
+}
+
+/// The text tower of an OpenCLIP, as transformers configures it.
+fn open_clip(hidden_size: usize, num_hidden_layers: usize, num_attention_heads: usize) -> Value {
+    json!({
+        "hidden_size": hidden_size,
+        "intermediate_size": 4 * hidden_size,
+        "num_hidden_layers": num_hidden_layers,
+        "num_attention_heads": num_attention_heads,
+        "hidden_act": "gelu",
+        "eos_token_id": 2,
+    })
+}
+
+/// The noise schedule of all families.
+fn scheduler(class_name: &str, prediction_type: &str) -> Value {
+    json!({
+        "_class_name": class_name,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "clip_sample": false,
+        "set_alpha_to_one": false,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+        "prediction_type": prediction_type,
+    })
+}

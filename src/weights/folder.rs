@@ -1,0 +1,99 @@
+//! Finding the weight files of a model in its folder.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use super::config::read_config;
+use crate::{Error, Result};
+
+/// File stems under which diffusers and transformers save the weights of one model, in the order
+/// in which they are looked for.
+const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
+
+/// What the names of pickled files end with. Reading one means running what is in it.
+const PICKLED: [&str; 4] = ["bin", "ckpt", "pt", "pth"];
+
+/// The weight files of one model, and which of them its index says that each tensor is in.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    pub(super) files: Vec<PathBuf>,
+    /// The index file and its contents, where the weights are in shards.
+    pub(super) index: Option<(PathBuf, BTreeMap<String, String>)>,
+}
+
+/// Finds the safetensors files of the model in `folder`. Without a `variant`, those without one in
+/// their name are taken, and `fp16` where there are none; a variant that is asked for must be there.
+pub(super) fn find_files(folder: &Path, variant: Option<&str>) -> Result<Found> {
+    let variants = match variant {
+        None => vec![String::new(), ".fp16".to_owned()],
+        Some(variant) => vec![format!(".{variant}")],
+    };
+    for variant in &variants {
+        for stem in STEMS {
+            let single = folder.join(format!("{stem}{variant}.safetensors"));
+            if single.is_file() {
+                return Ok(Found {
+                    files: vec![single],
+                    index: None,
+                });
+            }
+            let index = folder.join(format!("{stem}.safetensors.index{variant}.json"));
+            if index.is_file() {
+                return find_shards(index);
+            }
+        }
+    }
+    std::fs::read_dir(folder).map_err(Error::io(folder))?;
+    let stems = STEMS.map(|stem| format!("{stem}{}.safetensors", variants[0]));
+    let mut reason = format!("no model weights: expected {}", stems.join(" or "));
+    let pickled = ["diffusion_pytorch_model.bin", "pytorch_model.bin"];
+    if let Some(name) = pickled.iter().find(|name| folder.join(name).is_file()) {
+        reason.push_str(&format!("; {name}: {REFUSAL}"));
+    } else if variant.is_some() && find_files(folder, None).is_ok() {
+        reason.push_str("; there are weights without this variant");
+    }
+    Err(Error::invalid_file(folder, reason))
+}
+
+/// The shards that an index file names.
+fn find_shards(index: PathBuf) -> Result<Found> {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let Index { weight_map } = read_config(&index)?;
+    let names: BTreeSet<&String> = weight_map.values().collect();
+    let files = names
+        .into_iter()
+        .map(|name| {
+            let shard = index.with_file_name(name);
+            if Path::new(name).file_name() != Some(name.as_ref()) || !shard.is_file() {
+                let reason = format!("names a shard `{name}` that is not in the folder");
+                return Err(Error::invalid_file(&index, reason));
+            }
+            Ok(shard)
+        })
+        .collect::<Result<_>>()?;
+    Ok(Found {
+        files,
+        index: Some((index, weight_map)),
+    })
+}
+
+/// Why pickled files are not read, and what to do about it.
+const REFUSAL: &str = "a pickled file is not read, because reading one can run any code; \
+    convert it to safetensors, in Python for instance by \
+    `safetensors.torch.save_file(torch.load(\"FILE\", weights_only=True), \"FILE.safetensors\")`, \
+    of a `.ckpt` its [\"state_dict\"]";
+
+/// Refuses files whose name says that they are pickled.
+pub(super) fn refuse_pickled(path: &Path) -> Result<()> {
+    let extension = path.extension().unwrap_or_default();
+    match PICKLED
+        .iter()
+        .any(|name| extension.eq_ignore_ascii_case(name))
+    {
+        true => Err(Error::invalid_file(path, REFUSAL)),
+        false => Ok(()),
+    }
+}
