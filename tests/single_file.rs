@@ -282,10 +282,6 @@ fn files_that_are_something_else_say_what() {
              model.diffusion_model.surprise",
         ),
         (
-            marked(768, 4, &[CLIP], &["first_stage_model.quant_conv.bias.x"]),
-            "1 tensors are not of",
-        ),
-        (
             marked(
                 2048,
                 4,
@@ -368,8 +364,8 @@ fn weights_that_are_not_the_familys_are_named_by_both_of_their_names() {
     let message = UNet2DConditionModel::load(&weights, &config)
         .unwrap_err()
         .to_string();
-    let names = "`down_blocks.0.resnets.0.norm1.weight` (in the file \
-                 `model.diffusion_model.input_blocks.1.0.in_layers.0.weight`)";
+    let names = "tensor `down_blocks.0.resnets.0.time_emb_proj.bias` from \
+                 `model.diffusion_model.input_blocks.1.0.emb_layers.1.bias`: expected";
     assert!(message.contains(names), "{message}");
     let found = files
         .weights("text_encoder_2", &Device::flex(), FloatDType::F32)

@@ -27,17 +27,17 @@ pub(crate) struct ModelSettings {
     #[arg(long, value_name = "DIR|FILE")]
     pub(crate) model: Option<PathBuf>,
     /// The family of a single file [default: as recognised]
-    #[arg(long, value_parser = Family::NAMES, hide_short_help = true)]
+    #[arg(long, value_parser = Family::NAMES)]
     pub(crate) family: Option<String>,
     /// What the U-Net predicts [default: as the model says]
-    #[arg(long, value_parser = ["epsilon", "v_prediction"], hide_short_help = true)]
+    #[arg(long, value_parser = ["epsilon", "v_prediction"])]
     pub(crate) prediction_type: Option<String>,
     /// The variant of a folder's weights, such as fp16 [default: the plain ones, else fp16]
-    #[arg(long, value_name = "NAME", hide_short_help = true)]
+    #[arg(long, value_name = "NAME")]
     pub(crate) variant: Option<String>,
     /// The vocabulary of a single file, a folder with tokenizer.json or vocab.json and merges.txt
     /// [default: that of --clip]
-    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    #[arg(long, value_name = "DIR")]
     pub(crate) tokenizer: Option<PathBuf>,
     /// The joint space, a transformers CLIPModel folder; SDXL has one for each of its two text encoders,
     /// in any order [default: clip, and clip_2 if there, in the model's folder or beside its file]

@@ -237,7 +237,7 @@ impl Weights {
         };
         let name = match place.key == key {
             true => key.clone(),
-            false => format!("{key}` (in the file `{}`)", place.key).replace("`)", ")"),
+            false => format!("{key}` from `{}", place.key),
         };
         let found = place.change.shape(stored);
         if found != shape {

@@ -132,6 +132,15 @@ fn the_variant_must_be_there_in_every_network() {
 #[test]
 fn the_prediction_type_can_be_overridden() {
     let work = workplace();
+    let scheduler = work.path().join("model/scheduler/scheduler_config.json");
+    let text = fs::read_to_string(&scheduler).unwrap();
+    let zero = "\"rescale_betas_zero_snr\": true"; // from pure noise, noise cannot be predicted
+    assert!(text.contains(zero));
+    fs::write(
+        &scheduler,
+        text.replace(zero, &zero.replace("true", "false")),
+    )
+    .unwrap();
     for (flag, name) in [
         ("", "model.png"),
         ("--prediction-type v_prediction", "same.png"),

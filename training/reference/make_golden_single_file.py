@@ -7,21 +7,27 @@ make the pipelines:
 
     python training/reference/make_golden_single_file.py
 
+With `--full DIR` it writes files of full size, without weights, to DIR instead: what `dinv caption
+--model DIR/sdxl.safetensors --dtype f16 --tokenizer …` opens them with is the configuration of their family.
+
 Made with diffusers 0.42.1 and torch 2.15.0.
 """
 
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
     convert_ldm_clip_checkpoint, convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
 )
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 GOLDEN = Path("tests/golden")
 OUT = GOLDEN / "single_file"
@@ -176,7 +182,70 @@ def unused(checkpoint):
     }
 
 
+def full_models():
+    """The networks of each family at full size without weights, as configured in the folders
+    stable-diffusion-v1-5, stable-diffusion-2-1 and stable-diffusion-xl-base-1.0 of diffusers."""
+    down, up = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
+    four = dict(
+        block_out_channels=(320, 640, 1280, 1280), down_block_types=(down,) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + (up,) * 3,
+    )
+    sd2 = dict(attention_head_dim=(5, 10, 20, 20), cross_attention_dim=1024)
+    sdxl = dict(
+        block_out_channels=(320, 640, 1280), down_block_types=("DownBlock2D", down, down),
+        up_block_types=(up, up, "UpBlock2D"), attention_head_dim=(5, 10, 20),
+        cross_attention_dim=2048, use_linear_projection=True, addition_embed_type="text_time",
+        transformer_layers_per_block=(1, 2, 10), addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+    )
+    clip_l = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12,
+                  num_attention_heads=12, hidden_act="quick_gelu")
+    clip_h = dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=23,
+                  num_attention_heads=16, hidden_act="gelu")
+    clip_g = dict(hidden_size=1280, intermediate_size=5120, num_hidden_layers=32,
+                  num_attention_heads=20, hidden_act="gelu", projection_dim=1280)
+    prefixes = ["conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."]
+    clip = (CLIPTextModel, clip_l, "cond_stage_model.transformer.", original_clip)
+    return {
+        "sd1": (four | dict(attention_head_dim=8, cross_attention_dim=768), [clip]),
+        "sd2": (four | sd2 | dict(use_linear_projection=True), [
+            (CLIPTextModel, clip_h, "cond_stage_model.model.", original_open_clip),
+        ]),
+        "sdxl": (sdxl, [
+            (CLIPTextModel, clip_l, prefixes[0], original_clip),
+            (CLIPTextModelWithProjection, clip_g, prefixes[1], original_open_clip),
+        ]),
+    }
+
+
+def write_full(folder):
+    """Files of full size and of f16 zeros, which take no room on a disk that has sparse files."""
+    for name, (unet_config, text_encoders) in full_models().items():
+        with torch.device("meta"):
+            unet = UNet2DConditionModel(**unet_config)
+            vae = AutoencoderKL(
+                block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
+                down_block_types=("DownEncoderBlock2D",) * 4,
+                up_block_types=("UpDecoderBlock2D",) * 4,
+            )
+            checkpoint = original_unet(unet.state_dict(), unet.config)
+            checkpoint |= original_vae(vae.state_dict(), vae.config)
+            for kind, config, prefix, original in text_encoders:
+                checkpoint |= original(kind(CLIPTextConfig(**config)).state_dict(), prefix)
+        header, end = {}, 0
+        for key, tensor in checkpoint.items():
+            start, end = end, end + 2 * tensor.numel()
+            header[key] = {"dtype": "F16", "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header = json.dumps(header).encode()
+        with open(folder / f"{name}.safetensors", "wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.truncate(8 + len(header) + end)
+        print(name, len(checkpoint), "tensors,", end, "bytes")
+
+
 def main():
+    if len(sys.argv) == 3 and sys.argv[1] == "--full":
+        return write_full(Path(sys.argv[2]))
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
     clip = "cond_stage_model.transformer."
