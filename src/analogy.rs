@@ -7,7 +7,7 @@ mod models;
 use image::RgbImage;
 
 pub use self::config::{AnalogyConfig, GenerateConfig, TextToImage};
-pub use self::generate::{InitNoise, generate, generate_latents};
+pub use self::generate::{InitNoise, Inputs, generate, generate_latents};
 use self::models::Picture;
 pub use self::models::{ModelPaths, Models};
 use crate::delta::{self, DeltaMode, Features};
@@ -74,7 +74,7 @@ pub struct Applied {
 ///
 /// # Errors
 /// [`Error::NoDifference`] if A = A′, [`Error::Missing`] if a caption is needed and cannot be
-/// made, and as [`learn::difference`].
+/// made, and as [`Models::joints`] and [`learn::difference`].
 pub fn learn(
     models: &Models,
     examples: &[Example],
@@ -83,6 +83,7 @@ pub fn learn(
     observer: Observer<'_>,
 ) -> Result<Learned> {
     config.learn.validate()?;
+    models.pipeline().check_words_alone()?;
     let joints = match config.learn.lambda_clip > 0.0 {
         true => models.joints()?,
         false => &[],
@@ -219,6 +220,7 @@ pub fn apply(
     let generate = &config.generate;
     generate.validate()?;
     let pipeline = models.pipeline();
+    pipeline.check_words_alone()?;
     tokens.check_base(&pipeline.base())?;
     let (given, mode) = (target.caption_b.as_deref(), config.prompt.prompt_mode);
     let caption_b = match mode {

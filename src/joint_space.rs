@@ -145,7 +145,7 @@ impl JointSpace {
         tokens: Option<&Tensor<2>>,
     ) -> Result<Tensor<2>> {
         let num_tokens = tokens.map_or(0, |tokens| tokens.dims()[0]);
-        let (beginning, _) = self.text_encoder.read(prompt, num_tokens)?;
+        let (beginning, _) = (self.text_encoder).read(&prompt.ids(self.encoder), num_tokens)?;
         self.text_encoder.features(&beginning, tokens)
     }
 }

@@ -56,9 +56,9 @@ pub struct Outcome {
 /// # Errors
 /// [`Error::Setting`] for settings that make no sense, [`Error::Stopped`] after a checkpoint if the
 /// observer asks to stop, [`Error::Missing`] if there is no pair, or no joint space for the CLIP
-/// loss, [`Error::InvalidInput`] for pairs without a delta for each joint space,
-/// [`Error::Diverged`] if the loss is not finite, and whatever is wrong with
-/// the files of `records`.
+/// loss, [`Error::InvalidInput`] for pairs without a delta for each joint space or a pipeline that
+/// draws from more than words, [`Error::Diverged`] if the loss is not finite, and whatever is wrong
+/// with the files of `records`.
 pub fn difference(
     pipeline: &Pipeline,
     joints: &[JointSpace],
@@ -176,6 +176,7 @@ impl<'a> Run<'a> {
             let reason = "a pair needs a delta for each joint space";
             return Err(Error::invalid_input(reason));
         }
+        pipeline.check_words_alone()?;
         pipeline.check_num_tokens(config.num_tokens)?;
         let [_, channels, h, w] = first.latents_a.dims();
         let device = first.latents_a.device();
@@ -400,10 +401,8 @@ impl<'a> Run<'a> {
         }
         for pair in self.pairs {
             for words in [&pair.prompt_a, &pair.prompt_a_prime] {
-                words
-                    .prompt()
-                    .ids()
-                    .iter()
+                (0..self.base.len())
+                    .flat_map(|encoder| words.prompt().ids(encoder))
                     .for_each(|id| hash.update(id.to_le_bytes()));
                 hash.update(u32::MAX.to_le_bytes());
             }

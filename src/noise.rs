@@ -48,22 +48,22 @@ pub struct Branches {
     pub negative: Conditions,
 }
 
-/// The U-Net's output under guidance: `reference + scale · (conditional − reference)`
-/// (Ho & Salimans 2021), which holds for predicted noise and velocity alike.
+/// The U-Net's output under guidance: `output₀ + Σᵢ scaleᵢ · (outputᵢ − outputᵢ₋₁)` over branches of
+/// conditions, each of which says more than the one before. Two branches, the reference and the
+/// condition, are classifier-free guidance (Ho & Salimans 2021); three, InstructPix2Pix's guidance
+/// by picture and text (Brooks et al. 2023, equation 3). It holds for noise and velocity alike.
 #[derive(Debug, Clone)]
 pub struct Guide {
-    conditional: Conditions,
-    reference: Option<Conditions>,
-    scale: f64,
+    first: Conditions,
+    further: Vec<(Conditions, f64)>,
 }
 
 impl Guide {
     /// One condition without guidance.
     pub fn plain(conditional: Conditions) -> Self {
         Self {
-            conditional,
-            reference: None,
-            scale: 1.0,
+            first: conditional,
+            further: Vec::new(),
         }
     }
 
@@ -72,26 +72,35 @@ impl Guide {
         if scale == 1.0 {
             return Self::plain(conditional);
         }
-        Self {
-            conditional,
-            reference: Some(reference),
-            scale,
-        }
+        Self::plain(reference).towards(conditional, scale)
+    }
+
+    /// The same, and from there towards `conditional`.
+    #[must_use]
+    pub fn towards(mut self, conditional: Conditions, scale: f64) -> Self {
+        self.further.push((conditional, scale));
+        self
     }
 
     /// The output for latents [b, c, h, w] at a timestep each.
     fn predict(&self, pipeline: &Pipeline, latents: Tensor<4>, timesteps: &[f64]) -> Tensor<4> {
         let batch = timesteps.len();
-        let conditional = self.conditional.clone().repeat_each(batch);
-        let Some(reference) = &self.reference else {
-            return pipeline.predict(latents, timesteps, &conditional);
+        let branches: Vec<Conditions> = std::iter::once(&self.first)
+            .chain(self.further.iter().map(|(conditions, _)| conditions))
+            .map(|conditions| conditions.clone().repeat_each(batch))
+            .collect();
+        let count = branches.len();
+        let latents = latents.repeat_dim(0, count); // [count · b, c, h, w]
+        let conditions = Conditions::cat(&branches);
+        let outputs = pipeline.predict(latents, &timesteps.repeat(count), &conditions);
+        let of = |branch: usize| {
+            let outputs = outputs.clone();
+            outputs.slice([branch * batch..(branch + 1) * batch])
         };
-        let reference = reference.clone().repeat_each(batch);
-        let conditions = Conditions::cat(vec![reference, conditional]);
-        let latents = Tensor::cat(vec![latents.clone(), latents], 0); // [2 b, c, h, w]
-        let output = pipeline.predict(latents, &timesteps.repeat(2), &conditions);
-        let reference = output.clone().slice([0..batch]);
-        reference.clone() + (output.slice([batch..2 * batch]) - reference) * self.scale
+        let further = self.further.iter().enumerate();
+        further.fold(of(0), |output, (branch, (_, scale))| {
+            output + (of(branch + 1) - of(branch)) * *scale
+        })
     }
 }
 
@@ -116,8 +125,8 @@ pub struct Start {
 /// `latents_b` and the result: [1, channels, h, w], scaled.
 ///
 /// # Errors
-/// [`Error::Setting`] for settings that make no sense, [`Error::Stopped`] if the observer asks to
-/// stop.
+/// [`Error::Setting`] for settings that make no sense, [`Error::InvalidInput`] for a pipeline that
+/// draws from more than words, [`Error::Stopped`] if the observer asks to stop.
 pub fn regenerate(
     pipeline: &Pipeline,
     latents_b: Tensor<4>,
@@ -126,6 +135,7 @@ pub fn regenerate(
     observer: Observer<'_>,
 ) -> Result<Tensor<4>> {
     config.validate()?;
+    pipeline.check_words_alone()?;
     let reference = match config.guidance {
         Guidance::Ordinary => &branches.negative,
         Guidance::Difference => &branches.source,

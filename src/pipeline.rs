@@ -3,16 +3,14 @@
 mod conditions;
 mod kind;
 mod open;
+mod picture;
 
-use ::image::RgbImage;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 pub use self::conditions::Conditions;
 pub use self::kind::PipelineKind;
 use crate::Result;
-use crate::image::{to_image, to_tensor};
 use crate::models::clip_text::ClipTextOutput;
-use crate::models::tokenizer::ClipTokenizer;
 use crate::models::unet::{AddedConditions, UNet2DConditionModel};
 use crate::models::vae::AutoencoderKL;
 use crate::prompt::{FullPrompt, Prompt, Words};
@@ -46,11 +44,6 @@ impl Pipeline {
     /// The text encoders in the order the U-Net reads them: one, or SDXL's two.
     pub fn text_encoders(&self) -> &[TextEncoder] {
         &self.text_encoders
-    }
-
-    /// The first text encoder's tokenizer, which cuts prompts into ids for all of them.
-    pub fn tokenizer(&self) -> &ClipTokenizer {
-        self.text_encoders[0].tokenizer()
     }
 
     /// What difference tokens for this model belong to.
@@ -91,39 +84,13 @@ impl Pipeline {
         self.read(&Prompt::default(), num_tokens).map(|_| ())
     }
 
-    /// The latents of a picture, fitted to [`resolution`](Self::resolution):
-    /// `(mean − shift_factor) · scaling_factor`. The mean, not a sample, so that a picture has one
-    /// place.
-    ///
-    /// # Shapes
-    /// [1, channels, h, w] as [`latent_shape`](Self::latent_shape), f32
-    pub fn encode_image(&self, image: &RgbImage) -> Tensor<4> {
-        let config = self.vae.config();
-        let pixels =
-            to_tensor(image, self.resolution, &self.device).cast(DType::from(self.vae_dtype));
-        let mean = self.vae.encode(pixels).mean;
-        (mean.cast(DType::F32) - config.shift_factor.unwrap_or(0.0)) * config.scaling_factor
-    }
-
-    /// The picture of latents.
-    ///
-    /// # Errors
-    /// [`Error::NotFinite`](crate::Error::NotFinite) if it is not made of numbers.
-    pub fn decode(&self, latents: Tensor<4>) -> Result<RgbImage> {
-        let config = self.vae.config();
-        let latents = latents.cast(DType::from(self.vae_dtype)) / config.scaling_factor;
-        to_image(
-            self.vae
-                .decode(latents + config.shift_factor.unwrap_or(0.0)),
-        )
-    }
-
     /// The words of a text.
     ///
     /// # Errors
     /// [`Error::InvalidFile`](crate::Error::InvalidFile) if the vocabulary cannot express them.
     pub fn prompt(&self, text: &str) -> Result<Prompt> {
-        Prompt::new(text, self.tokenizer())
+        let tokenizers = self.text_encoders.iter().map(TextEncoder::tokenizer);
+        Prompt::new(text, &tokenizers.collect::<Vec<_>>())
     }
 
     /// Has every text encoder read the words of a prompt that leaves room for `num_tokens`
@@ -132,8 +99,8 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Setting`](crate::Error::Setting) if not even the difference tokens have room.
     pub fn read(&self, prompt: &Prompt, num_tokens: usize) -> Result<Words> {
-        let read = (self.text_encoders.iter())
-            .map(|encoder| encoder.read(prompt, num_tokens))
+        let read = (self.text_encoders.iter().enumerate())
+            .map(|(number, encoder)| encoder.read(&prompt.ids(number), num_tokens))
             .collect::<Result<Vec<_>>>()?;
         let cut = read.iter().map(|(_, cut)| *cut).max().unwrap_or(0);
         Ok(Words {
@@ -160,12 +127,12 @@ impl Pipeline {
                 })
                 .collect::<Result<Vec<_>>>()?;
                 match self.kind {
-                    PipelineKind::StableDiffusion => self.last_hidden_state(&outputs),
                     PipelineKind::StableDiffusionXl => self.penultimate_hidden_states(&outputs),
+                    _ => Ok(last_hidden_state(&outputs)),
                 }
             })
             .collect::<Result<Vec<_>>>()?;
-        Ok(Conditions::cat(rows))
+        Ok(Conditions::cat(&rows))
     }
 
     /// The conditions that ordinary guidance moves away from. For an empty text they are those of
@@ -180,18 +147,6 @@ impl Pipeline {
             true => Ok(conditions.without_prompt()),
             false => Ok(conditions),
         }
-    }
-
-    /// What the U-Net of Stable Diffusion 1 and 2 reads: the last hidden state, behind the final
-    /// norm. (In diffusers' folders, version 2's text encoder ends with the layer that is read.)
-    fn last_hidden_state(&self, outputs: &[ClipTextOutput]) -> Result<Conditions> {
-        let states = outputs
-            .iter()
-            .map(|output| output.last_hidden_state.clone());
-        Ok(Conditions {
-            encoder_hidden_states: Tensor::cat(states.collect(), 2),
-            added: None,
-        })
     }
 
     /// What SDXL's U-Net reads: both encoders' last hidden state but one, without the final norm,
@@ -213,13 +168,15 @@ impl Pipeline {
                 text_embeds: Tensor::cat(pooled, 0),
                 time_ids: Tensor::from_data([time_ids], (&self.device, DType::F32)),
             }),
+            image: None,
         })
     }
 
     /// The U-Net's output for noisy latents: noise or velocity, as the schedule says.
     ///
     /// # Shapes
-    /// `latents` [b, channels, h, w]; a timestep and a row of `conditions` for each.
+    /// `latents` [b, channels, h, w]; a timestep and a row of `conditions` for each, with an image if
+    /// and only if the [kind](PipelineKind) of pipeline takes a picture.
     pub fn predict(
         &self,
         latents: Tensor<4>,
@@ -227,10 +184,27 @@ impl Pipeline {
         conditions: &Conditions,
     ) -> Tensor<4> {
         let timesteps = Tensor::<1>::from_data(timesteps, (&self.device, DType::F32));
-        let latents = latents.cast(DType::from(self.dtype));
+        let dtype = DType::from(self.dtype);
+        let mut sample = latents.cast(dtype);
+        if let Some(image) = &conditions.image {
+            sample = Tensor::cat(vec![sample, image.clone().cast(dtype)], 1); // [b, in_channels, h, w]
+        }
         let context = conditions.encoder_hidden_states.clone();
         self.unet
-            .forward(latents, timesteps, context, conditions.added.as_ref())
+            .forward(sample, timesteps, context, conditions.added.as_ref())
             .cast(DType::F32)
+    }
+}
+
+/// What the U-Net of Stable Diffusion 1 and 2 reads: the last hidden state, behind the final norm.
+/// (In diffusers' folders, version 2's text encoder ends with the layer that is read.)
+fn last_hidden_state(outputs: &[ClipTextOutput]) -> Conditions {
+    let states = outputs
+        .iter()
+        .map(|output| output.last_hidden_state.clone());
+    Conditions {
+        encoder_hidden_states: Tensor::cat(states.collect(), 2),
+        added: None,
+        image: None,
     }
 }

@@ -59,19 +59,23 @@ impl Default for PromptConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Prompt {
     text: String,
-    /// The ids of each word; the unit that dropping works on.
-    words: Vec<Vec<u32>>,
+    /// The unit that dropping works on.
+    words: Vec<Word>,
 }
 
+/// The ids of a word: by each text encoder's tokenizer, or by one for all of them. Tokenizers of one
+/// vocabulary still differ in what they read as special, such as SDXL's second in `!`.
+type Word = Vec<Vec<u32>>;
+
 impl Prompt {
-    /// The words of a text, separated by white space.
+    /// The words of a text, separated by white space, as each text encoder's tokenizer cuts them.
     ///
     /// # Errors
     /// [`Error::InvalidFile`](crate::Error::InvalidFile) if the vocabulary cannot express the text.
-    pub fn new(text: &str, tokenizer: &ClipTokenizer) -> Result<Self> {
+    pub fn new(text: &str, tokenizers: &[&ClipTokenizer]) -> Result<Self> {
         let words = text
             .split_whitespace()
-            .map(|word| tokenizer.encode(word))
+            .map(|word| (tokenizers.iter()).map(|one| one.encode(word)).collect())
             .collect::<Result<_>>()?;
         Ok(Self {
             text: text.trim().to_owned(),
@@ -79,14 +83,14 @@ impl Prompt {
         })
     }
 
-    /// Entries of the vocabulary, each a word of its own.
+    /// Entries of the vocabulary, each a word of its own, the same for all text encoders.
     ///
     /// # Errors
     /// [`Error::InvalidFile`](crate::Error::InvalidFile) if an id is not in the vocabulary.
     pub fn from_ids(ids: &[u32], tokenizer: &ClipTokenizer) -> Result<Self> {
         Ok(Self {
             text: tokenizer.decode(ids)?,
-            words: ids.iter().map(|&id| vec![id]).collect(),
+            words: ids.iter().map(|&id| vec![vec![id]]).collect(),
         })
     }
 
@@ -111,9 +115,10 @@ impl Prompt {
         &self.text
     }
 
-    /// The ids of all words.
-    pub fn ids(&self) -> Vec<u32> {
-        self.words.concat()
+    /// The ids of all words for text encoder `encoder`, counted from 0.
+    pub fn ids(&self, encoder: usize) -> Vec<u32> {
+        let ids = |word: &Word| word.get(encoder).or(word.first()).cloned();
+        self.words.iter().filter_map(ids).flatten().collect()
     }
 }
 

@@ -4,7 +4,6 @@ use burn::tensor::{DType, Tensor};
 
 use crate::models::clip_text::{ClipTextModel, ClipTextOutput, PrefixCache};
 use crate::models::tokenizer::ClipTokenizer;
-use crate::prompt::Prompt;
 use crate::tokens::EncoderBase;
 use crate::{Error, Result};
 
@@ -85,12 +84,12 @@ impl TextEncoder {
         Ok(self.model.embed_tokens(&[ids.to_vec()])?.squeeze_dim(0))
     }
 
-    /// Reads the start and the words of a prompt that leaves room for `num_tokens` difference
-    /// tokens; also says how many ids had to be cut off at its end.
+    /// Reads the start and the words (as ids) of a prompt that leaves room for `num_tokens`
+    /// difference tokens; also says how many ids had to be cut off at its end.
     ///
     /// # Errors
     /// [`Error::Setting`] if not even the difference tokens have room.
-    pub fn read(&self, prompt: &Prompt, num_tokens: usize) -> Result<(PrefixCache, usize)> {
+    pub fn read(&self, words: &[u32], num_tokens: usize) -> Result<(PrefixCache, usize)> {
         let most = self.max_num_tokens();
         let Some(room) = most.checked_sub(num_tokens) else {
             return Err(Error::Setting {
@@ -99,7 +98,7 @@ impl TextEncoder {
                 found: num_tokens.to_string(),
             });
         };
-        let mut ids = prompt.ids();
+        let mut ids = words.to_vec();
         let cut = ids.len().saturating_sub(room);
         ids.truncate(room);
         ids.insert(0, self.tokenizer.bos());

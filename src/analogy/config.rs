@@ -166,7 +166,7 @@ impl AnalogyConfig {
     }
 }
 
-/// Plain text-to-image.
+/// Plain generation: text-to-image or, with models that take a picture, image-to-image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TextToImage {
@@ -176,6 +176,8 @@ pub struct TextToImage {
     pub negative_prompt: String,
     /// Strength of guidance; 1 or less is none.
     pub guidance_scale: f64,
+    /// InstructPix2Pix: strength of guidance by the picture; less than 1 is no guidance at all.
+    pub image_guidance_scale: f64,
     /// Steps of the sampling schedule.
     pub num_inference_steps: usize,
     /// Name of the solver: `ddim`, …; the model's own if absent.
@@ -192,6 +194,7 @@ impl Default for TextToImage {
             prompt: String::new(),
             negative_prompt: String::new(),
             guidance_scale: 7.5,
+            image_guidance_scale: 1.5,
             num_inference_steps: 50,
             scheduler: None,
             strength: 1.0,

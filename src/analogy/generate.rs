@@ -7,6 +7,7 @@ use image::RgbImage;
 
 use super::{Models, TextToImage};
 use crate::noise::{self, Guide, Start};
+use crate::pipeline::{Conditions, Pipeline};
 use crate::progress::{self, Observer};
 use crate::prompt::FullPrompt;
 use crate::random::{Purpose, normal, rng};
@@ -59,18 +60,30 @@ impl InitNoise {
     }
 }
 
-/// Draws a picture from words, optionally followed by difference tokens, from `init` or the seed.
+/// What a picture is drawn from besides the words; nothing of it by default.
+#[derive(Debug, Clone, Default)]
+pub struct Inputs<'a> {
+    /// Difference tokens that follow the prompt.
+    pub tokens: Option<&'a DifferenceTokens>,
+    /// The noise to start from, drawn from the seed where absent.
+    pub init: Option<InitNoise>,
+    /// The picture that InstructPix2Pix or an inpainting model changes.
+    pub image: Option<&'a RgbImage>,
+    /// What an inpainting model draws anew: white, or at least half as bright.
+    pub mask: Option<&'a RgbImage>,
+}
+
+/// Draws a picture from words and, as far as the model takes them, other inputs.
 ///
 /// # Errors
 /// As [`generate_latents`], or [`Error::NotFinite`] if the picture is not made of numbers.
 pub fn generate(
     models: &Models,
     request: &TextToImage,
-    tokens: Option<&DifferenceTokens>,
-    init: Option<InitNoise>,
+    inputs: Inputs<'_>,
     observer: Observer<'_>,
 ) -> Result<RgbImage> {
-    let latents = generate_latents(models, request, tokens, init, observer)?;
+    let latents = generate_latents(models, request, inputs, observer)?;
     models.pipeline().decode(latents)
 }
 
@@ -78,16 +91,17 @@ pub fn generate(
 ///
 /// # Errors
 /// [`Error::WrongBase`] if the tokens were learned on another model, [`Error::Setting`] for
-/// settings that make no sense, [`Error::InvalidInput`] for latents of another shape,
+/// settings that make no sense, [`Error::Missing`] if the model takes a picture or a mask that is
+/// not there, [`Error::InvalidInput`] for one that it does not take or latents of another shape,
 /// [`Error::Stopped`] if the observer asks to stop.
 pub fn generate_latents(
     models: &Models,
     request: &TextToImage,
-    tokens: Option<&DifferenceTokens>,
-    init: Option<InitNoise>,
+    inputs: Inputs<'_>,
     observer: Observer<'_>,
 ) -> Result<Tensor<4>> {
     let pipeline = models.pipeline();
+    let image = pipeline.show(inputs.image, inputs.mask)?;
     let kind: SolverKind = match &request.scheduler {
         Some(name) => name.parse()?,
         None => {
@@ -96,30 +110,21 @@ pub fn generate_latents(
         }
     };
     let mut solver = kind.build(pipeline.schedule(), request.num_inference_steps, 0.0)?;
-    let num_tokens = tokens.map_or(0, DifferenceTokens::num_tokens);
+    let num_tokens = inputs.tokens.map_or(0, DifferenceTokens::num_tokens);
     let words = pipeline.read(&pipeline.prompt(&request.prompt)?, num_tokens)?;
     if let Some(notice) = words.notice() {
         progress::notice(&mut *observer, notice);
     }
-    let full = match tokens {
+    let full = match inputs.tokens {
         None => FullPrompt::plain(&words),
         Some(tokens) => {
             tokens.check_base(&pipeline.base())?;
             FullPrompt::with_difference(&words, tokens.embeddings(), request.strength)
         }
     };
-    let conditional = pipeline.encode_prompts(&[full])?;
-    // A scale of 1 or less is no guidance, as diffusers has it: distilled models are given 0.
-    let guide = match request.guidance_scale > 1.0 {
-        true => Guide::new(
-            conditional,
-            pipeline.encode_negative_prompt(&request.negative_prompt)?,
-            request.guidance_scale,
-        ),
-        false => Guide::plain(conditional),
-    };
+    let guide = guide(pipeline, request, pipeline.encode_prompts(&[full])?, image)?;
     let shape = pipeline.latent_shape();
-    let init = match init {
+    let init = match inputs.init {
         Some(init) => init,
         None => InitNoise {
             latents: normal(
@@ -145,4 +150,33 @@ pub fn generate_latents(
         request.seed,
         observer,
     )
+}
+
+/// Guidance as diffusers has it for each kind of pipeline. A scale of 1 or less is none: distilled
+/// models are given 0.
+fn guide(
+    pipeline: &Pipeline,
+    request: &TextToImage,
+    prompt: Conditions,
+    image: Option<Tensor<4>>,
+) -> Result<Guide> {
+    let beside = |conditions: Conditions, image: &Option<Tensor<4>>| match image {
+        Some(image) => conditions.with_image(image.clone()),
+        None => conditions,
+    };
+    let conditional = beside(prompt, &image);
+    let by_picture = pipeline.kind().has_image_guidance();
+    if request.guidance_scale <= 1.0 || by_picture && request.image_guidance_scale < 1.0 {
+        return Ok(Guide::plain(conditional));
+    }
+    let negative = pipeline.encode_negative_prompt(&request.negative_prompt)?;
+    let reference = beside(negative.clone(), &image);
+    if !by_picture {
+        return Ok(Guide::new(conditional, reference, request.guidance_scale));
+    }
+    // From neither picture nor text, to the picture, to both.
+    let neither = beside(negative, &image.map(|image| image.zeros_like()));
+    Ok(Guide::plain(neither)
+        .towards(reference, request.image_guidance_scale)
+        .towards(conditional, request.guidance_scale))
 }

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use difference_inversion::analogy::{self, InitNoise, TextToImage};
-use difference_inversion::image::save_png;
+use difference_inversion::analogy::{self, InitNoise, Inputs, TextToImage};
+use difference_inversion::image::{load_image, save_png};
 use difference_inversion::sample::SolverKind;
 use difference_inversion::tokens::DifferenceTokens;
 use serde::Serialize;
@@ -16,17 +16,25 @@ use super::record::Recipe;
 use super::report;
 use super::watch::{self, Watcher};
 
-/// Draw a picture from words
+/// Draw a picture from words, or change one with a model made for that
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   dinv generate --prompt \"a red house on a hill\" -o house.png
-  dinv generate --prompt \"a red house on a hill\" --embedding night.safetensors -o night-house.png")]
+  dinv generate --prompt \"a red house on a hill\" --embedding night.safetensors -o night-house.png
+  dinv generate --model ~/instruct-pix2pix --image street.jpg --prompt \"make it snow\" -o snow.png
+  dinv generate --model ~/inpainting --image street.jpg --mask sky.png --prompt \"a sunset\"")]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
     words: TextFlags,
     /// Difference tokens to put behind the prompt
     #[arg(long, value_name = "FILE")]
     embedding: Option<PathBuf>,
+    /// The picture to change, with InstructPix2Pix and inpainting models
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// What an inpainting model draws anew: a picture that is white there and black elsewhere
+    #[arg(long, value_name = "FILE")]
+    mask: Option<PathBuf>,
     /// Start from the tensor `latents` [1, 4, h, w] in a safetensors file instead of the seed's noise;
     /// a tensor `noise` [steps, 4, h, w] beside it is what euler-ancestral adds
     #[arg(long, value_name = "FILE")]
@@ -57,6 +65,9 @@ struct TextFlags {
     /// How closely to follow the prompt; 1 or less is no guidance
     #[arg(long, value_name = "SCALE")]
     guidance_scale: Option<f64>,
+    /// InstructPix2Pix: how closely to keep to the picture; less than 1 is no guidance at all
+    #[arg(long, value_name = "SCALE")]
+    image_guidance_scale: Option<f64>,
     /// Steps of the sampling schedule
     #[arg(long, value_name = "N")]
     num_inference_steps: Option<usize>,
@@ -86,16 +97,26 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         Some(path) => Some(InitNoise::read(path, &device)?),
         None => None,
     };
+    let picture = |path: &Option<PathBuf>| path.as_deref().map(load_image).transpose();
+    let (image, mask) = (picture(&args.image)?, picture(&args.mask)?);
     check_file(&args.output, args.overwrite)?;
 
     let mut recipe = Recipe::new("generate", &models, &paths, &[&request])?;
     recipe.input("embedding", &args.embedding)?;
     recipe.input("init_latents", &args.init_latents)?;
+    recipe.input("image", &args.image)?;
+    recipe.input("mask", &args.mask)?;
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
     let models = models.open(&paths, &mut watcher)?;
-    let picture = analogy::generate(&models, &request, tokens.as_ref(), init, &mut |progress| {
+    let inputs = Inputs {
+        tokens: tokens.as_ref(),
+        init,
+        image: image.as_ref(),
+        mask: mask.as_ref(),
+    };
+    let picture = analogy::generate(&models, &request, inputs, &mut |progress| {
         watcher.observe(progress)
     })?;
     let text = [

@@ -11,9 +11,24 @@ pub struct Conditions {
     pub encoder_hidden_states: Tensor<3>,
     /// SDXL's pooled prompt and sizes.
     pub added: Option<AddedConditions>,
+    /// What stands behind the noisy latents' channels, [b, c, h, w]: the latents of InstructPix2Pix's
+    /// picture, or inpainting's mask and the latents of its picture.
+    pub image: Option<Tensor<4>>,
 }
 
 impl Conditions {
+    /// The same beside a picture.
+    ///
+    /// # Shapes
+    /// `image`: [b, c, h, w]
+    #[must_use]
+    pub fn with_image(self, image: Tensor<4>) -> Self {
+        Self {
+            image: Some(image),
+            ..self
+        }
+    }
+
     /// Each row `count` times in a row.
     #[must_use]
     pub fn repeat_each(self, count: usize) -> Self {
@@ -26,6 +41,7 @@ impl Conditions {
                 text_embeds: repeat_rows(added.text_embeds, count),
                 time_ids: repeat_rows(added.time_ids, count),
             }),
+            image: self.image.map(|image| repeat_rows(image, count)),
         }
     }
 
@@ -34,13 +50,12 @@ impl Conditions {
     /// # Panics
     /// If there are none.
     #[must_use]
-    pub fn cat(all: Vec<Self>) -> Self {
-        let (states, added): (Vec<_>, Vec<_>) = (all.into_iter())
-            .map(|one| (one.encoder_hidden_states, one.added))
-            .unzip();
-        let added: Option<Vec<AddedConditions>> = added.into_iter().collect();
+    pub fn cat(all: &[Self]) -> Self {
+        let states = all.iter().map(|one| one.encoder_hidden_states.clone());
+        let added: Option<Vec<_>> = all.iter().map(|one| one.added.clone()).collect();
+        let images: Option<Vec<_>> = all.iter().map(|one| one.image.clone()).collect();
         Self {
-            encoder_hidden_states: Tensor::cat(states, 0),
+            encoder_hidden_states: Tensor::cat(states.collect(), 0),
             added: added.map(|added| {
                 let (embeds, ids) = (added.into_iter())
                     .map(|one| (one.text_embeds, one.time_ids))
@@ -50,6 +65,7 @@ impl Conditions {
                     time_ids: Tensor::cat(ids, 0),
                 }
             }),
+            image: images.map(|images| Tensor::cat(images, 0)),
         }
     }
 
@@ -62,6 +78,7 @@ impl Conditions {
                 text_embeds: added.text_embeds.zeros_like(),
                 time_ids: added.time_ids.clone(),
             }),
+            image: self.image.clone(),
         }
     }
 }
@@ -92,12 +109,13 @@ mod tests {
                 text_embeds: floats([value, -value]).reshape([1, 2]),
                 time_ids: floats([64.0, value]).reshape([1, 2]),
             }),
+            image: Some(floats([value, 7.0]).reshape([1, 1, 1, 2])),
         }
     }
 
     #[test]
     fn every_part_is_repeated_and_joined_row_by_row() {
-        let both = Conditions::cat(vec![conditions(1.0), conditions(2.0)]).repeat_each(2);
+        let both = Conditions::cat(&[conditions(1.0), conditions(2.0)]).repeat_each(2);
         let states = host(both.encoder_hidden_states);
         assert_eq!(states, [1.0, 1.5, 1.0, 1.5, 2.0, 2.5, 2.0, 2.5]);
         let added = both.added.unwrap();
@@ -105,6 +123,8 @@ mod tests {
         assert_eq!(embeds, [1.0, -1.0, 1.0, -1.0, 2.0, -2.0, 2.0, -2.0]);
         let ids = host(added.time_ids);
         assert_eq!(ids, [64.0, 1.0, 64.0, 1.0, 64.0, 2.0, 64.0, 2.0]);
+        let image = host(both.image.unwrap());
+        assert_eq!(image, [1.0, 7.0, 1.0, 7.0, 2.0, 7.0, 2.0, 7.0]);
     }
 
     #[test]

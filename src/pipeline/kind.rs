@@ -12,17 +12,28 @@ pub enum PipelineKind {
     StableDiffusion,
     /// SDXL: a prompt, read by two text encoders.
     StableDiffusionXl,
+    /// InstructPix2Pix: an instruction and the picture that it changes.
+    InstructPix2Pix,
+    /// Inpainting: a prompt, a picture, and a mask of what is drawn anew.
+    Inpaint,
 }
 
 impl PipelineKind {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::StableDiffusion, Self::StableDiffusionXl];
+    pub const ALL: [Self; 4] = [
+        Self::StableDiffusion,
+        Self::StableDiffusionXl,
+        Self::InstructPix2Pix,
+        Self::Inpaint,
+    ];
 
     /// The name of diffusers' class.
     pub fn class_name(self) -> &'static str {
         match self {
             Self::StableDiffusion => "StableDiffusionPipeline",
             Self::StableDiffusionXl => "StableDiffusionXLPipeline",
+            Self::InstructPix2Pix => "StableDiffusionInstructPix2PixPipeline",
+            Self::Inpaint => "StableDiffusionInpaintPipeline",
         }
     }
 
@@ -30,8 +41,29 @@ impl PipelineKind {
     pub fn text_encoders(self) -> &'static [&'static str] {
         match self {
             Self::StableDiffusionXl => &["text_encoder", "text_encoder_2"],
-            Self::StableDiffusion => &["text_encoder"],
+            _ => &["text_encoder"],
         }
+    }
+
+    /// Whether a picture stands beside the prompt.
+    pub fn takes_picture(self) -> bool {
+        matches!(self, Self::InstructPix2Pix | Self::Inpaint)
+    }
+
+    /// Whether a mask stands beside the picture.
+    pub fn takes_mask(self) -> bool {
+        self == Self::Inpaint
+    }
+
+    /// Whether guidance has a scale for the picture, too.
+    pub fn has_image_guidance(self) -> bool {
+        self == Self::InstructPix2Pix
+    }
+
+    /// Channels of the U-Net's input, for latents of `latents` channels.
+    pub(super) fn in_channels(self, latents: usize) -> usize {
+        let picture = if self.takes_picture() { latents } else { 0 };
+        latents + picture + usize::from(self.takes_mask())
     }
 }
 

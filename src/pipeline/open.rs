@@ -103,8 +103,8 @@ impl Pipeline {
     }
 }
 
-/// Refuses text encoders that would not read the same ids as the same words: a prompt is cut into
-/// ids once, and only their padding may differ.
+/// Refuses text encoders whose ids do not mean the same words: those of an optimised prompt are read
+/// by all of them.
 fn check_vocabularies(path: &Path, text_encoders: &[TextEncoder]) -> Result<()> {
     let Some((first, others)) = text_encoders.split_first() else {
         return Ok(());
@@ -141,7 +141,11 @@ impl Fit<'_> {
         }
         let latents = self.vae.latent_channels;
         let latents = [
-            ("in_channels", self.unet.in_channels, latents),
+            (
+                "in_channels",
+                self.unet.in_channels,
+                kind.in_channels(latents),
+            ),
             ("out_channels", self.unet.out_channels, latents),
         ];
         for (field, found, expected) in latents {

@@ -338,3 +338,43 @@ fn sdxl_goes_through_every_command() {
     let notice = record["notices"][0].as_str().unwrap();
     assert!(notice.contains("text encoder 2 alone"), "{notice}");
 }
+
+#[test]
+fn models_that_take_a_picture_change_it() {
+    let work = workplace();
+    let generate = |model: &str, more: &str| {
+        let model = golden(model);
+        format!(
+            "generate --model {} --prompt snow --num-inference-steps 2 {more}",
+            model.display()
+        )
+    };
+    let change = generate("instruct_pix2pix", "--image a.png");
+    succeed(work.path(), &format!("{change} -o snow.png"));
+    let text = read_png_text(&work.path().join("snow.png")).unwrap();
+    let recipe: Value = serde_json::from_str(&text[1].1).unwrap();
+    assert_eq!(recipe["image"], "a.png");
+    assert_eq!(recipe["settings"]["image_guidance_scale"], 1.5);
+    let closer = format!("{change} --image-guidance-scale 4 -o closer.png");
+    succeed(work.path(), &closer);
+    let bytes = |name: &str| image::open(work.path().join(name)).unwrap().into_rgb8();
+    assert!(bytes("snow.png") != bytes("closer.png"));
+    succeed(
+        work.path(),
+        &generate("inpaint", "--image a.png --mask b.png -o sky.png"),
+    );
+
+    let done = run(work.path(), &generate("inpaint", "--image a.png -o no.png"));
+    assert_eq!(done.code, Some(1));
+    assert!(done.stderr.contains("a mask is missing"), "{}", done.stderr);
+    let model = golden("instruct_pix2pix");
+    let learn = format!("learn --model {} {PAIR} -o no.png", model.display());
+    let done = run(work.path(), &learn);
+    assert_eq!(done.code, Some(1));
+    assert!(
+        done.stderr.contains("draws from a picture and words"),
+        "{}",
+        done.stderr
+    );
+    assert!(!work.path().join("no.png").exists());
+}

@@ -6,8 +6,9 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType, Tensor};
 use difference_inversion::Error;
 use difference_inversion::analogy::{
-    self, AnalogyConfig, GenerateConfig, InitNoise, ModelPaths, Models, Target, TextToImage,
+    self, AnalogyConfig, GenerateConfig, InitNoise, Inputs, ModelPaths, Models, Target, TextToImage,
 };
+use difference_inversion::image::load_image;
 use difference_inversion::learn::{LearnConfig, Records};
 use difference_inversion::noise::Guidance;
 use difference_inversion::pipeline::{Conditions, Pipeline, PipelineKind};
@@ -20,7 +21,7 @@ use crate::tiny::{example_in, golden, models_in, relative_error, silent};
 
 /// Largest difference from diffusers, relative to the largest reference value.
 const TOLERANCE: f32 = 1e-4;
-const PROMPT: &str = "a blue house by a lake";
+const PROMPT: &str = "a blue house by a lake!";
 const NEGATIVE: &str = "red";
 
 /// What diffusers made in a golden folder.
@@ -35,6 +36,14 @@ impl Expected {
         self.0.tensor(name, &Device::flex()).unwrap()
     }
 
+    /// The latents that everything is drawn from.
+    fn init(&self) -> InitNoise {
+        InitNoise {
+            latents: self.tensor("latents"),
+            noise: None,
+        }
+    }
+
     #[track_caller]
     fn check<const D: usize>(&self, name: &str, found: Tensor<D>) {
         let expected = self.tensor::<D>(name);
@@ -47,12 +56,23 @@ impl Expected {
     /// Compares the picture that is drawn from the golden latents.
     #[track_caller]
     fn check_drawing(&self, name: &str, models: &Models, request: &TextToImage) -> Tensor<4> {
-        let init = InitNoise {
-            latents: self.tensor("latents"),
-            noise: None,
+        self.check_change(name, models, request, &Inputs::default())
+    }
+
+    /// The same for models that take other inputs, too.
+    #[track_caller]
+    fn check_change(
+        &self,
+        name: &str,
+        models: &Models,
+        request: &TextToImage,
+        inputs: &Inputs<'_>,
+    ) -> Tensor<4> {
+        let inputs = Inputs {
+            init: Some(self.init()),
+            ..inputs.clone()
         };
-        let drawn =
-            analogy::generate_latents(models, request, None, Some(init), &mut silent).unwrap();
+        let drawn = analogy::generate_latents(models, request, inputs, &mut silent).unwrap();
         self.check(name, drawn.clone());
         drawn
     }
@@ -227,6 +247,115 @@ fn sdxl_keeps_its_autoencoder_in_f32() {
     };
     assert_eq!(difference("sdxl"), 0.0);
     assert!(difference("sd21") > 0.0);
+}
+
+#[test]
+fn instruct_pix2pix_changes_a_picture_as_diffusers_does() {
+    let folder = golden("instruct_pix2pix");
+    let (models, expected) = (models_in(&folder), Expected::of("instruct_pix2pix"));
+    assert_eq!(models.pipeline().kind(), PipelineKind::InstructPix2Pix);
+    let image = load_image(&folder.join("a.png")).unwrap();
+    let inputs = Inputs {
+        image: Some(&image),
+        ..Inputs::default()
+    };
+    let guided = TextToImage {
+        negative_prompt: NEGATIVE.to_owned(),
+        ..request(4, 4.0)
+    };
+    let drawn = expected.check_change("drawn", &models, &guided, &inputs);
+    expected.check_picture(&models, drawn.clone());
+    // Difference tokens may follow the instruction.
+    let base = models.pipeline().base();
+    let tokens = vec![Tensor::ones([2, base[0].hidden_size], &Device::flex())];
+    let tokens = DifferenceTokens::new(tokens, base).unwrap();
+    let with_difference = Inputs {
+        tokens: Some(&tokens),
+        init: Some(expected.init()),
+        ..inputs.clone()
+    };
+    let changed = analogy::generate_latents(&models, &guided, with_difference, &mut silent);
+    assert!(relative_error(changed.unwrap(), drawn) > TOLERANCE);
+    // Either scale turns guidance off.
+    let by_picture_alone = TextToImage {
+        image_guidance_scale: 0.9,
+        ..guided
+    };
+    for request in [request(4, 1.0), by_picture_alone] {
+        expected.check_change("drawn_without_guidance", &models, &request, &inputs);
+    }
+}
+
+#[test]
+fn inpainting_draws_what_is_masked_as_diffusers_does() {
+    let folder = golden("inpaint");
+    let (models, expected) = (models_in(&folder), Expected::of("inpaint"));
+    assert_eq!(models.pipeline().kind(), PipelineKind::Inpaint);
+    let [image, mask] = ["a.png", "mask.png"].map(|name| load_image(&folder.join(name)).unwrap());
+    let inputs = Inputs {
+        image: Some(&image),
+        mask: Some(&mask),
+        ..Inputs::default()
+    };
+    let drawn = expected.check_change("drawn", &models, &request(4, 4.0), &inputs);
+    expected.check_picture(&models, drawn);
+}
+
+#[test]
+fn pictures_and_masks_are_given_to_those_who_take_them() {
+    let picture = example_in("sdxl").a;
+    let message = |folder: &str, image: bool, mask: bool| {
+        let models = models_in(&golden(folder));
+        let inputs = Inputs {
+            image: image.then_some(&picture),
+            mask: mask.then_some(&picture),
+            ..Inputs::default()
+        };
+        let drawn = analogy::generate(&models, &request(2, 2.0), inputs, &mut silent);
+        drawn
+            .err()
+            .map(|error| error.to_string())
+            .unwrap_or_default()
+    };
+    for (folder, image, mask, expected) in [
+        ("sdxl", false, false, ""),
+        (
+            "sdxl",
+            true,
+            false,
+            "a StableDiffusionXLPipeline takes no picture",
+        ),
+        ("instruct_pix2pix", false, false, "a picture is missing"),
+        ("instruct_pix2pix", true, true, "takes no mask"),
+        ("inpaint", false, true, "a picture is missing"),
+        ("inpaint", true, false, "a mask is missing"),
+    ] {
+        let found = message(folder, image, mask);
+        assert!(found.contains(expected), "{folder}: {found}");
+        assert_eq!(found.is_empty(), expected.is_empty(), "{folder}: {found}");
+    }
+}
+
+#[test]
+fn a_difference_is_not_learned_on_models_that_take_a_picture() {
+    let target = Target {
+        b: example_in("sdxl").a_prime,
+        caption_b: Some("a green house".to_owned()),
+    };
+    for folder in ["instruct_pix2pix", "inpaint"] {
+        let models = models_in(&golden(folder));
+        let (examples, records) = ([example_in("sdxl")], Records::default());
+        let learned = analogy::learn(&models, &examples, &config(), &records, &mut silent);
+        let tokens = DifferenceTokens::zeros(2, &models.pipeline().base(), &Device::flex());
+        let applied = analogy::apply(&models, &tokens, &target, &config(), &mut silent);
+        for error in [learned.unwrap_err(), applied.unwrap_err()] {
+            let message = error.to_string();
+            assert!(
+                message.contains("draws from a picture and words"),
+                "{message}"
+            );
+        }
+    }
 }
 
 fn config() -> AnalogyConfig {

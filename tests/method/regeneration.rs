@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Tensor};
 use difference_inversion::analogy::{
-    self, AnalogyConfig, GenerateConfig, Models, Target, TextToImage,
+    self, AnalogyConfig, GenerateConfig, Inputs, Models, Target, TextToImage,
 };
 use difference_inversion::learn::{LearnConfig, Records};
 use difference_inversion::noise::{Branches, Guidance, Inversion, regenerate};
@@ -286,7 +286,7 @@ fn an_optimised_prompt_is_nearer_to_its_picture_than_its_prefix() {
     println!("cosine {} to {}", near(&prefix), near(&found));
     assert!(near(&found) > near(&prefix));
     assert_eq!(found, find(1));
-    assert_eq!(found.ids().len(), prefix.ids().len() + 4);
+    assert_eq!(found.ids(0).len(), prefix.ids(0).len() + 4);
 
     let mut config = analogy_config();
     config.prompt = PromptConfig {
@@ -310,7 +310,8 @@ fn text_becomes_a_picture_with_every_solver() {
             scheduler: scheduler.map(str::to_owned),
             ..TextToImage::default()
         };
-        analogy::generate(&models, &request, None, None, &mut silent).map_err(|e| e.to_string())
+        analogy::generate(&models, &request, Inputs::default(), &mut silent)
+            .map_err(|e| e.to_string())
     };
     let names = ["ddim", "dpm-solver", "euler", "euler-ancestral", "uni-pc"];
     for name in names {

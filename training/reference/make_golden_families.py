@@ -1,6 +1,6 @@
-"""Makes tests/golden/{sd21,sdxl}: tiny pipelines of every family with random weights, each with the
-CLIP of its text encoders, and what diffusers and the PyTorch reference of the optimisation loop make
-of them.
+"""Makes tests/golden/{sd21,sdxl,instruct_pix2pix,inpaint}: a tiny pipeline of every family with
+random weights, what diffusers makes of it, and for the first two the CLIP of their text encoders and
+what the PyTorch reference of the optimisation loop learns.
 
     python training/reference/make_golden_families.py            # all, or the names of some
 
@@ -18,6 +18,8 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -39,7 +41,7 @@ from make_golden_learning import randomise
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
 LENGTH, SIDE, LATENT_SIDE = 24, 16, 8
 CAPTIONS = "a red house", "a blue house at night"
-PROMPT, NEGATIVE = "a blue house by a lake", "red"
+PROMPT, NEGATIVE = "a blue house by a lake!", "red"
 LEARNING_STEPS, BATCH = 20, 2
 TRAINED = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
@@ -146,6 +148,29 @@ def make_sdxl(out: Path) -> StableDiffusionXLPipeline:
     )
 
 
+def make_sd15_like(out: Path, cls, seed: int, in_channels: int, scheduler):
+    """A pipeline of Stable Diffusion 1.5's parts whose U-Net sees a picture, too."""
+    tokenizer = make_tokenizer("files", out / "tokenizer")
+    clip = make_clip(tokenizer, out / "clip", "files", seed, hidden_act="quick_gelu")
+    shutil.rmtree(out / "clip")
+    return cls(
+        vae=make_vae(seed + 1, scaling_factor=0.3), tokenizer=tokenizer, scheduler=scheduler,
+        unet=make_unet(seed + 2, cross_attention_dim=16, in_channels=in_channels),
+        text_encoder=text_encoder_of(clip), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def make_instruct_pix2pix(out: Path) -> StableDiffusionInstructPix2PixPipeline:
+    scheduler = EulerDiscreteScheduler(**TRAINED, timestep_spacing="leading", steps_offset=1)
+    return make_sd15_like(out, StableDiffusionInstructPix2PixPipeline, 30, 4 + 4, scheduler)
+
+
+def make_inpaint(out: Path) -> StableDiffusionInpaintPipeline:
+    scheduler = DDIMScheduler(**TRAINED, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    return make_sd15_like(out, StableDiffusionInpaintPipeline, 40, 4 + 1 + 4, scheduler)
+
+
 def make_learning(out: Path, pictures: list[numpy.ndarray], seed: int) -> None:
     """What the reference learns from two pictures: trace.safetensors."""
     generator = torch.Generator().manual_seed(seed)
@@ -173,7 +198,7 @@ def decode(pipeline, latents: torch.Tensor) -> torch.Tensor:
     return (image / 2 + 0.5).clamp(0, 1)
 
 
-def outputs_of_sd21(pipeline, latents: torch.Tensor) -> dict:
+def outputs_of_sd21(pipeline, latents: torch.Tensor, out: Path) -> dict:
     embeds, negative = pipeline.encode_prompt(PROMPT, "cpu", 1, True, negative_prompt=NEGATIVE)
     drawn = draw(pipeline, latents, prompt=PROMPT, num_inference_steps=5, guidance_scale=4.0)
     return {
@@ -182,7 +207,7 @@ def outputs_of_sd21(pipeline, latents: torch.Tensor) -> dict:
     }
 
 
-def outputs_of_sdxl(pipeline, latents: torch.Tensor) -> dict:
+def outputs_of_sdxl(pipeline, latents: torch.Tensor, out: Path) -> dict:
     names = [
         "prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds",
         "negative_pooled_prompt_embeds",
@@ -205,9 +230,42 @@ def outputs_of_sdxl(pipeline, latents: torch.Tensor) -> dict:
     return outputs
 
 
+def outputs_of_instruct_pix2pix(pipeline, latents: torch.Tensor, out: Path) -> dict:
+    common = {"prompt": PROMPT, "image": Image.open(out / "a.png"), "num_inference_steps": 4}
+    drawn = draw(
+        pipeline, latents, guidance_scale=4.0, image_guidance_scale=1.5, negative_prompt=NEGATIVE,
+        **common,
+    )
+    return {
+        "drawn": drawn,
+        "picture": decode(pipeline, drawn),
+        "drawn_without_guidance": draw(pipeline, latents, guidance_scale=1.0, **common),
+    }
+
+
+def outputs_of_inpaint(pipeline, latents: torch.Tensor, out: Path) -> dict:
+    # Edges between latent pixels and greys on both sides of half: what counts must be exact.
+    mask = numpy.zeros((SIDE, SIDE), numpy.uint8)
+    mask[3:11, 4:13], mask[12:, :8], mask[12:, 8:] = 255, 127, 128
+    Image.fromarray(mask).convert("RGB").save(out / "mask.png")
+    image = Image.open(out / "a.png")
+    pixels = pipeline.image_processor.preprocess(image)
+    kept = pixels * (torch.from_numpy(mask) < 128)
+    # The mean in place of a sample.
+    masked = pipeline.vae.encode(kept).latent_dist.mean * pipeline.vae.config.scaling_factor
+    drawn = draw(
+        pipeline, latents, prompt=PROMPT, image=image, mask_image=Image.fromarray(mask),
+        masked_image_latents=masked, num_inference_steps=4, guidance_scale=4.0,
+        height=SIDE, width=SIDE,
+    )
+    return {"drawn": drawn, "picture": decode(pipeline, drawn)}
+
+
 FAMILIES = {
     "sd21": (make_sd21, outputs_of_sd21),
     "sdxl": (make_sdxl, outputs_of_sdxl),
+    "instruct_pix2pix": (make_instruct_pix2pix, outputs_of_instruct_pix2pix),
+    "inpaint": (make_inpaint, outputs_of_inpaint),
 }
 LEARNING = "sd21", "sdxl"
 
@@ -216,7 +274,7 @@ LEARNING = "sd21", "sdxl"
 def make_outputs(out: Path, cls, outputs_of) -> None:
     pipeline = cls.from_pretrained(out, torch_dtype=torch.float32, local_files_only=True)
     latents = torch.randn((1, 4, LATENT_SIDE, LATENT_SIDE), generator=torch.Generator().manual_seed(6))
-    outputs = {"latents": latents, **outputs_of(pipeline, latents)}
+    outputs = {"latents": latents, **outputs_of(pipeline, latents, out)}
     save_file({name: x.contiguous() for name, x in outputs.items()}, out / "io.safetensors")
 
 
