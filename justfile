@@ -21,6 +21,10 @@ update-help:
     UPDATE_SNAPSHOTS=1 cargo test --release --test cli help
     git diff tests/cli/snapshots
 
+# Damaged files for as long as you like.
+fuzz cases="100000":
+    PROPTEST_CASES={{cases}} cargo test --release --test fuzz
+
 # Licences, advisories and sources of the dependencies (cargo install cargo-deny).
 deny:
     cargo deny check

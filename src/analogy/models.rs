@@ -25,7 +25,7 @@ pub struct ModelPaths {
     /// The joint space of each text encoder, in any order: transformers `CLIPModel` folders; if
     /// none is given, see [`clip_folders`](Self::clip_folders).
     pub clip: Vec<PathBuf>,
-    /// A transformers `Blip2ForConditionalGeneration` folder; if not given, see
+    /// A folder of transformers' BLIP or BLIP-2, see [`Captioner::open`]; if not given, see
     /// [`captioner_folder`](Self::captioner_folder).
     pub captioner: Option<PathBuf>,
 }
@@ -177,8 +177,8 @@ impl Models {
                 return Err(Error::Missing {
                     what: "a captioner".to_owned(),
                     reason: format!(
-                        "there is no folder {}; give captions, or a transformers \
-                         Blip2ForConditionalGeneration folder",
+                        "there is no folder {}; give captions, or the folder of a BLIP or BLIP-2 as \
+                         transformers saves them",
                         self.captioner_folder.display()
                     ),
                 });

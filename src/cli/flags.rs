@@ -44,8 +44,8 @@ pub(crate) struct ModelSettings {
     #[arg(long, value_name = "DIR")]
     #[serde(deserialize_with = "one_or_several")]
     pub(crate) clip: Option<Vec<PathBuf>>,
-    /// A transformers Blip2ForConditionalGeneration folder [default: captioner in the model's
-    /// folder or beside its file]
+    /// The captioner, a folder of transformers' BLIP or BLIP-2 [default: captioner in the model's folder
+    /// or beside its file]
     #[arg(long, value_name = "DIR")]
     pub(crate) captioner: Option<PathBuf>,
     /// Where the models run [default: cpu]

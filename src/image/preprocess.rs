@@ -20,6 +20,23 @@ enum Size {
     Box { height: u32, width: u32 },
 }
 
+/// The longest edge that a network's picture may be asked to have.
+const LONGEST_EDGE: u32 = 2048;
+
+impl Size {
+    /// Whether a network can be meant to see a picture of this size.
+    fn is_usual(self) -> bool {
+        let edges = match self {
+            Self::One(edge)
+            | Self::Edges {
+                shortest_edge: edge,
+            } => [edge; 2],
+            Self::Box { height, width } => [height, width],
+        };
+        edges.iter().all(|edge| (1..=LONGEST_EDGE).contains(edge))
+    }
+}
+
 /// What transformers' `CLIPImageProcessor` and `BlipImageProcessor` do with a picture.
 #[derive(Clone, Debug, Deserialize)]
 pub struct ImagePreprocessor {
@@ -94,6 +111,24 @@ impl ImagePreprocessor {
                 "resample",
                 "0 to 5",
                 self.resample,
+            ));
+        }
+        for (field, size) in [("size", Some(self.size)), ("crop_size", self.crop_size)] {
+            if size.is_some_and(|size| !size.is_usual()) {
+                let expected = format!("edges of 1 to {LONGEST_EDGE}");
+                return Err(Error::unsupported(path, field, &expected, size));
+            }
+        }
+        if !self
+            .image_std
+            .iter()
+            .all(|std| std.is_normal() && *std > 0.0)
+        {
+            return Err(Error::unsupported(
+                path,
+                "image_std",
+                "positive numbers",
+                self.image_std,
             ));
         }
         if self.do_center_crop && matches!(self.crop_size, None | Some(Size::Edges { .. })) {

@@ -1,4 +1,4 @@
-//! BLIP-2's image tower: a vision transformer whose every position is passed on.
+//! The image tower of BLIP and BLIP-2: a vision transformer whose every position is passed on.
 
 use burn::tensor::Tensor;
 use serde::Deserialize;
@@ -15,14 +15,14 @@ use crate::{Error, Result};
 #[serde(default)]
 pub(super) struct Blip2VisionConfig {
     pub(super) hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    image_size: usize,
-    patch_size: usize,
-    hidden_act: Activation,
-    layer_norm_eps: f64,
-    qkv_bias: bool,
+    pub(super) intermediate_size: usize,
+    pub(super) num_hidden_layers: usize,
+    pub(super) num_attention_heads: usize,
+    pub(super) image_size: usize,
+    pub(super) patch_size: usize,
+    pub(super) hidden_act: Activation,
+    pub(super) layer_norm_eps: f64,
+    pub(super) qkv_bias: bool,
 }
 
 impl Default for Blip2VisionConfig {

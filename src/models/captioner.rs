@@ -1,230 +1,63 @@
-//! Captions by BLIP-2 ([Li et al. 2023](https://arxiv.org/abs/2301.12597)).
+//! Captions by BLIP or BLIP-2, whichever a folder holds.
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{Device, FloatDType};
 use serde::Deserialize;
 use tokenizers::Tokenizer;
 
-use super::attention::KeyValues;
-use super::blip2_vision::{Blip2VisionConfig, Blip2VisionModel};
+pub use super::blip::Blip;
+pub use super::blip2::Blip2;
 pub use super::generate::{EarlyStopping, GenerationConfig};
-use super::generate::{NextLogits, generate};
-use super::layers::Linear;
-use super::opt::{Cache, Opt, OptConfig};
-use super::qformer::{QFormer, QFormerConfig};
 use super::tokenizer::open_tokenizer_json;
+use super::word_pieces::open_bert_tokenizer;
 use crate::image::{ImagePreprocessor, RgbImage};
-use crate::weights::{Weights, read_config};
+use crate::weights::read_config;
 use crate::{Error, Result};
 
-/// `config.json` of transformers' `Blip2ForConditionalGeneration`.
-#[derive(Clone, Debug, Deserialize)]
-struct Blip2Config {
+/// The classes of transformers that caption pictures here.
+const CLASSES: [&str; 2] = [
+    "BlipForConditionalGeneration",
+    "Blip2ForConditionalGeneration",
+];
+
+/// What `config.json` says about the class of the model.
+#[derive(Debug, Deserialize)]
+struct ModelClass {
+    model_type: Option<String>,
     #[serde(default)]
-    vision_config: Blip2VisionConfig,
-    #[serde(default)]
-    qformer_config: QFormerConfig,
-    #[serde(default)]
-    text_config: OptConfig,
-    #[serde(default = "default_queries")]
-    num_query_tokens: usize,
+    architectures: Option<Vec<String>>,
 }
 
-fn default_queries() -> usize {
-    32
+impl ModelClass {
+    /// The name of transformers' class; by default the one of [`CLASSES`] of this model type.
+    fn name(self) -> String {
+        let named = self
+            .architectures
+            .and_then(|names| names.into_iter().next());
+        named.unwrap_or_else(|| match self.model_type.as_deref() {
+            Some("blip") => CLASSES[0].to_owned(),
+            Some("blip-2") | None => CLASSES[1].to_owned(),
+            Some(other) => other.to_owned(),
+        })
+    }
 }
 
-/// The networks of transformers' `Blip2ForConditionalGeneration`: a vision transformer, a Q-Former
-/// whose queries read its output, and an OPT language model that goes on from what they found.
+/// The networks of a captioner.
 #[derive(Clone, Debug)]
-pub struct Blip2 {
-    vision_model: Blip2VisionModel,
-    query_tokens: Tensor<3>,
-    qformer: QFormer,
-    language_projection: Linear,
-    language_model: Opt,
-    text_config: OptConfig,
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one captioner at a time"
+)]
+enum Model {
+    Blip(Blip),
+    Blip2(Blip2),
 }
 
-impl Blip2 {
-    /// Opens a folder saved by transformers.
-    ///
-    /// # Errors
-    /// When `config.json` or the weights are missing, damaged, do not fit each other, or the
-    /// language model is not OPT.
-    pub fn open(dir: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
-        let config: Blip2Config = read_config(&dir.join("config.json"))?;
-        let weights = Weights::open(dir, device, dtype)?;
-        let (d_image, d_query) = (
-            config.vision_config.hidden_size,
-            config.qformer_config.hidden_size,
-        );
-        let d_text = config.text_config.hidden_size;
-        let this = Self {
-            vision_model: Blip2VisionModel::load(
-                &weights.scope("vision_model"),
-                &config.vision_config,
-            )?,
-            query_tokens: weights.tensor("query_tokens", [1, config.num_query_tokens, d_query])?,
-            qformer: QFormer::load(&weights.scope("qformer"), &config.qformer_config, d_image)?,
-            language_projection: Linear::load(
-                &weights.scope("language_projection"),
-                d_query,
-                d_text,
-            )?,
-            language_model: Opt::load(&weights.scope("language_model"), &config.text_config)?,
-            text_config: config.text_config,
-        };
-        weights.check_all_used(&["position_ids"])?;
-        Ok(this)
-    }
-
-    /// What the vision transformer sees.
-    ///
-    /// # Shapes
-    /// `[b, 3, image_size, image_size]`, normalised, to `[b, 1 + patches, d_image]`
-    ///
-    /// # Errors
-    /// [`Error::InvalidInput`] for another shape.
-    pub fn image_states(&self, pixel_values: Tensor<4>) -> Result<Tensor<3>> {
-        self.vision_model.forward(pixel_values)
-    }
-
-    /// What the queries find in it.
-    ///
-    /// # Shapes
-    /// `[b, 1 + patches, d_image]` to `[b, num_query_tokens, d_query]`
-    #[must_use]
-    pub fn query_states(&self, image_states: &Tensor<3>) -> Tensor<3> {
-        let b = image_states.dims()[0];
-        let queries = self.query_tokens.clone().expand([b as i64, -1, -1]);
-        self.qformer.forward(queries, image_states)
-    }
-
-    /// The tokens that describe one picture, up to and with the end token. The language model
-    /// reads the projected queries (where transformers' processor puts the image tokens), its
-    /// start token, then `prompt`.
-    ///
-    /// # Shapes
-    /// `pixel_values`: `[1, 3, image_size, image_size]`, normalised
-    ///
-    /// # Errors
-    /// [`Error::InvalidInput`] for another shape, a prompt that is not of the vocabulary, or a
-    /// text too long for the language model; [`Error::NotFinite`] when its output is (in f16).
-    pub fn generate(
-        &self,
-        pixel_values: Tensor<4>,
-        prompt: &[u32],
-        config: &GenerationConfig,
-    ) -> Result<Vec<u32>> {
-        let (first, mut reader) = self.read(pixel_values, prompt, config.max_new_tokens)?;
-        generate(
-            &mut reader,
-            first,
-            self.text_config.eos_token_id.as_slice(),
-            config,
-        )
-    }
-
-    /// The logits of the first word.
-    ///
-    /// # Shapes
-    /// As [`generate`](Self::generate).
-    ///
-    /// # Errors
-    /// As [`generate`](Self::generate).
-    pub fn first_logits(&self, pixel_values: Tensor<4>, prompt: &[u32]) -> Result<Vec<f32>> {
-        Ok(self.read(pixel_values, prompt, 1)?.0)
-    }
-
-    /// Reads picture and prompt: the logits of the first word, and the reader for the next ones.
-    fn read(
-        &self,
-        pixel_values: Tensor<4>,
-        prompt: &[u32],
-        max_new_tokens: usize,
-    ) -> Result<(Vec<f32>, Reader<'_>)> {
-        let queries = self.query_states(&self.image_states(pixel_values)?);
-        let [b, count, _] = queries.dims();
-        if b != 1 {
-            return Err(Error::invalid_input(format!(
-                "expected one picture, found {b}"
-            )));
-        }
-        let (longest, vocab_size) = (
-            self.text_config.max_position_embeddings,
-            self.text_config.vocab_size,
-        );
-        let total = count + 1 + prompt.len() + max_new_tokens;
-        if total > longest {
-            return Err(Error::invalid_input(format!(
-                "a picture of {count} tokens, a prompt of {} and a caption of up to \
-                 {max_new_tokens} are more than the {longest} tokens of the captioner",
-                prompt.len() + 1,
-            )));
-        }
-        let mut ids = vec![self.text_config.bos_token_id];
-        ids.extend(prompt);
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
-            return Err(Error::invalid_input(format!(
-                "token {id} is not among the {vocab_size} of the captioner"
-            )));
-        }
-        let words = self.language_model.embed(&ids, [1, ids.len()]);
-        let inputs = Tensor::cat(vec![self.language_projection.forward(queries), words], 1);
-        let mut cache = Cache::new();
-        let logits = self.language_model.forward(inputs, &mut cache);
-        Ok((
-            values(logits)?,
-            Reader {
-                model: &self.language_model,
-                cache,
-            },
-        ))
-    }
-}
-
-/// The language model in the middle of its texts.
-struct Reader<'a> {
-    model: &'a Opt,
-    cache: Cache,
-}
-
-impl NextLogits for Reader<'_> {
-    fn next_logits(&mut self, rows: &[usize], tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
-        let held = self.cache.first().map_or(0, |past| past.keys.dims()[0]);
-        if !rows.iter().copied().eq(0..held) {
-            self.cache = self
-                .cache
-                .iter()
-                .map(|past: &KeyValues| past.select(rows))
-                .collect();
-        }
-        let inputs = self.model.embed(tokens, [tokens.len(), 1]);
-        let logits = self.model.forward(inputs, &mut self.cache);
-        let vocab_size = logits.dims()[1];
-        Ok(values(logits)?
-            .chunks(vocab_size)
-            .map(<[f32]>::to_vec)
-            .collect())
-    }
-}
-
-fn values(logits: Tensor<2>) -> Result<Vec<f32>> {
-    let values: Vec<f32> = logits.into_data().iter::<f32>().collect();
-    match values.iter().all(|value| value.is_finite()) {
-        true => Ok(values),
-        false => Err(Error::NotFinite {
-            what: "the captioner's output",
-        }),
-    }
-}
-
-/// BLIP-2 with its tokenizer and preprocessing.
+/// BLIP or BLIP-2 with its tokenizer and preprocessing.
 #[derive(Clone, Debug)]
 pub struct Captioner {
-    model: Blip2,
+    model: Model,
     tokenizer: Tokenizer,
     preprocessor: ImagePreprocessor,
     dir: PathBuf,
@@ -232,16 +65,31 @@ pub struct Captioner {
 }
 
 impl Captioner {
-    /// Opens a folder that holds a transformers `Blip2ForConditionalGeneration`, its
-    /// `tokenizer.json` and its `preprocessor_config.json`.
+    /// Opens a folder that holds a transformers `BlipForConditionalGeneration` or
+    /// `Blip2ForConditionalGeneration`, its `tokenizer.json` (for BLIP, `vocab.txt` will do) and its
+    /// `preprocessor_config.json`.
     ///
     /// # Errors
-    /// When one of them is missing or damaged; as [`Blip2::open`].
+    /// [`Error::Config`] for any other class; when a file is missing or damaged; as [`Blip::open`]
+    /// and [`Blip2::open`].
     pub fn open(dir: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
+        let path = dir.join("config.json");
+        let class = read_config::<ModelClass>(&path)?.name();
+        let is_blip = class == CLASSES[0];
+        if !CLASSES.contains(&class.as_str()) {
+            let expected = CLASSES.join(" or ");
+            return Err(Error::unsupported(&path, "architectures", &expected, class));
+        }
         Ok(Self {
-            tokenizer: open_tokenizer_json(&dir.join("tokenizer.json"))?,
+            tokenizer: match is_blip {
+                true => open_bert_tokenizer(dir)?,
+                false => open_tokenizer_json(&dir.join("tokenizer.json"))?,
+            },
             preprocessor: ImagePreprocessor::open(dir)?,
-            model: Blip2::open(dir, device, dtype)?,
+            model: match is_blip {
+                true => Model::Blip(Blip::open(dir, device, dtype)?),
+                false => Model::Blip2(Blip2::open(dir, device, dtype)?),
+            },
             dir: dir.to_owned(),
             device: device.clone(),
         })
@@ -250,20 +98,21 @@ impl Captioner {
     /// Describes a picture; with a prompt, goes on from it.
     ///
     /// # Errors
-    /// As [`Blip2::generate`].
+    /// As [`Blip::generate`] and [`Blip2::generate`].
     pub fn caption(&self, image: &RgbImage, config: &GenerationConfig) -> Result<String> {
-        let tokenizer = |error: tokenizers::Error| {
-            Error::invalid_file(self.dir.join("tokenizer.json"), error.to_string())
-        };
+        let tokenizer =
+            |error: tokenizers::Error| Error::invalid_file(&self.dir, error.to_string());
         let prompt = config.prompt.as_deref().unwrap_or_default();
         let prompt = self
             .tokenizer
             .encode_fast(prompt, false)
             .map_err(tokenizer)?;
+        let prompt = prompt.get_ids();
         let pixel_values = self.preprocessor.apply(image, &self.device);
-        let tokens = self
-            .model
-            .generate(pixel_values, prompt.get_ids(), config)?;
+        let tokens = match &self.model {
+            Model::Blip(model) => model.generate(pixel_values, prompt, config)?,
+            Model::Blip2(model) => model.generate(pixel_values, prompt, config)?,
+        };
         let text = self.tokenizer.decode(&tokens, true).map_err(tokenizer)?;
         Ok(text.trim().to_owned())
     }

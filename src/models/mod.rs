@@ -1,6 +1,9 @@
 //! The frozen networks, each driven by its `config.json`.
 
 pub mod attention;
+mod bert;
+mod blip;
+mod blip2;
 mod blip2_vision;
 pub mod captioner;
 pub mod clip;
@@ -11,9 +14,11 @@ pub mod generate;
 pub mod layers;
 mod opt;
 mod qformer;
+mod reader;
 pub mod tokenizer;
 pub mod unet;
 mod unet_blocks;
 mod unet_config;
 pub mod vae;
 mod vae_config;
+mod word_pieces;

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use super::attention::{Attention, KeyValues, causal_mask};
 use super::clip::check_heads;
 use super::layers::{Activation, Embedding, LayerNorm, Linear, Mask};
+use super::reader::Cache;
 use crate::weights::Weights;
 use crate::{Error, Result};
 
@@ -105,9 +106,6 @@ impl OptConfig {
         check_heads(weights, d, self.num_attention_heads)
     }
 }
-
-/// The keys and values of everything read so far, layer by layer.
-pub(super) type Cache = Vec<KeyValues>;
 
 /// transformers' `OPTForCausalLM`.
 #[derive(Clone, Debug)]

@@ -4,9 +4,9 @@
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
-use super::attention::Attention;
+use super::bert::{BertLayer, BertNames, BertSizes};
 use super::clip::check_heads;
-use super::layers::{Activation, LayerNorm, Linear, Mask};
+use super::layers::{Activation, LayerNorm, Mask};
 use crate::weights::Weights;
 use crate::{Error, Result};
 
@@ -37,22 +37,18 @@ impl Default for QFormerConfig {
     }
 }
 
+/// How the tensors of the layers are named.
+const NAMES: BertNames = BertNames {
+    attention: "attention",
+    intermediate: "intermediate_query",
+    output: "output_query",
+};
+
 /// transformers' `Blip2QFormerModel`, for queries without text.
 #[derive(Clone, Debug)]
 pub(super) struct QFormer {
     layernorm: LayerNorm,
-    layers: Vec<Layer>,
-}
-
-/// Every sum is normed after its addition, as in BERT.
-#[derive(Clone, Debug)]
-struct Layer {
-    attention: (Attention, LayerNorm),
-    cross_attention: Option<(Attention, LayerNorm)>,
-    intermediate: Linear,
-    activation: Activation,
-    output: Linear,
-    output_norm: LayerNorm,
+    layers: Vec<BertLayer>,
 }
 
 impl QFormer {
@@ -63,13 +59,21 @@ impl QFormer {
             let (path, field) = (weights.config_path(), "cross_attention_frequency");
             return Err(Error::unsupported(&path, field, "at least 1", 0));
         }
-        let (d, epsilon) = (config.hidden_size, config.layer_norm_eps);
+        let sizes = BertSizes {
+            hidden_size: config.hidden_size,
+            num_attention_heads: config.num_attention_heads,
+            intermediate_size: config.intermediate_size,
+            hidden_act: config.hidden_act,
+            layer_norm_eps: config.layer_norm_eps,
+        };
         let layer = |number: usize| {
             let weights = weights.scope("encoder.layer").scope(number);
-            Layer::load(&weights, config, d_image, number)
+            let reads = number.is_multiple_of(config.cross_attention_frequency);
+            BertLayer::load(&weights, &sizes, &NAMES, reads.then_some(d_image))
         };
+        let norm = weights.scope("layernorm");
         Ok(Self {
-            layernorm: LayerNorm::load(&weights.scope("layernorm"), d, epsilon)?,
+            layernorm: LayerNorm::load(&norm, config.hidden_size, config.layer_norm_eps)?,
             layers: (0..config.num_hidden_layers)
                 .map(layer)
                 .collect::<Result<_>>()?,
@@ -79,67 +83,9 @@ impl QFormer {
     /// The queries `[b, q, d]` after reading `image` `[b, n, d_image]`, `[b, q, d]`.
     pub(super) fn forward(&self, queries: Tensor<3>, image: &Tensor<3>) -> Tensor<3> {
         let queries = self.layernorm.forward(queries);
-        self.layers
-            .iter()
-            .fold(queries, |queries, layer| layer.forward(queries, image))
-    }
-}
-
-impl Layer {
-    fn load(
-        weights: &Weights,
-        config: &QFormerConfig,
-        d_image: usize,
-        number: usize,
-    ) -> Result<Self> {
-        let (d, inner) = (config.hidden_size, config.intermediate_size);
-        let norm = |weights: &Weights| {
-            LayerNorm::load(&weights.scope("LayerNorm"), d, config.layer_norm_eps)
-        };
-        let attention = |name: &str, d_context: usize| {
-            let (weights, output) = (weights.scope(name), weights.scope(name).scope("output"));
-            let projection =
-                |name: &str, d_in| Linear::load(&weights.scope("attention").scope(name), d_in, d);
-            let attention = Attention {
-                query: projection("query", d)?,
-                key: projection("key", d_context)?,
-                value: projection("value", d_context)?,
-                output: Linear::load(&output.scope("dense"), d, d)?,
-                heads: config.num_attention_heads,
-            };
-            Ok((attention, norm(&output)?))
-        };
-        let output = weights.scope("output_query");
-        Ok(Self {
-            attention: attention("attention", d)?,
-            cross_attention: number
-                .is_multiple_of(config.cross_attention_frequency)
-                .then(|| attention("crossattention", d_image))
-                .transpose()?,
-            intermediate: Linear::load(
-                &weights.scope("intermediate_query").scope("dense"),
-                d,
-                inner,
-            )?,
-            activation: config.hidden_act,
-            output: Linear::load(&output.scope("dense"), inner, d)?,
-            output_norm: norm(&output)?,
+        self.layers.iter().fold(queries, |queries, layer| {
+            let context = layer.context(image);
+            layer.forward(queries, None, context.as_ref(), Mask::None).0
         })
-    }
-
-    fn forward(&self, x: Tensor<3>, image: &Tensor<3>) -> Tensor<3> {
-        let attend =
-            |(attention, norm): &(Attention, LayerNorm), x: Tensor<3>, context: Tensor<3>| {
-                let context = attention.key_values(context);
-                norm.forward(attention.forward(x.clone(), &context, Mask::None) + x)
-            };
-        let mut x = attend(&self.attention, x.clone(), x);
-        if let Some(cross_attention) = &self.cross_attention {
-            x = attend(cross_attention, x, image.clone());
-        }
-        let inner = self
-            .activation
-            .forward(self.intermediate.forward(x.clone()));
-        self.output_norm.forward(self.output.forward(inner) + x)
     }
 }

@@ -108,6 +108,11 @@ impl Default for UNetConfig {
     }
 }
 
+/// More levels than any network has; each halves the picture.
+pub(super) const MOST_LEVELS: usize = 16;
+/// More layers than any level has.
+pub(super) const MOST_LAYERS: usize = 256;
+
 /// Fields of which one value is supported.
 const FIXED_FIELDS: &[(&str, &str)] = &[
     ("mid_block_scale_factor", "1"),
@@ -179,9 +184,9 @@ impl UNetConfig {
         };
         check_fixed_fields(&self.other, FIXED_FIELDS, path)?;
         let blocks = self.block_out_channels.len();
-        if blocks == 0 || self.block_out_channels[0] % 2 == 1 {
+        if !(1..=MOST_LEVELS).contains(&blocks) || self.block_out_channels[0] % 2 == 1 {
             let reason = format!(
-                "expected even channel counts, found {:?}",
+                "expected 1 to {MOST_LEVELS} even channel counts, found {:?}",
                 self.block_out_channels
             );
             return wrong("block_out_channels", reason);
@@ -247,11 +252,14 @@ impl UNetConfig {
                 );
                 return wrong("attention_head_dim", reason);
             }
-            if layers[i] == 0 {
-                return wrong(
-                    "layers_per_block",
-                    "expected at least 1, found 0".to_owned(),
-                );
+            for (field, least, count) in [
+                ("layers_per_block", 1, layers[i]),
+                ("transformer_layers_per_block", 0, depth[i]),
+            ] {
+                if !(least..=MOST_LAYERS).contains(&count) {
+                    let reason = format!("expected {least} to {MOST_LAYERS}, found {count}");
+                    return wrong(field, reason);
+                }
             }
             let transformer = TransformerOptions {
                 heads: heads[i],
@@ -405,9 +413,17 @@ mod tests {
             ),
             (
                 r#"{"layers_per_block": 0}"#,
-                "field `layers_per_block`: expected at least 1",
+                "field `layers_per_block`: expected 1 to 256, found 0",
             ),
             (r#"{"layers_per_block": -1}"#, "field `layers_per_block`"),
+            (
+                r#"{"layers_per_block": 4294967296}"#,
+                "expected 1 to 256, found 4294967296",
+            ),
+            (
+                r#"{"transformer_layers_per_block": 18446744073709551615}"#,
+                "field `transformer_layers_per_block`: expected 0 to 256",
+            ),
         ] {
             let message = message(json);
             assert!(message.contains(expected), "{json}: {message}");

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::layers::Activation;
+use super::unet_config::{MOST_LAYERS, MOST_LEVELS};
 use crate::weights::{OtherFields, check_fixed_fields};
 use crate::{Error, Result};
 
@@ -90,6 +91,10 @@ impl AutoencoderKLConfig {
             path,
         )?;
         let levels = self.block_out_channels.len();
+        if levels > MOST_LEVELS {
+            let reason = format!("expected at most {MOST_LEVELS} levels, found {levels}");
+            return wrong("block_out_channels", reason);
+        }
         for (field, kinds, supported) in [
             (
                 "down_block_types",
@@ -123,11 +128,10 @@ impl AutoencoderKLConfig {
                 format!("{groups} does not divide {c} channels"),
             );
         }
-        if self.layers_per_block == 0 {
-            return wrong(
-                "layers_per_block",
-                "expected at least 1, found 0".to_owned(),
-            );
+        let layers = self.layers_per_block;
+        if !(1..=MOST_LAYERS).contains(&layers) {
+            let reason = format!("expected 1 to {MOST_LAYERS}, found {layers}");
+            return wrong("layers_per_block", reason);
         }
         if !(self.scaling_factor.is_finite() && self.scaling_factor > 0.0) {
             let reason = format!("expected a positive number, found {}", self.scaling_factor);
