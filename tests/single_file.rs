@@ -109,6 +109,21 @@ fn a_single_file_gives_the_same_numbers_as_the_folder() {
 }
 
 #[test]
+fn a_file_of_f32_gives_the_same_numbers_as_one_of_f16() {
+    let (family, folder, file) = case("sd2");
+    let wide = tempfile::tempdir().unwrap();
+    let path = wide.path().join("model.safetensors");
+    Arrays::read(&file).unwrap().write(&path).unwrap();
+    assert!(path.metadata().unwrap().len() > file.metadata().unwrap().len() * 3 / 2);
+    let options = FileOptions {
+        tokenizer: Some(folder.join("tokenizer")),
+        ..options(family)
+    };
+    let [narrow, wide] = [&file, &path].map(|path| ModelFiles::open(path, &options).unwrap());
+    assert!(outputs(&narrow, FloatDType::F32) == outputs(&wide, FloatDType::F32));
+}
+
+#[test]
 fn the_padding_of_a_single_file_is_its_familys() {
     let (family, _, file) = case("sdxl");
     let with = FileOptions {

@@ -1,7 +1,7 @@
 //! The flags that several subcommands share. Every field is a setting of the same name in a
 //! `--config` file; what is not given stays `None`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
@@ -128,6 +128,23 @@ impl ModelSettings {
             variant: self.variant.clone(),
             tokenizer: self.tokenizer.clone(),
         })
+    }
+
+    /// The settings that say how the model's files are to be understood, as far as they were given;
+    /// of the vocabulary's folder the name.
+    pub(crate) fn file_settings(&self) -> impl Iterator<Item = (String, Value)> {
+        let tokenizer = self.tokenizer.as_deref().and_then(Path::file_name);
+        let settings = [
+            ("family", self.family.clone()),
+            ("prediction_type", self.prediction_type.clone()),
+            ("variant", self.variant.clone()),
+            (
+                "tokenizer",
+                tokenizer.map(|name| name.to_string_lossy().into_owned()),
+            ),
+        ];
+        let given = |(name, value): (&str, Option<String>)| Some((name.to_owned(), json!(value?)));
+        settings.into_iter().filter_map(given)
     }
 
     /// Where the models are; without `--model`, the demo model.

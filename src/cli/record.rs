@@ -49,6 +49,7 @@ impl Recipe {
         for group in groups {
             settings.extend(group.values()?);
         }
+        settings.extend(models.file_settings());
         Ok(Self {
             program: format!("{} {}", env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION")),
             command,

@@ -150,6 +150,9 @@ fn the_prediction_type_can_be_overridden() {
         succeed(work.path(), &arguments);
     }
     let read = |name: &str| image::open(work.path().join(name)).unwrap().into_rgb8();
+    let bytes = fs::read(work.path().join("noise.png")).unwrap();
+    let told = String::from_utf8_lossy(&bytes).contains(r#""prediction_type":"epsilon""#);
+    assert!(told, "the picture does not tell what it was made with");
     assert_eq!(read("model.png"), read("same.png"));
     assert_ne!(read("model.png"), read("noise.png"));
 }
