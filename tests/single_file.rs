@@ -1,7 +1,11 @@
 //! Checkpoints that are one file in the original layout, against diffusers folders with the same
 //! weights, both made by `training/reference/make_golden_single_file.py`.
 
-#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a failed unwrap is a failed test"
+)]
 
 use std::path::{Path, PathBuf};
 
@@ -9,11 +13,11 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use difference_inversion::Result;
 use difference_inversion::image::RgbImage;
 use difference_inversion::models::unet::{UNet2DConditionModel, UNetConfig};
-use difference_inversion::pipeline::Pipeline;
+use difference_inversion::pipeline::{Pipeline, PipelineKind};
 use difference_inversion::prompt::FullPrompt;
 use difference_inversion::sample::PredictionType;
 use difference_inversion::weights::{
-    Array, Arrays, Family, FileOptions, MODEL_INDEX, ModelFiles, read_config,
+    Array, Arrays, Family, FileOptions, MODEL_INDEX, ModelFiles, Values, read_config,
 };
 use serde_json::{Value, json};
 
@@ -124,6 +128,39 @@ fn a_file_of_f32_gives_the_same_numbers_as_one_of_f16() {
 }
 
 #[test]
+fn the_channels_of_the_unet_tell_the_kind_of_pipeline() {
+    let (family, folder, file) = case("sd1");
+    let key = "model.diffusion_model.input_blocks.0.0.weight";
+    let arrays = Arrays::read(&file).unwrap();
+    let (c_out, values) = match (
+        arrays.array(key).unwrap().shape(),
+        arrays.array(key).unwrap().values(),
+    ) {
+        (&[c_out, 4, 3, 3], Values::F32(values)) => (c_out, values.clone()),
+        other => panic!("{other:?}"),
+    };
+    let options = FileOptions {
+        tokenizer: Some(folder.join("tokenizer")),
+        ..options(family)
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    for (channels, kind) in [
+        (4, PipelineKind::StableDiffusion),
+        (8, PipelineKind::InstructPix2Pix),
+        (9, PipelineKind::Inpaint),
+    ] {
+        let count = c_out * channels * 9;
+        let more = values.iter().cycle().take(count).copied().collect();
+        let array = Array::floats([c_out, channels, 3, 3], more);
+        arrays.clone().with(key, array).write(&path).unwrap();
+        let files = ModelFiles::open(&path, &options).unwrap();
+        let pipeline = Pipeline::open(&files, None, &Device::flex(), FloatDType::F32).unwrap();
+        assert_eq!(pipeline.kind(), kind);
+    }
+}
+
+#[test]
 fn the_padding_of_a_single_file_is_its_familys() {
     let (family, _, file) = case("sdxl");
     let with = FileOptions {
@@ -191,7 +228,7 @@ fn families_are_recognised_by_keys_and_shapes() {
             1024,
             9,
             &[OPEN_CLIP],
-            "sd2",
+            "sd2-base",
             "StableDiffusionInpaintPipeline",
         ),
         (2048, 4, &BOTH, "sdxl", "StableDiffusionXLPipeline"),

@@ -52,9 +52,15 @@ pub struct Family {
     pub scheduler: Value,
 }
 
-/// Channels that a U-Net may read: noisy latents alone; those of a picture to be edited beside them
-/// (InstructPix2Pix); a mask and the masked picture's beside them (inpainting).
-const IN_CHANNELS: [usize; 3] = [4, 8, 9];
+/// Channels of a U-Net that reads the latents of a picture to be edited beside the noisy ones
+/// (InstructPix2Pix).
+const EDITING: usize = 8;
+/// Channels of a U-Net that reads a mask and the latents of the masked picture beside the noisy ones.
+const INPAINTING: usize = 9;
+/// Channels that a U-Net may read.
+const IN_CHANNELS: [usize; 3] = [4, EDITING, INPAINTING];
+/// The U-Net's first convolution.
+const CONV_IN: &str = "input_blocks.0.0.weight";
 
 impl Family {
     /// Names of all families, as [`by_name`](Self::by_name) knows them.
@@ -240,15 +246,17 @@ impl Family {
     }
 
     /// Recognises the family of a file by its keys and shapes. Stable Diffusion 2 with and without
-    /// velocity look the same; `predicts_noise` tells them apart.
+    /// velocity look the same; `predicts_noise` tells them apart, and that its inpainting model
+    /// (`stabilityai/stable-diffusion-2-inpainting`) was made from the base model.
     ///
     /// # Errors
     /// [`Error::InvalidFile`] if it is of no known family, saying what it is as far as that shows.
     pub(super) fn recognise(file: &TensorFile, predicts_noise: bool) -> Result<Self> {
         let width = context_dim(file)?;
+        let inpaints = in_channels(file) == Some(INPAINTING);
         match width {
             768 => Ok(Self::sd1()),
-            1024 if predicts_noise => Ok(Self::sd2_base()),
+            1024 if predicts_noise || inpaints => Ok(Self::sd2_base()),
             1024 => Ok(Self::sd2()),
             2048 => Ok(Self::sdxl()),
             _ => {
@@ -297,15 +305,14 @@ impl Family {
                 return Err(Error::invalid_file(file.path(), reason));
             }
         }
-        let key = format!("{UNET}input_blocks.0.0.weight");
-        let channels = match file.info(&key) {
-            Some((_, &[_, channels, _, _])) if IN_CHANNELS.contains(&channels) => channels,
-            found => {
+        let channels = match in_channels(file) {
+            Some(channels) if IN_CHANNELS.contains(&channels) => channels,
+            _ => {
                 return Err(Error::Tensor {
                     path: file.path().to_owned(),
-                    name: key,
+                    name: format!("{UNET}{CONV_IN}"),
                     expected: "a convolution of 4, 8 or 9 channels".to_owned(),
-                    found: match found {
+                    found: match file.info(&format!("{UNET}{CONV_IN}")) {
                         Some((_, shape)) => format!("shape {shape:?}"),
                         None => "no such tensor".to_owned(),
                     },
@@ -313,14 +320,22 @@ impl Family {
             }
         };
         self.class_name = match (channels, self.class_name) {
-            (8, "StableDiffusionXLPipeline") => "StableDiffusionXLInstructPix2PixPipeline",
-            (9, "StableDiffusionXLPipeline") => "StableDiffusionXLInpaintPipeline",
-            (8, _) => "StableDiffusionInstructPix2PixPipeline",
-            (9, _) => "StableDiffusionInpaintPipeline",
+            (EDITING, "StableDiffusionXLPipeline") => "StableDiffusionXLInstructPix2PixPipeline",
+            (INPAINTING, "StableDiffusionXLPipeline") => "StableDiffusionXLInpaintPipeline",
+            (EDITING, _) => "StableDiffusionInstructPix2PixPipeline",
+            (INPAINTING, _) => "StableDiffusionInpaintPipeline",
             (_, class_name) => class_name,
         };
         self.unet["in_channels"] = json!(channels);
         Ok(self)
+    }
+}
+
+/// The channels that the U-Net in `file` reads.
+fn in_channels(file: &TensorFile) -> Option<usize> {
+    match file.info(&format!("{UNET}{CONV_IN}"))? {
+        (_, &[_, channels, _, _]) => Some(channels),
+        _ => None,
     }
 }
 
