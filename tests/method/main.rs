@@ -8,5 +8,7 @@
 
 mod families;
 mod learning;
+mod misfits;
 mod regeneration;
 mod tiny;
+mod two_encoders;

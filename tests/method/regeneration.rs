@@ -6,14 +6,14 @@ use burn::tensor::{Device, Tensor};
 use difference_inversion::analogy::{
     self, AnalogyConfig, GenerateConfig, Inputs, Models, Target, TextToImage,
 };
-use difference_inversion::learn::{LearnConfig, Records};
+use difference_inversion::learn::Records;
 use difference_inversion::noise::{Branches, Guidance, Inversion, regenerate};
 use difference_inversion::progress::{Progress, Stage};
 use difference_inversion::prompt::{FullPrompt, PromptConfig, PromptMode};
 use difference_inversion::tokens::DifferenceTokens;
 use difference_inversion::{Error, pez};
 
-use crate::tiny::{example, models, relative_error, silent};
+use crate::tiny::{example, models, relative_error, short_analogy, silent};
 
 /// Largest difference of B's latents when nothing is changed, relative to their largest value.
 const EXACT: f32 = 1e-4;
@@ -154,21 +154,6 @@ fn the_seed_decides_the_noise() {
     assert!(relative_error(at(1), at(2)) > 0.0);
 }
 
-fn analogy_config() -> AnalogyConfig {
-    AnalogyConfig {
-        learn: LearnConfig {
-            num_tokens: 2,
-            steps: 3,
-            ..LearnConfig::default()
-        },
-        generate: GenerateConfig {
-            num_inference_steps: 4,
-            ..GenerateConfig::default()
-        },
-        ..AnalogyConfig::default()
-    }
-}
-
 #[test]
 fn an_analogy_goes_through_all_its_stages() {
     let models = models();
@@ -179,7 +164,7 @@ fn an_analogy_goes_through_all_its_stages() {
         }
         ControlFlow::Continue(())
     };
-    let (config, records) = (analogy_config(), Records::default());
+    let (config, records) = (short_analogy(), Records::default());
     let (learned, applied) = analogy::solve(
         &models,
         &[example()],
@@ -216,7 +201,7 @@ fn an_analogy_goes_through_all_its_stages() {
 #[test]
 fn what_cannot_be_learned_or_applied_is_an_error() {
     let models = models();
-    let (config, records) = (analogy_config(), Records::default());
+    let (config, records) = (short_analogy(), Records::default());
     let learn = |example| {
         let result = analogy::learn(&models, &[example], &config, &records, &mut silent);
         result.unwrap_err().to_string()
@@ -288,7 +273,7 @@ fn an_optimised_prompt_is_nearer_to_its_picture_than_its_prefix() {
     assert_eq!(found, find(1));
     assert_eq!(found.ids(0).len(), prefix.ids(0).len() + 4);
 
-    let mut config = analogy_config();
+    let mut config = short_analogy();
     config.prompt = PromptConfig {
         prompt_mode: PromptMode::CaptionOptimised,
         pez_steps: 2,

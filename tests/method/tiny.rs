@@ -1,14 +1,20 @@
-//! The tiny pipeline of tests/golden/learning, ready to learn on.
+//! The tiny pipelines of tests/golden, ready to draw with and to learn on.
 
+use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType, Tensor};
-use difference_inversion::analogy::{Example, ModelPaths, Models};
+use difference_inversion::Error;
+use difference_inversion::analogy::{
+    AnalogyConfig, Example, GenerateConfig, ModelPaths, Models, TextToImage,
+};
 use difference_inversion::delta::{DeltaMode, Features, delta};
 use difference_inversion::image::load_image;
-use difference_inversion::learn::Pair;
+use difference_inversion::learn::{LearnConfig, Pair};
+use difference_inversion::pipeline::Pipeline;
 use difference_inversion::progress::Progress;
+use difference_inversion::weights::{FileOptions, ModelFiles};
 
 pub(crate) const CAPTION_A: &str = "a red house";
 pub(crate) const CAPTION_A_PRIME: &str = "a blue house at night";
@@ -95,4 +101,71 @@ pub(crate) fn pair_of(models: &Models, example: &Example, num_tokens: usize) -> 
 /// Watches nothing and never asks to stop.
 pub(crate) fn silent(_: &Progress) -> ControlFlow<()> {
     ControlFlow::Continue(())
+}
+
+/// What is drawn in every golden folder.
+pub(crate) const PROMPT: &str = "a blue house by a lake!";
+
+/// That prompt, drawn in so many steps.
+pub(crate) fn request(steps: usize, guidance_scale: f64) -> TextToImage {
+    TextToImage {
+        prompt: PROMPT.to_owned(),
+        guidance_scale,
+        num_inference_steps: steps,
+        ..TextToImage::default()
+    }
+}
+
+/// A golden folder to be harmed.
+pub(crate) fn copy(folder: &str) -> tempfile::TempDir {
+    fn copy_folder(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let (from, to) = (
+                entry.as_ref().unwrap().path(),
+                to.join(entry.unwrap().file_name()),
+            );
+            match from.is_dir() {
+                true => copy_folder(&from, &to),
+                false => fs::copy(&from, &to).map(|_| ()).unwrap(),
+            }
+        }
+    }
+    let copy = tempfile::tempdir().unwrap();
+    copy_folder(&golden(folder), copy.path());
+    copy
+}
+
+/// Replaces what must be there in a text file.
+pub(crate) fn edit(path: &Path, from: &str, to: &str) {
+    let text = fs::read_to_string(path).unwrap();
+    assert!(text.contains(from), "{from} is not in {text}");
+    fs::write(path, text.replace(from, to)).unwrap();
+}
+
+/// The pipeline of a folder, in f32.
+pub(crate) fn opened(folder: &Path) -> Result<Pipeline, Error> {
+    opened_in(folder, FloatDType::F32)
+}
+
+/// The pipeline of a folder.
+pub(crate) fn opened_in(folder: &Path, dtype: FloatDType) -> Result<Pipeline, Error> {
+    let files = ModelFiles::open(folder, &FileOptions::default())?;
+    Pipeline::open(&files, None, &Device::flex(), dtype)
+}
+
+/// A short analogy.
+pub(crate) fn short_analogy() -> AnalogyConfig {
+    AnalogyConfig {
+        learn: LearnConfig {
+            num_tokens: 2,
+            steps: 3,
+            ..LearnConfig::default()
+        },
+        generate: GenerateConfig {
+            num_inference_steps: 4,
+            ..GenerateConfig::default()
+        },
+        ..AnalogyConfig::default()
+    }
 }
