@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::hub::HubProblem;
 use crate::progress::Stage;
 
 /// Everything that can go wrong, each with what was wrong, where, and what was expected.
@@ -17,16 +18,24 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Whoever watched asked to stop.
-    #[error("stopped after {done} of {total} steps of {stage}")]
+    #[error("stopped after {done} of {total} {} of {stage}", stage.unit())]
     Stopped {
         /// The work that was going on.
         stage: Stage,
-        /// Steps finished.
+        /// Steps (of a download: bytes) finished.
         done: usize,
         /// Steps in all.
         total: usize,
         /// The checkpoint that was left, from which learning can go on.
         checkpoint: Option<PathBuf>,
+    },
+    /// A model could not be had from the Hub.
+    #[error("{id}: {problem}")]
+    Hub {
+        /// The model's name.
+        id: String,
+        /// What stood in the way.
+        problem: HubProblem,
     },
     /// A setting has a value that makes no sense.
     #[error("setting `{name}`: expected {expected}, found {found}")]

@@ -5,6 +5,7 @@ pub mod analogy;
 pub mod delta;
 pub mod error;
 pub mod files;
+pub mod hub;
 pub mod image;
 pub mod joint_space;
 mod kernels;

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Stage {
+    /// Bringing a model's files from the Hub; its steps are bytes.
+    Download,
     /// Writing captions for pictures.
     Caption,
     /// Searching for an optimised prompt.
@@ -22,9 +24,20 @@ pub enum Stage {
     Generate,
 }
 
+impl Stage {
+    /// What its steps are.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Download => "bytes",
+            _ => "steps",
+        }
+    }
+}
+
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Download => "download",
             Self::Caption => "captions",
             Self::OptimisePrompt => "optimised prompts",
             Self::Learn => "learning",

@@ -8,6 +8,7 @@ use difference_inversion::analogy::{self, AnalogyConfig, Applied, Example, Learn
 use difference_inversion::image::{RgbImage, fit, load_image, save_png};
 use serde_json::{Value, json};
 
+use super::fetch::{Fetcher, Needs};
 use super::flags::{
     General, GenerateFlags, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag,
 };
@@ -35,8 +36,8 @@ const FILES: [&str; 5] = [B_PRIME, SHEET, LOSS, DIFFERENCE, RUN];
 #[command(after_help = "Examples:
   dinv analogy
   dinv analogy --a day.png --a-prime night.png --b street.jpg -o night-street
-  dinv analogy --model ~/stable-diffusion-v1-5 --clip ~/clip-vit-large-patch14 \\
-      --a a.png --a-prime a2.png --b b.png --caption-a \"a cat\" --caption-a-prime \"a cat in a hat\"")]
+  dinv analogy --model sd15 --a a.png --a-prime a2.png --b b.png \\
+      --caption-a \"a cat\" --caption-a-prime \"a cat in a hat\" --caption-b \"a dog\"")]
 pub(crate) struct AnalogyArgs {
     #[command(flatten)]
     pairs: Pairs,
@@ -81,10 +82,6 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
         &args.seed,
     ])?;
     let models: ModelSettings = settings.resolve()?;
-    let paths = models.paths()?;
-    let config = settings.with_model(&paths.model)?.analogy()?;
-    let mut recipe = Recipe::new("analogy", &models, &paths, &groups(&config))?;
-
     let examples = args.pairs.read()?;
     let target = Target {
         b: load_image(&b_path)?,
@@ -96,6 +93,12 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
+    let mut fetcher = Fetcher::new(&mut watcher)?;
+    let model = fetcher.model(&models)?;
+    let config = settings.with_model(&model)?.analogy()?;
+    let captions = args.pairs.have_captions() && args.caption_b.is_some();
+    let paths = fetcher.paths(&models, model, Needs::of_learning(captions, &config))?;
+    let mut recipe = Recipe::new("analogy", &models, &paths, &groups(&config))?;
     let models = models.open(&paths, &mut watcher)?;
     let mut observe = |progress: &_| watcher.observe(progress);
     let solved = analogy::solve(&models, &examples, &target, &config, &records, &mut observe);

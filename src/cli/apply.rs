@@ -8,6 +8,7 @@ use difference_inversion::image::{load_image, save_png};
 use difference_inversion::tokens::DifferenceTokens;
 use serde_json::json;
 
+use super::fetch::{Fetcher, Needs};
 use super::flags::{General, GenerateFlags, ModelSettings, PromptFlags, SeedFlag, check_captions};
 use super::output::OutputFolder;
 use super::record::Recipe;
@@ -58,9 +59,6 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<()> {
         args.general
             .settings(&[&args.prompt, &args.generate, &args.model, &args.seed])?;
     let models: ModelSettings = settings.resolve()?;
-    let paths = models.paths()?;
-    let config = settings.with_model(&paths.model)?.analogy()?;
-
     let tokens = DifferenceTokens::load(&args.difference, &models.device()?)?;
     let pictures = args
         .b
@@ -68,15 +66,20 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<()> {
         .map(|b| load_image(b))
         .collect::<Result<Vec<_>, _>>()?;
     let output = OutputFolder::prepare(&args.output, names.clone(), args.overwrite)?;
+
+    watch::catch_interrupts()?;
+    let mut watcher = Watcher::new(args.general.quiet);
+    let mut fetcher = Fetcher::new(&mut watcher)?;
+    let model = fetcher.model(&models)?;
+    let config = settings.with_model(&model)?.analogy()?;
+    let needs = Needs::of_prompts(!args.caption_b.is_empty(), &config.prompt);
+    let paths = fetcher.paths(&models, model, needs)?;
     let recipe = Recipe::new(
         "apply",
         &models,
         &paths,
         &[&config.prompt, &config.generate],
     )?;
-
-    watch::catch_interrupts()?;
-    let mut watcher = Watcher::new(args.general.quiet);
     let models = models.open(&paths, &mut watcher)?;
     let mut results = Vec::new();
     for (index, b) in pictures.into_iter().enumerate() {

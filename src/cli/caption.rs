@@ -6,9 +6,10 @@ use clap::Args;
 use difference_inversion::image::load_image;
 use serde_json::json;
 
+use super::fetch::{Fetcher, Needs};
 use super::flags::{General, ModelSettings};
 use super::report;
-use super::watch::Watcher;
+use super::watch::{self, Watcher};
 
 /// Describe pictures in words
 ///
@@ -34,7 +35,16 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
         .iter()
         .map(|path| load_image(path))
         .collect::<Result<Vec<_>, _>>()?;
-    let models = models.open(&models.paths()?, &mut Watcher::new(true))?;
+    watch::catch_interrupts()?;
+    let mut watcher = Watcher::new(args.general.quiet);
+    let mut fetcher = Fetcher::new(&mut watcher)?;
+    let model = fetcher.model(&models)?;
+    let needs = Needs {
+        joint_spaces: false,
+        captioner: true,
+    };
+    let paths = fetcher.paths(&models, model, needs)?;
+    let models = models.open(&paths, &mut watcher)?;
     let mut captions = Vec::new();
     for (path, picture) in args.images.iter().zip(&pictures) {
         let caption = models.caption(picture)?;

@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
 use difference_inversion::analogy::ModelPaths;
+use difference_inversion::hub::ModelId;
 use difference_inversion::weights::{ModelFiles, Weights};
 use serde::Serialize;
 use sysinfo::System;
 
+use super::fetch::{Fetcher, Needs};
 use super::flags::{General, ModelSettings};
 use super::report;
+use super::watch::Watcher;
 
 /// Check the device, the memory and the model files
 #[derive(Debug, Args)]
@@ -74,13 +77,19 @@ fn examine(models: &ModelSettings) -> Findings {
     if let Err(error) = models.device() {
         problems.push(error.to_string());
     }
-    let (model, components) = match models.paths() {
-        Ok(paths) => (Some(paths.model.clone()), components(&paths)),
-        Err(error) => {
-            problems.push(format!("{error}; name a diffusers folder with --model"));
-            (None, Vec::new())
-        }
-    };
+    let (model, components) =
+        match find(models) {
+            Ok((paths, absent)) => {
+                problems.extend(absent.iter().map(|id| {
+                    format!("{id} is not downloaded yet; `dinv models pull {id}` does it")
+                }));
+                (Some(paths.model.clone()), components(&paths))
+            }
+            Err(error) => {
+                problems.push(format!("{error}; name a model with --model"));
+                (None, Vec::new())
+            }
+        };
     for component in &components {
         if let Err(reason) = &component.state {
             problems.push(format!(
@@ -100,6 +109,19 @@ fn examine(models: &ModelSettings) -> Findings {
         components,
         problems,
     }
+}
+
+/// Where the models are as far as they are on this disk, and what would be downloaded.
+fn find(models: &ModelSettings) -> anyhow::Result<(ModelPaths, Vec<ModelId>)> {
+    let mut watcher = Watcher::new(true);
+    let mut fetcher = Fetcher::looking_only(&mut watcher)?;
+    let model = fetcher.model(models)?;
+    let everything = Needs {
+        joint_spaces: true,
+        captioner: true,
+    };
+    let paths = fetcher.paths(models, model, everything)?;
+    Ok((paths, fetcher.absent))
 }
 
 /// The parts of a model that the program uses.
@@ -313,7 +335,7 @@ fn print(findings: &Findings) -> anyhow::Result<()> {
         } in &findings.components
         {
             let state = match state {
-                Ok(bytes) => size(*bytes),
+                Ok(bytes) => report::size(*bytes),
                 Err(_) => "missing".into(),
             };
             report::line(format_args!(
@@ -331,29 +353,9 @@ fn print(findings: &Findings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A size in bytes, kB, MB or GB.
-fn size(bytes: u64) -> String {
-    #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
-    let value = bytes as f64;
-    match bytes {
-        0..1_000 => format!("{bytes} B"),
-        1_000..1_000_000 => format!("{:.1} kB", value / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", value / 1e6),
-        _ => format!("{:.2} GB", value / 1e9),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_are_put_for_people() {
-        assert_eq!(size(12), "12 B");
-        assert_eq!(size(1_500), "1.5 kB");
-        assert_eq!(size(17_600_000), "17.6 MB");
-        assert_eq!(size(3_440_000_000), "3.44 GB");
-    }
 
     #[test]
     fn a_folder_without_weights_is_a_finding() {

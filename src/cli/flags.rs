@@ -12,19 +12,24 @@ use difference_inversion::weights::{Family, FileOptions};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
-use super::locate;
 use super::report::Failure;
 use super::settings::{ErasedFlags, Settings};
 use super::watch::Watcher;
+
+/// Where models can run, if it was built in.
+pub(crate) const DEVICES: [&str; 5] = ["cpu", "cuda", "metal", "vulkan", "wgpu"];
+/// The number formats of weights.
+pub(crate) const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
 
 /// Which models, and where they run.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelSettings {
-    /// A diffusers pipeline folder, whose dinv.json, if any, replaces other defaults, or a single
-    /// .safetensors file [default: the demo model]
-    #[arg(long, value_name = "DIR|FILE")]
+    /// A diffusers pipeline: a folder, a single .safetensors file, sd15, sd21, sdxl, or OWNER/NAME or
+    /// OWNER/NAME@REVISION of the Hugging Face Hub; a dinv.json in its folder replaces other defaults
+    /// [default: demo]
+    #[arg(long, value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
     /// The family of a single file [default: as recognised]
     #[arg(long, value_parser = Family::NAMES)]
@@ -39,20 +44,21 @@ pub(crate) struct ModelSettings {
     /// [default: that of --clip]
     #[arg(long, value_name = "DIR")]
     pub(crate) tokenizer: Option<PathBuf>,
-    /// The joint space, a transformers CLIPModel folder; SDXL has one for each of its two text encoders,
-    /// in any order [default: clip, and clip_2 if there, in the model's folder or beside its file]
-    #[arg(long, value_name = "DIR")]
+    /// The joint space, a transformers CLIPModel: a folder or a name of the Hub; SDXL has one for each of
+    /// its two text encoders, in any order [default: clip and clip_2 in the model's folder or beside its
+    /// file, or those of the Hub that the text encoders belong to]
+    #[arg(long, value_name = "MODEL")]
     #[serde(deserialize_with = "one_or_several")]
     pub(crate) clip: Option<Vec<PathBuf>>,
-    /// The captioner, a folder of transformers' BLIP or BLIP-2 [default: captioner in the model's folder
-    /// or beside its file]
-    #[arg(long, value_name = "DIR")]
+    /// The captioner, transformers' BLIP or BLIP-2: a folder or a name of the Hub [default: captioner in
+    /// the model's folder or beside its file, or for a model of the Hub Salesforce/blip2-opt-2.7b]
+    #[arg(long, value_name = "MODEL")]
     pub(crate) captioner: Option<PathBuf>,
     /// Where the models run [default: cpu]
-    #[arg(long, value_parser = ["cpu", "cuda", "metal", "vulkan", "wgpu"])]
+    #[arg(long, value_parser = DEVICES)]
     pub(crate) device: Option<String>,
     /// Number format of the weights [default: f32]
-    #[arg(long, value_parser = ["f32", "f16", "bf16"])]
+    #[arg(long, value_parser = DTYPES)]
     pub(crate) dtype: Option<String>,
 }
 
@@ -112,7 +118,7 @@ impl ModelSettings {
     }
 
     /// How the model's files are to be understood.
-    fn file_options(&self) -> anyhow::Result<FileOptions> {
+    pub(crate) fn file_options(&self) -> anyhow::Result<FileOptions> {
         let prediction_type = match self.prediction_type.as_deref() {
             None => None,
             Some("epsilon") => Some(PredictionType::Epsilon),
@@ -145,20 +151,6 @@ impl ModelSettings {
         ];
         let given = |(name, value): (&str, Option<String>)| Some((name.to_owned(), json!(value?)));
         settings.into_iter().filter_map(given)
-    }
-
-    /// Where the models are; without `--model`, the demo model.
-    pub(crate) fn paths(&self) -> anyhow::Result<ModelPaths> {
-        let model = match &self.model {
-            Some(model) => model.clone(),
-            None => locate::demo_model()?,
-        };
-        Ok(ModelPaths {
-            model,
-            options: self.file_options()?,
-            clip: self.clip.clone().unwrap_or_default(),
-            captioner: self.captioner.clone(),
-        })
     }
 }
 
@@ -359,6 +351,11 @@ pub(crate) struct Pairs {
 }
 
 impl Pairs {
+    /// Whether every picture has a caption.
+    pub(crate) fn have_captions(&self) -> bool {
+        !self.caption_a.is_empty() && !self.caption_a_prime.is_empty()
+    }
+
     /// Checks that everything was given as often as it has to be.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         let count = self.a.len();

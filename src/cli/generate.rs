@@ -10,6 +10,7 @@ use difference_inversion::tokens::DifferenceTokens;
 use serde::Serialize;
 use serde_json::json;
 
+use super::fetch::{Fetcher, Needs};
 use super::flags::{General, ModelSettings, SeedFlag};
 use super::output::check_file;
 use super::record::Recipe;
@@ -85,8 +86,6 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         .general
         .settings(&[&args.words, &args.model, &args.seed])?;
     let models: ModelSettings = settings.resolve()?;
-    let paths = models.paths()?;
-    let request: TextToImage = settings.with_model(&paths.model)?.resolve()?;
     let device = models.device()?;
 
     let tokens = match &args.embedding {
@@ -101,14 +100,17 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let (image, mask) = (picture(&args.image)?, picture(&args.mask)?);
     check_file(&args.output, args.overwrite)?;
 
+    watch::catch_interrupts()?;
+    let mut watcher = Watcher::new(args.general.quiet);
+    let mut fetcher = Fetcher::new(&mut watcher)?;
+    let model = fetcher.model(&models)?;
+    let request: TextToImage = settings.with_model(&model)?.resolve()?;
+    let paths = fetcher.paths(&models, model, Needs::default())?;
     let mut recipe = Recipe::new("generate", &models, &paths, &[&request])?;
     recipe.input("embedding", &args.embedding)?;
     recipe.input("init_latents", &args.init_latents)?;
     recipe.input("image", &args.image)?;
     recipe.input("mask", &args.mask)?;
-
-    watch::catch_interrupts()?;
-    let mut watcher = Watcher::new(args.general.quiet);
     let models = models.open(&paths, &mut watcher)?;
     let inputs = Inputs {
         tokens: tokens.as_ref(),

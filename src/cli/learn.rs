@@ -9,6 +9,7 @@ use difference_inversion::learn::Records;
 use serde_json::json;
 
 use super::checkpoint;
+use super::fetch::{Fetcher, Needs};
 use super::flags::{General, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag};
 use super::output::check_file;
 use super::report::{self, Failure};
@@ -70,9 +71,6 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
         .general
         .settings(&[&args.prompt, &args.learn, &args.model, &args.seed])?;
     let models: ModelSettings = settings.resolve()?;
-    let paths = models.paths()?;
-    let config = settings.with_model(&paths.model)?.analogy()?;
-
     let examples = args.pairs.read()?;
     check_file(&args.output, args.overwrite)?;
     if let Some(trace) = &args.trace {
@@ -87,6 +85,11 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
+    let mut fetcher = Fetcher::new(&mut watcher)?;
+    let model = fetcher.model(&models)?;
+    let config = settings.with_model(&model)?.analogy()?;
+    let needs = Needs::of_learning(args.pairs.have_captions(), &config);
+    let paths = fetcher.paths(&models, model, needs)?;
     let models = models.open(&paths, &mut watcher)?;
     let learned = analogy::learn(&models, &examples, &config, &records, &mut |progress| {
         watcher.observe(progress)

@@ -6,10 +6,12 @@ mod canvas;
 mod caption;
 mod checkpoint;
 mod doctor;
+mod fetch;
 mod flags;
 mod generate;
 mod learn;
 mod locate;
+mod models;
 mod output;
 mod plot;
 mod record;
@@ -43,6 +45,7 @@ enum Command {
     Generate(Box<generate::GenerateArgs>),
     Caption(caption::CaptionArgs),
     Doctor(doctor::DoctorArgs),
+    Models(models::ModelsArgs),
 }
 
 /// Runs the program.
@@ -56,6 +59,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Caption(args) => caption::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Models(args) => models::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

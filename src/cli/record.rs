@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::{Device, FloatDType};
 use difference_inversion::analogy::{AnalogyConfig, ModelPaths};
 use difference_inversion::files::write_atomically;
+use difference_inversion::hub::model_of;
 use difference_inversion::weights::Weights;
 use difference_inversion::{Error, Result};
 use serde::Serialize;
@@ -88,8 +89,12 @@ pub(crate) fn groups(config: &AnalogyConfig) -> [&dyn super::settings::ErasedFla
     [&config.prompt, &config.learn, &config.generate]
 }
 
-/// The last two names of a path, such as `demo/model`.
+/// What a model is called elsewhere: by the Hub's name and commit, or else by the last two names of
+/// its path, such as `demo/model`.
 fn last_names(path: &Path) -> PathBuf {
+    if let Some(id) = model_of(path) {
+        return PathBuf::from(id.to_string());
+    }
     let names: Vec<_> = path.iter().collect();
     names[names.len().saturating_sub(2)..].iter().collect()
 }

@@ -5,7 +5,10 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use difference_inversion::Error;
+use difference_inversion::progress::Stage;
 use serde::Serialize;
+
+use super::fetch;
 
 /// The exit code after wrong usage.
 const USAGE: u8 = 2;
@@ -131,6 +134,10 @@ fn hint(error: &anyhow::Error) -> Option<String> {
         Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
             Some("make room on the disk, or choose another place with `-o`".into())
         }
+        Error::Hub { id, problem } => fetch::hint(id, problem),
+        Error::Stopped { stage: Stage::Download, .. } => {
+            Some("run the same command again: it goes on where the download stopped".into())
+        }
         Error::UnusedTensors { .. } | Error::Tensor { .. } => Some(
             "the weights do not belong to their config.json, or a single file not to its `--family`; \
              `dinv doctor` lists what was found"
@@ -143,6 +150,18 @@ fn hint(error: &anyhow::Error) -> Option<String> {
             Some("without `--family` the family is recognised from the file".into())
         }
         _ => None,
+    }
+}
+
+/// A size in bytes, kB, MB or GB.
+pub(crate) fn size(bytes: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+    let value = bytes as f64;
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.1} kB", value / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", value / 1e6),
+        _ => format!("{:.2} GB", value / 1e9),
     }
 }
 
@@ -169,5 +188,13 @@ mod tests {
         assert_eq!(exit_code(&Failure::usage("x").into()), 2);
         assert_eq!(exit_code(&Failure::new("x").into()), 1);
         assert_eq!(exit_code(&anyhow::anyhow!("x")), 1);
+    }
+
+    #[test]
+    fn sizes_are_put_for_people() {
+        assert_eq!(size(12), "12 B");
+        assert_eq!(size(1_500), "1.5 kB");
+        assert_eq!(size(17_600_000), "17.6 MB");
+        assert_eq!(size(3_440_000_000), "3.44 GB");
     }
 }

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::flags::ModelSettings;
+use super::locate::relative_to;
 use super::report::Failure;
 
 /// The file in a model's folder with the settings recommended for it.
@@ -176,7 +177,7 @@ fn read_toml(path: &Path) -> anyhow::Result<Layer> {
         };
         for path in paths {
             if let Value::String(value) = path {
-                *value = folder.join(&*value).to_string_lossy().into_owned();
+                *value = relative_to(folder, value).to_string_lossy().into_owned();
             }
         }
     }

@@ -107,6 +107,15 @@ impl Watcher {
         self.notices.push(notice.to_owned());
     }
 
+    /// Tells the user what begins, unless quiet.
+    pub(crate) fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| report::message(text)),
+            None if self.plain => report::message(text),
+            None => {}
+        }
+    }
+
     /// What there is to tell about the run: the time each stage took, and the notices.
     pub(crate) fn finish(self) -> (StageTimes, Vec<String>) {
         if let Some(bar) = self.bar {
@@ -141,9 +150,13 @@ impl Watcher {
         let loss = self
             .last_loss
             .map(|loss| format!(", loss {:.4}", loss.total));
+        let amount = match stage {
+            Stage::Download => report::size(total as u64),
+            _ if total == 1 => "1 step".to_owned(),
+            _ => format!("{total} steps"),
+        };
         let line = format!(
-            "{stage}: {total} {} in {:.1} s{}",
-            if total == 1 { "step" } else { "steps" },
+            "{stage}: {amount} in {:.1} s{}",
             time.as_secs_f64(),
             loss.unwrap_or_default()
         );
@@ -158,6 +171,9 @@ impl Watcher {
 /// Denoising and learning have a rate worth reading; a handful of captions does not.
 fn style(stage: Stage) -> ProgressStyle {
     let template = match stage {
+        Stage::Download => {
+            "{prefix:>17} {bar:32.blue/dim} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left"
+        }
         Stage::Caption => "{prefix:>17} {bar:32.blue/dim} {pos}/{len} {msg}",
         _ => "{prefix:>17} {bar:32.blue/dim} {pos}/{len} {per_sec}, {eta} left {msg}",
     };
@@ -196,7 +212,7 @@ mod tests {
 
     #[test]
     fn bar_styles_are_well_formed() {
-        for stage in [Stage::Caption, Stage::Learn] {
+        for stage in [Stage::Caption, Stage::Download, Stage::Learn] {
             let _ = style(stage);
         }
     }

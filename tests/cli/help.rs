@@ -5,8 +5,18 @@ use std::path::Path;
 
 use super::run;
 
-const COMMANDS: [&str; 7] = [
-    "", "analogy", "learn", "apply", "generate", "caption", "doctor",
+const COMMANDS: [&str; 11] = [
+    "",
+    "analogy",
+    "learn",
+    "apply",
+    "generate",
+    "caption",
+    "doctor",
+    "models",
+    "models list",
+    "models pull",
+    "models check",
 ];
 
 #[test]
@@ -16,7 +26,11 @@ fn help_is_as_agreed() {
         let done = run(folder.path(), &format!("{command} --help"));
         assert_eq!(done.code, Some(0));
         assert_eq!(done.stderr, "");
-        let name = format!("{}.txt", if command.is_empty() { "dinv" } else { command });
+        let name = match command {
+            "" => "dinv".to_owned(),
+            command => command.replace(' ', "-"),
+        };
+        let name = format!("{name}.txt");
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests/cli/snapshots")
             .join(name);

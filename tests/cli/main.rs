@@ -9,6 +9,10 @@
 
 mod bad_input;
 mod help;
+#[cfg(feature = "hub")]
+mod hub;
+#[cfg(feature = "hub")]
+mod hub_server;
 mod interrupt;
 mod model_files;
 mod runs;
@@ -18,13 +22,33 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
-/// The program, in `folder`, without the surroundings of whoever runs the tests.
+/// The program, in `folder`, without the surroundings of whoever runs the tests, and without the
+/// network.
 fn dinv(folder: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_dinv"));
     command
         .current_dir(folder)
         .env_remove("DINV_DEMO_MODEL")
+        .env("HF_HOME", folder.join("hf"))
+        .env("HF_HUB_OFFLINE", "1")
         .env("COLUMNS", "100");
+    for name in [
+        "HF_ENDPOINT",
+        "HF_HUB_CACHE",
+        "HF_TOKEN",
+        "HF_TOKEN_PATH",
+        "HUGGINGFACE_HUB_CACHE",
+        "HUGGING_FACE_HUB_TOKEN",
+        "TRANSFORMERS_OFFLINE",
+        "ALL_PROXY",
+        "HTTPS_PROXY",
+        "HTTP_PROXY",
+        "all_proxy",
+        "https_proxy",
+        "http_proxy",
+    ] {
+        command.env_remove(name);
+    }
     command
 }
 

@@ -1,0 +1,240 @@
+//! From what the user calls a model to where it is: on this disk, or first brought from the Hub.
+
+use std::path::{Path, PathBuf};
+
+use difference_inversion::analogy::{AnalogyConfig, ModelPaths};
+use difference_inversion::hub::{CAPTIONER, Hub, HubProblem, ModelId, joint_spaces};
+use difference_inversion::prompt::{PromptConfig, PromptMode};
+
+use super::flags::ModelSettings;
+use super::locate::{self, Place};
+use super::report::Failure;
+use super::watch::Watcher;
+
+/// What a command is going to read beside the diffusion model.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Needs {
+    pub(crate) joint_spaces: bool,
+    pub(crate) captioner: bool,
+}
+
+impl Needs {
+    /// What it takes to make prompts, where captions are given or not.
+    pub(crate) fn of_prompts(captions_given: bool, config: &PromptConfig) -> Self {
+        let mode = config.prompt_mode;
+        Self {
+            joint_spaces: matches!(mode, PromptMode::Optimised | PromptMode::CaptionOptimised),
+            captioner: !captions_given && mode != PromptMode::Text,
+        }
+    }
+
+    /// What it takes to learn.
+    pub(crate) fn of_learning(captions_given: bool, config: &AnalogyConfig) -> Self {
+        let of_prompts = Self::of_prompts(captions_given, &config.prompt);
+        Self {
+            joint_spaces: of_prompts.joint_spaces || config.learn.lambda_clip > 0.0,
+            ..of_prompts
+        }
+    }
+}
+
+/// Finds models, and downloads those that are not there.
+pub(crate) struct Fetcher<'a> {
+    hub: Hub,
+    watcher: &'a mut Watcher,
+    /// Only to look at what is there.
+    looks_only: bool,
+    /// What would have been downloaded.
+    pub(crate) absent: Vec<ModelId>,
+}
+
+impl<'a> Fetcher<'a> {
+    /// Downloads what is needed.
+    pub(crate) fn new(watcher: &'a mut Watcher) -> anyhow::Result<Self> {
+        Ok(Self {
+            hub: Hub::from_env()?,
+            watcher,
+            looks_only: false,
+            absent: Vec::new(),
+        })
+    }
+
+    /// Downloads nothing.
+    pub(crate) fn looking_only(watcher: &'a mut Watcher) -> anyhow::Result<Self> {
+        Ok(Self {
+            looks_only: true,
+            ..Self::new(watcher)?
+        })
+    }
+
+    /// Where the diffusion model is; without `--model`, the demo model.
+    pub(crate) fn model(&mut self, settings: &ModelSettings) -> anyhow::Result<PathBuf> {
+        settings.device()?; // no download for a device that is not there
+        settings.file_options()?;
+        match &settings.model {
+            Some(name) => self.find(name, settings.variant.as_deref()),
+            None => locate::demo_model(),
+        }
+    }
+
+    /// Where everything else is that goes with the diffusion model at `model`.
+    pub(crate) fn paths(
+        &mut self,
+        settings: &ModelSettings,
+        model: PathBuf,
+        needs: Needs,
+    ) -> anyhow::Result<ModelPaths> {
+        let mut paths = ModelPaths {
+            model,
+            options: settings.file_options()?,
+            ..ModelPaths::default()
+        };
+        // A single file takes its vocabulary from a joint space.
+        let for_words = paths.model.is_file() && settings.tokenizer.is_none();
+        for name in settings.clip.iter().flatten() {
+            let needed = needs.joint_spaces || for_words;
+            paths.clip.extend(self.find_if(name, needed)?);
+        }
+        if settings.clip.is_none() && needs.joint_spaces {
+            paths.clip = self.joint_spaces(&paths)?;
+        }
+        paths.captioner = match &settings.captioner {
+            Some(name) => self.find_if(name, needs.captioner)?,
+            None if needs.captioner => self.captioner(settings, &paths)?,
+            None => None,
+        };
+        Ok(paths)
+    }
+
+    /// The folder or file that a name means.
+    fn find(&mut self, name: &Path, variant: Option<&str>) -> anyhow::Result<PathBuf> {
+        match locate::place(name)? {
+            Place::Disk(path) => Ok(path),
+            Place::Hub(id) => self.fetch(&id, variant),
+        }
+    }
+
+    /// As `find`, but nothing is downloaded that is not needed.
+    fn find_if(&mut self, name: &Path, needed: bool) -> anyhow::Result<Option<PathBuf>> {
+        match locate::place(name)? {
+            Place::Disk(path) => Ok(Some(path)),
+            Place::Hub(id) if needed => self.fetch(&id, None).map(Some),
+            Place::Hub(_) => Ok(None),
+        }
+    }
+
+    /// The joint spaces that the text encoders of a model without any belong to.
+    fn joint_spaces(&mut self, paths: &ModelPaths) -> anyhow::Result<Vec<PathBuf>> {
+        let mut folders = Vec::new();
+        if paths.clip_folders().iter().any(|folder| folder.is_dir()) {
+            return Ok(folders);
+        }
+        for id in joint_spaces(&paths.files()?)? {
+            folders.extend(self.fetch_beside(&id)?);
+        }
+        Ok(folders)
+    }
+
+    /// The captioner of a model from the Hub; of a folder the user gives it.
+    fn captioner(
+        &mut self,
+        settings: &ModelSettings,
+        paths: &ModelPaths,
+    ) -> anyhow::Result<Option<PathBuf>> {
+        let from_hub = match &settings.model {
+            Some(name) => matches!(locate::place(name)?, Place::Hub(_)),
+            None => false,
+        };
+        match from_hub && !paths.captioner_folder().is_dir() {
+            true => self.fetch_beside(&CAPTIONER.parse()?),
+            false => Ok(None),
+        }
+    }
+
+    /// As `fetch`, of a model that nobody named: while only looking, its absence is noted.
+    fn fetch_beside(&mut self, id: &ModelId) -> anyhow::Result<Option<PathBuf>> {
+        match self.fetch(id, None) {
+            Err(_) if self.looks_only => {
+                self.absent.push(id.clone());
+                Ok(None)
+            }
+            fetched => fetched.map(Some),
+        }
+    }
+
+    /// The folder of a model of the Hub.
+    fn fetch(&mut self, id: &ModelId, variant: Option<&str>) -> anyhow::Result<PathBuf> {
+        let cached = self.hub.cached(id, variant);
+        let missing = match cached {
+            Some(model) if model.missing.is_empty() => return Ok(model.folder),
+            Some(model) => model.missing,
+            None => Vec::new(),
+        };
+        if self.looks_only {
+            let message = match missing.is_empty() {
+                true => format!("{id}: not downloaded"),
+                false => format!(
+                    "{id}: not downloaded as a whole: no {}",
+                    missing.join(", no ")
+                ),
+            };
+            let hint = format!("download it with `dinv models pull {id}`");
+            return Err(Failure::new(message).hint(hint).into());
+        }
+        if !self.hub.offline {
+            let cache = self.hub.cache.display();
+            self.watcher.say(&format!("downloading {id} to {cache}"));
+        }
+        let watcher = &mut *self.watcher;
+        let observe = &mut |progress: &_| watcher.observe(progress);
+        Ok(self.hub.model(id, variant, observe)?)
+    }
+}
+
+/// What the user can do about a problem with the Hub.
+pub(crate) fn hint(id: &str, problem: &HubProblem) -> Option<String> {
+    let tokens = "a token from https://huggingface.co/settings/tokens";
+    Some(match problem {
+        HubProblem::Offline { .. } => {
+            format!("unset HF_HUB_OFFLINE, or give a folder; `dinv models pull {id}` downloads it")
+        }
+        HubProblem::NotBuiltIn => "build with `--features hub`, or give a folder".into(),
+        HubProblem::NotFound => format!(
+            "check the spelling: {id} is no path here either; a private model needs HF_TOKEN, {tokens}"
+        ),
+        HubProblem::NoRevision => {
+            "leave the revision out, or look for it on the model's page".into()
+        }
+        HubProblem::Gated { page, token: false } => {
+            format!("accept the licence at {page}, then set HF_TOKEN to {tokens}")
+        }
+        HubProblem::Gated { page, token: true } => {
+            format!("accept the licence at {page} with the account that HF_TOKEN belongs to")
+        }
+        HubProblem::Denied { token: false, .. } => format!("set HF_TOKEN to {tokens}"),
+        HubProblem::Denied { token: true, .. } => {
+            format!("HF_TOKEN is not accepted: check it, or take {tokens}")
+        }
+        HubProblem::TooMany { .. } => {
+            "wait, then run the same command again; with HF_TOKEN more requests are allowed".into()
+        }
+        HubProblem::Status { .. } | HubProblem::Unreachable { .. } => {
+            "check the network, and HF_ENDPOINT if it is set; with HF_HUB_OFFLINE=1 only what was \
+             downloaded is used"
+                .into()
+        }
+        HubProblem::Interrupted { .. } => {
+            "run the same command again: it goes on where the download stopped".into()
+        }
+        HubProblem::Damaged { .. } => "run the same command again".into(),
+        HubProblem::Write { left, .. } => format!(
+            "{left} bytes are still to come: make room, or name another place with HF_HUB_CACHE; \
+             what came is kept"
+        ),
+        HubProblem::Unusable { .. } => {
+            "give a repository in diffusers' form, or download a single file and give its path"
+                .into()
+        }
+        _ => return None,
+    })
+}

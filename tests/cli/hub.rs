@@ -1,0 +1,753 @@
+//! Models from the Hub: what is downloaded, what is not, and what happens when it fails.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::hub_server::{Fault, HubServer, Request, hex};
+use super::{Done, PAIR, dinv, golden, workplace};
+
+const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
+const TINY: &str = "tests/tiny";
+
+/// A workplace, and a Hub that has the tiny model as `tests/tiny`.
+struct Setup {
+    work: TempDir,
+    hub: HubServer,
+}
+
+impl Setup {
+    fn new() -> Self {
+        let hub = HubServer::start();
+        hub.add(TINY, &golden("pipeline"));
+        Self {
+            work: workplace(),
+            hub,
+        }
+    }
+
+    fn command(&self, arguments: &str) -> Command {
+        let mut command = dinv(self.work.path());
+        command
+            .args(arguments.split_whitespace())
+            .env("HF_ENDPOINT", self.hub.endpoint())
+            .env_remove("HF_HUB_OFFLINE");
+        command
+    }
+
+    fn run(&self, arguments: &str) -> Done {
+        self.command(arguments).output().unwrap().into()
+    }
+
+    fn succeed(&self, arguments: &str) -> Done {
+        let done = self.run(arguments);
+        assert_eq!(done.code, Some(0), "{arguments}\n{}", done.stderr);
+        done
+    }
+
+    /// Runs and expects a failure that says all of `expected`, leaves no snapshot, and is over with
+    /// once the Hub has recovered.
+    fn fails_for_a_while(&self, expected: &[&str]) -> Done {
+        let done = self.run("models pull tests/tiny");
+        assert_eq!(done.code, Some(1), "{}", done.stderr);
+        assert_eq!(done.stdout, "");
+        for text in expected {
+            let stderr = &done.stderr;
+            assert!(stderr.contains(text), "no `{text}` in\n{stderr}");
+        }
+        assert!(!self.repository().join("snapshots").exists());
+        assert!(!self.repository().join("refs").exists());
+        self.hub.recover();
+        self.succeed("models pull -q tests/tiny");
+        self.check_cache();
+        done
+    }
+
+    fn repository(&self) -> PathBuf {
+        self.work.path().join("hf/hub/models--tests--tiny")
+    }
+
+    fn snapshot(&self) -> PathBuf {
+        let commit = fs::read_to_string(self.repository().join("refs/main")).unwrap();
+        self.repository().join("snapshots").join(commit)
+    }
+
+    /// Checks that the cache holds the whole model, byte for byte, and nothing unfinished.
+    fn check_cache(&self) {
+        for path in [
+            "model_index.json",
+            "unet/config.json",
+            UNET,
+            "clip/model.safetensors",
+        ] {
+            let ours = fs::read(self.snapshot().join(path)).unwrap();
+            assert!(
+                ours == fs::read(golden("pipeline").join(path)).unwrap(),
+                "{path}"
+            );
+        }
+        for blob in fs::read_dir(self.repository().join("blobs")).unwrap() {
+            let blob = blob.unwrap().path();
+            let digest = hex(&fs::read(&blob).unwrap());
+            let name = blob.file_name().unwrap().to_str().unwrap();
+            assert!(digest.starts_with(name), "{name}");
+        }
+    }
+
+    /// The part of a file that is kept between attempts.
+    fn partial(&self, path: &str) -> PathBuf {
+        let digest = hex(&fs::read(golden("pipeline").join(path)).unwrap());
+        self.repository().join(format!("blobs/{digest}.incomplete"))
+    }
+}
+
+fn of_files(requests: &[Request]) -> Vec<&str> {
+    let files = requests.iter().filter(|request| !request.at_storage);
+    let paths = files.filter_map(|request| request.path.split_once("/resolve/"));
+    paths
+        .map(|(_, rest)| rest.split_once('/').unwrap().1)
+        .collect()
+}
+
+#[test]
+fn a_model_is_downloaded_once_and_only_what_is_read_of_it() {
+    let setup = Setup::new();
+    for path in [
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/model.onnx",
+        "safety_checker/model.safetensors",
+        "v1-5-pruned.ckpt",
+        "v1-5-pruned.safetensors",
+    ] {
+        setup.hub.put(TINY, path, path.as_bytes());
+    }
+    let generate = "generate --config tiny.toml --prompt red --overwrite --model tests/tiny";
+    let first = setup.succeed(generate);
+    let note = "downloading tests/tiny to ";
+    assert!(first.stderr.starts_with(note), "{}", first.stderr);
+    assert!(first.stderr.contains("download: "), "{}", first.stderr);
+    let picture = fs::read(setup.work.path().join("generated.png")).unwrap();
+    setup.check_cache();
+    let requests = setup.hub.requests();
+    assert!(
+        requests[0]
+            .path
+            .starts_with("/api/models/tests/tiny/revision/main")
+    );
+    let files = of_files(&requests);
+    // 21 files; CLIP has the same tokenizer as the model.
+    assert_eq!(files.len(), 19, "{files:?}");
+    for other in [".bin", ".onnx", ".ckpt", "fp16", "safety_checker", "pruned"] {
+        assert!(!files.iter().any(|path| path.contains(other)), "{files:?}");
+    }
+
+    let second = setup.succeed(generate);
+    assert!(setup.hub.requests().is_empty());
+    assert!(!second.stderr.contains("download"), "{}", second.stderr);
+    let mut offline = setup.command(generate);
+    let offline: Done = offline.env("HF_HUB_OFFLINE", "1").output().unwrap().into();
+    assert_eq!(offline.code, Some(0), "{}", offline.stderr);
+    assert!(setup.hub.requests().is_empty());
+    assert_eq!(
+        fs::read(setup.work.path().join("generated.png")).unwrap(),
+        picture
+    );
+}
+
+#[test]
+fn a_picture_names_the_model_and_its_commit() {
+    let setup = Setup::new();
+    setup.succeed("generate -q --config tiny.toml --prompt red --model tests/tiny");
+    let picture = setup.work.path().join("generated.png");
+    let text = difference_inversion::image::read_png_text(&picture).unwrap();
+    let recipe: Value = serde_json::from_str(&text[1].1).unwrap();
+    let commit = &hex(TINY.as_bytes())[..40];
+    assert_eq!(recipe["model"], format!("tests/tiny@{commit}"));
+}
+
+#[test]
+fn offline_means_no_request_at_all() {
+    let setup = Setup::new();
+    let mut command = setup.command("models pull tests/tiny");
+    let done: Done = command.env("HF_HUB_OFFLINE", "1").output().unwrap().into();
+    assert_eq!(done.code, Some(1));
+    let expected = "error: tests/tiny: not in the cache, and offline mode forbids to download it\n\
+                    hint: unset HF_HUB_OFFLINE";
+    assert!(done.stderr.contains(expected), "{}", done.stderr);
+    assert!(setup.hub.requests().is_empty());
+    assert!(!setup.work.path().join("hf").exists());
+
+    // A copy with a hole is not taken for a model, and the hole is named.
+    setup.succeed("models pull -q tests/tiny");
+    fs::remove_file(setup.snapshot().join(UNET)).unwrap();
+    setup.hub.requests();
+    let mut command = setup.command("generate --prompt red --model tests/tiny");
+    let done: Done = command.env("HF_HUB_OFFLINE", "1").output().unwrap().into();
+    assert_eq!(done.code, Some(1));
+    assert!(
+        done.stderr.contains("unet/*.safetensors is missing"),
+        "{}",
+        done.stderr
+    );
+    assert!(setup.hub.requests().is_empty());
+    setup.succeed("models pull -q tests/tiny");
+    assert!(
+        of_files(&setup.hub.requests()).is_empty(),
+        "the contents were there"
+    );
+    setup.check_cache();
+}
+
+#[test]
+fn a_broken_connection_is_taken_up_where_it_broke() {
+    let setup = Setup::new();
+    setup.hub.fail("/storage/", 1, Fault::Break(10_000));
+    let done = setup.succeed("models pull tests/tiny");
+    let expected = "the connection broke after 10000 of ";
+    assert!(done.stderr.contains(expected), "{}", done.stderr);
+    assert!(done.stderr.contains("trying again"), "{}", done.stderr);
+    setup.check_cache();
+    let ranges = setup.hub.requests();
+    let ranges: Vec<_> = (ranges.iter().filter(|request| request.at_storage))
+        .filter_map(|request| request.headers.get("range"))
+        .collect();
+    assert_eq!(ranges, ["bytes=10000-"]);
+}
+
+#[test]
+fn a_download_that_failed_goes_on_in_the_next_run() {
+    let setup = Setup::new();
+    let digest = hex(&fs::read(golden("pipeline").join(UNET)).unwrap());
+    let part = format!("/storage/{digest}");
+    setup.hub.fail(&part, 1, Fault::Break(50_000));
+    let everything_else = Fault::Status(500, Vec::new());
+    setup.hub.fail(&part, usize::MAX, everything_else);
+    let done = setup.run("models pull tests/tiny");
+    assert_eq!(done.code, Some(1));
+    assert!(done.stderr.contains("HTTP 500"), "{}", done.stderr);
+    assert_eq!(fs::metadata(setup.partial(UNET)).unwrap().len(), 50_000);
+    assert!(!setup.repository().join("snapshots").exists());
+    setup.hub.recover();
+    setup.hub.requests();
+    setup.succeed("models pull tests/tiny");
+    setup.check_cache();
+    let requests = setup.hub.requests();
+    let resumed = requests.iter().find(|request| request.path == part);
+    assert_eq!(resumed.unwrap().headers["range"], "bytes=50000-");
+    let files = of_files(&requests);
+    assert!(
+        !files.contains(&"clip/model.safetensors"),
+        "it was there: {files:?}"
+    );
+}
+
+#[test]
+fn a_server_that_cannot_resume_sends_everything_again() {
+    let setup = Setup::new();
+    setup.hub.fail("/storage/", 1, Fault::Break(10_000));
+    setup.hub.fail("/storage/", 1, Fault::NoRange);
+    setup.succeed("models pull -q tests/tiny");
+    setup.check_cache();
+}
+
+#[test]
+fn a_file_that_is_not_what_was_asked_for_is_deleted() {
+    let setup = Setup::new();
+    setup.hub.fail("/storage/", usize::MAX, Fault::Corrupt);
+    let done = setup.fails_for_a_while(&[
+        "expected SHA-256 ",
+        "what came is deleted",
+        "hint: run the same command again",
+    ]);
+    assert_eq!(done.stderr.matches("SHA-256").count(), 2, "{}", done.stderr);
+}
+
+/// What an earlier run left was damaged on the disk; the file is fetched anew.
+#[test]
+fn a_damaged_beginning_is_not_built_upon() {
+    let setup = Setup::new();
+    let partial = setup.partial(UNET);
+    fs::create_dir_all(partial.parent().unwrap()).unwrap();
+    fs::write(&partial, [7; 3_000]).unwrap();
+    setup.succeed("models pull -q tests/tiny");
+    setup.check_cache();
+    let too_long = setup.partial(UNET);
+    fs::remove_dir_all(setup.repository()).unwrap();
+    fs::create_dir_all(too_long.parent().unwrap()).unwrap();
+    fs::write(&too_long, vec![7; 1 << 20]).unwrap();
+    setup.succeed("models pull -q tests/tiny");
+    setup.check_cache();
+}
+
+#[test]
+fn a_gated_model_says_where_its_licence_is_accepted() {
+    let setup = Setup::new();
+    let gated = vec![("x-error-code", "GatedRepo".to_owned())];
+    setup
+        .hub
+        .fail(UNET, usize::MAX, Fault::Status(401, gated.clone()));
+    let page = format!(
+        "hint: accept the licence at {}/tests/tiny",
+        setup.hub.endpoint()
+    );
+    let expected = ["tests/tiny: the model is gated", &page, "then set HF_TOKEN"];
+    setup.fails_for_a_while(&expected);
+
+    let setup = Setup::new();
+    setup
+        .hub
+        .fail("/resolve/", usize::MAX, Fault::Status(403, gated));
+    let mut command = setup.command("models pull tests/tiny");
+    let done: Done = command.env("HF_TOKEN", "hf_x").output().unwrap().into();
+    assert_eq!(done.code, Some(1));
+    let expected = "with the account that HF_TOKEN belongs to";
+    assert!(done.stderr.contains(expected), "{}", done.stderr);
+    assert!(!done.stderr.contains("hf_x"), "{}", done.stderr);
+}
+
+#[test]
+fn access_that_is_refused_says_what_is_lacking() {
+    let setup = Setup::new();
+    setup
+        .hub
+        .fail("/api/", usize::MAX, Fault::Status(401, Vec::new()));
+    let expected = [
+        "refuses access (HTTP 401)",
+        "hint: set HF_TOKEN to a token from",
+    ];
+    setup.fails_for_a_while(&expected);
+    let setup = Setup::new();
+    setup
+        .hub
+        .fail("/api/", usize::MAX, Fault::Status(403, Vec::new()));
+    let mut command = setup.command("models pull tests/tiny");
+    let done: Done = command.env("HF_TOKEN", "hf_x").output().unwrap().into();
+    assert!(
+        done.stderr.contains("HF_TOKEN is not accepted"),
+        "{}",
+        done.stderr
+    );
+    assert!(!done.stderr.contains("hf_x"), "{}", done.stderr);
+}
+
+#[test]
+fn what_the_hub_does_not_have_is_named() {
+    let setup = Setup::new();
+    for (name, expected) in [
+        (
+            "tests/absent",
+            "error: tests/absent: there is no such model on the Hub",
+        ),
+        (
+            "tests/tiny@v9",
+            "error: tests/tiny@v9: the model has no such revision",
+        ),
+    ] {
+        for command in ["models pull", "generate --prompt x --model"] {
+            let done = setup.run(&format!("{command} {name}"));
+            assert_eq!(done.code, Some(1), "{}", done.stderr);
+            assert!(done.stderr.contains(expected), "{}", done.stderr);
+            assert!(done.stderr.contains("hint: "), "{}", done.stderr);
+        }
+    }
+    assert!(!setup.work.path().join("hf").exists());
+    let done = setup.run("models pull tiny");
+    assert_eq!(done.code, Some(2), "{}", done.stderr);
+
+    setup.hub.add("tests/other", &golden("images"));
+    let done = setup.run("models pull tests/other");
+    let expected = "it has no model_index.json or config.json";
+    assert!(done.stderr.contains(expected), "{}", done.stderr);
+}
+
+#[test]
+fn a_revision_can_have_slashes() {
+    let setup = Setup::new();
+    setup.succeed("models pull -q tests/tiny@refs/pr/1");
+    assert!(setup.repository().join("refs/refs/pr/1").is_file());
+    setup.hub.requests();
+    let commit = hex(TINY.as_bytes())[..40].to_owned();
+    for revision in ["refs/pr/1", &commit] {
+        let done = setup.run(&format!(
+            "generate -q --config tiny.toml --overwrite --prompt x --model tests/tiny@{revision}"
+        ));
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+    }
+    assert!(setup.hub.requests().is_empty());
+}
+
+#[test]
+fn too_many_requests_are_waited_for_as_long_as_it_is_bearable() {
+    let setup = Setup::new();
+    let wait = |seconds: u32| vec![("retry-after", seconds.to_string())];
+    setup.hub.fail("/api/", 1, Fault::Status(429, wait(1)));
+    setup
+        .hub
+        .fail("/storage/", 1, Fault::Status(503, Vec::new()));
+    let done = setup.succeed("models pull tests/tiny");
+    let expected = "fewer requests (HTTP 429), for 1 s; trying again";
+    assert!(done.stderr.contains(expected), "{}", done.stderr);
+
+    let setup = Setup::new();
+    setup
+        .hub
+        .fail("/storage/", usize::MAX, Fault::Status(429, wait(3600)));
+    setup.fails_for_a_while(&["HTTP 429), for 3600 s", "hint: wait, then run"]);
+}
+
+#[test]
+fn a_hub_that_is_gone_is_an_error_and_leaves_the_cache_usable() {
+    let setup = Setup::new();
+    setup.succeed("models pull -q tests/tiny");
+    let mut command = setup.command("models pull tests/tiny");
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = gone.local_addr().unwrap();
+    drop(gone);
+    command.env("HF_ENDPOINT", format!("http://{address}"));
+    let done: Done = command.output().unwrap().into();
+    assert_eq!(done.code, Some(1));
+    let expected = format!("error: tests/tiny: cannot reach {address}: ");
+    assert!(done.stderr.contains(&expected), "{}", done.stderr);
+    assert!(
+        done.stderr.contains("hint: check the network"),
+        "{}",
+        done.stderr
+    );
+    setup.check_cache();
+}
+
+/// A limit on the size of files stands for a full disk: every write past it fails.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_is_an_error_and_leaves_no_half_model() {
+    let setup = Setup::new();
+    let script = "trap '' XFSZ; ulimit -f 64; exec \"$0\" models pull tests/tiny";
+    let mut command = Command::new("bash");
+    let ours = setup.command("");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_dinv")]);
+    command.current_dir(setup.work.path());
+    for (name, value) in ours.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let done: Done = command.output().unwrap().into();
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    for expected in [
+        "error: tests/tiny: cannot write ",
+        "File too large",
+        "HF_HUB_CACHE",
+    ] {
+        assert!(done.stderr.contains(expected), "{}", done.stderr);
+    }
+    assert!(!setup.repository().join("snapshots").exists());
+    setup.succeed("models pull -q tests/tiny");
+    setup.check_cache();
+}
+
+#[test]
+fn a_file_name_that_leaves_the_cache_is_refused() {
+    for name in ["../../evil", "unet/../../../evil.safetensors", "/tmp/evil"] {
+        let setup = Setup::new();
+        setup.hub.put(TINY, name, b"evil");
+        let done = setup.run("models pull tests/tiny");
+        assert_eq!(done.code, Some(1), "{}", done.stderr);
+        let expected = format!("the Hub's answer cannot be used: a file is called `{name}`");
+        assert!(done.stderr.contains(&expected), "{}", done.stderr);
+        assert!(of_files(&setup.hub.requests()).is_empty());
+        assert!(!setup.work.path().join("hf").exists());
+    }
+}
+
+#[test]
+fn the_token_goes_to_the_hub_and_to_no_other_host() {
+    let setup = Setup::new();
+    let mut command = setup.command("models pull tests/tiny");
+    let done: Done = command
+        .env("HF_TOKEN", "hf_secret")
+        .output()
+        .unwrap()
+        .into();
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    let requests = setup.hub.requests();
+    let (at_storage, at_hub): (Vec<_>, Vec<_>) =
+        requests.iter().partition(|request| request.at_storage);
+    assert!(!at_storage.is_empty());
+    for request in at_hub {
+        assert_eq!(request.headers["authorization"], "Bearer hf_secret");
+    }
+    for request in at_storage {
+        assert!(
+            !request.headers.contains_key("authorization"),
+            "{request:?}"
+        );
+    }
+}
+
+/// The first download is slow; the second waits for its files instead of fetching them again.
+#[test]
+fn two_downloads_at_once_share_the_work() {
+    let setup = Setup::new();
+    setup.hub.fail("/storage/", 1, Fault::Slow(4_000));
+    let start = || {
+        let mut command = setup.command("models pull tests/tiny");
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let both = [start(), start()];
+    for child in both {
+        let done: Done = child.wait_with_output().unwrap().into();
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+    }
+    setup.check_cache();
+    let mut stored: Vec<String> = (setup.hub.requests().into_iter())
+        .filter(|request| request.at_storage)
+        .map(|request| request.path)
+        .collect();
+    let count = stored.len();
+    stored.sort();
+    stored.dedup();
+    assert_eq!(stored.len(), count, "something was fetched twice");
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_stops_a_download_that_can_go_on_later() {
+    let setup = Setup::new();
+    let digest = hex(&fs::read(golden("pipeline").join(UNET)).unwrap());
+    setup.hub.fail(&digest, 1, Fault::Slow(2_000));
+    let mut command = setup.command("models pull tests/tiny");
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    let started = std::time::Instant::now();
+    let partial = setup.partial(UNET);
+    while fs::metadata(&partial).map_or(0, |data| data.len()) < 4_000 {
+        assert!(started.elapsed().as_secs() < 60, "it never came");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let id = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &id])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let done: Done = child.wait_with_output().unwrap().into();
+    assert_eq!(done.code, Some(130), "{}", done.stderr);
+    assert!(
+        done.stderr
+            .contains("bytes of download\nhint: run the same"),
+        "{}",
+        done.stderr
+    );
+    assert!(!setup.repository().join("snapshots").exists());
+    setup.succeed("models pull -q tests/tiny");
+    setup.check_cache();
+}
+
+/// The text encoder's configuration says that it is Stable Diffusion's: so the model is downloaded with
+/// what belongs to that one, and then does not load.
+#[test]
+fn the_joint_space_and_the_captioner_come_when_they_are_needed() {
+    let setup = Setup::new();
+    let large = r#"{"hidden_size": 768, "num_hidden_layers": 12, "hidden_act": "quick_gelu"}"#;
+    let bare = setup.work.path().join("bare");
+    super::copy_folder(&golden("pipeline"), &bare);
+    for folder in ["clip", "captioner"] {
+        fs::remove_dir_all(bare.join(folder)).unwrap();
+    }
+    fs::write(bare.join("text_encoder/config.json"), large).unwrap();
+    setup.hub.add("tests/bare", &bare);
+    let clip = "openai/clip-vit-large-patch14";
+    setup.hub.add(clip, &golden("pipeline/clip"));
+    let captioner = "Salesforce/blip2-opt-2.7b";
+    setup.hub.add(captioner, &golden("pipeline/captioner"));
+
+    let asked = |arguments: &str| -> Vec<String> {
+        let done = setup.run(arguments);
+        assert_eq!(done.code, Some(1), "{}", done.stderr);
+        let requests = setup.hub.requests();
+        let names = requests.iter().filter_map(|request| {
+            let path = request.path.strip_prefix("/api/models/")?;
+            Some(path.split_once("/revision")?.0.to_owned())
+        });
+        names.collect()
+    };
+    let pictures = "--a a.png --a-prime a_prime.png";
+    let learned = asked(&format!("learn {PAIR} --model tests/bare"));
+    assert_eq!(learned, ["tests/bare", clip], "captions were given");
+    let again = asked(&format!("learn {pictures} --model tests/bare"));
+    assert_eq!(again, [captioner], "everything else was there");
+    let cache = setup.work.path().join("hf/hub");
+    fs::remove_dir_all(cache).unwrap();
+    let local = asked(&format!("learn {pictures} --model bare"));
+    assert_eq!(
+        local,
+        [clip],
+        "of a folder the captioner is not chosen by itself"
+    );
+    let given = asked(&format!("learn {pictures} --model bare --clip model/clip"));
+    assert!(given.is_empty(), "{given:?}");
+    let other = asked(&format!(
+        "learn {PAIR} --model bare --clip {clip} --captioner {captioner}"
+    ));
+    assert!(other.is_empty(), "{other:?}");
+
+    setup.hub.add("tests/own", &golden("pipeline"));
+    let path = "text_encoder/config.json";
+    setup.hub.put("tests/own", path, large.as_bytes());
+    let own = asked(&format!("learn {pictures} --model tests/own"));
+    assert_eq!(own, ["tests/own"], "it brings its own");
+}
+
+#[test]
+fn names_work_in_a_settings_file_too() {
+    let setup = Setup::new();
+    let settings = fs::read_to_string(setup.work.path().join("tiny.toml")).unwrap();
+    let settings = settings.replace("'model'", "'tests/tiny'");
+    fs::write(setup.work.path().join("hub.toml"), settings).unwrap();
+    setup.succeed("generate -q --config hub.toml --prompt red");
+    setup.check_cache();
+}
+
+#[test]
+fn the_list_tells_what_is_there_and_what_is_missing() {
+    let setup = Setup::new();
+    setup.hub.put(
+        TINY,
+        "README.md",
+        b"---\nlicense: openrail++\n---\n# Tiny\n",
+    );
+    let demo = golden("pipeline");
+    let list = || -> Value {
+        let mut command = setup.command("models list --json");
+        let done: Done = command
+            .env("DINV_DEMO_MODEL", &demo)
+            .output()
+            .unwrap()
+            .into();
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        serde_json::from_str(&done.stdout).unwrap()
+    };
+    let before = list();
+    let names: Vec<&str> = (before["models"].as_array().unwrap().iter())
+        .map(|row| row["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["demo", "sd15", "sd21", "sdxl"]);
+    assert_eq!(before["models"][0]["state"], "complete");
+    assert_eq!(before["models"][0]["licence"], "MIT OR Apache-2.0");
+    assert_eq!(before["models"][3]["state"], "not-downloaded");
+    assert_eq!(before["models"][3]["licence"], "openrail++");
+    assert!(setup.hub.requests().is_empty());
+
+    let pulled = setup.succeed("models pull tests/tiny --json");
+    let pulled: Value = serde_json::from_str(&pulled.stdout).unwrap();
+    let pulled = &pulled["models"][0];
+    assert_eq!(pulled["licence"], "openrail++");
+    assert_eq!(
+        Path::new(pulled["folder"].as_str().unwrap()),
+        setup.snapshot()
+    );
+    let row = list()["models"][4].clone();
+    assert_eq!(row["name"], "tests/tiny");
+    assert_eq!(row["state"], "complete");
+    assert_eq!(row["bytes"], pulled["bytes"]);
+
+    fs::remove_file(setup.snapshot().join("vae/config.json")).unwrap();
+    assert_eq!(list()["models"][4]["missing"][0], "vae/config.json");
+    let text = setup.succeed("models list").stdout;
+    let line = text
+        .lines()
+        .find(|line| line.starts_with("tests/tiny"))
+        .unwrap();
+    assert!(line.contains("incomplete: no vae/config.json"), "{line}");
+    assert!(line.contains("openrail++"), "{line}");
+    assert!(
+        text.lines().last().unwrap().starts_with("cache: "),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_check_loads_everything_and_finds_faults() {
+    let setup = Setup::new();
+    let absent = setup.run("models check tests/tiny");
+    assert_eq!(absent.code, Some(1));
+    let expected = "error: tests/tiny: not downloaded\n\
+                    hint: download it with `dinv models pull tests/tiny`";
+    assert!(absent.stderr.contains(expected), "{}", absent.stderr);
+    assert!(setup.hub.requests().is_empty());
+
+    setup.succeed("models pull -q tests/tiny");
+    let done = setup.succeed("models check tests/tiny --json");
+    let report: Value = serde_json::from_str(&done.stdout).unwrap();
+    assert_eq!(report["ok"], true);
+    let checks = report["checks"].as_array().unwrap();
+    let parts: Vec<&str> = checks
+        .iter()
+        .map(|it| it["part"].as_str().unwrap())
+        .collect();
+    let expected = [
+        "pipeline",
+        "text_encoder",
+        "vae",
+        "unet",
+        "clip",
+        "captioner",
+    ];
+    assert_eq!(parts, expected);
+    for check in checks {
+        assert!(check["outcome"]["Ok"].is_string(), "{check}");
+        assert_eq!(
+            check["parameters"].as_u64().is_some(),
+            check["part"] != "pipeline"
+        );
+    }
+
+    for (path, harm, part) in [
+        (
+            "model/unet/diffusion_pytorch_model.safetensors",
+            "cut",
+            "pipeline",
+        ),
+        ("model/clip/model.safetensors", "cut", "clip"),
+        (
+            "model/vae/diffusion_pytorch_model.safetensors",
+            "nan",
+            "vae",
+        ),
+    ] {
+        let setup = Setup::new();
+        let path = setup.work.path().join(path);
+        let mut bytes = fs::read(&path).unwrap();
+        match harm {
+            "cut" => bytes.truncate(bytes.len() - 4),
+            _ => {
+                // Every half-precision number becomes NaN.
+                let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+                let start = 8 + usize::try_from(header).unwrap();
+                bytes[start..].fill(0xff);
+            }
+        }
+        fs::write(&path, bytes).unwrap();
+        let done = setup.run("models check model");
+        assert_eq!(done.code, Some(1), "{}", done.stdout);
+        let line = done
+            .stdout
+            .lines()
+            .find(|line| line.contains("FAILED"))
+            .unwrap();
+        assert!(line.starts_with(part), "{}", done.stdout);
+        assert!(
+            done.stderr.starts_with("error: model: 1 of "),
+            "{}",
+            done.stderr
+        );
+    }
+}
