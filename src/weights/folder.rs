@@ -7,8 +7,8 @@ use super::config::read_config;
 use crate::{Error, Result};
 
 /// File stems under which diffusers and transformers save the weights of one model, in the order
-/// in which they are looked for.
-const STEMS: [&str; 2] = ["diffusion_pytorch_model", "model"];
+/// in which they are looked for; the last one is of early safetensors made from pickled shards.
+const STEMS: [&str; 3] = ["diffusion_pytorch_model", "model", "pytorch_model"];
 
 /// What the names of pickled files end with. Reading one means running what is in it.
 const PICKLED: [&str; 4] = ["bin", "ckpt", "pt", "pth"];
