@@ -1,0 +1,243 @@
+//! The worker of `compare.py`: one optimisation step, or one U-Net call, for every line read.
+//!
+//! ```text
+//! step MODEL INPUTS step|unet [--dtype f16]
+//! ```
+//!
+//! Says `ready` when the models are open, then prints the loss and the norm of the gradient each
+//! time (for `unet` the mean square of the prediction, and 0), as `torch_step.py` does.
+
+#![expect(clippy::print_stdout, reason = "the results are the result")]
+
+use std::path::Path;
+
+use burn::tensor::{DType, Device, FloatDType, Tensor};
+use difference_inversion::learn::{AdamW, Moments};
+use difference_inversion::models::clip_text::{ClipTextModel, PrefixCache};
+use difference_inversion::models::unet::{
+    AddedConditions, Memory, UNet2DConditionModel, UNetConfig,
+};
+use difference_inversion::weights::{Arrays, Values, Weights, read_config};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const LEARNING_RATE: f64 = 1e-3;
+const WEIGHT_DECAY: f64 = 0.01;
+const LAMBDA_MSE: f64 = 4.0;
+const LAMBDA_CLIP: f64 = 0.1;
+
+fn main() {
+    difference_inversion::on_workers(run);
+}
+
+fn run() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [model, inputs, what, flags @ ..] = arguments.as_slice() else {
+        println!("usage: step MODEL INPUTS step|unet [--dtype f16|bf16] [--memory low]");
+        return;
+    };
+    let flag = |name: &str| {
+        let place = flags.iter().position(|flag| flag == name)?;
+        flags.get(place + 1).map(String::as_str)
+    };
+    let dtype = match flag("--dtype") {
+        Some("f16") => FloatDType::F16,
+        Some("bf16") => FloatDType::BF16,
+        _ => FloatDType::F32,
+    };
+    let mut step = Step::open(Path::new(model), Path::new(inputs), dtype);
+    if flag("--memory") == Some("low") {
+        step.unet.set_memory(Memory::Low);
+    }
+    println!("ready");
+    for _ in std::io::stdin().lines() {
+        let (loss, norm) = match what.as_str() {
+            "step" => step.step(),
+            _ => step.unet_call(),
+        };
+        println!("[{loss}, {norm}]");
+    }
+}
+
+/// A text encoder, what it has to read, and the tokens to learn.
+struct Encoder {
+    model: ClipTextModel,
+    /// The beginnings of both prompts, and the start alone.
+    beginnings: [PrefixCache; 3],
+    /// What follows the tokens in each, [n, d].
+    ends: [Tensor<2>; 3],
+    delta: Tensor<2>,
+    tokens: Tensor<2>,
+    moments: Moments<2>,
+}
+
+/// What one prompt becomes: hidden states for the U-Net, and pooled features.
+struct Read {
+    states: Tensor<3>,
+    features: Tensor<2>,
+}
+
+impl Encoder {
+    fn open(folder: &Path, number: usize, inputs: &Arrays, dtype: FloatDType) -> Self {
+        let device = Device::flex();
+        let model = ClipTextModel::open(folder, &device, dtype).expect("a text encoder");
+        let floats = |name: &str| inputs.tensor::<2>(&format!("{name}.{number}"), &device);
+        let tokens = floats("tokens").expect("tokens");
+        let count = tokens.dims()[0];
+        let embed = |ids: &[u32]| model.embed_tokens(&[ids.to_vec()]).expect("known ids");
+        let starts = ids(inputs, "starts");
+        let prompts = ids(inputs, "ids");
+        let length = prompts.len() / 2;
+        let (first, second) = prompts.split_at(length);
+        let alone = ids(inputs, "ids_alone");
+        let rows = [
+            (first, starts[0] as usize),
+            (second, starts[1] as usize),
+            (&alone, 1),
+        ];
+        Self {
+            beginnings: rows.map(|(ids, start)| model.prefix(embed(&ids[..start])).expect("room")),
+            ends: rows.map(|(ids, start)| embed(&ids[start + count..]).squeeze_dim(0)),
+            delta: floats("delta").expect("a delta"),
+            moments: Moments::zeros_like(&tokens),
+            tokens,
+            model,
+        }
+    }
+
+    /// Reads prompt `number` with `tokens` in their place; SDXL's U-Net takes the hidden states
+    /// before the last layer.
+    fn read(&self, number: usize, tokens: Tensor<2>, penultimate: bool) -> Read {
+        let (beginning, ends) = (&self.beginnings[number], &self.ends[number]);
+        let position = beginning.len() + tokens.dims()[0];
+        let rest = Tensor::cat(vec![tokens.cast(ends.dtype()), ends.clone()], 0).unsqueeze();
+        let output = (self.model)
+            .forward_embeds_after(beginning, rest, &[position])
+            .expect("a prompt that fits");
+        let layer = output.hidden_states.len() - 2;
+        Read {
+            states: if penultimate {
+                output.hidden_states[layer].clone()
+            } else {
+                output.last_hidden_state
+            },
+            features: self.model.project(output.pooled).expect("a projection"),
+        }
+    }
+}
+
+fn ids(inputs: &Arrays, name: &str) -> Vec<u32> {
+    match inputs.array(name).expect("an input").values() {
+        Values::I64(ids) => ids
+            .iter()
+            .map(|&id| u32::try_from(id).expect("an id"))
+            .collect(),
+        Values::F32(_) => Vec::new(),
+    }
+}
+
+struct Step {
+    unet: UNet2DConditionModel,
+    encoders: Vec<Encoder>,
+    inputs: Arrays,
+    steps: usize,
+}
+
+impl Step {
+    fn open(model: &Path, inputs: &Path, dtype: FloatDType) -> Self {
+        let (folder, device) = (model.join("unet"), Device::flex());
+        let config: UNetConfig = read_config(&folder.join("config.json")).expect("a config.json");
+        let weights = Weights::open(&folder, &device, dtype).expect("a U-Net's weights");
+        let unet = UNet2DConditionModel::load(&weights, &config).expect("a U-Net");
+        let inputs = Arrays::read(inputs).expect("inputs");
+        let encoders = ["text_encoder", "text_encoder_2"].map(|name| model.join(name));
+        let encoders = (encoders.iter().filter(|folder| folder.is_dir()).enumerate())
+            .map(|(number, folder)| Encoder::open(folder, number, &inputs, dtype))
+            .collect();
+        Self {
+            unet,
+            encoders,
+            inputs,
+            steps: 0,
+        }
+    }
+
+    fn input<const D: usize>(&self, name: &str) -> Tensor<D> {
+        self.inputs.tensor(name, &Device::flex()).expect("an input")
+    }
+
+    /// `states` [2, n, d] and the pooled prompts [2, e] for as many rows as there are latents.
+    fn predict(&self, states: &Tensor<3>, text_embeds: Option<Tensor<2>>) -> Tensor<4> {
+        let noisy: Tensor<4> = self.input("noisy");
+        let draws = noisy.dims()[0] / 2;
+        let rows: Vec<usize> = (0..2).flat_map(|row| vec![row; draws]).collect();
+        let added = text_embeds.map(|text_embeds| {
+            let time_ids: Tensor<2> = self.input("time_ids");
+            AddedConditions {
+                text_embeds: repeat(&text_embeds, &rows),
+                time_ids: repeat(&time_ids, &rows),
+            }
+        });
+        (self.unet)
+            .forward(
+                noisy,
+                self.input("timesteps"),
+                repeat(states, &rows),
+                added.as_ref(),
+            )
+            .cast(DType::F32)
+    }
+
+    fn unet_call(&self) -> (f32, f32) {
+        let text_embeds = (self.encoders.len() > 1).then(|| self.input("text_embeds"));
+        let prediction = self.predict(&self.input("context"), text_embeds);
+        (prediction.square().mean().into_scalar(), 0.0)
+    }
+
+    fn step(&mut self) -> (f32, f32) {
+        let sdxl = self.encoders.len() > 1;
+        let (mut tracked, mut states, mut pooled, mut clip) = (vec![], vec![], None, vec![]);
+        for encoder in &self.encoders {
+            let tokens = encoder.tokens.clone().autodiff().require_grad();
+            let after = encoder.read(0, tokens.clone(), sdxl);
+            let before = encoder.read(1, tokens.clone().neg(), sdxl);
+            states.push(Tensor::cat(vec![after.states, before.states], 0));
+            pooled = Some(Tensor::cat(vec![after.features, before.features], 0));
+            let features = encoder
+                .read(2, tokens.clone(), false)
+                .features
+                .cast(DType::F32);
+            clip.push(cosine(features, encoder.delta.clone()).neg() + 1.0);
+            tracked.push(tokens);
+        }
+        let prediction = self.predict(&Tensor::cat(states, 2), pooled.filter(|_| sdxl));
+        let squares = (prediction - self.input("target")).square();
+        let rows = squares.dims()[0];
+        let after = squares.clone().slice([0..rows / 2]).mean();
+        let before = squares.slice([rows / 2..rows]).mean();
+        let loss = (after + before) * LAMBDA_MSE + Tensor::cat(clip, 0).mean() * LAMBDA_CLIP;
+        let gradients = loss.backward();
+        let optimiser = AdamW::new(LEARNING_RATE, WEIGHT_DECAY);
+        let mut squares = 0.0;
+        for (encoder, tracked) in self.encoders.iter_mut().zip(&tracked) {
+            let gradient = tracked.grad(&gradients).expect("a gradient");
+            squares += gradient.clone().square().sum().into_scalar::<f32>();
+            let tokens = encoder.tokens.clone();
+            encoder.tokens = optimiser.step(tokens, gradient, &mut encoder.moments, self.steps);
+        }
+        self.steps += 1;
+        (loss.into_scalar(), squares.sqrt())
+    }
+}
+
+/// The rows numbered `rows`.
+fn repeat<const D: usize>(x: &Tensor<D>, rows: &[usize]) -> Tensor<D> {
+    let rows = rows.iter().map(|&row| x.clone().slice_dim(0, row..row + 1));
+    Tensor::cat(rows.collect(), 0)
+}
+
+fn cosine(x: Tensor<2>, y: Tensor<2>) -> Tensor<1> {
+    let norm = |x: Tensor<2>| x.square().sum().sqrt();
+    (x.clone() * y.clone()).sum() / (norm(x) * norm(y))
+}

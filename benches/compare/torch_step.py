@@ -1,0 +1,113 @@
+"""The worker of `compare.py` in PyTorch: one optimisation step, or one U-Net call, a line.
+
+    python benches/compare/torch_step.py MODEL INPUTS step|unet [--channels-last]
+
+Runs on as many threads as OMP_NUM_THREADS says. Says `ready` when the models are open; for every line read it works once and prints the loss and
+the norm of the gradient (for `unet`: the mean square of the prediction, and 0).
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+from transformers import CLIPTextModelWithProjection
+
+LEARNING_RATE, LAMBDA_MSE, LAMBDA_CLIP = 1e-3, 4.0, 0.1
+
+
+class TextEncoder:
+    """A text encoder that reads token embeddings in the place of marked positions."""
+
+    def __init__(self, folder: Path):
+        model = CLIPTextModelWithProjection.from_pretrained(folder, torch_dtype=torch.float32)
+        self.model = model.eval().requires_grad_(False)
+        table = next(m for n, m in model.named_modules() if n.endswith("token_embedding"))
+        table.register_forward_hook(self.replace)
+        self.rows = None
+
+    def replace(self, _module, _inputs, output):
+        output = output.clone()
+        for row, (start, tokens) in enumerate(self.rows):
+            output[row, start : start + len(tokens)] = tokens
+        return output
+
+    def __call__(self, ids, rows):
+        self.rows = rows
+        return self.model(ids, output_hidden_states=True)
+
+
+class Step:
+    def __init__(self, model: Path, inputs: Path, channels_last: bool):
+        config = UNet2DConditionModel.load_config(model / "unet")
+        with torch.device("meta"):
+            self.unet = UNet2DConditionModel.from_config(config)
+        weights = load_file(model / "unet/diffusion_pytorch_model.safetensors")
+        self.unet.load_state_dict(weights, assign=True)
+        self.unet = self.unet.eval().requires_grad_(False)
+        if channels_last:
+            self.unet = self.unet.to(memory_format=torch.channels_last)
+        self.inputs = load_file(inputs)
+        folders = sorted(model.glob("text_encoder*"))
+        self.text_encoders = [TextEncoder(folder) for folder in folders]
+        number = range(len(self.text_encoders))
+        self.tokens = [self.inputs[f"tokens.{i}"].clone().requires_grad_() for i in number]
+        self.optimiser = torch.optim.AdamW(self.tokens, lr=LEARNING_RATE, weight_decay=0.01)
+
+    def predict(self, states, added=None):
+        noisy, t = self.inputs["noisy"], self.inputs["timesteps"]
+        draws = len(noisy) // len(states)
+        states = states.repeat_interleave(draws, 0)
+        if added is not None:
+            added = {name: x.repeat_interleave(draws, 0) for name, x in added.items()}
+        return self.unet(noisy, t, states, added_cond_kwargs=added).sample
+
+    def unet_call(self) -> tuple[float, float]:
+        added = None
+        if "text_embeds" in self.inputs:
+            added = {name: self.inputs[name] for name in ("text_embeds", "time_ids")}
+        with torch.no_grad():
+            return self.predict(self.inputs["context"], added).square().mean().item(), 0.0
+
+    def step(self) -> tuple[float, float]:
+        inputs, sdxl = self.inputs, len(self.text_encoders) > 1
+        ids, alone = inputs["ids"].long(), inputs["ids_alone"].long()
+        states, clip = [], []
+        for number, (encoder, tokens) in enumerate(zip(self.text_encoders, self.tokens)):
+            starts = inputs["starts"].tolist()
+            output = encoder(ids, [(starts[0], tokens), (starts[1], -tokens)])
+            states.append(output.hidden_states[-2] if sdxl else output.last_hidden_state)
+            pooled = output.text_embeds
+            features = encoder(alone, [(1, tokens)]).text_embeds
+            clip.append(1 - F.cosine_similarity(features, inputs[f"delta.{number}"]).mean())
+        added = {"text_embeds": pooled, "time_ids": inputs["time_ids"]} if sdxl else None
+        squares = (self.predict(torch.cat(states, -1), added) - inputs["target"]).square()
+        after, before = (half.mean() for half in squares.chunk(2))
+        loss = LAMBDA_MSE * (after + before) + LAMBDA_CLIP * torch.stack(clip).mean()
+        self.optimiser.zero_grad()
+        loss.backward()
+        norm = torch.cat([tokens.grad.flatten() for tokens in self.tokens]).norm()
+        self.optimiser.step()
+        return loss.item(), norm.item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("inputs", type=Path)
+    parser.add_argument("what", choices=("step", "unet"))
+    parser.add_argument("--channels-last", action="store_true")
+    args = parser.parse_args()
+    step = Step(args.model, args.inputs, args.channels_last)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        result = step.step() if args.what == "step" else step.unet_call()
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()
