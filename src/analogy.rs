@@ -2,12 +2,14 @@
 
 mod config;
 mod generate;
+mod memory;
 mod models;
 
 use image::RgbImage;
 
 pub use self::config::{AnalogyConfig, GenerateConfig, TextToImage};
 pub use self::generate::{InitNoise, Inputs, generate, generate_latents};
+pub use self::memory::LearningMemory;
 use self::models::Picture;
 pub use self::models::{ModelPaths, Models};
 use crate::delta::{self, DeltaMode, Features};
@@ -103,6 +105,7 @@ pub fn learn(
         pairs.push(pair);
         captions.push(caption);
     }
+    models.captions_are_done();
     let Outcome {
         tokens,
         best_step,
@@ -232,6 +235,7 @@ pub fn apply(
         caption: caption_b.clone(),
         number: PICTURE_B,
     };
+    models.captions_are_done();
     let num_tokens = tokens.num_tokens();
     let words = models.prompt(&picture, &config.prompt, num_tokens, &mut *observer)?;
     let scale = generate.token_scale();

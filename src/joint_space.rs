@@ -12,6 +12,7 @@ use crate::models::tokenizer::ClipTokenizer;
 use crate::prompt::Prompt;
 use crate::text_encoder::TextEncoder;
 use crate::tokens::host;
+use crate::weights::compute_dtype;
 use crate::{Error, Result, loss};
 
 /// How alike (mean cosine) two token-embedding tables are if one was fine-tuned from the other.
@@ -44,7 +45,7 @@ impl JointSpace {
             vision: model.vision,
             preprocessor: ImagePreprocessor::open(folder)?,
             device: device.clone(),
-            dtype,
+            dtype: compute_dtype(device, dtype),
         })
     }
 

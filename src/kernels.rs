@@ -1,4 +1,5 @@
-//! Operations of the networks with their own kernels and gradients, for f32 on the CPU.
+//! Operations of the networks with their own kernels and gradients, for f32 on the CPU. Weights may
+//! be of half precision.
 //!
 //! Burn composes normalisation, attention and gates from elementary operations, and its autodiff
 //! stores each of their results. These do the work in one or two passes over the memory and keep
@@ -10,10 +11,12 @@
 
 pub(crate) mod attention;
 pub(crate) mod conv;
-mod gradient;
+pub(crate) mod gradient;
+mod half;
 mod math;
 pub(crate) mod norm;
 pub(crate) mod pointwise;
+mod winograd;
 
 use burn::backend::Flex;
 use burn::tensor::{DType, Device, GradientCheckpointingStrategy, Tensor};
@@ -46,8 +49,13 @@ impl Values {
     }
 
     fn as_slice(&self) -> &[f32] {
+        &self.0.storage()[self.range()]
+    }
+
+    /// Where the elements lie in the tensor's storage.
+    fn range(&self) -> std::ops::Range<usize> {
         let start = self.0.layout().start_offset();
-        &self.0.storage()[start..start + self.0.layout().num_elements()]
+        start..start + self.0.layout().num_elements()
     }
 }
 

@@ -9,9 +9,10 @@ use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 pub use self::conditions::Conditions;
 pub use self::kind::PipelineKind;
+pub(crate) use self::open::trained_on;
 use crate::Result;
 use crate::models::clip_text::ClipTextOutput;
-use crate::models::unet::{AddedConditions, UNet2DConditionModel};
+use crate::models::unet::{AddedConditions, Memory, UNet2DConditionModel};
 use crate::models::vae::AutoencoderKL;
 use crate::prompt::{FullPrompt, Prompt, Words};
 use crate::sample::NoiseSchedule;
@@ -30,9 +31,11 @@ pub struct Pipeline {
     /// Height and width of its pictures.
     resolution: [u32; 2],
     device: Device,
+    /// What the networks compute in.
     dtype: FloatDType,
     /// That of the autoencoder, which may be wider.
     vae_dtype: FloatDType,
+    memory: Memory,
 }
 
 impl Pipeline {
@@ -60,6 +63,13 @@ impl Pipeline {
     /// Height and width of the pictures.
     pub fn resolution(&self) -> [u32; 2] {
         self.resolution
+    }
+
+    /// Sets whether time or memory is saved: with [`Memory::Low`], the backward pass through the
+    /// U-Net computes the inside of each layer once more, and the autoencoder works in tiles.
+    pub fn set_memory(&mut self, memory: Memory) {
+        self.memory = memory;
+        self.unet.set_memory(memory);
     }
 
     /// Where the models are.

@@ -111,7 +111,7 @@ def workers(args: argparse.Namespace, inputs: Path):
     }
     for flags in args.dinv:
         ways[flags] = (f"dinv {flags}", [*step, *flags.split()])
-    names = args.ways.split(",") + args.dinv
+    names = [*filter(None, args.ways.split(",")), *args.dinv]
     return [ways[name] for name in names]
 
 

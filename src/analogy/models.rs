@@ -1,7 +1,7 @@
 //! The frozen models of an analogy: diffusion model, joint spaces, captioner.
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use burn::tensor::{Device, FloatDType};
 use image::RgbImage;
@@ -9,6 +9,7 @@ use image::RgbImage;
 use crate::joint_space::JointSpace;
 use crate::models::captioner::Captioner;
 use crate::models::generate::GenerationConfig;
+use crate::models::unet::Memory;
 use crate::pipeline::Pipeline;
 use crate::progress::{self, Observer, Stage};
 use crate::prompt::{Prompt, PromptConfig, PromptMode, Words};
@@ -81,8 +82,10 @@ pub struct Models {
     notice: Option<String>,
     joints: OnceLock<Vec<JointSpace>>,
     clip_folders: Vec<PathBuf>,
-    captioner: OnceLock<Captioner>,
+    /// Once it was needed, until it is released.
+    captioner: Mutex<Option<Captioner>>,
     captioner_folder: PathBuf,
+    memory: Memory,
     device: Device,
     dtype: FloatDType,
 }
@@ -100,8 +103,9 @@ impl Models {
             notice: files.notice().map(str::to_owned),
             joints: OnceLock::new(),
             clip_folders: paths.clip_folders(),
-            captioner: OnceLock::new(),
+            captioner: Mutex::default(),
             captioner_folder: paths.captioner_folder(),
+            memory: Memory::default(),
             device: device.clone(),
             dtype,
         })
@@ -161,17 +165,34 @@ impl Models {
             .of_one_among(self.pipeline.text_encoders())
     }
 
+    /// Saves memory rather than time if `memory` says so: see [`Pipeline::set_memory`]; and the
+    /// captioner is closed while a difference is learned or a picture is made.
+    #[must_use]
+    pub fn with_memory(mut self, memory: Memory) -> Self {
+        self.memory = memory;
+        self.pipeline.set_memory(memory);
+        self
+    }
+
+    /// Closes the captioner if memory is to be saved; it is read again when it is needed again.
+    pub(super) fn captions_are_done(&self) {
+        if self.memory == Memory::Low {
+            let mut held = (self.captioner.lock()).unwrap_or_else(PoisonError::into_inner);
+            *held = None;
+        }
+    }
+
     /// A caption for a picture.
     ///
     /// # Errors
     /// [`Error::Missing`] if there is no captioner.
     pub fn caption(&self, image: &RgbImage) -> Result<String> {
-        let captioner = match self.captioner.get() {
+        let mut held = (self.captioner.lock()).unwrap_or_else(PoisonError::into_inner);
+        let captioner = match &mut *held {
             Some(captioner) => captioner,
-            None if self.captioner_folder.is_dir() => {
+            held @ None if self.captioner_folder.is_dir() => {
                 let folder = &self.captioner_folder;
-                let captioner = Captioner::open(folder, &self.device, self.dtype)?;
-                self.captioner.get_or_init(|| captioner)
+                held.insert(Captioner::open(folder, &self.device, self.dtype)?)
             }
             None => {
                 return Err(Error::Missing {

@@ -53,6 +53,9 @@ pub(crate) struct AnalogyArgs {
     /// Go on from the checkpoint that an interrupted run left in that folder
     #[arg(long)]
     resume: bool,
+    /// Learn even if the memory is unlikely to suffice
+    #[arg(long)]
+    no_memory_check: bool,
     /// Caption of B in place of the captioner's
     #[arg(long, value_name = "TEXT", help_heading = "Prompts")]
     caption_b: Option<String>,
@@ -99,6 +102,9 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     let captions = args.pairs.have_captions() && args.caption_b.is_some();
     let paths = fetcher.paths(&models, model, Needs::of_learning(captions, &config))?;
     let mut recipe = Recipe::new("analogy", &models, &paths, &groups(&config))?;
+    if !args.no_memory_check {
+        models.check_memory(&paths, &config.learn, &examples)?;
+    }
     let models = models.open(&paths, &mut watcher)?;
     let mut observe = |progress: &_| watcher.observe(progress);
     let solved = analogy::solve(&models, &examples, &target, &config, &records, &mut observe);

@@ -13,8 +13,8 @@ use sysinfo::System;
 
 use super::fetch::{Fetcher, Needs};
 use super::flags::{General, ModelSettings};
-use super::report;
 use super::watch::Watcher;
+use super::{memory, report};
 
 /// Check the device, the memory and the model files
 #[derive(Debug, Args)]
@@ -36,6 +36,7 @@ struct Findings {
     threads: usize,
     simd: Vec<&'static str>,
     memory: Memory,
+    learning: Vec<memory::Way>,
     model: Option<PathBuf>,
     components: Vec<Component>,
     /// What is wrong, each with what to do.
@@ -77,17 +78,18 @@ fn examine(models: &ModelSettings) -> Findings {
     if let Err(error) = models.device() {
         problems.push(error.to_string());
     }
-    let (model, components) =
+    let (model, components, learning) =
         match find(models) {
             Ok((paths, absent)) => {
                 problems.extend(absent.iter().map(|id| {
                     format!("{id} is not downloaded yet; `dinv models pull {id}` does it")
                 }));
-                (Some(paths.model.clone()), components(&paths))
+                let learning = memory::ways(&paths);
+                (Some(paths.model.clone()), components(&paths), learning)
             }
             Err(error) => {
                 problems.push(format!("{error}; name a model with --model"));
-                (None, Vec::new())
+                (None, Vec::new(), Vec::new())
             }
         };
     for component in &components {
@@ -104,7 +106,8 @@ fn examine(models: &ModelSettings) -> Findings {
         devices_built_in: devices_built_in(),
         threads: rayon::current_num_threads(),
         simd: simd(),
-        memory: memory(),
+        memory: memory_here(),
+        learning,
         model,
         components,
         problems,
@@ -236,7 +239,7 @@ fn sum_of_sizes(files: &[PathBuf]) -> Result<u64, String> {
         .sum()
 }
 
-fn memory() -> Memory {
+fn memory_here() -> Memory {
     let mut system = System::new();
     system.refresh_memory();
     Memory {
@@ -325,6 +328,9 @@ fn print(findings: &Findings) -> anyhow::Result<()> {
             peak.unwrap_or_default()
         ),
     )?;
+    for way in &findings.learning {
+        field("learning", way.to_string())?;
+    }
     if let Some(model) = &findings.model {
         field("model", model.display().to_string())?;
         for Component {

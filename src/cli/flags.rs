@@ -57,9 +57,13 @@ pub(crate) struct ModelSettings {
     /// Where the models run [default: cpu]
     #[arg(long, value_parser = DEVICES)]
     pub(crate) device: Option<String>,
-    /// Number format of the weights [default: f32]
+    /// Number format of the weights; the CPU computes in f32 all the same [default: f32]
     #[arg(long, value_parser = DTYPES)]
     pub(crate) dtype: Option<String>,
+    /// What to save; `low` computes more than once what `normal` keeps, and needs the CPU
+    /// [default: normal]
+    #[arg(long, value_parser = ["normal", "low"])]
+    pub(crate) memory: Option<String>,
 }
 
 impl ModelSettings {
@@ -110,7 +114,8 @@ impl ModelSettings {
     /// Opens the models at `paths`; `watcher` is told how their files were understood, where that
     /// was not certain.
     pub(crate) fn open(&self, paths: &ModelPaths, watcher: &mut Watcher) -> anyhow::Result<Models> {
-        let models = Models::open(paths, &self.device()?, self.dtype()?)?;
+        let memory = self.memory()?;
+        let models = Models::open(paths, &self.device()?, self.dtype()?)?.with_memory(memory);
         if let Some(notice) = models.notice() {
             watcher.notice(notice);
         }

@@ -40,6 +40,9 @@ pub(crate) struct LearnArgs {
     /// Go on from the checkpoint that an interrupted run left beside the file
     #[arg(long)]
     resume: bool,
+    /// Learn even if the memory is unlikely to suffice
+    #[arg(long)]
+    no_memory_check: bool,
     /// Take timesteps and noise from a safetensors file instead of drawing them
     #[arg(long, value_name = "FILE")]
     replay: Option<PathBuf>,
@@ -90,6 +93,9 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
     let config = settings.with_model(&model)?.analogy()?;
     let needs = Needs::of_learning(args.pairs.have_captions(), &config);
     let paths = fetcher.paths(&models, model, needs)?;
+    if !args.no_memory_check {
+        models.check_memory(&paths, &config.learn, &examples)?;
+    }
     let models = models.open(&paths, &mut watcher)?;
     let learned = analogy::learn(&models, &examples, &config, &records, &mut |progress| {
         watcher.observe(progress)

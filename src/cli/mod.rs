@@ -11,6 +11,7 @@ mod flags;
 mod generate;
 mod learn;
 mod locate;
+mod memory;
 mod models;
 mod output;
 mod plot;

@@ -7,7 +7,9 @@ use super::math::{exp, max, sum};
 use super::{Kernel, Values, for_chunks, update};
 
 /// Most scores to hold at once.
-const SCORES: usize = 1 << 24;
+const SCORES: usize = 1 << 22;
+/// Most attention weights to keep for the backward pass.
+const KEPT: usize = 1 << 20;
 
 /// `softmax(q kᵀ / √d) v` for every head. The backward pass computes the attention weights again
 /// (unless they are few), as in FlashAttention
@@ -39,7 +41,7 @@ pub(crate) fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, causal: bool) 
         let mut parts = Vec::new();
         for first in (0..n).step_by(queries_at_once) {
             let weights = weights(first);
-            if queries_at_once == n {
+            if b * heads * n * m <= KEPT {
                 kept = Some(weights.clone());
             }
             parts.push(weights.matmul(v.clone()));

@@ -51,6 +51,38 @@ where
     })
 }
 
+/// `run` of the inputs, of whose results nothing is kept for the backward pass: it runs once more
+/// there, and its gradient is that of `sum(run(inputs) · grad)`.
+///
+/// All inputs must be on the CPU (see [`available`](super::available)).
+pub(crate) fn recomputed<const N: usize>(
+    inputs: [Tensor<4>; N],
+    run: impl Fn([Tensor<4>; N]) -> Tensor<4> + Send + Sync + 'static,
+) -> Tensor<4> {
+    let tracked = inputs.each_ref().map(Tensor::is_tracked);
+    with_gradient(inputs, |inputs| {
+        let output = run(inputs.clone());
+        let backward = move |grad: Tensor<4>| {
+            let mut leaves = inputs.clone();
+            for (leaf, tracked) in leaves.iter_mut().zip(tracked) {
+                if tracked {
+                    *leaf = leaf.clone().autodiff().require_grad();
+                }
+            }
+            let gradients = (run(leaves.clone()) * grad).sum().backward();
+            let mut grads = leaves;
+            for ((grad, input), tracked) in grads.iter_mut().zip(&inputs).zip(tracked) {
+                *grad = match tracked.then(|| grad.grad(&gradients)).flatten() {
+                    Some(grad) => grad,
+                    None => input.zeros_like(),
+                };
+            }
+            grads
+        };
+        (output, backward)
+    })
+}
+
 /// The backward step that calls a [`Closure`].
 #[derive(Debug)]
 struct Custom<const D: usize, const R: usize>;

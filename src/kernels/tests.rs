@@ -104,6 +104,26 @@ fn convolutions_of_every_geometry() {
 }
 
 #[test]
+fn convolutions_with_many_channels() {
+    // Tiles that are not full, groups of every size, blocks of channels and of tiles,
+    // more transformed inputs than are held at once.
+    for ([c_in, c_out], size) in [
+        ([16, 16], [1, 3]),
+        ([24, 40], [8, 8]),
+        ([150, 33], [9, 7]),
+        ([16, 70], [4, 20]),
+        ([20, 16], [45, 50]),
+        ([320, 16], [80, 80]),
+    ] {
+        let shape = [c_out, c_in, 3, 3];
+        let weights = weights(&[("weight", shape.as_slice()), ("bias", &[c_out])]);
+        let conv = Conv2d::load(&weights, [c_in, c_out], 3, 1, 1).unwrap();
+        let [h, w] = size;
+        compare([[2, h, w, c_in]], |[x]| conv.forward_channels_last(x));
+    }
+}
+
+#[test]
 fn convolutions_in_parts() {
     // More neighbourhoods than are gathered at once.
     let weights = weights(&[("weight", &[2, 128, 3, 3])]);

@@ -1,7 +1,5 @@
 //! The layers over feature maps, which are channels-last, `[b, h, w, c]`, unless stated otherwise.
 
-use std::sync::{Arc, OnceLock};
-
 use burn::tensor::module::{conv2d, interpolate};
 use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
 use burn::tensor::{DType, Tensor};
@@ -13,11 +11,10 @@ use crate::{Result, weights::Weights};
 /// A two-dimensional convolution with a square kernel.
 #[derive(Debug, Clone)]
 pub struct Conv2d {
-    /// `[kernel · kernel · c_in, c_out]`: the checkpoint's weight in the order of
-    /// channels-last neighbourhoods.
+    /// `[kernel · kernel · c_in, c_out]`, the checkpoint's weight in the order of channels-last
+    /// neighbourhoods; or, if the layer is the same linear map of every position, `[c_out, c_in]`.
+    /// Of the type that the weights were asked for in.
     weight: Tensor<2>,
-    /// The weight of the backward pass, once it is needed.
-    turned: Arc<OnceLock<Tensor<2>>>,
     bias: Option<Tensor<1>>,
     channels: [usize; 2],
     geometry: Geometry,
@@ -55,19 +52,22 @@ impl Conv2d {
         stride: usize,
         padding: usize,
     ) -> Result<Self> {
-        let weight = weights.tensor("weight", [c_out, c_in, kernel, kernel])?;
+        let weight = weights.matrix("weight", [c_out, c_in, kernel, kernel])?;
+        let geometry = Geometry {
+            kernel,
+            stride,
+            padding,
+        };
         Ok(Self {
-            weight: weight
-                .permute([2, 3, 1, 0])
-                .reshape([kernel * kernel * c_in, c_out]),
-            turned: Arc::default(),
+            weight: if geometry == Geometry::POINTWISE {
+                weight.reshape([c_out, c_in])
+            } else {
+                let weight = weight.permute([2, 3, 1, 0]);
+                weight.reshape([kernel * kernel * c_in, c_out])
+            },
             bias: None,
             channels,
-            geometry: Geometry {
-                kernel,
-                stride,
-                padding,
-            },
+            geometry,
         })
     }
 
@@ -101,13 +101,13 @@ impl Conv2d {
             stride,
             padding,
         } = self.geometry;
-        if kernel == 1 && stride == 1 && padding == 0 {
+        if self.geometry == Geometry::POINTWISE {
             let (weight, bias) = (self.weight.clone(), self.bias.clone());
-            return Linear::of_transposed(weight, bias).forward(x);
+            return Linear::new(weight, bias).forward(x);
         }
         if kernels::available(&x) {
-            let (turned, bias) = (|| self.turned().clone(), self.bias.clone());
-            return kernels::conv::conv(x, &self.weight, turned, bias, self.geometry, output);
+            let bias = self.bias.clone();
+            return kernels::conv::conv(x, &self.weight, bias, self.geometry, output);
         }
         let [b, h, w, _] = x.dims();
         let end = |size: usize, output: usize| {
@@ -116,20 +116,11 @@ impl Conv2d {
         let (bottom, right) = (end(h, output[0]), end(w, output[1]));
         let x = channels_first(x).pad((padding, right, padding, bottom), 0.0);
         let [c_in, c_out] = self.channels;
-        let weight = self.weight.clone().reshape([kernel, kernel, c_in, c_out]);
+        let weight = self.weight.clone().cast(x.dtype());
+        let weight = weight.reshape([kernel, kernel, c_in, c_out]);
         let options = ConvOptions::new([stride; 2], [0; 2], [1; 2], 1);
         let y = conv2d(x, weight.permute([3, 2, 0, 1]), self.bias.clone(), options);
         channels_last(y.slice([0..b, 0..c_out, 0..output[0], 0..output[1]]))
-    }
-
-    /// The weight with rows and columns reversed and the roles of the channels exchanged.
-    fn turned(&self) -> &Tensor<2> {
-        self.turned.get_or_init(|| {
-            let ([c_in, c_out], kernel) = (self.channels, self.geometry.kernel);
-            let weight = self.weight.clone().reshape([kernel, kernel, c_in, c_out]);
-            let weight = weight.flip([0, 1]).swap_dims(2, 3);
-            weight.reshape([kernel * kernel * c_out, c_in])
-        })
     }
 }
 

@@ -43,7 +43,7 @@ impl Activation {
 /// `y = x Wᵀ + b` on the last dimension.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    /// `[d_in, d_out]`: the checkpoint's matrix, transposed.
+    /// `[d_out, d_in]`, of the type that the weights were asked for in.
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
 }
@@ -66,17 +66,12 @@ impl Linear {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_without_bias(weights: &Weights, d_in: usize, d_out: usize) -> Result<Self> {
-        let weight = weights.tensor("weight", [d_out, d_in])?;
+        let weight = weights.matrix("weight", [d_out, d_in])?;
         Ok(Self::new(weight, None))
     }
 
     /// A layer of the given `weight` `[d_out, d_in]` and `bias` `[d_out]`.
     pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
-        Self::of_transposed(weight.transpose(), bias)
-    }
-
-    /// A layer of the given `weight` `[d_in, d_out]` and `bias` `[d_out]`.
-    pub(super) fn of_transposed(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
         Self { weight, bias }
     }
 
@@ -87,6 +82,7 @@ impl Linear {
         if kernels::available(&x) {
             return kernels::conv::linear(x, weight, bias);
         }
+        let weight = weight.cast(x.dtype()).transpose();
         linear(x, weight, bias)
     }
 }

@@ -19,6 +19,8 @@ pub mod tokenizer;
 pub mod unet;
 mod unet_blocks;
 mod unet_config;
+mod unet_memory;
 pub mod vae;
 mod vae_config;
+mod vae_tiles;
 mod word_pieces;

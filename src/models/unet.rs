@@ -30,6 +30,17 @@ pub struct UNet2DConditionModel {
     up_blocks: Vec<(Level, Option<Upsample>)>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
+    memory: Memory,
+}
+
+/// What to save where there is a choice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Memory {
+    /// Time: what the backward pass needs is kept.
+    #[default]
+    Normal,
+    /// Memory: the backward pass computes the inside of each layer once more.
+    Low,
 }
 
 /// A sinusoidal embedding through two linear layers.
@@ -83,6 +94,8 @@ impl UNet2DConditionModel {
         let conv = |name: &str, channels, kernel: usize| {
             Conv2d::load(&weights.scope(name), channels, kernel, 1, (kernel - 1) / 2)
         };
+
+        let (in_kernel, out_kernel) = (config.conv_in_kernel, config.conv_out_kernel);
 
         let mut down_blocks = Vec::new();
         let mut c_in = first;
@@ -144,11 +157,7 @@ impl UNet2DConditionModel {
 
         let unet = Self {
             config: config.clone(),
-            conv_in: conv(
-                "conv_in",
-                [config.in_channels, first],
-                config.conv_in_kernel,
-            )?,
+            conv_in: conv("conv_in", [config.in_channels, first], in_kernel)?,
             time_embedding: embedding("time_embedding", first, config.act_fn)?,
             add_embedding,
             down_blocks,
@@ -160,11 +169,8 @@ impl UNet2DConditionModel {
                 first,
                 config.norm_eps,
             )?,
-            conv_out: conv(
-                "conv_out",
-                [first, config.out_channels],
-                config.conv_out_kernel,
-            )?,
+            conv_out: conv("conv_out", [first, config.out_channels], out_kernel)?,
+            memory: Memory::default(),
         };
         weights.check_all_used(&[])?;
         Ok(unet)
@@ -173,6 +179,11 @@ impl UNet2DConditionModel {
     /// The configuration that the network was built from.
     pub fn config(&self) -> &UNetConfig {
         &self.config
+    }
+
+    /// Sets what to save.
+    pub fn set_memory(&mut self, memory: Memory) {
+        self.memory = memory;
     }
 
     /// The network's prediction; what it predicts (noise, velocity) is the scheduler's to say.
@@ -222,11 +233,15 @@ impl UNet2DConditionModel {
         } else {
             sample
         };
+        let layer = |level: &Level, i: usize, x: Tensor<4>| match self.memory {
+            Memory::Normal => level.forward_layer(i, x, &cond),
+            Memory::Low => level.recompute_layer(i, x, &cond),
+        };
         let mut x = self.conv_in.forward_channels_last(channels_last(sample));
         let mut skips = vec![x.clone()];
         for (level, downsample) in &self.down_blocks {
             for i in 0..level.len() {
-                x = level.forward_layer(i, x, &cond);
+                x = layer(level, i, x);
                 skips.push(x.clone());
             }
             if let Some(downsample) = downsample {
@@ -236,14 +251,14 @@ impl UNet2DConditionModel {
         }
         if let Some(level) = &self.mid_block {
             for i in 0..level.len() {
-                x = level.forward_layer(i, x, &cond);
+                x = layer(level, i, x);
             }
         }
         for (level, upsample) in &self.up_blocks {
             for i in 0..level.len() {
                 let skip = skips.pop().into_iter();
                 x = Tensor::cat([x].into_iter().chain(skip).collect(), 3);
-                x = level.forward_layer(i, x, &cond);
+                x = layer(level, i, x);
             }
             if let (Some(upsample), Some(skip)) = (upsample, skips.last()) {
                 // Twice as large, or one less where the way down rounded an odd size up.

@@ -6,6 +6,7 @@ use burn::tensor::Tensor;
 
 use super::feature_map::{Conv2d, GroupNorm, resize_nearest};
 use super::layers::{Activation, LayerNorm, Linear, Mask, gated_gelu, multi_head_attention};
+use crate::kernels::{self, gradient::recomputed};
 use crate::{Result, weights::Weights};
 
 /// The settings that all blocks of one network share.
@@ -19,7 +20,7 @@ pub(super) struct BlockOptions {
 }
 
 /// Two normalised convolutions around a shortcut, shifted by the time embedding.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct ResnetBlock {
     norm1: GroupNorm,
     conv1: Conv2d,
@@ -146,7 +147,7 @@ pub(super) struct TransformerOptions {
 }
 
 /// Queries from one sequence, keys and values from another or the same.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Attention {
     to_q: Linear,
     to_k: Linear,
@@ -177,7 +178,7 @@ impl Attention {
 
 /// Attention to itself, attention to the prompt, and a gated feed-forward layer, each on
 /// normalised input and added to it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct BasicTransformerBlock {
     norm1: LayerNorm,
     attn1: Attention,
@@ -238,7 +239,7 @@ impl BasicTransformerBlock {
 }
 
 /// Transformer layers over the positions of a feature map.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Transformer2D {
     norm: GroupNorm,
     proj_in: Linear,
@@ -259,7 +260,7 @@ impl Transformer2D {
                 return Linear::load(&weights, c, c);
             }
             // A 1×1 convolution is the same linear map of every position.
-            let kernel = weights.tensor("weight", [c, c, 1, 1])?.reshape([c, c]);
+            let kernel = weights.matrix("weight", [c, c, 1, 1])?.reshape([c, c]);
             Ok(Linear::new(kernel, Some(weights.tensor("bias", [c])?)))
         };
         let blocks = weights.scope("transformer_blocks");
@@ -335,5 +336,28 @@ impl Level {
             Some(attention) => attention.forward(x, &cond.context),
             None => x,
         }
+    }
+
+    /// As [`forward_layer`](Self::forward_layer), but nothing inside the layer is kept for the
+    /// backward pass, which computes it once more: less memory, more time. On the CPU only;
+    /// elsewhere it is the same as `forward_layer`.
+    pub(super) fn recompute_layer(&self, i: usize, x: Tensor<4>, cond: &Conditions) -> Tensor<4> {
+        if !kernels::available(&x) {
+            return self.forward_layer(i, x, cond);
+        }
+        let layer = Self {
+            resnets: vec![self.resnets[i].clone()],
+            attentions: self.attentions.get(i).cloned().into_iter().collect(),
+        };
+        let ([b, d], [_, n, c]) = (cond.emb.dims(), cond.context.dims());
+        let emb = cond.emb.clone().reshape([b, 1, 1, d]);
+        let context = cond.context.clone().reshape([b, 1, n, c]);
+        recomputed([x, emb, context], move |[x, emb, context]| {
+            let cond = Conditions {
+                emb: emb.reshape([b, d]),
+                context: context.reshape([b, n, c]),
+            };
+            layer.forward_layer(0, x, &cond)
+        })
     }
 }

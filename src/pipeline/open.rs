@@ -8,11 +8,11 @@ use super::Pipeline;
 use super::kind::{ModelIndex, PipelineKind};
 use crate::models::clip_text::ClipTextModel;
 use crate::models::tokenizer::ClipTokenizer;
-use crate::models::unet::{UNet2DConditionModel, UNetConfig};
+use crate::models::unet::{Memory, UNet2DConditionModel, UNetConfig};
 use crate::models::vae::{AutoencoderKL, AutoencoderKLConfig};
 use crate::sample::NoiseSchedule;
 use crate::text_encoder::TextEncoder;
-use crate::weights::ModelFiles;
+use crate::weights::{ModelFiles, compute_dtype};
 use crate::{Error, Result};
 
 /// SDXL's `time_ids`: original height and width, crop top and left, target height and width.
@@ -80,8 +80,9 @@ impl Pipeline {
             schedule,
             resolution,
             device: device.clone(),
-            dtype,
-            vae_dtype,
+            dtype: compute_dtype(device, dtype),
+            vae_dtype: compute_dtype(device, vae_dtype),
+            memory: Memory::default(),
         };
         pipeline.check_resolution()?;
         Ok(pipeline)
@@ -197,7 +198,7 @@ impl Fit<'_> {
 }
 
 /// Height and width of the pictures the U-Net was trained on, from its `sample_size`.
-fn trained_on(unet: &UNetConfig, vae: &AutoencoderKLConfig) -> Option<[u32; 2]> {
+pub(crate) fn trained_on(unet: &UNetConfig, vae: &AutoencoderKLConfig) -> Option<[u32; 2]> {
     let side = |value: &serde_json::Value| {
         let side = value.as_u64()? * u64::try_from(vae.downsampling_factor()).ok()?;
         u32::try_from(side).ok()

@@ -5,6 +5,7 @@ use burn::tensor::{DType, Int, Tensor};
 
 use super::{Pipeline, PipelineKind};
 use crate::image::{to_image, to_tensor};
+use crate::models::unet::Memory;
 use crate::{Error, Result};
 
 /// How bright red, green and blue are (ITU-R BT.601).
@@ -29,7 +30,10 @@ impl Pipeline {
         let config = self.vae.config();
         let latents = latents.cast(DType::from(self.vae_dtype)) / config.scaling_factor;
         let latents = latents + config.shift_factor.unwrap_or(0.0);
-        to_image(self.vae.decode(latents))
+        to_image(match self.memory {
+            Memory::Normal => self.vae.decode(latents),
+            Memory::Low => self.vae.decode_in_tiles(&latents),
+        })
     }
 
     /// What the U-Net is shown of the picture that is to be changed, for
@@ -121,7 +125,11 @@ impl Pipeline {
     /// The mean of the autoencoder's latents, f32.
     fn mean(&self, pixels: Tensor<4>) -> Tensor<4> {
         let pixels = pixels.cast(DType::from(self.vae_dtype));
-        self.vae.encode(pixels).mean.cast(DType::F32)
+        let mean = match self.memory {
+            Memory::Normal => self.vae.encode(pixels).mean,
+            Memory::Low => self.vae.encode_in_tiles(&pixels),
+        };
+        mean.cast(DType::F32)
     }
 
     fn scaled(&self, latents: Tensor<4>) -> Tensor<4> {

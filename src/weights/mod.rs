@@ -46,7 +46,21 @@ struct Store {
     index: BTreeMap<String, Placement>,
     used: Mutex<BTreeSet<String>>,
     device: Device,
+    /// The element type of matrices and kernels.
     dtype: FloatDType,
+    /// The element type of everything else, and of computations.
+    compute: FloatDType,
+}
+
+/// The element type that computations on `device` are done in when weights are of type `dtype`:
+/// f32 on the CPU, which has no fast arithmetic of half precision, and `dtype` elsewhere.
+#[must_use]
+pub fn compute_dtype(device: &Device, dtype: FloatDType) -> FloatDType {
+    if *device == Device::flex() {
+        FloatDType::F32
+    } else {
+        dtype
+    }
 }
 
 impl Weights {
@@ -123,6 +137,7 @@ impl Weights {
             used: Mutex::new(BTreeSet::new()),
             device: device.clone(),
             dtype,
+            compute: compute_dtype(device, dtype),
         };
         Self {
             store: Arc::new(store),
@@ -210,17 +225,36 @@ impl Weights {
         &self.store.device
     }
 
-    /// The element type tensors are converted to.
+    /// The element type of matrices, see [`matrix`](Self::matrix).
     pub fn dtype(&self) -> FloatDType {
         self.store.dtype
     }
 
-    /// Reads tensor `name`, which must have this `shape` and hold floating-point numbers.
+    /// Reads tensor `name`, which must have this `shape` and hold floating-point numbers, in the
+    /// type that is [computed in](compute_dtype).
     ///
     /// # Errors
     /// [`Error::Tensor`] if it is missing, of another shape, or not of floating-point numbers;
     /// [`Error::Io`] if it cannot be read.
     pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>> {
+        self.read(name, shape, self.store.compute)
+    }
+
+    /// As [`tensor`](Self::tensor), in the type that was asked for: the large matrices and
+    /// kernels, which their layers convert whenever they use them.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn matrix<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>> {
+        self.read(name, shape, self.store.dtype)
+    }
+
+    fn read<const D: usize>(
+        &self,
+        name: &str,
+        shape: [usize; D],
+        as_dtype: FloatDType,
+    ) -> Result<Tensor<D>> {
         let key = self.key(name);
         let wrong = |path: &Path, name: String, found: String| Error::Tensor {
             path: path.to_owned(),
@@ -249,7 +283,7 @@ impl Weights {
         };
         let bytes = place.change.bytes(file, &place.key)?;
         let data = TensorData::from_bytes_vec(bytes, shape, dtype);
-        let data = data.convert_dtype(self.store.dtype.into());
+        let data = data.convert_dtype(as_dtype.into());
         self.store
             .used
             .lock()
@@ -257,8 +291,24 @@ impl Weights {
             .insert(key);
         Ok(Tensor::from_data(
             data,
-            (&self.store.device, self.store.dtype.into()),
+            (&self.store.device, as_dtype.into()),
         ))
+    }
+
+    /// The bytes that this view's tensors take in memory: matrices and kernels in the type that
+    /// was asked for, everything else in the one that is computed in.
+    pub fn bytes_in_memory(&self) -> u64 {
+        let size = |key: &str| {
+            let shape = self.shape(key.strip_prefix(&self.prefix)?)?;
+            let is_matrix = shape.len() > 1 && !key.contains("embedding");
+            let dtype = match is_matrix {
+                true => self.store.dtype,
+                false => self.store.compute,
+            };
+            let elements: u64 = shape.iter().map(|&size| size as u64).product();
+            Some(elements * DType::from(dtype).size() as u64)
+        };
+        self.keys().filter_map(size).sum()
     }
 
     /// Checks that every tensor of this view has been read, except those whose key ends with one of

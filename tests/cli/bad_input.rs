@@ -472,3 +472,13 @@ fn a_full_disk_leaves_nothing_half_written() {
         );
     }
 }
+
+#[test]
+fn learning_that_cannot_fit_is_refused_at_once() {
+    let work = workplace();
+    let many = format!("learn --config tiny.toml {PAIR} --samples-per-step 1000000000");
+    let expected = ["learning needs about", "`--no-memory-check` tries it"];
+    refuses(work.path(), &many, 1, &expected);
+    let low = format!("learn --config tiny.toml {PAIR} --memory low");
+    succeed(work.path(), &low);
+}

@@ -271,6 +271,14 @@ fn doctor_lists_what_is_there_and_what_is_missing() {
         "{problem}"
     );
     assert!(findings["memory"]["total"].as_u64().unwrap() > 0);
+    let peaks: Vec<u64> = (findings["learning"].as_array().unwrap().iter())
+        .map(|way| way["peak"].as_u64().unwrap())
+        .collect();
+    // f32 and f16, normal and low memory.
+    assert!(
+        peaks.len() == 4 && peaks[1] <= peaks[0] && peaks[3] <= peaks[2],
+        "{peaks:?}"
+    );
 }
 
 /// Pictures of every kind that are handled, not refused.

@@ -9,6 +9,7 @@ use difference_inversion::delta::DeltaMode;
 use difference_inversion::learn::{
     self, Draws, Initialisation, LearnConfig, Outcome, Pair, Records,
 };
+use difference_inversion::models::unet::Memory;
 use difference_inversion::progress::Progress;
 use difference_inversion::weights::Arrays;
 use difference_inversion::{Error, Result, loss};
@@ -36,6 +37,29 @@ fn run(models: &Models, pair: &Pair, config: &LearnConfig, records: &Records) ->
     let pairs = std::slice::from_ref(pair);
     let (pipeline, joints) = (models.pipeline(), models.joints().unwrap());
     learn::difference(pipeline, joints, pairs, config, records, &mut silent)
+}
+
+#[test]
+fn saving_memory_learns_the_same() {
+    let config = LearnConfig {
+        steps: 4,
+        select_every: 2,
+        ..config()
+    };
+    let learned = ["learning", "sdxl"].map(|folder| {
+        [Memory::Normal, Memory::Low].map(|memory| {
+            let models = models_in(&golden(folder)).with_memory(memory);
+            let pair = pair_of(&models, &example_in(folder), 3);
+            let outcome = run(&models, &pair, &config, &Records::default()).unwrap();
+            outcome.tokens.embeddings().to_vec()
+        })
+    });
+    for [normal, low] in learned {
+        for (normal, low) in normal.into_iter().zip(low) {
+            let error = relative_error(low, normal);
+            assert!(error <= 1e-5, "{error:.1e}");
+        }
+    }
 }
 
 fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {

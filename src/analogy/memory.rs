@@ -1,0 +1,82 @@
+//! How much memory learning needs, before anything is loaded.
+
+use std::path::Path;
+
+use burn::tensor::{Device, FloatDType};
+
+use super::models::ModelPaths;
+use crate::models::unet::{Memory, UNetConfig};
+use crate::models::vae::AutoencoderKLConfig;
+use crate::pipeline::trained_on;
+use crate::weights::Weights;
+use crate::{Error, Result};
+
+/// The program itself: code, tokenizers, pictures.
+const PROGRAM: u64 = 64 << 20;
+
+/// What decides how much memory learning takes.
+#[derive(Debug, Clone, Copy)]
+pub struct LearningMemory {
+    /// The type of the weights.
+    pub dtype: FloatDType,
+    /// Whether time or memory is saved.
+    pub memory: Memory,
+    /// Latents that go through the U-Net at once: two for each pair and sample of a step.
+    pub rows: usize,
+    /// Whether the captioner has to be opened.
+    pub captions: bool,
+}
+
+impl LearningMemory {
+    /// About the most bytes that learning on the CPU holds, from headers and configurations alone:
+    /// the weights that are open at the same time, and the activations of a step.
+    ///
+    /// # Errors
+    /// Whatever is wrong with a file, naming it; [`Error::Missing`] if the size of the pictures is
+    /// not known.
+    pub fn peak(&self, paths: &ModelPaths) -> Result<u64> {
+        let files = paths.files()?;
+        let unet: UNetConfig = files.config("unet")?;
+        let vae: AutoencoderKLConfig = files.config("vae")?;
+        let two_encoders = files.has("text_encoder_2");
+        let upcast = two_encoders && vae.force_upcast.unwrap_or(false);
+        let device = Device::flex();
+        let mut weights = 0;
+        for name in ["unet", "vae", "text_encoder", "text_encoder_2"] {
+            let dtype = match upcast && name == "vae" {
+                true => FloatDType::F32,
+                false => self.dtype,
+            };
+            if name != "text_encoder_2" || two_encoders {
+                weights += files.weights(name, &device, dtype)?.bytes_in_memory();
+            }
+        }
+        let folder = |folder: &Path| match folder.is_dir() {
+            true => Ok(Weights::open(folder, &device, self.dtype)?.bytes_in_memory()),
+            false => Ok(0),
+        };
+        for clip in paths.clip_folders() {
+            weights += folder(&clip)?;
+        }
+        let captioner = match self.captions {
+            true => folder(&paths.captioner_folder())?,
+            false => 0,
+        };
+        let Some(size) = trained_on(&unet, &vae) else {
+            return Err(Error::Missing {
+                what: "the size of the pictures".to_owned(),
+                reason: "unet/config.json has no `sample_size`".to_owned(),
+            });
+        };
+        let factor = vae.downsampling_factor();
+        let latents = size.map(|side| (side as usize).checked_div(factor).unwrap_or(0));
+        let path = files.config_path("unet");
+        let step = unet.step_bytes(&path, self.rows, latents, self.memory)?;
+        Ok(PROGRAM
+            + weights
+            + match self.memory {
+                Memory::Normal => captioner + step,
+                Memory::Low => captioner.max(step), // closed before the first step
+            })
+    }
+}

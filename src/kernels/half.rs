@@ -1,0 +1,149 @@
+//! Weights of half precision, converted when they are used.
+
+use burn::tensor::{DType, Tensor};
+use half::{bf16, f16};
+
+use super::{Kernel, Values, for_chunks, tensor};
+
+/// Numbers converted in one go.
+const CHUNK: usize = 1 << 12;
+
+/// A tensor's elements in row-major order, of any type that weights are kept in.
+pub(super) enum Weights {
+    F32(Values),
+    F16(Values),
+    BF16(Values),
+}
+
+impl Weights {
+    /// Weights on the CPU, without autodiff.
+    pub(super) fn of<const D: usize>(x: Tensor<D>) -> Self {
+        match x.dtype() {
+            DType::F16 => Self::F16(Values::of(x)),
+            DType::BF16 => Self::BF16(Values::of(x)),
+            _ => Self::F32(Values::of(x)),
+        }
+    }
+
+    /// The elements.
+    pub(super) fn as_slices(&self) -> Slice<'_> {
+        match self {
+            Self::F32(values) => Slice::F32(values.as_slice()),
+            Self::F16(values) => Slice::F16(&values.0.storage()[values.range()]),
+            Self::BF16(values) => Slice::BF16(&values.0.storage()[values.range()]),
+        }
+    }
+}
+
+/// Elements of any type that weights are kept in.
+#[derive(Clone, Copy)]
+pub(super) enum Slice<'a> {
+    F32(&'a [f32]),
+    F16(&'a [f16]),
+    BF16(&'a [bf16]),
+}
+
+impl Slice<'_> {
+    /// Puts the elements from `start` on to `out`, as many as it has room for.
+    #[inline(always)]
+    pub(super) fn copy(&self, start: usize, out: &mut [f32]) {
+        match self {
+            Self::F32(values) => out.copy_from_slice(&values[start..][..out.len()]),
+            Self::F16(values) => put(&values[start..][..out.len()], out.iter_mut(), float),
+            Self::BF16(values) => put(&values[start..][..out.len()], out.iter_mut(), bf16::to_f32),
+        }
+    }
+
+    /// Puts the elements from `start` on to every `step`th place of `out`, beginning with the
+    /// first.
+    #[inline(always)]
+    pub(super) fn spread(&self, start: usize, len: usize, out: &mut [f32], step: usize) {
+        let out = out.iter_mut().step_by(step);
+        match self {
+            Self::F32(values) => put(&values[start..][..len], out, |x| x),
+            Self::F16(values) => put(&values[start..][..len], out, float),
+            Self::BF16(values) => put(&values[start..][..len], out, bf16::to_f32),
+        }
+    }
+}
+
+#[inline(always)]
+fn put<'a, T: Copy>(
+    values: &[T],
+    out: impl Iterator<Item = &'a mut f32>,
+    convert: impl Fn(T) -> f32,
+) {
+    for (out, &value) in out.zip(values) {
+        *out = convert(value);
+    }
+}
+
+/// The same number; unlike [`f16::to_f32`] made of operations that compilers vectorise.
+#[inline(always)]
+fn float(x: f16) -> f32 {
+    /// 2¹¹², what the exponents' biases differ by.
+    const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
+    let bits = u32::from(x.to_bits());
+    let magnitude = (bits & 0x7fff) << 13;
+    let finite = (f32::from_bits(magnitude) * REBIAS).to_bits();
+    let infinite = magnitude | 0x7f80_0000; // or not a number
+    let magnitude = if bits & 0x7c00 == 0x7c00 {
+        infinite
+    } else {
+        finite
+    };
+    f32::from_bits(magnitude | (bits & 0x8000) << 16)
+}
+
+/// `x` in f32.
+pub(super) fn widened<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    if x.dtype() == DType::F32 {
+        return x;
+    }
+    let shape = x.dims();
+    let weights = Weights::of(x);
+    let mut out = vec![0.0; shape.iter().product()];
+    for_chunks(&mut out, CHUNK, &Widen(weights.as_slices()));
+    tensor(out, shape)
+}
+
+struct Widen<'a>(Slice<'a>);
+
+impl Kernel for Widen<'_> {
+    #[inline(always)]
+    fn run(&self, index: usize, out: &mut [f32]) {
+        self.0.copy(index * CHUNK, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, TensorData};
+
+    use super::*;
+
+    #[test]
+    fn every_number_of_half_precision() {
+        let device = Device::flex();
+        let all: Vec<u16> = (0..=u16::MAX).collect();
+        let halves: Vec<f16> = all.iter().map(|&bits| f16::from_bits(bits)).collect();
+        let shorts: Vec<bf16> = all.iter().map(|&bits| bf16::from_bits(bits)).collect();
+        let same = |found: Tensor<1>, expected: Vec<f32>| {
+            let found = found.try_into_vec_as::<f32>().unwrap();
+            for (found, expected) in found.into_iter().zip(expected) {
+                assert!(
+                    found == expected || (found.is_nan() && expected.is_nan()),
+                    "{found} {expected}"
+                );
+            }
+        };
+        let expected = halves.iter().map(|x| x.to_f32()).collect();
+        let data = TensorData::new(halves, [1 << 16]);
+        let x = Tensor::<1>::from_data(data, (&device, DType::F16));
+        same(widened(x), expected);
+        let expected = shorts.iter().map(|x| x.to_f32()).collect();
+        let data = TensorData::new(shorts, [1 << 16]);
+        let x = Tensor::<1>::from_data(data, (&device, DType::BF16));
+        same(widened(x), expected);
+    }
+}

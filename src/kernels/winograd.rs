@@ -1,0 +1,546 @@
+//! 3×3 convolutions in a quarter of the multiplications: Winograd's F(4×4, 3×3)
+//! ([Lavin and Gray 2015](https://arxiv.org/abs/1509.09308)).
+//!
+//! A tile of 4×4 outputs depends on 6×6 inputs `d`; with the kernel `g`, it is
+//! `Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A`, so that all input channels' contributions to one of the 36 points
+//! of all tiles are one matrix product. Weights are transformed anew each time, in blocks that
+//! stay in the cache: stored, they would take four times the memory.
+
+use burn::tensor::Tensor;
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::half::{Slice, Weights};
+use super::{Values, tensor};
+
+/// Points of a transformed tile, 6×6.
+const POINTS: usize = 36;
+/// Outputs of a tile, 4×4.
+const OUTPUTS: usize = 16;
+/// Side of a tile's outputs.
+const SIDE: usize = 4;
+/// Taps of the kernel.
+const TAPS: usize = 9;
+/// Input channels whose weights are transformed at once.
+const BLOCK: usize = 128;
+/// Tiles that share the transformed weights.
+const TILES: usize = 128;
+/// Most floats of transformed inputs to hold at once.
+const TRANSFORMED: usize = 1 << 22;
+
+/// How many tiles' inputs are interleaved, so that a step of the product reads them in one go and
+/// their sums fit into the registers: the first entry that suffices, or the last.
+const GROUPS: [usize; 6] = [1, 2, 4, 6, 8, 12];
+
+/// The convolution of channels-last feature maps with a 3×3 kernel, one zero of padding around,
+/// or the way back through it.
+///
+/// # Shapes
+/// `x` `[b, h, w, c_in]`, `weight` `[9 · c_in, c_out]` of any floating-point type, ordered by row,
+/// column and input channel, `bias` `[c_out]`; result `[b, h, w, c_out]`. If `back`, `x` is the gradient of the result and
+/// the result that of `x`.
+pub(super) fn conv(
+    x: Tensor<4>,
+    weight: &Tensor<2>,
+    bias: Option<Tensor<1>>,
+    back: bool,
+) -> Tensor<4> {
+    let [b, h, w, c] = x.dims();
+    let [rows, c_out] = weight.dims();
+    let channels = [rows / TAPS, c_out];
+    let n = channels[usize::from(!back)];
+    let simd = Arch::new();
+    let tiling = Tiling::new([b, h, w], simd.dispatch(Lanes));
+    let (x, weight, bias) = (
+        Values::of(x),
+        Weights::of(weight.clone()),
+        bias.map(Values::of),
+    );
+    let kernel = Kernel {
+        weight: weight.as_slices(),
+        channels,
+        back,
+    };
+    let round = tiling.tiles_of_a_round(c);
+    let mut transformed =
+        vec![0.0; tiling.count.min(round).next_multiple_of(tiling.group) * POINTS * c];
+    let mut out = vec![0.0; b * h * w * n];
+    for first in (0..tiling.count).step_by(round) {
+        let tiles = round.min(tiling.count - first);
+        let groups = transformed.par_chunks_mut(tiling.group * POINTS * c);
+        groups.enumerate().for_each(|(group, out)| {
+            let start = group * tiling.group;
+            if start < tiles {
+                let tiles = first + start..first + tiles.min(start + tiling.group);
+                let x = x.as_slice();
+                simd.dispatch(Inputs {
+                    x,
+                    c,
+                    tiling: &tiling,
+                    tiles,
+                    out,
+                });
+            }
+        });
+        let parts = products(simd, &transformed, &kernel, &tiling, tiles);
+        let bias = bias.as_ref().map(Values::as_slice);
+        parts.put(&mut out, bias, &tiling, first);
+    }
+    tensor(out, [b, h, w, n])
+}
+
+/// The vector length, in floats.
+struct Lanes;
+
+impl WithSimd for Lanes {
+    type Output = usize;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) -> usize {
+        S::F32_LANES
+    }
+}
+
+/// How a batch of feature maps is cut into tiles.
+struct Tiling {
+    height: usize,
+    width: usize,
+    /// Tiles of one image, down and across.
+    grid: [usize; 2],
+    /// Tiles of the batch.
+    count: usize,
+    /// Tiles of a full group.
+    group: usize,
+    lanes: usize,
+}
+
+impl Tiling {
+    fn new([b, height, width]: [usize; 3], lanes: usize) -> Self {
+        let grid = [height.div_ceil(SIDE), width.div_ceil(SIDE)];
+        Self {
+            height,
+            width,
+            grid,
+            count: b * grid[0] * grid[1],
+            group: if lanes < 16 { 6 } else { 12 }, // 12 or 24 sums, of 16 or 32 registers
+            lanes,
+        }
+    }
+
+    /// Output channels that one task computes.
+    fn panel(&self) -> usize {
+        2 * self.lanes
+    }
+
+    /// Tiles that share the transformed weights, in whole groups.
+    fn tiles_of_a_chunk(&self) -> usize {
+        let chunks = self.count.div_ceil(TILES);
+        self.count.div_ceil(chunks).next_multiple_of(self.group)
+    }
+
+    /// Tiles whose inputs of `c` channels are held at once, in whole chunks.
+    fn tiles_of_a_round(&self, c: usize) -> usize {
+        let chunk = self.tiles_of_a_chunk();
+        (TRANSFORMED / (POINTS * c * chunk)).max(1) * chunk
+    }
+
+    /// The rows of a group that holds so many tiles.
+    fn group_of(&self, tiles: usize) -> usize {
+        let fits = GROUPS.into_iter().find(|&rows| rows >= tiles);
+        fits.unwrap_or(self.group).min(self.group)
+    }
+
+    /// Image, and row and column of the first output.
+    fn place(&self, tile: usize) -> [usize; 3] {
+        let [down, across] = self.grid;
+        let (image, tile) = (tile / (down * across), tile % (down * across));
+        [image, tile / across * SIDE, tile % across * SIDE]
+    }
+}
+
+/// The three transformations in one dimension, of vectors.
+#[derive(Clone, Copy)]
+struct Transform<S: Simd>(S);
+
+impl<S: Simd> Transform<S> {
+    #[inline(always)]
+    fn add(self, x: S::f32s, y: S::f32s) -> S::f32s {
+        self.0.add_f32s(x, y)
+    }
+
+    #[inline(always)]
+    fn sub(self, x: S::f32s, y: S::f32s) -> S::f32s {
+        self.0.sub_f32s(x, y)
+    }
+
+    #[inline(always)]
+    fn scale(self, a: f32, x: S::f32s) -> S::f32s {
+        self.0.mul_f32s(self.0.splat_f32s(a), x)
+    }
+
+    /// `a x + y`.
+    #[inline(always)]
+    fn axpy(self, a: f32, x: S::f32s, y: S::f32s) -> S::f32s {
+        self.0.mul_add_f32s(self.0.splat_f32s(a), x, y)
+    }
+
+    /// `Bᵀ`.
+    #[inline(always)]
+    fn inputs(self, [a, b, c, d, e, f]: [S::f32s; 6]) -> [S::f32s; 6] {
+        let (ec, db) = (self.sub(e, c), self.sub(d, b));
+        let (even, odd) = (self.axpy(-4.0, c, e), self.axpy(-4.0, b, d));
+        [
+            self.axpy(4.0, self.sub(a, c), ec),
+            self.add(even, odd),
+            self.sub(even, odd),
+            self.axpy(2.0, db, ec),
+            self.axpy(-2.0, db, ec),
+            self.axpy(4.0, self.sub(b, d), self.sub(f, d)),
+        ]
+    }
+
+    /// `G`.
+    #[inline(always)]
+    fn weights(self, [a, b, c]: [S::f32s; 3]) -> [S::f32s; 6] {
+        let near = self.scale(-1.0 / 6.0, self.add(a, c));
+        let far = self.axpy(1.0 / 24.0, a, self.scale(1.0 / 6.0, c));
+        [
+            self.scale(0.25, a),
+            self.axpy(-1.0 / 6.0, b, near),
+            self.axpy(1.0 / 6.0, b, near),
+            self.axpy(1.0 / 12.0, b, far),
+            self.axpy(-1.0 / 12.0, b, far),
+            c,
+        ]
+    }
+
+    /// `Aᵀ`.
+    #[inline(always)]
+    fn outputs(self, [a, b, c, d, e, f]: [S::f32s; 6]) -> [S::f32s; 4] {
+        let (even, odd) = (self.add(b, c), self.sub(b, c));
+        let (far_even, far_odd) = (self.add(d, e), self.sub(d, e));
+        [
+            self.add(self.add(a, even), far_even),
+            self.axpy(2.0, far_odd, odd),
+            self.axpy(4.0, far_even, even),
+            self.add(self.axpy(8.0, far_odd, odd), f),
+        ]
+    }
+}
+
+/// Transforms the inputs of one group of tiles to `[POINTS, c, rows of the group]`.
+struct Inputs<'a> {
+    x: &'a [f32],
+    c: usize,
+    tiling: &'a Tiling,
+    tiles: std::ops::Range<usize>,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Inputs<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self {
+            x,
+            c,
+            tiling,
+            tiles,
+            out,
+        } = self;
+        let (transform, zero) = (Transform(simd), simd.splat_f32s(0.0));
+        let rows = tiling.group_of(tiles.len());
+        for (row, tile) in tiles.enumerate() {
+            let [image, top, left] = tiling.place(tile);
+            for first in (0..c).step_by(S::F32_LANES) {
+                let lanes = (c - first).min(S::F32_LANES);
+                let mut points = [[zero; 6]; 6];
+                for (i, points) in points.iter_mut().enumerate() {
+                    let Some(y) = inside(top + i, tiling.height) else {
+                        continue;
+                    };
+                    for (j, point) in points.iter_mut().enumerate() {
+                        let Some(column) = inside(left + j, tiling.width) else {
+                            continue;
+                        };
+                        let at = ((image * tiling.height + y) * tiling.width + column) * c + first;
+                        *point = simd.partial_load_f32s(&x[at..][..lanes]);
+                    }
+                    *points = transform.inputs(*points);
+                }
+                for j in 0..6 {
+                    let column = transform.inputs(points.map(|points| points[j]));
+                    for (i, value) in column.into_iter().enumerate() {
+                        let mut values = [0f32; 16];
+                        simd.partial_store_f32s(&mut values[..S::F32_LANES], value);
+                        let out = &mut out[((i * 6 + j) * c + first) * rows..][..lanes * rows];
+                        for (out, value) in out.chunks_exact_mut(rows).zip(values) {
+                            out[row] = value;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The position without its padding of one, if it is inside.
+#[inline(always)]
+fn inside(padded: usize, size: usize) -> Option<usize> {
+    padded.checked_sub(1).filter(|&position| position < size)
+}
+
+/// The kernel's weights, `[TAPS, channels[0], channels[1]]`.
+#[derive(Clone, Copy)]
+struct Kernel<'a> {
+    weight: Slice<'a>,
+    channels: [usize; 2],
+    /// Whether it is applied turned round, from the second channels to the first.
+    back: bool,
+}
+
+impl Kernel<'_> {
+    /// Copies the weights from `block` input channels to `n` output channels from `first` on to
+    /// `[TAPS, BLOCK, panel]`.
+    #[inline(always)]
+    fn copy(
+        &self,
+        block: std::ops::Range<usize>,
+        [first, n]: [usize; 2],
+        panel: usize,
+        out: &mut [f32],
+    ) {
+        let [c_in, c_out] = self.channels;
+        for (tap, out) in out.chunks_exact_mut(BLOCK * panel).enumerate() {
+            if self.back {
+                for column in 0..n {
+                    let at = ((TAPS - 1 - tap) * c_in + first + column) * c_out + block.start;
+                    let out = &mut out[column..];
+                    self.weight.spread(at, block.len(), out, panel);
+                }
+            } else {
+                for (row, out) in block.clone().zip(out.chunks_exact_mut(panel)) {
+                    let at = (tap * c_in + row) * c_out + first;
+                    self.weight.copy(at, &mut out[..n]);
+                }
+            }
+        }
+    }
+}
+
+/// What the task of one panel of output channels works with.
+#[derive(Default)]
+struct Scratch {
+    /// `[TAPS, BLOCK, panel]`
+    weights: Vec<f32>,
+    /// `[POINTS, BLOCK, panel]`
+    transformed: Vec<f32>,
+    /// `[POINTS, tiles, panel]`
+    sums: Vec<f32>,
+}
+
+/// The outputs of all tiles for one panel of output channels, `[tiles, OUTPUTS, panel]`.
+struct Panel<'a> {
+    /// `[groups, POINTS, c, rows of the group]`
+    inputs: &'a [f32],
+    tiling: &'a Tiling,
+    tiles: usize,
+    c: usize,
+    kernel: &'a Kernel<'a>,
+    /// The first output channel and their number.
+    channels: [usize; 2],
+    scratch: &'a mut Scratch,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Panel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self {
+            inputs,
+            tiling,
+            tiles,
+            c,
+            kernel,
+            channels,
+            scratch,
+            out,
+        } = self;
+        let panel = tiling.panel();
+        scratch.weights.resize(TAPS * BLOCK * panel, 0.0);
+        scratch.transformed.resize(POINTS * BLOCK * panel, 0.0);
+        scratch.sums.resize(POINTS * tiles * panel, 0.0);
+        let (sums, _) = S::as_mut_simd_f32s(&mut scratch.sums);
+        for start in (0..c).step_by(BLOCK) {
+            let block = start..c.min(start + BLOCK);
+            kernel.copy(block.clone(), channels, panel, &mut scratch.weights);
+            let (weights, _) = S::as_simd_f32s(&scratch.weights);
+            let (transformed, _) = S::as_mut_simd_f32s(&mut scratch.transformed);
+            transform_weights(simd, weights, block.len(), transformed);
+            for point in 0..POINTS {
+                let weights = &transformed[point * BLOCK * 2..][..block.len() * 2];
+                let (sums, _) = sums[point * tiles * 2..][..tiles * 2].as_chunks_mut::<2>();
+                for (group, sums) in sums.chunks_mut(tiling.group).enumerate() {
+                    let rows = tiling.group_of(sums.len());
+                    let at = group * tiling.group * POINTS * c + (point * c + start) * rows;
+                    let inputs = &inputs[at..][..block.len() * rows];
+                    let fresh = start == 0;
+                    match rows {
+                        12 => multiply::<S, 12>(simd, inputs, weights, sums, fresh),
+                        8 => multiply::<S, 8>(simd, inputs, weights, sums, fresh),
+                        6 => multiply::<S, 6>(simd, inputs, weights, sums, fresh),
+                        4 => multiply::<S, 4>(simd, inputs, weights, sums, fresh),
+                        2 => multiply::<S, 2>(simd, inputs, weights, sums, fresh),
+                        _ => multiply::<S, 1>(simd, inputs, weights, sums, fresh),
+                    }
+                }
+            }
+        }
+        let (out, _) = S::as_mut_simd_f32s(out);
+        transform_outputs(simd, sums, tiles, out);
+    }
+}
+
+/// `[TAPS, BLOCK, 2]` to `[POINTS, BLOCK, 2]`, of which the first `channels` of the block.
+#[inline(always)]
+fn transform_weights<S: Simd>(simd: S, weights: &[S::f32s], channels: usize, out: &mut [S::f32s]) {
+    let transform = Transform(simd);
+    for at in 0..2 * channels {
+        let mut rows = [[simd.splat_f32s(0.0); 3]; 6];
+        for column in 0..3 {
+            let taps = [0, 1, 2].map(|row| weights[(row * 3 + column) * BLOCK * 2 + at]);
+            for (row, value) in rows.iter_mut().zip(transform.weights(taps)) {
+                row[column] = value;
+            }
+        }
+        for (i, row) in rows.into_iter().enumerate() {
+            for (j, value) in transform.weights(row).into_iter().enumerate() {
+                out[(i * 6 + j) * BLOCK * 2 + at] = value;
+            }
+        }
+    }
+}
+
+/// Adds the products of inputs `[k, ROWS]` and weights `[k, 2]` to (or, if `fresh`, puts them
+/// into) the sums of up to `ROWS` tiles.
+#[inline(always)]
+fn multiply<S: Simd, const ROWS: usize>(
+    simd: S,
+    inputs: &[f32],
+    weights: &[S::f32s],
+    sums: &mut [[S::f32s; 2]],
+    fresh: bool,
+) {
+    let mut total = [[simd.splat_f32s(0.0); 2]; ROWS];
+    if !fresh {
+        for (total, &mut sum) in total.iter_mut().zip(&mut *sums) {
+            *total = sum;
+        }
+    }
+    let ((inputs, _), (weights, _)) = (inputs.as_chunks::<ROWS>(), weights.as_chunks::<2>());
+    for (inputs, weights) in inputs.iter().zip(weights) {
+        for (total, &input) in total.iter_mut().zip(inputs) {
+            let input = simd.splat_f32s(input);
+            total[0] = simd.mul_add_f32s(input, weights[0], total[0]);
+            total[1] = simd.mul_add_f32s(input, weights[1], total[1]);
+        }
+    }
+    for (sum, total) in sums.iter_mut().zip(total) {
+        *sum = total;
+    }
+}
+
+/// `[POINTS, tiles, 2]` to `[tiles, OUTPUTS, 2]`.
+#[inline(always)]
+fn transform_outputs<S: Simd>(simd: S, sums: &[S::f32s], tiles: usize, out: &mut [S::f32s]) {
+    let transform = Transform(simd);
+    for at in 0..2 * tiles {
+        let mut rows = [[simd.splat_f32s(0.0); 6]; 4];
+        for column in 0..6 {
+            let points = [0, 1, 2, 3, 4, 5].map(|row| sums[(row * 6 + column) * tiles * 2 + at]);
+            for (row, value) in rows.iter_mut().zip(transform.outputs(points)) {
+                row[column] = value;
+            }
+        }
+        for (i, row) in rows.into_iter().enumerate() {
+            for (j, value) in transform.outputs(row).into_iter().enumerate() {
+                out[(at / 2 * OUTPUTS + i * SIDE + j) * 2 + at % 2] = value;
+            }
+        }
+    }
+}
+
+/// Outputs by chunk of tiles and panel of channels, `[chunks, panels, tiles, OUTPUTS, panel]`.
+struct Parts {
+    values: Vec<f32>,
+    panels: usize,
+}
+
+/// The outputs of the `tiles` whose inputs are `transformed`.
+fn products(
+    simd: Arch,
+    transformed: &[f32],
+    kernel: &Kernel<'_>,
+    tiling: &Tiling,
+    tiles: usize,
+) -> Parts {
+    let (chunk, panel) = (tiling.tiles_of_a_chunk(), tiling.panel());
+    let [c_in, c_out] = kernel.channels;
+    let (c, n) = if kernel.back {
+        (c_out, c_in)
+    } else {
+        (c_in, c_out)
+    };
+    let panels = n.div_ceil(panel);
+    let size = chunk * OUTPUTS * panel;
+    let mut values = vec![0.0; tiles.div_ceil(chunk) * panels * size];
+    let tasks = values.par_chunks_mut(size).enumerate();
+    tasks.for_each_init(Scratch::default, |scratch, (task, out)| {
+        let (first, channel) = (task / panels * chunk, task % panels * panel);
+        simd.dispatch(Panel {
+            inputs: &transformed[first * POINTS * c..],
+            tiling,
+            tiles: chunk.min(tiles - first),
+            c,
+            kernel,
+            channels: [channel, panel.min(n - channel)],
+            scratch,
+            out,
+        });
+    });
+    Parts { values, panels }
+}
+
+impl Parts {
+    /// Puts the outputs of the tiles from `first` on to where they belong in `[b, h, w, n]`.
+    fn put(&self, out: &mut [f32], bias: Option<&[f32]>, tiling: &Tiling, first: usize) {
+        let (chunk, panel) = (tiling.tiles_of_a_chunk(), tiling.panel());
+        let tiles = self.values.len() / (self.panels * OUTPUTS * panel);
+        let [down, across] = tiling.grid;
+        let n = out.len() / (tiling.width * tiling.height * (tiling.count / (down * across)));
+        let lines = out.par_chunks_mut(tiling.width * n).enumerate();
+        lines.for_each(|(line, out)| {
+            let (image, row) = (line / tiling.height, line % tiling.height);
+            for (column, out) in out.chunks_exact_mut(n).enumerate() {
+                let tile = (image * down + row / SIDE) * across + column / SIDE;
+                let Some(tile) = tile.checked_sub(first).filter(|&tile| tile < tiles) else {
+                    continue;
+                };
+                let place = row % SIDE * SIDE + column % SIDE;
+                for (number, out) in out.chunks_mut(panel).enumerate() {
+                    let part = (tile / chunk * self.panels + number) * chunk + tile % chunk;
+                    let values = &self.values[(part * OUTPUTS + place) * panel..][..out.len()];
+                    out.copy_from_slice(values);
+                    if let Some(bias) = bias {
+                        for (out, bias) in out.iter_mut().zip(&bias[number * panel..]) {
+                            *out += bias;
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
