@@ -109,19 +109,17 @@ impl RepoCache {
         if fs::read_link(&link).is_ok_and(|old| old == Path::new(&target)) {
             return Ok(());
         }
-        match fs::remove_file(&link) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io(&link)(error));
-            }
-            _ => {}
-        }
-        #[cfg(unix)]
-        let linked = std::os::unix::fs::symlink(&target, &link);
-        // Elsewhere symbolic links need a privilege.
-        #[cfg(not(unix))]
-        let linked = fs::hard_link(self.blob(blob), &link)
-            .or_else(|_| fs::copy(self.blob(blob), &link).map(|_| ()));
-        linked.map_err(Error::io(&link))
+        // Renamed into place, since another download may be linking the same file.
+        let made = tempfile::Builder::new().make_in(folder, |made| {
+            #[cfg(unix)]
+            return std::os::unix::fs::symlink(&target, made);
+            // Elsewhere symbolic links need a privilege.
+            #[cfg(not(unix))]
+            return fs::hard_link(self.blob(blob), made)
+                .or_else(|_| fs::copy(self.blob(blob), made).map(|_| ()));
+        });
+        made.and_then(|made| Ok(made.persist(&link)?))
+            .map_err(Error::io(&link))
     }
 
     /// Remembers the commit that a branch or tag stands for.
@@ -264,5 +262,27 @@ mod tests {
         let linked = repository.snapshot("beef").join("unet/config.json");
         assert_eq!(fs::metadata(linked).unwrap().len(), 22);
         assert!(list(&cache.path().join("absent")).unwrap().is_empty());
+    }
+
+    #[cfg(all(unix, feature = "hub"))]
+    #[test]
+    fn downloads_at_once_may_link_the_same_file() {
+        let cache = tempfile::tempdir().unwrap();
+        let repository = RepoCache::new(cache.path(), &id("a/b"));
+        repository.prepare().unwrap();
+        for round in 0..200 {
+            let commit = format!("c{round}");
+            let start = std::sync::Barrier::new(4);
+            std::thread::scope(|scope| {
+                for _ in 0..4 {
+                    scope.spawn(|| {
+                        start.wait();
+                        repository.link(&commit, "unet/config.json", "f00").unwrap();
+                    });
+                }
+            });
+            let folder = repository.snapshot(&commit).join("unet");
+            assert_eq!(fs::read_dir(folder).unwrap().count(), 1);
+        }
     }
 }
