@@ -21,6 +21,16 @@ use super::watch::StageTimes;
 /// The networks of a model.
 const NETWORKS: [&str; 4] = ["unet", "vae", "text_encoder", "text_encoder_2"];
 
+/// Names of the inputs that are files.
+const FILES: [&str; 6] = [
+    "file",
+    "difference",
+    "embedding",
+    "image",
+    "init_latents",
+    "mask",
+];
+
 /// Everything that decides a result, and with it everything that is needed to get it again.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Recipe {
@@ -72,12 +82,13 @@ impl Recipe {
     }
 
     /// The recipe as one line of JSON, which PNGs carry under the key `dinv`. A picture travels
-    /// further than `run.json`: of the models' folders it tells the names, not where they lie.
+    /// further than `run.json`: of folders and files it tells the names, not where they lie.
     pub(crate) fn to_line(&self) -> anyhow::Result<String> {
         let travelling = Self {
             model: last_names(&self.model),
             clip: self.clip.iter().map(|clip| last_names(clip)).collect(),
             captioner: last_names(&self.captioner),
+            inputs: without_folders(&self.inputs),
             ..self.clone()
         };
         Ok(serde_json::to_string(&travelling)?)
@@ -97,6 +108,27 @@ fn last_names(path: &Path) -> PathBuf {
     }
     let names: Vec<_> = path.iter().collect();
     names[names.len().saturating_sub(2)..].iter().collect()
+}
+
+/// Inputs whose files are told by their names alone.
+fn without_folders(inputs: &Map<String, Value>) -> Map<String, Value> {
+    let shortened = |name: &str, value: &Value| match value {
+        Value::String(path) if FILES.contains(&name) => Path::new(path)
+            .file_name()
+            .map_or_else(|| path.clone(), |name| name.to_string_lossy().into_owned())
+            .into(),
+        Value::Object(parts) => without_folders(parts).into(),
+        Value::Array(parts) => (parts.iter())
+            .map(|part| match part {
+                Value::Object(parts) => without_folders(parts).into(),
+                other => other.clone(),
+            })
+            .collect(),
+        other => other.clone(),
+    };
+    (inputs.iter())
+        .map(|(name, value)| (name.clone(), shortened(name, value)))
+        .collect()
 }
 
 /// The files with weights of the model, the joint spaces and the captioner, as they would be read.

@@ -119,6 +119,10 @@ fn the_built_in_example_runs_without_any_flag() {
     let text = read_png_text(&work.path().join("out/b_prime.png")).unwrap();
     let recipe: Value = serde_json::from_str(&text[1].1).unwrap();
     assert_eq!(recipe["model"], "demo/model");
+    assert_eq!(recipe["b"]["file"], "b.png");
+    assert_eq!(recipe["pairs"][0]["a_prime"]["file"], "a_prime.png");
+    let b = &read_json(&work.path().join("out/run.json"))["b"]["file"];
+    assert!(b.as_str().unwrap().ends_with("demo/images/b.png"), "{b}");
     assert_eq!(recipe["captioner"], "model/captioner");
 }
 
