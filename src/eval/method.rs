@@ -1,0 +1,143 @@
+//! What a method is, and the methods that are built in.
+
+use std::fmt;
+
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::{Analogy, EvalModels, difference_inversion, words};
+use crate::progress::Observer;
+use crate::{Error, Result};
+
+/// One way to make B′.
+pub trait Method: Send + Sync {
+    /// Its settings but the seed, for the record; a result that was made with others is not valid.
+    fn settings(&self) -> Value;
+
+    /// What the method is told beside A, A′ and B.
+    fn told(&self) -> Told;
+
+    /// B′ of one analogy.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if the suite does not tell what the method must be told, and whatever
+    /// else keeps it from making a picture.
+    fn solve(&self, analogy: &Analogy, seed: u64, observer: Observer<'_>) -> Result<RgbImage>;
+}
+
+/// What a method is told beside A, A′ and B.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Told {
+    /// Nothing.
+    Nothing,
+    /// Captions from the suite.
+    Captions,
+    /// The instruction from the suite.
+    Instruction,
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nothing => "nothing",
+            Self::Captions => "captions",
+            Self::Instruction => "the instruction",
+        })
+    }
+}
+
+/// Makes a method from the settings that differ from its own.
+pub type Build = fn(&EvalModels, &Map<String, Value>) -> Result<Box<dyn Method>>;
+
+/// A method that is built in.
+#[derive(Debug, Clone, Copy)]
+pub struct BuiltIn {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is, in a few words.
+    pub summary: &'static str,
+    /// How it is made.
+    pub build: Build,
+}
+
+/// The methods that are built in, in the order of the tables.
+pub const BUILT_IN: &[BuiltIn] = &[
+    BuiltIn {
+        name: "difference-inversion",
+        summary: "the method",
+        build: difference_inversion::full,
+    },
+    BuiltIn {
+        name: "image-delta",
+        summary: "ablation A: the CLIP loss follows the image delta alone",
+        build: difference_inversion::image_delta,
+    },
+    BuiltIn {
+        name: "no-consistency",
+        summary: "ablation B: taking the difference away need not explain A",
+        build: difference_inversion::no_consistency,
+    },
+    BuiltIn {
+        name: "random-start",
+        summary: "ablation C: the difference tokens do not start at zero",
+        build: difference_inversion::random_start,
+    },
+    BuiltIn {
+        name: "no-clip",
+        summary: "ablation D: no CLIP loss",
+        build: difference_inversion::no_clip,
+    },
+    BuiltIn {
+        name: "text-swap",
+        summary: "B inverted under its caption, made again under that of B′",
+        build: words::text_swap,
+    },
+    BuiltIn {
+        name: "sdedit",
+        summary: "SDEdit: B noised, denoised under the caption of B′",
+        build: words::sdedit,
+    },
+];
+
+/// A method under a name of its own, some of its settings changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Variant {
+    /// Its name in tables and folders.
+    pub name: String,
+    /// The built-in method.
+    pub method: String,
+    /// The settings that differ from the method's own, by name.
+    pub settings: Map<String, Value>,
+}
+
+impl Variant {
+    /// A built-in method as it is.
+    pub fn plain(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            method: name.to_owned(),
+            settings: Map::new(),
+        }
+    }
+}
+
+/// Makes the method of a variant.
+///
+/// # Errors
+/// [`Error::InvalidInput`] if there is no such method or one of its settings is wrong,
+/// [`Error::Missing`] if a model that it needs was not given, and whatever is wrong with the
+/// model's files.
+pub fn build(variant: &Variant, models: &EvalModels) -> Result<Box<dyn Method>> {
+    let known = BUILT_IN.iter().find(|known| known.name == variant.method);
+    let Some(known) = known else {
+        let names: Vec<&str> = BUILT_IN.iter().map(|known| known.name).collect();
+        return Err(Error::invalid_input(format!(
+            "there is no method `{}`; there are {}",
+            variant.method,
+            names.join(", ")
+        )));
+    };
+    (known.build)(models, &variant.settings)
+}
