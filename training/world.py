@@ -65,6 +65,25 @@ def sample_scene(rng: random.Random, split: str | None = None) -> Scene:
             return scene
 
 
+def analogy(rng: random.Random, kinds: tuple[str, ...], split: str) -> dict[str, Scene]:
+    """A : A' :: B : B', where both sides change the attributes `kinds` from and to the same values
+    and A differs from B in all others. B' belongs to the split, A and A' to training, and so does B
+    if the split is `train`."""
+    while True:
+        b_prime = sample_scene(rng, split)
+        new = {kind: getattr(b_prime, kind) for kind in kinds}
+        b = dataclasses.replace(b_prime, **{kind: _other(rng, b_prime, kind) for kind in kinds})
+        others = {kind: _other(rng, b, kind) for kind in KINDS if kind not in kinds}
+        a = dataclasses.replace(b, seed=rng.getrandbits(31), **others)
+        scenes = {"a": a, "a_prime": dataclasses.replace(a, **new), "b": b, "b_prime": b_prime}
+        if all(scene.split() == "train" for scene in (a, scenes["a_prime"], *([b] if split == "train" else []))):
+            return scenes
+
+
+def _other(rng: random.Random, scene: Scene, kind: str) -> str:
+    return rng.choice([v for v in ATTRIBUTES[kind] if v != getattr(scene, kind)])
+
+
 # ---------------------------------------------------------------------------------------------
 # Drawing
 # ---------------------------------------------------------------------------------------------
@@ -443,6 +462,45 @@ def random_caption(rng: random.Random, scene: Scene) -> tuple[str, set[str]]:
     # "red house" as a fragment of the colour also tells the object, whether it was told or not.
     told = {"object"} if any(scene.object in part.split() for part in tail) else set()
     return text + joiner + joiner.join(tail), keep | set(changed) | told
+
+
+# The ways to ask for a change; the first is the canonical one and says nothing but the change.
+# {new} and {old} are values, {said} is the new one
+# as SENTENCE says it, {object} what stands there before and {now} after.
+INSTRUCTIONS = {
+    "object": ("turn it into a {new}", "turn the {old} into a {new}", "make it a {new}", "replace the {old} with a {new}", "a {new} instead of the {old}", "a {new} instead"),
+    "color": ("make it {new}", "make the {object} {new}", "color the {object} {new}", "paint it {new}", "a {new} {now}", "{new} instead of {old}"),
+    "size": ("make it {new}", "make the {object} {new}", "a {new} {now}", "{new} instead of {old}"),
+    "place": ("move it to the {new}", "move the {object} to the {new}", "put it {said}", "{said} instead", "a {now} {said}"),
+    "ground": ("put it {said}", "change the ground to {new}", "turn the {old} into {new}", "{said} instead", "replace the {old} with {new}", "make the ground {new}"),
+    "sky": ("change the sky to {new}", "{said} instead", "{said}", "make it {new}"),
+    "add": ("add {new}", "draw {new}", "{said}", "let there be {new}"),
+    "remove": ("remove the {old}", "{said}", "take the {old} away", "clear the sky", "no {old}"),
+    "replace": ("replace the {old} with {new}", "change the {old} to {new}", "{new} instead of the {old}", "{said} instead"),
+    "style": ("make it {new}", "turn it into {new}", "as {new}", "{new} instead", "draw it as {new}"),
+}
+NOUNS = {"rainbow": "a rainbow", "moon": "a moon", "flat": "a flat illustration", "pixel": "pixel art", "line": "a line drawing", "storm": "a storm"}
+
+
+def instruction(rng: random.Random | None, before: Scene, after: Scene) -> str:
+    """Asks for what changes between two scenes; canonically without `rng`, otherwise in one of the
+    ways people would, sometimes by naming the new thing alone."""
+    parts = []
+    for kind in KINDS:
+        old, new = getattr(before, kind), getattr(after, kind)
+        if old == new:
+            continue
+        if rng and rng.random() < 0.15:
+            parts.append(_fragment(rng, after, kind))
+            continue
+        ways = INSTRUCTIONS[kind if kind != "extra" else "add" if old == "none" else "remove" if new == "none" else "replace"]
+        way = rng.choice(ways) if rng else ways[0]
+        said = SENTENCE[kind][new] if kind in SENTENCE else (new,)
+        parts.append(way.format(old=old, new=NOUNS.get(new, new), said=rng.choice(said) if rng else said[0], object=before.object, now=after.object))
+    if rng is None:
+        return " and ".join(parts)
+    rng.shuffle(parts)
+    return rng.choice((" and ", ", ")).join(parts)
 
 
 def corpus(n: int, seed: int) -> list[str]:
