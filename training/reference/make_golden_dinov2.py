@@ -51,7 +51,7 @@ def main():
             tensors |= {f"{prefix}last_hidden_state": out.last_hidden_state, f"{prefix}pooler_output": out.pooler_output}
         model.half().save_pretrained(OUT / name)
         processor.save_pretrained(OUT / name)
-        save_file({k: v.clone() for k, v in tensors.items()}, OUT / name / "expected.safetensors")
+        save_file({k: v.clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, OUT / name / "expected.safetensors")
         print(name, {k: list(v.shape) for k, v in tensors.items()})
 
 
