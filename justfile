@@ -11,6 +11,10 @@ check:
 demo:
     cargo run --release -- analogy --overwrite
 
+# The tiny pipeline on a GPU against the CPU (Vulkan, Metal or DirectX 12, or Mesa's software Vulkan).
+gpu:
+    cargo test --release --features webgpu --test gpu
+
 # One optimisation step, and one call of the U-Net.
 bench:
     cargo bench --bench learn

@@ -28,12 +28,20 @@ const TASK: usize = 1 << 14;
 /// Whether these operations can be used on `x`: f32 on the CPU back end, without Burn's
 /// checkpointing.
 pub(crate) fn available<const D: usize>(x: &Tensor<D>) -> bool {
-    x.dtype() == DType::F32
-        && matches!(
-            x.gradient_checkpointing_strategy(),
-            None | Some(GradientCheckpointingStrategy::Disabled)
-        )
-        && x.device() == Device::flex()
+    x.dtype() == DType::F32 && differentiable(x) && on_cpu(x)
+}
+
+/// Whether operations on `x` can be given a gradient of their own: without Burn's checkpointing.
+pub(crate) fn differentiable<const D: usize>(x: &Tensor<D>) -> bool {
+    matches!(
+        x.gradient_checkpointing_strategy(),
+        None | Some(GradientCheckpointingStrategy::Disabled)
+    )
+}
+
+/// Whether `x` is on the CPU back end.
+fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
+    x.device() == Device::flex()
 }
 
 /// A tensor's elements in row-major order, to be read.

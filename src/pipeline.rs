@@ -9,7 +9,7 @@ use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 pub use self::conditions::Conditions;
 pub use self::kind::PipelineKind;
-pub(crate) use self::open::trained_on;
+pub(crate) use self::open::resolution;
 use crate::Result;
 use crate::models::clip_text::ClipTextOutput;
 use crate::models::unet::{AddedConditions, Memory, UNet2DConditionModel};

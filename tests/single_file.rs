@@ -68,7 +68,7 @@ fn numbers<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 
 /// Everything that a pipeline makes of a prompt and a picture.
 fn outputs(files: &ModelFiles, dtype: FloatDType) -> Vec<Vec<f32>> {
-    let pipeline = Pipeline::open(files, None, &Device::flex(), dtype).unwrap();
+    let pipeline = Pipeline::open(files, &Device::flex(), dtype).unwrap();
     let prompt = pipeline.prompt("a red house").unwrap();
     let words = pipeline.read(&prompt, 0).unwrap();
     let conditions = pipeline
@@ -155,7 +155,7 @@ fn the_channels_of_the_unet_tell_the_kind_of_pipeline() {
         let array = Array::floats([c_out, channels, 3, 3], more);
         arrays.clone().with(key, array).write(&path).unwrap();
         let files = ModelFiles::open(&path, &options).unwrap();
-        let pipeline = Pipeline::open(&files, None, &Device::flex(), FloatDType::F32).unwrap();
+        let pipeline = Pipeline::open(&files, &Device::flex(), FloatDType::F32).unwrap();
         assert_eq!(pipeline.kind(), kind);
     }
 }

@@ -5,11 +5,11 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType};
 
 use super::models::ModelPaths;
+use crate::Result;
 use crate::models::unet::{Memory, UNetConfig};
 use crate::models::vae::AutoencoderKLConfig;
-use crate::pipeline::trained_on;
+use crate::pipeline::resolution;
 use crate::weights::Weights;
-use crate::{Error, Result};
 
 /// The program itself: code, tokenizers, pictures.
 const PROGRAM: u64 = 64 << 20;
@@ -62,14 +62,9 @@ impl LearningMemory {
             true => folder(&paths.captioner_folder())?,
             false => 0,
         };
-        let Some(size) = trained_on(&unet, &vae) else {
-            return Err(Error::Missing {
-                what: "the size of the pictures".to_owned(),
-                reason: "unet/config.json has no `sample_size`".to_owned(),
-            });
-        };
         let factor = vae.downsampling_factor();
-        let latents = size.map(|side| (side as usize).checked_div(factor).unwrap_or(0));
+        let latents = resolution(&files, &unet, &vae)?
+            .map(|side| (side as usize).checked_div(factor).unwrap_or(0));
         let path = files.config_path("unet");
         let step = unet.step_bytes(&path, self.rows, latents, self.memory)?;
         Ok(PROGRAM

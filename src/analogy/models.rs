@@ -99,7 +99,7 @@ impl Models {
     pub fn open(paths: &ModelPaths, device: &Device, dtype: FloatDType) -> Result<Self> {
         let files = paths.files()?;
         Ok(Self {
-            pipeline: Pipeline::open(&files, None, device, dtype)?,
+            pipeline: Pipeline::open(&files, device, dtype)?,
             notice: files.notice().map(str::to_owned),
             joints: OnceLock::new(),
             clip_folders: paths.clip_folders(),

@@ -14,7 +14,7 @@ use sysinfo::System;
 use super::fetch::{Fetcher, Needs};
 use super::flags::{General, ModelSettings};
 use super::watch::Watcher;
-use super::{memory, report};
+use super::{device, memory, report};
 
 /// Check the device, the memory and the model files
 #[derive(Debug, Args)]
@@ -103,7 +103,7 @@ fn examine(models: &ModelSettings) -> Findings {
     Findings {
         program: format!("{} {}", env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION")),
         device: models.device_name().to_owned(),
-        devices_built_in: devices_built_in(),
+        devices_built_in: device::built_in().collect(),
         threads: rayon::current_num_threads(),
         simd: simd(),
         memory: memory_here(),
@@ -261,21 +261,6 @@ fn peak() -> Option<u64> {
 
 fn mib(bytes: u64) -> u64 {
     bytes >> 20
-}
-
-fn devices_built_in() -> Vec<&'static str> {
-    let devices = [
-        ("cpu", true),
-        ("cuda", cfg!(feature = "cuda")),
-        ("metal", cfg!(feature = "metal")),
-        ("vulkan", cfg!(feature = "vulkan")),
-        ("wgpu", cfg!(feature = "wgpu")),
-    ];
-    devices
-        .into_iter()
-        .filter(|(_, built_in)| *built_in)
-        .map(|(name, _)| name)
-        .collect()
 }
 
 /// The vector instructions of this processor that the program makes use of.

@@ -12,12 +12,11 @@ use difference_inversion::weights::{Family, FileOptions};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
+use super::device::{DEVICES, Place};
 use super::report::Failure;
 use super::settings::{ErasedFlags, Settings};
 use super::watch::Watcher;
 
-/// Where models can run, if it was built in.
-pub(crate) const DEVICES: [&str; 5] = ["cpu", "cuda", "metal", "vulkan", "wgpu"];
 /// The number formats of weights.
 pub(crate) const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
 
@@ -54,43 +53,39 @@ pub(crate) struct ModelSettings {
     /// the model's folder or beside its file, or for a model of the Hub Salesforce/blip2-opt-2.7b]
     #[arg(long, value_name = "MODEL")]
     pub(crate) captioner: Option<PathBuf>,
-    /// Where the models run [default: cpu]
+    /// Size of the pictures in pixels, as a side or WIDTHxHEIGHT [default: what the model was trained on]
+    #[arg(long, value_name = "SIZE")]
+    #[serde(deserialize_with = "number_or_text")]
+    pub(crate) resolution: Option<String>,
+    /// Where the models run; `auto` is the fastest GPU that was built in and is there, or else the CPU
+    /// [default: auto]
     #[arg(long, value_parser = DEVICES)]
     pub(crate) device: Option<String>,
     /// Number format of the weights; the CPU computes in f32 all the same [default: f32]
     #[arg(long, value_parser = DTYPES)]
     pub(crate) dtype: Option<String>,
-    /// What to save; `low` computes more than once what `normal` keeps, and needs the CPU
-    /// [default: normal]
+    /// What to save; `low` computes more than once what `normal` keeps [default: normal]
     #[arg(long, value_parser = ["normal", "low"])]
     pub(crate) memory: Option<String>,
 }
 
 impl ModelSettings {
-    /// The device; GPUs only where their cargo feature was built in.
-    pub(crate) fn device(&self) -> anyhow::Result<Device> {
-        let name = self.device_name();
-        match name {
-            "cpu" => Ok(Device::flex()),
-            #[cfg(feature = "cuda")]
-            "cuda" => Ok(Device::cuda(0)),
-            #[cfg(feature = "metal")]
-            "metal" => Ok(Device::metal(Default::default())),
-            #[cfg(feature = "vulkan")]
-            "vulkan" => Ok(Device::vulkan(Default::default())),
-            #[cfg(feature = "wgpu")]
-            "wgpu" => Ok(Device::wgpu(Default::default())),
-            _ => {
-                let message = format!("device `{name}` is not built into this program");
-                let hint = format!("build it with `cargo build --release --features {name}`");
-                Err(Failure::usage(message).hint(hint).into())
-            }
-        }
+    /// Where the models run.
+    pub(crate) fn place(&self) -> anyhow::Result<Place> {
+        Place::named(self.device.as_deref().unwrap_or("auto"))
     }
 
-    /// Name of the device.
+    /// The device.
+    pub(crate) fn device(&self) -> anyhow::Result<Device> {
+        Ok(self.place()?.device)
+    }
+
+    /// Name of the device, or of the one that was asked for if it is not there.
     pub(crate) fn device_name(&self) -> &str {
-        self.device.as_deref().unwrap_or("cpu")
+        match self.place() {
+            Ok(place) => place.name,
+            Err(_) => self.device.as_deref().unwrap_or_default(),
+        }
     }
 
     /// The number format of the weights.
@@ -115,9 +110,13 @@ impl ModelSettings {
     /// was not certain.
     pub(crate) fn open(&self, paths: &ModelPaths, watcher: &mut Watcher) -> anyhow::Result<Models> {
         let memory = self.memory()?;
-        let models = Models::open(paths, &self.device()?, self.dtype()?)?.with_memory(memory);
+        let place = self.place()?;
+        let models = Models::open(paths, &place.device, self.dtype()?)?.with_memory(memory);
         if let Some(notice) = models.notice() {
             watcher.notice(notice);
+        }
+        if let Some(adapter) = place.adapter {
+            watcher.notice(&format!("running on {adapter} ({})", place.name));
         }
         Ok(models)
     }
@@ -138,6 +137,7 @@ impl ModelSettings {
             prediction_type,
             variant: self.variant.clone(),
             tokenizer: self.tokenizer.clone(),
+            resolution: self.resolution.as_deref().map(resolution).transpose()?,
         })
     }
 
@@ -149,6 +149,7 @@ impl ModelSettings {
             ("family", self.family.clone()),
             ("prediction_type", self.prediction_type.clone()),
             ("variant", self.variant.clone()),
+            ("resolution", self.resolution.clone()),
             (
                 "tokenizer",
                 tokenizer.map(|name| name.to_string_lossy().into_owned()),
@@ -157,6 +158,26 @@ impl ModelSettings {
         let given = |(name, value): (&str, Option<String>)| Some((name.to_owned(), json!(value?)));
         settings.into_iter().filter_map(given)
     }
+}
+
+/// Height and width of pictures, from a side or `WIDTHxHEIGHT`.
+fn resolution(text: &str) -> anyhow::Result<[u32; 2]> {
+    let (width, height) = text.split_once(['x', '×']).unwrap_or((text, text));
+    match (height.trim().parse(), width.trim().parse()) {
+        (Ok(height), Ok(width)) => Ok([height, width]),
+        _ => {
+            let message = format!("resolution: expected 512 or 768x512, found `{text}`");
+            Err(Failure::usage(message).into())
+        }
+    }
+}
+
+/// A text that a settings file may write as a number.
+fn number_or_text<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
+    Ok(match Option::<Value>::deserialize(value)? {
+        Some(Value::String(text)) => Some(text),
+        other => other.map(|value| value.to_string()),
+    })
 }
 
 /// Paths, of which a settings file may write a single one without brackets.

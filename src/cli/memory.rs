@@ -59,12 +59,7 @@ impl ModelSettings {
     pub(crate) fn memory(&self) -> anyhow::Result<Memory> {
         match self.memory.as_deref() {
             None | Some("normal") => Ok(Memory::Normal),
-            Some("low") if self.device_name() == "cpu" => Ok(Memory::Low),
-            Some("low") => {
-                let failure = Failure::usage("memory: `low` needs the device `cpu` so far");
-                let hint = "on a GPU, `--dtype f16` halves the memory";
-                Err(failure.hint(hint).into())
-            }
+            Some("low") => Ok(Memory::Low),
             Some(other) => {
                 let message = format!("memory: expected normal or low, found `{other}`");
                 Err(Failure::usage(message).into())

@@ -5,6 +5,7 @@ mod apply;
 mod canvas;
 mod caption;
 mod checkpoint;
+mod device;
 mod doctor;
 mod fetch;
 mod flags;

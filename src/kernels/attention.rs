@@ -1,10 +1,10 @@
-//! Attention in chunks of queries, so that the scores held at once are bounded.
+//! Attention in chunks of queries, so that the scores held at once are bounded; on every device.
 
-use burn::tensor::Tensor;
+use burn::tensor::{Bool, DType, Tensor, activation};
 
 use super::gradient::with_gradient;
 use super::math::{exp, max, sum};
-use super::{Kernel, Values, for_chunks, update};
+use super::{Kernel, Values, available, for_chunks, update};
 
 /// Most scores to hold at once.
 const SCORES: usize = 1 << 22;
@@ -81,6 +81,11 @@ struct Softmax {
 impl Softmax {
     /// The weights of `scores`, both `[b, heads, queries, m]`, of the queries from `first` on.
     fn forward(&self, scores: Tensor<4>, first: usize) -> Tensor<4> {
+        if !available(&scores) {
+            let dtype = scores.dtype();
+            let scores = scores.cast(DType::F32).mul_scalar(self.scale);
+            return activation::softmax(self.hide(scores, first), 3).cast(dtype);
+        }
         let queries = scores.dims()[2];
         let kernel = SoftmaxForward {
             softmax: *self,
@@ -92,6 +97,12 @@ impl Softmax {
 
     /// The gradient of the scores from the weights and their gradient.
     fn backward(&self, weights: Tensor<4>, grad: Tensor<4>, first: usize) -> Tensor<4> {
+        if !available(&grad) {
+            let dtype = grad.dtype();
+            let (weights, grad) = (weights.cast(DType::F32), grad.cast(DType::F32));
+            let mean = (weights.clone() * grad.clone()).sum_dim(3);
+            return (weights * (grad - mean) * self.scale).cast(dtype);
+        }
         let queries = grad.dims()[2];
         let weights = Values::of(weights);
         let weights = weights.as_slice();
@@ -102,6 +113,18 @@ impl Softmax {
             weights,
         };
         update(grad, |grad| for_chunks(grad, self.m, &kernel))
+    }
+
+    /// `scores` `[b, heads, queries, m]` of the queries from `first` on, where those of keys that a
+    /// query does not see are as low as can be.
+    fn hide(&self, scores: Tensor<4>, first: usize) -> Tensor<4> {
+        if !self.causal {
+            return scores;
+        }
+        let queries = scores.dims()[2];
+        let diagonal = (first + self.m - self.n) as i64;
+        let hidden = Tensor::<2, Bool>::tril_mask([queries, self.m], diagonal, &scores.device());
+        scores.mask_fill(hidden.unsqueeze(), f32::NEG_INFINITY)
     }
 
     /// How many keys the query of row `row` sees, if rows are those of queries `first..` of every

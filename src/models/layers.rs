@@ -184,7 +184,7 @@ pub fn multi_head_attention(
     };
     let (q, k, v) = (split(q), split(k), split(v));
     let out = match mask {
-        Mask::None | Mask::Causal if [&q, &k, &v].into_iter().all(kernels::available) => {
+        Mask::None | Mask::Causal if in_chunks(&[&q, &k, &v]) => {
             kernels::attention::attention(q, k, v, matches!(mask, Mask::Causal))
         }
         Mask::Hidden(hidden) => attention(q, k, v, Some(hidden), None, options(false)),
@@ -192,6 +192,14 @@ pub fn multi_head_attention(
         Mask::Causal => attention(q, k, v, None, None, options(true)),
     };
     out.swap_dims(1, 2).reshape([b, n, c])
+}
+
+/// Whether attention in chunks is better than Burn's: on the CPU always; elsewhere where gradients
+/// are wanted, for which Burn keeps the weights of all queries and keys.
+fn in_chunks(inputs: &[&Tensor<4>]) -> bool {
+    let mut inputs = inputs.iter();
+    inputs.clone().all(|x| kernels::available(x))
+        || (inputs.clone().all(|x| kernels::differentiable(x)) && inputs.any(|x| x.is_tracked()))
 }
 
 fn options(is_causal: bool) -> AttentionModuleOptions {

@@ -339,10 +339,9 @@ impl Level {
     }
 
     /// As [`forward_layer`](Self::forward_layer), but nothing inside the layer is kept for the
-    /// backward pass, which computes it once more: less memory, more time. On the CPU only;
-    /// elsewhere it is the same as `forward_layer`.
+    /// backward pass, which computes it once more: less memory, more time.
     pub(super) fn recompute_layer(&self, i: usize, x: Tensor<4>, cond: &Conditions) -> Tensor<4> {
-        if !kernels::available(&x) {
+        if !kernels::differentiable(&x) {
             return self.forward_layer(i, x, cond);
         }
         let layer = Self {

@@ -21,19 +21,14 @@ pub(super) const TIME_IDS: usize = 6;
 impl Pipeline {
     /// Opens the parts of a pipeline: `model_index.json`, `unet`, `vae`, `text_encoder`, its
     /// vocabulary, `scheduler`, and `text_encoder_2` where the [kind](PipelineKind) of pipeline has
-    /// it. Pictures have the size the U-Net was trained on unless `resolution` (height, width) says
-    /// otherwise.
+    /// it. Pictures have the size the U-Net was trained on unless
+    /// [`ModelFiles::resolution`] says otherwise.
     ///
     /// # Errors
     /// Whatever is wrong with a file, naming it; [`Error::Config`] for a pipeline class that is not
     /// supported and for parts that do not fit each other; [`Error::Setting`] for a resolution the
     /// networks cannot halve often enough.
-    pub fn open(
-        files: &ModelFiles,
-        resolution: Option<[u32; 2]>,
-        device: &Device,
-        dtype: FloatDType,
-    ) -> Result<Self> {
+    pub fn open(files: &ModelFiles, device: &Device, dtype: FloatDType) -> Result<Self> {
         let index = ModelIndex::open(files)?;
         let scheduler = files.config("scheduler")?;
         let schedule = NoiseSchedule::new(&scheduler, &files.config_path("scheduler"))?;
@@ -62,15 +57,7 @@ impl Pipeline {
         let vae = AutoencoderKL::load(&vae, &vae_config)?;
         let unet = files.weights("unet", device, dtype)?;
         let unet = UNet2DConditionModel::load(&unet, &unet_config)?;
-        let resolution = match resolution.or_else(|| trained_on(&unet_config, &vae_config)) {
-            Some(resolution) => resolution,
-            None => {
-                return Err(Error::Missing {
-                    what: "the size of the pictures".to_owned(),
-                    reason: "unet/config.json has no `sample_size`".to_owned(),
-                });
-            }
-        };
+        let resolution = resolution(files, &unet_config, &vae_config)?;
         let pipeline = Self {
             kind: index.kind,
             force_zeros_for_empty_prompt: index.force_zeros_for_empty_prompt,
@@ -197,8 +184,24 @@ impl Fit<'_> {
     }
 }
 
+/// Height and width of the pictures.
+///
+/// # Errors
+/// [`Error::Missing`] if neither the options nor the U-Net's configuration tell.
+pub(crate) fn resolution(
+    files: &ModelFiles,
+    unet: &UNetConfig,
+    vae: &AutoencoderKLConfig,
+) -> Result<[u32; 2]> {
+    let resolution = files.resolution().or_else(|| trained_on(unet, vae));
+    resolution.ok_or_else(|| Error::Missing {
+        what: "the size of the pictures".to_owned(),
+        reason: "unet/config.json has no `sample_size`".to_owned(),
+    })
+}
+
 /// Height and width of the pictures the U-Net was trained on, from its `sample_size`.
-pub(crate) fn trained_on(unet: &UNetConfig, vae: &AutoencoderKLConfig) -> Option<[u32; 2]> {
+fn trained_on(unet: &UNetConfig, vae: &AutoencoderKLConfig) -> Option<[u32; 2]> {
     let side = |value: &serde_json::Value| {
         let side = value.as_u64()? * u64::try_from(vae.downsampling_factor()).ok()?;
         u32::try_from(side).ok()

@@ -32,6 +32,8 @@ pub struct FileOptions {
     pub variant: Option<String>,
     /// A folder with CLIP's vocabulary, for a single file, which has none.
     pub tokenizer: Option<PathBuf>,
+    /// Height and width of the pictures; by default those the U-Net was trained on.
+    pub resolution: Option<[u32; 2]>,
 }
 
 /// Where a text encoder's vocabulary is.
@@ -104,6 +106,11 @@ impl ModelFiles {
     /// The folder or file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Height and width of the pictures, if not those the U-Net was trained on.
+    pub fn resolution(&self) -> Option<[u32; 2]> {
+        self.options.resolution
     }
 
     /// Something to tell the user about how the files were understood.

@@ -80,8 +80,16 @@ fn wrong_usage_exits_with_2_and_names_the_flag() {
         ),
         ("caption", "<IMAGE>..."),
         (
-            "learn --a a.png --a-prime b.png --model model --device vulkan",
-            "--features vulkan",
+            "learn --a a.png --a-prime b.png --model model --device metal",
+            "--features metal",
+        ),
+        (
+            "generate --prompt x --model model --resolution large",
+            "resolution: expected 512 or 768x512, found `large`",
+        ),
+        (
+            "generate --prompt x --model model --resolution 21x16",
+            "`resolution`: expected multiples of",
         ),
     ];
     for (arguments, expected) in cases {

@@ -390,3 +390,33 @@ fn models_that_take_a_picture_change_it() {
     );
     assert!(!work.path().join("no.png").exists());
 }
+
+#[test]
+fn pictures_have_the_resolution_that_is_asked_for() {
+    let work = workplace();
+    let size = |more: &str| {
+        let config = if more.contains("--config") {
+            ""
+        } else {
+            "--config tiny.toml"
+        };
+        let generate = "generate -q --overwrite --prompt red -o red.png";
+        succeed(work.path(), &format!("{generate} {config} {more}"));
+        let picture = image::open(work.path().join("red.png")).unwrap();
+        (picture.width(), picture.height())
+    };
+    let usual = size("");
+    assert_eq!(size("--resolution 48x32"), (48, 32));
+    assert_eq!(size("--resolution 24"), (24, 24));
+    std::fs::write(
+        work.path().join("size.toml"),
+        "model = 'model'\nresolution = 40\n",
+    )
+    .unwrap();
+    assert_eq!(size("--config size.toml --num-inference-steps 2"), (40, 40));
+    assert_ne!(usual, (40, 40));
+    let analogy = format!("analogy -q --config tiny.toml {PAIR} --b b.png --caption-b noon -o out");
+    succeed(work.path(), &format!("{analogy} --resolution 32x24"));
+    let b_prime = image::open(work.path().join("out/b_prime.png")).unwrap();
+    assert_eq!((b_prime.width(), b_prime.height()), (32, 24));
+}

@@ -151,7 +151,7 @@ pub(crate) fn opened(folder: &Path) -> Result<Pipeline, Error> {
 /// The pipeline of a folder.
 pub(crate) fn opened_in(folder: &Path, dtype: FloatDType) -> Result<Pipeline, Error> {
     let files = ModelFiles::open(folder, &FileOptions::default())?;
-    Pipeline::open(&files, None, &Device::flex(), dtype)
+    Pipeline::open(&files, &Device::flex(), dtype)
 }
 
 /// A short analogy.

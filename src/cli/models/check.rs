@@ -12,12 +12,13 @@ use difference_inversion::joint_space::JointSpace;
 use difference_inversion::models::captioner::Captioner;
 use difference_inversion::pipeline::Pipeline;
 use difference_inversion::prompt::{FullPrompt, Prompt};
-use difference_inversion::weights::{Weights, read_config};
+use difference_inversion::weights::{FileOptions, Weights, read_config};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::cli::device::DEVICES;
 use crate::cli::fetch::Fetcher;
-use crate::cli::flags::{DEVICES, DTYPES, ModelSettings};
+use crate::cli::flags::{DTYPES, ModelSettings};
 use crate::cli::report::{self, Failure};
 use crate::cli::watch::Watcher;
 
@@ -40,7 +41,7 @@ pub(crate) struct CheckArgs {
     /// A folder, or the name of a model that was downloaded
     #[arg(value_name = "MODEL")]
     model: PathBuf,
-    /// Where the model runs [default: cpu]
+    /// Where the model runs [default: auto]
     #[arg(long, value_parser = DEVICES)]
     device: Option<String>,
     /// Number format of the weights [default: f32]
@@ -140,11 +141,14 @@ impl Checker {
         let opened = self.attempt(&mut checks, "pipeline", Vec::new(), || {
             let paths = ModelPaths {
                 model: folder.to_owned(),
+                options: FileOptions {
+                    resolution: Some([SIDE; 2]),
+                    ..FileOptions::default()
+                },
                 ..ModelPaths::default()
             };
             let files = paths.files()?;
-            let size = Some([SIDE; 2]);
-            let pipeline = Pipeline::open(&files, size, &self.device, self.dtype)?;
+            let pipeline = Pipeline::open(&files, &self.device, self.dtype)?;
             Ok(("loaded".to_owned(), (files, pipeline)))
         })?;
         let Some((files, pipeline)) = opened else {

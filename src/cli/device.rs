@@ -1,0 +1,154 @@
+//! Where the models run: the CPU, or a GPU that was built in and is there.
+
+use std::sync::OnceLock;
+
+use burn::tensor::Device;
+
+use super::report::Failure;
+
+/// What `--device` understands: `auto`, the CPU, and GPUs through their cargo features.
+pub(crate) const DEVICES: [&str; 6] = ["auto", "cpu", "cuda", "metal", "vulkan", "webgpu"];
+
+/// GPU back ends of this program, the fastest first.
+const BUILT_IN: &[&str] = &[
+    #[cfg(feature = "cuda")]
+    "cuda",
+    #[cfg(feature = "metal")]
+    "metal",
+    #[cfg(feature = "vulkan")]
+    "vulkan",
+    #[cfg(feature = "webgpu")]
+    "webgpu",
+];
+
+/// The back ends of this program.
+pub(crate) fn built_in() -> impl Iterator<Item = &'static str> {
+    std::iter::once("cpu").chain(BUILT_IN.iter().copied())
+}
+
+/// A device that is there.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    /// The name it is asked for by.
+    pub(crate) name: &'static str,
+    pub(crate) device: Device,
+    /// Which GPU it is.
+    pub(crate) adapter: Option<String>,
+}
+
+impl Place {
+    fn cpu() -> Self {
+        Self {
+            name: "cpu",
+            device: Device::flex(),
+            adapter: None,
+        }
+    }
+
+    /// The device that `name` stands for; `auto` is the first GPU there is, or else the CPU.
+    ///
+    /// Software that plays a GPU runs only where it is asked for by name: the CPU back end is
+    /// faster.
+    pub(crate) fn named(name: &str) -> anyhow::Result<Self> {
+        static AUTO: OnceLock<Place> = OnceLock::new();
+        match name {
+            "auto" => {
+                let gpus = || BUILT_IN.iter().copied().find_map(|name| gpu(name, false));
+                Ok(AUTO.get_or_init(|| gpus().unwrap_or_else(Self::cpu)).clone())
+            }
+            "cpu" => Ok(Self::cpu()),
+            _ => match BUILT_IN.iter().find(|built_in| **built_in == name) {
+                Some(name) => gpu(name, true).ok_or_else(|| {
+                    let message = format!("device `{name}` finds no GPU on this machine");
+                    let hint = "check the driver (for Vulkan: `vulkaninfo --summary`), or use `--device cpu`";
+                    Failure::new(message).hint(hint).into()
+                }),
+                None => {
+                    let message = format!("device `{name}` is not built into this program");
+                    let hint = format!("build it with `cargo build --release --features {name}`");
+                    Err(Failure::usage(message).hint(hint).into())
+                }
+            },
+        }
+    }
+}
+
+/// The first GPU that a back end reaches; software that plays one only if `software`.
+#[cfg(any(
+    feature = "cuda",
+    feature = "metal",
+    feature = "vulkan",
+    feature = "webgpu"
+))]
+fn gpu(name: &'static str, software: bool) -> Option<Place> {
+    let device = match name {
+        #[cfg(feature = "cuda")]
+        "cuda" => (Device::enumerate(burn::tensor::DeviceType::Cuda)
+            .iter()
+            .next())
+        .cloned(),
+        #[cfg(feature = "metal")]
+        "metal" => graphics(burn::tensor::DeviceType::Metal, Device::metal, software),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => graphics(burn::tensor::DeviceType::Vulkan, Device::vulkan, software),
+        #[cfg(feature = "webgpu")]
+        "webgpu" => graphics(burn::tensor::DeviceType::Wgpu, Device::wgpu, software),
+        _ => None,
+    }?;
+    let adapter = device.identity().map(|identity| identity.name);
+    Some(Place {
+        name,
+        device,
+        adapter,
+    })
+}
+
+#[cfg(not(any(
+    feature = "cuda",
+    feature = "metal",
+    feature = "vulkan",
+    feature = "webgpu"
+)))]
+fn gpu(_: &'static str, _: bool) -> Option<Place> {
+    None
+}
+
+/// The best adapter that a graphics API reaches.
+#[cfg(any(feature = "metal", feature = "vulkan", feature = "webgpu"))]
+fn graphics(
+    api: burn::tensor::DeviceType,
+    of_kind: impl Fn(burn::tensor::DeviceKind) -> Device,
+    software: bool,
+) -> Option<Device> {
+    use burn::tensor::DeviceKind::{Cpu, DiscreteGpu, IntegratedGpu, VirtualGpu};
+
+    let there = Device::enumerate(api);
+    let hardware = [DiscreteGpu(0), IntegratedGpu(0), VirtualGpu(0)];
+    let kinds = hardware.into_iter().chain(software.then_some(Cpu));
+    let devices = kinds.map(of_kind).collect::<Vec<_>>();
+    devices.into_iter().find(|device| there.contains(device))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_always_a_device() {
+        let place = Place::named("auto").unwrap();
+        assert!(built_in().any(|name| name == place.name));
+        assert_eq!(place.adapter.is_some(), place.name != "cpu");
+        assert_eq!(Place::named("cpu").unwrap().device, Device::flex());
+    }
+
+    #[test]
+    fn what_is_not_built_in_is_refused_with_the_feature_that_brings_it() {
+        let missing = DEVICES[1..]
+            .iter()
+            .find(|name| !built_in().any(|built| built == **name));
+        if let Some(name) = missing {
+            let error = Place::named(name).unwrap_err();
+            assert!(error.to_string().contains("is not built into"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The tiny pipeline on a GPU against the CPU: learning and drawing give the same numbers.
+//!
+//! Built with the feature `webgpu` alone. A machine without a GPU runs it on Mesa's software Vulkan
+//! (Debian's `mesa-vulkan-drivers`).
+
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use burn::tensor::{Device, FloatDType, Tensor};
+use difference_inversion::analogy::{
+    self, AnalogyConfig, Example, InitNoise, Inputs, ModelPaths, Models, TextToImage,
+};
+use difference_inversion::image::load_image;
+use difference_inversion::learn::{LearnConfig, Records};
+use difference_inversion::models::unet::Memory;
+use difference_inversion::progress::Progress;
+use difference_inversion::weights::Arrays;
+
+/// The largest Euclidean distance of the GPU's results from the CPU's, relative to the norm of the
+/// latter. Single numbers of learned tokens may be further off: AdamW's first steps are as long
+/// for gradients close to zero, whose sign rounding decides, as for all others.
+const TOLERANCE: f32 = 1e-3;
+
+fn golden(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden/learning")
+        .join(name)
+}
+
+fn silent(_: &Progress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// The elements of a tensor of either device.
+fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}
+
+fn models(device: &Device) -> Models {
+    let paths = ModelPaths {
+        model: golden(""),
+        ..ModelPaths::default()
+    };
+    Models::open(&paths, device, FloatDType::F32).unwrap()
+}
+
+#[track_caller]
+fn assert_same(what: &str, cpu: &[f32], gpu: &[f32]) {
+    assert_eq!(cpu.len(), gpu.len(), "{what}");
+    let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+    let size = norm(&mut cpu.iter().copied());
+    assert!(size > 0.0 && size.is_finite(), "{what}: {size}");
+    let error = norm(&mut cpu.iter().zip(gpu).map(|(x, y)| x - y)) / size;
+    assert!(error <= TOLERANCE, "{what}: relative error {error:.1e}");
+}
+
+/// The GPU, or software that plays one.
+fn gpu() -> Device {
+    Device::wgpu(Default::default())
+}
+
+#[test]
+fn learning_gives_the_tokens_of_the_cpu() {
+    let learn = |device: &Device, memory| {
+        let models = models(device).with_memory(memory);
+        let example = Example {
+            a: load_image(&golden("a.png")).unwrap(),
+            a_prime: load_image(&golden("a_prime.png")).unwrap(),
+            caption_a: Some("a red house".to_owned()),
+            caption_a_prime: Some("a blue house at night".to_owned()),
+        };
+        let config = AnalogyConfig {
+            learn: LearnConfig {
+                num_tokens: 3,
+                steps: 3,
+                learning_rate: 1e-2,
+                samples_per_step: 2,
+                select_every: 0,
+                ..LearnConfig::default()
+            },
+            ..AnalogyConfig::default()
+        };
+        let records = Records {
+            replay: Some(golden("trace.safetensors")),
+            ..Records::default()
+        };
+        let learned = analogy::learn(&models, &[example], &config, &records, &mut silent).unwrap();
+        values(learned.tokens.embeddings()[0].clone())
+    };
+    let cpu = learn(&Device::flex(), Memory::Normal);
+    assert_same("tokens", &cpu, &learn(&gpu(), Memory::Normal));
+    assert_same("tokens, --memory low", &cpu, &learn(&gpu(), Memory::Low));
+}
+
+#[test]
+fn drawing_gives_the_latents_of_the_cpu() {
+    let noise = Arrays::read(&golden("trace.safetensors")).unwrap();
+    let draw = |device: &Device| {
+        let models = models(device);
+        let shape = models.pipeline().latent_shape();
+        let count = shape.iter().product::<usize>();
+        let drawn = (noise.tensor::<5>("noise", device).unwrap()).flatten::<1>(0, 4);
+        let init = InitNoise {
+            latents: drawn.slice([0..count]).reshape(shape),
+            noise: None,
+        };
+        let request = TextToImage {
+            prompt: "a red house".to_owned(),
+            num_inference_steps: 5,
+            guidance_scale: 3.0,
+            ..TextToImage::default()
+        };
+        let inputs = Inputs {
+            init: Some(init),
+            ..Inputs::default()
+        };
+        values(analogy::generate_latents(&models, &request, inputs, &mut silent).unwrap())
+    };
+    assert_same("latents", &draw(&Device::flex()), &draw(&gpu()));
+}
