@@ -32,7 +32,7 @@ impl LearningMemory {
     /// the weights that are open at the same time, and the activations of a step.
     ///
     /// # Errors
-    /// Whatever is wrong with a file, naming it; [`Error::Missing`] if the size of the pictures is
+    /// Whatever is wrong with a file, naming it; [`Error::Missing`](crate::Error::Missing) if the size of the pictures is
     /// not known.
     pub fn peak(&self, paths: &ModelPaths) -> Result<u64> {
         let files = paths.files()?;
