@@ -46,6 +46,18 @@ impl ModelPaths {
         ModelFiles::open(&self.model, &options)
     }
 
+    /// The same model with the U-Net `name` in its folder, or beside its file, if there is one.
+    pub fn with_unet(&self, name: &str) -> Option<Self> {
+        let folder = self.beside(name);
+        folder.is_dir().then(|| Self {
+            options: FileOptions {
+                unet: Some(folder),
+                ..self.options.clone()
+            },
+            ..self.clone()
+        })
+    }
+
     /// Where the joint spaces are: as given, or else `clip` and, if it is there, `clip_2` in the
     /// model's folder or beside its file.
     pub fn clip_folders(&self) -> Vec<PathBuf> {

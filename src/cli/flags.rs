@@ -43,6 +43,9 @@ pub(crate) struct ModelSettings {
     /// [default: that of --clip]
     #[arg(long, value_name = "DIR")]
     pub(crate) tokenizer: Option<PathBuf>,
+    /// A folder with another U-Net, such as one fine-tuned to change pictures, in place of the model's own
+    #[arg(long, value_name = "DIR")]
+    pub(crate) unet: Option<PathBuf>,
     /// The joint space, a transformers CLIPModel: a folder or a name of the Hub; SDXL has one for each of
     /// its two text encoders, in any order [default: clip and clip_2 in the model's folder or beside its
     /// file, or those of the Hub that the text encoders belong to]
@@ -138,22 +141,24 @@ impl ModelSettings {
             variant: self.variant.clone(),
             tokenizer: self.tokenizer.clone(),
             resolution: self.resolution.as_deref().map(resolution).transpose()?,
+            unet: self.unet.clone(),
         })
     }
 
     /// The settings that say how the model's files are to be understood, as far as they were given;
-    /// of the vocabulary's folder the name.
+    /// of folders the name.
     pub(crate) fn file_settings(&self) -> impl Iterator<Item = (String, Value)> {
-        let tokenizer = self.tokenizer.as_deref().and_then(Path::file_name);
+        let name = |folder: &Option<PathBuf>| {
+            let name = folder.as_deref().and_then(Path::file_name);
+            name.map(|name| name.to_string_lossy().into_owned())
+        };
         let settings = [
             ("family", self.family.clone()),
             ("prediction_type", self.prediction_type.clone()),
             ("variant", self.variant.clone()),
             ("resolution", self.resolution.clone()),
-            (
-                "tokenizer",
-                tokenizer.map(|name| name.to_string_lossy().into_owned()),
-            ),
+            ("tokenizer", name(&self.tokenizer)),
+            ("unet", name(&self.unet)),
         ];
         let given = |(name, value): (&str, Option<String>)| Some((name.to_owned(), json!(value?)));
         settings.into_iter().filter_map(given)

@@ -168,7 +168,7 @@ fn read_toml(path: &Path) -> anyhow::Result<Layer> {
     let folder = path.parent().unwrap_or(Path::new(""));
     for name in paths
         .iter()
-        .filter(|name| ["model", "tokenizer", "clip", "captioner"].contains(&name.as_str()))
+        .filter(|name| ["model", "tokenizer", "unet", "clip", "captioner"].contains(&name.as_str()))
     {
         let paths = match values.get_mut(name) {
             Some(Value::Array(paths)) => paths.as_mut_slice(),

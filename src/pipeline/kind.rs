@@ -60,6 +60,16 @@ impl PipelineKind {
         self == Self::InstructPix2Pix
     }
 
+    /// The kind that the same model is with a U-Net of `in_channels` input channels, which takes
+    /// what it has channels for; this kind if no other fits.
+    pub(super) fn with_unet(self, in_channels: usize, latents: usize) -> Self {
+        let mut others = Self::ALL.into_iter().filter(|other| {
+            other.text_encoders() == self.text_encoders()
+                && other.in_channels(latents) == in_channels
+        });
+        others.next().unwrap_or(self)
+    }
+
     /// Channels of the U-Net's input, for latents of `latents` channels.
     pub(super) fn in_channels(self, latents: usize) -> usize {
         let picture = if self.takes_picture() { latents } else { 0 };

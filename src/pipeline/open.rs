@@ -21,19 +21,24 @@ pub(super) const TIME_IDS: usize = 6;
 impl Pipeline {
     /// Opens the parts of a pipeline: `model_index.json`, `unet`, `vae`, `text_encoder`, its
     /// vocabulary, `scheduler`, and `text_encoder_2` where the [kind](PipelineKind) of pipeline has
-    /// it. Pictures have the size the U-Net was trained on unless
-    /// [`ModelFiles::resolution`] says otherwise.
+    /// it. With [another U-Net](crate::weights::FileOptions::unet), its input channels decide the kind.
+    /// Pictures have the size the U-Net was trained on unless [`ModelFiles::resolution`] says
+    /// otherwise.
     ///
     /// # Errors
     /// Whatever is wrong with a file, naming it; [`Error::Config`] for a pipeline class that is not
     /// supported and for parts that do not fit each other; [`Error::Setting`] for a resolution the
     /// networks cannot halve often enough.
     pub fn open(files: &ModelFiles, device: &Device, dtype: FloatDType) -> Result<Self> {
-        let index = ModelIndex::open(files)?;
+        let mut index = ModelIndex::open(files)?;
         let scheduler = files.config("scheduler")?;
         let schedule = NoiseSchedule::new(&scheduler, &files.config_path("scheduler"))?;
         let unet_config: UNetConfig = files.config("unet")?;
         let vae_config: AutoencoderKLConfig = files.config("vae")?;
+        if files.other_unet().is_some() {
+            let latents = vae_config.latent_channels;
+            index.kind = index.kind.with_unet(unet_config.in_channels, latents);
+        }
         let text_encoders = (index.kind.text_encoders().iter())
             .map(|name| {
                 let tokenizer = ClipTokenizer::of(&files.vocabulary(name)?)?;

@@ -34,6 +34,10 @@ pub struct FileOptions {
     pub tokenizer: Option<PathBuf>,
     /// Height and width of the pictures; by default those the U-Net was trained on.
     pub resolution: Option<[u32; 2]>,
+    /// A folder with another U-Net, in diffusers' layout, which takes the place of the model's own.
+    /// Its input channels decide what it takes beside words: nothing more, a picture, or a picture
+    /// and a mask.
+    pub unet: Option<PathBuf>,
 }
 
 /// Where a text encoder's vocabulary is.
@@ -123,9 +127,20 @@ impl ModelFiles {
         Some(&self.original.as_ref()?.family)
     }
 
+    /// The folder of the U-Net that takes the place of the model's own, if one does.
+    pub fn other_unet(&self) -> Option<&Path> {
+        self.options.unet.as_deref()
+    }
+
+    /// The folder of a part that does not come with the model.
+    fn replaced(&self, part: &str) -> Option<&Path> {
+        self.other_unet().filter(|_| part == "unet")
+    }
+
     /// Whether the model has this network.
     pub fn has(&self, network: &str) -> bool {
         match &self.original {
+            _ if self.replaced(network).is_some() => true,
             Some(original) => original.networks.contains_key(network),
             None => self.path.join(network).is_dir(),
         }
@@ -133,6 +148,9 @@ impl ModelFiles {
 
     /// The file that errors about a [`config`](Self::config) name.
     pub fn config_path(&self, network: &str) -> PathBuf {
+        if let Some(folder) = self.replaced(network) {
+            return folder.join("config.json");
+        }
         match (&self.original, network) {
             (Some(_), _) => self.path.clone(),
             (None, MODEL_INDEX) => self.path.join(MODEL_INDEX),
@@ -148,6 +166,7 @@ impl ModelFiles {
     pub fn config<T: DeserializeOwned>(&self, part: &str) -> Result<T> {
         let path = self.config_path(part);
         let mut config: Value = match &self.original {
+            _ if self.replaced(part).is_some() => read_config(&path)?,
             Some(original) => original.config(part)?,
             None if part == MODEL_INDEX && !path.is_file() => {
                 return Err(self.no_folder(&format!("no {MODEL_INDEX}")));
@@ -171,6 +190,9 @@ impl ModelFiles {
     /// # Errors
     /// [`Error::InvalidFile`] if the model has no such network; as [`Weights::open`].
     pub fn weights(&self, network: &str, device: &Device, dtype: FloatDType) -> Result<Weights> {
+        if let Some(folder) = self.replaced(network) {
+            return Weights::open(folder, device, dtype);
+        }
         let Some(original) = &self.original else {
             let variant = self.options.variant.as_deref();
             return Weights::open_variant(&self.folder(network)?, variant, device, dtype);

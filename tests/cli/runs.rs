@@ -375,6 +375,12 @@ fn models_that_take_a_picture_change_it() {
         work.path(),
         &generate("inpaint", "--image a.png --mask b.png -o sky.png"),
     );
+    let unet = golden("instruct_pix2pix").join("unet");
+    let with_unet = format!("--unet {} --image a.png -o other.png", unet.display());
+    succeed(work.path(), &generate("learning", &with_unet));
+    let text = read_png_text(&work.path().join("other.png")).unwrap();
+    let recipe: Value = serde_json::from_str(&text[1].1).unwrap();
+    assert_eq!(recipe["settings"]["unet"], "unet");
 
     let done = run(work.path(), &generate("inpaint", "--image a.png -o no.png"));
     assert_eq!(done.code, Some(1));

@@ -3,10 +3,12 @@
 use std::fs;
 use std::path::Path;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, FloatDType};
 use difference_inversion::analogy::{self, Inputs, Target};
 use difference_inversion::learn::Records;
+use difference_inversion::pipeline::{Pipeline, PipelineKind};
 use difference_inversion::tokens::DifferenceTokens;
+use difference_inversion::weights::{FileOptions, ModelFiles};
 
 use crate::tiny::{
     copy, edit, example_in, golden, models_in, opened, request, short_analogy, silent,
@@ -44,6 +46,37 @@ fn pictures_and_masks_are_given_to_those_who_take_them() {
         let found = message(folder, image, mask);
         assert!(found.contains(expected), "{folder}: {found}");
         assert_eq!(found.is_empty(), expected.is_empty(), "{folder}: {found}");
+    }
+}
+
+#[test]
+fn another_u_net_decides_what_the_model_takes() {
+    let open = |unet: &Path| {
+        let options = FileOptions {
+            unet: Some(unet.to_owned()),
+            ..FileOptions::default()
+        };
+        let files = ModelFiles::open(&golden("learning"), &options)?;
+        Pipeline::open(&files, &Device::flex(), FloatDType::F32)
+    };
+    for (folder, kind) in [
+        ("learning", PipelineKind::StableDiffusion),
+        ("instruct_pix2pix", PipelineKind::InstructPix2Pix),
+        ("inpaint", PipelineKind::Inpaint),
+    ] {
+        let pipeline = open(&golden(folder).join("unet")).unwrap();
+        assert_eq!(pipeline.kind(), kind, "{folder}");
+    }
+    for (folder, expected) in [
+        (
+            "sdxl/unet",
+            "sdxl/unet/config.json: field `cross_attention_dim`",
+        ),
+        ("learning/vae", "learning/vae"),
+        ("nowhere", "nowhere/config.json: "),
+    ] {
+        let message = open(&golden(folder)).unwrap_err().to_string();
+        assert!(message.contains(expected), "{folder}: {message}");
     }
 }
 
