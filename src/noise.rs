@@ -1,9 +1,12 @@
 //! From a picture to the noise it is regenerated from, and back with another prompt.
 
+use std::sync::Arc;
+
 use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::analogy::GenerateConfig;
+use crate::models::attention_control::AttentionControl;
 use crate::pipeline::{Conditions, Pipeline};
 use crate::progress::{self, Observer, Stage};
 use crate::random::{Purpose, normal, rng};
@@ -56,6 +59,7 @@ pub struct Branches {
 pub struct Guide {
     first: Conditions,
     further: Vec<(Conditions, f64)>,
+    control: Option<Arc<dyn AttentionControl>>,
 }
 
 impl Guide {
@@ -64,6 +68,7 @@ impl Guide {
         Self {
             first: conditional,
             further: Vec::new(),
+            control: None,
         }
     }
 
@@ -82,6 +87,13 @@ impl Guide {
         self
     }
 
+    /// The same, while `control` changes what looks at what inside the U-Net, in all branches.
+    #[must_use]
+    pub fn controlled(mut self, control: Arc<dyn AttentionControl>) -> Self {
+        self.control = Some(control);
+        self
+    }
+
     /// The output for latents [b, c, h, w] at a timestep each.
     fn predict(&self, pipeline: &Pipeline, latents: Tensor<4>, timesteps: &[f64]) -> Tensor<4> {
         let batch = timesteps.len();
@@ -92,7 +104,9 @@ impl Guide {
         let count = branches.len();
         let latents = latents.repeat_dim(0, count); // [count · b, c, h, w]
         let conditions = Conditions::cat(&branches);
-        let outputs = pipeline.predict(latents, &timesteps.repeat(count), &conditions);
+        let timesteps = timesteps.repeat(count);
+        let control = self.control.as_deref();
+        let outputs = pipeline.predict_controlled(latents, &timesteps, &conditions, control);
         let of = |branch: usize| {
             let outputs = outputs.clone();
             outputs.slice([branch * batch..(branch + 1) * batch])

@@ -10,7 +10,7 @@ use burn::tensor::{DType, Device, FloatDType, Tensor};
 pub use self::conditions::Conditions;
 pub use self::kind::PipelineKind;
 pub(crate) use self::open::resolution;
-use crate::Result;
+use crate::models::attention_control::AttentionControl;
 use crate::models::clip_text::ClipTextOutput;
 use crate::models::unet::{AddedConditions, Memory, UNet2DConditionModel};
 use crate::models::vae::AutoencoderKL;
@@ -18,9 +18,10 @@ use crate::prompt::{FullPrompt, Prompt, Words};
 use crate::sample::NoiseSchedule;
 use crate::text_encoder::TextEncoder;
 use crate::tokens::Base;
+use crate::{Error, Result};
 
-/// A text-to-image diffusion model saved by diffusers. All weights are constants.
-#[derive(Debug)]
+/// A text-to-image diffusion model saved by diffusers. All weights are constants, which copies share.
+#[derive(Debug, Clone)]
 pub struct Pipeline {
     kind: PipelineKind,
     force_zeros_for_empty_prompt: bool,
@@ -42,6 +43,26 @@ impl Pipeline {
     /// What kind of pipeline this is.
     pub fn kind(&self) -> PipelineKind {
         self.kind
+    }
+
+    /// Checks that it is of the kind that is needed.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if it is of another.
+    pub fn check_kind(&self, needed: PipelineKind) -> Result<()> {
+        match self.kind == needed {
+            true => Ok(()),
+            false => Err(Error::invalid_input(format!(
+                "a {} is needed, and the model is a {}",
+                needed.class_name(),
+                self.kind.class_name()
+            ))),
+        }
+    }
+
+    /// The number of the U-Net's transformer blocks.
+    pub fn transformer_blocks(&self) -> usize {
+        self.unet.transformer_blocks()
     }
 
     /// The text encoders in the order the U-Net reads them: one, or SDXL's two.
@@ -145,6 +166,28 @@ impl Pipeline {
         Ok(Conditions::cat(&rows))
     }
 
+    /// The conditions of a whole prompt given by token embeddings without positions: start, words,
+    /// end and padding, whatever they are.
+    ///
+    /// # Shapes
+    /// `embeds`: [n, d], n as long as a prompt with its padding
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the U-Net does not read one text encoder's last hidden state, or
+    /// for another width or too many embeddings.
+    pub fn encode_embeds(&self, embeds: Tensor<2>) -> Result<Conditions> {
+        match (&self.text_encoders[..], self.kind) {
+            ([encoder], kind) if kind != PipelineKind::StableDiffusionXl => {
+                Ok(last_hidden_state(&[encoder.encode_embeds(embeds)?]))
+            }
+            _ => Err(Error::invalid_input(format!(
+                "token embeddings cannot stand for a whole prompt of a {}: it is read by more than \
+                 one text encoder",
+                self.kind.class_name()
+            ))),
+        }
+    }
+
     /// The conditions that ordinary guidance moves away from. For an empty text they are those of
     /// the empty prompt, or zeros where `model_index.json` says `force_zeros_for_empty_prompt`.
     ///
@@ -193,6 +236,20 @@ impl Pipeline {
         timesteps: &[f64],
         conditions: &Conditions,
     ) -> Tensor<4> {
+        self.predict_controlled(latents, timesteps, conditions, None)
+    }
+
+    /// As [`predict`](Self::predict), while `control` changes what looks at what inside the U-Net.
+    ///
+    /// # Shapes
+    /// As [`predict`](Self::predict).
+    pub fn predict_controlled(
+        &self,
+        latents: Tensor<4>,
+        timesteps: &[f64],
+        conditions: &Conditions,
+        control: Option<&dyn AttentionControl>,
+    ) -> Tensor<4> {
         let timesteps = Tensor::<1>::from_data(timesteps, (&self.device, DType::F32));
         let dtype = DType::from(self.dtype);
         let mut sample = latents.cast(dtype);
@@ -200,8 +257,9 @@ impl Pipeline {
             sample = Tensor::cat(vec![sample, image.clone().cast(dtype)], 1); // [b, in_channels, h, w]
         }
         let context = conditions.encoder_hidden_states.clone();
+        let added = conditions.added.as_ref();
         self.unet
-            .forward(sample, timesteps, context, conditions.added.as_ref())
+            .forward_controlled(sample, timesteps, context, added, control)
             .cast(DType::F32)
     }
 }

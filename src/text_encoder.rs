@@ -123,6 +123,32 @@ impl TextEncoder {
         self.finish_with(beginning, difference, ends.max(1))
     }
 
+    /// Reads a whole prompt given by token embeddings without positions, start and end included; the
+    /// pooled prompt is read at its last position.
+    ///
+    /// # Shapes
+    /// `embeds`: [n, d]
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for another width, and for more embeddings than there are positions.
+    pub fn encode_embeds(&self, embeds: Tensor<2>) -> Result<ClipTextOutput> {
+        let last = embeds.dims()[0].saturating_sub(1);
+        let embeds = embeds.cast(self.token_table().dtype()).unsqueeze::<3>();
+        self.model.forward_embeds(embeds, &[last])
+    }
+
+    /// The embeddings of a prompt without words, [n, d]: start, end, and padding up to the full
+    /// length.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the tokenizer has ids that the text encoder does not know.
+    pub fn empty_embeds(&self) -> Result<Tensor<2>> {
+        let mut ids = vec![self.tokenizer.pad(); self.max_length.max(FRAME)];
+        ids[0] = self.tokenizer.bos();
+        ids[1] = self.tokenizer.eos();
+        self.embed_tokens(&ids)
+    }
+
     /// The prompt's place in the joint space, not normalised. Nothing comes after the end: the
     /// encoder is causal, so padding would change nothing.
     ///

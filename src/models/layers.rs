@@ -177,21 +177,42 @@ pub fn multi_head_attention(
     heads: usize,
     mask: Mask,
 ) -> Tensor<3> {
-    let [b, n, c] = q.dims();
-    let split = |x: Tensor<3>| {
-        let [b, n, c] = x.dims();
-        x.reshape([b, n, heads, c / heads]).swap_dims(1, 2) // [b, heads, n, c / heads]
-    };
-    let (q, k, v) = (split(q), split(k), split(v));
-    let out = match mask {
+    let [q, k, v] = [q, k, v].map(|x| split_heads(x, heads));
+    join_heads(match mask {
         Mask::None | Mask::Causal if in_chunks(&[&q, &k, &v]) => {
             kernels::attention::attention(q, k, v, matches!(mask, Mask::Causal))
         }
         Mask::Hidden(hidden) => attention(q, k, v, Some(hidden), None, options(false)),
         Mask::None => attention(q, k, v, None, None, options(false)),
         Mask::Causal => attention(q, k, v, None, None, options(true)),
-    };
-    out.swap_dims(1, 2).reshape([b, n, c])
+    })
+}
+
+/// As [`multi_head_attention`], with `weights` in place of the softmax: it is given the scores
+/// `q kᵀ / √d` and says with which weights values are averaged, both `[b, heads, n, m]`.
+pub fn weighted_attention(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    v: Tensor<3>,
+    heads: usize,
+    weights: impl FnOnce(Tensor<4>) -> Tensor<4>,
+) -> Tensor<3> {
+    let [q, k, v] = [q, k, v].map(|x| split_heads(x, heads));
+    let scale = (q.dims()[3] as f64).sqrt();
+    let scores = q.matmul(k.swap_dims(2, 3)) / scale;
+    join_heads(weights(scores).matmul(v))
+}
+
+/// `[b, n, c]` to `[b, heads, n, c / heads]`.
+fn split_heads(x: Tensor<3>, heads: usize) -> Tensor<4> {
+    let [b, n, c] = x.dims();
+    x.reshape([b, n, heads, c / heads]).swap_dims(1, 2)
+}
+
+/// `[b, heads, n, d]` to `[b, n, heads · d]`.
+fn join_heads(x: Tensor<4>) -> Tensor<3> {
+    let [b, heads, n, d] = x.dims();
+    x.swap_dims(1, 2).reshape([b, n, heads * d])
 }
 
 /// Whether attention in chunks is better than Burn's: on the CPU always; elsewhere where gradients
@@ -315,5 +336,13 @@ pub(super) mod tests {
         assert_close(attend(Mask::Causal), &[0., 0., 2., 1.]);
         let hidden = tensor([1, 1, 2, 2], &[0., 0., 1., 0.]).greater_elem(0.5);
         assert_close(attend(Mask::Hidden(hidden)), &[2., 1., 4., 4.]);
+        let weighted = |weights: fn(Tensor<4>) -> Tensor<4>| {
+            weighted_attention(q.clone(), k.clone(), v.clone(), 2, weights)
+        };
+        assert_close(
+            weighted(|scores| activation::softmax(scores, 3)),
+            &[2., 1., 2., 1.],
+        );
+        assert_close(weighted(|scores| scores + 1.0), &[4., 4., 4., 4.]);
     }
 }

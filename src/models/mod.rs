@@ -1,6 +1,7 @@
 //! The frozen networks, each driven by its `config.json`.
 
 pub mod attention;
+pub mod attention_control;
 mod bert;
 mod blip;
 mod blip2;

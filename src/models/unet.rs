@@ -3,6 +3,7 @@
 
 use burn::tensor::Tensor;
 
+use super::attention_control::{AttentionControl, Controlled};
 use super::feature_map::{Conv2d, GroupNorm, channels_first, channels_last};
 use super::layers::{Activation, Linear};
 use super::unet_blocks::{BlockOptions, Conditions, Downsample, Level, Upsample};
@@ -19,7 +20,7 @@ pub struct AddedConditions {
 }
 
 /// The U-Net that predicts noise (or velocity) from noisy latents, a timestep and a prompt.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct UNet2DConditionModel {
     config: UNetConfig,
     conv_in: Conv2d,
@@ -44,7 +45,7 @@ pub enum Memory {
 }
 
 /// A sinusoidal embedding through two linear layers.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct TimestepEmbedding {
     linear_1: Linear,
     linear_2: Linear,
@@ -181,6 +182,15 @@ impl UNet2DConditionModel {
         &self.config
     }
 
+    /// The number of transformer blocks, in the order in which they run: those of the way down, of
+    /// the middle, of the way up.
+    pub fn transformer_blocks(&self) -> usize {
+        let down = self.down_blocks.iter().map(|(level, _)| level);
+        let up = self.up_blocks.iter().map(|(level, _)| level);
+        let levels = down.chain(&self.mid_block).chain(up);
+        levels.map(Level::transformer_blocks).sum()
+    }
+
     /// Sets what to save.
     pub fn set_memory(&mut self, memory: Memory) {
         self.memory = memory;
@@ -205,6 +215,21 @@ impl UNet2DConditionModel {
         encoder_hidden_states: Tensor<3>,
         added: Option<&AddedConditions>,
     ) -> Tensor<4> {
+        self.forward_controlled(sample, timesteps, encoder_hidden_states, added, None)
+    }
+
+    /// As [`forward`](Self::forward), while `control` changes what looks at what.
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn forward_controlled(
+        &self,
+        sample: Tensor<4>,
+        timesteps: Tensor<1>,
+        encoder_hidden_states: Tensor<3>,
+        added: Option<&AddedConditions>,
+        control: Option<&dyn AttentionControl>,
+    ) -> Tensor<4> {
         let config = &self.config;
         let dtype = sample.dtype();
         let sinusoidal =
@@ -226,6 +251,7 @@ impl UNet2DConditionModel {
         let cond = Conditions {
             emb: config.act_fn.forward(emb),
             context: encoder_hidden_states,
+            control: control.map(Controlled::new),
         };
 
         let sample = if config.center_input_sample {

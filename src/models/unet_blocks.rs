@@ -4,8 +4,11 @@
 
 use burn::tensor::Tensor;
 
+use super::attention_control::{AttentionKind, Controlled, ControlledBlock};
 use super::feature_map::{Conv2d, GroupNorm, resize_nearest};
-use super::layers::{Activation, LayerNorm, Linear, Mask, gated_gelu, multi_head_attention};
+use super::layers::{
+    Activation, LayerNorm, Linear, Mask, gated_gelu, multi_head_attention, weighted_attention,
+};
 use crate::kernels::{self, gradient::recomputed};
 use crate::{Result, weights::Weights};
 
@@ -90,7 +93,7 @@ impl ResnetBlock {
 }
 
 /// Halves height and width (rounding up) with a strided 3×3 convolution.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Downsample {
     conv: Conv2d,
     /// Whether zeros are added right and below only, as in the autoencoder.
@@ -118,7 +121,7 @@ impl Downsample {
 }
 
 /// Enlarges to a given size by repeating the nearest value, then a 3×3 convolution.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Upsample {
     conv: Conv2d,
 }
@@ -167,12 +170,19 @@ impl Attention {
         })
     }
 
-    /// `x` `[b, n, c]`, `context` `[b, m, context_dim]`.
-    fn forward(&self, x: Tensor<3>, context: Tensor<3>) -> Tensor<3> {
+    /// `x` `[b, n, c]`, `context` `[b, m, context_dim]`; `weights` in place of the softmax.
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        context: Tensor<3>,
+        weights: Option<impl FnOnce(Tensor<4>) -> Tensor<4>>,
+    ) -> Tensor<3> {
         let (q, k) = (self.to_q.forward(x), self.to_k.forward(context.clone()));
         let v = self.to_v.forward(context);
-        self.to_out
-            .forward(multi_head_attention(q, k, v, self.heads, Mask::None))
+        self.to_out.forward(match weights {
+            None => multi_head_attention(q, k, v, self.heads, Mask::None),
+            Some(weights) => weighted_attention(q, k, v, self.heads, weights),
+        })
     }
 }
 
@@ -223,16 +233,27 @@ impl BasicTransformerBlock {
     }
 
     /// `x` `[b, n, c]`, `context` `[b, m, cross_attention_dim]`.
-    fn forward(&self, x: Tensor<3>, context: &Tensor<3>) -> Tensor<3> {
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        context: &Tensor<3>,
+        control: Option<ControlledBlock<'_>>,
+    ) -> Tensor<3> {
+        let weights = |kind| control.and_then(|control| control.weights(kind));
         let h = self.norm1.forward(x.clone());
         let source = if self.only_cross_attention {
             context.clone()
         } else {
             h.clone()
         };
-        let x = x + self.attn1.forward(h, source);
+        let kind = match self.only_cross_attention {
+            true => AttentionKind::ToPrompt,
+            false => AttentionKind::ToItself,
+        };
+        let x = x + self.attn1.forward(h, source, weights(kind));
         let h = self.norm2.forward(x.clone());
-        let x = x + self.attn2.forward(h, context.clone());
+        let weights = weights(AttentionKind::ToPrompt);
+        let x = x + self.attn2.forward(h, context.clone(), weights);
         let h = self.proj.forward(self.norm3.forward(x.clone()));
         x + self.out.forward(gated_gelu(h))
     }
@@ -274,27 +295,30 @@ impl Transformer2D {
         })
     }
 
-    /// `x` `[b, h, w, c]`, `context` `[b, m, cross_attention_dim]`.
-    fn forward(&self, x: Tensor<4>, context: &Tensor<3>) -> Tensor<4> {
+    /// `x` `[b, h, w, c]`.
+    fn forward(&self, x: Tensor<4>, cond: &Conditions<'_>) -> Tensor<4> {
         let [b, h, w, c] = x.dims();
         let y = self.norm.forward(x.clone()).reshape([b, h * w, c]);
         let mut y = self.proj_in.forward(y);
         for block in &self.transformer_blocks {
-            y = block.forward(y, context);
+            let control = cond.control.as_ref().map(|control| control.next([h, w]));
+            y = block.forward(y, &cond.context, control);
         }
         x + self.proj_out.forward(y).reshape([b, h, w, c])
     }
 }
 
-/// What conditions every block: the activated time embedding and the prompt's hidden states.
+/// What conditions every block: the activated time embedding, the prompt's hidden states
+/// `[b, m, cross_attention_dim]`, and who changes attention, if anyone does.
 #[derive(Debug)]
-pub(super) struct Conditions {
+pub(super) struct Conditions<'a> {
     pub(super) emb: Tensor<2>,
     pub(super) context: Tensor<3>,
+    pub(super) control: Option<Controlled<'a>>,
 }
 
 /// One level: residual blocks, each followed by a transformer if the level has them.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Level {
     resnets: Vec<ResnetBlock>,
     attentions: Vec<Transformer2D>,
@@ -329,19 +353,31 @@ impl Level {
         self.resnets.len()
     }
 
+    /// The number of transformer blocks.
+    pub(super) fn transformer_blocks(&self) -> usize {
+        let blocks = |transformer: &Transformer2D| transformer.transformer_blocks.len();
+        self.attentions.iter().map(blocks).sum()
+    }
+
     /// Residual block `i` and the transformer after it, if any.
-    pub(super) fn forward_layer(&self, i: usize, x: Tensor<4>, cond: &Conditions) -> Tensor<4> {
+    pub(super) fn forward_layer(&self, i: usize, x: Tensor<4>, cond: &Conditions<'_>) -> Tensor<4> {
         let x = self.resnets[i].forward(x, Some(&cond.emb));
         match self.attentions.get(i) {
-            Some(attention) => attention.forward(x, &cond.context),
+            Some(attention) => attention.forward(x, cond),
             None => x,
         }
     }
 
     /// As [`forward_layer`](Self::forward_layer), but nothing inside the layer is kept for the
-    /// backward pass, which computes it once more: less memory, more time.
-    pub(super) fn recompute_layer(&self, i: usize, x: Tensor<4>, cond: &Conditions) -> Tensor<4> {
-        if !kernels::differentiable(&x) {
+    /// backward pass, which computes it once more: less memory, more time. Where
+    /// someone changes attention, it is the same as `forward_layer`.
+    pub(super) fn recompute_layer(
+        &self,
+        i: usize,
+        x: Tensor<4>,
+        cond: &Conditions<'_>,
+    ) -> Tensor<4> {
+        if !kernels::differentiable(&x) || cond.control.is_some() {
             return self.forward_layer(i, x, cond);
         }
         let layer = Self {
@@ -355,6 +391,7 @@ impl Level {
             let cond = Conditions {
                 emb: emb.reshape([b, d]),
                 context: context.reshape([b, n, c]),
+                control: None,
             };
             layer.forward_layer(0, x, &cond)
         })

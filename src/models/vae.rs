@@ -29,7 +29,7 @@ impl DiagonalGaussian {
 
 /// The autoencoder of latent diffusion
 /// ([Rombach et al. 2022](https://arxiv.org/abs/2112.10752)).
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct AutoencoderKL {
     config: AutoencoderKLConfig,
     encoder: Encoder,
@@ -114,7 +114,7 @@ fn block_options(config: &AutoencoderKLConfig) -> BlockOptions {
 }
 
 /// Normalisation, SiLU and a last 3×3 convolution.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Head {
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
@@ -135,7 +135,7 @@ impl Head {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Encoder {
     conv_in: Conv2d,
     down_blocks: Vec<(Vec<ResnetBlock>, Option<Downsample>)>,
@@ -180,7 +180,7 @@ impl Encoder {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Decoder {
     conv_in: Conv2d,
     mid_block: MidBlock,
@@ -244,7 +244,7 @@ fn load_resnets(
 }
 
 /// Two residual blocks, attention over all positions between them.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct MidBlock {
     resnets: Vec<ResnetBlock>,
     attention: Option<Attention>,
@@ -276,7 +276,7 @@ impl MidBlock {
 }
 
 /// Attention of one head over all positions.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Attention {
     group_norm: GroupNorm,
     to_q: Linear,

@@ -80,6 +80,16 @@ impl Pipeline {
         Ok(pipeline)
     }
 
+    /// The same for pictures of another height and width.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if the networks cannot halve them often enough.
+    pub fn with_resolution(mut self, resolution: [u32; 2]) -> Result<Self> {
+        self.resolution = resolution;
+        self.check_resolution()?;
+        Ok(self)
+    }
+
     fn check_resolution(&self) -> Result<()> {
         let factor =
             self.vae.config().downsampling_factor() * self.unet.config().downsampling_factor();

@@ -27,13 +27,22 @@ impl Pipeline {
     /// # Errors
     /// [`Error::NotFinite`] if it is not made of numbers.
     pub fn decode(&self, latents: Tensor<4>) -> Result<RgbImage> {
+        to_image(self.decode_pixels(latents))
+    }
+
+    /// The picture of latents as pixels; gradients flow to the latents.
+    ///
+    /// # Shapes
+    /// [b, channels, h, w] to [b, 3, height, width], about in [-1, 1], f32
+    pub fn decode_pixels(&self, latents: Tensor<4>) -> Tensor<4> {
         let config = self.vae.config();
         let latents = latents.cast(DType::from(self.vae_dtype)) / config.scaling_factor;
         let latents = latents + config.shift_factor.unwrap_or(0.0);
-        to_image(match self.memory {
+        let pixels = match self.memory {
             Memory::Normal => self.vae.decode(latents),
             Memory::Low => self.vae.decode_in_tiles(&latents),
-        })
+        };
+        pixels.cast(DType::F32)
     }
 
     /// What the U-Net is shown of the picture that is to be changed, for
@@ -117,8 +126,11 @@ impl Pipeline {
         Tensor::cat(vec![mask, latents], 1)
     }
 
-    /// A picture fitted to the pipeline's resolution, [1, 3, height, width] in [-1, 1].
-    fn pixels(&self, image: &RgbImage) -> Tensor<4> {
+    /// A picture fitted to [`resolution`](Self::resolution).
+    ///
+    /// # Shapes
+    /// [1, 3, height, width] in [-1, 1], f32
+    pub fn pixels(&self, image: &RgbImage) -> Tensor<4> {
         to_tensor(image, self.resolution, &self.device)
     }
 
