@@ -8,6 +8,7 @@ mod models;
 use image::RgbImage;
 
 pub use self::config::{AnalogyConfig, GenerateConfig, TextToImage};
+pub(crate) use self::generate::draw;
 pub use self::generate::{InitNoise, Inputs, generate, generate_latents};
 pub use self::memory::LearningMemory;
 use self::models::Picture;

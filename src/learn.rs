@@ -4,6 +4,7 @@ mod adamw;
 mod checkpoint;
 mod config;
 mod draws;
+mod lbfgs;
 mod records;
 
 use std::ops::ControlFlow;
@@ -15,6 +16,7 @@ pub use self::adamw::{AdamW, Moments};
 use self::checkpoint::{Best, Identity, State};
 pub use self::config::{Initialisation, LearnConfig};
 use self::draws::{Drawn, Source, augmented};
+pub(crate) use self::lbfgs::{Evaluation, Lbfgs};
 pub use self::records::{Draws, Records, Replay, Trace};
 use crate::joint_space::JointSpace;
 use crate::pipeline::Pipeline;

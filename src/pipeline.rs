@@ -110,7 +110,7 @@ impl Pipeline {
     /// Checks that prompts have room for this many difference tokens.
     ///
     /// # Errors
-    /// [`Error::Setting`](crate::Error::Setting) if not.
+    /// [`Error::Setting`] if not.
     pub fn check_num_tokens(&self, num_tokens: usize) -> Result<()> {
         self.read(&Prompt::default(), num_tokens).map(|_| ())
     }
@@ -118,7 +118,7 @@ impl Pipeline {
     /// The words of a text.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`](crate::Error::InvalidFile) if the vocabulary cannot express them.
+    /// [`Error::InvalidFile`] if the vocabulary cannot express them.
     pub fn prompt(&self, text: &str) -> Result<Prompt> {
         let tokenizers = self.text_encoders.iter().map(TextEncoder::tokenizer);
         Prompt::new(text, &tokenizers.collect::<Vec<_>>())
@@ -128,7 +128,7 @@ impl Pipeline {
     /// difference tokens; words that do not fit are cut off, see [`Words::notice`].
     ///
     /// # Errors
-    /// [`Error::Setting`](crate::Error::Setting) if not even the difference tokens have room.
+    /// [`Error::Setting`] if not even the difference tokens have room.
     pub fn read(&self, prompt: &Prompt, num_tokens: usize) -> Result<Words> {
         let read = (self.text_encoders.iter().enumerate())
             .map(|(number, encoder)| encoder.read(&prompt.ids(number), num_tokens))
@@ -144,7 +144,7 @@ impl Pipeline {
     /// The conditions of Full Prompts: start, words, difference tokens, end, padding.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`](crate::Error::InvalidInput) if difference tokens have the wrong width or no room.
+    /// [`Error::InvalidInput`] if difference tokens have the wrong width or no room.
     pub fn encode_prompts(&self, prompts: &[FullPrompt<'_>]) -> Result<Conditions> {
         let rows = (prompts.iter())
             .map(|full| {
@@ -192,7 +192,7 @@ impl Pipeline {
     /// the empty prompt, or zeros where `model_index.json` says `force_zeros_for_empty_prompt`.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`](crate::Error::InvalidFile) if the vocabulary cannot express the text.
+    /// [`Error::InvalidFile`] if the vocabulary cannot express the text.
     pub fn encode_negative_prompt(&self, text: &str) -> Result<Conditions> {
         let words = self.read(&self.prompt(text)?, 0)?;
         let conditions = self.encode_prompts(&[FullPrompt::plain(&words)])?;

@@ -29,6 +29,8 @@ pub(crate) enum Purpose {
     Generate = 5,
     /// Noise added by a stochastic solver, by step.
     Sample = 6,
+    /// The order of things that are each taken once.
+    Order = 7,
 }
 
 /// The generator for one purpose at one step.
@@ -50,6 +52,13 @@ pub(crate) fn normal<const D: usize>(
         .map(|_| rng.sample::<f64, _>(StandardNormal) as f32)
         .collect();
     Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
+}
+
+/// The numbers below `count` in a random order.
+pub(crate) fn shuffled(rng: &mut ChaCha8Rng, count: usize) -> Vec<usize> {
+    let mut keyed: Vec<(u64, usize)> = (0..count).map(|i| (rng.random(), i)).collect();
+    keyed.sort_unstable();
+    keyed.into_iter().map(|(_, i)| i).collect()
 }
 
 /// `count` timesteps in `0..num_train_timesteps`, the i-th in the i-th of `count` equal parts of
@@ -101,6 +110,18 @@ mod tests {
                 assert!((part * 250..(part + 1) * 250).contains(&timestep));
             }
         }
+    }
+
+    #[test]
+    fn shuffled_numbers_are_each_there_once() {
+        let order = |seed| shuffled(&mut rng(seed, Purpose::Order, 0), 1000);
+        let (first, second) = (order(1), order(2));
+        assert!(first != second && first == order(1));
+        let stay = first.iter().enumerate().filter(|(i, number)| i == *number);
+        assert!(stay.count() < 10);
+        let mut sorted = first.clone();
+        sorted.sort_unstable();
+        assert!(sorted.into_iter().eq(0..1000));
     }
 
     #[test]

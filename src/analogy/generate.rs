@@ -102,14 +102,6 @@ pub fn generate_latents(
 ) -> Result<Tensor<4>> {
     let pipeline = models.pipeline();
     let image = pipeline.show(inputs.image, inputs.mask)?;
-    let kind: SolverKind = match &request.scheduler {
-        Some(name) => name.parse()?,
-        None => {
-            let class = pipeline.schedule().config().class_name.as_deref();
-            SolverKind::of_class(class.unwrap_or_default())
-        }
-    };
-    let mut solver = kind.build(pipeline.schedule(), request.num_inference_steps, 0.0)?;
     let num_tokens = inputs.tokens.map_or(0, DifferenceTokens::num_tokens);
     let words = pipeline.read(&pipeline.prompt(&request.prompt)?, num_tokens)?;
     if let Some(notice) = words.notice() {
@@ -122,9 +114,34 @@ pub fn generate_latents(
             FullPrompt::with_difference(&words, tokens.embeddings(), request.strength)
         }
     };
-    let guide = guide(pipeline, request, pipeline.encode_prompts(&[full])?, image)?;
+    let prompt = pipeline.encode_prompts(&[full])?;
+    draw(pipeline, request, prompt, image, inputs.init, observer)
+}
+
+/// The latents of the picture drawn under the conditions `prompt`, in place of the request's words,
+/// beside what the U-Net is shown of a picture (see [`Pipeline::show`]).
+///
+/// # Errors
+/// As [`generate_latents`].
+pub(crate) fn draw(
+    pipeline: &Pipeline,
+    request: &TextToImage,
+    prompt: Conditions,
+    image: Option<Tensor<4>>,
+    init: Option<InitNoise>,
+    observer: Observer<'_>,
+) -> Result<Tensor<4>> {
+    let kind: SolverKind = match &request.scheduler {
+        Some(name) => name.parse()?,
+        None => {
+            let class = pipeline.schedule().config().class_name.as_deref();
+            SolverKind::of_class(class.unwrap_or_default())
+        }
+    };
+    let mut solver = kind.build(pipeline.schedule(), request.num_inference_steps, 0.0)?;
+    let guide = guide(pipeline, request, prompt, image)?;
     let shape = pipeline.latent_shape();
-    let init = match inputs.init {
+    let init = match init {
         Some(init) => init,
         None => InitNoise {
             latents: normal(

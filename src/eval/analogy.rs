@@ -70,6 +70,21 @@ pub struct Attributes {
 }
 
 impl Analogy {
+    /// The captions of A and A′.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if the suite does not tell them.
+    pub fn captions_of_a(&self) -> Result<[&str; 2]> {
+        let captions = self.captions.as_ref();
+        let both = captions
+            .and_then(|captions| Some([captions.a.as_deref()?, captions.a_prime.as_deref()?]));
+        both.ok_or_else(|| Error::Missing {
+            what: "a caption".to_owned(),
+            reason: "the method is told what A and A′ show, and the suite does not say it"
+                .to_owned(),
+        })
+    }
+
     /// The captions of B and of the true B′.
     ///
     /// # Errors

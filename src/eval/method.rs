@@ -6,7 +6,8 @@ use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Analogy, EvalModels, difference_inversion, words};
+use super::{Analogy, EvalModels};
+use super::{analogist, dia, difference_inversion, instruct_pix2pix, visii, words};
 use crate::progress::Observer;
 use crate::{Error, Result};
 
@@ -98,6 +99,26 @@ pub const BUILT_IN: &[BuiltIn] = &[
         name: "sdedit",
         summary: "SDEdit: B noised, denoised under the caption of B′",
         build: words::sdedit,
+    },
+    BuiltIn {
+        name: "instruct-pix2pix",
+        summary: "InstructPix2Pix: a U-Net taught to follow the instruction",
+        build: instruct_pix2pix::instruct_pix2pix,
+    },
+    BuiltIn {
+        name: "visii",
+        summary: "VISII: an instruction for InstructPix2Pix, learned from A and A′",
+        build: visii::visii,
+    },
+    BuiltIn {
+        name: "analogist",
+        summary: "Analogist: B′ filled into a grid by an inpainting model",
+        build: analogist::analogist,
+    },
+    BuiltIn {
+        name: "dia",
+        summary: "Diffusion Image Analogies: the difference of two inverted prompts, added to a third",
+        build: dia::dia,
     },
 ];
 

@@ -1,0 +1,107 @@
+//! What all methods that are compared have in common.
+
+use serde_json::{Value, json};
+
+use super::tiny::{analogy, eval_models, eval_models_with, settings, silent};
+use super::{Method, Told, Variant, build};
+
+fn method(name: &str, values: &Value) -> Box<dyn Method> {
+    let variant = Variant {
+        settings: settings(values),
+        ..Variant::plain(name)
+    };
+    build(&variant, &eval_models()).unwrap()
+}
+
+/// Every system with settings that take no time.
+fn systems() -> [(Box<dyn Method>, Told); 5] {
+    let short_visii = json!({
+        "steps": 2, "pez_steps": 2, "num_inference_steps": 2,
+        "pez_tokens": 3, "scheduler": "euler-ancestral",
+    });
+    let short_dia = json!({
+        "token_iterations": 1, "crops": 1, "num_inference_steps": 2, "noise_iterations": 1,
+        "noise_inner_iterations": 2, "strengths": [0.5, 1.0], "guidance_scales": [3.0],
+    });
+    let ddim = json!({
+        "token_iterations": 1, "crops": 0, "num_inference_steps": 3, "inversion": "ddim",
+    });
+    [
+        (
+            method("instruct-pix2pix", &json!({"num_inference_steps": 2})),
+            Told::Instruction,
+        ),
+        (method("visii", &short_visii), Told::Nothing),
+        (
+            method(
+                "analogist",
+                &json!({"num_inference_steps": 3, "prompt": "suite"}),
+            ),
+            Told::Captions,
+        ),
+        (method("dia", &short_dia), Told::Nothing),
+        (method("dia", &ddim), Told::Nothing),
+    ]
+}
+
+#[test]
+fn the_seed_alone_decides() {
+    for (method, told) in systems() {
+        assert_eq!(method.told(), told);
+        let solve = |seed| method.solve(&analogy(), seed, &mut silent).unwrap();
+        let first = solve(7);
+        let name = method.settings();
+        assert!(first == solve(7), "{name}");
+        assert!(first != solve(8), "{name}");
+        assert_eq!(first.dimensions(), analogy().b.dimensions(), "{name}");
+    }
+}
+
+#[test]
+fn what_a_method_must_be_told_is_missed() {
+    let mute = super::Analogy {
+        captions: None,
+        instruction: None,
+        ..analogy()
+    };
+    for (method, told) in systems() {
+        let solved = method.solve(&mute, 1, &mut silent);
+        let message = solved.err().map(|error| error.to_string());
+        assert_eq!(message.is_some(), told != Told::Nothing, "{message:?}");
+        if let Some(message) = message {
+            assert!(
+                message.contains("is missing: the method is told"),
+                "{message}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_model_of_the_wrong_kind_is_refused() {
+    let message = |name: &str, models| {
+        let built = build(&Variant::plain(name), &models);
+        built
+            .err()
+            .map(|error| error.to_string())
+            .unwrap_or_default()
+    };
+    let instruct = "a StableDiffusionInstructPix2PixPipeline is needed, and the model is a \
+                    StableDiffusionInpaintPipeline";
+    for name in ["instruct-pix2pix", "visii"] {
+        assert_eq!(
+            message(name, eval_models_with(Some("inpaint"), None)),
+            instruct
+        );
+        let missing = message(name, eval_models_with(None, None));
+        assert!(
+            missing.starts_with("an InstructPix2Pix model is missing"),
+            "{missing}"
+        );
+    }
+    let inpaint = message("analogist", eval_models_with(None, Some("learning")));
+    assert!(
+        inpaint.contains("a StableDiffusionInpaintPipeline is needed"),
+        "{inpaint}"
+    );
+}
