@@ -6,9 +6,13 @@ validation split (see README.md beside this file for the figures).
     python gates.py --model ../demo/model append        # B inverted, caption of B + ", word"
         [--inversion edit-friendly|ddim|sdedit] [--guidance difference|ordinary]
         [--guidance-scale 2] [--skip 0.1] [--per-kind 8] [--sheet sheet.png]
+    python gates.py --model ../demo/model instruct      # B and the instruction, unet_instruct_pix2pix
+        [--guidance-scale 7.5] [--image-guidance-scale 1.5]
+    python gates.py --model ../demo/model inpaint       # A, A' above B and a covered cell, unet_inpaint
 
-`swap` and `append` print, for every kind of edit, the share of pictures that show the new value
-and the share of all other attributes that are kept, both as the judge sees them.
+`swap`, `append`, `instruct` and `inpaint` print, for every kind of edit, the share of pictures that
+show the new value and the share of all other attributes that are kept, both as the judge sees them.
+The last two take the analogies of one attribute from the suite `validation`.
 """
 
 import argparse
@@ -24,7 +28,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 import common
 import judge as judging
-from world import ATTRIBUTES, KINDS, caption, render, sample_scene, word
+import suite
+import train_conditioned
+import train_unet
+from world import ATTRIBUTES, KINDS, Scene, caption, render, sample_scene, word
 
 
 class Model:
@@ -75,6 +82,20 @@ class Model:
         for i in range(start, len(self.timesteps)):
             mean, sigma = self.step(x, i, eta, prompt, negative, scale)
             x = mean if noises is None else mean + sigma * noises[i]
+        return x
+
+    def draw(self, x, chain, scales):
+        """From noise by DDIM. Guidance goes along a chain of conditions (text states, more channels),
+        each of which says more than the one before: v_0 + sum_k scale_k (v_k - v_(k-1))."""
+        states = torch.cat([states for states, _ in chain])
+        for i, t in enumerate(self.timesteps):
+            inputs = torch.cat([torch.cat([x, *given], 1) for _, given in chain])
+            with torch.autocast("cpu", torch.bfloat16):
+                v = self.unet(inputs, t, encoder_hidden_states=states).sample.float().chunk(len(chain))
+            v = v[0] + sum(scale * (more - less) for scale, less, more in zip(scales, v, v[1:]))
+            a, b = self.alpha[i], self.alpha[i + 1]
+            x0, eps = a**0.5 * x - (1 - a) ** 0.5 * v, a**0.5 * v + (1 - a) ** 0.5 * x
+            x = b**0.5 * x0 + (1 - b) ** 0.5 * eps
         return x
 
     def edit(self, z, source, target, negative, inversion, scale, skip):
@@ -140,28 +161,74 @@ def save_sheet(path, rows):
     sheet.save(path)
 
 
+def read_pictures(rows, cell):
+    return common.pictures_to_tensor(np.stack([np.asarray(Image.open(row[cell]).convert("RGB")) for row in rows]))
+
+
+def follow_instructions(model: Model, rows, args):
+    """B' from B and the instruction (Brooks et al. 2023, equation 3)."""
+    z = model.encode_image(read_pictures(rows, "b")) / model.vae.config.scaling_factor
+    empty, text = model.encode_prompt([""] * len(rows)), model.encode_prompt([row["instruction"] for row in rows])
+    chain = [(empty, [torch.zeros_like(z)]), (empty, [z]), (text, [z])]
+    return model.decode(model.draw(torch.randn_like(z), chain, (args.image_guidance_scale, args.guidance_scale)))
+
+
+def fill_grids(model: Model, rows, args):
+    """B' from A, A', B and its caption, as the covered cell of a 2x2 grid."""
+    a, a_prime, b = (read_pictures(rows, cell) for cell in ("a", "a_prime", "b"))
+    grids = torch.cat([torch.cat([a, a_prime], 3), torch.cat([b, torch.zeros_like(b)], 3)], 2)
+    z = model.encode_image(grids)
+    mask = torch.zeros(len(z), 1, *z.shape[2:])
+    mask[:, :, 16:, 16:] = 1
+    empty, text = model.encode_prompt([""] * len(rows)), model.encode_prompt([row["captions"]["b_prime"] for row in rows])
+    chain = [(empty, [mask, z]), (text, [mask, z])]
+    return model.decode(model.draw(torch.randn_like(z), chain, (args.guidance_scale,)))[:, :, 128:, 128:]
+
+
+def conditioned_gate(args):
+    """The gates of the U-Nets that look at a picture."""
+    task = args.gate
+    if args.checkpoint:
+        unet = train_conditioned.build(args.model, task)
+        unet.load_state_dict(torch.load(args.checkpoint, weights_only=False)["ema"])
+    else:
+        unet = UNet2DConditionModel.from_pretrained(args.model / train_conditioned.FOLDERS[task], torch_dtype=torch.float32)
+    model = Model(args.model, args.steps, unet.to(memory_format=torch.channels_last))
+    judge = judging.load()
+    rows = [row for row in suite.read("validation") if "+" not in row["kind"]][: args.per_kind * len(KINDS)]
+    batch, solve = (32, follow_instructions) if task == "instruct" else (8, fill_grids)
+    made = torch.cat([solve(model, rows[start : start + batch], args) for start in range(0, len(rows), batch)])
+    scenes = [[Scene(**row["attributes"][cell], seed=0) for cell in ("b", "b_prime")] for row in rows]
+    table = report(judging.predict(judge, made), [(row["kind"], *pair) for row, pair in zip(rows, scenes)])
+    shown = [k for k in ("gate", "guidance_scale", "image_guidance_scale", "steps") if task == "instruct" or k != "image_guidance_scale"]
+    print(json.dumps({k: getattr(args, k) for k in shown} | table))
+    if args.sheet:
+        save_sheet(args.sheet, [*(read_pictures(rows[:16], cell) for cell in ("a", "a_prime", "b")), made[:16], read_pictures(rows[:16], "b_prime")])
+
+
 @torch.no_grad()
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("gate", choices=("text", "swap", "append"))
+    parser.add_argument("gate", choices=("text", "swap", "append", "instruct", "inpaint"))
     parser.add_argument("--model", type=pathlib.Path, required=True)
     parser.add_argument("--inversion", choices=("edit-friendly", "ddim", "sdedit"), default="edit-friendly")
     parser.add_argument("--guidance", choices=("difference", "ordinary"), default="difference")
     parser.add_argument("--guidance-scale", type=float, default=2.0)
+    parser.add_argument("--image-guidance-scale", type=float, default=1.5)
     parser.add_argument("--skip", type=float, default=0.1, help="share of the steps left out at the noisy end")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--per-kind", type=int, default=8)
     parser.add_argument("--seed", type=int, default=60)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--checkpoint", type=pathlib.Path, help="WORK/unet.ckpt: its U-Net instead of the model's")
+    parser.add_argument("--checkpoint", type=pathlib.Path, help="WORK/*.ckpt: its U-Net instead of the model's")
     parser.add_argument("--sheet", type=pathlib.Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
+    if args.gate in train_conditioned.FOLDERS:
+        return conditioned_gate(args)
     unet = None
     if args.checkpoint:
-        import train_unet
-
         unet = train_unet.build()
         unet.load_state_dict(torch.load(args.checkpoint, weights_only=False)["ema"])
         unet = unet.to(memory_format=torch.channels_last)

@@ -21,6 +21,15 @@ COUNTS = {"validation": (8, 1), "test": (16, 3)}  # analogies of each kind, of e
 CELLS = ("a", "a_prime", "b", "b_prime")
 
 
+FOLDER = pathlib.Path(__file__).resolve().parent.parent / "demo/benchmark"
+
+
+def read(split: str) -> list[dict]:
+    """The manifest, its pictures' paths made whole."""
+    lines = (FOLDER / split / "manifest.jsonl").read_text().splitlines()
+    return [row | {cell: FOLDER / split / row[cell] for cell in CELLS} for row in map(json.loads, lines)]
+
+
 def pairs() -> list[tuple[str, str]]:
     """All 28 pairs of kinds, in the order of a round-robin tournament: four in a row name all eight."""
     first, *ring = KINDS
@@ -69,7 +78,7 @@ def write(out: pathlib.Path, split: str):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=pathlib.Path, required=True)
+    parser.add_argument("--out", type=pathlib.Path, default=FOLDER)
     args = parser.parse_args()
     for split in COUNTS:
         write(args.out / split, split)

@@ -49,21 +49,67 @@ def scheduler() -> DDIMScheduler:
 
 
 @torch.no_grad()
+def encode(vae: AutoencoderKL, pictures: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation of the posterior of uint8 pictures [n, h, w, 3], both scaled."""
+    means, stds = [], []
+    vae = vae.to(memory_format=torch.channels_last)
+    for start in range(0, len(pictures), 32):
+        x = common.pictures_to_tensor(pictures[start : start + 32]).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(x).latent_dist
+        means.append(posterior.mean.float())
+        stds.append(posterior.std.float())
+    return torch.cat(means) * vae.config.scaling_factor, torch.cat(stds) * vae.config.scaling_factor
+
+
 def latents(work: pathlib.Path, vae: AutoencoderKL, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation of the posterior of the first `count` pictures, scaled."""
+    """The posteriors of the first `count` training pictures, computed once."""
     path = work / "latents.pt"
     if not path.exists():
         train, _ = data.load(work, "train")
-        means, stds = [], []
-        vae = vae.to(memory_format=torch.channels_last)
-        for start in range(0, count, 32):
-            x = common.pictures_to_tensor(train[start : start + 32]).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16):
-                posterior = vae.encode(x).latent_dist
-            means.append(posterior.mean.float())
-            stds.append(posterior.std.float())
-        torch.save((torch.cat(means) * vae.config.scaling_factor, torch.cat(stds) * vae.config.scaling_factor), path)
+        torch.save(encode(vae, train[:count]), path)
     return torch.load(path)
+
+
+class Frozen:
+    """The parts of the model that are not trained here."""
+
+    def __init__(self, model: pathlib.Path):
+        self.vae = AutoencoderKL.from_pretrained(model / "vae", torch_dtype=torch.float32)
+        self.tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
+        self.text_encoder = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
+        self.scheduler = scheduler()
+
+    @torch.no_grad()
+    def states(self, texts: list[str]) -> torch.Tensor:
+        ids = self.tokenizer(texts, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt").input_ids
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.text_encoder(ids).last_hidden_state
+
+
+def draw_timesteps(batch: int) -> torch.Tensor:
+    """One from each of `batch` equal strata, so that every batch sees the whole schedule."""
+    strata = (torch.arange(batch) + torch.rand(batch)) / batch
+    return (strata * 1000).long().clamp(max=999)
+
+
+def velocity_loss(unet, frozen: Frozen, x, noise, t, texts: list[str], given=(), where=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weighted loss and the plain error of each latent. `given` are more channels for the U-Net,
+    `where` [b, 1, h, w] says how much each place counts."""
+    noisy = torch.cat([frozen.scheduler.add_noise(x, noise, t), *given], 1).contiguous(memory_format=torch.channels_last)
+    target = frozen.scheduler.get_velocity(x, noise, t)
+    states = frozen.states(texts)
+    with torch.autocast("cpu", torch.bfloat16):
+        predicted = unet(noisy, t, encoder_hidden_states=states).sample
+    squares = (predicted.float() - target).pow(2)
+    if where is not None:
+        squares = squares * where / where.mean(dim=(1, 2, 3), keepdim=True)
+    error = squares.mean(dim=(1, 2, 3))
+    alphas_cumprod = frozen.scheduler.alphas_cumprod[t]
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    weight = snr.clamp(max=5) / (snr + 1)
+    weight = (weight + 0.25) / 1.25  # never forget the last step, where snr is 0
+    return (weight * error).mean(), error.detach()
 
 
 def main():
@@ -79,43 +125,27 @@ def main():
     unet = unet.to(memory_format=torch.channels_last)
     print("parameters:", sum(p.numel() for p in unet.parameters()), flush=True)
     run = common.Run("unet", args, unet, ema=0.997)
-    vae = AutoencoderKL.from_pretrained(args.model / "vae", torch_dtype=torch.float32)
-    tokenizer = CLIPTokenizer.from_pretrained(args.model / "tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(args.model / "text_encoder", torch_dtype=torch.float32)
+    frozen = Frozen(args.model)
     if args.export:
         StableDiffusionPipeline(
-            vae=vae.half(), text_encoder=text_encoder.half(), tokenizer=tokenizer, unet=run.ema.half(), scheduler=scheduler(),
+            vae=frozen.vae.half(), text_encoder=frozen.text_encoder.half(), tokenizer=frozen.tokenizer, unet=run.ema.half(), scheduler=frozen.scheduler,
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         ).save_pretrained(args.model)
         print(json.dumps({"step": run.step, "minutes": run.seconds / 60}))
         return
 
     _, scenes = data.load(args.work, "train")
-    mean, std = latents(args.work, vae, args.pictures)
-    noise_scheduler = scheduler()
-    alphas_cumprod = noise_scheduler.alphas_cumprod
+    mean, std = latents(args.work, frozen.vae, args.pictures)
     for step in run.loop():
         rng = run.rng()
         words = random.Random(args.seed * 1_000_003 + step)
         index = rng.integers(len(mean), size=args.batch)
         captions = ["" if words.random() < EMPTY_PROMPT else random_caption(words, scenes[i])[0] for i in index]
-        strata = (torch.arange(args.batch) + torch.rand(args.batch)) / args.batch  # every batch sees the whole schedule
+        t = draw_timesteps(args.batch)
         x = mean[index] + std[index] * torch.randn(args.batch, *mean.shape[1:])
         noise = torch.randn_like(x)
-        x, noise, strata, captions = map(run.share, (x, noise, strata, captions))
-        ids = tokenizer(captions, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt").input_ids
-        t = (strata * 1000).long().clamp(max=999)
-        noisy = noise_scheduler.add_noise(x, noise, t).contiguous(memory_format=torch.channels_last)
-        target = noise_scheduler.get_velocity(x, noise, t)
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                states = text_encoder(ids).last_hidden_state
-            predicted = unet(noisy, t, encoder_hidden_states=states).sample
-        snr = alphas_cumprod[t] / (1 - alphas_cumprod[t])
-        weight = snr.clamp(max=5) / (snr + 1)
-        weight = (weight + 0.25) / 1.25  # never forget the last step, where snr is 0
-        error = (predicted.float() - target).pow(2).mean(dim=(1, 2, 3))
-        run.update((weight * error).mean(), mse=error.mean().item(), late=error[-len(error) // 8 :].mean().item())
+        loss, error = velocity_loss(unet, frozen, *map(run.share, (x, noise, t, captions)))
+        run.update(loss, mse=error.mean().item(), late=error[-len(error) // 8 :].mean().item())
 
 
 if __name__ == "__main__":
