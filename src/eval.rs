@@ -1,22 +1,35 @@
-//! Measuring methods that make picture analogies: suites of analogies, methods, metrics, runs.
+//! Measuring methods that make picture analogies, on suites of analogies whose answer is known or
+//! not: suites, methods, metrics, and the folder that the results are kept in.
 
 mod analogist;
 mod analogy;
 mod dia;
 mod difference_inversion;
 mod instruct_pix2pix;
+mod folder;
+mod judge;
+mod measures;
 mod method;
+pub mod metrics;
 mod models;
+pub mod report;
+mod session;
 mod settings;
 mod visii;
+pub mod statistics;
+pub mod suite;
 mod words;
 
 pub use self::analogist::{AnalogistConfig, Captioned};
 pub use self::analogy::{Analogy, Attributes, Captions, SceneAttributes};
 pub use self::dia::{DiaConfig, DiaInversion};
 pub use self::instruct_pix2pix::InstructPix2PixConfig;
+pub use self::folder::{Folder, MethodRecord, ResultRecord, RunRecord, Status, SuiteRecord};
+pub use self::judge::{Judge, Judged};
+pub use self::measures::{Better, METRICS, MeasurePaths, Measures, Metric, Question, Scores};
 pub use self::method::{BUILT_IN, Build, BuiltIn, Method, Told, Variant, build};
 pub use self::models::{EvalModelPaths, EvalModels};
+pub use self::session::Session;
 pub use self::settings::with_settings;
 pub use self::visii::{Keep, VisiiConfig};
 

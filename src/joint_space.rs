@@ -105,12 +105,19 @@ impl JointSpace {
     /// # Errors
     /// [`Error::InvalidInput`] if the preprocessor and the network do not fit.
     pub fn image_features(&self, image: &RgbImage) -> Result<Vec<f32>> {
+        Ok(unit(self.picture_features(image)?))
+    }
+
+    /// A picture's features, not normalised, `[1, e]`.
+    ///
+    /// # Errors
+    /// As [`image_features`](Self::image_features).
+    pub fn picture_features(&self, image: &RgbImage) -> Result<Tensor<2>> {
         let pixels = self
             .preprocessor
             .apply(image, &self.device)
             .cast(DType::from(self.dtype));
-        let pooled = self.vision.forward(pixels)?;
-        Ok(unit(self.vision.project(pooled)?))
+        self.vision.project(self.vision.forward(pixels)?)
     }
 
     /// The unit-norm features of words, `[e]`.

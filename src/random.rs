@@ -31,6 +31,8 @@ pub(crate) enum Purpose {
     Sample = 6,
     /// The order of things that are each taken once.
     Order = 7,
+    /// Resamples and flipped signs of the statistics of an evaluation.
+    Statistics = 8,
 }
 
 /// The generator for one purpose at one step.

@@ -2,7 +2,7 @@
 data, weights or code with the models that the method uses.
 
     python judge.py --work WORK                                     # trains; resumes by itself
-    python judge.py --work WORK --export                            # judge.safetensors, beside this file
+    python judge.py --work WORK --export                            # ../demo/benchmark/judge.safetensors
     python judge.py --work WORK --evaluate ../demo/model/vae        # true pictures, and through the VAE
 """
 
@@ -48,7 +48,7 @@ def predict(judge: Judge, x: torch.Tensor) -> np.ndarray:
     return np.stack([p.argmax(1).numpy() for p in judge(x).split(SIZES, dim=1)], axis=1)
 
 
-WEIGHTS = pathlib.Path(__file__).with_name("judge.safetensors")
+WEIGHTS = pathlib.Path(__file__).parent.parent / "demo/benchmark/judge.safetensors"
 
 
 def load() -> Judge:
@@ -76,7 +76,9 @@ def main():
     args = parser.parse_args()
     if args.export:
         run = common.Run("judge", args, Judge(), ema=0.99)
-        save_file({name: value.half().contiguous() for name, value in run.ema.state_dict().items()}, WEIGHTS)
+        attributes = json.dumps([[name, list(values)] for name, values in ATTRIBUTES.items()])
+        weights = {name: value.half().contiguous() for name, value in run.ema.state_dict().items()}
+        save_file(weights, WEIGHTS, metadata={"attributes": attributes})
         print(json.dumps({"step": run.step, "minutes": run.seconds / 60}))
         return
     validation, scenes = data.load(args.work, "validation")

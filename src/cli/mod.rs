@@ -7,6 +7,7 @@ mod caption;
 mod checkpoint;
 mod device;
 mod doctor;
+mod eval;
 mod fetch;
 mod flags;
 mod generate;
@@ -46,6 +47,7 @@ enum Command {
     Apply(Box<apply::ApplyArgs>),
     Generate(Box<generate::GenerateArgs>),
     Caption(caption::CaptionArgs),
+    Eval(eval::EvalArgs),
     Doctor(doctor::DoctorArgs),
     Models(models::ModelsArgs),
 }
@@ -60,6 +62,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Apply(args) => apply::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Caption(args) => caption::run(&args),
+        Command::Eval(args) => eval::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Models(args) => models::run(&args),
     };

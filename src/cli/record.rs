@@ -132,7 +132,7 @@ fn without_folders(inputs: &Map<String, Value>) -> Map<String, Value> {
 }
 
 /// The files with weights of the model, the joint spaces and the captioner, as they would be read.
-fn weight_files(paths: &ModelPaths) -> Result<Vec<PathBuf>> {
+pub(crate) fn weight_files(paths: &ModelPaths) -> Result<Vec<PathBuf>> {
     let device = Device::flex();
     let names = |weights: &Weights| weights.files().map(Path::to_owned).collect::<Vec<_>>();
     let model = paths.files()?;
@@ -215,7 +215,8 @@ fn in_seconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e3).round() / 1e3
 }
 
-fn sha256(path: &Path) -> Result<String> {
+/// The SHA-256 of a file.
+pub(crate) fn sha256(path: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     let mut file = File::open(path).map_err(Error::io(path))?;
     std::io::copy(&mut file, &mut hash).map_err(Error::io(path))?;

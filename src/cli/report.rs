@@ -41,6 +41,14 @@ impl Failure {
         }
     }
 
+    /// The user has stopped the work.
+    pub(crate) fn interrupted(message: impl Into<String>) -> Self {
+        Self {
+            exit_code: INTERRUPTED,
+            ..Self::new(message)
+        }
+    }
+
     /// Adds what the user can do.
     pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
         Self {

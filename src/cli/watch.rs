@@ -25,6 +25,11 @@ pub(crate) fn catch_interrupts() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether a stop was asked for.
+pub(crate) fn stopping() -> bool {
+    STOP.load(Ordering::Relaxed)
+}
+
 #[expect(
     clippy::exit,
     reason = "a second Ctrl-C must not wait for the work to end"
@@ -90,7 +95,7 @@ impl Watcher {
             Progress::Notice(notice) => self.notice(notice),
             _ => {}
         }
-        if STOP.load(Ordering::Relaxed) {
+        if stopping() {
             ControlFlow::Break(())
         } else {
             ControlFlow::Continue(())

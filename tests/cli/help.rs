@@ -5,13 +5,17 @@ use std::path::Path;
 
 use super::run;
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 15] = [
     "",
     "analogy",
     "learn",
     "apply",
     "generate",
     "caption",
+    "eval",
+    "eval run",
+    "eval report",
+    "eval export",
     "doctor",
     "models",
     "models list",

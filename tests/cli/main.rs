@@ -8,6 +8,7 @@
 )]
 
 mod bad_input;
+mod eval;
 mod help;
 #[cfg(feature = "hub")]
 mod hub;

@@ -1,0 +1,41 @@
+//! SHA-256 of the files that decide a run.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use difference_inversion::eval::{EvalModelPaths, MeasurePaths};
+
+use super::super::record::{sha256, weight_files};
+
+/// The hashes of the files of every model, by role; of paths, what is below the model's folder.
+pub(super) fn of_models(
+    paths: &EvalModelPaths,
+) -> anyhow::Result<BTreeMap<String, BTreeMap<String, String>>> {
+    let roles = [
+        ("text-to-image", Some(&paths.text_to_image)),
+        ("instruct-pix2pix", paths.instruct_pix2pix.as_ref()),
+        ("inpainting", paths.inpainting.as_ref()),
+    ];
+    let mut hashes = BTreeMap::new();
+    for (role, paths) in roles {
+        let Some(paths) = paths else { continue };
+        let mut files = BTreeMap::new();
+        for file in weight_files(paths)? {
+            let name = file.strip_prefix(&paths.model).unwrap_or(&file);
+            files.insert(name.to_string_lossy().into_owned(), sha256(&file)?);
+        }
+        hashes.insert(role.to_owned(), files);
+    }
+    Ok(hashes)
+}
+
+/// The hashes of the networks of metrics.
+pub(super) fn of_measures(paths: &MeasurePaths) -> anyhow::Result<BTreeMap<String, String>> {
+    let networks: [(&str, Option<&Path>); 1] = [("judge", paths.judge.as_deref())];
+    let given = networks
+        .into_iter()
+        .filter_map(|(name, path)| Some((name, path?)));
+    given
+        .map(|(name, path)| Ok((name.to_owned(), sha256(path)?)))
+        .collect()
+}

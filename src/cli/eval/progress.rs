@@ -1,0 +1,155 @@
+//! How far a run is, and how long it will take.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::super::report;
+
+/// The work of one method.
+#[derive(Debug, Clone, Default)]
+struct Work {
+    left: usize,
+    /// Analogies whose time is known, and these times together.
+    known: usize,
+    seconds: f64,
+}
+
+/// How far a run is; drawn as a bar on a terminal, printed as lines elsewhere.
+#[derive(Debug)]
+pub(super) struct RunProgress {
+    bar: Option<ProgressBar>,
+    plain: bool,
+    workers: usize,
+    total: usize,
+    done: usize,
+    methods: BTreeMap<String, Work>,
+    notices: Vec<String>,
+}
+
+impl RunProgress {
+    pub(super) fn new(quiet: bool, workers: usize) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let bar = (terminal && !quiet).then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            bar.with_style(style())
+        });
+        Self {
+            bar,
+            plain: !terminal && !quiet,
+            workers,
+            total: 0,
+            done: 0,
+            methods: BTreeMap::new(),
+            notices: Vec::new(),
+        }
+    }
+
+    /// Announces the work of a method: how many analogies are to be done, and how long those took
+    /// that are done already.
+    pub(super) fn plan(&mut self, method: &str, left: usize, seconds: &[f64]) {
+        self.total += left;
+        let work = Work {
+            left,
+            known: seconds.len(),
+            seconds: seconds.iter().sum(),
+        };
+        self.methods.insert(method.to_owned(), work);
+    }
+
+    /// Tells that an analogy has ended.
+    pub(super) fn ended(&mut self, method: &str, name: &str, seconds: f64, failed: Option<&str>) {
+        self.done += 1;
+        if let Some(work) = self.methods.get_mut(method) {
+            work.left = work.left.saturating_sub(1);
+            work.known += 1;
+            work.seconds += seconds;
+        }
+        let left = match self.time_left() {
+            Some(left) => format!("{} left", HumanDuration(left)),
+            None => String::new(),
+        };
+        if let Some(reason) = failed {
+            self.say(&format!("{method} {name}: failed: {reason}"));
+        }
+        match &self.bar {
+            Some(bar) => {
+                bar.set_length(self.total as u64);
+                bar.set_position(self.done as u64);
+                bar.set_prefix(method.to_owned());
+                bar.set_message(left);
+            }
+            None if self.plain => report::message(format_args!(
+                "{method} {name}: {seconds:.1} s, {} of {}, {left}",
+                self.done, self.total
+            )),
+            None => {}
+        }
+    }
+
+    /// Tells the user something once, whatever else is shown.
+    pub(super) fn notice(&mut self, notice: String) {
+        if !self.notices.contains(&notice) {
+            self.say(&format!("note: {notice}"));
+            self.notices.push(notice);
+        }
+    }
+
+    pub(super) fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| report::message(text)),
+            None => report::message(text),
+        }
+    }
+
+    pub(super) fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// How long the rest takes if every method goes on as it did, and those of which nothing is
+    /// known take as long as the others on average.
+    fn time_left(&self) -> Option<Duration> {
+        let known = self.methods.values().filter(|work| work.known > 0);
+        let means: Vec<f64> = known.map(|work| work.seconds / work.known as f64).collect();
+        if means.is_empty() {
+            return None;
+        }
+        let usual = means.iter().sum::<f64>() / means.len() as f64;
+        let seconds = self.methods.values().map(|work| {
+            let mean = match work.known {
+                0 => usual,
+                known => work.seconds / known as f64,
+            };
+            mean * work.left as f64
+        });
+        let seconds = seconds.sum::<f64>() / self.workers as f64;
+        Duration::try_from_secs_f64(seconds).ok()
+    }
+}
+
+fn style() -> ProgressStyle {
+    ProgressStyle::with_template("{prefix:>20} {bar:32.blue/dim} {pos}/{len} {msg}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("━━─")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_left_is_that_of_each_method_shared_among_the_workers() {
+        let mut progress = RunProgress::new(true, 2);
+        progress.plan("slow", 3, &[]);
+        progress.plan("quick", 10, &[1.0, 1.0]);
+        progress.plan("unknown", 4, &[]);
+        progress.ended("slow", "000", 7.0, None);
+        // 2 · 7 s, 10 · 1 s, 4 · 4 s, by two workers
+        assert_eq!(progress.time_left(), Some(Duration::from_secs(20)));
+        assert_eq!((progress.done, progress.total), (1, 17));
+    }
+}

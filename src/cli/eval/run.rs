@@ -1,0 +1,384 @@
+//! `dinv eval run`: every analogy of a suite solved by every method.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::Args;
+use difference_inversion::Error;
+use difference_inversion::eval::report::Report;
+use difference_inversion::eval::suite::{Entry, Suite};
+use difference_inversion::eval::{
+    self, BUILT_IN, EvalModels, Folder, MethodRecord, ResultRecord, RunRecord, Status, SuiteRecord,
+    Variant,
+};
+use serde_json::{Map, Value};
+
+use super::super::fetch::Fetcher;
+use super::super::flags::{General, ModelSettings};
+use super::super::report::Failure;
+use super::super::watch::{self, Watcher};
+use super::jobs::{self, Event};
+use super::progress::RunProgress;
+use super::setup::{Further, Job, SuiteFlag};
+use super::worker::Answer;
+use super::{hashes, setup};
+
+/// How many analogies `--quick` takes: one of each kind of the demo suites' single edits.
+const QUICK: usize = 8;
+
+/// Solve every analogy of a suite with every method, and measure
+///
+/// What is finished is kept: after an interruption, or a change of --limit or --methods, the same
+/// command goes on where it stopped. The folder holds METHOD/NAME/b_prime.png and result.json,
+/// run.json (suite, seeds, settings, hashes of the models), and the report: report.md, results.csv,
+/// report.json and report.html.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  dinv eval run --quick -o quick
+  dinv eval run --suite demo/test --jobs 2 -o night
+  dinv eval run --methods difference-inversion,alpha-0 --variants alpha.toml -o sweep
+
+A file of variants has a section for each, named by what tables call it; `method` is one of the
+built-in methods, everything else a setting of it, by the name it has in a --config file:
+  [alpha-0]
+  method = \"difference-inversion\"
+  alpha = 0.0")]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    suite: SuiteFlag,
+    /// Folder for the results
+    #[arg(long, short, value_name = "DIR", default_value = "eval")]
+    output: PathBuf,
+    /// The methods, separated by commas: built-in ones and variants
+    /// [default: those of --variants, or all that are built in]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    methods: Vec<String>,
+    /// A TOML file of variants: methods under other names with other settings
+    #[arg(long, value_name = "FILE.toml")]
+    variants: Option<PathBuf>,
+    /// Seed of everything random; the same seed gives the same result
+    #[arg(long, default_value_t = 0, help_heading = "General")]
+    seed: u64,
+    /// Processes that work at the same time and share the processor; each opens the models
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    jobs: usize,
+    /// Only the i-th of n parts of the analogies; other machines do the others, and the folders are
+    /// copied together
+    #[arg(long, value_name = "i/n")]
+    shard: Option<Shard>,
+    /// At most n analogies, as many of one kind as of another
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// The same as --limit 8
+    #[arg(long, conflicts_with = "limit")]
+    quick: bool,
+    #[command(flatten)]
+    further: Further,
+    #[command(flatten)]
+    model: ModelSettings,
+    #[command(flatten)]
+    general: General,
+}
+
+/// The i-th of n parts, counted from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shard {
+    number: usize,
+    of: usize,
+}
+
+impl FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('/').and_then(|(number, of)| {
+            let shard = Self {
+                number: number.parse().ok()?,
+                of: of.parse().ok()?,
+            };
+            (1..=shard.of).contains(&shard.number).then_some(shard)
+        });
+        parts.ok_or_else(|| "expected i/n with i from 1 to n, such as 1/4".to_owned())
+    }
+}
+
+/// A run with everything it needs.
+struct Prepared {
+    job: Job,
+    folder: Folder,
+    entries: Vec<Entry>,
+    variants: Vec<Variant>,
+    record: RunRecord,
+}
+
+/// Runs the methods that can run, and reports.
+pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
+    if args.jobs == 0 {
+        return Err(Failure::usage("--jobs: expected at least 1, found 0").into());
+    }
+    watch::catch_interrupts()?;
+    let prepared = prepare(args)?;
+    let mut progress = RunProgress::new(args.general.quiet, args.jobs);
+    let worked = work(&prepared, args.jobs, &mut progress);
+    progress.finish();
+    worked?;
+    let report = Report::gather(&prepared.folder)?;
+    super::report::write(&prepared.folder, &report, args.general.json)?;
+    match report.failures() {
+        0 => Ok(()),
+        count => {
+            let message = format!("{count} analogies failed");
+            let hint = "the report says why; the same command tries these again";
+            Err(Failure::new(message).hint(hint).into())
+        }
+    }
+}
+
+/// Everything up to the first picture.
+fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
+    let variants = variants(&args.methods, args.variants.as_deref())?;
+    let settings = args.general.settings(&[&args.model])?;
+    let model_settings: ModelSettings = settings.resolve()?;
+    let suite_path = args.suite.path()?;
+    let suite = Suite::open(&suite_path)?;
+
+    let mut watcher = Watcher::new(args.general.quiet);
+    let mut fetcher = Fetcher::new(&mut watcher)?;
+    let model = fetcher.model(&model_settings)?;
+    let recommended = settings.with_model(&model)?.analogy()?;
+    let paths = setup::model_paths(
+        &mut fetcher,
+        &model_settings,
+        &args.further,
+        model,
+        &variants,
+    )?;
+    let measures = setup::measure_paths(&args.further, &suite)?;
+    let measured_with = hashes::of_measures(&measures)?;
+
+    let about = SuiteRecord {
+        name: suite.about.name.clone(),
+        version: suite.about.version.clone(),
+        identity: suite.identity()?,
+        analogies: suite.entries.len(),
+    };
+    let device = format!(
+        "{}, {}",
+        model_settings.device_name(),
+        model_settings.dtype_name()
+    );
+    let mut record = RunRecord::new(about, args.seed, device);
+    record.models = hashes::of_models(&paths)?;
+    record.measures.clone_from(&measured_with);
+    let models = setup::models(paths, &model_settings, recommended.clone())?;
+    record.methods = (variants.iter())
+        .map(|variant| method_record(variant, &models))
+        .collect();
+    let folder = Folder::at(&args.output);
+    let record = folder.prepare(record).map_err(other_run)?;
+
+    let limit = args.limit.or(args.quick.then_some(QUICK));
+    let shard = args.shard.unwrap_or(Shard { number: 1, of: 1 });
+    let chosen = suite.balanced(limit).into_iter().enumerate();
+    let chosen = chosen.filter(|(i, _)| i % shard.of == shard.number - 1);
+    let entries: Vec<Entry> = chosen.map(|(_, entry)| entry).collect();
+    for entry in &entries {
+        folder.show(entry)?;
+    }
+    let job = Job {
+        suite: suite_path,
+        output: args.output.clone(),
+        seed: args.seed,
+        models: model_settings,
+        further: args.further.clone(),
+        recommended,
+        measured_with,
+        variant: Variant::plain(""),
+    };
+    Ok(Prepared {
+        job,
+        folder,
+        entries,
+        variants,
+        record,
+    })
+}
+
+/// What is recorded of a method; a method that cannot be made is skipped.
+fn method_record(variant: &Variant, models: &EvalModels) -> MethodRecord {
+    let made = eval::build(variant, models);
+    let (name, method) = (variant.name.clone(), variant.method.clone());
+    match made {
+        Ok(made) => MethodRecord {
+            name,
+            method,
+            told: Some(made.told()),
+            settings: made.settings(),
+            skipped: None,
+        },
+        Err(reason) => MethodRecord {
+            name,
+            method,
+            told: None,
+            settings: Value::Null,
+            skipped: Some(reason.to_string()),
+        },
+    }
+}
+
+/// A folder that is not that of this run.
+fn other_run(error: Error) -> anyhow::Error {
+    match error {
+        Error::InvalidFile { .. } => {
+            let hint = "write elsewhere with `-o`, or delete the folder";
+            Failure::new(error.to_string()).hint(hint).into()
+        }
+        error => error.into(),
+    }
+}
+
+/// Has every method solve what it has not solved yet.
+fn work(prepared: &Prepared, jobs: usize, progress: &mut RunProgress) -> anyhow::Result<()> {
+    let Prepared {
+        folder, entries, ..
+    } = prepared;
+    let mut plans = Vec::new();
+    for variant in &prepared.variants {
+        let mut records = prepared.record.methods.iter();
+        let record = records.find(|record| record.name == variant.name);
+        if let Some(reason) = record.and_then(|record| record.skipped.as_ref()) {
+            progress.say(&format!("{} is skipped: {reason}", variant.name));
+            continue;
+        }
+        let (mut left, mut seconds) = (Vec::new(), Vec::new());
+        for entry in entries {
+            match folder.result(&variant.name, &entry.name) {
+                Some(result) if result.status == Status::Done => {
+                    seconds.push(result.seconds);
+                    if result.measured_with != prepared.job.measured_with {
+                        left.push(entry.name.clone()); // to be measured again
+                    }
+                }
+                _ => left.push(entry.name.clone()),
+            }
+        }
+        progress.plan(&variant.name, left.len(), &seconds);
+        plans.push((variant, left));
+    }
+    for (variant, left) in plans {
+        if left.is_empty() {
+            continue;
+        }
+        let job = Job {
+            variant: variant.clone(),
+            ..prepared.job.clone()
+        };
+        let workers = jobs.min(left.len());
+        jobs::share(&job, &left, workers, |event| {
+            take(prepared, &variant.name, event, progress)
+        })?;
+        if watch::stopping() {
+            let failure = Failure::interrupted("stopped; what is finished is kept");
+            return Err(failure
+                .hint("the same command goes on where it stopped")
+                .into());
+        }
+    }
+    Ok(())
+}
+
+/// Takes what a worker tells; an analogy that ended a worker has failed.
+fn take(
+    prepared: &Prepared,
+    method: &str,
+    event: Event,
+    progress: &mut RunProgress,
+) -> anyhow::Result<()> {
+    match event {
+        Event::Answered(Answer::Notice(notice)) => progress.notice(notice),
+        Event::Answered(Answer::Ended {
+            name,
+            seconds,
+            failed,
+        }) => progress.ended(method, &name, seconds, failed.as_deref()),
+        Event::Died { name, how } => {
+            let reason = format!("the process that worked on it ended before it was done: {how}");
+            let entry = prepared.entries.iter().find(|entry| entry.name == name);
+            if let Some(entry) = entry {
+                let job = &prepared.job;
+                let mut result = ResultRecord::begun(entry, job.seed, &job.measured_with);
+                result.status = Status::Failed(reason.clone());
+                prepared.folder.keep(method, &result, None)?;
+            }
+            progress.ended(method, &name, 0.0, Some(&reason));
+        }
+    }
+    Ok(())
+}
+
+/// The methods to be run, in order.
+fn variants(names: &[String], file: Option<&Path>) -> anyhow::Result<Vec<Variant>> {
+    let known = file.map(read_variants).transpose()?.unwrap_or_default();
+    let built_in = || BUILT_IN.iter().map(|method| Variant::plain(method.name));
+    let chosen: Vec<Variant> = match (names, file) {
+        ([], None) => built_in().collect(),
+        ([], Some(_)) => known,
+        (names, _) => (names.iter())
+            .map(|name| {
+                let mut all = known.iter().cloned().chain(built_in());
+                all.find(|variant| variant.name == name.trim())
+                    .ok_or_else(|| unknown_method(name, &known))
+            })
+            .collect::<Result<_, _>>()?,
+    };
+    let mut seen = HashSet::new();
+    match chosen.iter().find(|variant| !seen.insert(&variant.name)) {
+        Some(twice) => {
+            Err(Failure::usage(format!("the method `{}` is named twice", twice.name)).into())
+        }
+        None => Ok(chosen),
+    }
+}
+
+fn unknown_method(name: &str, variants: &[Variant]) -> Failure {
+    let variants = variants.iter().map(|variant| variant.name.as_str());
+    let names: Vec<&str> = (BUILT_IN.iter().map(|method| method.name))
+        .chain(variants)
+        .collect();
+    Failure::usage(format!("there is no method `{name}`"))
+        .hint(format!("there are {}", names.join(", ")))
+}
+
+/// Reads a file of variants.
+fn read_variants(path: &Path) -> anyhow::Result<Vec<Variant>> {
+    let wrong = |reason: &str| Failure::usage(format!("{}: {reason}", path.display()));
+    let text = fs::read_to_string(path).map_err(Error::io(path))?;
+    let sections: BTreeMap<String, Map<String, Value>> =
+        toml::from_str(&text).map_err(|error| wrong(error.to_string().trim_end()))?;
+    let mut variants = Vec::new();
+    for (name, mut settings) in sections {
+        Folder::check_method_name(&name).map_err(|error| wrong(&error.to_string()))?;
+        let method = match settings.remove("method") {
+            Some(Value::String(method)) => method,
+            None => name.clone(),
+            Some(other) => {
+                let reason = format!("[{name}]: `method`: expected a name, found {other}");
+                return Err(wrong(&reason).into());
+            }
+        };
+        if !BUILT_IN.iter().any(|known| known.name == method) {
+            return Err(wrong(&format!("[{name}]: {}", unknown_method(&method, &[]))).into());
+        }
+        variants.push(Variant {
+            name,
+            method,
+            settings,
+        });
+    }
+    match variants.is_empty() {
+        true => Err(wrong("there is no variant in it").into()),
+        false => Ok(variants),
+    }
+}

@@ -1,0 +1,353 @@
+//! The folder of a run: `run.json`, and for every method and analogy `METHOD/NAME/b_prime.png` and
+//! `result.json`. Every file is written whole, and `result.json` last, so that whatever is there
+//! counts, however the program ended.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::suite::Entry;
+use super::{Scores, Told};
+use crate::files::write_atomically;
+use crate::image::{fit, load_image, save_png};
+use crate::weights::read_config;
+use crate::{Error, Result};
+
+/// The form of the folder.
+const FORMAT: u32 = 1;
+const RUN: &str = "run.json";
+const RESULT: &str = "result.json";
+const B_PRIME: &str = "b_prime.png";
+/// The suite's pictures, for the report.
+const PICTURES: &str = "pictures";
+/// The longer side of these, at most.
+const SHOWN_SIDE: u32 = 512;
+
+/// What a run is made with; results made with anything else are not mixed with it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// The form of the folder.
+    pub format: u32,
+    /// The program and its version.
+    pub program: String,
+    /// The suite.
+    pub suite: SuiteRecord,
+    /// The seed that the seed of every analogy is derived from.
+    pub seed: u64,
+    /// Where and in which number format the models ran.
+    pub device: String,
+    /// SHA-256 of the files of every model, by the model's role.
+    pub models: BTreeMap<String, BTreeMap<String, String>>,
+    /// SHA-256 of the networks of metrics.
+    pub measures: BTreeMap<String, String>,
+    /// The methods in the order of the tables.
+    pub methods: Vec<MethodRecord>,
+}
+
+/// Which suite was run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SuiteRecord {
+    /// Its name.
+    pub name: String,
+    /// Its version, where it has one.
+    pub version: Value,
+    /// [`Suite::identity`](super::suite::Suite::identity).
+    pub identity: String,
+    /// How many analogies it has.
+    pub analogies: usize,
+}
+
+/// A method of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MethodRecord {
+    /// Its name in tables and folders.
+    pub name: String,
+    /// The built-in method.
+    pub method: String,
+    /// What it is told beside A, A′ and B.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub told: Option<Told>,
+    /// All its settings.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub settings: Value,
+    /// Why it could not run, if it could not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
+}
+
+/// How an analogy ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    /// B′ was made and measured.
+    Done,
+    /// It was not, for this reason; another run tries again.
+    Failed(String),
+}
+
+/// What came of one analogy with one method.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ResultRecord {
+    /// The analogy.
+    pub name: String,
+    /// Its kind of edit.
+    pub kind: String,
+    /// How many attributes the edit changes, where the suite tells attributes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changes: Option<usize>,
+    /// How it ended.
+    pub status: Status,
+    /// The seed of everything drawn.
+    pub seed: u64,
+    /// Time to make B′, without opening the model.
+    pub seconds: f64,
+    /// The most memory the process had while B′ was made, in bytes, where the system tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_memory: Option<u64>,
+    /// What it was measured with: the `measures` of the run.
+    pub measured_with: BTreeMap<String, String>,
+    /// The scores.
+    pub scores: Scores,
+}
+
+impl RunRecord {
+    /// A record of this program and this form of the folder.
+    pub fn new(suite: SuiteRecord, seed: u64, device: String) -> Self {
+        Self {
+            format: FORMAT,
+            program: format!("dinv {}", env!("CARGO_PKG_VERSION")),
+            suite,
+            seed,
+            device,
+            models: BTreeMap::new(),
+            measures: BTreeMap::new(),
+            methods: Vec::new(),
+        }
+    }
+
+    /// What differs in another record so that results of the two cannot stand side by side. Methods
+    /// and models that only one of them has do not matter, nor what is measured: that can be done
+    /// again.
+    fn conflict(&self, there: &Self) -> Option<String> {
+        let differs = |what: &str, here: &dyn std::fmt::Display, there: &dyn std::fmt::Display| {
+            let (here, there) = (here.to_string(), there.to_string());
+            (here != there).then(|| format!("{what} was {there}, and is {here}"))
+        };
+        let suite = |record: &Self| match &record.suite.version {
+            Value::Null => record.suite.name.clone(),
+            version => format!("{} (version {version})", record.suite.name),
+        };
+        let plain = differs("the form of the folder", &self.format, &there.format)
+            .or_else(|| differs("the program", &self.program, &there.program))
+            .or_else(|| differs("the suite", &suite(self), &suite(there)))
+            .or_else(|| differs("the seed", &self.seed, &there.seed))
+            .or_else(|| differs("the device", &self.device, &there.device));
+        if plain.is_some() {
+            return plain;
+        }
+        if self.suite != there.suite {
+            return Some("the analogies or pictures of the suite have changed".to_owned());
+        }
+        let of_models = self.models.iter().find(|(role, files)| {
+            let others = there.models.get(*role);
+            others.is_some_and(|others| others != *files)
+        });
+        if let Some((role, _)) = of_models {
+            return Some(format!("{role} is another model"));
+        }
+        let of_methods = self.methods.iter().find(|method| {
+            let same_name = there.methods.iter().find(|other| other.name == method.name);
+            let ran = same_name.filter(|other| other.skipped.is_none() && method.skipped.is_none());
+            ran.is_some_and(|other| other != *method)
+        });
+        of_methods.map(|method| format!("the method `{}` has other settings", method.name))
+    }
+
+    /// Takes over the methods and models that only the other record has.
+    fn join(&mut self, there: Self) {
+        for method in there.methods {
+            match self.methods.iter_mut().find(|own| own.name == method.name) {
+                Some(own) if own.skipped.is_some() && method.skipped.is_none() => *own = method,
+                Some(_) => {}
+                None => self.methods.push(method),
+            }
+        }
+        for (role, files) in there.models {
+            self.models.entry(role).or_insert(files);
+        }
+    }
+}
+
+/// The folder of a run.
+#[derive(Debug, Clone)]
+pub struct Folder {
+    path: PathBuf,
+}
+
+impl Folder {
+    /// The folder at a path, whatever is in it.
+    pub fn at(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+        }
+    }
+
+    /// Makes the folder ready for a run, or finds it ready for more of the same; gives the record
+    /// as it is now, with the methods of earlier runs.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] for a folder with the results of another suite, seed, program or
+    /// model, or of a method with other settings, and for one with anything else in it.
+    pub fn prepare(&self, mut record: RunRecord) -> Result<RunRecord> {
+        fs::create_dir_all(&self.path).map_err(Error::io(&self.path))?;
+        let run = self.path.join(RUN);
+        if run.is_file() {
+            let there = self.record()?;
+            if let Some(conflict) = record.conflict(&there) {
+                let reason = format!("holds results of another run: {conflict}");
+                return Err(Error::invalid_file(&self.path, reason));
+            }
+            record.join(there);
+        } else {
+            let mut entries = fs::read_dir(&self.path).map_err(Error::io(&self.path))?;
+            if entries.next().is_some() {
+                let reason = format!("is not empty and holds no {RUN} of an evaluation");
+                return Err(Error::invalid_file(&self.path, reason));
+            }
+        }
+        write_json(&run, &record)?;
+        Ok(record)
+    }
+
+    /// What the run was made with.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::InvalidFile`] if there is no such record or it is damaged.
+    pub fn record(&self) -> Result<RunRecord> {
+        let path = self.path.join(RUN);
+        let form: Value = read_config(&path)?;
+        match form.get("format").and_then(Value::as_u64) {
+            Some(format) if format == u64::from(FORMAT) => read_config(&path),
+            Some(format) => {
+                let reason = format!(
+                    "of another version of the program: format {format}, expected {FORMAT}"
+                );
+                Err(Error::invalid_file(path, reason))
+            }
+            None => Err(Error::invalid_file(path, "not the record of an evaluation")),
+        }
+    }
+
+    /// The path of the folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What came of an analogy, if it was tried: a result is there if it can be read, and its B′
+    /// beside it if it is done.
+    pub fn result(&self, method: &str, name: &str) -> Option<ResultRecord> {
+        let folder = self.path.join(method).join(name);
+        let result: ResultRecord = read_config(&folder.join(RESULT)).ok()?;
+        let there = result.status != Status::Done || folder.join(B_PRIME).is_file();
+        there.then_some(result)
+    }
+
+    /// All results of a method, by name.
+    pub fn results(&self, method: &str) -> Vec<ResultRecord> {
+        let folders = fs::read_dir(self.path.join(method)).into_iter().flatten();
+        let names = folders.flatten().map(|entry| entry.file_name());
+        let mut names: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
+        names.sort();
+        names
+            .iter()
+            .filter_map(|name| self.result(method, name))
+            .collect()
+    }
+
+    /// The B′ that a method made.
+    ///
+    /// # Errors
+    /// As [`load_image`].
+    pub fn b_prime(&self, method: &str, name: &str) -> Result<RgbImage> {
+        load_image(&self.path.join(Self::b_prime_name(method, name)))
+    }
+
+    /// Where the B′ of a method is, from the folder.
+    pub fn b_prime_name(method: &str, name: &str) -> String {
+        format!("{method}/{name}/{B_PRIME}")
+    }
+
+    /// Where a picture of the suite is kept for the report, from the folder.
+    pub fn picture_name(name: &str, picture: &str) -> String {
+        format!("{PICTURES}/{name}/{picture}.png")
+    }
+
+    /// Keeps what came of an analogy.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written.
+    pub fn keep(
+        &self,
+        method: &str,
+        result: &ResultRecord,
+        b_prime: Option<&RgbImage>,
+    ) -> Result<()> {
+        let folder = self.path.join(method).join(&result.name);
+        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        if let Some(b_prime) = b_prime {
+            save_png(&folder.join(B_PRIME), b_prime, &[])?;
+        }
+        write_json(&folder.join(RESULT), result)
+    }
+
+    /// Copies the pictures of an analogy for the report, made smaller where they are large.
+    ///
+    /// # Errors
+    /// As [`load_image`], and [`Error::Io`] if a file cannot be written.
+    pub fn show(&self, entry: &Entry) -> Result<()> {
+        let folder = self.path.join(PICTURES).join(&entry.name);
+        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        for (name, path) in entry.named_pictures() {
+            let shown = folder.join(format!("{name}.png"));
+            if !shown.is_file() {
+                save_png(&shown, &at_most(&load_image(path)?, SHOWN_SIDE), &[])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a method can have this name.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if it cannot be that of a folder beside the others.
+    pub fn check_method_name(name: &str) -> Result<()> {
+        let odd = |c: char| !(c.is_alphanumeric() || "-_.+=".contains(c));
+        if name.is_empty() || name.starts_with('.') || name.contains(odd) || name == PICTURES {
+            return Err(Error::invalid_input(format!(
+                "`{name}` cannot be the name of a method; use letters, digits, - and _"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// The picture, made smaller if its longer side has more pixels.
+fn at_most(image: &RgbImage, side: u32) -> RgbImage {
+    let (width, height) = image.dimensions();
+    let long = width.max(height);
+    if long <= side {
+        return image.clone();
+    }
+    let scaled = |length: u32| (length * side).div_ceil(long).max(1);
+    fit(image, scaled(width), scaled(height))
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::invalid_input(format!("cannot be written as JSON: {error}")))?;
+    write_atomically(path, (text + "\n").as_bytes())
+}

@@ -1,0 +1,296 @@
+//! All metrics of one B′, with the networks they need.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device};
+use image::RgbImage;
+
+use super::judge::{Judge, Judged};
+use super::metrics::{
+    cosine, direction, edit_shown, mse, others_kept, rescaled, ssim, stage_distance,
+};
+use super::{Analogy, EvalModels};
+use crate::Result;
+use crate::analogy::Models;
+use crate::image::fit;
+use crate::joint_space::JointSpace;
+use crate::prompt::Prompt;
+use crate::tokens::host;
+
+/// The scores of one B′ by the name of the [`Metric`].
+pub type Scores = BTreeMap<String, f64>;
+
+/// Which way a metric is good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Better {
+    /// The more the better.
+    Higher,
+    /// The less the better.
+    Lower,
+}
+
+/// What a metric is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// Is the change that A and A′ show made?
+    Edit,
+    /// Is everything else as it was in B?
+    Preservation,
+    /// Is B′ the true one?
+    Truth,
+    /// One of these, computed as others compute it.
+    Further,
+}
+
+/// A metric, as tables have it.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// Its name in files.
+    pub name: &'static str,
+    /// Its name for people.
+    pub title: &'static str,
+    /// Which way is good.
+    pub better: Better,
+    /// What it is about.
+    pub question: Question,
+}
+
+const fn metric(
+    question: Question,
+    better: Better,
+    name: &'static str,
+    title: &'static str,
+) -> Metric {
+    Metric {
+        name,
+        title,
+        better,
+        question,
+    }
+}
+
+/// Every metric there is, in the order of the tables. What the judge stands in for is said.
+pub const METRICS: &[Metric] = {
+    use Better::{Higher, Lower};
+    use Question::{Edit, Further, Preservation, Truth};
+    &[
+        metric(Edit, Higher, "edit", "edit shown (judge)"),
+        metric(Edit, Higher, "clip_direction", "CLIP direction"),
+        metric(Edit, Higher, "dino_direction", "DINO-v2 direction"),
+        metric(
+            Edit,
+            Higher,
+            "judge_direction",
+            "judge direction (for DINO)",
+        ),
+        metric(Edit, Higher, "text_direction", "CLIP text direction"),
+        metric(Preservation, Higher, "kept", "others kept (judge)"),
+        metric(Preservation, Higher, "clip_i_b", "CLIP-I to B"),
+        metric(Preservation, Lower, "lpips_b", "LPIPS to B"),
+        metric(
+            Preservation,
+            Lower,
+            "judge_distance_b",
+            "judge distance to B (for LPIPS)",
+        ),
+        metric(Preservation, Higher, "ssim_b", "SSIM to B"),
+        metric(Truth, Higher, "clip_i_truth", "CLIP-I to truth"),
+        metric(Truth, Lower, "lpips_truth", "LPIPS to truth"),
+        metric(
+            Truth,
+            Lower,
+            "judge_distance_truth",
+            "judge distance to truth (for LPIPS)",
+        ),
+        metric(Truth, Higher, "ssim_truth", "SSIM to truth"),
+        metric(Truth, Lower, "mse_truth", "MSE to truth"),
+        metric(
+            Further,
+            Higher,
+            "clip_direction_raw",
+            "CLIP direction, raw features",
+        ),
+        metric(
+            Further,
+            Higher,
+            "dino_direction_raw",
+            "DINO-v2 direction, raw features",
+        ),
+        metric(
+            Further,
+            Higher,
+            "dino_direction_rescaled",
+            "DINO-v2 direction, (1 + cos)/2",
+        ),
+        metric(
+            Further,
+            Higher,
+            "judge_direction_raw",
+            "judge direction, raw features",
+        ),
+        metric(
+            Further,
+            Higher,
+            "judge_direction_rescaled",
+            "judge direction, (1 + cos)/2",
+        ),
+    ]
+};
+
+/// Where the networks of metrics are, beside the CLIP of the text-to-image model.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MeasurePaths {
+    /// The judge of the demo world.
+    pub judge: Option<PathBuf>,
+}
+
+/// The networks of all metrics.
+#[derive(Debug)]
+pub struct Measures {
+    clip: Arc<Models>,
+    judge: Option<Judge>,
+}
+
+/// The features of A, A′, B and B′ in one network.
+type Features = [Vec<f32>; 4];
+
+impl Measures {
+    /// Opens the networks; CLIP is the joint space of the text-to-image model, of its first text
+    /// encoder if there are two.
+    ///
+    /// # Errors
+    /// Whatever is wrong with a file, naming it, and [`Error::Missing`](crate::Error::Missing) if
+    /// there is no CLIP.
+    pub fn open(paths: &MeasurePaths, models: &EvalModels, device: &Device) -> Result<Self> {
+        let clip = models.text_to_image()?;
+        clip.joints()?;
+        let judge = paths.judge.as_deref();
+        Ok(Self {
+            clip,
+            judge: judge.map(|path| Judge::open(path, device)).transpose()?,
+        })
+    }
+
+    /// The scores of a B′. B and the true B′ are fitted to its size. What the suite does not allow
+    /// to be measured, or no network was given for, is left out.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`](crate::Error::InvalidInput) if CLIP's preprocessor and network do
+    /// not fit.
+    pub fn measure(&self, analogy: &Analogy, b_prime: &RgbImage) -> Result<Scores> {
+        let fitted = |image: &RgbImage| fit(image, b_prime.width(), b_prime.height());
+        let (b, truth) = (fitted(&analogy.b), analogy.b_prime.as_ref().map(fitted));
+        let mut scores = Scores::new();
+        self.measure_by_clip(analogy, b_prime, &mut scores)?;
+        if let Some(judge) = &self.judge {
+            let pictures = [&analogy.a, &analogy.a_prime, &b, b_prime];
+            let judged = pictures.map(|picture| judge.look(picture));
+            let truth = truth.as_ref().map(|truth| judge.look(truth));
+            judged_scores(analogy, judged, truth.as_ref(), &mut scores);
+        }
+        let mut put = |name: &str, score: f64| {
+            scores.insert(name.to_owned(), score);
+        };
+        if let Some(ssim) = ssim(&b, b_prime) {
+            put("ssim_b", ssim);
+        }
+        if let Some(truth) = &truth {
+            put("mse_truth", mse(truth, b_prime));
+            if let Some(ssim) = ssim(truth, b_prime) {
+                put("ssim_truth", ssim);
+            }
+        }
+        Ok(scores)
+    }
+
+    fn measure_by_clip(
+        &self,
+        analogy: &Analogy,
+        b_prime: &RgbImage,
+        scores: &mut Scores,
+    ) -> Result<()> {
+        let joint = &self.clip.joints()?[0];
+        let look = |image| {
+            joint
+                .picture_features(image)
+                .map(|row| host(row.cast(DType::F32)))
+        };
+        let features = [
+            look(&analogy.a)?,
+            look(&analogy.a_prime)?,
+            look(&analogy.b)?,
+            look(b_prime)?,
+        ];
+        directions("clip", &features, scores);
+        let [.., b, made] = &features;
+        scores.insert("clip_i_b".to_owned(), cosine(b, made));
+        if let Some(truth) = &analogy.b_prime {
+            scores.insert("clip_i_truth".to_owned(), cosine(&look(truth)?, made));
+        }
+        if let Ok(captions) = analogy.captions_of_b() {
+            let [before, after] = captions.map(|caption| text_features(joint, caption));
+            let change = [&unit(b)[..], &unit(made)];
+            let score = direction(change, [&before?, &after?]);
+            scores.insert("text_direction".to_owned(), score);
+        }
+        Ok(())
+    }
+}
+
+fn text_features(joint: &JointSpace, text: &str) -> Result<Vec<f32>> {
+    joint.text_features(&Prompt::new(text, &[joint.text_encoder().tokenizer()])?)
+}
+
+/// The directional similarity of (A, A′) and (B, B′) in one network.
+fn directions(network: &str, features: &Features, scores: &mut Scores) {
+    let of = |[a, a_prime, b, b_prime]: &Features| direction([a, a_prime], [b, b_prime]);
+    let units = features.each_ref().map(|features| unit(features));
+    let cosine = of(&units);
+    scores.insert(format!("{network}_direction"), cosine);
+    scores.insert(format!("{network}_direction_raw"), of(features));
+    if network != "clip" {
+        scores.insert(format!("{network}_direction_rescaled"), rescaled(cosine));
+    }
+}
+
+/// What the judge says of A, A′, B and B′.
+fn judged_scores(
+    analogy: &Analogy,
+    [a, a_prime, b, b_prime]: [Judged; 4],
+    truth: Option<&Judged>,
+    scores: &mut Scores,
+) {
+    let distance = |other: &Judged| -> f64 {
+        let stages = b_prime.stages.iter().zip(&other.stages);
+        stages
+            .map(|((made, channels), (other, _))| stage_distance(made, other, *channels, None))
+            .sum()
+    };
+    scores.insert("judge_distance_b".to_owned(), distance(&b));
+    if let Some(truth) = truth {
+        scores.insert("judge_distance_truth".to_owned(), distance(truth));
+    }
+    if let Some(told) = &analogy.attributes {
+        let shown = &b_prime.attributes;
+        let shares = [
+            ("edit", edit_shown(&told.b, &told.b_prime, shown)),
+            ("kept", others_kept(&told.b, &told.b_prime, shown)),
+        ];
+        let known = shares
+            .into_iter()
+            .filter_map(|(name, share)| Some((name.to_owned(), share?)));
+        scores.extend(known);
+    }
+    let features = [a, a_prime, b, b_prime].map(|judged| judged.features);
+    directions("judge", &features, scores);
+}
+
+fn unit(features: &[f32]) -> Vec<f32> {
+    let norm = features.iter().map(|v| v * v).sum::<f32>().sqrt();
+    features
+        .iter()
+        .map(|v| v / norm.max(f32::MIN_POSITIVE))
+        .collect()
+}

@@ -1,0 +1,369 @@
+//! `dinv eval`: runs that are whole, interrupted, resumed and refused.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{dinv, entries, run, succeed, workplace};
+
+/// A workplace with a suite of three analogies of two kinds in `list.jsonl`.
+fn workplace_with_suite() -> TempDir {
+    let work = workplace();
+    let line = |name: &str, kind: &str, [a, a_prime, b]: [&str; 3]| {
+        let picture = |name: &str| format!("{name}.png");
+        json!({
+            "name": name, "kind": kind, "a": picture(a), "a_prime": picture(a_prime),
+            "b": picture(b), "b_prime": picture(a_prime),
+            "captions": {"a": "day", "a_prime": "night", "b": "noon", "b_prime": "evening, \"late\""},
+        })
+    };
+    let lines = [
+        line("one", "sky", ["a", "a_prime", "b"]),
+        line("two", "sky", ["b", "a", "a_prime"]),
+        line("three", "ground", ["a_prime", "b", "a"]),
+    ];
+    let text: Vec<String> = lines.iter().map(Value::to_string).collect();
+    fs::write(work.path().join("list.jsonl"), text.join("\n")).unwrap();
+    work
+}
+
+/// Runs on the tiny model.
+fn eval(arguments: &str) -> String {
+    format!("eval run --config tiny.toml --suite list.jsonl {arguments}")
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_run_leaves_pictures_scores_and_tables() {
+    let work = workplace_with_suite();
+    let done = succeed(
+        work.path(),
+        &eval("--methods difference-inversion,sdedit,no-clip -o out"),
+    );
+    let out = work.path().join("out");
+    assert_eq!(
+        entries(&out),
+        [
+            "difference-inversion",
+            "no-clip",
+            "pictures",
+            "report.html",
+            "report.json",
+            "report.md",
+            "results.csv",
+            "run.json",
+            "sdedit",
+        ]
+    );
+    assert_eq!(
+        entries(&out.join("sdedit/one")),
+        ["b_prime.png", "result.json"]
+    );
+    assert!(
+        done.stdout
+            .starts_with("# Picture analogies: list, 3 analogies\n"),
+        "{}",
+        done.stdout
+    );
+    assert!(
+        done.stdout.contains("| sdedit | captions | 3 | 0 |"),
+        "{}",
+        done.stdout
+    );
+    assert!(done.stderr.contains("of 9,"), "{}", done.stderr);
+
+    let result = read_json(&out.join("sdedit/one/result.json"));
+    assert_eq!(
+        (&result["kind"], &result["status"]),
+        (&json!("sky"), &json!("done"))
+    );
+    let scores = result["scores"].as_object().unwrap();
+    for metric in [
+        "clip_direction",
+        "text_direction",
+        "clip_i_b",
+        "ssim_truth",
+        "mse_truth",
+    ] {
+        assert!(scores[metric].as_f64().unwrap().is_finite(), "{metric}");
+    }
+    assert!(!scores.contains_key("edit"), "no judge was given");
+    let record = read_json(&out.join("run.json"));
+    assert_eq!(record["suite"]["name"], "list");
+    assert_eq!(record["methods"][0]["settings"]["learn"]["steps"], 6);
+    let csv = fs::read_to_string(out.join("results.csv")).unwrap();
+    assert_eq!(csv.lines().count(), 1 + 9);
+    let page = fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(
+        !page.contains("http"),
+        "the page must work without a network"
+    );
+    assert_eq!(
+        read_json(&out.join("report.json"))["groups"][0]["methods"][1]["solved"],
+        3
+    );
+
+    fs::remove_file(out.join("report.md")).unwrap();
+    let again = succeed(work.path(), "eval report out");
+    assert_eq!(again.stdout, done.stdout);
+    assert!(out.join("report.md").is_file());
+}
+
+#[test]
+fn the_same_seed_gives_the_same_pictures_however_the_work_is_shared() {
+    let work = workplace_with_suite();
+    let methods = "--methods sdedit,text-swap";
+    succeed(work.path(), &eval(&format!("{methods} -q -o whole")));
+    succeed(
+        work.path(),
+        &eval(&format!("{methods} -q -o parts --jobs 2 --shard 1/2")),
+    );
+    assert_eq!(entries(&work.path().join("parts/sdedit")).len(), 2);
+    succeed(
+        work.path(),
+        &eval(&format!("{methods} -q -o parts --shard 2/2")),
+    );
+    for method in ["sdedit", "text-swap"] {
+        for name in ["one", "two", "three"] {
+            let made = |out: &str| {
+                let path = work.path().join(out).join(method).join(name);
+                fs::read(path.join("b_prime.png")).unwrap()
+            };
+            assert!(made("whole") == made("parts"), "{method} {name}");
+        }
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_that_was_killed_goes_on_where_it_stopped() {
+    use std::process::Stdio;
+    use std::time::{Duration, Instant};
+
+    let work = workplace_with_suite();
+    let arguments = eval("--methods difference-inversion -o out");
+    let mut child = dinv(work.path())
+        .args(arguments.split_whitespace())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let folder = work.path().join("out/difference-inversion");
+    let started = Instant::now();
+    while !folder.join("one/result.json").exists() && !folder.join("three/result.json").exists() {
+        assert!(
+            started.elapsed() < Duration::from_secs(120),
+            "no result came"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap(); // SIGKILL
+    child.wait().unwrap();
+    let finished: Vec<_> = entries(&folder)
+        .into_iter()
+        .map(|name| folder.join(name).join("result.json"))
+        .filter(|path| path.exists())
+        .map(|path| (fs::metadata(&path).unwrap().modified().unwrap(), path))
+        .collect();
+    assert!(!finished.is_empty());
+
+    succeed(work.path(), &arguments);
+    assert_eq!(entries(&folder), ["one", "three", "two"]);
+    for (modified, path) in finished {
+        let now = fs::metadata(&path).unwrap().modified().unwrap();
+        assert_eq!(now, modified, "{} was made again", path.display());
+    }
+    let third = succeed(work.path(), &arguments);
+    assert!(!third.stderr.contains(" of "), "{}", third.stderr);
+}
+
+#[test]
+fn what_cannot_run_is_skipped_and_what_fails_is_told() {
+    let work = workplace_with_suite();
+    let variants = "[told]\nmethod = 'difference-inversion'\nprompt_mode = 'text'\n\
+                    [wrong]\nmethod = 'sdedit'\nnum_inference_steps = 1000000\n\
+                    [misspelt]\nmethod = 'sdedit'\nstregth = 1.0\n";
+    fs::write(work.path().join("v.toml"), variants).unwrap();
+    let list = fs::read_to_string(work.path().join("list.jsonl")).unwrap();
+    let list = list.replacen("\"b\":\"noon\",", "", 1);
+    fs::write(work.path().join("list.jsonl"), list).unwrap();
+    let done = run(work.path(), &eval("--variants v.toml -o out"));
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    // Every analogy of `wrong`, and the one without a caption of B of `told`.
+    assert!(
+        done.stderr.contains("error: 4 analogies failed"),
+        "{}",
+        done.stderr
+    );
+    assert!(
+        done.stdout.contains("| told | captions | 2 | 1 |"),
+        "{}",
+        done.stdout
+    );
+    assert!(
+        done.stdout
+            .contains("| misspelt | skipped, see below | 0 | 0 |"),
+        "{}",
+        done.stdout
+    );
+    for text in [
+        "- `misspelt` was skipped: there is no setting `stregth`; there are eta",
+        "- `told` failed on `one`: a prompt is missing",
+        "- `wrong` failed on `two`: setting `num_inference_steps`",
+    ] {
+        assert!(done.stdout.contains(text), "no `{text}` in {}", done.stdout);
+    }
+    assert_eq!(entries(&work.path().join("out/wrong/two")), ["result.json"]);
+}
+
+#[test]
+fn results_of_another_run_are_not_mixed_in() {
+    let work = workplace_with_suite();
+    let once = |more: &str| run(work.path(), &eval(&format!("--limit 1 -q {more}")));
+    assert_eq!(once("--methods sdedit -o out").code, Some(0));
+    fs::write(
+        work.path().join("v.toml"),
+        "[sdedit]\nsdedit_strength = 0.5\n",
+    )
+    .unwrap();
+    fs::create_dir(work.path().join("full")).unwrap();
+    fs::write(work.path().join("full/mine.txt"), "").unwrap();
+    let refused = |more: &str, expected: &str| {
+        let done = once(more);
+        assert_eq!(done.code, Some(1), "{more}: {}", done.stderr);
+        assert!(done.stderr.contains(expected), "{more}: {}", done.stderr);
+        assert!(
+            done.stderr.contains("hint: write elsewhere with `-o`"),
+            "{}",
+            done.stderr
+        );
+    };
+    refused(
+        "--methods sdedit -o out --seed 1",
+        "another run: the seed was 0, and is 1",
+    );
+    refused(
+        "--variants v.toml -o out",
+        "the method `sdedit` has other settings",
+    );
+    refused(
+        "--methods sdedit -o full",
+        "is not empty and holds no run.json",
+    );
+    let list = fs::read_to_string(work.path().join("list.jsonl")).unwrap();
+    fs::write(work.path().join("list.jsonl"), list.replace("noon", "dawn")).unwrap();
+    refused(
+        "--methods sdedit -o out",
+        "the analogies or pictures of the suite have changed",
+    );
+    fs::write(work.path().join("list.jsonl"), list).unwrap();
+    assert_eq!(once("--methods text-swap -o out").code, Some(0));
+
+    let path = work.path().join("out/run.json");
+    let record = fs::read_to_string(&path).unwrap();
+    fs::write(&path, record.replace("\"format\": 1", "\"format\": 2")).unwrap();
+    refused(
+        "--methods sdedit -o out",
+        "of another version of the program: format 2, expected 1",
+    );
+    fs::write(&path, "{").unwrap();
+    refused("--methods sdedit -o out", "run.json: not valid JSON");
+}
+
+#[test]
+fn wrong_usage_names_what_is_wrong() {
+    let work = workplace_with_suite();
+    for (arguments, expected) in [
+        ("--methods magic", "there is no method `magic`"),
+        (
+            "--methods sdedit,sdedit",
+            "the method `sdedit` is named twice",
+        ),
+        ("--shard 3/2", "expected i/n with i from 1 to n"),
+        ("--jobs 0", "--jobs: expected at least 1"),
+        ("--limit 3 --quick", "cannot be used with"),
+        ("--variants list.jsonl", "list.jsonl: "),
+    ] {
+        let done = run(work.path(), &eval(&format!("{arguments} -o out")));
+        assert_eq!(done.code, Some(2), "{arguments}: {}", done.stderr);
+        assert!(
+            done.stderr.contains(expected),
+            "{arguments}: {}",
+            done.stderr
+        );
+        assert!(!work.path().join("out").exists());
+    }
+    for (variants, expected) in [
+        ("", "there is no variant in it"),
+        ("[x]\nmethod = 'magic'", "[x]: there is no method `magic`"),
+        ("[x]\nmethod = 1", "[x]: `method`: expected a name, found 1"),
+        (
+            "['a/b']\nmethod = 'sdedit'",
+            "`a/b` cannot be the name of a method",
+        ),
+    ] {
+        fs::write(work.path().join("v.toml"), variants).unwrap();
+        let done = run(work.path(), &eval("--variants v.toml -o out"));
+        assert_eq!(done.code, Some(2), "{variants}: {}", done.stderr);
+        assert!(
+            done.stderr.contains(expected),
+            "{variants}: {}",
+            done.stderr
+        );
+    }
+    let done = run(work.path(), "eval run --suite gone -o out");
+    assert_eq!(done.code, Some(1));
+    assert!(done.stderr.contains("gone: "), "{}", done.stderr);
+    let done = run(work.path(), "eval report model");
+    assert_eq!(done.code, Some(1));
+    assert!(done.stderr.contains("model/run.json: "), "{}", done.stderr);
+}
+
+#[test]
+fn suites_are_written_out() {
+    let work = workplace_with_suite();
+    succeed(work.path(), "eval export --suite list.jsonl copy");
+    assert_eq!(
+        entries(&work.path().join("copy")),
+        ["manifest.jsonl", "pictures", "suite.json"]
+    );
+    succeed(work.path(), "eval export --suite copy again");
+    let manifest = |name: &str| fs::read(work.path().join(name).join("manifest.jsonl")).unwrap();
+    assert_eq!(manifest("copy"), manifest("again"));
+    let done = run(work.path(), "eval export --suite list.jsonl copy");
+    assert_eq!(done.code, Some(1));
+    assert!(
+        done.stderr.contains("copy: something is there already"),
+        "{}",
+        done.stderr
+    );
+}
+
+#[test]
+fn the_demo_benchmark_runs_and_its_judge_sees_the_truth() {
+    let work = tempfile::tempdir().unwrap();
+    let variants = "[quick]\nmethod = 'difference-inversion'\nsteps = 2\nselect_every = 0\n\
+                    num_inference_steps = 4\n[words]\nmethod = 'text-swap'\n";
+    fs::write(work.path().join("v.toml"), variants).unwrap();
+    let run = "eval run --suite demo/validation --limit 2 --variants v.toml --json -o out";
+    succeed(work.path(), run);
+    let report = read_json(&work.path().join("out/report.json"));
+    let methods = &report["groups"][0]["methods"];
+    assert_eq!(
+        (&methods[0]["method"], &methods[0]["solved"]),
+        (&json!("quick"), &json!(2))
+    );
+    assert_eq!(methods[1]["scores"]["edit"]["mean"], 1.0, "{methods}");
+    assert!(methods[1]["scores"]["kept"]["mean"].as_f64().unwrap() > 0.9);
+    assert!(
+        methods[1]["scores"]["judge_direction"]["mean"]
+            .as_f64()
+            .unwrap()
+            > 0.1
+    );
+}
