@@ -3,10 +3,11 @@
 
 mod analogist;
 mod analogy;
+pub mod compare;
 mod dia;
 mod difference_inversion;
-mod instruct_pix2pix;
 mod folder;
+mod instruct_pix2pix;
 mod judge;
 mod measures;
 mod method;
@@ -15,16 +16,16 @@ mod models;
 pub mod report;
 mod session;
 mod settings;
-mod visii;
 pub mod statistics;
 pub mod suite;
+mod visii;
 mod words;
 
 pub use self::analogist::{AnalogistConfig, Captioned};
 pub use self::analogy::{Analogy, Attributes, Captions, SceneAttributes};
 pub use self::dia::{DiaConfig, DiaInversion};
-pub use self::instruct_pix2pix::InstructPix2PixConfig;
 pub use self::folder::{Folder, MethodRecord, ResultRecord, RunRecord, Status, SuiteRecord};
+pub use self::instruct_pix2pix::InstructPix2PixConfig;
 pub use self::judge::{Judge, Judged};
 pub use self::measures::{Better, METRICS, MeasurePaths, Measures, Metric, Question, Scores};
 pub use self::method::{BUILT_IN, Build, BuiltIn, Method, Told, Variant, build};

@@ -1,5 +1,6 @@
 //! `dinv eval`: methods that make B′, measured on a suite of analogies.
 
+mod compare;
 mod export;
 mod hashes;
 mod jobs;
@@ -17,6 +18,7 @@ use clap::{Args, Subcommand};
   dinv eval run --suite demo/validation --quick -o quick
   dinv eval run --suite demo/test --jobs 2 -o night
   dinv eval report night
+  dinv eval compare night --with difference-inversion
   dinv eval export --suite demo/test demo-test")]
 pub(crate) struct EvalArgs {
     #[command(subcommand)]
@@ -27,6 +29,7 @@ pub(crate) struct EvalArgs {
 enum Action {
     Run(Box<run::RunArgs>),
     Report(report::ReportArgs),
+    Compare(compare::CompareArgs),
     Export(export::ExportArgs),
     #[command(hide = true)]
     Worker(worker::WorkerArgs),
@@ -37,6 +40,7 @@ pub(crate) fn run(args: &EvalArgs) -> anyhow::Result<()> {
     match &args.action {
         Action::Run(args) => run::run(args),
         Action::Report(args) => report::run(args),
+        Action::Compare(args) => compare::run(args),
         Action::Export(args) => export::run(args),
         Action::Worker(args) => worker::run(args),
     }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::suite::Entry;
 use super::{Scores, Told};
@@ -40,6 +40,9 @@ pub struct RunRecord {
     pub seed: u64,
     /// Where and in which number format the models ran.
     pub device: String,
+    /// How the text-to-image model's files were understood, where that was said.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub options: Map<String, Value>,
     /// SHA-256 of the files of every model, by the model's role.
     pub models: BTreeMap<String, BTreeMap<String, String>>,
     /// SHA-256 of the networks of metrics.
@@ -123,6 +126,7 @@ impl RunRecord {
             suite,
             seed,
             device,
+            options: Map::new(),
             models: BTreeMap::new(),
             measures: BTreeMap::new(),
             methods: Vec::new(),
@@ -148,6 +152,9 @@ impl RunRecord {
             .or_else(|| differs("the device", &self.device, &there.device));
         if plain.is_some() {
             return plain;
+        }
+        if self.options != there.options {
+            return Some("the model's files are understood in another way".to_owned());
         }
         if self.suite != there.suite {
             return Some("the analogies or pictures of the suite have changed".to_owned());

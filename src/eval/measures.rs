@@ -1,10 +1,10 @@
 //! All metrics of one B′, with the networks they need.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, FloatDType};
 use image::RgbImage;
 
 use super::judge::{Judge, Judged};
@@ -14,8 +14,10 @@ use super::metrics::{
 use super::{Analogy, EvalModels};
 use crate::Result;
 use crate::analogy::Models;
-use crate::image::fit;
+use crate::image::{ImagePreprocessor, fit, to_tensor};
 use crate::joint_space::JointSpace;
+use crate::models::dinov2::Dinov2Model;
+use crate::models::lpips::Lpips;
 use crate::prompt::Prompt;
 use crate::tokens::host;
 
@@ -144,6 +146,10 @@ pub const METRICS: &[Metric] = {
 pub struct MeasurePaths {
     /// The judge of the demo world.
     pub judge: Option<PathBuf>,
+    /// DINO-v2: a transformers `Dinov2Model` folder with its `preprocessor_config.json`.
+    pub dino: Option<PathBuf>,
+    /// LPIPS over VGG16: the `lpips` package's `state_dict()`, saved as safetensors.
+    pub lpips: Option<PathBuf>,
 }
 
 /// The networks of all metrics.
@@ -151,6 +157,16 @@ pub struct MeasurePaths {
 pub struct Measures {
     clip: Arc<Models>,
     judge: Option<Judge>,
+    dino: Option<Dino>,
+    lpips: Option<Lpips>,
+}
+
+/// DINO-v2 with its eyes.
+#[derive(Debug)]
+struct Dino {
+    model: Dinov2Model,
+    preprocessor: ImagePreprocessor,
+    device: Device,
 }
 
 /// The features of A, A′, B and B′ in one network.
@@ -167,9 +183,13 @@ impl Measures {
         let clip = models.text_to_image()?;
         clip.joints()?;
         let judge = paths.judge.as_deref();
+        let dino = paths.dino.as_deref();
+        let lpips = paths.lpips.as_deref();
         Ok(Self {
             clip,
             judge: judge.map(|path| Judge::open(path, device)).transpose()?,
+            dino: dino.map(|path| Dino::open(path, device)).transpose()?,
+            lpips: lpips.map(|path| Lpips::open(path, device)).transpose()?,
         })
     }
 
@@ -177,8 +197,8 @@ impl Measures {
     /// to be measured, or no network was given for, is left out.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`](crate::Error::InvalidInput) if CLIP's preprocessor and network do
-    /// not fit.
+    /// [`Error::InvalidInput`](crate::Error::InvalidInput) if a preprocessor and its network do
+    /// not fit, or the picture is too small for a network.
     pub fn measure(&self, analogy: &Analogy, b_prime: &RgbImage) -> Result<Scores> {
         let fitted = |image: &RgbImage| fit(image, b_prime.width(), b_prime.height());
         let (b, truth) = (fitted(&analogy.b), analogy.b_prime.as_ref().map(fitted));
@@ -190,9 +210,20 @@ impl Measures {
             let truth = truth.as_ref().map(|truth| judge.look(truth));
             judged_scores(analogy, judged, truth.as_ref(), &mut scores);
         }
+        if let Some(dino) = &self.dino {
+            let pictures = [&analogy.a, &analogy.a_prime, &analogy.b, b_prime];
+            let [a, a_prime, b, made] = pictures.map(|picture| dino.look(picture));
+            directions("dino", &[a?, a_prime?, b?, made?], &mut scores);
+        }
         let mut put = |name: &str, score: f64| {
             scores.insert(name.to_owned(), score);
         };
+        if let Some(lpips) = &self.lpips {
+            put("lpips_b", lpips_distance(lpips, &b, b_prime)?);
+            if let Some(truth) = &truth {
+                put("lpips_truth", lpips_distance(lpips, truth, b_prime)?);
+            }
+        }
         if let Some(ssim) = ssim(&b, b_prime) {
             put("ssim_b", ssim);
         }
@@ -237,6 +268,37 @@ impl Measures {
         }
         Ok(())
     }
+}
+
+impl Dino {
+    fn open(folder: &Path, device: &Device) -> Result<Self> {
+        Ok(Self {
+            model: Dinov2Model::open(folder, device, FloatDType::F32)?,
+            preprocessor: ImagePreprocessor::open(folder)?,
+            device: device.clone(),
+        })
+    }
+
+    /// The class token of a picture.
+    fn look(&self, image: &RgbImage) -> Result<Vec<f32>> {
+        let pixels = self.preprocessor.apply(image, &self.device);
+        Ok(host(self.model.pooled(pixels)?))
+    }
+}
+
+/// LPIPS (see [`stage_distance`]) of two pictures of one size.
+fn lpips_distance(lpips: &Lpips, one: &RgbImage, other: &RgbImage) -> Result<f64> {
+    let features = |image: &RgbImage| {
+        let size = [image.height(), image.width()];
+        lpips.features(to_tensor(image, size, lpips.device()))
+    };
+    let stages = features(one)?.into_iter().zip(features(other)?);
+    let distances = stages
+        .zip(lpips.channel_weights())
+        .map(|((one, other), weights)| {
+            stage_distance(&host(one), &host(other), weights.len(), Some(weights))
+        });
+    Ok(distances.sum())
 }
 
 fn text_features(joint: &JointSpace, text: &str) -> Result<Vec<f32>> {

@@ -101,7 +101,8 @@ impl MethodResults {
 }
 
 impl Group {
-    fn has(self, result: &ResultRecord) -> bool {
+    /// Whether an analogy with this result is in the group.
+    pub fn has(self, result: &ResultRecord) -> bool {
         self.0.is_none() || self.0 == result.changes
     }
 

@@ -276,6 +276,185 @@ fn results_of_another_run_are_not_mixed_in() {
 }
 
 #[test]
+fn a_method_without_its_model_is_skipped_with_its_reason() {
+    let work = workplace_with_suite();
+    let done = succeed(
+        work.path(),
+        &eval("--limit 1 --methods visii,sdedit,analogist -o out"),
+    );
+    for (method, what) in [
+        ("visii", "an InstructPix2Pix model"),
+        ("analogist", "an inpainting model"),
+    ] {
+        let reason = format!("- `{method}` was skipped: {what} is missing");
+        assert!(done.stdout.contains(&reason), "{}", done.stdout);
+    }
+    assert!(
+        done.stdout.contains("| sdedit | captions | 1 | 0 |"),
+        "{}",
+        done.stdout
+    );
+
+    // Now there is one: it joins the others in the same folder.
+    super::copy_folder(
+        &super::golden("instruct_pix2pix"),
+        &work.path().join("instruct"),
+    );
+    let more = "--limit 1 --methods instruct-pix2pix --instruct-model instruct -o out";
+    let list = fs::read_to_string(work.path().join("list.jsonl")).unwrap();
+    assert!(!list.contains("instruction"));
+    let done = run(work.path(), &eval(more));
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    let reason = "- `instruct-pix2pix` failed on `one`: an instruction is missing";
+    assert!(done.stdout.contains(reason), "{}", done.stdout);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_worker_that_is_killed_costs_one_analogy() {
+    use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    let work = workplace_with_suite();
+    let arguments = eval("--methods difference-inversion -o out");
+    let child = dinv(work.path())
+        .args(arguments.split_whitespace())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The run's only child, once there is one.
+    let id = child.id();
+    let started = Instant::now();
+    let worker = loop {
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "no worker came"
+        );
+        let tasks = fs::read_dir(format!("/proc/{id}/task"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        let children =
+            tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+        let children = children.collect::<String>();
+        if let Some(worker) = children.split_whitespace().next() {
+            break worker.to_owned();
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    assert!(
+        Command::new("kill")
+            .args(["-KILL", &worker])
+            .status()
+            .unwrap()
+            .success()
+    );
+    let done: super::Done = child.wait_with_output().unwrap().into();
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    assert!(
+        done.stderr.contains("error: 1 analogy failed"),
+        "{}",
+        done.stderr
+    );
+    assert!(
+        done.stdout.contains("ended before it was done: signal: 9"),
+        "{}",
+        done.stdout
+    );
+    assert!(
+        done.stdout
+            .contains("| difference-inversion | nothing | 2 | 1 |"),
+        "{}",
+        done.stdout
+    );
+    succeed(work.path(), &arguments);
+}
+
+#[test]
+fn runs_and_methods_are_compared() {
+    let work = workplace_with_suite();
+    succeed(work.path(), &eval("-q --methods sdedit,text-swap -o first"));
+    fs::write(
+        work.path().join("v.toml"),
+        "[sdedit]\nsdedit_strength = 0.5\n",
+    )
+    .unwrap();
+    succeed(work.path(), &eval("-q --variants v.toml -o second"));
+    let done = succeed(work.path(), "eval compare first second");
+    assert!(
+        done.stdout.contains("- sdedit sdedit_strength: 0.8 → 0.5"),
+        "{}",
+        done.stdout
+    );
+    assert!(
+        done.stdout.contains("## sdedit: all analogies"),
+        "{}",
+        done.stdout
+    );
+    assert!(!done.stdout.contains("text-swap"), "{}", done.stdout);
+    let done = succeed(work.path(), "eval compare first --with sdedit --json");
+    let compared: Value = serde_json::from_str(&done.stdout).unwrap();
+    assert_eq!(
+        compared["comparisons"][0]["names"],
+        json!(["sdedit", "text-swap"])
+    );
+    for (arguments, code, expected) in [
+        (
+            "first",
+            2,
+            "expected two runs, or one run and `--with METHOD`",
+        ),
+        (
+            "first --with magic",
+            1,
+            "no method `magic`; it has sdedit, text-swap",
+        ),
+        ("first gone", 1, "gone/run.json: "),
+    ] {
+        let done = run(work.path(), &format!("eval compare {arguments}"));
+        assert_eq!(done.code, Some(code), "{arguments}: {}", done.stderr);
+        assert!(
+            done.stderr.contains(expected),
+            "{arguments}: {}",
+            done.stderr
+        );
+    }
+}
+
+#[test]
+fn real_networks_of_metrics_are_used_where_they_are_given() {
+    let work = workplace_with_suite();
+    let networks = format!(
+        "--dino {} --lpips {}",
+        super::golden("dinov2/mlp").display(),
+        super::golden("lpips/model.safetensors").display()
+    );
+    succeed(work.path(), &eval("-q --methods sdedit --limit 1 -o out"));
+    let result = work.path().join("out/sdedit/one/result.json");
+    let seconds = read_json(&result)["seconds"].clone();
+    assert_eq!(read_json(&result)["scores"].get("lpips_b"), None);
+    // What is there is measured again, not made again.
+    succeed(
+        work.path(),
+        &eval(&format!("-q --methods sdedit --limit 1 {networks} -o out")),
+    );
+    let again = read_json(&result);
+    assert_eq!(again["seconds"], seconds);
+    for metric in [
+        "lpips_b",
+        "lpips_truth",
+        "dino_direction",
+        "dino_direction_rescaled",
+    ] {
+        assert!(
+            again["scores"][metric].as_f64().unwrap().is_finite(),
+            "{metric}"
+        );
+    }
+}
+
+#[test]
 fn wrong_usage_names_what_is_wrong() {
     let work = workplace_with_suite();
     for (arguments, expected) in [

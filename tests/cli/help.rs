@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::run;
 
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "",
     "analogy",
     "learn",
@@ -15,6 +15,7 @@ const COMMANDS: [&str; 15] = [
     "eval",
     "eval run",
     "eval report",
+    "eval compare",
     "eval export",
     "doctor",
     "models",

@@ -1,9 +1,10 @@
 //! SHA-256 of the files that decide a run.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
+use burn::tensor::{Device, FloatDType};
 use difference_inversion::eval::{EvalModelPaths, MeasurePaths};
+use difference_inversion::weights::Weights;
 
 use super::super::record::{sha256, weight_files};
 
@@ -31,11 +32,22 @@ pub(super) fn of_models(
 
 /// The hashes of the networks of metrics.
 pub(super) fn of_measures(paths: &MeasurePaths) -> anyhow::Result<BTreeMap<String, String>> {
-    let networks: [(&str, Option<&Path>); 1] = [("judge", paths.judge.as_deref())];
-    let given = networks
-        .into_iter()
-        .filter_map(|(name, path)| Some((name, path?)));
-    given
-        .map(|(name, path)| Ok((name.to_owned(), sha256(path)?)))
-        .collect()
+    let networks = [
+        ("judge", &paths.judge),
+        ("dino", &paths.dino),
+        ("lpips", &paths.lpips),
+    ];
+    let mut hashes = BTreeMap::new();
+    for (name, path) in networks {
+        let Some(path) = path else { continue };
+        let weights = Weights::open(path, &Device::flex(), FloatDType::F32)?;
+        for (number, file) in weights.files().enumerate() {
+            let name = match number {
+                0 => name.to_owned(),
+                _ => format!("{name} ({number})"), // a further shard
+            };
+            hashes.insert(name, sha256(file)?);
+        }
+    }
+    Ok(hashes)
 }

@@ -129,7 +129,8 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     match report.failures() {
         0 => Ok(()),
         count => {
-            let message = format!("{count} analogies failed");
+            let what = if count == 1 { "analogy" } else { "analogies" };
+            let message = format!("{count} {what} failed");
             let hint = "the report says why; the same command tries these again";
             Err(Failure::new(message).hint(hint).into())
         }
@@ -170,6 +171,7 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
         model_settings.dtype_name()
     );
     let mut record = RunRecord::new(about, args.seed, device);
+    record.options = model_settings.file_settings().collect();
     record.models = hashes::of_models(&paths)?;
     record.measures.clone_from(&measured_with);
     let models = setup::models(paths, &model_settings, recommended.clone())?;

@@ -16,14 +16,11 @@ use super::super::report::Failure;
 /// The suites that come with the demo model, by the names they are called by.
 const DEMO_SUITES: [&str; 2] = ["demo/validation", "demo/test"];
 /// Methods that read no captions of the captioner's.
-const WITHOUT_CAPTIONER: [&str; 6] = [
-    "text-swap",
-    "sdedit",
-    "instruct-pix2pix",
-    "visii",
-    "analogist",
-    "dia",
-];
+const WITHOUT_CAPTIONER: [&str; 5] = ["text-swap", "sdedit", "instruct-pix2pix", "visii", "dia"];
+
+/// The U-Nets of the other models in the folder of a model that has them.
+const INSTRUCT: &str = "unet_instruct_pix2pix";
+const INPAINT: &str = "unet_inpaint";
 
 /// Which suite.
 #[derive(Debug, Clone, Args)]
@@ -78,6 +75,12 @@ pub(super) struct Further {
     /// with its attributes]
     #[arg(long, value_name = "FILE", help_heading = "Metrics")]
     judge: Option<PathBuf>,
+    /// DINO-v2, the folder of a transformers Dinov2Model, such as facebook/dinov2-base [default: none]
+    #[arg(long, value_name = "DIR", help_heading = "Metrics")]
+    dino: Option<PathBuf>,
+    /// LPIPS over VGG16, the lpips package's state_dict() saved as safetensors [default: none]
+    #[arg(long, value_name = "FILE", help_heading = "Metrics")]
+    lpips: Option<PathBuf>,
 }
 
 /// Everything a worker has to know, written to it by the run as one line of JSON.
@@ -128,9 +131,11 @@ pub(super) fn model_paths(
         };
         Ok(Some(paths))
     };
+    let instruct_pix2pix = other(&further.instruct_model)?;
+    let inpainting = other(&further.inpaint_model)?;
     Ok(EvalModelPaths {
-        instruct_pix2pix: other(&further.instruct_model)?,
-        inpainting: other(&further.inpaint_model)?,
+        instruct_pix2pix: instruct_pix2pix.or_else(|| text_to_image.with_unet(INSTRUCT)),
+        inpainting: inpainting.or_else(|| text_to_image.with_unet(INPAINT)),
         text_to_image,
     })
 }
@@ -157,5 +162,7 @@ pub(super) fn measure_paths(further: &Further, suite: &Suite) -> anyhow::Result<
     };
     Ok(MeasurePaths {
         judge: judge.filter(|path| further.judge.is_some() || path.is_file()),
+        dino: further.dino.clone(),
+        lpips: further.lpips.clone(),
     })
 }
