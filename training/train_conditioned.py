@@ -26,6 +26,7 @@ from world import KINDS, SIZE, Scene, analogy, instruction, random_caption, rend
 
 FOLDERS = {"instruct": "unet_instruct_pix2pix", "inpaint": "unet_inpaint"}
 CHANNELS = {"instruct": 8, "inpaint": 9}
+LATENTS = {"instruct": SIZE // 8, "inpaint": 2 * SIZE // 8}  # what is drawn if nobody says a size: a grid
 GRID = ("a", "a_prime", "b", "b_prime")  # left to right, top to bottom
 CELLS = ((0, 0), (0, 1), (1, 0), (1, 1))
 
@@ -33,7 +34,8 @@ CELLS = ((0, 0), (0, 1), (1, 0), (1, 1))
 def build(model: pathlib.Path, task: str) -> UNet2DConditionModel:
     """The model's U-Net with more input channels, which count for nothing yet."""
     plain = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32)
-    unet = UNet2DConditionModel.from_config({**plain.config, "in_channels": CHANNELS[task]})
+    changes = {"in_channels": CHANNELS[task], "sample_size": LATENTS[task]}
+    unet = UNet2DConditionModel.from_config({**plain.config, **changes})
     weights = plain.state_dict()
     kernel = torch.zeros_like(unet.conv_in.weight)
     kernel[:, :4] = weights["conv_in.weight"]
