@@ -109,23 +109,6 @@ impl Hub {
         })
     }
 
-    /// The folder of a model: the one in the cache if it is complete, without a question to the
-    /// Hub; else [`pull`](Self::pull).
-    ///
-    /// # Errors
-    /// As `pull`.
-    pub fn model(
-        &self,
-        id: &ModelId,
-        variant: Option<&str>,
-        observer: Observer<'_>,
-    ) -> Result<PathBuf> {
-        match self.cached(id, variant) {
-            Some(model) if model.missing.is_empty() => Ok(model.folder),
-            _ => self.pull(id, variant, observer),
-        }
-    }
-
     /// What the cache has of a model, in a variant if one is asked for.
     pub fn cached(&self, id: &ModelId, variant: Option<&str>) -> Option<CachedModel> {
         cache::RepoCache::new(&self.cache, id).model(id, variant)

@@ -7,7 +7,8 @@ use burn::tensor::{Device, FloatDType};
 use clap::Args;
 use difference_inversion::analogy::ModelPaths;
 use difference_inversion::hub::ModelId;
-use difference_inversion::weights::{ModelFiles, Weights};
+use difference_inversion::pipeline::PipelineKind;
+use difference_inversion::weights::{FileOptions, ModelFiles, Weights};
 use serde::Serialize;
 use sysinfo::System;
 
@@ -84,7 +85,10 @@ fn examine(models: &ModelSettings) -> Findings {
                 problems.extend(absent.iter().map(|id| {
                     format!("{id} is not downloaded yet; `dinv models pull {id}` does it")
                 }));
-                let learning = memory::ways(&paths);
+                let learning = match learns(&paths.model, &paths.options) {
+                    true => memory::ways(&paths),
+                    false => Vec::new(),
+                };
                 (Some(paths.model.clone()), components(&paths), learning)
             }
             Err(error) => {
@@ -119,12 +123,19 @@ fn find(models: &ModelSettings) -> anyhow::Result<(ModelPaths, Vec<ModelId>)> {
     let mut watcher = Watcher::new(true);
     let mut fetcher = Fetcher::looking_only(&mut watcher)?;
     let model = fetcher.model(models)?;
-    let everything = Needs {
-        joint_spaces: true,
-        captioner: true,
+    let learns = learns(&model, &models.file_options()?);
+    let needs = Needs {
+        joint_spaces: learns,
+        captioner: learns,
     };
-    let paths = fetcher.paths(models, model, everything)?;
+    let paths = fetcher.paths(models, model, needs)?;
     Ok((paths, fetcher.absent))
+}
+
+/// Whether differences are learned on a model, as far as its files tell.
+fn learns(model: &Path, options: &FileOptions) -> bool {
+    let kind = ModelFiles::open(model, options).and_then(|files| PipelineKind::of(&files));
+    !kind.is_ok_and(PipelineKind::takes_picture)
 }
 
 /// The parts of a model that the program uses.
@@ -168,6 +179,9 @@ fn components(paths: &ModelPaths) -> Vec<Component> {
         let folder = part("scheduler");
         let state = size_of(&folder, &[&["scheduler_config.json"]]);
         add("scheduler", drawing, folder, state);
+    }
+    if !learns(&paths.model, &paths.options) {
+        return parts;
     }
     for folder in paths.clip_folders() {
         let state = weights_size(&folder);

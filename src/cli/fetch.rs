@@ -187,7 +187,7 @@ impl<'a> Fetcher<'a> {
         }
         let watcher = &mut *self.watcher;
         let observe = &mut |progress: &_| watcher.observe(progress);
-        Ok(self.hub.model(id, variant, observe)?)
+        Ok(self.hub.pull(id, variant, observe)?)
     }
 }
 

@@ -27,6 +27,15 @@ impl PipelineKind {
         Self::Inpaint,
     ];
 
+    /// The kind of a model that was not loaded.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if there is no `model_index.json`, [`Error::Config`] if its class is
+    /// none of [`ALL`](Self::ALL).
+    pub fn of(files: &ModelFiles) -> Result<Self> {
+        Ok(ModelIndex::open(files)?.kind)
+    }
+
     /// The name of diffusers' class.
     pub fn class_name(self) -> &'static str {
         match self {

@@ -426,3 +426,15 @@ fn pictures_have_the_resolution_that_is_asked_for() {
     let b_prime = image::open(work.path().join("out/b_prime.png")).unwrap();
     assert_eq!((b_prime.width(), b_prime.height()), (32, 24));
 }
+
+#[test]
+fn doctor_misses_nothing_of_a_model_that_only_draws() {
+    let work = workplace();
+    copy_folder(&golden("instruct_pix2pix"), &work.path().join("edits"));
+    let done = succeed(work.path(), "doctor --model edits").stdout;
+    assert!(done.contains("everything is there"), "{done}");
+    assert!(
+        !done.contains("captioner") && !done.contains("learning"),
+        "{done}"
+    );
+}

@@ -32,6 +32,8 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -77,7 +79,11 @@ FAMILIES = {
     "sd15": (StableDiffusionPipeline, UNET_1, [CLIP_L], ["ViT-L/14"], SD_NOISE),
     "sd21": (StableDiffusionPipeline, UNET_2, [CLIP_H], ["ViT-H/14"], SD_NOISE | dict(prediction_type="v_prediction")),
     "sdxl": (StableDiffusionXLPipeline, UNET_XL, [CLIP_L, CLIP_G], ["ViT-L/14", "ViT-bigG/14"], SD_NOISE),
+    "instruct-pix2pix": (StableDiffusionInstructPix2PixPipeline, UNET_1 | dict(in_channels=8), [CLIP_L], ["ViT-L/14"], SD_NOISE),
+    "inpaint": (StableDiffusionInpaintPipeline, UNET_1 | dict(in_channels=9), [CLIP_L], ["ViT-L/14"], SD_NOISE),
 }
+# Made of the same parts as sd15, but for the U-Net.
+LIKE_SD15 = "instruct-pix2pix", "inpaint"
 SCHEDULERS = {
     "ddim": DDIMScheduler,
     "dpm-solver": DPMSolverMultistepScheduler,
@@ -218,7 +224,7 @@ class Parity:
         model = make(lambda: UNet2DConditionModel(**config), 3)
         generator = torch.Generator().manual_seed(13)
         inputs = {
-            "sample": torch.randn(1, 4, 64, 64, generator=generator),
+            "sample": torch.randn(1, config.get("in_channels", 4), 64, 64, generator=generator),
             "timesteps": torch.tensor([501.0]),
             "encoder_hidden_states": torch.randn(1, 77, config["cross_attention_dim"], generator=generator),
         }
@@ -243,6 +249,24 @@ class Parity:
 
         self.compare(family, "VAE at 256 px", "vae", make_vae(config), inputs, compute)
 
+    def pictures(self, family, pipeline):
+        """What the pipeline and `dinv generate` are given beside words."""
+        if family not in LIKE_SD15:
+            return dict(height=256, width=256), []
+        y, x = np.mgrid[0:256, 0:256]
+        image = self.args.work / "image.png"
+        Image.fromarray(np.stack([x, y, (3 * x + 5 * y) % 256], 2).astype(np.uint8)).save(image)
+        if family == "instruct-pix2pix":
+            return dict(image=Image.open(image), image_guidance_scale=1.5), ["--image", image, "--image-guidance-scale", 1.5]
+        mask = self.args.work / "mask.png"
+        white = (x > 70) & (x < 200) & (y > 90)
+        Image.fromarray((white * 255).astype(np.uint8)).convert("RGB").save(mask)
+        pixels = pipeline.image_processor.preprocess(Image.open(image)) * ~torch.from_numpy(white)
+        # The mean in place of a sample.
+        masked = pipeline.vae.encode(pixels).latent_dist.mean * pipeline.vae.config.scaling_factor
+        given = dict(image=Image.open(image), mask_image=Image.open(mask).convert("L"), masked_image_latents=masked, strength=1.0)
+        return given | dict(height=256, width=256), ["--image", image, "--mask", mask]
+
     def pipeline(self, family, kind, unet, encoders, scheduler):
         """`dinv generate` against the pipeline of diffusers."""
         folder = self.args.work / family
@@ -253,7 +277,7 @@ class Parity:
             pad = "!" if config is not CLIP_L else "<|endoftext|>"
             parts[f"text_encoder{end}"] = make(lambda: build(CLIPTextConfig(**config, eos_token_id=49407)), 1 + number)
             parts[f"tokenizer{end}"] = make_tokenizer(self.args.work / "vocabulary", pad)
-        if kind is StableDiffusionPipeline:
+        if kind is not StableDiffusionXLPipeline:
             parts |= dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
         else:
             parts |= dict(add_watermarker=False)
@@ -267,6 +291,7 @@ class Parity:
             "noise": torch.randn(STEPS, 4, 32, 32, generator=generator),
         }
         save_file(init, self.args.work / "init.safetensors")
+        given, flags = self.pictures(family, pipeline)
         reference = {}
         for name, cls in SCHEDULERS.items():
             noises = iter(init["noise"].split(1))
@@ -274,7 +299,7 @@ class Parity:
             pipeline.scheduler = cls.from_pretrained(folder, subfolder="scheduler")
             picture = pipeline(
                 PROMPT, negative_prompt=NEGATIVE, num_inference_steps=STEPS, guidance_scale=5.0,
-                height=256, width=256, latents=init["latents"], output_type="pil",
+                latents=init["latents"], output_type="pil", **given,
             ).images[0]
             reference[name] = np.asarray(picture).astype(int)
             picture.save(self.args.work / f"{family}-{name}-diffusers.png")
@@ -285,7 +310,7 @@ class Parity:
             self.run([
                 self.args.dinv, "generate", "--model", folder, "--prompt", PROMPT, "--negative-prompt", NEGATIVE,
                 "--num-inference-steps", STEPS, "--guidance-scale", 5, "--scheduler", name,
-                "--init-latents", self.args.work / "init.safetensors", "-o", out, "--overwrite", "--quiet",
+                "--init-latents", self.args.work / "init.safetensors", "-o", out, "--overwrite", "--quiet", *flags,
             ])
             found = np.asarray(Image.open(out).convert("RGB")).astype(int)
             self.table.add(family, f"generate, {name}", np.abs(found - expected).max(), PIXELS)
@@ -293,7 +318,7 @@ class Parity:
 
     def family(self, name):
         kind, unet, encoders, towers, scheduler = FAMILIES[name]
-        wanted = self.args.parts
+        wanted = set(self.args.parts) - ({"text", "vision", "vae"} if name in LIKE_SD15 else set())
         if "text" in wanted:
             for number, config in enumerate(encoders):
                 self.text_encoder(name, number, config)
