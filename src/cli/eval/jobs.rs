@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Lines, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{env, thread};
 
 use anyhow::Context;
@@ -32,14 +32,18 @@ pub(super) enum Event {
 }
 
 /// Shares the analogies called `names` among as many workers as there are to be; `on_event` is
-/// told what they answer.
+/// told what they answer. After the deadline none is begun any more.
 pub(super) fn share(
     job: &Job,
     names: &[String],
     workers: usize,
+    deadline: Option<Instant>,
     mut on_event: impl FnMut(Event) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    let queue = Mutex::new(names.iter().cloned().collect::<VecDeque<_>>());
+    let queue = Queue {
+        names: Mutex::new(names.iter().cloned().collect()),
+        deadline,
+    };
     let children: Vec<Mutex<Option<Child>>> = (0..workers).map(|_| Mutex::default()).collect();
     let (sender, receiver) = mpsc::channel();
     thread::scope(|scope| {
@@ -59,7 +63,7 @@ pub(super) fn share(
                 Err(RecvTimeoutError::Timeout) => {}
             }
             if outcome.is_err() || watch::stopping() {
-                locked(&queue).clear();
+                locked(&queue.names).clear();
                 for child in &children {
                     if let Some(child) = &mut *locked(child) {
                         let _ = child.kill(); // it may have ended by itself
@@ -81,13 +85,13 @@ pub(super) fn share(
 fn serve(
     job: &Job,
     workers: usize,
-    queue: &Mutex<VecDeque<String>>,
+    queue: &Queue,
     child: &Mutex<Option<Child>>,
     events: &Sender<Event>,
 ) -> anyhow::Result<()> {
     let mut worker: Option<Worker> = None;
     let mut deaths = 0;
-    while let Some(name) = next(queue) {
+    while let Some(name) = queue.next() {
         let running = match &mut worker {
             Some(running) => running,
             None => worker.insert(Worker::start(job, workers, child)?),
@@ -122,10 +126,22 @@ fn serve(
     Ok(())
 }
 
-fn next(queue: &Mutex<VecDeque<String>>) -> Option<String> {
-    match watch::stopping() {
-        true => None,
-        false => locked(queue).pop_front(),
+/// Analogies that no worker has begun.
+struct Queue {
+    names: Mutex<VecDeque<String>>,
+    deadline: Option<Instant>,
+}
+
+impl Queue {
+    /// The next one, if there is time for it.
+    fn next(&self) -> Option<String> {
+        let late = self
+            .deadline
+            .is_some_and(|deadline| Instant::now() >= deadline);
+        match late || watch::stopping() {
+            true => None,
+            false => locked(&self.names).pop_front(),
+        }
     }
 }
 
@@ -178,5 +194,25 @@ impl Worker {
             }
         }
         Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_begun_after_the_deadline() {
+        let queue = |deadline| Queue {
+            names: Mutex::new(VecDeque::from(["000".to_owned()])),
+            deadline,
+        };
+        let now = Instant::now();
+        assert_eq!(queue(Some(now)).next(), None);
+        let later = now + Duration::from_secs(3600);
+        assert_eq!(queue(Some(later)).next().as_deref(), Some("000"));
+        let queue = queue(None);
+        assert_eq!(queue.next().as_deref(), Some("000"));
+        assert_eq!(queue.next(), None);
     }
 }

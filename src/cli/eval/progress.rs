@@ -59,6 +59,22 @@ impl RunProgress {
         self.methods.insert(method.to_owned(), work);
     }
 
+    /// Tells that the work of a method begins.
+    pub(super) fn begin(&self, method: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(self.total as u64);
+            bar.set_prefix(method.to_owned());
+            bar.tick();
+        }
+    }
+
+    /// Tells that a method begins no more analogies, though there may be some left.
+    pub(super) fn leave(&mut self, method: &str) {
+        if let Some(work) = self.methods.get_mut(method) {
+            self.total -= std::mem::take(&mut work.left);
+        }
+    }
+
     /// Tells that an analogy has ended.
     pub(super) fn ended(&mut self, method: &str, name: &str, seconds: f64, failed: Option<&str>) {
         self.done += 1;
@@ -151,5 +167,8 @@ mod tests {
         // 2 · 7 s, 10 · 1 s, 4 · 4 s, by two workers
         assert_eq!(progress.time_left(), Some(Duration::from_secs(20)));
         assert_eq!((progress.done, progress.total), (1, 17));
+        progress.leave("unknown");
+        assert_eq!(progress.time_left(), Some(Duration::from_secs(12)));
+        assert_eq!((progress.done, progress.total), (1, 13));
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use difference_inversion::Error;
@@ -27,6 +28,8 @@ use super::{hashes, setup};
 
 /// How many analogies `--quick` takes: one of each kind of the demo suites' single edits.
 const QUICK: usize = 8;
+/// After so long no method begins another of these.
+const QUICK_TIME: Duration = Duration::from_secs(60);
 
 /// Solve every analogy of a suite with every method, and measure
 ///
@@ -71,7 +74,7 @@ pub(super) struct RunArgs {
     /// At most n analogies, as many of one kind as of another
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// The same as --limit 8
+    /// A first look: 8 analogies, of which a method that has taken a minute begins no more
     #[arg(long, conflicts_with = "limit")]
     quick: bool,
     #[command(flatten)]
@@ -121,7 +124,8 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     watch::catch_interrupts()?;
     let prepared = prepare(args)?;
     let mut progress = RunProgress::new(args.general.quiet, args.jobs);
-    let worked = work(&prepared, args.jobs, &mut progress);
+    let time = args.quick.then_some(QUICK_TIME);
+    let worked = work(&prepared, args.jobs, time, &mut progress);
     progress.finish();
     worked?;
     let report = Report::gather(&prepared.folder)?;
@@ -242,7 +246,12 @@ fn other_run(error: Error) -> anyhow::Error {
 }
 
 /// Has every method solve what it has not solved yet.
-fn work(prepared: &Prepared, jobs: usize, progress: &mut RunProgress) -> anyhow::Result<()> {
+fn work(
+    prepared: &Prepared,
+    jobs: usize,
+    time: Option<Duration>,
+    progress: &mut RunProgress,
+) -> anyhow::Result<()> {
     let Prepared {
         folder, entries, ..
     } = prepared;
@@ -278,7 +287,9 @@ fn work(prepared: &Prepared, jobs: usize, progress: &mut RunProgress) -> anyhow:
             ..prepared.job.clone()
         };
         let workers = jobs.min(left.len());
-        jobs::share(&job, &left, workers, |event| {
+        let deadline = time.map(|time| Instant::now() + time);
+        progress.begin(&variant.name);
+        jobs::share(&job, &left, workers, deadline, |event| {
             take(prepared, &variant.name, event, progress)
         })?;
         if watch::stopping() {
@@ -287,6 +298,7 @@ fn work(prepared: &Prepared, jobs: usize, progress: &mut RunProgress) -> anyhow:
                 .hint("the same command goes on where it stopped")
                 .into());
         }
+        progress.leave(&variant.name);
     }
     Ok(())
 }
