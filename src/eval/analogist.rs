@@ -41,8 +41,9 @@ const LAYERS: usize = 16;
 /// as among Stable Diffusion 1's 16 transformer blocks and scaled to as many as the model has (3 to 10 of
 /// 16 are 1 to 4 of 7). One B′ is made; its code makes eight.
 ///
-/// The grid to tune on validation: `guidance_scale` 3, 7.5, 15 × `strength` .8, .98; then with the best of
-/// these `scale` 1, 1.3 × `quality` and `negative_prompt` both as they are, both empty.
+/// The grid to tune on validation: `quality` and `negative_prompt` both as they are, both empty ×
+/// `guidance_scale` 3, 7.5, 15; then `strength` .8, .98 × `scale` 1, 1.3 with the best of these. (Words
+/// that a model's text encoder has never read lead it astray, as the defaults do on the demo model.)
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AnalogistConfig {

@@ -37,8 +37,9 @@ use crate::{Error, Result};
 /// draws samples; weight decay on the optimised embeddings alone; the target is the velocity for
 /// models that predict it.
 ///
-/// The grid to tune on validation: one of `strengths` .5, 1, 1.5 × one of `guidance_scales` 1, 3, 5; then with
-/// the best of these `inversion` lbfgs, ddim × `token_iterations` 10, 100.
+/// The grid to tune on validation: one of `strengths` .5, 1, 1.5 × one of `guidance_scales` 1, 3, 5, with
+/// `noise_learning_rate` 1 and `noise_iterations` 2, which reach a lower error sooner; then `inversion`
+/// lbfgs, ddim × `token_iterations` 10, 100 with the best of these.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DiaConfig {

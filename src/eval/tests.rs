@@ -105,3 +105,31 @@ fn a_model_of_the_wrong_kind_is_refused() {
         "{inpaint}"
     );
 }
+
+#[test]
+fn every_place_of_the_tuning_grids_is_a_method() {
+    let text = include_str!("../../demo/benchmark/tuning.toml");
+    let models = eval_models();
+    let mut count = 0;
+    for section in text.split("\n[").skip(1) {
+        let mut lines = section.lines();
+        let name = lines
+            .next()
+            .and_then(|line| line.strip_suffix(']'))
+            .unwrap();
+        let mut values = serde_json::Map::new();
+        for (key, value) in lines.filter_map(|line| line.split_once(" = ")) {
+            values.insert(key.to_owned(), serde_json::from_str(value).unwrap());
+        }
+        let method = values.remove("method").unwrap();
+        let variant = Variant {
+            name: name.to_owned(),
+            method: method.as_str().unwrap().to_owned(),
+            settings: values,
+        };
+        let built = build(&variant, &models);
+        assert!(built.is_ok(), "{name}: {}", built.err().unwrap());
+        count += 1;
+    }
+    assert_eq!(count, 41);
+}

@@ -40,8 +40,8 @@ const LARGEST_COSINE: f64 = 0.5;
 /// OpenCLIP ViT-H); unit-norm features in Δ (its code: as they come); AdamW in f32 (its code: 8 bits);
 /// the target is the velocity for models that predict it.
 ///
-/// The grid to tune on validation: `guidance_scale` 3, 5, 8 × `image_guidance_scale` 1, 1.5, 2 with the
-/// learned c; then `keep` best, last × `lambda_clip` .1, 1 with the best of these.
+/// The grid to tune on validation: `guidance_scale` 3, 5, 8 × `keep` best, last; then `lambda_clip` .1, 1 ×
+/// `image_guidance_scale` 1, 1.5 with the best of these.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct VisiiConfig {

@@ -118,6 +118,7 @@ pub(super) fn model_paths(
         };
         let named = ModelSettings {
             model: Some(name.clone()),
+            unet: None,
             ..settings.clone()
         };
         let model = fetcher.model(&named)?;
