@@ -36,16 +36,28 @@ pub fn mean_of_means(groups: &[Vec<f64>]) -> Option<f64> {
 
 /// The [mean of means](mean_of_means) with its percentile bootstrap interval (Efron 1979): every
 /// group is drawn anew from itself, with replacement, [`RESAMPLES`] times; the interval is from the
-/// 2.5th to the 97.5th percentile of what comes out.
+/// 2.5th to the 97.5th percentile of what comes out. Groups of a single value, which say nothing of
+/// how values of theirs differ, are drawn from all such groups.
 pub fn bootstrap(groups: &[Vec<f64>], seed: u64) -> Option<Estimate> {
     let mean_of_all = mean_of_means(groups)?;
-    let groups: Vec<&Vec<f64>> = groups.iter().filter(|group| !group.is_empty()).collect();
+    let count = groups.iter().map(Vec::len).sum();
+    // Every group with what it is drawn from.
+    let singles: Vec<f64> = (groups.iter())
+        .filter(|group| group.len() == 1)
+        .map(|group| group[0])
+        .collect();
+    let source = |group: &'_ Vec<f64>| match group.len() {
+        1 => (1, singles.clone()),
+        size => (size, group.clone()),
+    };
+    let filled = groups.iter().filter(|group| !group.is_empty());
+    let groups: Vec<(usize, Vec<f64>)> = filled.map(source).collect();
     let mut rng = rng(seed, Purpose::Statistics, 0);
     let mut drawn: Vec<f64> = (0..RESAMPLES)
         .map(|_| {
-            let means = groups.iter().map(|group| {
-                let draws = (0..group.len()).map(|_| group[rng.random_range(0..group.len())]);
-                draws.sum::<f64>() / group.len() as f64
+            let means = groups.iter().map(|(size, source)| {
+                let draws = (0..*size).map(|_| source[rng.random_range(0..source.len())]);
+                draws.sum::<f64>() / *size as f64
             });
             means.sum::<f64>() / groups.len() as f64
         })
@@ -55,7 +67,7 @@ pub fn bootstrap(groups: &[Vec<f64>], seed: u64) -> Option<Estimate> {
         mean: mean_of_all,
         low: percentile(&drawn, 0.025),
         high: percentile(&drawn, 0.975),
-        count: groups.iter().map(|group| group.len()).sum(),
+        count,
     })
 }
 
@@ -138,6 +150,13 @@ mod tests {
         let apart = [vec![0.0; 50], vec![1.0; 50]];
         let estimate = bootstrap(&apart, 3).unwrap();
         assert_eq!([estimate.low, estimate.mean, estimate.high], [0.5; 3]);
+        // Kinds of one analogy each are drawn from one another: the same as one kind of all of them.
+        let single: Vec<Vec<f64>> = group.iter().map(|value| vec![*value]).collect();
+        let estimate = bootstrap(&single, 3).unwrap();
+        assert!(
+            (estimate.high - (0.5 + 1.96 * 0.05)).abs() < 0.011,
+            "{estimate:?}"
+        );
         let group = std::slice::from_ref(&group);
         assert_eq!(bootstrap(group, 3), bootstrap(group, 3));
     }

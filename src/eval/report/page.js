@@ -146,7 +146,7 @@ function draw() {
   byId("analogies").replaceChildren(...shown.map((analogy) => article(analogy, metric)));
 }
 
-byId("about").textContent = `${data.program}, seed ${data.seed}. Means over the analogies of each kind first, then over kinds, with 95 % bootstrap intervals; the best of a column is marked.`;
+byId("about").textContent = `${data.program}, seed ${data.seed}. Means over the analogies of each kind first, then over kinds, with 95 % bootstrap intervals within kinds; the best of a column is marked.`;
 byId("tables").append(...data.groups.flatMap(meansTable));
 options(byId("kind"), [["", "all"], ...[...new Set(data.analogies.map((one) => one.kind))].sort().map((kind) => [kind, kind])]);
 options(byId("metric"), metrics.map((metric) => [metric.name, metric.title]));
