@@ -1,6 +1,10 @@
 //! The kernels against Burn's own operations, which layers use under gradient checkpointing.
 
-use burn::tensor::{Distribution, GradientCheckpointingStrategy};
+use std::cell::Cell;
+
+use burn::tensor::GradientCheckpointingStrategy;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 
 use super::*;
 use crate::models::feature_map::{Conv2d, GroupNorm, resize_nearest};
@@ -8,11 +12,15 @@ use crate::models::layers::Activation;
 use crate::models::layers::{LayerNorm, Linear, Mask, gated_gelu, multi_head_attention};
 use crate::weights::Weights;
 
-/// Largest difference relative to the largest value.
-const TOLERANCE: f32 = 2e-5;
+/// Largest difference relative to the largest value; Winograd's transforms cost a digit, and up to
+/// 2.1e-5 was seen.
+const TOLERANCE: f32 = 4e-5;
 
+/// Normal numbers, other ones at every call, the same in every run of a test.
 fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
-    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
+    thread_local!(static DRAWN: Cell<u64> = const { Cell::new(0) });
+    let seed = DRAWN.with(|drawn| drawn.replace(drawn.get() + 1));
+    crate::random::normal(&mut ChaCha8Rng::seed_from_u64(seed), shape, &Device::flex())
 }
 
 fn weights(tensors: &[(&str, &[usize])]) -> Weights {
