@@ -74,12 +74,7 @@ impl Place {
 }
 
 /// The first GPU that a back end reaches; software that plays one only if `software`.
-#[cfg(any(
-    feature = "cuda",
-    feature = "metal",
-    feature = "vulkan",
-    feature = "webgpu"
-))]
+#[cfg(feature = "_gpu")]
 fn gpu(name: &'static str, software: bool) -> Option<Place> {
     let device = match name {
         #[cfg(feature = "cuda")]
@@ -103,12 +98,7 @@ fn gpu(name: &'static str, software: bool) -> Option<Place> {
     })
 }
 
-#[cfg(not(any(
-    feature = "cuda",
-    feature = "metal",
-    feature = "vulkan",
-    feature = "webgpu"
-)))]
+#[cfg(not(feature = "_gpu"))]
 fn gpu(_: &'static str, _: bool) -> Option<Place> {
     None
 }

@@ -8,7 +8,7 @@ use clap::Args;
 use difference_inversion::analogy::ModelPaths;
 use difference_inversion::hub::ModelId;
 use difference_inversion::pipeline::PipelineKind;
-use difference_inversion::weights::{FileOptions, ModelFiles, Weights};
+use difference_inversion::weights::{ModelFiles, Weights};
 use serde::Serialize;
 use sysinfo::System;
 
@@ -85,9 +85,9 @@ fn examine(models: &ModelSettings) -> Findings {
                 problems.extend(absent.iter().map(|id| {
                     format!("{id} is not downloaded yet; `dinv models pull {id}` does it")
                 }));
-                let learning = match learns(&paths.model, &paths.options) {
-                    true => memory::ways(&paths),
-                    false => Vec::new(),
+                let learning = match paths.files() {
+                    Ok(files) if learns(&files) => memory::ways(&paths),
+                    _ => Vec::new(),
                 };
                 (Some(paths.model.clone()), components(&paths), learning)
             }
@@ -123,7 +123,8 @@ fn find(models: &ModelSettings) -> anyhow::Result<(ModelPaths, Vec<ModelId>)> {
     let mut watcher = Watcher::new(true);
     let mut fetcher = Fetcher::looking_only(&mut watcher)?;
     let model = fetcher.model(models)?;
-    let learns = learns(&model, &models.file_options()?);
+    let files = ModelFiles::open(&model, &models.file_options()?);
+    let learns = files.map_or(true, |files| learns(&files));
     let needs = Needs {
         joint_spaces: learns,
         captioner: learns,
@@ -133,9 +134,8 @@ fn find(models: &ModelSettings) -> anyhow::Result<(ModelPaths, Vec<ModelId>)> {
 }
 
 /// Whether differences are learned on a model, as far as its files tell.
-fn learns(model: &Path, options: &FileOptions) -> bool {
-    let kind = ModelFiles::open(model, options).and_then(|files| PipelineKind::of(&files));
-    !kind.is_ok_and(PipelineKind::takes_picture)
+fn learns(files: &ModelFiles) -> bool {
+    !PipelineKind::of(files).is_ok_and(PipelineKind::takes_picture)
 }
 
 /// The parts of a model that the program uses.
@@ -180,7 +180,7 @@ fn components(paths: &ModelPaths) -> Vec<Component> {
         let state = size_of(&folder, &[&["scheduler_config.json"]]);
         add("scheduler", drawing, folder, state);
     }
-    if !learns(&paths.model, &paths.options) {
+    if files.is_ok_and(|files| !learns(&files)) {
         return parts;
     }
     for folder in paths.clip_folders() {
