@@ -256,7 +256,7 @@ impl Pipeline {
         if let Some(image) = &conditions.image {
             sample = Tensor::cat(vec![sample, image.clone().cast(dtype)], 1); // [b, in_channels, h, w]
         }
-        let context = conditions.encoder_hidden_states.clone();
+        let context = conditions.encoder_hidden_states.clone().cast(dtype);
         let added = conditions.added.as_ref();
         self.unet
             .forward_controlled(sample, timesteps, context, added, control)

@@ -18,6 +18,7 @@ use crate::pipeline::{Pipeline, PipelineKind};
 use crate::progress::{self, Observer, Stage};
 use crate::prompt::FullPrompt;
 use crate::sample::Ddim;
+use crate::weights::Arrays;
 use crate::{Error, Result};
 
 /// Transformer blocks of Stable Diffusion 1, among which layers are counted.
@@ -177,7 +178,13 @@ impl Method for Analogist {
         }
     }
 
-    fn solve(&self, analogy: &Analogy, seed: u64, observer: Observer<'_>) -> Result<RgbImage> {
+    fn draw(
+        &self,
+        analogy: &Analogy,
+        _: &Arrays,
+        seed: u64,
+        observer: Observer<'_>,
+    ) -> Result<RgbImage> {
         let (pipeline, config) = (&self.pipeline, &self.config);
         let text = self.prompt(analogy, &mut *observer)?;
         let words = pipeline.read(&pipeline.prompt(&text)?, 0)?;

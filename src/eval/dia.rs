@@ -4,17 +4,19 @@ mod inversion;
 
 use std::sync::Arc;
 
+use burn::tensor::Tensor;
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use self::inversion::Inversion;
-use super::settings::{recorded, with_settings};
+use super::settings::{learned_with, recorded, with_settings};
 use super::{Analogy, EvalModels, Method, Told};
 use crate::analogy::Models;
 use crate::joint_space::JointSpace;
 use crate::pipeline::{Conditions, PipelineKind};
 use crate::progress::Observer;
+use crate::weights::{Array, Arrays};
 use crate::{Error, Result};
 
 /// Diffusion Image Analogies (Šubrtová et al. 2023, SIGGRAPH). It sees A, A′ and B alone.
@@ -147,6 +149,11 @@ impl DiaConfig {
     }
 }
 
+/// The prompts of A, A′ and B among what is learned, [1, n, d] each.
+const PROMPTS: [&str; 3] = ["prompt_a", "prompt_a_prime", "prompt_b"];
+/// The noise that becomes B.
+const NOISE: &str = "noise";
+
 struct Dia {
     models: Arc<Models>,
     config: DiaConfig,
@@ -175,26 +182,51 @@ impl Method for Dia {
         Told::Nothing
     }
 
-    fn solve(&self, analogy: &Analogy, seed: u64, observer: Observer<'_>) -> Result<RgbImage> {
-        let inversion = Inversion {
-            pipeline: self.models.pipeline(),
-            config: &self.config,
-            seed,
-        };
-        let pictures = [&analogy.a, &analogy.a_prime, &analogy.b];
-        let mut prompts = Vec::with_capacity(3);
-        for (number, picture) in pictures.into_iter().enumerate() {
-            prompts.push(inversion.prompt(picture, number, &mut *observer)?);
+    fn learning(&self) -> Option<Value> {
+        let drawing = ["strengths", "guidance_scales"];
+        Some(learned_with("prompts and noise", &self.config, &drawing))
+    }
+
+    fn learn(&self, analogy: &Analogy, seed: u64, observer: Observer<'_>) -> Result<Arrays> {
+        let inversion = self.inversion(seed);
+        let mut learned = Arrays::default();
+        let mut prompt_b = None;
+        for (number, (name, picture)) in PROMPTS
+            .into_iter()
+            .zip([&analogy.a, &analogy.a_prime, &analogy.b])
+            .enumerate()
+        {
+            let prompt = inversion.prompt(picture, number, &mut *observer)?;
+            let states = Array::from_tensor(prompt.encoder_hidden_states.clone());
+            learned = learned.with(name, states);
+            prompt_b = Some(prompt);
         }
-        let start = inversion.noise(&analogy.b, &prompts[2], &mut *observer)?;
-        let states = |number: usize| prompts[number].encoder_hidden_states.clone();
-        let difference = states(1) - states(0);
+        let noise = match prompt_b {
+            Some(prompt) => inversion.noise(&analogy.b, &prompt, observer)?,
+            None => return Ok(learned),
+        };
+        Ok(learned.with(NOISE, Array::from_tensor(noise)))
+    }
+
+    fn draw(
+        &self,
+        analogy: &Analogy,
+        learned: &Arrays,
+        seed: u64,
+        observer: Observer<'_>,
+    ) -> Result<RgbImage> {
+        let inversion = self.inversion(seed);
+        let device = self.models.pipeline().device();
+        let [a, a_prime, b] = PROMPTS.map(|name| learned.tensor::<3>(name, device));
+        let (difference, b) = (a_prime? - a?, b?);
+        let start: Tensor<4> = learned.tensor(NOISE, device)?;
         let mut candidates = Vec::new();
         for &scale in &self.config.guidance_scales {
             for &strength in &self.config.strengths {
                 let prompt = Conditions {
-                    encoder_hidden_states: states(2) + difference.clone() * strength,
-                    ..prompts[2].clone()
+                    encoder_hidden_states: b.clone() + difference.clone() * strength,
+                    added: None,
+                    image: None,
                 };
                 candidates.push(inversion.draw(prompt, scale, start.clone(), &mut *observer)?);
             }
@@ -204,6 +236,14 @@ impl Method for Dia {
 }
 
 impl Dia {
+    fn inversion(&self, seed: u64) -> Inversion<'_> {
+        Inversion {
+            pipeline: self.models.pipeline(),
+            config: &self.config,
+            seed,
+        }
+    }
+
     /// The picture whose CLIP direction from B is nearest to that from A to A′; the first of equals.
     fn nearest(&self, analogy: &Analogy, candidates: Vec<RgbImage>) -> Result<RgbImage> {
         let mut best: Option<(f32, RgbImage)> = None;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use image::RgbImage;
 use serde_json::{Map, Value};
 
-use super::settings::{recorded, with_settings};
+use super::settings::{learned_with, recorded, with_settings};
 use super::{Analogy, Captions, EvalModels, Method, Told};
 use crate::Result;
 use crate::analogy::{self, AnalogyConfig, Example, Models, Target};
@@ -13,6 +13,8 @@ use crate::delta::DeltaMode;
 use crate::learn::{Initialisation, LearnConfig, Records};
 use crate::progress::Observer;
 use crate::prompt::PromptMode;
+use crate::tokens::DifferenceTokens;
+use crate::weights::{Array, Arrays};
 
 /// Kim, Kim and Kim 2025 ([arXiv 2506.07750](https://arxiv.org/abs/2506.07750)) with the settings
 /// recommended for the model; they are those of [`AnalogyConfig`].
@@ -85,31 +87,61 @@ impl Method for DifferenceInversion {
         }
     }
 
-    fn solve(&self, analogy: &Analogy, seed: u64, observer: Observer<'_>) -> Result<RgbImage> {
-        let captions = match (self.told(), &analogy.captions) {
-            (Told::Captions, Some(captions)) => captions.clone(),
-            _ => Captions::default(),
-        };
+    fn learning(&self) -> Option<Value> {
+        let drawing = ["generate"];
+        Some(learned_with("difference tokens", &self.config, &drawing))
+    }
+
+    fn learn(&self, analogy: &Analogy, seed: u64, observer: Observer<'_>) -> Result<Arrays> {
+        let captions = self.captions(analogy);
         let example = Example {
             a: analogy.a.clone(),
             a_prime: analogy.a_prime.clone(),
             caption_a: captions.a,
             caption_a_prime: captions.a_prime,
         };
-        let target = Target {
-            b: analogy.b.clone(),
-            caption_b: captions.b,
-        };
         let config = self.config.clone().with_seed(seed);
         let records = Records::default();
-        let (_, applied) = analogy::solve(
-            &self.models,
-            &[example],
-            &target,
-            &config,
-            &records,
-            observer,
-        )?;
-        Ok(applied.b_prime)
+        let learned = analogy::learn(&self.models, &[example], &config, &records, observer)?;
+        let tokens = learned.tokens.into_embeddings().into_iter().enumerate();
+        Ok(tokens.fold(Arrays::default(), |arrays, (encoder, tokens)| {
+            arrays.with(token_name(encoder), Array::from_tensor(tokens))
+        }))
     }
+
+    fn draw(
+        &self,
+        analogy: &Analogy,
+        learned: &Arrays,
+        seed: u64,
+        observer: Observer<'_>,
+    ) -> Result<RgbImage> {
+        let base = self.models.pipeline().base();
+        let device = self.models.pipeline().device();
+        let tokens = (0..base.len())
+            .map(|encoder| learned.tensor(&token_name(encoder), device))
+            .collect::<Result<_>>()?;
+        let target = Target {
+            b: analogy.b.clone(),
+            caption_b: self.captions(analogy).b,
+        };
+        let config = self.config.clone().with_seed(seed);
+        let tokens = DifferenceTokens::new(tokens, base)?;
+        Ok(analogy::apply(&self.models, &tokens, &target, &config, observer)?.b_prime)
+    }
+}
+
+impl DifferenceInversion {
+    /// The captions that the suite tells, where the method is to be told them.
+    fn captions(&self, analogy: &Analogy) -> Captions {
+        match (self.told(), &analogy.captions) {
+            (Told::Captions, Some(captions)) => captions.clone(),
+            _ => Captions::default(),
+        }
+    }
+}
+
+/// The name of the difference tokens of a text encoder.
+fn token_name(encoder: usize) -> String {
+    format!("tokens.{encoder}")
 }

@@ -1,6 +1,6 @@
 //! The folder of a run: `run.json`, and for every method and analogy `METHOD/NAME/b_prime.png` and
-//! `result.json`. Every file is written whole, and `result.json` last, so that whatever is there
-//! counts, however the program ended.
+//! `result.json`; what methods learned in `learned/WHAT/NAME.safetensors`. Every file is written
+//! whole, and `result.json` last, so that whatever is there counts, however the program ended.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,12 +9,13 @@ use std::path::{Path, PathBuf};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 
 use super::suite::Entry;
 use super::{Scores, Told};
 use crate::files::write_atomically;
 use crate::image::{fit, load_image, save_png};
-use crate::weights::read_config;
+use crate::weights::{Arrays, read_config};
 use crate::{Error, Result};
 
 /// The form of the folder.
@@ -22,6 +23,8 @@ const FORMAT: u32 = 1;
 const RUN: &str = "run.json";
 const RESULT: &str = "result.json";
 const B_PRIME: &str = "b_prime.png";
+/// What methods learned, for others that learn the same.
+const LEARNED: &str = "learned";
 /// The suite's pictures, for the report.
 const PICTURES: &str = "pictures";
 /// The longer side of these, at most.
@@ -311,6 +314,28 @@ impl Folder {
         write_json(&folder.join(RESULT), result)
     }
 
+    /// Where is kept what is learned from an analogy by `learning`.
+    pub fn learned(&self, learning: &Value, name: &str) -> PathBuf {
+        let digest = Sha256::digest(learning.to_string());
+        let what: String = digest[..8]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let file = format!("{name}.safetensors");
+        self.path.join(LEARNED).join(what).join(file)
+    }
+
+    /// Keeps what was learned at a [place](Self::learned) of it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written.
+    pub fn keep_learned(&self, path: &Path, learned: &Arrays) -> Result<()> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        }
+        learned.write(path)
+    }
+
     /// Copies the pictures of an analogy for the report, made smaller where they are large.
     ///
     /// # Errors
@@ -333,7 +358,11 @@ impl Folder {
     /// [`Error::InvalidInput`] if it cannot be that of a folder beside the others.
     pub fn check_method_name(name: &str) -> Result<()> {
         let odd = |c: char| !(c.is_alphanumeric() || "-_.+=".contains(c));
-        if name.is_empty() || name.starts_with('.') || name.contains(odd) || name == PICTURES {
+        if name.is_empty()
+            || name.starts_with('.')
+            || name.contains(odd)
+            || [PICTURES, LEARNED].contains(&name)
+        {
             return Err(Error::invalid_input(format!(
                 "`{name}` cannot be the name of a method; use letters, digits, - and _"
             )));

@@ -12,6 +12,7 @@ use crate::Result;
 use crate::analogy::{self, Inputs, Models, TextToImage};
 use crate::pipeline::PipelineKind;
 use crate::progress::Observer;
+use crate::weights::Arrays;
 
 /// InstructPix2Pix (Brooks et al. 2023, [arXiv 2211.09800](https://arxiv.org/abs/2211.09800)). It is
 /// told the instruction and looks at B; it sees neither A nor A′.
@@ -75,7 +76,13 @@ impl Method for InstructPix2Pix {
         Told::Instruction
     }
 
-    fn solve(&self, analogy: &Analogy, seed: u64, observer: Observer<'_>) -> Result<RgbImage> {
+    fn draw(
+        &self,
+        analogy: &Analogy,
+        _: &Arrays,
+        seed: u64,
+        observer: Observer<'_>,
+    ) -> Result<RgbImage> {
         let config = self.config.clone();
         let request = TextToImage {
             prompt: analogy.told_instruction()?.to_owned(),

@@ -9,9 +9,10 @@ use serde_json::{Map, Value};
 use super::{Analogy, EvalModels};
 use super::{analogist, dia, difference_inversion, instruct_pix2pix, visii, words};
 use crate::progress::Observer;
+use crate::weights::Arrays;
 use crate::{Error, Result};
 
-/// One way to make B′.
+/// One way to make B′: what it learns from the pictures, if it learns, and how it draws.
 pub trait Method: Send + Sync {
     /// Its settings but the seed, for the record; a result that was made with others is not valid.
     fn settings(&self) -> Value;
@@ -19,12 +20,34 @@ pub trait Method: Send + Sync {
     /// What the method is told beside A, A′ and B.
     fn told(&self) -> Told;
 
-    /// B′ of one analogy.
+    /// The settings that [`Method::learn`] depends on, with the name of what is learned. Methods of
+    /// a run for which this is equal learn the same, so it is learned once. Nothing for a method
+    /// that learns nothing.
+    fn learning(&self) -> Option<Value> {
+        None
+    }
+
+    /// What is learned from the pictures of one analogy: all of the work that the settings of
+    /// drawing do not change.
+    ///
+    /// # Errors
+    /// As [`Method::draw`].
+    fn learn(&self, _: &Analogy, _seed: u64, _: Observer<'_>) -> Result<Arrays> {
+        Ok(Arrays::default())
+    }
+
+    /// B′ of one analogy, from what was learned with the same seed.
     ///
     /// # Errors
     /// [`Error::Missing`] if the suite does not tell what the method must be told, and whatever
     /// else keeps it from making a picture.
-    fn solve(&self, analogy: &Analogy, seed: u64, observer: Observer<'_>) -> Result<RgbImage>;
+    fn draw(
+        &self,
+        analogy: &Analogy,
+        learned: &Arrays,
+        seed: u64,
+        observer: Observer<'_>,
+    ) -> Result<RgbImage>;
 }
 
 /// What a method is told beside A, A′ and B.

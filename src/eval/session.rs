@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::suite::Entry;
 use super::{Analogy, Folder, Measures, Method, ResultRecord, Scores, Status};
 use crate::progress::Observer;
+use crate::weights::Arrays;
 use crate::{Error, Result};
 
 /// What every analogy of a run has in common.
@@ -50,16 +51,12 @@ impl Session {
             return Ok(result);
         }
         let mut result = ResultRecord::begun(entry, self.seed, &self.measured_with);
-        let analogy = entry.read();
-        forget_peak_memory();
         let started = Instant::now();
-        let made = analogy.and_then(|analogy| {
-            let b_prime = method.solve(&analogy, result.seed, observer)?;
-            Ok((analogy, b_prime))
+        let made = self.made(method, entry, result.seed, observer);
+        let measured = made.and_then(|(analogy, b_prime, cost)| {
+            (result.seconds, result.peak_memory) = (cost.seconds, cost.peak_memory);
+            Ok((self.measures.measure(&analogy, &b_prime)?, b_prime))
         });
-        result.seconds = (started.elapsed().as_secs_f64() * 1e3).round() / 1e3;
-        result.peak_memory = peak_memory();
-        let measured = made.and_then(|(analogy, b_prime)| self.measured(&analogy, b_prime));
         match measured {
             Ok((scores, b_prime)) => {
                 result.scores = scores;
@@ -67,6 +64,7 @@ impl Session {
             }
             Err(error @ Error::Stopped { .. }) => return Err(error),
             Err(error) => {
+                result.seconds = thousandths(started.elapsed().as_secs_f64());
                 result.status = Status::Failed(error.to_string());
                 self.folder.keep(name, &result, None)?;
             }
@@ -74,8 +72,44 @@ impl Session {
         Ok(result)
     }
 
-    fn measured(&self, analogy: &Analogy, b_prime: RgbImage) -> Result<(Scores, RgbImage)> {
-        Ok((self.measures.measure(analogy, &b_prime)?, b_prime))
+    /// The analogy, its B′ and what that cost, learning included.
+    fn made(
+        &self,
+        method: &dyn Method,
+        entry: &Entry,
+        seed: u64,
+        observer: Observer<'_>,
+    ) -> Result<(Analogy, RgbImage, Cost)> {
+        let analogy = entry.read()?;
+        let (learned, learning) = self.learned(method, entry, &analogy, seed, &mut *observer)?;
+        let (b_prime, drawing) = Cost::of(|| method.draw(&analogy, &learned, seed, observer))?;
+        Ok((analogy, b_prime, learning.and(drawing)))
+    }
+
+    /// What a method learns from an analogy, and what it cost to learn it: as it was kept, if a method
+    /// that learns the same was here before.
+    fn learned(
+        &self,
+        method: &dyn Method,
+        entry: &Entry,
+        analogy: &Analogy,
+        seed: u64,
+        observer: Observer<'_>,
+    ) -> Result<(Arrays, Cost)> {
+        let Some(learning) = method.learning() else {
+            return Ok((Arrays::default(), Cost::default()));
+        };
+        let path = self.folder.learned(&learning, &entry.name);
+        let kept = Arrays::read(&path).ok();
+        if let Some((arrays, cost)) =
+            kept.and_then(|arrays| Cost::noted(&arrays).map(|cost| (arrays, cost)))
+        {
+            return Ok((arrays, cost));
+        }
+        let (learned, cost) = Cost::of(|| method.learn(analogy, seed, observer))?;
+        let learned = cost.note(learned.with_metadata("learning", learning.to_string()));
+        self.folder.keep_learned(&path, &learned)?;
+        Ok((learned, cost))
     }
 
     /// The result of an analogy that need not be made again.
@@ -100,6 +134,59 @@ impl ResultRecord {
             scores: Scores::new(),
         }
     }
+}
+
+/// What something took.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+struct Cost {
+    /// Time, in thousandths of a second.
+    seconds: f64,
+    /// The most memory that the process had at any time, in bytes, where the system tells.
+    peak_memory: Option<u64>,
+}
+
+impl Cost {
+    /// Does something and tells what it took.
+    fn of<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Self)> {
+        forget_peak_memory();
+        let started = Instant::now();
+        let done = work()?;
+        let cost = Self {
+            seconds: thousandths(started.elapsed().as_secs_f64()),
+            peak_memory: peak_memory(),
+        };
+        Ok((done, cost))
+    }
+
+    /// One after the other.
+    fn and(self, then: Self) -> Self {
+        Self {
+            seconds: thousandths(self.seconds + then.seconds),
+            peak_memory: self.peak_memory.max(then.peak_memory),
+        }
+    }
+
+    /// Writes it to the metadata of what it was paid for.
+    fn note(self, arrays: Arrays) -> Arrays {
+        let arrays = arrays.with_metadata("seconds", self.seconds.to_string());
+        match self.peak_memory {
+            Some(bytes) => arrays.with_metadata("peak_memory", bytes.to_string()),
+            None => arrays,
+        }
+    }
+
+    /// What was noted.
+    fn noted(arrays: &Arrays) -> Option<Self> {
+        let noted = |name: &str| arrays.metadata.get(name);
+        Some(Self {
+            seconds: noted("seconds")?.parse().ok()?,
+            peak_memory: noted("peak_memory").and_then(|bytes| bytes.parse().ok()),
+        })
+    }
+}
+
+fn thousandths(seconds: f64) -> f64 {
+    (seconds * 1e3).round() / 1e3
 }
 
 /// The seed of an analogy: the first four bytes of SHA-256 of the run's seed and the analogy's

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::{Error, Result};
 
@@ -49,6 +49,15 @@ pub(super) fn recorded(settings: &impl Serialize) -> Value {
     Value::Object(settings)
 }
 
+/// What is learned under `name`, and the settings that it depends on: all but those of drawing.
+pub(super) fn learned_with(name: &str, settings: &impl Serialize, drawing: &[&str]) -> Value {
+    let mut settings = recorded(settings);
+    if let Some(settings) = settings.as_object_mut() {
+        settings.retain(|name, _| !drawing.contains(&name.as_str()));
+    }
+    json!({"learned": name, "settings": settings})
+}
+
 fn object(settings: &impl Serialize) -> Result<Map<String, Value>> {
     match serde_json::to_value(settings) {
         Ok(Value::Object(settings)) => Ok(settings),
@@ -82,8 +91,6 @@ fn names(settings: &Map<String, Value>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
     use crate::analogy::{AnalogyConfig, TextToImage};
 
@@ -101,6 +108,18 @@ mod tests {
         assert_eq!(recorded(&config)["learn"].get("seed"), None);
         let flat = with_settings(&TextToImage::default(), &given(&json!({"strength": 0.5})));
         assert_eq!(flat.unwrap().strength, 0.5);
+    }
+
+    #[test]
+    fn settings_of_drawing_do_not_count_for_what_is_learned() {
+        let learned = |values: Value| {
+            let config = with_settings(&AnalogyConfig::default(), &given(&values)).unwrap();
+            learned_with("tokens", &config.with_seed(7), &["generate"])
+        };
+        let usual = learned(json!({}));
+        assert_eq!(usual, learned(json!({"guidance_scale": 4.0})));
+        assert_ne!(usual, learned(json!({"lambda_clip": 4.0})));
+        assert!(!usual.to_string().contains("seed"), "{usual}");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::settings::{recorded, with_settings};
+use super::settings::{learned_with, recorded, with_settings};
 use super::{Analogy, EvalModels, Method, Told};
 use crate::analogy::{self, Models, TextToImage};
 use crate::joint_space::JointSpace;
@@ -19,6 +19,7 @@ use crate::progress::{self, Observer, Stage};
 use crate::prompt::{FullPrompt, Prompt, PromptConfig, PromptMode};
 use crate::random::{Purpose, normal, rng, shuffled};
 use crate::tokens::host;
+use crate::weights::{Array, Arrays};
 use crate::{Error, Result, pez};
 
 /// The CLIP term counts no cosine beyond this.
@@ -90,6 +91,16 @@ pub enum Keep {
     Last,
 }
 
+impl Keep {
+    /// What the instruction is called among those that were learned.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Best => "best",
+            Self::Last => "last",
+        }
+    }
+}
+
 impl Default for VisiiConfig {
     fn default() -> Self {
         Self {
@@ -156,11 +167,35 @@ impl Method for Visii {
         Told::Nothing
     }
 
-    fn solve(&self, analogy: &Analogy, seed: u64, observer: Observer<'_>) -> Result<RgbImage> {
+    fn learning(&self) -> Option<Value> {
+        let drawing = [
+            "keep",
+            "guidance_scale",
+            "image_guidance_scale",
+            "num_inference_steps",
+            "scheduler",
+        ];
+        Some(learned_with("instruction", &self.config, &drawing))
+    }
+
+    fn learn(&self, analogy: &Analogy, seed: u64, observer: Observer<'_>) -> Result<Arrays> {
+        let inversion = Inversion::new(&self.models, analogy, &self.config, seed, &mut *observer)?;
+        let Instructions { best, last } = inversion.learn(observer)?;
+        let whole = |words| Array::from_tensor(inversion.frame.around(words));
+        Ok(Arrays::default()
+            .with(Keep::Best.name(), whole(&best))
+            .with(Keep::Last.name(), whole(&last)))
+    }
+
+    fn draw(
+        &self,
+        analogy: &Analogy,
+        learned: &Arrays,
+        seed: u64,
+        observer: Observer<'_>,
+    ) -> Result<RgbImage> {
         let config = &self.config;
         let pipeline = self.models.pipeline();
-        let inversion = Inversion::new(&self.models, analogy, config, seed, &mut *observer)?;
-        let instruction = inversion.learn(observer)?;
         let request = TextToImage {
             guidance_scale: config.guidance_scale,
             image_guidance_scale: config.image_guidance_scale,
@@ -170,7 +205,7 @@ impl Method for Visii {
             ..TextToImage::default()
         };
         let prompt = Conditions {
-            encoder_hidden_states: inversion.frame.around(&instruction),
+            encoder_hidden_states: learned.tensor(config.keep.name(), pipeline.device())?,
             added: None,
             image: None,
         };
@@ -178,6 +213,12 @@ impl Method for Visii {
         let latents = analogy::draw(pipeline, &request, prompt, image, None, observer)?;
         pipeline.decode(latents)
     }
+}
+
+/// Instructions met on the way, [words, d] each.
+struct Instructions {
+    best: Tensor<2>,
+    last: Tensor<2>,
 }
 
 /// The outputs of the text encoder that stay as they are.
@@ -291,8 +332,8 @@ impl<'a> Inversion<'a> {
         })
     }
 
-    /// The learned instruction, [words, d].
-    fn learn(&self, observer: Observer<'_>) -> Result<Tensor<2>> {
+    /// The instructions that were learned.
+    fn learn(&self, observer: Observer<'_>) -> Result<Instructions> {
         let config = self.config;
         let timesteps = self.pipeline.schedule().num_train_timesteps();
         let order = shuffled(&mut rng(self.seed, Purpose::Order, 0), timesteps);
@@ -322,9 +363,9 @@ impl<'a> Inversion<'a> {
             }
         }
         progress::step(observer, Stage::Learn, config.steps, config.steps)?;
-        Ok(match config.keep {
-            Keep::Best => best.1,
-            Keep::Last => words,
+        Ok(Instructions {
+            best: best.1,
+            last: words,
         })
     }
 

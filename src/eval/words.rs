@@ -12,6 +12,7 @@ use crate::analogy::{GenerateConfig, Models};
 use crate::noise::{self, Branches, Guidance, Inversion};
 use crate::progress::Observer;
 use crate::prompt::FullPrompt;
+use crate::weights::Arrays;
 
 /// B turned to noise under its caption and made again under the caption of B′; the settings are
 /// those of [`GenerateConfig`].
@@ -63,7 +64,13 @@ impl Method for Words {
         Told::Captions
     }
 
-    fn solve(&self, analogy: &Analogy, seed: u64, observer: Observer<'_>) -> Result<RgbImage> {
+    fn draw(
+        &self,
+        analogy: &Analogy,
+        _: &Arrays,
+        seed: u64,
+        observer: Observer<'_>,
+    ) -> Result<RgbImage> {
         let pipeline = self.models.pipeline();
         let config = GenerateConfig {
             seed,

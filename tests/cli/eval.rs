@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use difference_inversion::weights::Arrays;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -50,6 +51,7 @@ fn a_run_leaves_pictures_scores_and_tables() {
         entries(&out),
         [
             "difference-inversion",
+            "learned",
             "no-clip",
             "pictures",
             "report.html",
@@ -140,6 +142,59 @@ fn the_same_seed_gives_the_same_pictures_however_the_work_is_shared() {
 }
 
 #[cfg(unix)]
+#[test]
+fn methods_that_learn_the_same_learn_it_once() {
+    let work = workplace_with_suite();
+    let variants = "[weak]\nmethod = \"difference-inversion\"\nstrength = 0.5\n\
+                    [image]\nmethod = \"difference-inversion\"\ndelta = \"image\"\n";
+    fs::write(work.path().join("v.toml"), variants).unwrap();
+    let methods = "--variants v.toml --methods difference-inversion,weak,image";
+    succeed(work.path(), &eval(&format!("{methods} --limit 1 -o out")));
+    succeed(
+        work.path(),
+        &eval("--variants v.toml --methods weak --limit 1 -o alone"),
+    );
+    let out = work.path().join("out");
+    let learned = entries(&out.join("learned"));
+    assert_eq!(learned.len(), 2, "{learned:?}");
+    let picture = |run: &str, method: &str| {
+        let folder = work.path().join(run).join(method);
+        fs::read(folder.join("one/b_prime.png")).unwrap()
+    };
+    assert_eq!(picture("out", "weak"), picture("alone", "weak"));
+    assert_ne!(
+        picture("out", "weak"),
+        picture("out", "difference-inversion")
+    );
+    // What was paid for learning counts for every method that uses it.
+    let seconds = |method: &str| {
+        let result = read_json(&out.join(method).join("one/result.json"));
+        result["seconds"].as_f64().unwrap()
+    };
+    let paid: Vec<f64> = learned
+        .iter()
+        .map(|what| {
+            let file = out.join("learned").join(what).join("one.safetensors");
+            let arrays = Arrays::read(&file).unwrap();
+            arrays.metadata["seconds"].parse().unwrap()
+        })
+        .collect();
+    let least = paid.iter().copied().fold(f64::INFINITY, f64::min);
+    assert!(seconds("weak") > least, "{} of {paid:?}", seconds("weak"));
+    // A file that is cut off is learned again.
+    let file = out
+        .join("learned")
+        .join(&learned[0])
+        .join("one.safetensors");
+    let whole = fs::read(&file).unwrap();
+    for method in ["difference-inversion", "weak", "image"] {
+        fs::remove_dir_all(out.join(method)).unwrap();
+    }
+    fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    succeed(work.path(), &eval(&format!("{methods} --limit 1 -o out")));
+    assert_eq!(picture("out", "weak"), picture("alone", "weak"));
+}
+
 #[test]
 fn a_run_that_was_killed_goes_on_where_it_stopped() {
     use std::process::Stdio;
