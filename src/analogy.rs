@@ -106,7 +106,7 @@ pub fn learn(
         pairs.push(pair);
         captions.push(caption);
     }
-    models.captions_are_done();
+    models.pictures_are_read();
     let Outcome {
         tokens,
         best_step,
@@ -236,9 +236,9 @@ pub fn apply(
         caption: caption_b.clone(),
         number: PICTURE_B,
     };
-    models.captions_are_done();
     let num_tokens = tokens.num_tokens();
     let words = models.prompt(&picture, &config.prompt, num_tokens, &mut *observer)?;
+    models.pictures_are_read();
     let scale = generate.token_scale();
     let full = FullPrompt::with_difference(&words, tokens.embeddings(), scale);
     let branches = Branches {

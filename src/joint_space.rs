@@ -1,6 +1,7 @@
 //! The space that pictures and words share, in which differences are measured.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use ::image::RgbImage;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
@@ -26,7 +27,9 @@ pub struct JointSpace {
     /// Which of a pipeline's text encoders it belongs to.
     encoder: usize,
     text_encoder: TextEncoder,
-    vision: ClipVisionModel,
+    folder: PathBuf,
+    /// Until it is closed, and when it is needed again.
+    image_tower: Mutex<Option<ClipVisionModel>>,
     preprocessor: ImagePreprocessor,
     device: Device,
     dtype: FloatDType,
@@ -42,7 +45,8 @@ impl JointSpace {
         Ok(Self {
             encoder: 0,
             text_encoder: TextEncoder::new(ClipTokenizer::open(folder)?, model.text)?,
-            vision: model.vision,
+            folder: folder.to_owned(),
+            image_tower: Mutex::new(Some(model.vision)),
             preprocessor: ImagePreprocessor::open(folder)?,
             device: device.clone(),
             dtype: compute_dtype(device, dtype),
@@ -103,7 +107,8 @@ impl JointSpace {
     /// A picture's unit-norm features, `[e]`.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if the preprocessor and the network do not fit.
+    /// [`Error::InvalidInput`] if the preprocessor and the network do not fit, and as
+    /// [`open`](Self::open) if the image tower has to be opened once more.
     pub fn image_features(&self, image: &RgbImage) -> Result<Vec<f32>> {
         Ok(unit(self.picture_features(image)?))
     }
@@ -117,7 +122,23 @@ impl JointSpace {
             .preprocessor
             .apply(image, &self.device)
             .cast(DType::from(self.dtype));
-        self.vision.project(self.vision.forward(pixels)?)
+        let tower = self.image_tower()?;
+        tower.project(tower.forward(pixels)?)
+    }
+
+    /// The image tower, opened once more if it was closed.
+    fn image_tower(&self) -> Result<ClipVisionModel> {
+        let mut held = (self.image_tower.lock()).unwrap_or_else(PoisonError::into_inner);
+        if let Some(tower) = &*held {
+            return Ok(tower.clone());
+        }
+        let model = ClipModel::open(&self.folder, &self.device, self.dtype)?;
+        Ok(held.insert(model.vision).clone())
+    }
+
+    /// Gives the memory of the image tower back; it is opened once more for the next picture.
+    pub fn close_image_tower(&self) {
+        *(self.image_tower.lock()).unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// The unit-norm features of words, `[e]`.

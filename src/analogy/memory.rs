@@ -14,6 +14,9 @@ use crate::weights::Weights;
 /// The program itself: code, tokenizers, pictures.
 const PROGRAM: u64 = 64 << 20;
 
+/// The image tower among the weights of a `CLIPModel`.
+const IMAGE_TOWER: [&str; 2] = ["vision_model", "visual_projection"];
+
 /// What decides how much memory learning takes.
 #[derive(Debug, Clone, Copy)]
 pub struct LearningMemory {
@@ -52,16 +55,25 @@ impl LearningMemory {
             }
         }
         let folder = |folder: &Path| match folder.is_dir() {
-            true => Ok(Weights::open(folder, &device, self.dtype)?.bytes_in_memory()),
-            false => Ok(0),
+            true => Weights::open(folder, &device, self.dtype).map(Some),
+            false => Ok(None),
         };
+        // What looks at pictures, and is closed before the first step if memory is saved.
+        let mut viewers = 0;
         for clip in paths.clip_folders() {
-            weights += folder(&clip)?;
+            if let Some(clip) = folder(&clip)? {
+                let tower: u64 = IMAGE_TOWER
+                    .map(|part| clip.scope(part).bytes_in_memory())
+                    .iter()
+                    .sum();
+                viewers += tower;
+                weights += clip.bytes_in_memory() - tower;
+            }
         }
-        let captioner = match self.captions {
-            true => folder(&paths.captioner_folder())?,
-            false => 0,
-        };
+        if self.captions {
+            let captioner = folder(&paths.captioner_folder())?;
+            viewers += captioner.map_or(0, |captioner| captioner.bytes_in_memory());
+        }
         let factor = vae.downsampling_factor();
         let latents = resolution(&files, &unet, &vae)?
             .map(|side| (side as usize).checked_div(factor).unwrap_or(0));
@@ -70,8 +82,8 @@ impl LearningMemory {
         Ok(PROGRAM
             + weights
             + match self.memory {
-                Memory::Normal => captioner + step,
-                Memory::Low => captioner.max(step), // closed before the first step
+                Memory::Normal => viewers + step,
+                Memory::Low => viewers.max(step),
             })
     }
 }

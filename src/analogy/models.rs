@@ -178,7 +178,8 @@ impl Models {
     }
 
     /// Saves memory rather than time if `memory` says so: see [`Pipeline::set_memory`]; and the
-    /// captioner is closed while a difference is learned or a picture is made.
+    /// captioner and the image towers of the joint spaces are closed while a difference is learned or a picture
+    /// is made.
     #[must_use]
     pub fn with_memory(mut self, memory: Memory) -> Self {
         self.memory = memory;
@@ -186,11 +187,14 @@ impl Models {
         self
     }
 
-    /// Closes the captioner if memory is to be saved; it is read again when it is needed again.
-    pub(super) fn captions_are_done(&self) {
+    /// Closes what looks at pictures, the captioner and the image towers of the joint spaces, if memory
+    /// is to be saved; each is read again when it is needed again.
+    pub(super) fn pictures_are_read(&self) {
         if self.memory == Memory::Low {
             let mut held = (self.captioner.lock()).unwrap_or_else(PoisonError::into_inner);
             *held = None;
+            let joints = self.joints.get().into_iter().flatten();
+            joints.for_each(JointSpace::close_image_tower);
         }
     }
 

@@ -26,9 +26,9 @@ use crate::{Error, Result};
 /// becomes B again under its prompt. B′ is drawn from that noise under `c_B + s (c_A′ − c_A)`, where c is
 /// the text encoder's output.
 ///
-/// **From the paper**: all of that, and that s and guidance are chosen from a grid of results.
-/// **From its code**: that the start is among the ten embeddings; a batch of the picture, its mirror image
-/// and six crops of 85 to 99 % of its area, each with a timestep of its own among the eight least noisy of
+/// **From its code** (the text of the paper was not at hand): all of that; that s and guidance are chosen
+/// from a grid of results; that the start is among the ten embeddings; a batch of the picture, its mirror
+/// image and six crops of 85 to 99 % of its area, each with a timestep of its own among the eight least noisy of
 /// ten DDIM steps; fresh noise in each of ten AdamW steps; L-BFGS (ten times twenty iterations) through
 /// all sampling steps on the squared error of latents and of pixels, from B's latents under noise of the
 /// first step; the end of either search at a loss of .0008; ten DDIM steps without randomness; s from 0

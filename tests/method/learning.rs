@@ -62,6 +62,17 @@ fn saving_memory_learns_the_same() {
     }
 }
 
+#[test]
+fn an_image_tower_that_was_closed_is_opened_once_more() {
+    let models = models_in(&golden("learning"));
+    let joint = &models.joints().unwrap()[0];
+    let picture = example_in("learning").a;
+    let look = || joint.image_features(&picture).unwrap();
+    let before = look();
+    joint.close_image_tower();
+    assert_eq!(look(), before);
+}
+
 fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
     tensor.clone().try_into_vec_as::<f32>().unwrap()
 }
