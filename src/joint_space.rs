@@ -9,6 +9,7 @@ use burn::tensor::{DType, Device, FloatDType, Tensor};
 use crate::image::ImagePreprocessor;
 use crate::models::clip::ClipModel;
 use crate::models::clip_image::ClipVisionModel;
+use crate::models::clip_text::PrefixCache;
 use crate::models::tokenizer::ClipTokenizer;
 use crate::prompt::Prompt;
 use crate::text_encoder::TextEncoder;
@@ -174,8 +175,23 @@ impl JointSpace {
         tokens: Option<&Tensor<2>>,
     ) -> Result<Tensor<2>> {
         let num_tokens = tokens.map_or(0, |tokens| tokens.dims()[0]);
-        let (beginning, _) = (self.text_encoder).read(&prompt.ids(self.encoder), num_tokens)?;
+        let beginning = self.read(prompt, num_tokens)?;
         self.text_encoder.features(&beginning, tokens)
+    }
+
+    /// Reads the start and the words of a prompt that leaves room for `num_tokens` difference tokens;
+    /// what has no room is cut off.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if not even the difference tokens have room.
+    pub fn read(&self, prompt: &Prompt, num_tokens: usize) -> Result<PrefixCache> {
+        let (beginning, _) = (self.text_encoder).read(&prompt.ids(self.encoder), num_tokens)?;
+        Ok(beginning)
+    }
+
+    /// Where it is computed.
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 }
 

@@ -9,22 +9,23 @@ mod records;
 
 use std::ops::ControlFlow;
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Tensor};
 use sha2::{Digest, Sha256};
 
 pub use self::adamw::{AdamW, Moments};
 use self::checkpoint::{Best, Identity, State};
-pub use self::config::{Initialisation, LearnConfig};
+pub use self::config::{ClipReading, Initialisation, LearnConfig};
 use self::draws::{Drawn, Source, augmented};
 pub(crate) use self::lbfgs::{Evaluation, Lbfgs};
 pub use self::records::{Draws, Records, Replay, Trace};
 use crate::joint_space::JointSpace;
+use crate::loss::{self, ClipLoss};
 use crate::pipeline::Pipeline;
 use crate::progress::{LossTerms, Observer, Progress, Stage};
 use crate::prompt::Words;
 use crate::random::{Purpose, normal, rng};
 use crate::tokens::{Base, DifferenceTokens, host};
-use crate::{Error, Result, loss};
+use crate::{Error, Result};
 
 /// One pair (A, A′), with all that does not depend on D̃ worked out.
 #[derive(Debug, Clone)]
@@ -138,13 +139,12 @@ impl Objective {
 /// Everything about a run that its steps do not change.
 struct Run<'a> {
     pipeline: &'a Pipeline,
-    joints: &'a [JointSpace],
     pairs: &'a [Pair],
     config: &'a LearnConfig,
     records: &'a Records,
     base: Base,
-    /// The pairs' deltas in each joint space, [pairs, e].
-    deltas: Vec<Tensor<2>>,
+    /// The CLIP loss in each joint space.
+    clip: Vec<ClipLoss<'a>>,
     source: Source,
     /// The fixed set that tokens are judged on.
     selection: Vec<Draws>,
@@ -174,10 +174,6 @@ impl<'a> Run<'a> {
                 reason: "the CLIP loss needs one; a weight of 0 leaves it out".to_owned(),
             });
         }
-        if pairs.iter().any(|pair| pair.deltas.len() != joints.len()) {
-            let reason = "a pair needs a delta for each joint space";
-            return Err(Error::invalid_input(reason));
-        }
         pipeline.check_words_alone()?;
         pipeline.check_num_tokens(config.num_tokens)?;
         let [_, channels, h, w] = first.latents_a.dims();
@@ -202,28 +198,19 @@ impl<'a> Run<'a> {
                 Source::Replayed(replay, device.clone())
             }
         };
-        let deltas = (0..joints.len())
-            .map(|number| {
-                let rows: Vec<f32> = pairs
-                    .iter()
-                    .flat_map(|p| p.deltas[number].clone())
-                    .collect();
-                let width = rows.len().checked_div(pairs.len()).unwrap_or(0);
-                let data = TensorData::new(rows, [pairs.len(), width]);
-                Tensor::from_data(data, (&device, DType::F32))
-            })
-            .collect();
+        let clip = (joints.iter().enumerate())
+            .map(|(number, joint)| ClipLoss::new(joint, number, pairs, config))
+            .collect::<Result<_>>()?;
         let bounds = (pipeline.text_encoders().iter())
             .map(|encoder| Some(config.max_norm? * median_norm(encoder.token_table().clone())))
             .collect();
         Ok(Self {
             pipeline,
-            joints,
             pairs,
             config,
             records,
             base: pipeline.base(),
-            deltas,
+            clip,
             source,
             selection,
             optimiser: AdamW::new(config.learning_rate, config.weight_decay),
@@ -283,8 +270,8 @@ impl<'a> Run<'a> {
         let mut total = explained * config.lambda_mse;
         let mut clip = None;
         if config.lambda_clip > 0.0 {
-            let terms = (self.joints.iter().zip(&self.deltas))
-                .map(|(joint, deltas)| loss::clip(joint, &tokens[joint.encoder()], deltas))
+            let terms = (self.clip.iter())
+                .map(|clip| clip.of(tokens))
                 .collect::<Result<_>>()?;
             let mean = Tensor::cat(terms, 0).mean();
             total = total + mean.clone() * config.lambda_clip;

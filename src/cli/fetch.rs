@@ -7,7 +7,7 @@ use difference_inversion::hub::{CAPTIONER, Hub, HubProblem, ModelId, joint_space
 use difference_inversion::prompt::{PromptConfig, PromptMode};
 
 use super::flags::ModelSettings;
-use super::locate::{self, Place};
+use super::locate::{self, Location};
 use super::report::Failure;
 use super::watch::Watcher;
 
@@ -108,18 +108,18 @@ impl<'a> Fetcher<'a> {
 
     /// The folder or file that a name means.
     fn find(&mut self, name: &Path, variant: Option<&str>) -> anyhow::Result<PathBuf> {
-        match locate::place(name)? {
-            Place::Disk(path) => Ok(path),
-            Place::Hub(id) => self.fetch(&id, variant),
+        match locate::locate(name)? {
+            Location::Disk(path) => Ok(path),
+            Location::Hub(id) => self.fetch(&id, variant),
         }
     }
 
     /// As `find`, but nothing is downloaded that is not needed.
     fn find_if(&mut self, name: &Path, needed: bool) -> anyhow::Result<Option<PathBuf>> {
-        match locate::place(name)? {
-            Place::Disk(path) => Ok(Some(path)),
-            Place::Hub(id) if needed => self.fetch(&id, None).map(Some),
-            Place::Hub(_) => Ok(None),
+        match locate::locate(name)? {
+            Location::Disk(path) => Ok(Some(path)),
+            Location::Hub(id) if needed => self.fetch(&id, None).map(Some),
+            Location::Hub(_) => Ok(None),
         }
     }
 
@@ -142,7 +142,7 @@ impl<'a> Fetcher<'a> {
         paths: &ModelPaths,
     ) -> anyhow::Result<Option<PathBuf>> {
         let from_hub = match &settings.model {
-            Some(name) => matches!(locate::place(name)?, Place::Hub(_)),
+            Some(name) => matches!(locate::locate(name)?, Location::Hub(_)),
             None => false,
         };
         match from_hub && !paths.captioner_folder().is_dir() {

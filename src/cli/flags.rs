@@ -274,6 +274,9 @@ pub(crate) struct LearnFlags {
     /// Weight of the token consistency loss
     #[arg(long, value_name = "WEIGHT", hide_short_help = true)]
     lambda_mse: Option<f64>,
+    /// What is read in the CLIP loss: the tokens alone, or what they change in the prompts
+    #[arg(long, value_parser = ["alone", "prompts"], hide_short_help = true)]
+    clip_reading: Option<String>,
     /// What the CLIP loss follows; `image` alone is an ablation
     #[arg(long, value_parser = ["interpolated", "image", "text"], hide_short_help = true)]
     delta: Option<String>,

@@ -15,7 +15,7 @@ pub(crate) const DEMO: &str = "demo";
 
 /// Where a model is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Location {
     /// A folder or file that exists.
     Disk(PathBuf),
     /// A model of the Hub, downloaded or not.
@@ -24,18 +24,18 @@ pub(crate) enum Place {
 
 /// What a name means: a path that exists, else a short name, else a model of the Hub. A folder that
 /// is no model does not hide a short name.
-pub(crate) fn place(name: &Path) -> anyhow::Result<Place> {
+pub(crate) fn locate(name: &Path) -> anyhow::Result<Location> {
     let text = name.to_string_lossy();
     let id = name_of(&text);
     let is_short = text == DEMO || short_name(&text).is_some();
     if name.is_file() || is_model(name) || (name.exists() && !is_short) {
-        return Ok(Place::Disk(name.to_owned()));
+        return Ok(Location::Disk(name.to_owned()));
     }
     if text == DEMO {
-        return Ok(Place::Disk(demo_model()?));
+        return Ok(Location::Disk(demo_model()?));
     }
     if let Some(id) = id {
-        return Ok(Place::Hub(id));
+        return Ok(Location::Hub(id));
     }
     let names: Vec<&str> = SHORT_NAMES.iter().map(|short| short.name).collect();
     let failure = Failure::new(format!("{text}: there is no such file or folder"));
@@ -163,8 +163,8 @@ pub(crate) fn example() -> anyhow::Result<Example> {
 mod tests {
     use super::*;
 
-    fn hub(text: &str) -> Place {
-        Place::Hub(text.parse().unwrap())
+    fn hub(text: &str) -> Location {
+        Location::Hub(text.parse().unwrap())
     }
 
     #[test]
@@ -172,9 +172,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("owner/name");
         std::fs::create_dir_all(&path).unwrap();
-        assert_eq!(place(&path).unwrap(), Place::Disk(path));
+        assert_eq!(locate(&path).unwrap(), Location::Disk(path));
         let absent = folder.path().join("absent");
-        let error = place(&absent).unwrap_err().to_string();
+        let error = locate(&absent).unwrap_err().to_string();
         assert!(
             error.ends_with("absent: there is no such file or folder"),
             "{error}"
@@ -184,14 +184,14 @@ mod tests {
     #[test]
     fn names_stand_for_models_of_the_hub() {
         let sdxl = "stabilityai/stable-diffusion-xl-base-1.0";
-        assert_eq!(place(Path::new("sdxl")).unwrap(), hub(sdxl));
+        assert_eq!(locate(Path::new("sdxl")).unwrap(), hub(sdxl));
         assert_eq!(
-            place(Path::new("sdxl@v1")).unwrap(),
+            locate(Path::new("sdxl@v1")).unwrap(),
             hub(&format!("{sdxl}@v1"))
         );
-        assert_eq!(place(Path::new("a/b@main")).unwrap(), hub("a/b"));
-        assert!(place(Path::new("sdxxl")).is_err());
-        assert!(place(Path::new("a/b/c")).is_err());
+        assert_eq!(locate(Path::new("a/b@main")).unwrap(), hub("a/b"));
+        assert!(locate(Path::new("sdxxl")).is_err());
+        assert!(locate(Path::new("a/b/c")).is_err());
     }
 
     #[test]

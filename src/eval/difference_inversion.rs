@@ -10,7 +10,7 @@ use super::{Analogy, Captions, EvalModels, Method, Told};
 use crate::Result;
 use crate::analogy::{self, AnalogyConfig, Example, Models, Target};
 use crate::delta::DeltaMode;
-use crate::learn::{Initialisation, LearnConfig, Records};
+use crate::learn::{ClipReading, Initialisation, LearnConfig, Records};
 use crate::progress::Observer;
 use crate::prompt::PromptMode;
 use crate::tokens::DifferenceTokens;
@@ -57,6 +57,16 @@ pub(super) fn random_start(
 /// λ_clip = 0.
 pub(super) fn no_clip(models: &EvalModels, values: &Map<String, Value>) -> Result<Box<dyn Method>> {
     ablation(models, values, |learn| learn.lambda_clip = 0.0)
+}
+
+/// The CLIP loss as it is published.
+pub(super) fn clip_alone(
+    models: &EvalModels,
+    values: &Map<String, Value>,
+) -> Result<Box<dyn Method>> {
+    ablation(models, values, |learn| {
+        learn.clip_reading = ClipReading::Alone;
+    })
 }
 
 /// The method with something left out; named settings go before.

@@ -114,6 +114,11 @@ pub const BUILT_IN: &[BuiltIn] = &[
         build: difference_inversion::no_clip,
     },
     BuiltIn {
+        name: "clip-alone",
+        summary: "the CLIP loss as it is published: the difference tokens read alone",
+        build: difference_inversion::clip_alone,
+    },
+    BuiltIn {
         name: "text-swap",
         summary: "B inverted under its caption, made again under that of B′",
         build: words::text_swap,

@@ -18,6 +18,17 @@ pub enum Initialisation {
     Word(String),
 }
 
+/// What the text encoder reads in the CLIP loss; see [`ClipLoss`](crate::loss::ClipLoss).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClipReading {
+    /// The prompts with and without the difference tokens: what counts is what these change.
+    #[default]
+    Prompts,
+    /// The difference tokens alone (the paper's choice).
+    Alone,
+}
+
 /// Settings of the optimisation; the defaults are the method's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -36,6 +47,8 @@ pub struct LearnConfig {
     pub lambda_clip: f64,
     /// Place of the delta between the image delta (0) and the text delta (1).
     pub alpha: f64,
+    /// What the text encoder reads in the CLIP loss.
+    pub clip_reading: ClipReading,
     /// Which delta the CLIP loss follows.
     pub delta: DeltaMode,
     /// Whether [P_A′, −D̃] has to explain A; off is ablation B.
@@ -73,6 +86,7 @@ impl Default for LearnConfig {
             lambda_mse: 4.0,
             lambda_clip: 0.1,
             alpha: 0.8,
+            clip_reading: ClipReading::default(),
             delta: DeltaMode::Interpolated,
             consistency: true,
             initialisation: Initialisation::Zero,

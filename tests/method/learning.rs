@@ -7,12 +7,14 @@ use burn::tensor::{Device, Tensor, TensorData};
 use difference_inversion::analogy::Models;
 use difference_inversion::delta::DeltaMode;
 use difference_inversion::learn::{
-    self, Draws, Initialisation, LearnConfig, Outcome, Pair, Records,
+    self, ClipReading, Draws, Initialisation, LearnConfig, Outcome, Pair, Records,
 };
+use difference_inversion::loss::{self, ClipLoss};
 use difference_inversion::models::unet::Memory;
 use difference_inversion::progress::Progress;
+use difference_inversion::prompt::Words;
 use difference_inversion::weights::Arrays;
-use difference_inversion::{Error, Result, loss};
+use difference_inversion::{Error, Result};
 
 use crate::tiny::{example_in, golden, models, models_in, pair, pair_of, relative_error, silent};
 
@@ -85,25 +87,32 @@ fn norm(x: &[f32]) -> f32 {
     x.iter().map(|v| v * v).sum::<f32>().sqrt()
 }
 
-/// Replays what the PyTorch reference saw in `tests/golden/<folder>` and compares what is learned.
+/// Replays what the PyTorch reference saw in `tests/golden/<folder>` and compares what is learned,
+/// with the CLIP loss of the paper and with ours.
 fn replay(folder: &str) {
+    replay_reading(folder, ClipReading::Alone, "trace.safetensors");
+    replay_reading(folder, ClipReading::Prompts, "trace_prompts.safetensors");
+}
+
+fn replay_reading(folder: &str, clip_reading: ClipReading, expected: &str) {
     let written = tempfile::tempdir().unwrap();
-    let expected = golden(folder).join("trace.safetensors");
     let records = Records {
-        replay: Some(expected.clone()),
+        replay: Some(golden(folder).join("trace.safetensors")),
         trace: Some(written.path().join("trace.safetensors")),
         ..Records::default()
     };
     let config = LearnConfig {
         steps: 20,
         select_every: 0,
+        clip_reading,
         ..config()
     };
     let models = models_in(&golden(folder));
     let pair = pair_of(&models, &example_in(folder), 3);
     run(&models, &pair, &config, &records).unwrap();
     let read = |path: &Path| Arrays::read(path).unwrap();
-    let (found, expected) = (read(records.trace.as_ref().unwrap()), read(&expected));
+    let found = read(records.trace.as_ref().unwrap());
+    let expected = read(&golden(folder).join(expected));
     let device = Device::flex();
     for name in ["loss", "after", "before", "clip"] {
         let [found, expected] =
@@ -141,18 +150,19 @@ fn twenty_replayed_steps_on_sdxl_equal_the_pytorch_reference() {
 }
 
 /// The whole loss of a batch of two, as the loop weighs it.
-fn objective(models: &Models, pair: &Pair, draws: &Draws, tokens: &Tensor<2>) -> Tensor<1> {
+fn objective(
+    models: &Models,
+    pair: &Pair,
+    config: &LearnConfig,
+    draws: &Draws,
+    tokens: &Tensor<2>,
+) -> Tensor<1> {
     let pairs = std::slice::from_ref(pair);
     let tokens = std::slice::from_ref(tokens);
     let terms = loss::token_consistency(models.pipeline(), pairs, draws, tokens, true).unwrap();
-    let deltas = Tensor::<1>::from_floats(pair.deltas[0].as_slice(), &Device::flex());
-    let clip = loss::clip(
-        &models.joints().unwrap()[0],
-        &tokens[0],
-        &deltas.unsqueeze(),
-    )
-    .unwrap();
-    (terms.after + terms.before.unwrap()) * 4.0 + clip * 0.1
+    let clip = ClipLoss::new(&models.joints().unwrap()[0], 0, pairs, config).unwrap();
+    let clip = clip.of(tokens).unwrap();
+    (terms.after + terms.before.unwrap()) * config.lambda_mse + clip * config.lambda_clip
 }
 
 #[test]
@@ -170,25 +180,72 @@ fn gradients_of_the_whole_loss_equal_finite_differences_for_every_token() {
     let start: Vec<f32> = (0..3 * d).map(|i| (i as f32 * 0.7).sin() * 0.1).collect();
     let tensor = |x: Vec<f32>| Tensor::<2>::from_data(TensorData::new(x, [3, d]), &device);
 
-    let leaf = tensor(start.clone()).autodiff().require_grad();
-    let gradients = objective(&models, &pair, &draws, &leaf).backward();
-    let gradient = values(&leaf.grad(&gradients).unwrap());
-    for token in 0..3 {
-        let row = &gradient[token * d..(token + 1) * d];
-        let slope = norm(row);
-        assert!(slope > 1e-4, "token {token} has no gradient");
-        let at = |step: f32| {
-            let mut moved = start.clone();
-            for (x, g) in moved[token * d..].iter_mut().zip(row) {
-                *x += step * g / slope;
-            }
-            values(&objective(&models, &pair, &draws, &tensor(moved)))[0]
+    for clip_reading in [ClipReading::Alone, ClipReading::Prompts] {
+        let config = LearnConfig {
+            clip_reading,
+            lambda_clip: 1.0,
+            ..config()
         };
-        let step = 0.02;
-        let found = (at(step) - at(-step)) / (2.0 * step);
-        let error = (found - slope).abs() / slope;
-        println!("token {token}: gradient {slope:.4}, finite difference {found:.4}");
-        assert!(error < GRADIENT_TOLERANCE, "token {token}: {slope} {found}");
+        let objective = |tokens: &Tensor<2>| objective(&models, &pair, &config, &draws, tokens);
+        let leaf = tensor(start.clone()).autodiff().require_grad();
+        let gradients = objective(&leaf).backward();
+        let gradient = values(&leaf.grad(&gradients).unwrap());
+        for token in 0..3 {
+            let row = &gradient[token * d..(token + 1) * d];
+            let slope = norm(row);
+            assert!(slope > 1e-4, "token {token} has no gradient");
+            let at = |step: f32| {
+                let mut moved = start.clone();
+                for (x, g) in moved[token * d..].iter_mut().zip(row) {
+                    *x += step * g / slope;
+                }
+                values(&objective(&tensor(moved)))[0]
+            };
+            let step = 0.02;
+            let found = (at(step) - at(-step)) / (2.0 * step);
+            let error = (found - slope).abs() / slope;
+            println!("token {token}: gradient {slope:.4}, finite difference {found:.4}");
+            assert!(error < GRADIENT_TOLERANCE, "token {token}: {slope} {found}");
+        }
+    }
+}
+
+#[test]
+fn tokens_read_in_prompts_point_along_the_delta_and_back() {
+    let models = models();
+    let joint = &models.joints().unwrap()[0];
+    let features = |words: &Words, tokens: Option<&Tensor<2>>| {
+        let features = joint.prompt_features(words.prompt(), tokens).unwrap();
+        let features = values(&features);
+        let norm = norm(&features);
+        features.into_iter().map(|x| x / norm).collect::<Vec<f32>>()
+    };
+    let d = models.pipeline().base()[0].hidden_size;
+    let tokens: Vec<f32> = (0..3 * d).map(|i| (i as f32 * 0.7).sin()).collect();
+    let tokens = Tensor::<2>::from_data(TensorData::new(tokens, [3, d]), &Device::flex());
+    let pair = pair(&models, 3);
+    let change = |words: &Words, sign: f64| {
+        let tokens = tokens.clone() * sign;
+        let (with, without) = (features(words, Some(&tokens)), features(words, None));
+        let change = with.iter().zip(&without).map(|(x, y)| x - y);
+        change.collect::<Vec<f32>>()
+    };
+    let cosine = |change: &[f32], sign: f32| {
+        let dot: f32 = change.iter().zip(&pair.deltas[0]).map(|(x, y)| x * y).sum();
+        sign * dot / norm(change)
+    };
+    let after = cosine(&change(&pair.prompt_a, 1.0), 1.0);
+    let before = cosine(&change(&pair.prompt_a_prime, -1.0), -1.0);
+    for (consistency, expected) in [(true, 1.0 - (after + before) / 2.0), (false, 1.0 - after)] {
+        let config = LearnConfig {
+            clip_reading: ClipReading::Prompts,
+            consistency,
+            ..config()
+        };
+        let pairs = std::slice::from_ref(&pair);
+        let clip = ClipLoss::new(joint, 0, pairs, &config).unwrap();
+        let found = values(&clip.of(std::slice::from_ref(&tokens)).unwrap())[0];
+        assert!((found - expected).abs() < 1e-5, "{found} {expected}");
     }
 }
 
@@ -345,7 +402,11 @@ fn every_ablation_is_another_run() {
         initialisation: word,
         ..config()
     });
-    let runs = [&full, &no_consistency, &no_clip, &from_word].map(tokens);
+    let read_alone = learn(LearnConfig {
+        clip_reading: ClipReading::Alone,
+        ..config()
+    });
+    let runs = [&full, &no_consistency, &no_clip, &from_word, &read_alone].map(tokens);
     for (number, run) in runs.iter().enumerate() {
         assert!(runs[..number].iter().all(|other| other != run));
     }

@@ -39,6 +39,7 @@ class Settings:
     lambda_mse: float = 4.0
     lambda_clip: float = 0.1
     alpha: float = 0.8
+    clip_reading: str = "prompts"
 
 
 @dataclass
@@ -120,6 +121,17 @@ class JointSpace:
         weights = math.sin((1 - alpha) * theta), math.sin(alpha * theta)
         return (weights[0] * image + weights[1] * text) / math.sin(theta)
 
+    def clip_loss(self, pair: Pair, tokens: torch.Tensor, delta: torch.Tensor, reading: str):
+        """One minus the cosine with the delta, of the tokens read alone or of what they change in the prompts."""
+        if reading == "alone":
+            return 1 - F.cosine_similarity(self.features("", tokens), delta).mean()
+        cosines = []
+        for words, sign in ((pair.caption_a, 1), (pair.caption_a_prime, -1)):
+            with_tokens = F.normalize(self.features(words, sign * tokens), dim=-1)
+            without = F.normalize(self.features(words, torch.empty(0)), dim=-1)
+            cosines.append(F.cosine_similarity(with_tokens - without, sign * delta))
+        return 1 - torch.cat(cosines).mean()
+
 
 class Reference:
     """A pipeline's frozen models; `clip` holds the joint space of each of its text encoders."""
@@ -190,7 +202,7 @@ def learn(model: Reference, pair: Pair, settings: Settings, timesteps, noise) ->
         after = F.mse_loss(prediction[:batch], target[:batch])
         before = F.mse_loss(prediction[batch:], target[batch:])
         clip = torch.stack([
-            1 - F.cosine_similarity(joint.features("", x), delta).mean()
+            joint.clip_loss(pair, x, delta, settings.clip_reading)
             for joint, x, delta in zip(model.joints, tokens, deltas)
         ]).mean()
         loss = settings.lambda_mse * (after + before) + settings.lambda_clip * clip
@@ -213,6 +225,21 @@ def learn(model: Reference, pair: Pair, settings: Settings, timesteps, noise) ->
         **{name: torch.stack(kept) for name, kept in zip(names, record)},
         "seconds": torch.tensor(seconds),
     }
+
+
+def save_traces(model: Reference, pair: Pair, timesteps, noise, out: Path) -> None:
+    """trace.safetensors, with the CLIP loss as published, and trace_prompts.safetensors, which reads the
+    prompts and is replayed from the former."""
+    for reading, name in (("alone", "trace"), ("prompts", "trace_prompts")):
+        settings = Settings(num_tokens=3, learning_rate=1e-2, clip_reading=reading)
+        trace = learn(model, pair, settings, timesteps, noise)
+        del trace["seconds"]
+        if reading == "prompts":
+            del trace["timesteps"], trace["noise"]
+        elif torch.equal(noise, noise.half().float()):
+            trace["noise"] = trace["noise"].half()
+        save_file(trace, out / f"{name}.safetensors")
+        print(f"  {reading}: loss {trace['loss'][0]:.4f} to {trace['loss'][-1]:.4f}")
 
 
 def read_picture(path: Path) -> numpy.ndarray:

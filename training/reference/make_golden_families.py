@@ -35,7 +35,7 @@ from transformers import (
     CLIPTokenizer,
 )
 
-from learn_reference import Pair, Reference, Settings, learn
+from learn_reference import Pair, Reference, save_traces
 from make_golden_learning import randomise
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
@@ -172,18 +172,13 @@ def make_inpaint(out: Path) -> StableDiffusionInpaintPipeline:
 
 
 def make_learning(out: Path, pictures: list[numpy.ndarray], seed: int) -> None:
-    """What the reference learns from two pictures: trace.safetensors."""
+    """What the reference learns from two pictures."""
     generator = torch.Generator().manual_seed(seed)
     timesteps = torch.randint(0, 1000, (LEARNING_STEPS, BATCH), generator=generator)
     timesteps[0] = torch.tensor([999, 0])
     shape = (LEARNING_STEPS, BATCH, 4, LATENT_SIDE, LATENT_SIDE)
     noise = torch.randn(shape, generator=generator).half().float()
-    settings = Settings(num_tokens=3, learning_rate=1e-2)
-    trace = learn(Reference(out), Pair(*pictures, *CAPTIONS), settings, timesteps, noise)
-    del trace["seconds"]
-    trace["noise"] = trace["noise"].half()
-    save_file(trace, out / "trace.safetensors")
-    print(f"  loss {trace['loss'][0]:.4f} to {trace['loss'][-1]:.4f}")
+    save_traces(Reference(out), Pair(*pictures, *CAPTIONS), timesteps, noise, out)
 
 
 def draw(pipeline, latents: torch.Tensor, **arguments) -> torch.Tensor:

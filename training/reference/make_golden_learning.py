@@ -12,10 +12,9 @@ import numpy
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
-from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from learn_reference import Pair, Reference, Settings, learn
+from learn_reference import Pair, Reference, save_traces
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
 OUT = GOLDEN / "learning"
@@ -95,11 +94,7 @@ def main() -> None:
     timesteps = torch.randint(0, 1000, (STEPS, BATCH), generator=generator)
     timesteps[0] = torch.tensor([999, 0])
     noise = torch.randn((STEPS, BATCH, 4, 8, 8), generator=generator)
-    settings = Settings(num_tokens=3, learning_rate=1e-2)
-    trace = learn(Reference(OUT), Pair(*pictures, *CAPTIONS), settings, timesteps, noise)
-    del trace["seconds"]
-    save_file(trace, OUT / "trace.safetensors")
-    print("loss", trace["loss"][0].item(), "to", trace["loss"][-1].item())
+    save_traces(Reference(OUT), Pair(*pictures, *CAPTIONS), timesteps, noise, OUT)
 
 
 if __name__ == "__main__":
