@@ -5,7 +5,7 @@ mod export;
 mod instruct_pix2pix;
 mod manifest;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
@@ -185,26 +185,29 @@ impl Suite {
         Ok(hex(&hash.finalize()))
     }
 
-    /// At most `limit` analogies, one of each kind in turn, so that any first part of them is
-    /// balanced; kinds that change fewer attributes come first.
+    /// The first `limit` analogies of an order in which any first part is like the whole: each kind
+    /// has its share of it. Among equals, kinds that change fewer attributes come first.
     pub fn balanced(&self, limit: Option<usize>) -> Vec<Entry> {
-        let mut kinds: Vec<(&str, VecDeque<&Entry>)> = Vec::new();
+        let mut sizes: HashMap<&str, u64> = HashMap::new();
         for entry in &self.entries {
-            match kinds.iter_mut().find(|(kind, _)| *kind == entry.kind) {
-                Some((_, entries)) => entries.push_back(entry),
-                None => kinds.push((&entry.kind, VecDeque::from([entry]))),
-            }
+            *sizes.entry(&entry.kind).or_default() += 1;
         }
-        kinds.sort_by_key(|(_, entries)| entries.front().and_then(|entry| entry.changes()));
-        let limit = limit.unwrap_or(usize::MAX).min(self.entries.len());
-        let mut chosen = Vec::with_capacity(limit);
-        while chosen.len() < limit {
-            let round = kinds
-                .iter_mut()
-                .filter_map(|(_, entries)| entries.pop_front());
-            chosen.extend(round.take(limit - chosen.len()).cloned());
+        let mut before: HashMap<&str, u64> = HashMap::new();
+        let mut placed: Vec<(u64, &Entry)> = Vec::with_capacity(self.entries.len());
+        for entry in &self.entries {
+            let kind = entry.kind.as_str();
+            let count = before.entry(kind).or_default();
+            // The middle of its part of the kind, as a whole number of millionths.
+            placed.push(((2 * *count + 1) * 500_000 / sizes[kind], entry));
+            *count += 1;
         }
-        chosen
+        placed.sort_by_key(|(place, entry)| (*place, entry.changes()));
+        let limit = limit.unwrap_or(usize::MAX);
+        placed
+            .into_iter()
+            .map(|(_, entry)| entry.clone())
+            .take(limit)
+            .collect()
     }
 }
 
