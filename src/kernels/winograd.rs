@@ -6,10 +6,15 @@
 //! of all tiles are one matrix product. Weights are transformed anew each time, in blocks that
 //! stay in the cache: stored, they would take four times the memory.
 
+mod tiling;
+mod transform;
+
 use burn::tensor::Tensor;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
+use self::tiling::Tiling;
+use self::transform::{Transform, transform_outputs, transform_weights};
 use super::half::{Slice, Weights};
 use super::{Values, tensor};
 
@@ -98,133 +103,6 @@ impl WithSimd for Lanes {
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) -> usize {
         S::F32_LANES
-    }
-}
-
-/// How a batch of feature maps is cut into tiles.
-struct Tiling {
-    height: usize,
-    width: usize,
-    /// Tiles of one image, down and across.
-    grid: [usize; 2],
-    /// Tiles of the batch.
-    count: usize,
-    /// Tiles of a full group.
-    group: usize,
-    lanes: usize,
-}
-
-impl Tiling {
-    fn new([b, height, width]: [usize; 3], lanes: usize) -> Self {
-        let grid = [height.div_ceil(SIDE), width.div_ceil(SIDE)];
-        Self {
-            height,
-            width,
-            grid,
-            count: b * grid[0] * grid[1],
-            group: if lanes < 16 { 6 } else { 12 }, // 12 or 24 sums, of 16 or 32 registers
-            lanes,
-        }
-    }
-
-    /// Output channels that one task computes.
-    fn panel(&self) -> usize {
-        2 * self.lanes
-    }
-
-    /// Tiles that share the transformed weights, in whole groups.
-    fn tiles_of_a_chunk(&self) -> usize {
-        let chunks = self.count.div_ceil(TILES);
-        self.count.div_ceil(chunks).next_multiple_of(self.group)
-    }
-
-    /// Tiles whose inputs of `c` channels are held at once, in whole chunks.
-    fn tiles_of_a_round(&self, c: usize) -> usize {
-        let chunk = self.tiles_of_a_chunk();
-        (TRANSFORMED / (POINTS * c * chunk)).max(1) * chunk
-    }
-
-    /// The rows of a group that holds so many tiles.
-    fn group_of(&self, tiles: usize) -> usize {
-        let fits = GROUPS.into_iter().find(|&rows| rows >= tiles);
-        fits.unwrap_or(self.group).min(self.group)
-    }
-
-    /// Image, and row and column of the first output.
-    fn place(&self, tile: usize) -> [usize; 3] {
-        let [down, across] = self.grid;
-        let (image, tile) = (tile / (down * across), tile % (down * across));
-        [image, tile / across * SIDE, tile % across * SIDE]
-    }
-}
-
-/// The three transformations in one dimension, of vectors.
-#[derive(Clone, Copy)]
-struct Transform<S: Simd>(S);
-
-impl<S: Simd> Transform<S> {
-    #[inline(always)]
-    fn add(self, x: S::f32s, y: S::f32s) -> S::f32s {
-        self.0.add_f32s(x, y)
-    }
-
-    #[inline(always)]
-    fn sub(self, x: S::f32s, y: S::f32s) -> S::f32s {
-        self.0.sub_f32s(x, y)
-    }
-
-    #[inline(always)]
-    fn scale(self, a: f32, x: S::f32s) -> S::f32s {
-        self.0.mul_f32s(self.0.splat_f32s(a), x)
-    }
-
-    /// `a x + y`.
-    #[inline(always)]
-    fn axpy(self, a: f32, x: S::f32s, y: S::f32s) -> S::f32s {
-        self.0.mul_add_f32s(self.0.splat_f32s(a), x, y)
-    }
-
-    /// `Bᵀ`.
-    #[inline(always)]
-    fn inputs(self, [a, b, c, d, e, f]: [S::f32s; 6]) -> [S::f32s; 6] {
-        let (ec, db) = (self.sub(e, c), self.sub(d, b));
-        let (even, odd) = (self.axpy(-4.0, c, e), self.axpy(-4.0, b, d));
-        [
-            self.axpy(4.0, self.sub(a, c), ec),
-            self.add(even, odd),
-            self.sub(even, odd),
-            self.axpy(2.0, db, ec),
-            self.axpy(-2.0, db, ec),
-            self.axpy(4.0, self.sub(b, d), self.sub(f, d)),
-        ]
-    }
-
-    /// `G`.
-    #[inline(always)]
-    fn weights(self, [a, b, c]: [S::f32s; 3]) -> [S::f32s; 6] {
-        let near = self.scale(-1.0 / 6.0, self.add(a, c));
-        let far = self.axpy(1.0 / 24.0, a, self.scale(1.0 / 6.0, c));
-        [
-            self.scale(0.25, a),
-            self.axpy(-1.0 / 6.0, b, near),
-            self.axpy(1.0 / 6.0, b, near),
-            self.axpy(1.0 / 12.0, b, far),
-            self.axpy(-1.0 / 12.0, b, far),
-            c,
-        ]
-    }
-
-    /// `Aᵀ`.
-    #[inline(always)]
-    fn outputs(self, [a, b, c, d, e, f]: [S::f32s; 6]) -> [S::f32s; 4] {
-        let (even, odd) = (self.add(b, c), self.sub(b, c));
-        let (far_even, far_odd) = (self.add(d, e), self.sub(d, e));
-        [
-            self.add(self.add(a, even), far_even),
-            self.axpy(2.0, far_odd, odd),
-            self.axpy(4.0, far_even, even),
-            self.add(self.axpy(8.0, far_odd, odd), f),
-        ]
     }
 }
 
@@ -404,26 +282,6 @@ impl WithSimd for Panel<'_> {
     }
 }
 
-/// `[TAPS, BLOCK, 2]` to `[POINTS, BLOCK, 2]`, of which the first `channels` of the block.
-#[inline(always)]
-fn transform_weights<S: Simd>(simd: S, weights: &[S::f32s], channels: usize, out: &mut [S::f32s]) {
-    let transform = Transform(simd);
-    for at in 0..2 * channels {
-        let mut rows = [[simd.splat_f32s(0.0); 3]; 6];
-        for column in 0..3 {
-            let taps = [0, 1, 2].map(|row| weights[(row * 3 + column) * BLOCK * 2 + at]);
-            for (row, value) in rows.iter_mut().zip(transform.weights(taps)) {
-                row[column] = value;
-            }
-        }
-        for (i, row) in rows.into_iter().enumerate() {
-            for (j, value) in transform.weights(row).into_iter().enumerate() {
-                out[(i * 6 + j) * BLOCK * 2 + at] = value;
-            }
-        }
-    }
-}
-
 /// Adds the products of inputs `[k, ROWS]` and weights `[k, 2]` to (or, if `fresh`, puts them
 /// into) the sums of up to `ROWS` tiles.
 #[inline(always)]
@@ -450,26 +308,6 @@ fn multiply<S: Simd, const ROWS: usize>(
     }
     for (sum, total) in sums.iter_mut().zip(total) {
         *sum = total;
-    }
-}
-
-/// `[POINTS, tiles, 2]` to `[tiles, OUTPUTS, 2]`.
-#[inline(always)]
-fn transform_outputs<S: Simd>(simd: S, sums: &[S::f32s], tiles: usize, out: &mut [S::f32s]) {
-    let transform = Transform(simd);
-    for at in 0..2 * tiles {
-        let mut rows = [[simd.splat_f32s(0.0); 6]; 4];
-        for column in 0..6 {
-            let points = [0, 1, 2, 3, 4, 5].map(|row| sums[(row * 6 + column) * tiles * 2 + at]);
-            for (row, value) in rows.iter_mut().zip(transform.outputs(points)) {
-                row[column] = value;
-            }
-        }
-        for (i, row) in rows.into_iter().enumerate() {
-            for (j, value) in transform.outputs(row).into_iter().enumerate() {
-                out[(at / 2 * OUTPUTS + i * SIDE + j) * 2 + at % 2] = value;
-            }
-        }
     }
 }
 
