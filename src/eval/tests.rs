@@ -139,5 +139,5 @@ fn every_place_of_the_tuning_grids_is_a_method() {
         assert!(built.is_ok(), "{name}: {}", built.err().unwrap());
         count += 1;
     }
-    assert_eq!(count, 41);
+    assert_eq!(count, 43);
 }
