@@ -114,30 +114,37 @@ fn a_model_of_the_wrong_kind_is_refused() {
     );
 }
 
-#[test]
-fn every_place_of_the_tuning_grids_is_a_method() {
-    let text = include_str!("../../demo/benchmark/tuning.toml");
-    let models = eval_models();
-    let mut count = 0;
-    for section in text.split("\n[").skip(1) {
-        let mut lines = section.lines();
-        let name = lines
-            .next()
-            .and_then(|line| line.strip_suffix(']'))
-            .unwrap();
-        let mut values = serde_json::Map::new();
-        for (key, value) in lines.filter_map(|line| line.split_once(" = ")) {
-            values.insert(key.to_owned(), serde_json::from_str(value).unwrap());
-        }
-        let method = values.remove("method").unwrap();
-        let variant = Variant {
+/// The variants of a file: sections of names and values.
+fn variants(text: &str) -> Vec<Variant> {
+    let sections = text.split("\n[").skip(1).map(|section| {
+        let (name, lines) = section.split_once("]\n").unwrap();
+        let values = lines.lines().filter_map(|line| line.split_once(" = "));
+        let mut settings: serde_json::Map<String, Value> = values
+            .map(|(key, value)| (key.to_owned(), serde_json::from_str(value).unwrap()))
+            .collect();
+        let method = settings.remove("method").unwrap();
+        Variant {
             name: name.to_owned(),
             method: method.as_str().unwrap().to_owned(),
-            settings: values,
-        };
-        let built = build(&variant, &models);
-        assert!(built.is_ok(), "{name}: {}", built.err().unwrap());
-        count += 1;
+            settings,
+        }
+    });
+    sections.collect()
+}
+
+#[test]
+fn every_variant_of_the_benchmark_is_a_method() {
+    let models = eval_models();
+    for (text, count) in [
+        (include_str!("../../demo/benchmark/tuning.toml"), 43),
+        (include_str!("../../demo/benchmark/tuned.toml"), 4),
+        (include_str!("../../demo/benchmark/study.toml"), 3),
+    ] {
+        let variants = variants(text);
+        assert_eq!(variants.len(), count);
+        for variant in variants {
+            let built = build(&variant, &models);
+            assert!(built.is_ok(), "{}: {}", variant.name, built.err().unwrap());
+        }
     }
-    assert_eq!(count, 43);
 }
