@@ -177,11 +177,17 @@ impl RunRecord {
         of_methods.map(|method| format!("the method `{}` has other settings", method.name))
     }
 
-    /// Takes over the methods and models that only the other record has.
+    /// Takes over the methods and models that only the other record has; its methods come first, as they
+    /// did in the tables.
     fn join(&mut self, there: Self) {
-        for method in there.methods {
-            match self.methods.iter_mut().find(|own| own.name == method.name) {
-                Some(own) if own.skipped.is_some() && method.skipped.is_none() => *own = method,
+        let own = std::mem::replace(&mut self.methods, there.methods);
+        for method in own {
+            match self
+                .methods
+                .iter_mut()
+                .find(|other| other.name == method.name)
+            {
+                Some(other) if other.skipped.is_some() => *other = method,
                 Some(_) => {}
                 None => self.methods.push(method),
             }

@@ -193,6 +193,15 @@ fn methods_that_learn_the_same_learn_it_once() {
     fs::write(&file, &whole[..whole.len() / 2]).unwrap();
     succeed(work.path(), &eval(&format!("{methods} --limit 1 -o out")));
     assert_eq!(picture("out", "weak"), picture("alone", "weak"));
+    // A later run of one of them leaves the order of the tables as it was.
+    succeed(
+        work.path(),
+        &eval("--variants v.toml --methods image --limit 1 -o out"),
+    );
+    let record = read_json(&out.join("run.json"));
+    let names = record["methods"].as_array().unwrap().iter();
+    let names: Vec<&Value> = names.map(|method| &method["name"]).collect();
+    assert_eq!(names, ["difference-inversion", "weak", "image"]);
 }
 
 #[test]
