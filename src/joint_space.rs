@@ -111,7 +111,7 @@ impl JointSpace {
     /// [`Error::InvalidInput`] if the preprocessor and the network do not fit, and as
     /// [`open`](Self::open) if the image tower has to be opened once more.
     pub fn image_features(&self, image: &RgbImage) -> Result<Vec<f32>> {
-        Ok(unit(self.picture_features(image)?))
+        Ok(host(loss::unit(self.picture_features(image)?)))
     }
 
     /// A picture's features, not normalised, `[1, e]`.
@@ -147,7 +147,7 @@ impl JointSpace {
     /// # Errors
     /// [`Error::InvalidInput`] if the model has no projection.
     pub fn text_features(&self, prompt: &Prompt) -> Result<Vec<f32>> {
-        Ok(unit(self.prompt_features(prompt, None)?))
+        Ok(host(loss::unit(self.prompt_features(prompt, None)?)))
     }
 
     /// E_T([D̃]): the features of difference tokens read alone, not normalised.
@@ -193,11 +193,4 @@ impl JointSpace {
     pub fn device(&self) -> &Device {
         &self.device
     }
-}
-
-/// The one row of a tensor, brought to unit norm.
-fn unit(row: Tensor<2>) -> Vec<f32> {
-    let row = row.cast(DType::F32);
-    let norm = row.clone().powi_scalar(2).sum_dim(1).sqrt();
-    host(row / norm)
 }

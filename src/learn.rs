@@ -174,6 +174,10 @@ impl<'a> Run<'a> {
                 reason: "the CLIP loss needs one; a weight of 0 leaves it out".to_owned(),
             });
         }
+        if pairs.iter().any(|pair| pair.deltas.len() != joints.len()) {
+            let reason = "a pair needs a delta for each joint space";
+            return Err(Error::invalid_input(reason));
+        }
         pipeline.check_words_alone()?;
         pipeline.check_num_tokens(config.num_tokens)?;
         let [_, channels, h, w] = first.latents_a.dims();

@@ -180,7 +180,7 @@ impl<'a> ClipLoss<'a> {
 }
 
 /// Rows of unit norm.
-fn unit(rows: Tensor<2>) -> Tensor<2> {
+pub(crate) fn unit(rows: Tensor<2>) -> Tensor<2> {
     let rows = rows.cast(DType::F32);
     let squares = rows.clone().powi_scalar(2).sum_dim(1);
     rows / squares.add_scalar(EPSILON).sqrt()
