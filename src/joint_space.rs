@@ -150,25 +150,14 @@ impl JointSpace {
         Ok(host(loss::unit(self.prompt_features(prompt, None)?)))
     }
 
-    /// E_T([D̃]): the features of difference tokens read alone, not normalised.
-    ///
-    /// # Shapes
-    /// `difference`: [n, d]; result [1, e].
-    ///
-    /// # Errors
-    /// [`Error::InvalidInput`] if the tokens have another width, [`Error::Setting`] if there are
-    /// too many.
-    pub fn difference_features(&self, difference: &Tensor<2>) -> Result<Tensor<2>> {
-        self.prompt_features(&Prompt::default(), Some(difference))
-    }
-
     /// The features of words followed by token embeddings, not normalised.
     ///
     /// # Shapes
     /// `tokens`: [n, d]; result [1, e].
     ///
     /// # Errors
-    /// As [`difference_features`](Self::difference_features).
+    /// [`Error::InvalidInput`] if the tokens have another width, [`Error::Setting`] if there are
+    /// too many.
     pub fn prompt_features(
         &self,
         prompt: &Prompt,

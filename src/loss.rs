@@ -6,7 +6,7 @@ use crate::joint_space::JointSpace;
 use crate::learn::{ClipReading, Draws, LearnConfig, Pair};
 use crate::models::clip_text::PrefixCache;
 use crate::pipeline::Pipeline;
-use crate::prompt::FullPrompt;
+use crate::prompt::{FullPrompt, Prompt};
 use crate::tokens::signed;
 use crate::{Error, Result};
 
@@ -79,30 +79,27 @@ pub fn token_consistency(
 /// The CLIP loss in one joint space: read by the text encoder, the difference tokens must point
 /// from A to A′.
 ///
-/// [`ClipReading::Alone`] is the paper's: `L_CLIP = 1 − cos(E_T([D̃]), delta)`, averaged over the
-/// pairs. [`ClipReading::Prompts`], ours, compares like with like, a difference of features with a
-/// difference of features: it reads what the tokens change in the prompts that they are made for, and is
-/// the mean over the pairs, and over both terms where taking the difference away has to explain A, of
-/// `1 − cos(E_T([P_A, +D̃]) − E_T([P_A]), delta)` and `1 − cos(E_T([P_A′, −D̃]) − E_T([P_A′]), −delta)`,
-/// features of unit norm.
+/// It is the mean of `1 − cos(E_T([P, ±D̃]) − E_T([P]), ±delta)`, features of unit norm, over what is
+/// read. [`ClipReading::Prompts`], ours, compares like with like, a difference of features with a
+/// difference of features: it reads `[P_A, +D̃]` and, where taking the difference away has to explain A,
+/// `[P_A′, −D̃]` of every pair. [`ClipReading::Alone`] is the paper's
+/// `1 − cos(E_T([D̃]), delta)`: P is empty, and what it says by itself is not taken away.
 #[derive(Debug)]
 pub struct ClipLoss<'a> {
     joint: &'a JointSpace,
-    /// The unit-norm deltas of the pairs, [pairs, e].
-    deltas: Tensor<2>,
-    /// The prompts that are read, none if the tokens are read alone.
-    prompts: Vec<ReadPrompt>,
+    readings: Vec<Reading>,
 }
 
 /// A prompt as the CLIP loss sees it.
 #[derive(Debug)]
-struct ReadPrompt {
+struct Reading {
     /// Its start and words.
     beginning: PrefixCache,
-    /// Its features without difference tokens, [1, e] of unit norm.
-    features: Tensor<2>,
-    /// Where they have to point, [1, e].
-    delta: Tensor<2>,
+    /// What is taken from its features: those without difference tokens, [1, e] of unit norm, or
+    /// nothing.
+    without: Option<Tensor<2>>,
+    /// Where the rest has to point, [k, e].
+    deltas: Tensor<2>,
     /// +1 where the difference is added, −1 where it is taken away.
     sign: f64,
 }
@@ -119,62 +116,66 @@ impl<'a> ClipLoss<'a> {
         pairs: &[Pair],
         config: &LearnConfig,
     ) -> Result<Self> {
-        let device = joint.device();
-        let mut rows = Vec::with_capacity(pairs.len());
-        let mut prompts = Vec::new();
-        for pair in pairs {
-            let Some(delta) = pair.deltas.get(number) else {
-                return Err(Error::invalid_input(
-                    "a pair needs a delta for each joint space",
-                ));
-            };
-            let data = TensorData::new(delta.clone(), [1, delta.len()]);
-            let delta = Tensor::<2>::from_data(data, (device, DType::F32));
-            rows.push(delta.clone());
-            if config.clip_reading == ClipReading::Alone {
-                continue;
-            }
-            let sides = [(&pair.prompt_a, 1.0), (&pair.prompt_a_prime, -1.0)];
-            for (words, sign) in sides.into_iter().take(1 + usize::from(config.consistency)) {
-                let beginning = joint.read(words.prompt(), config.num_tokens)?;
-                prompts.push(ReadPrompt {
-                    features: unit(joint.text_encoder().features(&beginning, None)?),
-                    beginning,
-                    delta: delta.clone() * sign,
-                    sign,
-                });
+        let deltas = (pairs.iter())
+            .map(|pair| {
+                let delta = pair.deltas.get(number).ok_or_else(|| {
+                    Error::invalid_input("a pair needs a delta for each joint space")
+                })?;
+                let data = TensorData::new(delta.clone(), [1, delta.len()]);
+                Ok(Tensor::from_data(data, (joint.device(), DType::F32)))
+            })
+            .collect::<Result<Vec<Tensor<2>>>>()?;
+        let read = |prompt: &Prompt| joint.read(prompt, config.num_tokens);
+        let mut readings = Vec::new();
+        match config.clip_reading {
+            ClipReading::Alone => readings.push(Reading {
+                beginning: read(&Prompt::default())?,
+                without: None,
+                deltas: Tensor::cat(deltas, 0),
+                sign: 1.0,
+            }),
+            ClipReading::Prompts => {
+                for (pair, delta) in pairs.iter().zip(deltas) {
+                    let sides = [(&pair.prompt_a, 1.0), (&pair.prompt_a_prime, -1.0)];
+                    let sides = sides.into_iter().take(1 + usize::from(config.consistency));
+                    for (words, sign) in sides {
+                        let beginning = read(words.prompt())?;
+                        let features = joint.text_encoder().features(&beginning, None)?;
+                        readings.push(Reading {
+                            beginning,
+                            without: Some(unit(features)),
+                            deltas: delta.clone() * sign,
+                            sign,
+                        });
+                    }
+                }
             }
         }
-        Ok(Self {
-            joint,
-            deltas: Tensor::cat(rows, 0),
-            prompts,
-        })
+        Ok(Self { joint, readings })
     }
 
     /// The loss `[1]` of difference tokens, one [n, d] per text encoder of the pipeline.
     ///
     /// # Errors
-    /// As [`JointSpace::difference_features`].
+    /// [`Error::InvalidInput`] if there are none for the joint space's text encoder, or of another
+    /// width.
     pub fn of(&self, difference: &[Tensor<2>]) -> Result<Tensor<1>> {
         let Some(tokens) = difference.get(self.joint.encoder()) else {
             return Err(Error::invalid_input(
                 "there are no difference tokens for the text encoder of a joint space",
             ));
         };
-        let cosines = if self.prompts.is_empty() {
-            let features = self.joint.difference_features(tokens)?.cast(DType::F32); // [1, e]
-            cosine(features, self.deltas.clone())
-        } else {
-            let cosines = self.prompts.iter().map(|prompt| {
-                let tokens = signed(tokens, prompt.sign);
-                let encoder = self.joint.text_encoder();
-                let features = unit(encoder.features(&prompt.beginning, Some(&tokens))?);
-                let change = features - prompt.features.clone();
-                Ok(cosine(change, prompt.delta.clone()))
-            });
-            Tensor::cat(cosines.collect::<Result<_>>()?, 0)
-        };
+        let cosines = self.readings.iter().map(|reading| {
+            let tokens = signed(tokens, reading.sign);
+            let encoder = self.joint.text_encoder();
+            let features = unit(encoder.features(&reading.beginning, Some(&tokens))?); // [1, e]
+            let change = match &reading.without {
+                Some(without) => features - without.clone(),
+                None => features,
+            };
+            Ok(cosine(change, reading.deltas.clone()))
+        });
+        let cosines = Tensor::cat(cosines.collect::<Result<_>>()?, 0);
         Ok(cosines.mean().neg().add_scalar(1.0))
     }
 }

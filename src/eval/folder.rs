@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
+use super::metrics::derive;
 use super::suite::Entry;
 use super::{Scores, Told};
 use crate::files::write_atomically;
@@ -267,7 +268,8 @@ impl Folder {
     /// beside it if it is done.
     pub fn result(&self, method: &str, name: &str) -> Option<ResultRecord> {
         let folder = self.path.join(method).join(name);
-        let result: ResultRecord = read_config(&folder.join(RESULT)).ok()?;
+        let mut result: ResultRecord = read_config(&folder.join(RESULT)).ok()?;
+        derive(&mut result.scores); // an older program may have known fewer
         let there = result.status != Status::Done || folder.join(B_PRIME).is_file();
         there.then_some(result)
     }

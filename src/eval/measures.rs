@@ -9,7 +9,7 @@ use image::RgbImage;
 
 use super::judge::{Judge, Judged};
 use super::metrics::{
-    cosine, direction, edit_shown, mse, others_kept, rescaled, ssim, stage_distance,
+    cosine, derive, direction, edit_shown, mse, others_kept, rescaled, ssim, stage_distance,
 };
 use super::{Analogy, EvalModels};
 use crate::Result;
@@ -98,6 +98,7 @@ pub const METRICS: &[Metric] = {
             "judge distance to B (for LPIPS)",
         ),
         metric(Preservation, Higher, "ssim_b", "SSIM to B"),
+        metric(Truth, Higher, "right", "all attributes right (judge)"),
         metric(Truth, Higher, "clip_i_truth", "CLIP-I to truth"),
         metric(Truth, Lower, "lpips_truth", "LPIPS to truth"),
         metric(
@@ -344,6 +345,7 @@ fn judged_scores(
             .into_iter()
             .filter_map(|(name, share)| Some((name.to_owned(), share?)));
         scores.extend(known);
+        derive(scores);
     }
     let features = [a, a_prime, b, b_prime].map(|judged| judged.features);
     directions("judge", &features, scores);

@@ -3,7 +3,7 @@
 mod pixels;
 mod similarity;
 
-use super::SceneAttributes;
+use super::{SceneAttributes, Scores};
 
 pub use self::pixels::{mse, ssim};
 pub use self::similarity::{cosine, direction, rescaled, stage_distance};
@@ -27,6 +27,16 @@ pub fn others_kept(
     shown: &SceneAttributes,
 ) -> Option<f64> {
     share(b, b_prime, shown, |before, after| before == after)
+}
+
+/// Adds what follows from scores of an analogy: `right`, 1 if every attribute is that of the true B′
+/// (`edit` and `kept` are 1), else 0.
+pub fn derive(scores: &mut Scores) {
+    let shares = ["edit", "kept"].map(|name| scores.get(name).copied());
+    if let [Some(edit), Some(kept)] = shares {
+        let right = edit == 1.0 && kept == 1.0;
+        scores.insert("right".to_owned(), f64::from(u8::from(right)));
+    }
 }
 
 fn share(

@@ -12,9 +12,22 @@ use super::super::report;
 #[derive(Debug, Clone, Default)]
 struct Work {
     left: usize,
-    /// Analogies whose time is known, and these times together.
-    known: usize,
+    /// What an analogy is charged with on average, of those that were there before this run.
+    charged: Option<f64>,
+    /// Analogies that this run has ended, and what they took together.
+    ended: usize,
     seconds: f64,
+}
+
+impl Work {
+    /// What one more analogy takes. What was charged is a first guess: it counts what is learned
+    /// once for several methods each time.
+    fn mean(&self) -> Option<f64> {
+        match self.ended {
+            0 => self.charged,
+            ended => Some(self.seconds / ended as f64),
+        }
+    }
 }
 
 /// How far a run is; drawn as a bar on a terminal, printed as lines elsewhere.
@@ -47,14 +60,15 @@ impl RunProgress {
         }
     }
 
-    /// Announces the work of a method: how many analogies are to be done, and how long those took
-    /// that are done already.
+    /// Announces the work of a method: how many analogies are to be done, and what those are charged
+    /// with that are done already.
     pub(super) fn plan(&mut self, method: &str, left: usize, seconds: &[f64]) {
         self.total += left;
         let work = Work {
             left,
-            known: seconds.len(),
-            seconds: seconds.iter().sum(),
+            charged: (!seconds.is_empty())
+                .then(|| seconds.iter().sum::<f64>() / seconds.len() as f64),
+            ..Work::default()
         };
         self.methods.insert(method.to_owned(), work);
     }
@@ -75,12 +89,12 @@ impl RunProgress {
         }
     }
 
-    /// Tells that an analogy has ended.
+    /// Tells that an analogy has ended, after so many seconds of a worker.
     pub(super) fn ended(&mut self, method: &str, name: &str, seconds: f64, failed: Option<&str>) {
         self.done += 1;
         if let Some(work) = self.methods.get_mut(method) {
             work.left = work.left.saturating_sub(1);
-            work.known += 1;
+            work.ended += 1;
             work.seconds += seconds;
         }
         let left = match self.time_left() {
@@ -129,20 +143,16 @@ impl RunProgress {
     /// How long the rest takes if every method goes on as it did, and those of which nothing is
     /// known take as long as the others on average.
     fn time_left(&self) -> Option<Duration> {
-        let known = self.methods.values().filter(|work| work.known > 0);
-        let means: Vec<f64> = known.map(|work| work.seconds / work.known as f64).collect();
+        let means: Vec<f64> = self.methods.values().filter_map(Work::mean).collect();
         if means.is_empty() {
             return None;
         }
         let usual = means.iter().sum::<f64>() / means.len() as f64;
-        let seconds = self.methods.values().map(|work| {
-            let mean = match work.known {
-                0 => usual,
-                known => work.seconds / known as f64,
-            };
-            mean * work.left as f64
-        });
-        let seconds = seconds.sum::<f64>() / self.workers as f64;
+        let works = self.methods.values();
+        let seconds: f64 = works
+            .map(|work| work.mean().unwrap_or(usual) * work.left as f64)
+            .sum();
+        let seconds = seconds / self.workers as f64;
         Duration::try_from_secs_f64(seconds).ok()
     }
 }
@@ -170,5 +180,14 @@ mod tests {
         progress.leave("unknown");
         assert_eq!(progress.time_left(), Some(Duration::from_secs(12)));
         assert_eq!((progress.done, progress.total), (1, 13));
+    }
+
+    #[test]
+    fn what_was_charged_counts_until_something_has_ended() {
+        let mut progress = RunProgress::new(true, 1);
+        progress.plan("shares what it learned", 3, &[20.0, 10.0]);
+        assert_eq!(progress.time_left(), Some(Duration::from_secs(45)));
+        progress.ended("shares what it learned", "000", 2.0, None);
+        assert_eq!(progress.time_left(), Some(Duration::from_secs(4)));
     }
 }

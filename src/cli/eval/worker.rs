@@ -3,6 +3,7 @@
 
 use std::io::{self, BufRead};
 use std::ops::ControlFlow;
+use std::time::Instant;
 
 use anyhow::Context;
 use clap::Args;
@@ -29,6 +30,7 @@ pub(super) enum Answer {
     /// An analogy has ended.
     Ended {
         name: String,
+        /// What the worker took for it, measuring included.
         seconds: f64,
         failed: Option<String>,
     },
@@ -66,10 +68,11 @@ pub(super) fn run(_: &WorkerArgs) -> anyhow::Result<()> {
         let name = name?;
         let entry = suite.entries.iter().find(|entry| entry.name == name);
         let entry = entry.with_context(|| format!("there is no analogy `{name}`"))?;
+        let started = Instant::now();
         let result = session.solve(&job.variant.name, &*method, entry, &mut observe)?;
         answer(&Answer::Ended {
             name,
-            seconds: result.seconds,
+            seconds: started.elapsed().as_secs_f64(),
             failed: match result.status {
                 Status::Done => None,
                 Status::Failed(reason) => Some(reason),

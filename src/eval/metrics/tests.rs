@@ -69,6 +69,22 @@ fn attributes(values: &[(&str, &str)]) -> SceneAttributes {
 }
 
 #[test]
+fn right_is_an_edit_that_is_shown_and_nothing_else_changed() {
+    let right = |edit: f64, kept: f64| {
+        let mut scores = Scores::from([("edit".to_owned(), edit), ("kept".to_owned(), kept)]);
+        derive(&mut scores);
+        scores["right"]
+    };
+    assert_eq!(
+        [right(1.0, 1.0), right(0.5, 1.0), right(1.0, 0.9)],
+        [1.0, 0.0, 0.0]
+    );
+    let mut scores = Scores::from([("edit".to_owned(), 1.0)]);
+    derive(&mut scores);
+    assert_eq!(scores.get("right"), None);
+}
+
+#[test]
 fn attributes_are_changed_or_kept() {
     let b = attributes(&[
         ("sky", "day"),
