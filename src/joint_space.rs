@@ -27,6 +27,8 @@ const COMPARED_ROWS: usize = 2048;
 pub struct JointSpace {
     /// Which of a pipeline's text encoders it belongs to.
     encoder: usize,
+    /// The bytes of its text encoder that are the pipeline's.
+    shared_bytes: u64,
     text_encoder: TextEncoder,
     folder: PathBuf,
     /// Until it is closed, and when it is needed again.
@@ -45,6 +47,7 @@ impl JointSpace {
         let model = ClipModel::open(folder, device, dtype)?;
         Ok(Self {
             encoder: 0,
+            shared_bytes: 0,
             text_encoder: TextEncoder::new(ClipTokenizer::open(folder)?, model.text)?,
             folder: folder.to_owned(),
             image_tower: Mutex::new(Some(model.vision)),
@@ -54,14 +57,18 @@ impl JointSpace {
         })
     }
 
-    /// The same as the joint space of that one of a pipeline's text encoders which it fits.
+    /// The same as the joint space of that one of a pipeline's text encoders which it fits; the
+    /// weights that both have are held once.
     ///
     /// # Errors
     /// [`Error::WrongBase`] if it fits none, see [`check_encoder`](Self::check_encoder).
     pub fn of_one_among(mut self, encoders: &[TextEncoder]) -> Result<Self> {
         let fits = |encoder: &TextEncoder| self.check_encoder(encoder);
         match encoders.iter().position(|encoder| fits(encoder).is_ok()) {
-            Some(number) => self.encoder = number,
+            Some(number) => {
+                self.encoder = number;
+                self.shared_bytes = self.text_encoder.share(&encoders[number]);
+            }
             None => encoders.iter().try_for_each(fits)?,
         }
         Ok(self)
@@ -70,6 +77,12 @@ impl JointSpace {
     /// Which of the pipeline's text encoders the joint space belongs to, counted from 0.
     pub fn encoder(&self) -> usize {
         self.encoder
+    }
+
+    /// How many bytes of its text encoder are those of the pipeline's, held once for both: 0 if one
+    /// of the two is a fine-tuned copy in every tensor.
+    pub fn shared_bytes(&self) -> u64 {
+        self.shared_bytes
     }
 
     /// The text encoder of the joint space.

@@ -46,6 +46,11 @@ impl TextEncoder {
         })
     }
 
+    /// As [`ClipTextModel::share`].
+    pub fn share(&mut self, other: &Self) -> u64 {
+        self.model.share(&other.model)
+    }
+
     /// The tokenizer.
     pub fn tokenizer(&self) -> &ClipTokenizer {
         &self.tokenizer

@@ -9,8 +9,8 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use common::{assert_matches, golden, open, read};
 use difference_inversion::models::clip::ClipModel;
 use difference_inversion::models::clip_image::ClipVisionModel;
-use difference_inversion::models::clip_text::{ClipTextModel, ClipTextOutput};
-use difference_inversion::weights::Weights;
+use difference_inversion::models::clip_text::{ClipTextModel, ClipTextOutput, shared_bytes};
+use difference_inversion::weights::{Array, Arrays, Values, Weights};
 
 /// The prompts of the maker.
 fn prompts() -> [Vec<u32>; 2] {
@@ -198,4 +198,51 @@ fn inputs_that_do_not_fit_are_refused() {
             .project(Tensor::zeros([1, 24], &Device::flex()))
             .is_err()
     );
+}
+
+#[test]
+fn two_copies_of_a_tower_share_their_weights_and_compute_the_same() {
+    let folder = golden("clip/text_projected");
+    let (first, expected) = text_model("clip/text_projected");
+    let (mut copy, _) = text_model("clip/text_projected");
+    let shared = copy.share(&first);
+    // The projection into the joint space is not shared.
+    let projection = 4 * first.config().hidden_size * first.projection_dim().unwrap();
+    let weights = open(&folder.join("model.safetensors"));
+    assert_eq!(shared + projection as u64, weights.bytes_in_memory());
+    assert_eq!(shared_bytes(&weights, &weights).unwrap(), shared);
+    let pictures = open(&golden("clip/vision_projected/model.safetensors"));
+    assert_eq!(shared_bytes(&pictures, &weights).unwrap(), 0);
+    let output = encode(&copy);
+    assert_matches(
+        "shared last",
+        output.last_hidden_state,
+        read(&expected, "last"),
+    );
+
+    // A tensor that differs in one number is not shared, and stays as it is.
+    let altered = tempfile::tempdir().unwrap();
+    std::fs::copy(
+        folder.join("config.json"),
+        altered.path().join("config.json"),
+    )
+    .unwrap();
+    let name = "text_model.encoder.layers.1.mlp.fc1.weight";
+    let arrays = Arrays::read(&folder.join("model.safetensors")).unwrap();
+    let array = arrays.array(name).unwrap();
+    let Values::F32(mut values) = array.values().clone() else {
+        panic!("{name} holds no floating-point numbers");
+    };
+    values[7] += 1.0;
+    let (size, array) = (values.len(), Array::floats(array.shape(), values));
+    let arrays = arrays.with(name, array);
+    arrays
+        .write(&altered.path().join("model.safetensors"))
+        .unwrap();
+    let open = || ClipTextModel::open(altered.path(), &Device::flex(), FloatDType::F32).unwrap();
+    let (alone, mut sharing) = (encode(&open()).pooled, open());
+    assert_eq!(sharing.share(&first), shared - 4 * size as u64);
+    let difference = common::relative_error(encode(&sharing).pooled, alone.clone());
+    assert_eq!(difference, 0.0);
+    assert!(common::relative_error(encode(&first).pooled, alone) > 1e-3);
 }

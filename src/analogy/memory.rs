@@ -6,6 +6,7 @@ use burn::tensor::{Device, FloatDType};
 
 use super::models::ModelPaths;
 use crate::Result;
+use crate::models::clip_text::shared_bytes;
 use crate::models::unet::{Memory, UNetConfig};
 use crate::models::vae::AutoencoderKLConfig;
 use crate::pipeline::resolution;
@@ -45,13 +46,18 @@ impl LearningMemory {
         let upcast = two_encoders && vae.force_upcast.unwrap_or(false);
         let device = Device::flex();
         let mut weights = 0;
+        let mut encoders = Vec::new();
         for name in ["unet", "vae", "text_encoder", "text_encoder_2"] {
             let dtype = match upcast && name == "vae" {
                 true => FloatDType::F32,
                 false => self.dtype,
             };
             if name != "text_encoder_2" || two_encoders {
-                weights += files.weights(name, &device, dtype)?.bytes_in_memory();
+                let part = files.weights(name, &device, dtype)?;
+                weights += part.bytes_in_memory();
+                if name.starts_with("text_encoder") {
+                    encoders.push(part);
+                }
             }
         }
         let folder = |folder: &Path| match folder.is_dir() {
@@ -68,6 +74,9 @@ impl LearningMemory {
                     .sum();
                 viewers += tower;
                 weights += clip.bytes_in_memory() - tower;
+                for encoder in &encoders {
+                    weights -= shared_bytes(&clip, encoder)?;
+                }
             }
         }
         if self.captions {

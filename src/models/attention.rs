@@ -57,6 +57,14 @@ pub struct Attention {
 }
 
 impl Attention {
+    /// As [`Linear::share`].
+    pub fn share(&mut self, other: &Self) -> u64 {
+        self.query.share(&other.query)
+            + self.key.share(&other.key)
+            + self.value.share(&other.value)
+            + self.output.share(&other.output)
+    }
+
     /// The keys and values of the sequence that is looked at.
     ///
     /// # Shapes

@@ -174,6 +174,15 @@ impl EncoderLayer {
         })
     }
 
+    /// Shares the weights that are those of `other`; gives the bytes.
+    pub(super) fn share(&mut self, other: &Self) -> u64 {
+        self.layer_norm1.share(&other.layer_norm1)
+            + self.self_attn.share(&other.self_attn)
+            + self.layer_norm2.share(&other.layer_norm2)
+            + self.fc1.share(&other.fc1)
+            + self.fc2.share(&other.fc2)
+    }
+
     /// The layer's output for `x` `[b, n, d]` behind the positions of `past`, and the keys and
     /// values of all of them.
     pub(super) fn forward(

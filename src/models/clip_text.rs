@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::attention::{KeyValues, causal_mask};
 use super::clip::{EncoderLayer, IGNORED, LayerSizes, joint_projection, open_tower, tower_weights};
-use super::layers::{Activation, Embedding, LayerNorm, Linear};
+use super::layers::{Activation, Embedding, LayerNorm, Linear, share};
 use crate::weights::Weights;
 use crate::{Error, Result};
 
@@ -51,6 +51,31 @@ impl Default for ClipTextConfig {
             eos_token_id: 49407,
         }
     }
+}
+
+/// The name of the token-embedding table.
+const TABLE: &str = "embeddings.token_embedding.weight";
+
+/// About the bytes that [`ClipTextModel::share`] would share between the towers in two files, judged
+/// by the first layer's queries.
+///
+/// # Errors
+/// Whatever is wrong with a file, naming it.
+pub fn shared_bytes(one: &Weights, other: &Weights) -> Result<u64> {
+    let towers = [one, other].map(|weights| tower_weights(weights, "text_model", TABLE));
+    let queries = (towers.each_ref()).map(|tower| tower.scope("encoder.layers.0.self_attn.q_proj"));
+    let [Some(shape), Some(same)] = queries.each_ref().map(|query| query.shape("weight")) else {
+        return Ok(0);
+    };
+    let (&[rows, columns], true) = (&shape[..], shape == same) else {
+        return Ok(0);
+    };
+    let [own, other] = queries.map(|query| query.matrix("weight", [rows, columns]));
+    let bytes = towers.map(|tower| tower.bytes_in_memory());
+    Ok(match share(&mut own?, &other?) {
+        0 => 0,
+        _ => bytes[0].min(bytes[1]),
+    })
 }
 
 /// What the text tower makes of prompts.
@@ -150,7 +175,7 @@ impl ClipTextModel {
         };
         sizes.check(weights)?;
         let d = config.hidden_size;
-        let tower = tower_weights(weights, "text_model", "embeddings.token_embedding.weight");
+        let tower = tower_weights(weights, "text_model", TABLE);
         let embeddings = tower.scope("embeddings");
         let table = |name: &str, rows| Embedding::load(&embeddings.scope(name), rows, d);
         let layers = tower.scope("encoder.layers");
@@ -170,6 +195,17 @@ impl ClipTextModel {
                 .and_then(|shape| shape.first().copied()),
             config: config.clone(),
         })
+    }
+
+    /// Holds the weights of `other` in the place of its own wherever both are the same, so that
+    /// two copies of a tower need the memory of one. What it computes stays the same. Gives the
+    /// bytes that are shared.
+    pub fn share(&mut self, other: &Self) -> u64 {
+        let layers = self.layers.iter_mut().zip(&other.layers);
+        self.token_embedding.share(&other.token_embedding)
+            + self.position_embedding.share(&other.position_embedding)
+            + layers.map(|(own, other)| own.share(other)).sum::<u64>()
+            + self.final_layer_norm.share(&other.final_layer_norm)
     }
 
     /// The configuration.

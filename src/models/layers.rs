@@ -40,6 +40,18 @@ impl Activation {
     }
 }
 
+/// Holds `other` in the place of `own` where both are the same, so that their memory is needed
+/// once. Gives the bytes that are shared.
+pub(super) fn share<const D: usize>(own: &mut Tensor<D>, other: &Tensor<D>) -> u64 {
+    let alike = own.dims() == other.dims() && own.dtype() == other.dtype();
+    let equal = || own.clone().equal(other.clone()).all().into_scalar::<bool>();
+    if !(alike && equal()) {
+        return 0;
+    }
+    own.clone_from(other);
+    (own.shape().num_elements() * own.dtype().size()) as u64
+}
+
 /// `y = x Wᵀ + b` on the last dimension.
 #[derive(Debug, Clone)]
 pub struct Linear {
@@ -73,6 +85,13 @@ impl Linear {
     /// A layer of the given `weight` `[d_out, d_in]` and `bias` `[d_out]`.
     pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
         Self { weight, bias }
+    }
+
+    /// Shares the weights that are those of `other`; gives the bytes.
+    pub fn share(&mut self, other: &Self) -> u64 {
+        let bias = self.bias.as_mut().zip(other.bias.as_ref());
+        let bias = bias.map_or(0, |(own, other)| share(own, other));
+        share(&mut self.weight, &other.weight) + bias
     }
 
     /// # Shapes
@@ -110,6 +129,11 @@ impl LayerNorm {
         })
     }
 
+    /// As [`Linear::share`].
+    pub fn share(&mut self, other: &Self) -> u64 {
+        share(&mut self.weight, &other.weight) + share(&mut self.bias, &other.bias)
+    }
+
     /// # Shapes
     /// `[..., d]` to `[..., d]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
@@ -141,6 +165,11 @@ impl Embedding {
     /// The whole table, `[count, d]`.
     pub fn weight(&self) -> &Tensor<2> {
         &self.weight
+    }
+
+    /// As [`Linear::share`].
+    pub fn share(&mut self, other: &Self) -> u64 {
+        share(&mut self.weight, &other.weight)
     }
 
     /// # Shapes

@@ -7,10 +7,12 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use difference_inversion::Error;
 use difference_inversion::analogy::{self, AnalogyConfig, ModelPaths, Models, Target};
 use difference_inversion::learn::{self, LearnConfig, Records};
+use difference_inversion::models::clip_text::shared_bytes;
 use difference_inversion::noise::Guidance;
 use difference_inversion::progress::Progress;
 use difference_inversion::prompt::{Prompt, PromptConfig, PromptMode};
 use difference_inversion::tokens::DifferenceTokens;
+use difference_inversion::weights::Weights;
 
 use crate::tiny::{example_in, golden, models_in, pair_of, relative_error, short_analogy, silent};
 
@@ -149,6 +151,21 @@ fn joint_spaces_find_their_text_encoders() {
     assert!(wrong.contains("their token embeddings differ"), "{wrong}");
     let absent = encoders(&["sdxl/nothing"]).unwrap_err();
     assert!(absent.contains("there is no folder"), "{absent}");
+}
+
+#[test]
+fn joint_spaces_hold_the_weights_of_their_text_encoders_once() {
+    let models = models_in(&golden("sdxl"));
+    let weights = |name: &str| {
+        let folder = golden("sdxl").join(name);
+        Weights::open(&folder, &Device::flex(), FloatDType::F32).unwrap()
+    };
+    for (joint, clip, encoder) in [(0, "clip", "text_encoder"), (1, "clip_2", "text_encoder_2")] {
+        let shared = models.joints().unwrap()[joint].shared_bytes();
+        let expected = shared_bytes(&weights(clip), &weights(encoder)).unwrap();
+        assert!(shared > 0);
+        assert_eq!(shared, expected, "{clip}");
+    }
 }
 
 #[test]
