@@ -208,8 +208,8 @@ fn prepare(
     Ok((pair, captions))
 }
 
-/// Applies a difference to one picture: the Full Prompt [P_B, ±strength · D̃] drives the generation
-/// of B′ from B's inverted noise.
+/// Applies a difference to one picture: the Full Prompt [P_B, ±D̃], as far as the strength lets the
+/// difference in, drives the generation of B′ from B's inverted noise.
 ///
 /// # Errors
 /// [`Error::WrongBase`] if the tokens were learned on another model, [`Error::Missing`] if a
@@ -239,8 +239,8 @@ pub fn apply(
     let num_tokens = tokens.num_tokens();
     let words = models.prompt(&picture, &config.prompt, num_tokens, &mut *observer)?;
     models.pictures_are_read();
-    let scale = generate.token_scale();
-    let full = FullPrompt::with_difference(&words, tokens.embeddings(), scale);
+    let strength = generate.signed_strength();
+    let full = FullPrompt::with_difference(&words, tokens.embeddings(), strength);
     let branches = Branches {
         source: pipeline.encode_prompts(&[FullPrompt::plain(&words)])?,
         target: pipeline.encode_prompts(&[full])?,

@@ -148,22 +148,29 @@ impl Pipeline {
     pub fn encode_prompts(&self, prompts: &[FullPrompt<'_>]) -> Result<Conditions> {
         let rows = (prompts.iter())
             .map(|full| {
-                let outputs = (self
-                    .text_encoders
-                    .iter()
-                    .zip(&full.words.beginnings)
-                    .enumerate())
-                .map(|(number, (encoder, beginning))| {
-                    encoder.finish(beginning, full.difference.get(number))
-                })
-                .collect::<Result<Vec<_>>>()?;
-                match self.kind {
-                    PipelineKind::StableDiffusionXl => self.penultimate_hidden_states(&outputs),
-                    _ => Ok(last_hidden_state(&outputs)),
+                let whole = self.encode_prompt(full)?;
+                if full.strength == 1.0 {
+                    return Ok(whole);
                 }
+                let without = self.encode_prompt(&FullPrompt::plain(full.words))?;
+                Ok(without.towards(whole, full.strength))
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(Conditions::cat(&rows))
+    }
+
+    /// The conditions of one Full Prompt at strength 1.
+    fn encode_prompt(&self, full: &FullPrompt<'_>) -> Result<Conditions> {
+        let beginnings = self.text_encoders.iter().zip(&full.words.beginnings);
+        let outputs = (beginnings.enumerate())
+            .map(|(number, (encoder, beginning))| {
+                encoder.finish(beginning, full.difference.get(number))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        match self.kind {
+            PipelineKind::StableDiffusionXl => self.penultimate_hidden_states(&outputs),
+            _ => Ok(last_hidden_state(&outputs)),
+        }
     }
 
     /// The conditions of a whole prompt given by token embeddings without positions: start, words,

@@ -158,6 +158,9 @@ pub struct FullPrompt<'a> {
     pub words: &'a Words,
     /// Token embeddings after the words, one [n, d] per text encoder; empty for words alone.
     pub difference: Vec<Tensor<2>>,
+    /// How much of what these change in the text encoders' outputs is let in: nothing with 0, all of
+    /// it with 1.
+    pub strength: f64,
 }
 
 impl<'a> FullPrompt<'a> {
@@ -166,17 +169,25 @@ impl<'a> FullPrompt<'a> {
         Self {
             words,
             difference: Vec::new(),
+            strength: 1.0,
         }
     }
 
-    /// [P, scale · D̃]: the words, then the difference tokens; −1 is the negated difference.
+    /// [P, ±D̃]: the words, then the difference tokens, negated for a negative `strength`; with any
+    /// other strength than ±1, a part of what they change, or more than that:
+    /// `c(P) + |strength| · (c([P, ±D̃]) − c(P))`.
+    ///
+    /// The tokens themselves are not scaled: the text encoder normalises what it reads, so that a
+    /// tenth of them says nearly as much, and tokens of zeros still say something.
     ///
     /// # Shapes
     /// `difference`: one [n, d] per text encoder, tracked by autodiff or not.
-    pub fn with_difference(words: &'a Words, difference: &[Tensor<2>], scale: f64) -> Self {
+    pub fn with_difference(words: &'a Words, difference: &[Tensor<2>], strength: f64) -> Self {
+        let sign = if strength < 0.0 { -1.0 } else { 1.0 };
         Self {
             words,
-            difference: difference.iter().map(|d| signed(d, scale)).collect(),
+            difference: difference.iter().map(|d| signed(d, sign)).collect(),
+            strength: strength.abs(),
         }
     }
 }

@@ -141,20 +141,14 @@ impl DifferenceTokens {
         self.embeddings.first().map_or(0, |e| e.dims()[0])
     }
 
-    /// strength · D̃.
-    #[must_use]
-    pub fn scaled(&self, strength: f64) -> Self {
-        let mut scaled = self.clone();
-        for embedding in &mut scaled.embeddings {
-            *embedding = signed(embedding, strength);
-        }
-        scaled
-    }
-
     /// −D̃, the difference from A′ to A.
     #[must_use]
     pub fn reversed(&self) -> Self {
-        self.scaled(-1.0)
+        let mut reversed = self.clone();
+        for embedding in &mut reversed.embeddings {
+            *embedding = signed(embedding, -1.0);
+        }
+        reversed
     }
 
     /// Checks that the tokens were learned on these text encoders.
@@ -240,10 +234,11 @@ impl DifferenceTokens {
     }
 }
 
-/// scale · D̃. This is the one place where sign and scale of the tokens are given their meaning:
-/// they apply to the embeddings at the text encoder's *input*, before it.
-pub(crate) fn signed(embedding: &Tensor<2>, scale: f64) -> Tensor<2> {
-    embedding.clone().mul_scalar(scale)
+/// ±D̃. This is the one place where the sign of the tokens is given its meaning: it applies to the
+/// embeddings at the text encoder's *input*, before it. (A strength applies to what comes out, see
+/// [`FullPrompt`](crate::prompt::FullPrompt).)
+pub(crate) fn signed(embedding: &Tensor<2>, sign: f64) -> Tensor<2> {
+    embedding.clone().mul_scalar(sign)
 }
 
 /// Names of the embeddings in a file for `count` text encoders.
@@ -281,16 +276,9 @@ mod tests {
     }
 
     #[test]
-    fn scale_and_sign_apply_to_every_embedding() {
-        let values = |tokens: &DifferenceTokens| host(tokens.embeddings()[0].clone());
-        assert_eq!(
-            values(&tokens().scaled(0.5)),
-            [0.5, -1.0, 0.25, 0.0, 2.0, 4.0]
-        );
-        assert_eq!(
-            values(&tokens().reversed()),
-            [-1.0, 2.0, -0.5, 0.0, -4.0, -8.0]
-        );
+    fn the_sign_applies_to_every_embedding() {
+        let reversed = host(tokens().reversed().embeddings()[0].clone());
+        assert_eq!(reversed, [-1.0, 2.0, -0.5, 0.0, -4.0, -8.0]);
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub struct GenerateConfig {
     pub sdedit_strength: f64,
     /// Edit-friendly inversion: stochasticity of its steps, 0 is DDIM, 1 is DDPM.
     pub eta: f64,
-    /// Scale of the difference tokens.
+    /// How much of the difference is applied, see [`FullPrompt::with_difference`](crate::prompt::FullPrompt::with_difference).
     pub strength: f64,
     /// Undo the difference instead: [P_B, −D̃].
     pub reverse: bool,
@@ -52,8 +52,8 @@ impl GenerateConfig {
         self.guidance_scale.unwrap_or(usual)
     }
 
-    /// The factor of the difference tokens: their strength, negative for the reverse edit.
-    pub fn token_scale(&self) -> f64 {
+    /// The strength, negative for the reverse edit.
+    pub fn signed_strength(&self) -> f64 {
         if self.reverse {
             -self.strength
         } else {
@@ -182,7 +182,7 @@ pub struct TextToImage {
     pub num_inference_steps: usize,
     /// Name of the solver: `ddim`, …; the model's own if absent.
     pub scheduler: Option<String>,
-    /// Scale of the difference tokens, where there are any.
+    /// How much of the difference is applied, where there are difference tokens.
     pub strength: f64,
     /// Seed of the noise.
     pub seed: u64,

@@ -211,7 +211,7 @@ fn draw_sheet(
         learned.tokens.num_tokens(),
         learned.best_step,
         learned.history.len(),
-        config.generate.token_scale(),
+        config.generate.signed_strength(),
         config.generate.seed,
     );
     let tile = |picture, name, caption| Tile {

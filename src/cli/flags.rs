@@ -332,7 +332,7 @@ pub(crate) struct GenerateFlags {
     /// Steps of the sampling schedule
     #[arg(long, value_name = "N")]
     num_inference_steps: Option<usize>,
-    /// How much of the difference is applied
+    /// How much of the difference is applied: 0 leaves B as it is, 1 is the whole difference
     #[arg(long, value_name = "S", allow_negative_numbers = true)]
     strength: Option<f64>,
     /// Undo the difference instead of applying it

@@ -69,6 +69,23 @@ impl Conditions {
         }
     }
 
+    /// The prompt's share `strength` of the way to another, or beyond it; everything else stays.
+    #[must_use]
+    pub fn towards(self, other: Self, strength: f64) -> Self {
+        Self {
+            encoder_hidden_states: towards(
+                self.encoder_hidden_states,
+                other.encoder_hidden_states,
+                strength,
+            ),
+            added: (self.added.zip(other.added)).map(|(own, other)| AddedConditions {
+                text_embeds: towards(own.text_embeds, other.text_embeds, strength),
+                time_ids: own.time_ids,
+            }),
+            image: self.image,
+        }
+    }
+
     /// The same without a prompt: hidden states and pooled prompt are zeros.
     #[must_use]
     pub fn without_prompt(&self) -> Self {
@@ -81,6 +98,11 @@ impl Conditions {
             image: self.image.clone(),
         }
     }
+}
+
+/// `from + strength · (to − from)`
+fn towards<const D: usize>(from: Tensor<D>, to: Tensor<D>, strength: f64) -> Tensor<D> {
+    from.clone() + (to - from) * strength
 }
 
 /// Each row of `x` `count` times in a row.

@@ -199,6 +199,25 @@ fn an_analogy_goes_through_all_its_stages() {
 }
 
 #[test]
+fn with_strength_0_b_stays_as_it_is() {
+    let models = models();
+    let pipeline = models.pipeline();
+    let tokens = vec![Tensor::full([2, 16], 0.5, &Device::flex())];
+    let tokens = DifferenceTokens::new(tokens, pipeline.base()).unwrap();
+    let mut config = short_analogy();
+    let mut farthest = |inversion, strength| {
+        config.generate.inversion = inversion;
+        config.generate.strength = strength;
+        let applied = analogy::apply(&models, &tokens, &target(), &config, &mut silent).unwrap();
+        let b = pipeline.decode(pipeline.encode_image(&target().b)).unwrap();
+        let differences = applied.b_prime.iter().zip(b.iter());
+        differences.map(|(&x, &y)| x.abs_diff(y)).max().unwrap()
+    };
+    assert!(farthest(Inversion::EditFriendly, 0.0) <= 1);
+    assert!(farthest(Inversion::EditFriendly, 1.0) > 1);
+}
+
+#[test]
 fn what_cannot_be_learned_or_applied_is_an_error() {
     let models = models();
     let (config, records) = (short_analogy(), Records::default());

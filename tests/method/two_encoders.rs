@@ -10,7 +10,7 @@ use difference_inversion::learn::{self, LearnConfig, Records};
 use difference_inversion::models::clip_text::shared_bytes;
 use difference_inversion::noise::Guidance;
 use difference_inversion::progress::Progress;
-use difference_inversion::prompt::{Prompt, PromptConfig, PromptMode};
+use difference_inversion::prompt::{FullPrompt, Prompt, PromptConfig, PromptMode};
 use difference_inversion::tokens::DifferenceTokens;
 use difference_inversion::weights::Weights;
 
@@ -166,6 +166,50 @@ fn joint_spaces_hold_the_weights_of_their_text_encoders_once() {
         assert!(shared > 0);
         assert_eq!(shared, expected, "{clip}");
     }
+}
+
+#[test]
+fn strength_is_the_way_from_the_words_to_the_full_prompt() {
+    let models = models_in(&golden("sdxl"));
+    let pipeline = models.pipeline();
+    let words = (pipeline.read(&pipeline.prompt("a red house").unwrap(), 2)).unwrap();
+    let tokens = [16, 20].map(|width| Tensor::full([2, width], 0.4, &Device::flex()));
+    let encode = |full: FullPrompt<'_>| {
+        let conditions = pipeline.encode_prompts(&[full]).unwrap();
+        let added = conditions.added.unwrap();
+        (conditions.encoder_hidden_states, added.text_embeds)
+    };
+    let at = |strength| encode(FullPrompt::with_difference(&words, &tokens, strength));
+    let plain = encode(FullPrompt::plain(&words));
+    let negated = tokens.each_ref().map(|tokens| tokens.clone().neg());
+    let [full, reverse] = [&tokens, &negated].map(|tokens| {
+        let full = FullPrompt::with_difference(&words, tokens, 1.0);
+        encode(full)
+    });
+    let way = |to: &(Tensor<3>, Tensor<2>), part: f64| {
+        let step = (
+            to.0.clone() - plain.0.clone(),
+            to.1.clone() - plain.1.clone(),
+        );
+        (
+            plain.0.clone() + step.0 * part,
+            plain.1.clone() + step.1 * part,
+        )
+    };
+    for (strength, expected) in [
+        (0.0, plain.clone()),
+        (0.3, way(&full, 0.3)),
+        (1.0, full.clone()),
+        (2.0, way(&full, 2.0)),
+        (-1.0, reverse.clone()),
+        (-0.5, way(&reverse, 0.5)),
+    ] {
+        let found = at(strength);
+        assert!(relative_error(found.0, expected.0) < 1e-6, "{strength}");
+        assert!(relative_error(found.1, expected.1) < 1e-6, "{strength}");
+    }
+    assert!(relative_error(full.0, plain.0) > 1e-2);
+    assert!(relative_error(full.1, plain.1) > 1e-2);
 }
 
 #[test]
