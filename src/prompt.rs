@@ -177,8 +177,8 @@ impl<'a> FullPrompt<'a> {
     /// other strength than ±1, a part of what they change, or more than that:
     /// `c(P) + |strength| · (c([P, ±D̃]) − c(P))`.
     ///
-    /// The tokens themselves are not scaled: the text encoder normalises what it reads, so that a
-    /// tenth of them says nearly as much, and tokens of zeros still say something.
+    /// The tokens themselves are not scaled: the text encoder normalises what it reads, so that half
+    /// of them says as much (`docs/study.md`), and tokens of zeros still say something.
     ///
     /// # Shapes
     /// `difference`: one [n, d] per text encoder, tracked by autodiff or not.

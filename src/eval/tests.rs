@@ -138,7 +138,7 @@ fn every_variant_of_the_benchmark_is_a_method() {
     for (text, count) in [
         (include_str!("../../demo/benchmark/tuning.toml"), 43),
         (include_str!("../../demo/benchmark/tuned.toml"), 4),
-        (include_str!("../../demo/benchmark/study.toml"), 19),
+        (include_str!("../../demo/benchmark/study.toml"), 24),
     ] {
         let variants = variants(text);
         assert_eq!(variants.len(), count);
