@@ -38,6 +38,19 @@ pub struct Example {
     pub caption_a_prime: Option<String>,
 }
 
+impl Example {
+    /// The way back, from A′ to A.
+    #[must_use]
+    pub fn reversed(self) -> Self {
+        Self {
+            a: self.a_prime,
+            a_prime: self.a,
+            caption_a: self.caption_a_prime,
+            caption_a_prime: self.caption_a,
+        }
+    }
+}
+
 /// A picture to apply a difference to.
 #[derive(Debug, Clone)]
 pub struct Target {

@@ -17,7 +17,8 @@ use crate::tokens::DifferenceTokens;
 use crate::weights::{Array, Arrays};
 
 /// Kim, Kim and Kim 2025 ([arXiv 2506.07750](https://arxiv.org/abs/2506.07750)) with the settings
-/// recommended for the model; they are those of [`AnalogyConfig`].
+/// recommended for the model; they are those of [`AnalogyConfig`]. With `reverse` the same analogy is
+/// solved backwards: the difference from A′ to A is learned, and taken away from B.
 struct DifferenceInversion {
     models: Arc<Models>,
     config: AnalogyConfig,
@@ -98,18 +99,25 @@ impl Method for DifferenceInversion {
     }
 
     fn learning(&self) -> Option<Value> {
+        let name = match self.config.generate.reverse {
+            false => "difference tokens",
+            true => "difference tokens from A′ to A",
+        };
         let drawing = ["generate"];
-        Some(learned_with("difference tokens", &self.config, &drawing))
+        Some(learned_with(name, &self.config, &drawing))
     }
 
     fn learn(&self, analogy: &Analogy, seed: u64, observer: Observer<'_>) -> Result<Arrays> {
         let captions = self.captions(analogy);
-        let example = Example {
+        let mut example = Example {
             a: analogy.a.clone(),
             a_prime: analogy.a_prime.clone(),
             caption_a: captions.a,
             caption_a_prime: captions.a_prime,
         };
+        if self.config.generate.reverse {
+            example = example.reversed();
+        }
         let config = self.config.clone().with_seed(seed);
         let records = Records::default();
         let learned = analogy::learn(&self.models, &[example], &config, &records, observer)?;

@@ -4,7 +4,7 @@ use image::RgbImage;
 use serde_json::{Value, json};
 
 use super::tiny::{analogy, eval_models, eval_models_with, settings, silent};
-use super::{Analogy, Method, Told, Variant, build};
+use super::{Analogy, Captions, Method, Told, Variant, build};
 use crate::Result;
 
 fn method(name: &str, values: &Value) -> Box<dyn Method> {
@@ -86,6 +86,41 @@ fn what_a_method_must_be_told_is_missed() {
 }
 
 #[test]
+fn an_analogy_is_solved_backwards_from_the_pictures_the_other_way_round() {
+    let short = |reverse: bool| {
+        let values = json!({
+            "steps": 2, "num_inference_steps": 4, "reverse": reverse, "prompt_mode": "text",
+        });
+        method("difference-inversion", &values)
+    };
+    let (forwards, backwards) = (short(false), short(true));
+    assert_ne!(forwards.learning(), backwards.learning());
+    let there = analogy();
+    let captions = there.captions.clone().unwrap();
+    let back = Analogy {
+        a: there.a_prime.clone(),
+        a_prime: there.a.clone(),
+        captions: Some(Captions {
+            a: captions.a_prime,
+            a_prime: captions.a,
+            ..captions
+        }),
+        ..analogy()
+    };
+    let learn = |method: &dyn Method, analogy: &Analogy| {
+        let learned = method.learn(analogy, 7, &mut silent).unwrap();
+        let tokens = learned.array("tokens.0").unwrap();
+        format!("{:?}", tokens.values())
+    };
+    assert_eq!(learn(&*backwards, &there), learn(&*forwards, &back));
+    assert_ne!(learn(&*backwards, &there), learn(&*forwards, &there));
+    // What was learned is taken away.
+    let learned = forwards.learn(&back, 7, &mut silent).unwrap();
+    let draw = |method: &dyn Method| method.draw(&there, &learned, 7, &mut silent).unwrap();
+    assert!(draw(&*backwards) != draw(&*forwards));
+}
+
+#[test]
 fn a_model_of_the_wrong_kind_is_refused() {
     let message = |name: &str, models| {
         let built = build(&Variant::plain(name), &models);
@@ -138,7 +173,7 @@ fn every_variant_of_the_benchmark_is_a_method() {
     for (text, count) in [
         (include_str!("../../demo/benchmark/tuning.toml"), 43),
         (include_str!("../../demo/benchmark/tuned.toml"), 4),
-        (include_str!("../../demo/benchmark/study.toml"), 24),
+        (include_str!("../../demo/benchmark/study.toml"), 30),
     ] {
         let variants = variants(text);
         assert_eq!(variants.len(), count);
