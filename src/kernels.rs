@@ -16,7 +16,10 @@ mod half;
 mod math;
 pub(crate) mod norm;
 pub(crate) mod pointwise;
+mod product;
 mod winograd;
+
+use std::cell::RefCell;
 
 use burn::backend::Flex;
 use burn::tensor::{DType, Device, GradientCheckpointingStrategy, Tensor};
@@ -82,6 +85,19 @@ fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
         burn::tensor::TensorData::new(values, shape),
         &Device::flex(),
     )
+}
+
+/// Lends `work` a buffer of so many floats, which may hold anything, and keeps it for the next time:
+/// fresh memory would be cleared first, which takes as long as to fill it.
+fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
+    thread_local!(static KEPT: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) });
+    let mut buffer = KEPT.with_borrow_mut(Vec::pop).unwrap_or_default();
+    if buffer.len() < len {
+        buffer = vec![0.0; len];
+    }
+    let result = work(&mut buffer[..len]);
+    KEPT.with_borrow_mut(|kept| kept.push(buffer));
+    result
 }
 
 /// What is done to every chunk of an output.

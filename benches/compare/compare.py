@@ -31,7 +31,11 @@ class Worker:
     def __init__(self, name: str, command: list, threads: int):
         self.name, self.wall, self.cpu, self.results = name, [], [], []
         command = [str(word) for word in command]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "RAYON_NUM_THREADS": str(threads)}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(threads),
+            "RAYON_NUM_THREADS": str(threads),
+            "MIMALLOC_PURGE_DELAY": "10000",  # as the program has it
+        }
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )

@@ -3,9 +3,9 @@
 use burn::tensor::Tensor;
 
 use super::gradient::with_gradient;
-use super::half::widened;
-use super::winograd;
-use super::{Kernel, Values, for_chunks, tensor, update};
+use super::half::Weights;
+use super::product::{Right, product};
+use super::{Values, for_chunks, tensor, winograd, with_scratch};
 
 /// Most floats of gathered neighbourhoods to hold at once.
 const GATHERED: usize = 1 << 22;
@@ -22,38 +22,28 @@ pub(crate) fn linear<const D: usize>(
     with_gradient([x], |[x]| {
         let shape = x.dims();
         let [d_out, d_in] = weight.dims();
-        let rows = shape.iter().product::<usize>() / d_in;
         let mut out_shape = shape;
         out_shape[D - 1] = d_out;
-        let x = x.reshape([rows, d_in]);
-        let y = x.matmul(widened(weight.clone()).transpose());
-        let y = add_bias(y, bias).reshape(out_shape);
-        let backward = move |grad: Tensor<D>| {
-            let grad = grad.reshape([rows, d_out]);
-            [grad.matmul(widened(weight.clone())).reshape(shape)]
-        };
-        (y, backward)
+        let weight = Weights::of(weight);
+        let y = times(x, Right::new(&weight, d_in, true), bias, out_shape);
+        let back = move |grad| [times(grad, Right::new(&weight, d_in, false), None, shape)];
+        (y, back)
     })
 }
 
-fn add_bias(x: Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<2> {
-    let Some(bias) = bias else { return x };
-    let bias = Values::of(bias);
-    let bias = bias.as_slice();
-    update(x, |x| for_chunks(x, bias.len(), &AddBias { bias }))
-}
-
-struct AddBias<'a> {
-    bias: &'a [f32],
-}
-
-impl Kernel for AddBias<'_> {
-    #[inline(always)]
-    fn run(&self, _row: usize, out: &mut [f32]) {
-        for (out, &bias) in out.iter_mut().zip(self.bias) {
-            *out += bias;
-        }
-    }
+/// `x · right + bias`, of the given shape; `x` has the same but for the last dimension.
+fn times<const D: usize>(
+    x: Tensor<D>,
+    right: Right<'_>,
+    bias: Option<Tensor<1>>,
+    shape: [usize; D],
+) -> Tensor<D> {
+    let dimensions = [x.dims()[D - 1], shape[D - 1]];
+    let (x, bias) = (Values::of(x), bias.map(Values::of));
+    let bias = bias.as_ref().map(Values::as_slice);
+    let mut out = vec![0.0; shape.iter().product()];
+    product(x.as_slice(), right, bias, dimensions, &mut out);
+    tensor(out, shape)
 }
 
 /// Fewest channels for which [`winograd`] pays.
@@ -107,46 +97,54 @@ impl Neighbourhoods {
     }
 
     /// `x` `[b, h, w, c]` times the kernel `[kernel · kernel · c, c_out]`, plus the bias.
-    fn product(&self, x: Tensor<4>, kernel: &Tensor<2>, bias: Option<Tensor<1>>) -> Tensor<4> {
+    fn product(
+        &self,
+        x: Tensor<4>,
+        kernel: &Weights,
+        c_out: usize,
+        bias: Option<Tensor<1>>,
+    ) -> Tensor<4> {
         let [b, _, _, c] = x.dims();
         let [height, width] = self.output;
-        let [taps, c_out] = kernel.dims();
-        let x = Values::of(x);
-        let lines = b * height;
-        let lines_at_once = (GATHERED / (width * taps)).clamp(1, lines);
-        let gather = |first: usize, lines: usize| {
-            let mut gathered = vec![0.0; lines * width * taps];
-            for_chunks(
-                &mut gathered,
-                width * taps,
-                &|line: usize, out: &mut [f32]| {
-                    self.gather_line(x.as_slice(), c, first + line, out);
-                },
-            );
-            tensor(gathered, [lines * width, taps]).matmul(kernel.clone())
-        };
-        let parts = (0..lines)
-            .step_by(lines_at_once)
-            .map(|first| gather(first, lines_at_once.min(lines - first)))
-            .collect();
-        add_bias(Tensor::cat(parts, 0), bias).reshape([b, height, width, c_out])
+        let taps = self.geometry.kernel * self.geometry.kernel * c;
+        let (x, bias) = (Values::of(x), bias.map(Values::of));
+        let bias = bias.as_ref().map(Values::as_slice);
+        let right = Right::new(kernel, c_out, false);
+        let mut out = vec![0.0; b * height * width * c_out];
+        let lines_at_once = (GATHERED / (width * taps)).max(1);
+        let rounds = out.chunks_mut((lines_at_once * width * c_out).max(1));
+        for (round, out) in rounds.enumerate() {
+            with_scratch(out.len() / c_out * taps, |gathered| {
+                let gather = |line: usize, out: &mut [f32]| {
+                    self.gather_line(x.as_slice(), c, round * lines_at_once + line, out);
+                };
+                for_chunks(gathered, width * taps, &gather);
+                product(gathered, right, bias, [taps, c_out], out);
+            });
+        }
+        tensor(out, [b, height, width, c_out])
     }
 
     /// The gradient of the input `[b, h, w, c]` from that of the output: what every output
     /// position passes to its neighbourhood, summed up; image by image.
-    fn back(&self, grad: &Tensor<4>, kernel: &Tensor<2>) -> Tensor<4> {
+    fn back(&self, grad: Tensor<4>, kernel: &Weights, c: usize) -> Tensor<4> {
         let [b, height, width, c_out] = grad.dims();
-        let ([h, w], taps) = (self.input, kernel.dims()[0]);
-        let c = taps / (self.geometry.kernel * self.geometry.kernel);
+        let ([h, w], taps) = (self.input, self.geometry.kernel * self.geometry.kernel * c);
+        let grad = Values::of(grad);
+        let right = Right::new(kernel, c_out, true);
         let mut out = vec![0.0; b * h * w * c];
-        for (image, out) in out.chunks_exact_mut((h * w * c).max(1)).enumerate() {
-            let grad = grad.clone().slice_dim(0, image..image + 1);
-            let grad = grad.reshape([height * width, c_out]);
-            let passed = Values::of(grad.matmul(kernel.clone().transpose()));
-            for_chunks(out, w * c, &|row: usize, out: &mut [f32]| {
-                self.sum_line(passed.as_slice(), c, row, out);
-            });
-        }
+        let images = out.chunks_exact_mut((h * w * c).max(1));
+        let grads = grad
+            .as_slice()
+            .chunks_exact((height * width * c_out).max(1));
+        with_scratch(height * width * taps, |passed| {
+            for (out, grad) in images.zip(grads) {
+                product(grad, right, None, [c_out, taps], passed);
+                for_chunks(out, w * c, &|row: usize, out: &mut [f32]| {
+                    self.sum_line(passed, c, row, out);
+                });
+            }
+        });
         tensor(out, [b, h, w, c])
     }
 
@@ -170,8 +168,9 @@ impl Neighbourhoods {
         }
     }
 
-    /// Copies the neighbourhoods of one line of outputs; `out` is zero.
+    /// Copies the neighbourhoods of one line of outputs.
     fn gather_line(&self, x: &[f32], c: usize, line: usize, out: &mut [f32]) {
+        out.fill(0.0);
         let [h, w] = self.input;
         let (image, row) = (line / self.output[0], line % self.output[0]);
         let kernel = self.geometry.kernel;
@@ -214,14 +213,15 @@ pub(crate) fn conv(
             (y, move |grad| [winograd::conv(grad, &kernel, None, true)])
         });
     }
+    let c_out = kernel.dims()[1];
     let neighbourhoods = Neighbourhoods {
         input: [h, w],
         output,
         geometry,
     };
     with_gradient([x], |[x]| {
-        let y = neighbourhoods.product(x, &widened(kernel.clone()), bias);
-        let back = move |grad| [neighbourhoods.back(&grad, &widened(kernel.clone()))];
-        (y, back)
+        let kernel = Weights::of(kernel);
+        let y = neighbourhoods.product(x, &kernel, c_out, bias);
+        (y, move |grad| [neighbourhoods.back(grad, &kernel, c_in)])
     })
 }

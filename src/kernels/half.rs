@@ -3,10 +3,7 @@
 use burn::tensor::{DType, Tensor};
 use half::{bf16, f16};
 
-use super::{Kernel, Values, for_chunks, tensor};
-
-/// Numbers converted in one go.
-const CHUNK: usize = 1 << 12;
+use super::Values;
 
 /// A tensor's elements in row-major order, of any type that weights are kept in.
 pub(super) enum Weights {
@@ -49,31 +46,23 @@ impl Slice<'_> {
     pub(super) fn copy(&self, start: usize, out: &mut [f32]) {
         match self {
             Self::F32(values) => out.copy_from_slice(&values[start..][..out.len()]),
-            Self::F16(values) => put(&values[start..][..out.len()], out.iter_mut(), float),
-            Self::BF16(values) => put(&values[start..][..out.len()], out.iter_mut(), bf16::to_f32),
+            Self::F16(values) => put(&values[start..][..out.len()], out, float),
+            Self::BF16(values) => put(&values[start..][..out.len()], out, bf16::to_f32),
         }
     }
 
-    /// Puts the elements from `start` on to every `step`th place of `out`, beginning with the
-    /// first.
+    /// As many elements from `start` on.
     #[inline(always)]
-    pub(super) fn spread(&self, start: usize, len: usize, out: &mut [f32], step: usize) {
-        let out = out.iter_mut().step_by(step);
-        match self {
-            Self::F32(values) => put(&values[start..][..len], out, |x| x),
-            Self::F16(values) => put(&values[start..][..len], out, float),
-            Self::BF16(values) => put(&values[start..][..len], out, bf16::to_f32),
-        }
+    pub(super) fn array<const N: usize>(&self, start: usize) -> [f32; N] {
+        let mut out = [0.0; N];
+        self.copy(start, &mut out);
+        out
     }
 }
 
 #[inline(always)]
-fn put<'a, T: Copy>(
-    values: &[T],
-    out: impl Iterator<Item = &'a mut f32>,
-    convert: impl Fn(T) -> f32,
-) {
-    for (out, &value) in out.zip(values) {
+fn put<T: Copy>(values: &[T], out: &mut [f32], convert: impl Fn(T) -> f32) {
+    for (out, &value) in out.iter_mut().zip(values) {
         *out = convert(value);
     }
 }
@@ -95,27 +84,6 @@ fn float(x: f16) -> f32 {
     f32::from_bits(magnitude | (bits & 0x8000) << 16)
 }
 
-/// `x` in f32.
-pub(super) fn widened<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    if x.dtype() == DType::F32 {
-        return x;
-    }
-    let shape = x.dims();
-    let weights = Weights::of(x);
-    let mut out = vec![0.0; shape.iter().product()];
-    for_chunks(&mut out, CHUNK, &Widen(weights.as_slices()));
-    tensor(out, shape)
-}
-
-struct Widen<'a>(Slice<'a>);
-
-impl Kernel for Widen<'_> {
-    #[inline(always)]
-    fn run(&self, index: usize, out: &mut [f32]) {
-        self.0.copy(index * CHUNK, out);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use burn::tensor::{Device, TensorData};
@@ -128,8 +96,9 @@ mod tests {
         let all: Vec<u16> = (0..=u16::MAX).collect();
         let halves: Vec<f16> = all.iter().map(|&bits| f16::from_bits(bits)).collect();
         let shorts: Vec<bf16> = all.iter().map(|&bits| bf16::from_bits(bits)).collect();
-        let same = |found: Tensor<1>, expected: Vec<f32>| {
-            let found = found.try_into_vec_as::<f32>().unwrap();
+        let same = |weights: Tensor<1>, expected: Vec<f32>| {
+            let mut found = vec![0.0; 1 << 16];
+            Weights::of(weights).as_slices().copy(0, &mut found);
             for (found, expected) in found.into_iter().zip(expected) {
                 assert!(
                     found == expected || (found.is_nan() && expected.is_nan()),
@@ -140,10 +109,10 @@ mod tests {
         let expected = halves.iter().map(|x| x.to_f32()).collect();
         let data = TensorData::new(halves, [1 << 16]);
         let x = Tensor::<1>::from_data(data, (&device, DType::F16));
-        same(widened(x), expected);
+        same(x, expected);
         let expected = shorts.iter().map(|x| x.to_f32()).collect();
         let data = TensorData::new(shorts, [1 << 16]);
         let x = Tensor::<1>::from_data(data, (&device, DType::BF16));
-        same(widened(x), expected);
+        same(x, expected);
     }
 }

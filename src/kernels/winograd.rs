@@ -9,6 +9,8 @@
 mod tiling;
 mod transform;
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -16,7 +18,8 @@ use rayon::prelude::*;
 use self::tiling::Tiling;
 use self::transform::{Transform, transform_outputs, transform_weights};
 use super::half::{Slice, Weights};
-use super::{Values, tensor};
+use super::product::{Panel, Right};
+use super::{Values, tensor, with_scratch};
 
 /// Points of a transformed tile, 6×6.
 const POINTS: usize = 36;
@@ -67,30 +70,32 @@ pub(super) fn conv(
         back,
     };
     let round = tiling.tiles_of_a_round(c);
-    let mut transformed =
-        vec![0.0; tiling.count.min(round).next_multiple_of(tiling.group) * POINTS * c];
+    let transformed = tiling.count.min(round).next_multiple_of(tiling.group) * POINTS * c;
     let mut out = vec![0.0; b * h * w * n];
-    for first in (0..tiling.count).step_by(round) {
-        let tiles = round.min(tiling.count - first);
-        let groups = transformed.par_chunks_mut(tiling.group * POINTS * c);
-        groups.enumerate().for_each(|(group, out)| {
-            let start = group * tiling.group;
-            if start < tiles {
-                let tiles = first + start..first + tiles.min(start + tiling.group);
-                let x = x.as_slice();
-                simd.dispatch(Inputs {
-                    x,
-                    c,
-                    tiling: &tiling,
-                    tiles,
-                    out,
-                });
-            }
-        });
-        let parts = products(simd, &transformed, &kernel, &tiling, tiles);
-        let bias = bias.as_ref().map(Values::as_slice);
-        parts.put(&mut out, bias, &tiling, first);
-    }
+    with_scratch(transformed, |transformed| {
+        for first in (0..tiling.count).step_by(round) {
+            let tiles = round.min(tiling.count - first);
+            let groups = transformed.par_chunks_mut(tiling.group * POINTS * c);
+            groups.enumerate().for_each(|(group, out)| {
+                let start = group * tiling.group;
+                if start < tiles {
+                    let tiles = first + start..first + tiles.min(start + tiling.group);
+                    let x = x.as_slice();
+                    simd.dispatch(Inputs {
+                        x,
+                        c,
+                        tiling: &tiling,
+                        tiles,
+                        out,
+                    });
+                }
+            });
+            let bias = bias.as_ref().map(Values::as_slice);
+            products(simd, transformed, &kernel, &tiling, tiles, |parts| {
+                parts.put(&mut out, bias, &tiling, first);
+            });
+        }
+    });
     tensor(out, [b, h, w, n])
 }
 
@@ -111,7 +116,7 @@ struct Inputs<'a> {
     x: &'a [f32],
     c: usize,
     tiling: &'a Tiling,
-    tiles: std::ops::Range<usize>,
+    tiles: Range<usize>,
     out: &'a mut [f32],
 }
 
@@ -179,60 +184,44 @@ struct Kernel<'a> {
 }
 
 impl Kernel<'_> {
-    /// Copies the weights from `block` input channels to `n` output channels from `first` on to
-    /// `[TAPS, BLOCK, panel]`.
+    /// Copies the weights from `block` input channels to a panel of output channels to
+    /// `[TAPS, BLOCK, panel.width]`.
     #[inline(always)]
-    fn copy(
-        &self,
-        block: std::ops::Range<usize>,
-        [first, n]: [usize; 2],
-        panel: usize,
-        out: &mut [f32],
-    ) {
+    fn copy(&self, block: Range<usize>, panel: Panel, out: &mut [f32]) {
         let [c_in, c_out] = self.channels;
-        for (tap, out) in out.chunks_exact_mut(BLOCK * panel).enumerate() {
+        let right = Right {
+            values: self.weight,
+            stride: c_out,
+            transposed: self.back,
+        };
+        for (tap, out) in out.chunks_exact_mut(BLOCK * panel.width).enumerate() {
+            let rows = if self.back { TAPS - 1 - tap } else { tap } * c_in;
             if self.back {
-                for column in 0..n {
-                    let at = ((TAPS - 1 - tap) * c_in + first + column) * c_out + block.start;
-                    let out = &mut out[column..];
-                    self.weight.spread(at, block.len(), out, panel);
-                }
+                let first = rows + panel.first;
+                right.pack(block.clone(), Panel { first, ..panel }, out);
             } else {
-                for (row, out) in block.clone().zip(out.chunks_exact_mut(panel)) {
-                    let at = (tap * c_in + row) * c_out + first;
-                    self.weight.copy(at, &mut out[..n]);
-                }
+                right.pack(rows + block.start..rows + block.end, panel, out);
             }
         }
     }
 }
 
-/// What the task of one panel of output channels works with.
-#[derive(Default)]
-struct Scratch {
-    /// `[TAPS, BLOCK, panel]`
-    weights: Vec<f32>,
-    /// `[POINTS, BLOCK, panel]`
-    transformed: Vec<f32>,
-    /// `[POINTS, tiles, panel]`
-    sums: Vec<f32>,
-}
-
 /// The outputs of all tiles for one panel of output channels, `[tiles, OUTPUTS, panel]`.
-struct Panel<'a> {
+struct Outputs<'a> {
     /// `[groups, POINTS, c, rows of the group]`
     inputs: &'a [f32],
     tiling: &'a Tiling,
     tiles: usize,
     c: usize,
     kernel: &'a Kernel<'a>,
-    /// The first output channel and their number.
-    channels: [usize; 2],
-    scratch: &'a mut Scratch,
+    panel: Panel,
+    /// For weights `[TAPS, BLOCK, panel]`, transformed ones `[POINTS, BLOCK, panel]` and sums
+    /// `[POINTS, tiles, panel]`.
+    scratch: &'a mut [f32],
     out: &'a mut [f32],
 }
 
-impl WithSimd for Panel<'_> {
+impl WithSimd for Outputs<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -243,20 +232,18 @@ impl WithSimd for Panel<'_> {
             tiles,
             c,
             kernel,
-            channels,
+            panel,
             scratch,
             out,
         } = self;
-        let panel = tiling.panel();
-        scratch.weights.resize(TAPS * BLOCK * panel, 0.0);
-        scratch.transformed.resize(POINTS * BLOCK * panel, 0.0);
-        scratch.sums.resize(POINTS * tiles * panel, 0.0);
-        let (sums, _) = S::as_mut_simd_f32s(&mut scratch.sums);
+        let (copied, scratch) = scratch.split_at_mut(TAPS * BLOCK * panel.width);
+        let (transformed, sums) = scratch.split_at_mut(POINTS * BLOCK * panel.width);
+        let (sums, _) = S::as_mut_simd_f32s(sums);
+        let (transformed, _) = S::as_mut_simd_f32s(transformed);
         for start in (0..c).step_by(BLOCK) {
             let block = start..c.min(start + BLOCK);
-            kernel.copy(block.clone(), channels, panel, &mut scratch.weights);
-            let (weights, _) = S::as_simd_f32s(&scratch.weights);
-            let (transformed, _) = S::as_mut_simd_f32s(&mut scratch.transformed);
+            kernel.copy(block.clone(), panel, copied);
+            let (weights, _) = S::as_simd_f32s(copied);
             transform_weights(simd, weights, block.len(), transformed);
             for point in 0..POINTS {
                 let weights = &transformed[point * BLOCK * 2..][..block.len() * 2];
@@ -312,19 +299,20 @@ fn multiply<S: Simd, const ROWS: usize>(
 }
 
 /// Outputs by chunk of tiles and panel of channels, `[chunks, panels, tiles, OUTPUTS, panel]`.
-struct Parts {
-    values: Vec<f32>,
+struct Parts<'a> {
+    values: &'a [f32],
     panels: usize,
 }
 
-/// The outputs of the `tiles` whose inputs are `transformed`.
+/// Hands `take` the outputs of the `tiles` whose inputs are `transformed`.
 fn products(
     simd: Arch,
     transformed: &[f32],
     kernel: &Kernel<'_>,
     tiling: &Tiling,
     tiles: usize,
-) -> Parts {
+    take: impl FnOnce(Parts<'_>),
+) {
     let (chunk, panel) = (tiling.tiles_of_a_chunk(), tiling.panel());
     let [c_in, c_out] = kernel.channels;
     let (c, n) = if kernel.back {
@@ -334,25 +322,36 @@ fn products(
     };
     let panels = n.div_ceil(panel);
     let size = chunk * OUTPUTS * panel;
-    let mut values = vec![0.0; tiles.div_ceil(chunk) * panels * size];
-    let tasks = values.par_chunks_mut(size).enumerate();
-    tasks.for_each_init(Scratch::default, |scratch, (task, out)| {
-        let (first, channel) = (task / panels * chunk, task % panels * panel);
-        simd.dispatch(Panel {
-            inputs: &transformed[first * POINTS * c..],
-            tiling,
-            tiles: chunk.min(tiles - first),
-            c,
-            kernel,
-            channels: [channel, panel.min(n - channel)],
-            scratch,
-            out,
+    with_scratch(tiles.div_ceil(chunk) * panels * size, |values| {
+        let tasks = values.par_chunks_mut(size).enumerate();
+        tasks.for_each(|(task, out)| {
+            let (first, channel) = (task / panels * chunk, task % panels * panel);
+            let tiles = chunk.min(tiles - first);
+            with_scratch(
+                (TAPS * BLOCK + POINTS * (BLOCK + tiles)) * panel,
+                |scratch| {
+                    simd.dispatch(Outputs {
+                        inputs: &transformed[first * POINTS * c..],
+                        tiling,
+                        tiles,
+                        c,
+                        kernel,
+                        panel: Panel {
+                            first: channel,
+                            columns: panel.min(n - channel),
+                            width: panel,
+                        },
+                        scratch,
+                        out,
+                    });
+                },
+            );
         });
+        take(Parts { values, panels });
     });
-    Parts { values, panels }
 }
 
-impl Parts {
+impl Parts<'_> {
     /// Puts the outputs of the tiles from `first` on to where they belong in `[b, h, w, n]`.
     fn put(&self, out: &mut [f32], bias: Option<&[f32]>, tiling: &Tiling, first: usize) {
         let (chunk, panel) = (tiling.tiles_of_a_chunk(), tiling.panel());

@@ -1,0 +1,846 @@
+//! Matrix products for f32 on the CPU.
+//!
+//! The columns of the right matrix are packed into panels of a few vectors, and the sums of a few
+//! rows of the left matrix with one panel stay in registers while the panel is gone through
+//! ([Goto and van de Geijn 2008](https://doi.org/10.1145/1356052.1356053)). Weights of half
+//! precision are converted as they are packed.
+
+use std::ops::Range;
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::half::{Slice, Weights};
+use super::with_scratch;
+
+/// Rows of the left matrix whose sums are in registers at once.
+pub(super) const ROWS: usize = 6;
+/// Steps that a panel is gone through in one go, so that it stays in the second-level cache.
+const STEPS: usize = 1024;
+/// Most floats of packed panels to hold at once.
+const PACKED: usize = 1 << 20;
+/// Steps that one task packs.
+const PACKED_STEPS: usize = 64;
+/// Rows of one task.
+const TASK_ROWS: usize = 384;
+/// Tasks for each thread, so that none waits long for another.
+const TASKS_PER_THREAD: usize = 4;
+/// Multiplications for which other threads are not worth waking.
+const SMALL: usize = 1 << 19;
+/// Steps, and columns, that are turned round at once.
+const TURN: [usize; 2] = [16, 4];
+
+/// The matrix on the left, `[rows, steps]`; a product sums up its steps.
+#[derive(Clone, Copy)]
+pub(super) enum Left<'a> {
+    /// Row after row, `stride` apart.
+    Rows { values: &'a [f32], stride: usize },
+    /// Step after step, `stride` apart.
+    Steps { values: &'a [f32], stride: usize },
+}
+
+impl Left<'_> {
+    /// Without the steps before.
+    #[inline(always)]
+    fn from_step(self, step: usize) -> Self {
+        match self {
+            Self::Rows { values, stride } => Self::Rows {
+                values: &values[step..],
+                stride,
+            },
+            Self::Steps { values, stride } => Self::Steps {
+                values: &values[step * stride..],
+                stride,
+            },
+        }
+    }
+}
+
+/// The matrix on the right, `[steps, columns]`.
+#[derive(Clone, Copy)]
+pub(super) struct Right<'a> {
+    pub(super) values: Slice<'a>,
+    /// From one step to the next or, if `transposed`, from one column to the next.
+    pub(super) stride: usize,
+    /// Whether its values lie column after column, as the weights of linear layers do.
+    pub(super) transposed: bool,
+}
+
+impl<'a> Right<'a> {
+    pub(super) fn new(weights: &'a Weights, stride: usize, transposed: bool) -> Self {
+        Self {
+            values: weights.as_slices(),
+            stride,
+            transposed,
+        }
+    }
+
+    /// Copies steps of a panel's columns to `[steps, panel.width]`, zeros beyond the last column.
+    #[inline(always)]
+    pub(super) fn pack(&self, steps: Range<usize>, panel: Panel, out: &mut [f32]) {
+        match panel.width {
+            64 => self.pack_rows::<64>(steps, panel, out),
+            48 => self.pack_rows::<48>(steps, panel, out),
+            32 => self.pack_rows::<32>(steps, panel, out),
+            16 => self.pack_rows::<16>(steps, panel, out),
+            8 => self.pack_rows::<8>(steps, panel, out),
+            4 => self.pack_rows::<4>(steps, panel, out),
+            width => {
+                for (step, out) in steps.zip(out.chunks_exact_mut(width)) {
+                    self.pack_row(step, panel, out);
+                }
+            }
+        }
+    }
+
+    /// [`Right::pack`] for a width that the compiler knows.
+    #[inline(always)]
+    fn pack_rows<const WIDTH: usize>(&self, steps: Range<usize>, panel: Panel, out: &mut [f32]) {
+        let (out, _) = out.as_chunks_mut::<WIDTH>();
+        let out = &mut out[..steps.len()];
+        if !self.transposed && panel.columns == WIDTH {
+            for (step, out) in steps.zip(out) {
+                *out = self.values.array(step * self.stride + panel.first);
+            }
+            return;
+        }
+        let mut start = steps.start;
+        let mut rest = out;
+        if self.transposed {
+            let (lines, others) = rest.as_chunks_mut::<{ TURN[0] }>();
+            for line in lines {
+                self.turn(start, panel, line);
+                start += TURN[0];
+            }
+            rest = others;
+        }
+        for (step, out) in (start..steps.end).zip(rest) {
+            self.pack_row(step, panel, out);
+        }
+    }
+
+    /// Some steps of [`Right::pack`], where values lie column after column.
+    #[inline(always)]
+    fn turn<const WIDTH: usize>(
+        &self,
+        start: usize,
+        panel: Panel,
+        out: &mut [[f32; WIDTH]; TURN[0]],
+    ) {
+        let column = |column: usize| -> [f32; TURN[0]] {
+            if column < panel.columns {
+                self.values
+                    .array((panel.first + column) * self.stride + start)
+            } else {
+                [0.0; TURN[0]]
+            }
+        };
+        for first in (0..WIDTH).step_by(TURN[1]) {
+            let [a, b, c, d] = [
+                column(first),
+                column(first + 1),
+                column(first + 2),
+                column(first + 3),
+            ];
+            for (step, out) in out.iter_mut().enumerate() {
+                let (parts, _) = out.as_chunks_mut::<{ TURN[1] }>();
+                parts[first / TURN[1]] = [a[step], b[step], c[step], d[step]];
+            }
+        }
+    }
+
+    /// One step of [`Right::pack`].
+    #[inline(always)]
+    fn pack_row(&self, step: usize, panel: Panel, out: &mut [f32]) {
+        let (out, beyond) = out.split_at_mut(panel.columns);
+        if self.transposed {
+            for (column, out) in out.iter_mut().enumerate() {
+                let at = (panel.first + column) * self.stride + step;
+                let [value] = self.values.array(at);
+                *out = value;
+            }
+        } else {
+            self.values.copy(step * self.stride + panel.first, out);
+        }
+        beyond.fill(0.0);
+    }
+}
+
+/// How columns are cut into panels.
+#[derive(Clone, Copy)]
+pub(super) struct Panels {
+    columns: usize,
+    lanes: usize,
+    widest: usize,
+}
+
+/// Columns that are multiplied together: a whole number of vectors.
+#[derive(Clone, Copy)]
+pub(super) struct Panel {
+    /// The number of its first column; what lies before it in a matrix that is cut into panels is
+    /// this, times the rows.
+    pub(super) first: usize,
+    /// Columns that are not there to fill up the last vector.
+    pub(super) columns: usize,
+    pub(super) width: usize,
+}
+
+impl Panels {
+    /// The sums of a tile take 24 of 32 registers, or 12 of 16.
+    #[inline(always)]
+    pub(super) fn new<S: Simd>(columns: usize) -> Self {
+        let vectors = if S::REGISTER_COUNT < 32 { 2 } else { 4 };
+        Self {
+            columns,
+            lanes: S::F32_LANES,
+            widest: vectors * S::F32_LANES,
+        }
+    }
+
+    /// Columns with those that fill up the last vector.
+    pub(super) fn width(self) -> usize {
+        self.columns.next_multiple_of(self.lanes)
+    }
+
+    /// All panels, from the first column to the last.
+    pub(super) fn all(self) -> impl Iterator<Item = Panel> {
+        (0..self.columns).step_by(self.widest).map(move |first| {
+            let columns = self.widest.min(self.columns - first);
+            Panel {
+                first,
+                columns,
+                width: columns.next_multiple_of(self.lanes),
+            }
+        })
+    }
+}
+
+/// Where a product with a panel goes.
+pub(super) enum Out<'a, 'b> {
+    /// `[rows, width]`; added to what is there, unless `fresh`.
+    Panel { sums: &'a mut [f32], fresh: bool },
+    /// The columns of a panel, in rows that are apart.
+    Rows {
+        rows: &'a mut [&'b mut [f32]],
+        panel: Panel,
+        start: Start<'a>,
+    },
+    /// The same, rows and columns exchanged: a row of the product is a column of `rows`, and the
+    /// panel's columns are some of the rows.
+    Turned {
+        rows: &'a mut [&'b mut [f32]],
+        panel: Panel,
+        start: Start<'a>,
+    },
+}
+
+/// What products are added to.
+#[derive(Clone, Copy)]
+pub(super) enum Start<'a> {
+    Zero,
+    /// One number for each column of the result.
+    Bias(&'a [f32]),
+    /// What is there.
+    Sums,
+}
+
+impl Out<'_, '_> {
+    #[inline(always)]
+    fn rows(&self, width: usize) -> usize {
+        match self {
+            Self::Panel { sums, .. } => sums.len() / width,
+            Self::Rows { rows, .. } => rows.len(),
+            Self::Turned { rows, .. } => rows.first().map_or(0, |row| row.len()),
+        }
+    }
+
+    /// Takes the products of the rows from `first` on.
+    #[inline(always)]
+    fn put<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        &mut self,
+        simd: S,
+        first: usize,
+        products: [[S::f32s; VECTORS]; ROWS],
+    ) {
+        match self {
+            Self::Panel { sums, fresh } => {
+                let (sums, _) = S::as_mut_simd_f32s(sums);
+                let (sums, _) = sums.as_chunks_mut::<VECTORS>();
+                for (sums, products) in sums[first..].iter_mut().zip(products) {
+                    for (sum, product) in sums.iter_mut().zip(products) {
+                        *sum = if *fresh {
+                            product
+                        } else {
+                            simd.add_f32s(*sum, product)
+                        };
+                    }
+                }
+            }
+            Self::Rows { rows, panel, start } => {
+                for (row, products) in rows[first..].iter_mut().zip(products) {
+                    let out = row[panel.first..][..panel.columns].chunks_mut(S::F32_LANES);
+                    for (vector, (out, product)) in out.zip(products).enumerate() {
+                        let start = match start {
+                            Start::Zero => simd.splat_f32s(0.0),
+                            Start::Bias(bias) => {
+                                let bias = &bias[vector * S::F32_LANES..][..out.len()];
+                                simd.partial_load_f32s(bias)
+                            }
+                            Start::Sums => simd.partial_load_f32s(out),
+                        };
+                        simd.partial_store_f32s(out, simd.add_f32s(start, product));
+                    }
+                }
+            }
+            Self::Turned { rows, panel, start } => {
+                // Of no more than 16 lanes, see `Panels`.
+                let mut values = [[[0.0; 16]; VECTORS]; ROWS];
+                for (values, products) in values.iter_mut().zip(products) {
+                    for (values, product) in values.iter_mut().zip(products) {
+                        simd.partial_store_f32s(&mut values[..S::F32_LANES], product);
+                    }
+                }
+                let rows = &mut rows[panel.first..][..panel.columns];
+                for (column, row) in rows.iter_mut().enumerate() {
+                    let (vector, lane) = (column / S::F32_LANES, column % S::F32_LANES);
+                    let out = &mut row[first..][..ROWS];
+                    for (i, (out, values)) in out.iter_mut().zip(&values).enumerate() {
+                        let product = values[vector][lane];
+                        *out = match start {
+                            Start::Zero => product,
+                            Start::Bias(bias) => bias[first + i] + product,
+                            Start::Sums => *out + product,
+                        };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The product of `left` and a panel `[steps, width]`.
+#[inline(always)]
+pub(super) fn multiply<S: Simd>(
+    simd: S,
+    left: Left<'_>,
+    panel: &[f32],
+    width: usize,
+    out: &mut Out<'_, '_>,
+) {
+    match width / S::F32_LANES {
+        1 => multiply_vectors::<S, 1>(simd, left, panel, out),
+        2 => multiply_vectors::<S, 2>(simd, left, panel, out),
+        3 => multiply_vectors::<S, 3>(simd, left, panel, out),
+        _ => multiply_vectors::<S, 4>(simd, left, panel, out),
+    }
+}
+
+#[inline(always)]
+fn multiply_vectors<S: Simd, const VECTORS: usize>(
+    simd: S,
+    left: Left<'_>,
+    panel: &[f32],
+    out: &mut Out<'_, '_>,
+) {
+    let (panel, _) = S::as_simd_f32s(panel);
+    let (panel, _) = panel.as_chunks::<VECTORS>();
+    let (mut row, rows) = (0, out.rows(VECTORS * S::F32_LANES));
+    while row + ROWS <= rows {
+        let products = multiply_tile::<S, ROWS, VECTORS>(simd, left, row, panel);
+        out.put(simd, row, products);
+        row += ROWS;
+    }
+    while row + 2 <= rows {
+        let products = multiply_tile::<S, 2, VECTORS>(simd, left, row, panel);
+        out.put(simd, row, products);
+        row += 2;
+    }
+    if row < rows {
+        let products = multiply_tile::<S, 1, VECTORS>(simd, left, row, panel);
+        out.put(simd, row, products);
+    }
+}
+
+/// [`multiply`] for the rows from `first` on.
+#[inline(always)]
+fn multiply_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    left: Left<'_>,
+    first: usize,
+    panel: &[[S::f32s; VECTORS]],
+) -> [[S::f32s; VECTORS]; ROWS] {
+    let mut total = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
+    match left {
+        Left::Rows { values, stride } => {
+            let steps = panel.len();
+            let rows: [&[f32]; ROWS] =
+                std::array::from_fn(|row| &values[(first + row) * stride..][..steps]);
+            for (step, vectors) in panel.iter().enumerate() {
+                for row in 0..ROWS {
+                    let value = simd.splat_f32s(rows[row][step]);
+                    for vector in 0..VECTORS {
+                        let sum = total[row][vector];
+                        total[row][vector] = simd.mul_add_f32s(value, vectors[vector], sum);
+                    }
+                }
+            }
+        }
+        Left::Steps { values, stride } => {
+            let steps = values[first..].chunks(stride);
+            for (step, vectors) in steps.zip(panel) {
+                let step = &step[..ROWS];
+                for row in 0..ROWS {
+                    let value = simd.splat_f32s(step[row]);
+                    for vector in 0..VECTORS {
+                        let sum = total[row][vector];
+                        total[row][vector] = simd.mul_add_f32s(value, vectors[vector], sum);
+                    }
+                }
+            }
+        }
+    }
+    total
+}
+
+/// A block of a matrix, each of its rows a slice.
+pub(super) struct Block<'a> {
+    /// Its first row.
+    pub(super) row: usize,
+    /// Its first column.
+    pub(super) column: usize,
+    pub(super) rows: Vec<&'a mut [f32]>,
+}
+
+/// Cuts some columns of a matrix, whose rows are `width` long, into blocks of so many rows and
+/// columns, or what is left.
+pub(super) fn blocks(
+    matrix: &mut [f32],
+    width: usize,
+    columns: Range<usize>,
+    [rows, columns_of_a_block]: [usize; 2],
+) -> Vec<Block<'_>> {
+    let mut blocks = Vec::new();
+    for (number, lines) in matrix.chunks_mut(rows * width).enumerate() {
+        let first = blocks.len();
+        let columns_of_blocks = columns.clone().step_by(columns_of_a_block);
+        blocks.extend(columns_of_blocks.map(|column| Block {
+            row: number * rows,
+            column,
+            rows: Vec::with_capacity(rows.min(lines.len() / width)),
+        }));
+        for line in lines.chunks_mut(width) {
+            let parts = line[columns.clone()].chunks_mut(columns_of_a_block);
+            for (block, part) in blocks[first..].iter_mut().zip(parts) {
+                block.rows.push(part);
+            }
+        }
+    }
+    blocks
+}
+
+/// Puts `left · right`, plus a row `bias`, into `out`.
+///
+/// # Shapes
+/// `left` `[rows, steps]`, `right` `[steps, columns]`, `bias` `[columns]`, `out` `[rows, columns]`;
+/// the first and the last are contiguous.
+pub(super) fn product(
+    left: &[f32],
+    right: Right<'_>,
+    bias: Option<&[f32]>,
+    [steps, columns]: [usize; 2],
+    out: &mut [f32],
+) {
+    if out.is_empty() {
+        return;
+    }
+    let rows = out.len() / columns;
+    let small = rows * columns * steps <= SMALL;
+    let threads = if small {
+        1
+    } else {
+        rayon::current_num_threads()
+    };
+    let product = Product {
+        simd: Arch::new(),
+        left,
+        right,
+        bias,
+        size: [rows, steps, columns],
+        threads,
+    };
+    // Packing turns all of the weights round, or all of the rows and the result.
+    if right.transposed && rows * (steps + columns / 2) < columns * steps {
+        product.by_columns(out);
+    } else {
+        product.by_rows(out);
+    }
+}
+
+struct Product<'a> {
+    simd: Arch,
+    left: &'a [f32],
+    right: Right<'a>,
+    bias: Option<&'a [f32]>,
+    /// Rows, steps, columns.
+    size: [usize; 3],
+    threads: usize,
+}
+
+impl Product<'_> {
+    /// Multiplies rows with packed columns.
+    fn by_rows(&self, out: &mut [f32]) {
+        let [rows, steps, columns] = self.size;
+        let panels = self.simd.dispatch(PanelsOf(columns));
+        let round = round(panels, steps);
+        let block = self.block(rows, panels.widest, columns.min(round));
+        with_scratch(steps * panels.width().min(round), |packed| {
+            for first in (0..columns).step_by(round) {
+                let now = first..columns.min(first + round);
+                self.pack(self.right, now.clone(), packed);
+                let packed = &*packed;
+                let blocks = blocks(out, columns, now, block);
+                self.run(blocks, |block| {
+                    self.simd.dispatch(Task {
+                        left: Left::Rows {
+                            values: &self.left[block.row * steps..],
+                            stride: steps,
+                        },
+                        packed: &packed[(block.column - first) * steps..],
+                        bias: self.bias.map(|bias| &bias[block.column..]),
+                        steps,
+                        block,
+                        turned: false,
+                    });
+                });
+            }
+        });
+    }
+
+    /// Multiplies columns, which lie one after the other, with packed rows.
+    fn by_columns(&self, out: &mut [f32]) {
+        let [rows, steps, columns] = self.size;
+        let panels = self.simd.dispatch(PanelsOf(rows));
+        let left = Right {
+            values: Slice::F32(self.left),
+            stride: steps,
+            transposed: true,
+        };
+        let round = round(panels, steps);
+        let [columns_of_a_task, _] = self.block(columns, panels.widest, panels.widest);
+        with_scratch(steps * panels.width().min(round), |packed| {
+            for (number, out) in out.chunks_mut(round * columns).enumerate() {
+                let first = number * round;
+                let now = first..first + out.len() / columns;
+                self.pack(left, now.clone(), packed);
+                let packed = &*packed;
+                let blocks = blocks(out, columns, 0..columns, [now.len(), columns_of_a_task]);
+                self.run(blocks, |block| {
+                    let start = block.column * self.right.stride;
+                    let len = block.rows.first().map_or(0, |row| row.len()) * steps;
+                    let work = |weights: &[f32]| {
+                        self.simd.dispatch(Task {
+                            left: Left::Rows {
+                                values: weights,
+                                stride: steps,
+                            },
+                            packed,
+                            bias: self.bias.map(|bias| &bias[block.column..]),
+                            steps,
+                            block,
+                            turned: true,
+                        });
+                    };
+                    match self.right.values {
+                        Slice::F32(values) => work(&values[start..]),
+                        values => with_scratch(len, |weights| {
+                            self.simd.dispatch(Widen {
+                                values,
+                                start,
+                                weights,
+                            });
+                            work(weights);
+                        }),
+                    }
+                });
+            }
+        });
+    }
+
+    /// Packs columns of `right` into panels.
+    fn pack(&self, right: Right<'_>, columns: Range<usize>, packed: &mut [f32]) {
+        let [_, steps, _] = self.size;
+        let panels = self.simd.dispatch(PanelsOf(columns.len()));
+        let mut tasks = Vec::new();
+        tasks.resize_with(steps.div_ceil(PACKED_STEPS), Vec::new);
+        let parts = packed.chunks_mut((steps * panels.widest).max(1));
+        for (panel, packed) in panels.all().zip(parts) {
+            let packed = packed[..steps * panel.width].chunks_mut(PACKED_STEPS * panel.width);
+            let first = columns.start + panel.first;
+            for (task, out) in tasks.iter_mut().zip(packed) {
+                task.push((Panel { first, ..panel }, out));
+            }
+        }
+        let tasks = tasks.into_iter().enumerate().collect();
+        self.run(tasks, |(number, panels)| {
+            let start = number * PACKED_STEPS;
+            self.simd.dispatch(Pack {
+                right,
+                start,
+                panels,
+            });
+        });
+    }
+
+    /// Rows and columns that one task multiplies: few panels, that are used for many rows, and
+    /// enough tasks for all threads.
+    fn block(&self, rows: usize, widest: usize, columns: usize) -> [usize; 2] {
+        let panels = columns.div_ceil(widest);
+        if self.threads == 1 {
+            return [rows, panels * widest];
+        }
+        let wanted = TASKS_PER_THREAD * self.threads;
+        let down = rows.div_ceil(TASK_ROWS);
+        let across = wanted.div_ceil(down).clamp(1, panels);
+        let down = wanted.div_ceil(across).max(down).min(rows.div_ceil(ROWS));
+        [
+            rows.div_ceil(down).next_multiple_of(ROWS),
+            panels.div_ceil(across) * widest,
+        ]
+    }
+
+    /// Works on all tasks, with other threads if it is worth it.
+    fn run<T: Send>(&self, tasks: Vec<T>, work: impl Fn(T) + Send + Sync) {
+        if self.threads == 1 {
+            tasks.into_iter().for_each(work);
+        } else {
+            tasks.into_par_iter().for_each(work);
+        }
+    }
+}
+
+/// Columns in whole panels, of which not too much is held.
+fn round(panels: Panels, steps: usize) -> usize {
+    let columns = PACKED / steps.max(1);
+    columns.max(1).next_multiple_of(panels.widest)
+}
+
+/// [`Panels`] of so many columns.
+struct PanelsOf(usize);
+
+impl WithSimd for PanelsOf {
+    type Output = Panels;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) -> Panels {
+        Panels::new::<S>(self.0)
+    }
+}
+
+/// Packs some steps of panels.
+struct Pack<'a> {
+    right: Right<'a>,
+    start: usize,
+    panels: Vec<(Panel, &'a mut [f32])>,
+}
+
+impl WithSimd for Pack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, _simd: S) {
+        if self.right.transposed {
+            for (panel, out) in self.panels {
+                let steps = self.start..self.start + out.len() / panel.width;
+                self.right.pack(steps, panel, out);
+            }
+            return;
+        }
+        // In the order of memory.
+        for number in 0..PACKED_STEPS {
+            let step = self.start + number;
+            for (panel, out) in &mut self.panels {
+                if let Some(out) = out.chunks_exact_mut(panel.width).nth(number) {
+                    self.right.pack(step..step + 1, *panel, out);
+                }
+            }
+        }
+    }
+}
+
+/// Converts weights.
+struct Widen<'a> {
+    values: Slice<'a>,
+    start: usize,
+    weights: &'a mut [f32],
+}
+
+impl WithSimd for Widen<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _simd: S) {
+        self.values.copy(self.start, self.weights);
+    }
+}
+
+/// One block of a product.
+struct Task<'a> {
+    /// The rows of the block (its columns, if `turned`), and what follows.
+    left: Left<'a>,
+    /// The panels of the block, and what follows.
+    packed: &'a [f32],
+    /// For the columns of the block, and what follows.
+    bias: Option<&'a [f32]>,
+    steps: usize,
+    block: Block<'a>,
+    turned: bool,
+}
+
+impl WithSimd for Task<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self {
+            left,
+            packed,
+            bias,
+            steps,
+            mut block,
+            turned,
+        } = self;
+        let width = block.rows.first().map_or(0, |row| row.len());
+        let columns = if turned { block.rows.len() } else { width };
+        for panel in Panels::new::<S>(columns).all() {
+            let packed = &packed[panel.first * steps..][..panel.width * steps];
+            for first in (0..steps.max(1)).step_by(STEPS) {
+                let now = first..steps.min(first + STEPS);
+                let start = match bias {
+                    _ if first > 0 => Start::Sums,
+                    None => Start::Zero,
+                    Some(bias) if turned => Start::Bias(bias),
+                    Some(bias) => Start::Bias(&bias[panel.first..]),
+                };
+                let rows = &mut block.rows;
+                let mut out = if turned {
+                    Out::Turned { rows, panel, start }
+                } else {
+                    Out::Rows { rows, panel, start }
+                };
+                let packed = &packed[now.start * panel.width..now.end * panel.width];
+                multiply(simd, left.from_step(first), packed, panel.width, &mut out);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers with three digits, so that sums of products are exact.
+    fn numbers(len: usize, seed: usize) -> Vec<f32> {
+        let number = |i: usize| ((i + seed) * 7919 % 17) as f32 - 8.0;
+        (0..len).map(number).collect()
+    }
+
+    #[test]
+    fn products_of_any_size_are_exact() {
+        let sizes = [
+            [1, 1, 1],
+            [5, 3, 70],
+            [6, 300, 64],
+            [49, 257, 65],
+            [13, 600, 333],
+            [70, 1100, 200],
+            [300, 1030, 1100],
+            [530, 40, 321],
+            [3, 0, 5],
+            [0, 4, 5],
+        ];
+        for [rows, steps, columns] in sizes {
+            let left = numbers(rows * steps, 1);
+            let bias = numbers(columns, 3);
+            for transposed in [false, true] {
+                let values = numbers(steps * columns, 2);
+                let right = |step: usize, column: usize| {
+                    values[if transposed {
+                        column * steps + step
+                    } else {
+                        step * columns + column
+                    }]
+                };
+                for bias in [None, Some(bias.as_slice())] {
+                    let mut out = vec![f32::NAN; rows * columns];
+                    let matrix = Right {
+                        values: Slice::F32(&values),
+                        stride: if transposed { steps } else { columns },
+                        transposed,
+                    };
+                    product(&left, matrix, bias, [steps, columns], &mut out);
+                    for (row, out) in out.chunks(columns).enumerate() {
+                        for (column, &found) in out.iter().enumerate() {
+                            let products = (0..steps)
+                                .map(|step| left[row * steps + step] * right(step, column));
+                            let expected = products.sum::<f32>() + bias.map_or(0.0, |b| b[column]);
+                            assert_eq!(found, expected, "{rows} {steps} {columns} {transposed}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_left_matrix_may_lie_step_after_step() {
+        let simd = Arch::new();
+        struct Both(Vec<f32>, Vec<f32>);
+        impl WithSimd for Both {
+            type Output = [Vec<f32>; 2];
+            fn with_simd<S: Simd>(self, simd: S) -> [Vec<f32>; 2] {
+                let Self(values, panel) = self;
+                let width = S::F32_LANES;
+                let [rows, steps] = [8, 5];
+                let turned: Vec<f32> = (0..rows * steps)
+                    .map(|i| values[i % steps * rows + i / steps])
+                    .collect();
+                let lefts = [
+                    Left::Steps {
+                        values: &values,
+                        stride: rows,
+                    },
+                    Left::Rows {
+                        values: &turned,
+                        stride: steps,
+                    },
+                ];
+                lefts.map(|left| {
+                    let mut sums = vec![1.0; rows * width];
+                    let mut out = Out::Panel {
+                        sums: &mut sums,
+                        fresh: false,
+                    };
+                    multiply(simd, left, &panel[..steps * width], width, &mut out);
+                    sums
+                })
+            }
+        }
+        let [found, expected] = simd.dispatch(Both(numbers(40, 1), numbers(5 * 16, 2)));
+        assert_eq!(found, expected);
+        assert!(found.iter().any(|&x| x != 1.0));
+    }
+
+    #[test]
+    fn blocks_cover_a_matrix() {
+        let mut matrix = vec![0.0; 7 * 5];
+        for Block { row, column, rows } in blocks(&mut matrix, 5, 0..5, [3, 2]) {
+            for (i, values) in rows.into_iter().enumerate() {
+                for (j, value) in values.iter_mut().enumerate() {
+                    *value += ((row + i) * 5 + column + j) as f32;
+                }
+            }
+        }
+        let expected: Vec<f32> = (0..35).map(|i| i as f32).collect();
+        assert_eq!(matrix, expected);
+    }
+}
