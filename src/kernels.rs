@@ -11,6 +11,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod conv;
+pub(crate) mod fused_attention;
 pub(crate) mod gradient;
 mod half;
 mod math;
@@ -68,15 +69,6 @@ impl Values {
         let start = self.0.layout().start_offset();
         start..start + self.0.layout().num_elements()
     }
-}
-
-/// Changes the elements of `x`, in row-major order.
-fn update<const D: usize>(x: Tensor<D>, change: impl FnOnce(&mut [f32])) -> Tensor<D> {
-    let Values(mut primitive) = Values::of(x);
-    let start = primitive.layout().start_offset();
-    let len = primitive.layout().num_elements();
-    change(&mut primitive.storage_mut()[start..start + len]);
-    Tensor::from_primitive::<Flex>(primitive)
 }
 
 /// A tensor of the given elements.

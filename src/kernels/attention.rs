@@ -3,8 +3,6 @@
 use burn::tensor::{Bool, DType, Tensor, activation};
 
 use super::gradient::with_gradient;
-use super::math::{exp, max, sum};
-use super::{Kernel, Values, available, for_chunks, update};
 
 /// Most scores to hold at once.
 const SCORES: usize = 1 << 22;
@@ -54,7 +52,7 @@ pub(crate) fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, causal: bool) 
                 let grad = chunk(&grad, first);
                 let v_grad = weights.clone().swap_dims(2, 3).matmul(grad.clone());
                 let weights_grad = grad.matmul(v.clone().swap_dims(2, 3));
-                let scores_grad = softmax.backward(weights, weights_grad, first);
+                let scores_grad = softmax.backward(weights, weights_grad);
                 q_grads.push(scores_grad.clone().matmul(k.clone()));
                 let k_grad = scores_grad.swap_dims(2, 3).matmul(chunk(&q, first));
                 sums = Some(match sums {
@@ -81,38 +79,17 @@ struct Softmax {
 impl Softmax {
     /// The weights of `scores`, both `[b, heads, queries, m]`, of the queries from `first` on.
     fn forward(&self, scores: Tensor<4>, first: usize) -> Tensor<4> {
-        if !available(&scores) {
-            let dtype = scores.dtype();
-            let scores = scores.cast(DType::F32).mul_scalar(self.scale);
-            return activation::softmax(self.hide(scores, first), 3).cast(dtype);
-        }
-        let queries = scores.dims()[2];
-        let kernel = SoftmaxForward {
-            softmax: *self,
-            first,
-            queries,
-        };
-        update(scores, |scores| for_chunks(scores, self.m, &kernel))
+        let dtype = scores.dtype();
+        let scores = scores.cast(DType::F32).mul_scalar(self.scale);
+        activation::softmax(self.hide(scores, first), 3).cast(dtype)
     }
 
     /// The gradient of the scores from the weights and their gradient.
-    fn backward(&self, weights: Tensor<4>, grad: Tensor<4>, first: usize) -> Tensor<4> {
-        if !available(&grad) {
-            let dtype = grad.dtype();
-            let (weights, grad) = (weights.cast(DType::F32), grad.cast(DType::F32));
-            let mean = (weights.clone() * grad.clone()).sum_dim(3);
-            return (weights * (grad - mean) * self.scale).cast(dtype);
-        }
-        let queries = grad.dims()[2];
-        let weights = Values::of(weights);
-        let weights = weights.as_slice();
-        let kernel = SoftmaxBackward {
-            softmax: *self,
-            first,
-            queries,
-            weights,
-        };
-        update(grad, |grad| for_chunks(grad, self.m, &kernel))
+    fn backward(&self, weights: Tensor<4>, grad: Tensor<4>) -> Tensor<4> {
+        let dtype = grad.dtype();
+        let (weights, grad) = (weights.cast(DType::F32), grad.cast(DType::F32));
+        let mean = (weights.clone() * grad.clone()).sum_dim(3);
+        (weights * (grad - mean) * self.scale).cast(dtype)
     }
 
     /// `scores` `[b, heads, queries, m]` of the queries from `first` on, where those of keys that a
@@ -125,60 +102,5 @@ impl Softmax {
         let diagonal = (first + self.m - self.n) as i64;
         let hidden = Tensor::<2, Bool>::tril_mask([queries, self.m], diagonal, &scores.device());
         scores.mask_fill(hidden.unsqueeze(), f32::NEG_INFINITY)
-    }
-
-    /// How many keys the query of row `row` sees, if rows are those of queries `first..` of every
-    /// head, `queries` of them.
-    #[inline(always)]
-    fn seen(&self, row: usize, first: usize, queries: usize) -> usize {
-        let query = first + row % queries;
-        if self.causal {
-            (query + 1 + self.m - self.n).min(self.m)
-        } else {
-            self.m
-        }
-    }
-}
-
-struct SoftmaxForward {
-    softmax: Softmax,
-    first: usize,
-    queries: usize,
-}
-
-impl Kernel for SoftmaxForward {
-    #[inline(always)]
-    fn run(&self, row: usize, scores: &mut [f32]) {
-        let (seen, hidden) = scores.split_at_mut(self.softmax.seen(row, self.first, self.queries));
-        let (largest, scale) = (max(seen), self.softmax.scale);
-        for score in seen.iter_mut() {
-            *score = exp((*score - largest) * scale);
-        }
-        let share = 1.0 / sum(seen.len(), |i| seen[i]);
-        for score in seen {
-            *score *= share;
-        }
-        hidden.fill(0.0);
-    }
-}
-
-struct SoftmaxBackward<'a> {
-    softmax: Softmax,
-    first: usize,
-    queries: usize,
-    weights: &'a [f32],
-}
-
-impl Kernel for SoftmaxBackward<'_> {
-    #[inline(always)]
-    fn run(&self, row: usize, grad: &mut [f32]) {
-        let Softmax { m, scale, .. } = self.softmax;
-        let (seen, hidden) = grad.split_at_mut(self.softmax.seen(row, self.first, self.queries));
-        let weights = &self.weights[row * m..][..seen.len()];
-        let mean = sum(seen.len(), |i| seen[i] * weights[i]);
-        for (grad, weight) in seen.iter_mut().zip(weights) {
-            *grad = weight * (*grad - mean) * scale;
-        }
-        hidden.fill(0.0);
     }
 }

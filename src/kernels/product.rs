@@ -625,7 +625,7 @@ fn round(panels: Panels, steps: usize) -> usize {
 }
 
 /// [`Panels`] of so many columns.
-struct PanelsOf(usize);
+pub(super) struct PanelsOf(pub(super) usize);
 
 impl WithSimd for PanelsOf {
     type Output = Panels;

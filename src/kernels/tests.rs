@@ -95,6 +95,11 @@ fn linear_layers() {
     let linear = Linear::load(&weights, 5, 7).unwrap();
     compare([[2, 3, 5]], |[x]| linear.forward(x));
     compare([[300, 5]], |[x]| linear.forward(x));
+    // Few rows and many, in several blocks.
+    let weights = self::weights(&[("weight", &[300, 170]), ("bias", &[300])]);
+    let linear = Linear::load(&weights, 170, 300).unwrap();
+    compare([[2, 20, 170]], |[x]| linear.forward(x));
+    compare([[900, 170]], |[x]| linear.forward(x));
 }
 
 #[test]
@@ -168,6 +173,12 @@ fn attention_with_and_without_a_mask() {
     };
     compare([[2, 7, 12], [2, 5, 12], [2, 5, 12]], run(Mask::None));
     compare([[2, 7, 12], [2, 7, 12], [2, 7, 12]], run(Mask::Causal));
+    // Several blocks of queries, panels of keys and of channels.
+    compare(
+        [[2, 230, 3 * 40], [2, 77, 3 * 40], [2, 77, 3 * 40]],
+        run(Mask::None),
+    );
+    compare([[1, 131, 3 * 72]; 3], run(Mask::Causal));
 }
 
 #[test]

@@ -206,11 +206,19 @@ pub fn multi_head_attention(
     heads: usize,
     mask: Mask,
 ) -> Tensor<3> {
+    let causal = matches!(mask, Mask::Causal);
+    let inputs = [&q, &k, &v];
+    let hides_none = causal || matches!(mask, Mask::None);
+    if hides_none && inputs.into_iter().all(kernels::available) {
+        return kernels::fused_attention::attention(q, k, v, heads, causal);
+    }
+    let in_chunks = hides_none
+        && inputs.into_iter().all(kernels::differentiable)
+        && inputs.into_iter().any(Tensor::is_tracked);
     let [q, k, v] = [q, k, v].map(|x| split_heads(x, heads));
     join_heads(match mask {
-        Mask::None | Mask::Causal if in_chunks(&[&q, &k, &v]) => {
-            kernels::attention::attention(q, k, v, matches!(mask, Mask::Causal))
-        }
+        // Burn keeps the weights of all queries and keys for gradients.
+        _ if in_chunks => kernels::attention::attention(q, k, v, causal),
         Mask::Hidden(hidden) => attention(q, k, v, Some(hidden), None, options(false)),
         Mask::None => attention(q, k, v, None, None, options(false)),
         Mask::Causal => attention(q, k, v, None, None, options(true)),
@@ -242,14 +250,6 @@ fn split_heads(x: Tensor<3>, heads: usize) -> Tensor<4> {
 fn join_heads(x: Tensor<4>) -> Tensor<3> {
     let [b, heads, n, d] = x.dims();
     x.swap_dims(1, 2).reshape([b, n, heads * d])
-}
-
-/// Whether attention in chunks is better than Burn's: on the CPU always; elsewhere where gradients
-/// are wanted, for which Burn keeps the weights of all queries and keys.
-fn in_chunks(inputs: &[&Tensor<4>]) -> bool {
-    let mut inputs = inputs.iter();
-    inputs.clone().all(|x| kernels::available(x))
-        || (inputs.clone().all(|x| kernels::differentiable(x)) && inputs.any(|x| x.is_tracked()))
 }
 
 fn options(is_causal: bool) -> AttentionModuleOptions {
