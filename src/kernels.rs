@@ -79,6 +79,23 @@ fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
     )
 }
 
+/// So many zeros. All threads clear them: fresh memory costs the time that the system takes to
+/// give it, when it is first touched.
+fn zeros(len: usize) -> Vec<f32> {
+    const PART: usize = 1 << 10;
+    if len < 2 * TASK {
+        return vec![0.0; len];
+    }
+    let parts = (0..len.div_ceil(PART)).into_par_iter();
+    let parts: Vec<[f32; PART]> = parts
+        .with_min_len(TASK / PART)
+        .map(|_| [0.0; PART])
+        .collect();
+    let mut zeros = parts.into_flattened();
+    zeros.truncate(len);
+    zeros
+}
+
 /// Lends `work` a buffer of so many floats, which may hold anything, and keeps it for the next time:
 /// fresh memory would be cleared first, which takes as long as to fill it.
 fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {

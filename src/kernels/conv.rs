@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 use super::gradient::with_gradient;
 use super::half::Weights;
 use super::product::{Right, product};
-use super::{Values, for_chunks, tensor, winograd, with_scratch};
+use super::{Values, for_chunks, tensor, winograd, with_scratch, zeros};
 
 /// Most floats of gathered neighbourhoods to hold at once.
 const GATHERED: usize = 1 << 22;
@@ -41,7 +41,7 @@ fn times<const D: usize>(
     let dimensions = [x.dims()[D - 1], shape[D - 1]];
     let (x, bias) = (Values::of(x), bias.map(Values::of));
     let bias = bias.as_ref().map(Values::as_slice);
-    let mut out = vec![0.0; shape.iter().product()];
+    let mut out = zeros(shape.iter().product());
     product(x.as_slice(), right, bias, dimensions, &mut out);
     tensor(out, shape)
 }
@@ -110,7 +110,7 @@ impl Neighbourhoods {
         let (x, bias) = (Values::of(x), bias.map(Values::of));
         let bias = bias.as_ref().map(Values::as_slice);
         let right = Right::new(kernel, c_out, false);
-        let mut out = vec![0.0; b * height * width * c_out];
+        let mut out = zeros(b * height * width * c_out);
         let lines_at_once = (GATHERED / (width * taps)).max(1);
         let rounds = out.chunks_mut((lines_at_once * width * c_out).max(1));
         for (round, out) in rounds.enumerate() {
@@ -132,7 +132,7 @@ impl Neighbourhoods {
         let ([h, w], taps) = (self.input, self.geometry.kernel * self.geometry.kernel * c);
         let grad = Values::of(grad);
         let right = Right::new(kernel, c_out, true);
-        let mut out = vec![0.0; b * h * w * c];
+        let mut out = zeros(b * h * w * c);
         let images = out.chunks_exact_mut((h * w * c).max(1));
         let grads = grad
             .as_slice()

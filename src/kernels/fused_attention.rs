@@ -9,10 +9,8 @@ use burn::tensor::Tensor;
 use super::gradient::with_gradient;
 use super::half::Slice;
 use super::math::{exp, max, sum};
-use super::product::{
-    Block, Left, Out, Panel, Panels, PanelsOf, ROWS, Right, Start, blocks, multiply,
-};
-use super::{Values, tensor, with_scratch};
+use super::product::{Block, Left, Out, Panels, PanelsOf, ROWS, Right, Start, blocks, multiply};
+use super::{Values, tensor, with_scratch, zeros};
 
 /// Most scores that are worked on at once.
 const SCORES: usize = 1 << 17;
@@ -47,11 +45,11 @@ pub(crate) fn attention(
             causal,
         };
         let inputs = [q, k, v].map(Values::of);
-        let mut out = vec![0.0; b * n * c];
+        let mut out = zeros(b * n * c);
         heads.forward(inputs.each_ref().map(Values::as_slice), &mut out);
         let backward = move |grad: Tensor<3>| {
             let grad = Values::of(grad);
-            let mut grads = [n, m, m].map(|rows| vec![0.0; b * rows * c]);
+            let mut grads = [n, m, m].map(|rows| zeros(b * rows * c));
             let inputs = inputs.each_ref().map(Values::as_slice);
             heads.backward(inputs, grad.as_slice(), &mut grads);
             let [q, k, v] = grads;
@@ -161,7 +159,7 @@ impl Heads {
         [
             self.d * keys.width(),
             self.m * columns.width(),
-            queries * keys.width(),
+            queries * stride(keys),
         ]
     }
 
@@ -171,7 +169,7 @@ impl Heads {
         let queries = Self::queries(keys, self.n);
         let turned = self.d * keys.width();
         let rows = self.m * columns.width();
-        let scores = queries * keys.width();
+        let scores = queries * stride(keys);
         let packed = queries * columns.width();
         [
             turned, turned, rows, scores, scores, rows, rows, packed, packed,
@@ -197,7 +195,8 @@ impl Heads {
         }
     }
 
-    /// The scores of some queries in place of `scores`, `[panels of keys][queries, width]`.
+    /// The products of some queries with all keys (or of their gradients with all values), rows
+    /// [`stride`] apart.
     #[inline(always)]
     fn scores<S: Simd>(
         self,
@@ -207,10 +206,10 @@ impl Heads {
         keys: Panels,
         scores: &mut [f32],
     ) {
-        let rows = scores.len() / keys.width();
         for panel in keys.all() {
-            let mut out = Out::Panel {
-                sums: &mut scores[panel.first * rows..][..panel.width * rows],
+            let mut out = Out::Sums {
+                sums: &mut scores[panel.first..],
+                stride: stride(keys),
                 fresh: true,
             };
             let packed = &packed[panel.first * self.d..][..panel.width * self.d];
@@ -218,51 +217,47 @@ impl Heads {
         }
     }
 
-    /// Puts `e^score` in the place of the scores of row `row`, which are those of query `query`, and
-    /// zeros in that of keys that it does not see. Gives what to multiply with to make it a softmax.
+    /// Puts `e^score` in the place of the scores of the query of that number, and zeros in that of
+    /// keys that it does not see. Gives what to multiply with to make it a softmax.
     #[inline(always)]
-    fn exponentials(
-        self,
-        scores: &mut [f32],
-        keys: Panels,
-        [rows, row]: [usize; 2],
-        query: usize,
-    ) -> f32 {
+    fn exponentials(self, scores: &mut [f32], query: usize) -> f32 {
         let scale = 1.0 / (self.d as f32).sqrt();
         let seen = if self.causal {
             (query + 1 + self.m - self.n).min(self.m)
         } else {
             self.m
         };
-        let mut largest = f32::NEG_INFINITY;
-        for panel in keys.all() {
-            let scores = &scores[place(panel, [rows, row])..][..panel.width];
-            largest = largest.max(max(&scores[..seen_of(panel, seen)]));
+        let (seen, hidden) = scores[..self.m].split_at_mut(seen);
+        let largest = max(seen);
+        for score in seen.iter_mut() {
+            *score = exp((*score - largest) * scale);
         }
-        let mut total = 0.0;
-        for panel in keys.all() {
-            let scores = &mut scores[place(panel, [rows, row])..][..panel.width];
-            let (seen, hidden) = scores.split_at_mut(seen_of(panel, seen));
-            for score in seen.iter_mut() {
-                *score = exp((*score - largest) * scale);
-            }
-            total += sum(seen.len(), |i| seen[i]);
-            hidden.fill(0.0);
+        hidden.fill(0.0);
+        1.0 / sum(seen.len(), |i| seen[i])
+    }
+
+    /// Turns the scores of a query into weights and, in the place of `grads`, the gradients of weights
+    /// into those of scores.
+    #[inline(always)]
+    fn weigh(self, weights: &mut [f32], grads: &mut [f32], query: usize) {
+        let share = self.exponentials(weights, query);
+        let (weights, grads) = (&mut weights[..self.m], &mut grads[..self.m]);
+        for weight in weights.iter_mut() {
+            *weight *= share;
         }
-        1.0 / total
+        let mean = sum(weights.len(), |i| weights[i] * grads[i]);
+        let scale = 1.0 / (self.d as f32).sqrt();
+        for (grad, weight) in grads.iter_mut().zip(weights) {
+            *grad = *weight * (*grad - mean) * scale;
+        }
     }
 }
 
-/// Where a row of a panel begins.
+/// From the scores of one query to those of the next. Rows that are a power of two apart would
+/// fall on the same few places of the cache.
 #[inline(always)]
-fn place(panel: Panel, [rows, row]: [usize; 2]) -> usize {
-    panel.first * rows + row * panel.width
-}
-
-/// How many columns of a panel are among the first `seen`.
-#[inline(always)]
-fn seen_of(panel: Panel, seen: usize) -> usize {
-    seen.saturating_sub(panel.first).min(panel.columns)
+fn stride(keys: Panels) -> usize {
+    keys.width() + 16
 }
 
 /// Packs all columns of a matrix of `steps` rows.
@@ -302,40 +297,32 @@ impl WithSimd for Forward<'_> {
         } = self;
         let (m, d) = (heads.m, heads.d);
         let (keys, columns) = (Panels::new::<S>(m), Panels::new::<S>(d));
-        let queries = Heads::queries(keys, block.rows.len());
+        let (queries, stride) = (Heads::queries(keys, block.rows.len()), stride(keys));
         let (packed_k, scratch) = scratch.split_at_mut(sizes[0]);
         let (packed_v, scores) = scratch.split_at_mut(sizes[1]);
         pack(heads.matrix(k, true), d, keys, packed_k);
         pack(heads.matrix(v, false), m, columns, packed_v);
         for (number, out) in block.rows.chunks_mut(queries).enumerate() {
             let (first, rows) = (number * queries, out.len());
-            let scores = &mut scores[..rows * keys.width()];
+            let scores = &mut scores[..rows * stride];
             heads.scores(simd, heads.rows(q, first), packed_k, keys, scores);
             let mut shares = [0.0; QUERIES];
-            for (row, share) in shares[..rows].iter_mut().enumerate() {
-                let query = block.row + first + row;
-                *share = heads.exponentials(scores, keys, [rows, row], query);
+            let each = scores.chunks_exact_mut(stride).zip(&mut shares);
+            for (row, (scores, share)) in each.enumerate() {
+                *share = heads.exponentials(scores, block.row + first + row);
             }
+            let left = Left::Rows {
+                values: scores,
+                stride,
+            };
             for panel in columns.all() {
                 let values = &packed_v[panel.first * m..][..panel.width * m];
-                for some in keys.all() {
-                    let left = Left::Rows {
-                        values: &scores[some.first * rows..],
-                        stride: some.width,
-                    };
-                    let values = &values[some.first * panel.width..][..some.columns * panel.width];
-                    let start = if some.first == 0 {
-                        Start::Zero
-                    } else {
-                        Start::Sums
-                    };
-                    let mut out = Out::Rows {
-                        rows: out,
-                        panel,
-                        start,
-                    };
-                    multiply(simd, left, values, panel.width, &mut out);
-                }
+                let mut out = Out::Rows {
+                    rows: out,
+                    panel,
+                    start: Start::Zero,
+                };
+                multiply(simd, left, values, panel.width, &mut out);
             }
             for (row, share) in out.iter_mut().zip(shares) {
                 for value in row.iter_mut() {
@@ -377,7 +364,7 @@ impl WithSimd for Backward<'_> {
         } = self;
         let (m, d) = (heads.m, heads.d);
         let (keys, columns) = (Panels::new::<S>(m), Panels::new::<S>(d));
-        let queries = Heads::queries(keys, q_grads.len());
+        let (queries, stride) = (Heads::queries(keys, q_grads.len()), stride(keys));
         let mut rest = scratch;
         let [
             k_turned,
@@ -399,51 +386,44 @@ impl WithSimd for Backward<'_> {
         pack(heads.matrix(k, false), m, columns, k_packed);
         for (number, q_grads) in q_grads.chunks_mut(queries).enumerate() {
             let (first, rows) = (number * queries, q_grads.len());
-            let weights = &mut weights[..rows * keys.width()];
-            let scores = &mut scores[..rows * keys.width()];
+            let weights = &mut weights[..rows * stride];
+            let scores = &mut scores[..rows * stride];
             heads.scores(simd, heads.rows(q, first), k_turned, keys, weights);
             heads.scores(simd, heads.rows(grad, first), v_turned, keys, scores);
-            for row in 0..rows {
-                heads.weigh(weights, scores, keys, [rows, row], first + row);
+            let each = weights
+                .chunks_exact_mut(stride)
+                .zip(scores.chunks_exact_mut(stride));
+            for (row, (weights, scores)) in each.enumerate() {
+                heads.weigh(weights, scores, first + row);
             }
             let now = heads.matrix(&q[first * heads.c..], false);
             pack(now, rows, columns, q_now);
             let now = heads.matrix(&grad[first * heads.c..], false);
             pack(now, rows, columns, grad_now);
             for panel in columns.all() {
+                let left = Left::Rows {
+                    values: scores,
+                    stride,
+                };
+                let mut out = Out::Rows {
+                    rows: q_grads,
+                    panel,
+                    start: Start::Zero,
+                };
                 let k_packed = &k_packed[panel.first * m..][..panel.width * m];
+                multiply(simd, left, k_packed, panel.width, &mut out);
                 let now = panel.first * rows..(panel.first + panel.width) * rows;
-                for some in keys.all() {
-                    let part = some.first * panel.width..(some.first + some.columns) * panel.width;
-                    let left = Left::Rows {
-                        values: &scores[some.first * rows..],
-                        stride: some.width,
+                for (values, packed, sums) in [
+                    (&*scores, &*q_now, &mut *k_sums),
+                    (&*weights, &*grad_now, &mut *v_sums),
+                ] {
+                    let left = Left::Steps { values, stride };
+                    let mut out = Out::Sums {
+                        sums: &mut sums[panel.first * m..][..panel.width * m],
+                        stride: panel.width,
+                        fresh: first == 0,
                     };
-                    let start = if some.first == 0 {
-                        Start::Zero
-                    } else {
-                        Start::Sums
-                    };
-                    let mut out = Out::Rows {
-                        rows: q_grads,
-                        panel,
-                        start,
-                    };
-                    multiply(simd, left, &k_packed[part.clone()], panel.width, &mut out);
-                    for (values, packed, sums) in [
-                        (&*scores, &*q_now, &mut *k_sums),
-                        (&*weights, &*grad_now, &mut *v_sums),
-                    ] {
-                        let left = Left::Steps {
-                            values: &values[some.first * rows..][..some.width * rows],
-                            stride: some.width,
-                        };
-                        let mut out = Out::Panel {
-                            sums: &mut sums[panel.first * m..][..panel.width * m][part.clone()],
-                            fresh: first == 0,
-                        };
-                        multiply(simd, left, &packed[now.clone()], panel.width, &mut out);
-                    }
+                    multiply(simd, left, &packed[now.clone()], panel.width, &mut out);
                 }
             }
         }
@@ -453,41 +433,6 @@ impl WithSimd for Backward<'_> {
                 for (row, sums) in rows.iter_mut().zip(sums) {
                     row[panel.first..][..panel.columns].copy_from_slice(&sums[..panel.columns]);
                 }
-            }
-        }
-    }
-}
-
-impl Heads {
-    /// Turns scores into weights and, in the place of `grads`, the gradients of weights into those
-    /// of scores, in one row.
-    #[inline(always)]
-    fn weigh(
-        self,
-        weights: &mut [f32],
-        grads: &mut [f32],
-        keys: Panels,
-        [rows, row]: [usize; 2],
-        query: usize,
-    ) {
-        let share = self.exponentials(weights, keys, [rows, row], query);
-        let mut mean = 0.0;
-        for panel in keys.all() {
-            let at = place(panel, [rows, row]);
-            let weights = &mut weights[at..][..panel.width];
-            let grads = &grads[at..][..panel.width];
-            for weight in weights.iter_mut() {
-                *weight *= share;
-            }
-            mean += sum(weights.len(), |i| weights[i] * grads[i]);
-        }
-        let scale = 1.0 / (self.d as f32).sqrt();
-        for panel in keys.all() {
-            let at = place(panel, [rows, row]);
-            let weights = &weights[at..][..panel.width];
-            let grads = &mut grads[at..][..panel.width];
-            for (grad, weight) in grads.iter_mut().zip(weights) {
-                *grad = weight * (*grad - mean) * scale;
             }
         }
     }

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use super::gradient::with_gradient;
 use super::math::{sigmoid, sum};
-use super::{Kernel, Values, for_chunks, tensor};
+use super::{Kernel, Values, for_chunks, tensor, zeros};
 
 /// Group normalisation, followed by SiLU if `silu`.
 ///
@@ -21,7 +21,7 @@ pub(crate) fn group_norm(
         let shape @ [b, h, w, c] = x.dims();
         let positions = h * w;
         let (x, weight, bias) = (Values::of(x), Values::of(weight), Values::of(bias));
-        let mut statistics = vec![0.0; b * 2 * c];
+        let mut statistics = zeros(b * 2 * c);
         let kernel = GroupStatistics {
             x: x.as_slice(),
             groups,
@@ -29,7 +29,7 @@ pub(crate) fn group_norm(
             epsilon,
         };
         for_chunks(&mut statistics, 2 * c, &kernel);
-        let mut out = vec![0.0; b * positions * c];
+        let mut out = zeros(b * positions * c);
         let norm = GroupNorm {
             x: x.as_slice(),
             statistics: &statistics,
@@ -44,7 +44,7 @@ pub(crate) fn group_norm(
         }
         let backward = move |grad: Tensor<4>| {
             let grad = Values::of(grad);
-            let mut out = vec![0.0; b * positions * c];
+            let mut out = zeros(b * positions * c);
             let norm = GroupNorm {
                 x: x.as_slice(),
                 statistics: &statistics,
@@ -150,7 +150,7 @@ impl<const SILU: bool> Kernel for Backward<'_, SILU> {
             &self.grad[image * len..][..len],
         );
         let (weight, bias) = (&norm.weight[..c], &norm.bias[..c]);
-        let mut averages = vec![0.0; 2 * c];
+        let mut averages = zeros(2 * c);
         let (sums, products) = averages.split_at_mut(c);
         let rows = x.chunks_exact(c).zip(grad.chunks_exact(c));
         for (out, (x, grad)) in out.chunks_exact_mut(c).zip(rows) {
@@ -191,7 +191,7 @@ pub(crate) fn layer_norm<const D: usize>(
         let shape = x.dims();
         let c = shape[D - 1];
         let (x, weight, bias) = (Values::of(x), Values::of(weight), Values::of(bias));
-        let mut out = vec![0.0; x.as_slice().len()];
+        let mut out = zeros(x.as_slice().len());
         let (rows, weights) = (x.as_slice(), weight.as_slice());
         let kernel = LayerNorm {
             x: rows,
@@ -202,7 +202,7 @@ pub(crate) fn layer_norm<const D: usize>(
         for_chunks(&mut out, c, &kernel);
         let backward = move |grad: Tensor<D>| {
             let grad = Values::of(grad);
-            let mut out = vec![0.0; grad.as_slice().len()];
+            let mut out = zeros(grad.as_slice().len());
             let (x, weight, grad) = (x.as_slice(), weight.as_slice(), grad.as_slice());
             for_chunks(
                 &mut out,

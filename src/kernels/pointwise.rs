@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use super::gradient::with_gradient;
 use super::math::normal_cdf;
-use super::{Kernel, Values, for_chunks, tensor};
+use super::{Kernel, Values, for_chunks, tensor, zeros};
 
 /// `1 / √(2π)`.
 const FRAC_1_SQRT_TAU: f32 = 0.398_942_3;
@@ -18,11 +18,11 @@ pub(crate) fn gated_gelu(x: Tensor<3>) -> Tensor<3> {
         let [b, n, width] = x.dims();
         let c = width / 2;
         let x = Values::of(x);
-        let mut out = vec![0.0; b * n * c];
+        let mut out = zeros(b * n * c);
         for_chunks(&mut out, c, &GatedGelu { x: x.as_slice() });
         let backward = move |grad: Tensor<3>| {
             let grad = Values::of(grad);
-            let mut out = vec![0.0; b * n * width];
+            let mut out = zeros(b * n * width);
             let kernel = GatedGeluBackward {
                 x: x.as_slice(),
                 grad: grad.as_slice(),
@@ -79,7 +79,7 @@ pub(crate) fn resize_nearest(x: Tensor<4>, [height, width]: [usize; 2]) -> Tenso
         let [b, h, w, c] = x.dims();
         let source = move |row: usize, column: usize| (row * h / height, column * w / width);
         let x = Values::of(x);
-        let mut out = vec![0.0; b * height * width * c];
+        let mut out = zeros(b * height * width * c);
         for_chunks(&mut out, width * c, &|line: usize, out: &mut [f32]| {
             let (image, row) = (line / height, line % height);
             for (column, pixel) in out.chunks_exact_mut(c).enumerate() {
@@ -89,7 +89,7 @@ pub(crate) fn resize_nearest(x: Tensor<4>, [height, width]: [usize; 2]) -> Tenso
         });
         let backward = move |grad: Tensor<4>| {
             let grad = Values::of(grad);
-            let mut out = vec![0.0; b * h * w * c];
+            let mut out = zeros(b * h * w * c);
             for_chunks(&mut out, h * w * c, &|image: usize, out: &mut [f32]| {
                 for row in 0..height {
                     for column in 0..width {

@@ -217,8 +217,12 @@ impl Panels {
 
 /// Where a product with a panel goes.
 pub(super) enum Out<'a, 'b> {
-    /// `[rows, width]`; added to what is there, unless `fresh`.
-    Panel { sums: &'a mut [f32], fresh: bool },
+    /// Rows that are `stride` apart; added to what is there, unless `fresh`.
+    Sums {
+        sums: &'a mut [f32],
+        stride: usize,
+        fresh: bool,
+    },
     /// The columns of a panel, in rows that are apart.
     Rows {
         rows: &'a mut [&'b mut [f32]],
@@ -248,7 +252,7 @@ impl Out<'_, '_> {
     #[inline(always)]
     fn rows(&self, width: usize) -> usize {
         match self {
-            Self::Panel { sums, .. } => sums.len() / width,
+            Self::Sums { sums, stride, .. } => (sums.len() + stride - width) / stride,
             Self::Rows { rows, .. } => rows.len(),
             Self::Turned { rows, .. } => rows.first().map_or(0, |row| row.len()),
         }
@@ -263,10 +267,14 @@ impl Out<'_, '_> {
         products: [[S::f32s; VECTORS]; ROWS],
     ) {
         match self {
-            Self::Panel { sums, fresh } => {
-                let (sums, _) = S::as_mut_simd_f32s(sums);
-                let (sums, _) = sums.as_chunks_mut::<VECTORS>();
-                for (sums, products) in sums[first..].iter_mut().zip(products) {
+            Self::Sums {
+                sums,
+                stride,
+                fresh,
+            } => {
+                let rows = sums[first * *stride..].chunks_mut(*stride);
+                for (row, products) in rows.zip(products) {
+                    let (sums, _) = S::as_mut_simd_f32s(row);
                     for (sum, product) in sums.iter_mut().zip(products) {
                         *sum = if *fresh {
                             product
@@ -816,8 +824,9 @@ mod tests {
                 ];
                 lefts.map(|left| {
                     let mut sums = vec![1.0; rows * width];
-                    let mut out = Out::Panel {
+                    let mut out = Out::Sums {
                         sums: &mut sums,
+                        stride: width,
                         fresh: false,
                     };
                     multiply(simd, left, &panel[..steps * width], width, &mut out);

@@ -19,7 +19,7 @@ use self::tiling::Tiling;
 use self::transform::{Transform, transform_outputs, transform_weights};
 use super::half::{Slice, Weights};
 use super::product::{Panel, Right};
-use super::{Values, tensor, with_scratch};
+use super::{Values, tensor, with_scratch, zeros};
 
 /// Points of a transformed tile, 6×6.
 const POINTS: usize = 36;
@@ -71,7 +71,7 @@ pub(super) fn conv(
     };
     let round = tiling.tiles_of_a_round(c);
     let transformed = tiling.count.min(round).next_multiple_of(tiling.group) * POINTS * c;
-    let mut out = vec![0.0; b * h * w * n];
+    let mut out = zeros(b * h * w * n);
     with_scratch(transformed, |transformed| {
         for first in (0..tiling.count).step_by(round) {
             let tiles = round.min(tiling.count - first);
