@@ -95,8 +95,14 @@ fn an_analogy_is_solved_backwards_from_the_pictures_the_other_way_round() {
     };
     let (forwards, backwards) = (short(false), short(true));
     assert_ne!(forwards.learning(), backwards.learning());
-    let there = analogy();
-    let captions = there.captions.clone().unwrap();
+    let captions = Captions {
+        b: Some("a house".to_owned()),
+        ..analogy().captions.unwrap()
+    };
+    let there = Analogy {
+        captions: Some(captions.clone()),
+        ..analogy()
+    };
     let back = Analogy {
         a: there.a_prime.clone(),
         a_prime: there.a.clone(),

@@ -40,16 +40,16 @@ pub(super) enum Left<'a> {
 }
 
 impl Left<'_> {
-    /// Without the steps before.
+    /// Without the first steps.
     #[inline(always)]
-    fn from_step(self, step: usize) -> Self {
+    fn after(self, steps: usize) -> Self {
         match self {
             Self::Rows { values, stride } => Self::Rows {
-                values: &values[step..],
+                values: &values[steps..],
                 stride,
             },
             Self::Steps { values, stride } => Self::Steps {
-                values: &values[step * stride..],
+                values: &values[steps * stride..],
                 stride,
             },
         }
@@ -736,7 +736,7 @@ impl WithSimd for Task<'_> {
                     Out::Rows { rows, panel, start }
                 };
                 let packed = &packed[now.start * panel.width..now.end * panel.width];
-                multiply(simd, left.from_step(first), packed, panel.width, &mut out);
+                multiply(simd, left.after(first), packed, panel.width, &mut out);
             }
         }
     }
