@@ -39,23 +39,6 @@ pub(super) enum Left<'a> {
     Steps { values: &'a [f32], stride: usize },
 }
 
-impl Left<'_> {
-    /// Without the first steps.
-    #[inline(always)]
-    fn after(self, steps: usize) -> Self {
-        match self {
-            Self::Rows { values, stride } => Self::Rows {
-                values: &values[steps..],
-                stride,
-            },
-            Self::Steps { values, stride } => Self::Steps {
-                values: &values[steps * stride..],
-                stride,
-            },
-        }
-    }
-}
-
 /// The matrix on the right, `[steps, columns]`.
 #[derive(Clone, Copy)]
 pub(super) struct Right<'a> {
@@ -509,10 +492,7 @@ impl Product<'_> {
                 let blocks = blocks(out, columns, now, block);
                 self.run(blocks, |block| {
                     self.simd.dispatch(Task {
-                        left: Left::Rows {
-                            values: &self.left[block.row * steps..],
-                            stride: steps,
-                        },
+                        left: &self.left[block.row * steps..],
                         packed: &packed[(block.column - first) * steps..],
                         bias: self.bias.map(|bias| &bias[block.column..]),
                         steps,
@@ -547,10 +527,7 @@ impl Product<'_> {
                     let len = block.rows.first().map_or(0, |row| row.len()) * steps;
                     let work = |weights: &[f32]| {
                         self.simd.dispatch(Task {
-                            left: Left::Rows {
-                                values: weights,
-                                stride: steps,
-                            },
+                            left: weights,
                             packed,
                             bias: self.bias.map(|bias| &bias[block.column..]),
                             steps,
@@ -694,7 +671,7 @@ impl WithSimd for Widen<'_> {
 /// One block of a product.
 struct Task<'a> {
     /// The rows of the block (its columns, if `turned`), and what follows.
-    left: Left<'a>,
+    left: &'a [f32],
     /// The panels of the block, and what follows.
     packed: &'a [f32],
     /// For the columns of the block, and what follows.
@@ -736,7 +713,11 @@ impl WithSimd for Task<'_> {
                     Out::Rows { rows, panel, start }
                 };
                 let packed = &packed[now.start * panel.width..now.end * panel.width];
-                multiply(simd, left.after(first), packed, panel.width, &mut out);
+                let left = Left::Rows {
+                    values: &left[first..],
+                    stride: steps,
+                };
+                multiply(simd, left, packed, panel.width, &mut out);
             }
         }
     }
@@ -746,7 +727,7 @@ impl WithSimd for Task<'_> {
 mod tests {
     use super::*;
 
-    /// Numbers with three digits, so that sums of products are exact.
+    /// Small whole numbers, so that sums of products are exact.
     fn numbers(len: usize, seed: usize) -> Vec<f32> {
         let number = |i: usize| ((i + seed) * 7919 % 17) as f32 - 8.0;
         (0..len).map(number).collect()
@@ -795,6 +776,32 @@ mod tests {
                         }
                     }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn weights_of_half_precision_are_the_same_numbers() {
+        // With rows packed, and with weights packed.
+        for rows in [7, 300] {
+            let [steps, columns] = [150, 130];
+            let (left, values) = (numbers(rows * steps, 1), numbers(steps * columns, 2));
+            let f16s: Vec<half::f16> = values.iter().map(|&x| half::f16::from_f32(x)).collect();
+            let bf16s: Vec<half::bf16> = values.iter().map(|&x| half::bf16::from_f32(x)).collect();
+            let slices = [Slice::F32(&values), Slice::F16(&f16s), Slice::BF16(&bf16s)];
+            for transposed in [false, true] {
+                let [expected, f16, bf16] = slices.map(|values| {
+                    let mut out = vec![f32::NAN; rows * columns];
+                    let right = Right {
+                        values,
+                        stride: if transposed { steps } else { columns },
+                        transposed,
+                    };
+                    product(&left, right, None, [steps, columns], &mut out);
+                    out
+                });
+                assert_eq!(f16, expected, "{rows} {transposed}");
+                assert_eq!(bf16, expected, "{rows} {transposed}");
             }
         }
     }
