@@ -29,6 +29,20 @@ use rayon::prelude::*;
 /// Floats that one task should at least touch.
 const TASK: usize = 1 << 14;
 
+/// The vector instructions that operations on the CPU use here, if any: `avx512`, `avx2, fma` or
+/// `neon`. Without them everything takes many times as long.
+pub fn vector_instructions() -> Option<&'static str> {
+    match pulp::Arch::new() {
+        #[cfg(target_arch = "x86_64")]
+        pulp::Arch::V4(_) => Some("avx512"),
+        #[cfg(target_arch = "x86_64")]
+        pulp::Arch::V3(_) => Some("avx2, fma"),
+        #[cfg(target_arch = "aarch64")]
+        pulp::Arch::Neon(_) => Some("neon"),
+        _ => None,
+    }
+}
+
 /// Whether these operations can be used on `x`: f32 on the CPU back end, without Burn's
 /// checkpointing.
 pub(crate) fn available<const D: usize>(x: &Tensor<D>) -> bool {

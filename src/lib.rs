@@ -66,6 +66,7 @@ pub mod tokens;
 pub mod weights;
 
 pub use error::{Error, Result};
+pub use kernels::vector_instructions;
 
 /// Runs `work` on one of the threads that tensor operations on the CPU are shared among.
 ///

@@ -8,6 +8,7 @@ use clap::Args;
 use difference_inversion::analogy::ModelPaths;
 use difference_inversion::hub::ModelId;
 use difference_inversion::pipeline::PipelineKind;
+use difference_inversion::vector_instructions;
 use difference_inversion::weights::{ModelFiles, Weights};
 use serde::Serialize;
 use sysinfo::System;
@@ -35,7 +36,8 @@ struct Findings {
     device: String,
     devices_built_in: Vec<&'static str>,
     threads: usize,
-    simd: Vec<&'static str>,
+    /// The vector instructions that are used.
+    simd: Option<&'static str>,
     memory: Memory,
     learning: Vec<memory::Way>,
     model: Option<PathBuf>,
@@ -96,6 +98,13 @@ fn examine(models: &ModelSettings) -> Findings {
                 (None, Vec::new(), Vec::new())
             }
         };
+    if vector_instructions().is_none() {
+        problems.push(
+            "the processor has no vector instructions that are used here (AVX2 and FMA, or NEON); \
+             everything takes many times as long"
+                .to_owned(),
+        );
+    }
     for component in &components {
         if let Err(reason) = &component.state {
             problems.push(format!(
@@ -109,7 +118,7 @@ fn examine(models: &ModelSettings) -> Findings {
         device: models.device_name().to_owned(),
         devices_built_in: device::built_in().collect(),
         threads: rayon::current_num_threads(),
-        simd: simd(),
+        simd: vector_instructions(),
         memory: memory_here(),
         learning,
         model,
@@ -277,25 +286,6 @@ fn mib(bytes: u64) -> u64 {
     bytes >> 20
 }
 
-/// The vector instructions of this processor that the program makes use of.
-fn simd() -> Vec<&'static str> {
-    #[cfg(target_arch = "x86_64")]
-    let found = [
-        ("avx512", std::arch::is_x86_feature_detected!("avx512f")),
-        ("avx2", std::arch::is_x86_feature_detected!("avx2")),
-        ("fma", std::arch::is_x86_feature_detected!("fma")),
-    ];
-    #[cfg(target_arch = "aarch64")]
-    let found = [("neon", std::arch::is_aarch64_feature_detected!("neon"))];
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    let found: [(&str, bool); 0] = [];
-    found
-        .into_iter()
-        .filter(|(_, there)| *there)
-        .map(|(name, _)| name)
-        .collect()
-}
-
 fn print(findings: &Findings) -> anyhow::Result<()> {
     let field = |name: &str, value: String| report::line(format_args!("{name:<10} {value}"));
     report::line(&findings.program)?;
@@ -308,12 +298,7 @@ fn print(findings: &Findings) -> anyhow::Result<()> {
         ),
     )?;
     field("threads", findings.threads.to_string())?;
-    let simd = if findings.simd.is_empty() {
-        "none".into()
-    } else {
-        findings.simd.join(", ")
-    };
-    field("simd", simd)?;
+    field("simd", findings.simd.unwrap_or("none").to_owned())?;
     let memory = &findings.memory;
     let peak = memory
         .peak

@@ -210,7 +210,7 @@ impl Heads {
             let mut out = Out::Sums {
                 sums: &mut scores[panel.first..],
                 stride: stride(keys),
-                fresh: true,
+                start: Start::Zero,
             };
             let packed = &packed[panel.first * self.d..][..panel.width * self.d];
             multiply(simd, queries, packed, panel.width, &mut out);
@@ -421,7 +421,7 @@ impl WithSimd for Backward<'_> {
                     let mut out = Out::Sums {
                         sums: &mut sums[panel.first * m..][..panel.width * m],
                         stride: panel.width,
-                        fresh: first == 0,
+                        start: if first == 0 { Start::Zero } else { Start::Sums },
                     };
                     multiply(simd, left, &packed[now.clone()], panel.width, &mut out);
                 }

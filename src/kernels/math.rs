@@ -1,6 +1,8 @@
-//! Functions of one number that compilers can vectorise, and sums that they do.
+//! Functions of one number that compilers can vectorise, sums that they do, and vectors in memory.
 
 use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
+
+use pulp::Simd;
 
 /// Partial sums kept side by side.
 pub(super) const LANES: usize = 16;
@@ -46,6 +48,25 @@ pub(super) fn normal_cdf(x: f32) -> (f32, f32) {
     let p = p * t + 0.254_829_6;
     let tail = 0.5 * p * t * density;
     (if x < 0.0 { tail } else { 1.0 - tail }, density)
+}
+
+/// The vector of `values`, with zeros if they do not fill it.
+#[inline(always)]
+pub(super) fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
+    // Parts of a vector are a jump away where there are no masks (AVX2).
+    match S::as_simd_f32s(values) {
+        ([vector], []) => *vector,
+        _ => simd.partial_load_f32s(values),
+    }
+}
+
+/// Puts the beginning of `vector` to `out`, as much as it has room for.
+#[inline(always)]
+pub(super) fn store<S: Simd>(simd: S, out: &mut [f32], vector: S::f32s) {
+    match S::as_mut_simd_f32s(out) {
+        ([out], []) => *out = vector,
+        _ => simd.partial_store_f32s(out, vector),
+    }
 }
 
 /// Sums `f(i)` over `0..n` in [`LANES`] partial sums.

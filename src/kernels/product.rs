@@ -5,16 +5,20 @@
 //! ([Goto and van de Geijn 2008](https://doi.org/10.1145/1356052.1356053)). Weights of half
 //! precision are converted as they are packed.
 
+mod panels;
+mod tile;
+
 use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::half::{Slice, Weights};
+use super::half::Slice;
 use super::with_scratch;
 
-/// Rows of the left matrix whose sums are in registers at once.
-pub(super) const ROWS: usize = 6;
+pub(super) use self::panels::{Panel, Panels, PanelsOf, Right};
+pub(super) use self::tile::{Left, Out, ROWS, Start, multiply};
+
 /// Steps that a panel is gone through in one go, so that it stays in the second-level cache.
 const STEPS: usize = 1024;
 /// Most floats of packed panels to hold at once.
@@ -27,371 +31,6 @@ const TASK_ROWS: usize = 384;
 const TASKS_PER_THREAD: usize = 4;
 /// Multiplications for which other threads are not worth waking.
 const SMALL: usize = 1 << 19;
-/// Steps, and columns, that are turned round at once.
-const TURN: [usize; 2] = [16, 4];
-
-/// The matrix on the left, `[rows, steps]`; a product sums up its steps.
-#[derive(Clone, Copy)]
-pub(super) enum Left<'a> {
-    /// Row after row, `stride` apart.
-    Rows { values: &'a [f32], stride: usize },
-    /// Step after step, `stride` apart.
-    Steps { values: &'a [f32], stride: usize },
-}
-
-/// The matrix on the right, `[steps, columns]`.
-#[derive(Clone, Copy)]
-pub(super) struct Right<'a> {
-    pub(super) values: Slice<'a>,
-    /// From one step to the next or, if `transposed`, from one column to the next.
-    pub(super) stride: usize,
-    /// Whether its values lie column after column, as the weights of linear layers do.
-    pub(super) transposed: bool,
-}
-
-impl<'a> Right<'a> {
-    pub(super) fn new(weights: &'a Weights, stride: usize, transposed: bool) -> Self {
-        Self {
-            values: weights.as_slices(),
-            stride,
-            transposed,
-        }
-    }
-
-    /// Copies steps of a panel's columns to `[steps, panel.width]`, zeros beyond the last column.
-    #[inline(always)]
-    pub(super) fn pack(&self, steps: Range<usize>, panel: Panel, out: &mut [f32]) {
-        match panel.width {
-            64 => self.pack_rows::<64>(steps, panel, out),
-            48 => self.pack_rows::<48>(steps, panel, out),
-            32 => self.pack_rows::<32>(steps, panel, out),
-            16 => self.pack_rows::<16>(steps, panel, out),
-            8 => self.pack_rows::<8>(steps, panel, out),
-            4 => self.pack_rows::<4>(steps, panel, out),
-            width => {
-                for (step, out) in steps.zip(out.chunks_exact_mut(width)) {
-                    self.pack_row(step, panel, out);
-                }
-            }
-        }
-    }
-
-    /// [`Right::pack`] for a width that the compiler knows.
-    #[inline(always)]
-    fn pack_rows<const WIDTH: usize>(&self, steps: Range<usize>, panel: Panel, out: &mut [f32]) {
-        let (out, _) = out.as_chunks_mut::<WIDTH>();
-        let out = &mut out[..steps.len()];
-        if !self.transposed && panel.columns == WIDTH {
-            for (step, out) in steps.zip(out) {
-                *out = self.values.array(step * self.stride + panel.first);
-            }
-            return;
-        }
-        let mut start = steps.start;
-        let mut rest = out;
-        if self.transposed {
-            let (lines, others) = rest.as_chunks_mut::<{ TURN[0] }>();
-            for line in lines {
-                self.turn(start, panel, line);
-                start += TURN[0];
-            }
-            rest = others;
-        }
-        for (step, out) in (start..steps.end).zip(rest) {
-            self.pack_row(step, panel, out);
-        }
-    }
-
-    /// Some steps of [`Right::pack`], where values lie column after column.
-    #[inline(always)]
-    fn turn<const WIDTH: usize>(
-        &self,
-        start: usize,
-        panel: Panel,
-        out: &mut [[f32; WIDTH]; TURN[0]],
-    ) {
-        let column = |column: usize| -> [f32; TURN[0]] {
-            if column < panel.columns {
-                self.values
-                    .array((panel.first + column) * self.stride + start)
-            } else {
-                [0.0; TURN[0]]
-            }
-        };
-        for first in (0..WIDTH).step_by(TURN[1]) {
-            let [a, b, c, d] = [
-                column(first),
-                column(first + 1),
-                column(first + 2),
-                column(first + 3),
-            ];
-            for (step, out) in out.iter_mut().enumerate() {
-                let (parts, _) = out.as_chunks_mut::<{ TURN[1] }>();
-                parts[first / TURN[1]] = [a[step], b[step], c[step], d[step]];
-            }
-        }
-    }
-
-    /// One step of [`Right::pack`].
-    #[inline(always)]
-    fn pack_row(&self, step: usize, panel: Panel, out: &mut [f32]) {
-        let (out, beyond) = out.split_at_mut(panel.columns);
-        if self.transposed {
-            for (column, out) in out.iter_mut().enumerate() {
-                let at = (panel.first + column) * self.stride + step;
-                let [value] = self.values.array(at);
-                *out = value;
-            }
-        } else {
-            self.values.copy(step * self.stride + panel.first, out);
-        }
-        beyond.fill(0.0);
-    }
-}
-
-/// How columns are cut into panels.
-#[derive(Clone, Copy)]
-pub(super) struct Panels {
-    columns: usize,
-    lanes: usize,
-    widest: usize,
-}
-
-/// Columns that are multiplied together: a whole number of vectors.
-#[derive(Clone, Copy)]
-pub(super) struct Panel {
-    /// The number of its first column; what lies before it in a matrix that is cut into panels is
-    /// this, times the rows.
-    pub(super) first: usize,
-    /// Columns that are not there to fill up the last vector.
-    pub(super) columns: usize,
-    pub(super) width: usize,
-}
-
-impl Panels {
-    /// The sums of a tile take 24 of 32 registers, or 12 of 16.
-    #[inline(always)]
-    pub(super) fn new<S: Simd>(columns: usize) -> Self {
-        let vectors = if S::REGISTER_COUNT < 32 { 2 } else { 4 };
-        Self {
-            columns,
-            lanes: S::F32_LANES,
-            widest: vectors * S::F32_LANES,
-        }
-    }
-
-    /// Columns with those that fill up the last vector.
-    pub(super) fn width(self) -> usize {
-        self.columns.next_multiple_of(self.lanes)
-    }
-
-    /// All panels, from the first column to the last.
-    pub(super) fn all(self) -> impl Iterator<Item = Panel> {
-        (0..self.columns).step_by(self.widest).map(move |first| {
-            let columns = self.widest.min(self.columns - first);
-            Panel {
-                first,
-                columns,
-                width: columns.next_multiple_of(self.lanes),
-            }
-        })
-    }
-}
-
-/// Where a product with a panel goes.
-pub(super) enum Out<'a, 'b> {
-    /// Rows that are `stride` apart; added to what is there, unless `fresh`.
-    Sums {
-        sums: &'a mut [f32],
-        stride: usize,
-        fresh: bool,
-    },
-    /// The columns of a panel, in rows that are apart.
-    Rows {
-        rows: &'a mut [&'b mut [f32]],
-        panel: Panel,
-        start: Start<'a>,
-    },
-    /// The same, rows and columns exchanged: a row of the product is a column of `rows`, and the
-    /// panel's columns are some of the rows.
-    Turned {
-        rows: &'a mut [&'b mut [f32]],
-        panel: Panel,
-        start: Start<'a>,
-    },
-}
-
-/// What products are added to.
-#[derive(Clone, Copy)]
-pub(super) enum Start<'a> {
-    Zero,
-    /// One number for each column of the result.
-    Bias(&'a [f32]),
-    /// What is there.
-    Sums,
-}
-
-impl Out<'_, '_> {
-    #[inline(always)]
-    fn rows(&self, width: usize) -> usize {
-        match self {
-            Self::Sums { sums, stride, .. } => (sums.len() + stride - width) / stride,
-            Self::Rows { rows, .. } => rows.len(),
-            Self::Turned { rows, .. } => rows.first().map_or(0, |row| row.len()),
-        }
-    }
-
-    /// Takes the products of the rows from `first` on.
-    #[inline(always)]
-    fn put<S: Simd, const ROWS: usize, const VECTORS: usize>(
-        &mut self,
-        simd: S,
-        first: usize,
-        products: [[S::f32s; VECTORS]; ROWS],
-    ) {
-        match self {
-            Self::Sums {
-                sums,
-                stride,
-                fresh,
-            } => {
-                let rows = sums[first * *stride..].chunks_mut(*stride);
-                for (row, products) in rows.zip(products) {
-                    let (sums, _) = S::as_mut_simd_f32s(row);
-                    for (sum, product) in sums.iter_mut().zip(products) {
-                        *sum = if *fresh {
-                            product
-                        } else {
-                            simd.add_f32s(*sum, product)
-                        };
-                    }
-                }
-            }
-            Self::Rows { rows, panel, start } => {
-                for (row, products) in rows[first..].iter_mut().zip(products) {
-                    let out = row[panel.first..][..panel.columns].chunks_mut(S::F32_LANES);
-                    for (vector, (out, product)) in out.zip(products).enumerate() {
-                        let start = match start {
-                            Start::Zero => simd.splat_f32s(0.0),
-                            Start::Bias(bias) => {
-                                let bias = &bias[vector * S::F32_LANES..][..out.len()];
-                                simd.partial_load_f32s(bias)
-                            }
-                            Start::Sums => simd.partial_load_f32s(out),
-                        };
-                        simd.partial_store_f32s(out, simd.add_f32s(start, product));
-                    }
-                }
-            }
-            Self::Turned { rows, panel, start } => {
-                // Of no more than 16 lanes, see `Panels`.
-                let mut values = [[[0.0; 16]; VECTORS]; ROWS];
-                for (values, products) in values.iter_mut().zip(products) {
-                    for (values, product) in values.iter_mut().zip(products) {
-                        simd.partial_store_f32s(&mut values[..S::F32_LANES], product);
-                    }
-                }
-                let rows = &mut rows[panel.first..][..panel.columns];
-                for (column, row) in rows.iter_mut().enumerate() {
-                    let (vector, lane) = (column / S::F32_LANES, column % S::F32_LANES);
-                    let out = &mut row[first..][..ROWS];
-                    for (i, (out, values)) in out.iter_mut().zip(&values).enumerate() {
-                        let product = values[vector][lane];
-                        *out = match start {
-                            Start::Zero => product,
-                            Start::Bias(bias) => bias[first + i] + product,
-                            Start::Sums => *out + product,
-                        };
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// The product of `left` and a panel `[steps, width]`.
-#[inline(always)]
-pub(super) fn multiply<S: Simd>(
-    simd: S,
-    left: Left<'_>,
-    panel: &[f32],
-    width: usize,
-    out: &mut Out<'_, '_>,
-) {
-    match width / S::F32_LANES {
-        1 => multiply_vectors::<S, 1>(simd, left, panel, out),
-        2 => multiply_vectors::<S, 2>(simd, left, panel, out),
-        3 => multiply_vectors::<S, 3>(simd, left, panel, out),
-        _ => multiply_vectors::<S, 4>(simd, left, panel, out),
-    }
-}
-
-#[inline(always)]
-fn multiply_vectors<S: Simd, const VECTORS: usize>(
-    simd: S,
-    left: Left<'_>,
-    panel: &[f32],
-    out: &mut Out<'_, '_>,
-) {
-    let (panel, _) = S::as_simd_f32s(panel);
-    let (panel, _) = panel.as_chunks::<VECTORS>();
-    let (mut row, rows) = (0, out.rows(VECTORS * S::F32_LANES));
-    while row + ROWS <= rows {
-        let products = multiply_tile::<S, ROWS, VECTORS>(simd, left, row, panel);
-        out.put(simd, row, products);
-        row += ROWS;
-    }
-    while row + 2 <= rows {
-        let products = multiply_tile::<S, 2, VECTORS>(simd, left, row, panel);
-        out.put(simd, row, products);
-        row += 2;
-    }
-    if row < rows {
-        let products = multiply_tile::<S, 1, VECTORS>(simd, left, row, panel);
-        out.put(simd, row, products);
-    }
-}
-
-/// [`multiply`] for the rows from `first` on.
-#[inline(always)]
-fn multiply_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
-    simd: S,
-    left: Left<'_>,
-    first: usize,
-    panel: &[[S::f32s; VECTORS]],
-) -> [[S::f32s; VECTORS]; ROWS] {
-    let mut total = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
-    match left {
-        Left::Rows { values, stride } => {
-            let steps = panel.len();
-            let rows: [&[f32]; ROWS] =
-                std::array::from_fn(|row| &values[(first + row) * stride..][..steps]);
-            for (step, vectors) in panel.iter().enumerate() {
-                for row in 0..ROWS {
-                    let value = simd.splat_f32s(rows[row][step]);
-                    for vector in 0..VECTORS {
-                        let sum = total[row][vector];
-                        total[row][vector] = simd.mul_add_f32s(value, vectors[vector], sum);
-                    }
-                }
-            }
-        }
-        Left::Steps { values, stride } => {
-            let steps = values[first..].chunks(stride);
-            for (step, vectors) in steps.zip(panel) {
-                let step = &step[..ROWS];
-                for row in 0..ROWS {
-                    let value = simd.splat_f32s(step[row]);
-                    for vector in 0..VECTORS {
-                        let sum = total[row][vector];
-                        total[row][vector] = simd.mul_add_f32s(value, vectors[vector], sum);
-                    }
-                }
-            }
-        }
-    }
-    total
-}
 
 /// A block of a matrix, each of its rows a slice.
 pub(super) struct Block<'a> {
@@ -438,6 +77,18 @@ pub(super) fn product(
     left: &[f32],
     right: Right<'_>,
     bias: Option<&[f32]>,
+    size: [usize; 2],
+    out: &mut [f32],
+) {
+    product_with(Arch::new(), left, right, bias, size, out);
+}
+
+/// [`product`] with the instructions of `simd`.
+fn product_with(
+    simd: Arch,
+    left: &[f32],
+    right: Right<'_>,
+    bias: Option<&[f32]>,
     [steps, columns]: [usize; 2],
     out: &mut [f32],
 ) {
@@ -452,7 +103,7 @@ pub(super) fn product(
         rayon::current_num_threads()
     };
     let product = Product {
-        simd: Arch::new(),
+        simd,
         left,
         right,
         bias,
@@ -609,18 +260,6 @@ fn round(panels: Panels, steps: usize) -> usize {
     columns.max(1).next_multiple_of(panels.widest)
 }
 
-/// [`Panels`] of so many columns.
-pub(super) struct PanelsOf(pub(super) usize);
-
-impl WithSimd for PanelsOf {
-    type Output = Panels;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, _simd: S) -> Panels {
-        Panels::new::<S>(self.0)
-    }
-}
-
 /// Packs some steps of panels.
 struct Pack<'a> {
     right: Right<'a>,
@@ -733,6 +372,19 @@ mod tests {
         (0..len).map(number).collect()
     }
 
+    /// Those that this processor has.
+    fn instruction_sets() -> Vec<Arch> {
+        let mut sets = vec![Arch::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        {
+            sets.extend(pulp::x86::V3::try_new().map(Arch::V3));
+            sets.extend(pulp::x86::V4::try_new().map(Arch::V4));
+        }
+        #[cfg(target_arch = "aarch64")]
+        sets.push(Arch::new());
+        sets
+    }
+
     #[test]
     fn products_of_any_size_are_exact() {
         let sizes = [
@@ -759,20 +411,25 @@ mod tests {
                         step * columns + column
                     }]
                 };
-                for bias in [None, Some(bias.as_slice())] {
+                let sets = instruction_sets().into_iter();
+                let ways = sets.flat_map(|simd| [None, Some(&*bias)].map(|bias| (simd, bias)));
+                for (simd, bias) in ways {
                     let mut out = vec![f32::NAN; rows * columns];
                     let matrix = Right {
                         values: Slice::F32(&values),
                         stride: if transposed { steps } else { columns },
                         transposed,
                     };
-                    product(&left, matrix, bias, [steps, columns], &mut out);
+                    product_with(simd, &left, matrix, bias, [steps, columns], &mut out);
                     for (row, out) in out.chunks(columns).enumerate() {
                         for (column, &found) in out.iter().enumerate() {
                             let products = (0..steps)
                                 .map(|step| left[row * steps + step] * right(step, column));
                             let expected = products.sum::<f32>() + bias.map_or(0.0, |b| b[column]);
-                            assert_eq!(found, expected, "{rows} {steps} {columns} {transposed}");
+                            assert_eq!(
+                                found, expected,
+                                "{rows} {steps} {columns} {transposed} {simd:?}"
+                            );
                         }
                     }
                 }
@@ -834,7 +491,7 @@ mod tests {
                     let mut out = Out::Sums {
                         sums: &mut sums,
                         stride: width,
-                        fresh: false,
+                        start: Start::Sums,
                     };
                     multiply(simd, left, &panel[..steps * width], width, &mut out);
                     sums

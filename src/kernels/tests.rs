@@ -212,3 +212,21 @@ fn not_a_number_is_not_lost() {
     assert!(is_nan(attention(&q, &k, &nan)));
     assert!(is_nan(gated_gelu(nan)));
 }
+
+#[test]
+fn the_widest_vectors_of_the_processor_are_used() {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::is_x86_feature_detected as has;
+        let avx2 = has!("avx2") && has!("fma") && has!("bmi2") && has!("lzcnt");
+        let avx512 = has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
+        let expected = match (avx512, avx2) {
+            (true, _) => Some("avx512"),
+            (false, true) => Some("avx2, fma"),
+            (false, false) => None,
+        };
+        assert_eq!(vector_instructions(), expected);
+    }
+    #[cfg(target_arch = "aarch64")]
+    assert_eq!(vector_instructions(), Some("neon"));
+}

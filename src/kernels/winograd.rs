@@ -18,6 +18,7 @@ use rayon::prelude::*;
 use self::tiling::Tiling;
 use self::transform::{Transform, transform_outputs, transform_weights};
 use super::half::{Slice, Weights};
+use super::math::{load, store};
 use super::product::{Panel, Right};
 use super::{Values, tensor, with_scratch, zeros};
 
@@ -148,7 +149,7 @@ impl WithSimd for Inputs<'_> {
                             continue;
                         };
                         let at = ((image * tiling.height + y) * tiling.width + column) * c + first;
-                        *point = simd.partial_load_f32s(&x[at..][..lanes]);
+                        *point = load(simd, &x[at..][..lanes]);
                     }
                     *points = transform.inputs(*points);
                 }
@@ -156,7 +157,7 @@ impl WithSimd for Inputs<'_> {
                     let column = transform.inputs(points.map(|points| points[j]));
                     for (i, value) in column.into_iter().enumerate() {
                         let mut values = [0f32; 16];
-                        simd.partial_store_f32s(&mut values[..S::F32_LANES], value);
+                        store(simd, &mut values[..S::F32_LANES], value);
                         let out = &mut out[((i * 6 + j) * c + first) * rows..][..lanes * rows];
                         for (out, value) in out.chunks_exact_mut(rows).zip(values) {
                             out[row] = value;
