@@ -107,7 +107,7 @@ def write_inputs(path: Path, model: Path, pixels: int, draws: int, num_tokens: i
 def workers(args: argparse.Namespace, inputs: Path):
     """The commands of the ways that are asked for."""
     torch_step = [sys.executable, HERE / "torch_step.py", args.model, inputs, args.what]
-    step = [args.binary, args.model, inputs, args.what]
+    step = [args.binary.resolve(), args.model, inputs, args.what]
     ways = {
         "torch": ("PyTorch", torch_step),
         "torch-cl": ("PyTorch, channels last", [*torch_step, "--channels-last"]),

@@ -9,13 +9,13 @@ use burn::tensor::Tensor;
 use super::gradient::with_gradient;
 use super::half::Slice;
 use super::math::{exp, max, sum};
-use super::product::{Block, Left, Out, Panels, PanelsOf, ROWS, Right, Start, blocks, multiply};
+use super::product::{Block, Left, Out, Panels, PanelsOf, Right, Start, blocks, multiply};
 use super::{Values, tensor, with_scratch, zeros};
 
 /// Most scores that are worked on at once.
 const SCORES: usize = 1 << 17;
 /// Most queries that are worked on at once.
-const QUERIES: usize = 16 * ROWS;
+const QUERIES: usize = 96;
 /// Fewest queries for which keys and values are packed.
 const TASK_QUERIES: usize = 8 * QUERIES;
 /// Tasks for each thread, so that none waits long for another.
@@ -149,8 +149,8 @@ impl Heads {
     /// Queries that are worked on at once, of so many.
     #[inline(always)]
     fn queries(keys: Panels, queries: usize) -> usize {
-        let most = (SCORES / keys.width().max(1)).clamp(ROWS, QUERIES);
-        queries.min(most - most % ROWS)
+        let most = (SCORES / keys.width().max(1)).clamp(keys.rows, QUERIES);
+        queries.min(most - most % keys.rows)
     }
 
     /// For packed keys and values, and for scores.

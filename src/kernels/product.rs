@@ -17,7 +17,7 @@ use super::half::Slice;
 use super::with_scratch;
 
 pub(super) use self::panels::{Panel, Panels, PanelsOf, Right};
-pub(super) use self::tile::{Left, Out, ROWS, Start, multiply};
+pub(super) use self::tile::{Left, Out, Start, multiply};
 
 /// Steps that a panel is gone through in one go, so that it stays in the second-level cache.
 const STEPS: usize = 1024;
@@ -134,7 +134,7 @@ impl Product<'_> {
         let [rows, steps, columns] = self.size;
         let panels = self.simd.dispatch(PanelsOf(columns));
         let round = round(panels, steps);
-        let block = self.block(rows, panels.widest, columns.min(round));
+        let block = self.block(rows, panels, columns.min(round));
         with_scratch(steps * panels.width().min(round), |packed| {
             for first in (0..columns).step_by(round) {
                 let now = first..columns.min(first + round);
@@ -165,7 +165,7 @@ impl Product<'_> {
             transposed: true,
         };
         let round = round(panels, steps);
-        let [columns_of_a_task, _] = self.block(columns, panels.widest, panels.widest);
+        let [columns_of_a_task, _] = self.block(columns, panels, panels.widest);
         with_scratch(steps * panels.width().min(round), |packed| {
             for (number, out) in out.chunks_mut(round * columns).enumerate() {
                 let first = number * round;
@@ -229,7 +229,8 @@ impl Product<'_> {
 
     /// Rows and columns that one task multiplies: few panels, that are used for many rows, and
     /// enough tasks for all threads.
-    fn block(&self, rows: usize, widest: usize, columns: usize) -> [usize; 2] {
+    fn block(&self, rows: usize, cut: Panels, columns: usize) -> [usize; 2] {
+        let (widest, tile) = (cut.widest, cut.rows);
         let panels = columns.div_ceil(widest);
         if self.threads == 1 {
             return [rows, panels * widest];
@@ -237,9 +238,9 @@ impl Product<'_> {
         let wanted = TASKS_PER_THREAD * self.threads;
         let down = rows.div_ceil(TASK_ROWS);
         let across = wanted.div_ceil(down).clamp(1, panels);
-        let down = wanted.div_ceil(across).max(down).min(rows.div_ceil(ROWS));
+        let down = wanted.div_ceil(across).max(down).min(rows.div_ceil(tile));
         [
-            rows.div_ceil(down).next_multiple_of(ROWS),
+            rows.div_ceil(down).next_multiple_of(tile),
             panels.div_ceil(across) * widest,
         ]
     }

@@ -39,7 +39,7 @@ const TRANSFORMED: usize = 1 << 22;
 
 /// How many tiles' inputs are interleaved, so that a step of the product reads them in one go and
 /// their sums fit into the registers: the first entry that suffices, or the last.
-const GROUPS: [usize; 6] = [1, 2, 4, 6, 8, 12];
+const GROUPS: [usize; 7] = [1, 2, 4, 5, 6, 8, 12];
 
 /// The convolution of channels-last feature maps with a 3×3 kernel, one zero of padding around,
 /// or the way back through it.
@@ -258,6 +258,7 @@ impl WithSimd for Outputs<'_> {
                         12 => multiply::<S, 12>(simd, inputs, weights, sums, fresh),
                         8 => multiply::<S, 8>(simd, inputs, weights, sums, fresh),
                         6 => multiply::<S, 6>(simd, inputs, weights, sums, fresh),
+                        5 => multiply::<S, 5>(simd, inputs, weights, sums, fresh),
                         4 => multiply::<S, 4>(simd, inputs, weights, sums, fresh),
                         2 => multiply::<S, 2>(simd, inputs, weights, sums, fresh),
                         _ => multiply::<S, 1>(simd, inputs, weights, sums, fresh),

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
+use super::tile::tile_rows;
 use crate::kernels::half::{Slice, Weights};
 
 /// Steps, and columns, that are turned round at once.
@@ -119,13 +120,15 @@ impl<'a> Right<'a> {
     }
 }
 
-/// How columns are cut into panels.
+/// How columns are cut into panels, and how many rows are multiplied with one at once.
 #[derive(Clone, Copy)]
 pub(in crate::kernels) struct Panels {
     columns: usize,
     lanes: usize,
     /// Columns of a whole panel.
     pub(super) widest: usize,
+    /// Rows of a whole tile.
+    pub(in crate::kernels) rows: usize,
 }
 
 /// Columns that are multiplied together: a whole number of vectors.
@@ -140,7 +143,7 @@ pub(in crate::kernels) struct Panel {
 }
 
 impl Panels {
-    /// The sums of a tile take 24 of 32 registers, or 12 of 16.
+    /// As many vectors as [`tile_rows`] is meant for.
     #[inline(always)]
     pub(in crate::kernels) fn new<S: Simd>(columns: usize) -> Self {
         let vectors = if S::REGISTER_COUNT < 32 { 2 } else { 4 };
@@ -148,6 +151,7 @@ impl Panels {
             columns,
             lanes: S::F32_LANES,
             widest: vectors * S::F32_LANES,
+            rows: tile_rows::<S>(),
         }
     }
 

@@ -5,8 +5,12 @@ use pulp::Simd;
 use super::panels::Panel;
 use crate::kernels::math::{load, store};
 
-/// Rows of the left matrix whose sums are in registers at once.
-pub(in crate::kernels) const ROWS: usize = 6;
+/// Rows of the left matrix whose sums are in registers at once: with a panel of four vectors 24 sums
+/// of 32 registers, with one of two 10 of 16. (Of 12, the compiler keeps one in memory, and each step
+/// waits for it: half the speed.)
+pub(super) const fn tile_rows<S: Simd>() -> usize {
+    if S::REGISTER_COUNT < 32 { 5 } else { 6 }
+}
 
 /// The matrix on the left, `[rows, steps]`; a product sums up its steps.
 #[derive(Clone, Copy)]
@@ -156,21 +160,30 @@ fn multiply_vectors<S: Simd, const VECTORS: usize>(
 ) {
     let (panel, _) = S::as_simd_f32s(panel);
     let (panel, _) = panel.as_chunks::<VECTORS>();
-    let (mut row, rows) = (0, out.rows(VECTORS * S::F32_LANES));
+    let row = match tile_rows::<S>() {
+        5 => multiply_tiles::<S, 5, VECTORS>(simd, left, 0, panel, out),
+        _ => multiply_tiles::<S, 6, VECTORS>(simd, left, 0, panel, out),
+    };
+    let row = multiply_tiles::<S, 2, VECTORS>(simd, left, row, panel, out);
+    multiply_tiles::<S, 1, VECTORS>(simd, left, row, panel, out);
+}
+
+/// [`multiply`] for whole tiles from a row on; gives the first that is left.
+#[inline(always)]
+fn multiply_tiles<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    left: Left<'_>,
+    mut row: usize,
+    panel: &[[S::f32s; VECTORS]],
+    out: &mut Out<'_, '_>,
+) -> usize {
+    let rows = out.rows(VECTORS * S::F32_LANES);
     while row + ROWS <= rows {
         let products = multiply_tile::<S, ROWS, VECTORS>(simd, left, row, panel);
         out.put(simd, row, products);
         row += ROWS;
     }
-    while row + 2 <= rows {
-        let products = multiply_tile::<S, 2, VECTORS>(simd, left, row, panel);
-        out.put(simd, row, products);
-        row += 2;
-    }
-    if row < rows {
-        let products = multiply_tile::<S, 1, VECTORS>(simd, left, row, panel);
-        out.put(simd, row, products);
-    }
+    row
 }
 
 /// [`multiply`] for the rows from `first` on.

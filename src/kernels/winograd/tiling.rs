@@ -23,7 +23,7 @@ impl Tiling {
             width,
             grid,
             count: b * grid[0] * grid[1],
-            group: if lanes < 16 { 6 } else { 12 }, // 12 or 24 sums, of 16 or 32 registers
+            group: if lanes < 16 { 5 } else { 12 }, // 10 or 24 sums, of 16 or 32 registers
             lanes,
         }
     }
