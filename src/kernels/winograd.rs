@@ -32,6 +32,9 @@ const SIDE: usize = 4;
 const TAPS: usize = 9;
 /// Input channels whose weights are transformed at once.
 const BLOCK: usize = 128;
+/// Input channels from one point or tap of a block to the next. Without one more than there are, all
+/// points of a channel would fall on the same few places of the first-level cache.
+const SPACED: usize = BLOCK + 1;
 /// Tiles that share the transformed weights.
 const TILES: usize = 128;
 /// Most floats of transformed inputs to hold at once.
@@ -154,7 +157,8 @@ impl WithSimd for Inputs<'_> {
                     *points = transform.inputs(*points);
                 }
                 for j in 0..6 {
-                    let column = transform.inputs(points.map(|points| points[j]));
+                    let [p, q, r, s, t, u] = &points;
+                    let column = transform.inputs([p[j], q[j], r[j], s[j], t[j], u[j]]);
                     for (i, value) in column.into_iter().enumerate() {
                         let mut values = [0f32; 16];
                         store(simd, &mut values[..S::F32_LANES], value);
@@ -186,7 +190,7 @@ struct Kernel<'a> {
 
 impl Kernel<'_> {
     /// Copies the weights from `block` input channels to a panel of output channels to
-    /// `[TAPS, BLOCK, panel.width]`.
+    /// `[TAPS, SPACED, panel.width]`.
     #[inline(always)]
     fn copy(&self, block: Range<usize>, panel: Panel, out: &mut [f32]) {
         let [c_in, c_out] = self.channels;
@@ -195,7 +199,7 @@ impl Kernel<'_> {
             stride: c_out,
             transposed: self.back,
         };
-        for (tap, out) in out.chunks_exact_mut(BLOCK * panel.width).enumerate() {
+        for (tap, out) in out.chunks_exact_mut(SPACED * panel.width).enumerate() {
             let rows = if self.back { TAPS - 1 - tap } else { tap } * c_in;
             if self.back {
                 let first = rows + panel.first;
@@ -216,8 +220,8 @@ struct Outputs<'a> {
     c: usize,
     kernel: &'a Kernel<'a>,
     panel: Panel,
-    /// For weights `[TAPS, BLOCK, panel]`, transformed ones `[POINTS, BLOCK, panel]` and sums
-    /// `[POINTS, tiles, panel]`.
+    /// For weights `[TAPS, SPACED, panel]`, transformed ones `[POINTS, SPACED, panel]` and sums
+    /// `[POINTS, spaced(tiles), panel]`.
     scratch: &'a mut [f32],
     out: &'a mut [f32],
 }
@@ -237,8 +241,8 @@ impl WithSimd for Outputs<'_> {
             scratch,
             out,
         } = self;
-        let (copied, scratch) = scratch.split_at_mut(TAPS * BLOCK * panel.width);
-        let (transformed, sums) = scratch.split_at_mut(POINTS * BLOCK * panel.width);
+        let (copied, scratch) = scratch.split_at_mut(TAPS * SPACED * panel.width);
+        let (transformed, sums) = scratch.split_at_mut(POINTS * SPACED * panel.width);
         let (sums, _) = S::as_mut_simd_f32s(sums);
         let (transformed, _) = S::as_mut_simd_f32s(transformed);
         for start in (0..c).step_by(BLOCK) {
@@ -247,8 +251,8 @@ impl WithSimd for Outputs<'_> {
             let (weights, _) = S::as_simd_f32s(copied);
             transform_weights(simd, weights, block.len(), transformed);
             for point in 0..POINTS {
-                let weights = &transformed[point * BLOCK * 2..][..block.len() * 2];
-                let (sums, _) = sums[point * tiles * 2..][..tiles * 2].as_chunks_mut::<2>();
+                let weights = &transformed[point * SPACED * 2..][..block.len() * 2];
+                let (sums, _) = sums[point * spaced(tiles) * 2..][..tiles * 2].as_chunks_mut::<2>();
                 for (group, sums) in sums.chunks_mut(tiling.group).enumerate() {
                     let rows = tiling.group_of(sums.len());
                     let at = group * tiling.group * POINTS * c + (point * c + start) * rows;
@@ -269,6 +273,11 @@ impl WithSimd for Outputs<'_> {
         let (out, _) = S::as_mut_simd_f32s(out);
         transform_outputs(simd, sums, tiles, out);
     }
+}
+
+/// Tiles from the sums of one point to those of the next, for the reason of [`SPACED`].
+const fn spaced(tiles: usize) -> usize {
+    tiles | 1
 }
 
 /// Adds the products of inputs `[k, ROWS]` and weights `[k, 2]` to (or, if `fresh`, puts them
@@ -330,7 +339,7 @@ fn products(
             let (first, channel) = (task / panels * chunk, task % panels * panel);
             let tiles = chunk.min(tiles - first);
             with_scratch(
-                (TAPS * BLOCK + POINTS * (BLOCK + tiles)) * panel,
+                (TAPS * SPACED + POINTS * (SPACED + spaced(tiles))) * panel,
                 |scratch| {
                     simd.dispatch(Outputs {
                         inputs: &transformed[first * POINTS * c..],

@@ -2,7 +2,7 @@
 
 use pulp::Simd;
 
-use super::{BLOCK, OUTPUTS, SIDE};
+use super::{OUTPUTS, SIDE, SPACED, spaced};
 
 /// The three transformations in one dimension, of vectors.
 #[derive(Clone, Copy)]
@@ -74,7 +74,7 @@ impl<S: Simd> Transform<S> {
     }
 }
 
-/// `[TAPS, BLOCK, 2]` to `[POINTS, BLOCK, 2]`, of which the first `channels` of the block.
+/// `[TAPS, SPACED, 2]` to `[POINTS, SPACED, 2]`, of which the first `channels` of the block.
 #[inline(always)]
 pub(super) fn transform_weights<S: Simd>(
     simd: S,
@@ -86,20 +86,21 @@ pub(super) fn transform_weights<S: Simd>(
     for at in 0..2 * channels {
         let mut rows = [[simd.splat_f32s(0.0); 3]; 6];
         for column in 0..3 {
-            let taps = [0, 1, 2].map(|row| weights[(row * 3 + column) * BLOCK * 2 + at]);
+            let tap = |row: usize| weights[(row * 3 + column) * SPACED * 2 + at];
+            let taps = [tap(0), tap(1), tap(2)];
             for (row, value) in rows.iter_mut().zip(transform.weights(taps)) {
                 row[column] = value;
             }
         }
         for (i, row) in rows.into_iter().enumerate() {
             for (j, value) in transform.weights(row).into_iter().enumerate() {
-                out[(i * 6 + j) * BLOCK * 2 + at] = value;
+                out[(i * 6 + j) * SPACED * 2 + at] = value;
             }
         }
     }
 }
 
-/// `[POINTS, tiles, 2]` to `[tiles, OUTPUTS, 2]`.
+/// `[POINTS, spaced(tiles), 2]` to `[tiles, OUTPUTS, 2]`.
 #[inline(always)]
 pub(super) fn transform_outputs<S: Simd>(
     simd: S,
@@ -111,7 +112,8 @@ pub(super) fn transform_outputs<S: Simd>(
     for at in 0..2 * tiles {
         let mut rows = [[simd.splat_f32s(0.0); 6]; 4];
         for column in 0..6 {
-            let points = [0, 1, 2, 3, 4, 5].map(|row| sums[(row * 6 + column) * tiles * 2 + at]);
+            let point = |row: usize| sums[(row * 6 + column) * spaced(tiles) * 2 + at];
+            let points = [point(0), point(1), point(2), point(3), point(4), point(5)];
             for (row, value) in rows.iter_mut().zip(transform.outputs(points)) {
                 row[column] = value;
             }
