@@ -160,9 +160,17 @@ fn multiply_vectors<S: Simd, const VECTORS: usize>(
 ) {
     let (panel, _) = S::as_simd_f32s(panel);
     let (panel, _) = panel.as_chunks::<VECTORS>();
-    let row = match tile_rows::<S>() {
-        5 => multiply_tiles::<S, 5, VECTORS>(simd, left, 0, panel, out),
-        _ => multiply_tiles::<S, 6, VECTORS>(simd, left, 0, panel, out),
+    let mut row = 0;
+    if VECTORS == 1 {
+        // Twice the rows: the sums of one tile of the usual size would wait for one another.
+        row = match tile_rows::<S>() {
+            5 => multiply_tiles::<S, 10, VECTORS>(simd, left, row, panel, out),
+            _ => multiply_tiles::<S, 12, VECTORS>(simd, left, row, panel, out),
+        };
+    }
+    row = match tile_rows::<S>() {
+        5 => multiply_tiles::<S, 5, VECTORS>(simd, left, row, panel, out),
+        _ => multiply_tiles::<S, 6, VECTORS>(simd, left, row, panel, out),
     };
     let row = multiply_tiles::<S, 2, VECTORS>(simd, left, row, panel, out);
     multiply_tiles::<S, 1, VECTORS>(simd, left, row, panel, out);
