@@ -300,8 +300,8 @@ fn multiply<S: Simd, const ROWS: usize>(
     for (inputs, weights) in inputs.iter().zip(weights) {
         for (total, &input) in total.iter_mut().zip(inputs) {
             let input = simd.splat_f32s(input);
-            total[0] = simd.mul_add_f32s(input, weights[0], total[0]);
-            total[1] = simd.mul_add_f32s(input, weights[1], total[1]);
+            total[0] = simd.mul_add_e_f32s(input, weights[0], total[0]);
+            total[1] = simd.mul_add_e_f32s(input, weights[1], total[1]);
         }
     }
     for (sum, total) in sums.iter_mut().zip(total) {

@@ -37,6 +37,7 @@ impl<'a> Right<'a> {
             48 => self.pack_rows::<48>(steps, panel, out),
             32 => self.pack_rows::<32>(steps, panel, out),
             16 => self.pack_rows::<16>(steps, panel, out),
+            12 => self.pack_rows::<12>(steps, panel, out),
             8 => self.pack_rows::<8>(steps, panel, out),
             4 => self.pack_rows::<4>(steps, panel, out),
             width => {

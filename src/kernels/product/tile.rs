@@ -213,7 +213,7 @@ fn multiply_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
                     let value = simd.splat_f32s(rows[row][step]);
                     for vector in 0..VECTORS {
                         let sum = total[row][vector];
-                        total[row][vector] = simd.mul_add_f32s(value, vectors[vector], sum);
+                        total[row][vector] = simd.mul_add_e_f32s(value, vectors[vector], sum);
                     }
                 }
             }
@@ -226,7 +226,7 @@ fn multiply_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
                     let value = simd.splat_f32s(step[row]);
                     for vector in 0..VECTORS {
                         let sum = total[row][vector];
-                        total[row][vector] = simd.mul_add_f32s(value, vectors[vector], sum);
+                        total[row][vector] = simd.mul_add_e_f32s(value, vectors[vector], sum);
                     }
                 }
             }

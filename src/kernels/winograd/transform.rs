@@ -27,7 +27,7 @@ impl<S: Simd> Transform<S> {
     /// `a x + y`.
     #[inline(always)]
     pub(super) fn axpy(self, a: f32, x: S::f32s, y: S::f32s) -> S::f32s {
-        self.0.mul_add_f32s(self.0.splat_f32s(a), x, y)
+        self.0.mul_add_e_f32s(self.0.splat_f32s(a), x, y)
     }
 
     /// `Bᵀ`.
