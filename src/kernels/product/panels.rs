@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::tile::tile_rows;
+use super::tile::tile_size;
 use crate::kernels::half::{Slice, Weights};
 
 /// Steps, and columns, that are turned round at once.
@@ -144,15 +144,14 @@ pub(in crate::kernels) struct Panel {
 }
 
 impl Panels {
-    /// As many vectors as [`tile_rows`] is meant for.
     #[inline(always)]
     pub(in crate::kernels) fn new<S: Simd>(columns: usize) -> Self {
-        let vectors = if S::REGISTER_COUNT < 32 { 2 } else { 4 };
+        let [rows, vectors] = tile_size::<S>();
         Self {
             columns,
             lanes: S::F32_LANES,
             widest: vectors * S::F32_LANES,
-            rows: tile_rows::<S>(),
+            rows,
         }
     }
 

@@ -5,11 +5,14 @@ use pulp::Simd;
 use super::panels::Panel;
 use crate::kernels::math::{load, store};
 
-/// Rows of the left matrix whose sums are in registers at once: with a panel of four vectors 24 sums
-/// of 32 registers, with one of two 10 of 16. (Of 12, the compiler keeps one in memory, and each step
-/// waits for it: half the speed.)
-pub(super) const fn tile_rows<S: Simd>() -> usize {
-    if S::REGISTER_COUNT < 32 { 5 } else { 6 }
+/// Rows of the left matrix, and vectors of a panel, whose sums are in registers at once: 24 of 32, or
+/// 10 of 16. (Of 12, the compiler keeps one in memory, and each step waits for it: half the speed.)
+pub(super) const fn tile_size<S: Simd>() -> [usize; 2] {
+    if S::REGISTER_COUNT < 32 {
+        [5, 2]
+    } else {
+        [6, 4]
+    }
 }
 
 /// The matrix on the left, `[rows, steps]`; a product sums up its steps.
@@ -160,15 +163,15 @@ fn multiply_vectors<S: Simd, const VECTORS: usize>(
 ) {
     let (panel, _) = S::as_simd_f32s(panel);
     let (panel, _) = panel.as_chunks::<VECTORS>();
-    let mut row = 0;
+    let ([tile_rows, _], mut row) = (tile_size::<S>(), 0);
     if VECTORS == 1 {
         // Twice the rows: the sums of one tile of the usual size would wait for one another.
-        row = match tile_rows::<S>() {
+        row = match tile_rows {
             5 => multiply_tiles::<S, 10, VECTORS>(simd, left, row, panel, out),
             _ => multiply_tiles::<S, 12, VECTORS>(simd, left, row, panel, out),
         };
     }
-    row = match tile_rows::<S>() {
+    row = match tile_rows {
         5 => multiply_tiles::<S, 5, VECTORS>(simd, left, row, panel, out),
         _ => multiply_tiles::<S, 6, VECTORS>(simd, left, row, panel, out),
     };
