@@ -30,7 +30,7 @@ use rayon::prelude::*;
 const TASK: usize = 1 << 14;
 
 /// The vector instructions that operations on the CPU use here, if any: `avx512`, `avx2, fma` or
-/// `neon`. Without them everything takes many times as long.
+/// `neon`. Without them they take many times as long.
 pub fn vector_instructions() -> Option<&'static str> {
     match pulp::Arch::new() {
         #[cfg(target_arch = "x86_64")]

@@ -98,10 +98,11 @@ fn examine(models: &ModelSettings) -> Findings {
                 (None, Vec::new(), Vec::new())
             }
         };
-    if vector_instructions().is_none() {
+    let simd = vector_instructions();
+    if simd.is_none() {
         problems.push(
             "the processor has no vector instructions that are used here (AVX2 and FMA, or NEON); \
-             everything takes many times as long"
+             what is computed on the processor takes many times as long"
                 .to_owned(),
         );
     }
@@ -118,7 +119,7 @@ fn examine(models: &ModelSettings) -> Findings {
         device: models.device_name().to_owned(),
         devices_built_in: device::built_in().collect(),
         threads: rayon::current_num_threads(),
-        simd: vector_instructions(),
+        simd,
         memory: memory_here(),
         learning,
         model,
