@@ -24,6 +24,7 @@ use std::cell::RefCell;
 
 use burn::backend::Flex;
 use burn::tensor::{DType, Device, GradientCheckpointingStrategy, Tensor};
+use pulp::Arch;
 use rayon::prelude::*;
 
 /// Floats that one task should at least touch.
@@ -32,15 +33,24 @@ const TASK: usize = 1 << 14;
 /// The vector instructions that operations on the CPU use here, if any: `avx512`, `avx2, fma` or
 /// `neon`. Without them they take many times as long.
 pub fn vector_instructions() -> Option<&'static str> {
-    match pulp::Arch::new() {
+    match instructions() {
         #[cfg(target_arch = "x86_64")]
-        pulp::Arch::V4(_) => Some("avx512"),
+        Arch::V4(_) => Some("avx512"),
         #[cfg(target_arch = "x86_64")]
-        pulp::Arch::V3(_) => Some("avx2, fma"),
+        Arch::V3(_) => Some("avx2, fma"),
         #[cfg(target_arch = "aarch64")]
-        pulp::Arch::Neon(_) => Some("neon"),
+        Arch::Neon(_) => Some("neon"),
         _ => None,
     }
+}
+
+/// The widest set of vector instructions that this processor has. Tests choose narrower ones.
+fn instructions() -> Arch {
+    #[cfg(test)]
+    if let Some(chosen) = tests::CHOSEN.get() {
+        return chosen;
+    }
+    Arch::new()
 }
 
 /// Whether these operations can be used on `x`: f32 on the CPU back end, without Burn's
@@ -160,7 +170,7 @@ impl<K: Kernel> pulp::WithSimd for Task<'_, K> {
 /// Runs `kernel` on every chunk of `len` elements of `out`, in parallel where there is enough to
 /// do, with the widest vector instructions there are.
 fn for_chunks<K: Kernel>(out: &mut [f32], len: usize, kernel: &K) {
-    let simd = pulp::Arch::new();
+    let simd = instructions();
     let chunks_per_task = if out.len() < 2 * TASK {
         out.len()
     } else {

@@ -1,7 +1,7 @@
 //! Attention on the CPU whose scores stay in the cache: those of a few queries with all keys at a
 //! time, in every head by itself.
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use burn::tensor::Tensor;
@@ -10,7 +10,7 @@ use super::gradient::with_gradient;
 use super::half::Slice;
 use super::math::{exp, max, sum};
 use super::product::{Block, Left, Out, Panels, PanelsOf, Right, Start, blocks, multiply};
-use super::{Values, tensor, with_scratch, zeros};
+use super::{Values, instructions, tensor, with_scratch, zeros};
 
 /// Most scores that are worked on at once.
 const SCORES: usize = 1 << 17;
@@ -79,7 +79,7 @@ impl Heads {
         if out.is_empty() {
             return;
         }
-        let simd = Arch::new();
+        let simd = instructions();
         let tasks = TASKS_PER_THREAD * rayon::current_num_threads();
         let parts = tasks
             .div_ceil(out.len() / (n * d))
@@ -113,7 +113,7 @@ impl Heads {
         if n * m * c == 0 {
             return;
         }
-        let simd = Arch::new();
+        let simd = instructions();
         let [q_grads, k_grads, v_grads] = grads;
         let q_grads = q_grads.chunks_exact_mut(n * c);
         let k_grads = k_grads.chunks_exact_mut(m * c);

@@ -14,7 +14,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::half::Slice;
-use super::with_scratch;
+use super::{instructions, with_scratch};
 
 pub(super) use self::panels::{Panel, Panels, PanelsOf, Right};
 pub(super) use self::tile::{Left, Out, Start, multiply};
@@ -77,18 +77,6 @@ pub(super) fn product(
     left: &[f32],
     right: Right<'_>,
     bias: Option<&[f32]>,
-    size: [usize; 2],
-    out: &mut [f32],
-) {
-    product_with(Arch::new(), left, right, bias, size, out);
-}
-
-/// [`product`] with the instructions of `simd`.
-fn product_with(
-    simd: Arch,
-    left: &[f32],
-    right: Right<'_>,
-    bias: Option<&[f32]>,
     [steps, columns]: [usize; 2],
     out: &mut [f32],
 ) {
@@ -103,7 +91,7 @@ fn product_with(
         rayon::current_num_threads()
     };
     let product = Product {
-        simd,
+        simd: instructions(),
         left,
         right,
         bias,
@@ -365,25 +353,13 @@ impl WithSimd for Task<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::for_each_instruction_set;
     use super::*;
 
     /// Small whole numbers, so that sums of products are exact.
     fn numbers(len: usize, seed: usize) -> Vec<f32> {
         let number = |i: usize| ((i + seed) * 7919 % 17) as f32 - 8.0;
         (0..len).map(number).collect()
-    }
-
-    /// Those that this processor has.
-    fn instruction_sets() -> Vec<Arch> {
-        let mut sets = vec![Arch::Scalar];
-        #[cfg(target_arch = "x86_64")]
-        {
-            sets.extend(pulp::x86::V3::try_new().map(Arch::V3));
-            sets.extend(pulp::x86::V4::try_new().map(Arch::V4));
-        }
-        #[cfg(target_arch = "aarch64")]
-        sets.push(Arch::new());
-        sets
     }
 
     #[test]
@@ -400,38 +376,40 @@ mod tests {
             [3, 0, 5],
             [0, 4, 5],
         ];
-        for [rows, steps, columns] in sizes {
-            let left = numbers(rows * steps, 1);
-            let bias = numbers(columns, 3);
-            for transposed in [false, true] {
-                let values = numbers(steps * columns, 2);
-                let right = |step: usize, column: usize| {
-                    values[if transposed {
-                        column * steps + step
-                    } else {
-                        step * columns + column
-                    }]
+        for_each_instruction_set(|| sizes.map(products_of_a_size_are_exact));
+    }
+
+    fn products_of_a_size_are_exact([rows, steps, columns]: [usize; 3]) {
+        let left = numbers(rows * steps, 1);
+        let bias = numbers(columns, 3);
+        for transposed in [false, true] {
+            let values = numbers(steps * columns, 2);
+            let right = |step: usize, column: usize| {
+                values[if transposed {
+                    column * steps + step
+                } else {
+                    step * columns + column
+                }]
+            };
+            for bias in [None, Some(&*bias)] {
+                let mut out = vec![f32::NAN; rows * columns];
+                let matrix = Right {
+                    values: Slice::F32(&values),
+                    stride: if transposed { steps } else { columns },
+                    transposed,
                 };
-                let sets = instruction_sets().into_iter();
-                let ways = sets.flat_map(|simd| [None, Some(&*bias)].map(|bias| (simd, bias)));
-                for (simd, bias) in ways {
-                    let mut out = vec![f32::NAN; rows * columns];
-                    let matrix = Right {
-                        values: Slice::F32(&values),
-                        stride: if transposed { steps } else { columns },
-                        transposed,
-                    };
-                    product_with(simd, &left, matrix, bias, [steps, columns], &mut out);
-                    for (row, out) in out.chunks(columns).enumerate() {
-                        for (column, &found) in out.iter().enumerate() {
-                            let products = (0..steps)
-                                .map(|step| left[row * steps + step] * right(step, column));
-                            let expected = products.sum::<f32>() + bias.map_or(0.0, |b| b[column]);
-                            assert_eq!(
-                                found, expected,
-                                "{rows} {steps} {columns} {transposed} {simd:?}"
-                            );
-                        }
+                product(&left, matrix, bias, [steps, columns], &mut out);
+                for (row, out) in out.chunks(columns).enumerate() {
+                    for (column, &found) in out.iter().enumerate() {
+                        let products =
+                            (0..steps).map(|step| left[row * steps + step] * right(step, column));
+                        let expected = products.sum::<f32>() + bias.map_or(0.0, |b| b[column]);
+                        assert_eq!(
+                            found,
+                            expected,
+                            "{rows} {steps} {columns} {transposed} {:?}",
+                            instructions()
+                        );
                     }
                 }
             }
@@ -441,32 +419,33 @@ mod tests {
     #[test]
     fn weights_of_half_precision_are_the_same_numbers() {
         // With rows packed, and with weights packed.
-        for rows in [7, 300] {
-            let [steps, columns] = [150, 130];
-            let (left, values) = (numbers(rows * steps, 1), numbers(steps * columns, 2));
-            let f16s: Vec<half::f16> = values.iter().map(|&x| half::f16::from_f32(x)).collect();
-            let bf16s: Vec<half::bf16> = values.iter().map(|&x| half::bf16::from_f32(x)).collect();
-            let slices = [Slice::F32(&values), Slice::F16(&f16s), Slice::BF16(&bf16s)];
-            for transposed in [false, true] {
-                let [expected, f16, bf16] = slices.map(|values| {
-                    let mut out = vec![f32::NAN; rows * columns];
-                    let right = Right {
-                        values,
-                        stride: if transposed { steps } else { columns },
-                        transposed,
-                    };
-                    product(&left, right, None, [steps, columns], &mut out);
-                    out
-                });
-                assert_eq!(f16, expected, "{rows} {transposed}");
-                assert_eq!(bf16, expected, "{rows} {transposed}");
-            }
+        for_each_instruction_set(|| [7, 300].map(weights_of_half_precision_are_the_same));
+    }
+
+    fn weights_of_half_precision_are_the_same(rows: usize) {
+        let [steps, columns] = [150, 130];
+        let (left, values) = (numbers(rows * steps, 1), numbers(steps * columns, 2));
+        let f16s: Vec<half::f16> = values.iter().map(|&x| half::f16::from_f32(x)).collect();
+        let bf16s: Vec<half::bf16> = values.iter().map(|&x| half::bf16::from_f32(x)).collect();
+        let slices = [Slice::F32(&values), Slice::F16(&f16s), Slice::BF16(&bf16s)];
+        for transposed in [false, true] {
+            let [expected, f16, bf16] = slices.map(|values| {
+                let mut out = vec![f32::NAN; rows * columns];
+                let right = Right {
+                    values,
+                    stride: if transposed { steps } else { columns },
+                    transposed,
+                };
+                product(&left, right, None, [steps, columns], &mut out);
+                out
+            });
+            assert_eq!(f16, expected, "{rows} {transposed}");
+            assert_eq!(bf16, expected, "{rows} {transposed}");
         }
     }
 
     #[test]
     fn a_left_matrix_may_lie_step_after_step() {
-        let simd = Arch::new();
         struct Both(Vec<f32>, Vec<f32>);
         impl WithSimd for Both {
             type Output = [Vec<f32>; 2];
@@ -499,9 +478,12 @@ mod tests {
                 })
             }
         }
-        let [found, expected] = simd.dispatch(Both(numbers(40, 1), numbers(5 * 16, 2)));
-        assert_eq!(found, expected);
-        assert!(found.iter().any(|&x| x != 1.0));
+        for_each_instruction_set(|| {
+            let both = Both(numbers(40, 1), numbers(5 * 16, 2));
+            let [found, expected] = instructions().dispatch(both);
+            assert_eq!(found, expected);
+            assert!(found.iter().any(|&x| x != 1.0));
+        });
     }
 
     #[test]

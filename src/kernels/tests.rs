@@ -16,6 +16,28 @@ use crate::weights::Weights;
 /// 2.1e-5 was seen.
 const TOLERANCE: f32 = 4e-5;
 
+thread_local!(
+    /// The vector instructions that are used on this thread in place of the widest.
+    pub(super) static CHOSEN: Cell<Option<Arch>> = const { Cell::new(None) };
+);
+
+/// Runs `test` with every set of vector instructions that this processor has, and with none.
+pub(super) fn for_each_instruction_set<T>(test: impl Fn() -> T) {
+    let mut sets = vec![Arch::Scalar];
+    #[cfg(target_arch = "x86_64")]
+    {
+        sets.extend(pulp::x86::V3::try_new().map(Arch::V3));
+        sets.extend(pulp::x86::V4::try_new().map(Arch::V4));
+    }
+    #[cfg(target_arch = "aarch64")]
+    sets.extend(pulp::aarch64::Neon::try_new().map(Arch::Neon));
+    for set in sets {
+        CHOSEN.set(Some(set));
+        test();
+    }
+    CHOSEN.set(None);
+}
+
 /// Normal numbers, other ones at every call, the same in every run of a test.
 fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
     thread_local!(static DRAWN: Cell<u64> = const { Cell::new(0) });
@@ -46,15 +68,25 @@ fn assert_close<const D: usize>(what: &str, found: Tensor<D>, expected: Tensor<D
     assert_eq!(found.dims(), expected.dims(), "{what}");
     let largest = expected.clone().abs().max().into_scalar::<f32>();
     let error = (found - expected).abs().max().into_scalar::<f32>() / largest;
-    assert!(error <= TOLERANCE, "{what}: relative error {error:.1e}");
+    assert!(
+        error <= TOLERANCE,
+        "{what}: relative error {error:.1e} with {:?}",
+        instructions()
+    );
 }
 
-/// Compares results and gradients of `run` on its fused and its composed way.
+/// Compares results and gradients of `run` on its fused way, with all instructions, and its composed way.
 fn compare<const N: usize, const D: usize, const R: usize>(
     shapes: [[usize; D]; N],
     run: impl Fn([Tensor<D>; N]) -> Tensor<R>,
 ) {
-    let inputs = shapes.map(random);
+    for_each_instruction_set(|| compare_with(shapes.map(random), &run));
+}
+
+fn compare_with<const N: usize, const D: usize, const R: usize>(
+    inputs: [Tensor<D>; N],
+    run: impl Fn([Tensor<D>; N]) -> Tensor<R>,
+) {
     let balanced = GradientCheckpointingStrategy::Balanced;
     let leaves = [false, true].map(|composed| {
         inputs.clone().map(|input| {

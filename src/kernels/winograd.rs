@@ -20,7 +20,7 @@ use self::transform::{Transform, transform_outputs, transform_weights};
 use super::half::{Slice, Weights};
 use super::math::{load, store};
 use super::product::{Panel, Right};
-use super::{Values, tensor, with_scratch, zeros};
+use super::{Values, instructions, tensor, with_scratch, zeros};
 
 /// Points of a transformed tile, 6×6.
 const POINTS: usize = 36;
@@ -61,8 +61,8 @@ pub(super) fn conv(
     let [rows, c_out] = weight.dims();
     let channels = [rows / TAPS, c_out];
     let n = channels[usize::from(!back)];
-    let simd = Arch::new();
-    let tiling = Tiling::new([b, h, w], simd.dispatch(Lanes));
+    let simd = instructions();
+    let tiling = Tiling::new([b, h, w], simd.dispatch(Vectors));
     let (x, weight, bias) = (
         Values::of(x),
         Weights::of(weight.clone()),
@@ -103,15 +103,17 @@ pub(super) fn conv(
     tensor(out, [b, h, w, n])
 }
 
-/// The vector length, in floats.
-struct Lanes;
+/// The vector length, in floats, and how many tiles' sums of two vectors are in registers at once: 24
+/// of 32, or 10 of 16.
+struct Vectors;
 
-impl WithSimd for Lanes {
-    type Output = usize;
+impl WithSimd for Vectors {
+    type Output = [usize; 2];
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _simd: S) -> usize {
-        S::F32_LANES
+    fn with_simd<S: Simd>(self, _simd: S) -> [usize; 2] {
+        let group = if S::REGISTER_COUNT < 32 { 5 } else { 12 };
+        [S::F32_LANES, group]
     }
 }
 

@@ -16,14 +16,15 @@ pub(super) struct Tiling {
 }
 
 impl Tiling {
-    pub(super) fn new([b, height, width]: [usize; 3], lanes: usize) -> Self {
+    /// Of `b` feature maps, for vectors of `lanes` floats and `group` tiles in registers at once.
+    pub(super) fn new([b, height, width]: [usize; 3], [lanes, group]: [usize; 2]) -> Self {
         let grid = [height.div_ceil(SIDE), width.div_ceil(SIDE)];
         Self {
             height,
             width,
             grid,
             count: b * grid[0] * grid[1],
-            group: if lanes < 16 { 5 } else { 12 }, // 10 or 24 sums, of 16 or 32 registers
+            group,
             lanes,
         }
     }
