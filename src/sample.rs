@@ -51,23 +51,24 @@ impl SolverKind {
         }
     }
 
-    /// The solver that a scheduler class of diffusers stands for: [`Ddim`](Self::Ddim) where there
-    /// is none of the same name, since every model can be sampled with it.
-    pub fn of_class(class_name: &str) -> Self {
-        match class_name {
+    /// The solver of a scheduler class of diffusers, if it is one of these.
+    pub fn of_class(class_name: &str) -> Option<Self> {
+        Some(match class_name {
+            "DDIMScheduler" => Self::Ddim,
             "DPMSolverMultistepScheduler" => Self::DpmSolver,
             "EulerDiscreteScheduler" => Self::Euler,
             "EulerAncestralDiscreteScheduler" => Self::EulerAncestral,
             "UniPCMultistepScheduler" => Self::UniPc,
-            _ => Self::Ddim,
-        }
+            _ => return None,
+        })
     }
 
     /// A solver that takes `num_inference_steps` steps down `schedule`; `eta` is for DDIM alone.
     ///
     /// # Errors
     /// [`Error::Setting`] if there are no steps or more than in training, or `eta` is not from 0
-    /// to 1; [`Error::Config`] never, since the schedule was checked.
+    /// to 1; [`Error::Config`] if the model was saved with this solver and a variant of it that is
+    /// not supported.
     pub fn build(
         self,
         schedule: &NoiseSchedule,

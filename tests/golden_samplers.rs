@@ -55,7 +55,7 @@ fn solvers_match_diffusers_step_by_step() {
 
         let steps = json["num_inference_steps"].as_u64().unwrap() as usize;
         let eta = json["eta"].as_f64().unwrap();
-        let kind = SolverKind::of_class(config.class_name.as_deref().unwrap());
+        let kind = SolverKind::of_class(config.class_name.as_deref().unwrap()).unwrap();
         let mut solver = kind.build(&schedule, steps, eta).unwrap();
         let timesteps = values::<1>(&io, "timesteps")
             .try_into_vec_as::<f32>()

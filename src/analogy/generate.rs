@@ -118,6 +118,19 @@ pub fn generate_latents(
     draw(pipeline, request, prompt, image, inputs.init, observer)
 }
 
+/// The solver that a model was saved with. Every model can be sampled with DDIM, which stands in for those
+/// that are not here.
+fn own_solver(pipeline: &Pipeline, observer: Observer<'_>) -> SolverKind {
+    let Some(class) = &pipeline.schedule().config().class_name else {
+        return SolverKind::Ddim;
+    };
+    SolverKind::of_class(class).unwrap_or_else(|| {
+        let notice = format!("the model's own {class} is not supported: ddim draws in its place");
+        progress::notice(observer, notice);
+        SolverKind::Ddim
+    })
+}
+
 /// The latents of the picture drawn under the conditions `prompt`, in place of the request's words,
 /// beside what the U-Net is shown of a picture (see [`Pipeline::show`]).
 ///
@@ -133,10 +146,7 @@ pub(crate) fn draw(
 ) -> Result<Tensor<4>> {
     let kind: SolverKind = match &request.scheduler {
         Some(name) => name.parse()?,
-        None => {
-            let class = pipeline.schedule().config().class_name.as_deref();
-            SolverKind::of_class(class.unwrap_or_default())
-        }
+        None => own_solver(pipeline, &mut *observer),
     };
     let mut solver = kind.build(pipeline.schedule(), request.num_inference_steps, 0.0)?;
     let guide = guide(pipeline, request, prompt, image)?;

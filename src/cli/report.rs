@@ -152,7 +152,14 @@ fn hint(error: &anyhow::Error) -> Option<String> {
                 .into(),
         ),
         Error::Missing { what, .. } if what == "the vocabulary" => {
-            Some("name such a folder with `--tokenizer`, or with `--clip`".into())
+            Some("name it with `--tokenizer` or `--clip`: a folder, or a model of the Hub".into())
+        }
+        Error::Config { path, field, reason }
+            if path.ends_with("scheduler_config.json")
+                && field != "trained_betas"
+                && reason.contains("is not supported") =>
+        {
+            Some("`--scheduler` draws with another solver, such as ddim".into())
         }
         Error::Setting { name: "family", .. } => {
             Some("without `--family` the family is recognised from the file".into())

@@ -10,7 +10,7 @@ use crate::models::clip_text::ClipTextModel;
 use crate::models::tokenizer::ClipTokenizer;
 use crate::models::unet::{Memory, UNet2DConditionModel, UNetConfig};
 use crate::models::vae::{AutoencoderKL, AutoencoderKLConfig};
-use crate::sample::NoiseSchedule;
+use crate::sample::{NoiseSchedule, SchedulerConfig};
 use crate::text_encoder::TextEncoder;
 use crate::weights::{ModelFiles, compute_dtype};
 use crate::{Error, Result};
@@ -31,7 +31,8 @@ impl Pipeline {
     /// networks cannot halve often enough.
     pub fn open(files: &ModelFiles, device: &Device, dtype: FloatDType) -> Result<Self> {
         let mut index = ModelIndex::open(files)?;
-        let scheduler = files.config("scheduler")?;
+        let mut scheduler: SchedulerConfig = files.config("scheduler")?;
+        correct(&mut scheduler, index.kind);
         let schedule = NoiseSchedule::new(&scheduler, &files.config_path("scheduler"))?;
         let unet_config: UNetConfig = files.config("unet")?;
         let vae_config: AutoencoderKLConfig = files.config("vae")?;
@@ -103,6 +104,15 @@ impl Pipeline {
             expected: format!("multiples of {factor}"),
             found: format!("{width}×{height}"),
         })
+    }
+}
+
+/// Corrects what outdated configurations leave out, as diffusers' pipelines do: latents reach beyond ±1
+/// and are not clamped, and Stable Diffusion was trained with an offset of 1.
+fn correct(scheduler: &mut SchedulerConfig, kind: PipelineKind) {
+    scheduler.clip_sample = false;
+    if matches!(kind, PipelineKind::StableDiffusion | PipelineKind::Inpaint) {
+        scheduler.steps_offset = 1;
     }
 }
 

@@ -98,24 +98,3 @@ impl Default for SchedulerConfig {
         }
     }
 }
-
-/// Fields of which one value is supported.
-pub(super) const FIXED_FIELDS: &[(&str, &str)] = &[
-    ("trained_betas", "null"),
-    ("thresholding", "false"),
-    ("use_karras_sigmas", "false"),
-    ("use_exponential_sigmas", "false"),
-    ("use_beta_sigmas", "false"),
-    ("use_lu_lambdas", "false"),
-    ("use_flow_sigmas", "false"),
-    ("use_dynamic_shifting", "false"),
-    ("final_sigmas_type", "\"zero\""),
-    ("interpolation_type", "\"linear\""),
-    ("timestep_type", "\"discrete\""),
-    ("algorithm_type", "\"dpmsolver++\""),
-    ("solver_order", "2"),
-    ("euler_at_final", "false"),
-    ("lower_order_final", "true"),
-    ("variance_type", "null"),
-    ("predict_x0", "true"),
-];

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
 
-use super::config::{BetaSchedule, FIXED_FIELDS, PredictionType, SchedulerConfig, TimestepSpacing};
+use super::config::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
 use crate::weights::{check_fixed_fields, read_config};
 use crate::{Error, Result};
 
@@ -19,6 +19,8 @@ pub struct NoiseSchedule {
     /// What the network predicts.
     pub prediction_type: PredictionType,
     config: SchedulerConfig,
+    /// The file that it comes from, for errors.
+    path: PathBuf,
 }
 
 impl NoiseSchedule {
@@ -40,7 +42,7 @@ impl NoiseSchedule {
     /// # Errors
     /// [`Error::Config`] if a value makes no sense or is not supported.
     pub fn new(config: &SchedulerConfig, path: &Path) -> Result<Self> {
-        check_fixed_fields(&config.other, FIXED_FIELDS, path)?;
+        check_fixed_fields(&config.other, &[("trained_betas", "null")], path)?;
         let wrong = |field: &str, reason: String| {
             Err(Error::Config {
                 path: path.to_owned(),
@@ -81,7 +83,20 @@ impl NoiseSchedule {
                 .collect(),
             prediction_type: config.prediction_type,
             config: config.clone(),
+            path: path.to_owned(),
         })
+    }
+
+    /// Refuses fields of the configuration of which one value is `supported`, if it is that of the
+    /// scheduler `class`: to any other solver they mean nothing.
+    ///
+    /// # Errors
+    /// [`Error::Config`] for another value.
+    pub(super) fn check_solver(&self, class: &str, supported: &[(&str, &str)]) -> Result<()> {
+        if self.config.class_name.as_deref() != Some(class) {
+            return Ok(());
+        }
+        check_fixed_fields(&self.config.other, supported, &self.path)
     }
 
     /// The configuration that the schedule was made from.

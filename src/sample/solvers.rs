@@ -29,6 +29,7 @@ impl Ddim {
                 found,
             });
         }
+        schedule.check_solver("DDIMScheduler", &[("thresholding", "false")])?;
         let timesteps = schedule.timesteps(num_inference_steps)?;
         let timesteps_f64 = timesteps.iter().map(|&t| t as f64).collect();
         Ok(Self {
@@ -81,6 +82,24 @@ impl Solver for Ddim {
         }
     }
 }
+
+/// Fields of a scheduler's configuration with the values that are supported: where its σ lie.
+const SIGMAS: &[(&str, &str)] = &[
+    ("use_karras_sigmas", "false"),
+    ("use_exponential_sigmas", "false"),
+    ("use_beta_sigmas", "false"),
+    ("use_lu_lambdas", "false"),
+    ("use_flow_sigmas", "false"),
+    ("use_dynamic_shifting", "false"),
+    ("final_sigmas_type", "\"zero\""),
+];
+
+/// The same for multistep solvers.
+const MULTISTEP: &[(&str, &str)] = &[
+    ("solver_order", "2"),
+    ("lower_order_final", "true"),
+    ("thresholding", "false"),
+];
 
 /// What the solvers that work on σ = √((1 − ᾱ) / ᾱ) share: the timesteps, and one σ more.
 #[derive(Debug)]
@@ -165,6 +184,11 @@ impl Euler {
         num_inference_steps: usize,
         ancestral: bool,
     ) -> Result<Self> {
+        let kinds = [
+            ("interpolation_type", "\"linear\""),
+            ("timestep_type", "\"discrete\""),
+        ];
+        schedule.check_solver("EulerDiscreteScheduler", &[&kinds, SIGMAS].concat())?;
         let sigmas = Sigmas::new(schedule, schedule.sigma_timesteps(num_inference_steps)?);
         let largest = sigmas.sigmas.iter().copied().fold(0.0, f64::max);
         // A leading schedule starts below the largest σ: there the latents are not noise alone.
@@ -235,6 +259,14 @@ impl DpmSolverMultistep {
     /// # Errors
     /// As [`SolverKind::build`](super::SolverKind::build).
     pub fn new(schedule: &NoiseSchedule, num_inference_steps: usize) -> Result<Self> {
+        let kinds = [
+            ("algorithm_type", "\"dpmsolver++\""),
+            ("solver_type", "\"midpoint\""),
+            ("euler_at_final", "false"),
+            ("variance_type", "null"),
+        ];
+        let supported = [&kinds, MULTISTEP, SIGMAS].concat();
+        schedule.check_solver("DPMSolverMultistepScheduler", &supported)?;
         Ok(Self {
             sigmas: Sigmas::multistep(schedule, num_inference_steps)?,
             previous: None,
@@ -291,6 +323,13 @@ impl UniPc {
     /// # Errors
     /// As [`SolverKind::build`](super::SolverKind::build).
     pub fn new(schedule: &NoiseSchedule, num_inference_steps: usize) -> Result<Self> {
+        let mut supported = [&[("predict_x0", "true")], MULTISTEP, SIGMAS].concat();
+        // All names but bh1, those of other schedulers, are bh2 to diffusers.
+        let solver_type = schedule.config().other.get("solver_type");
+        if solver_type.is_some_and(|name| name == "bh1") {
+            supported.push(("solver_type", "\"bh2\""));
+        }
+        schedule.check_solver("UniPCMultistepScheduler", &supported)?;
         let sigmas = Sigmas::multistep(schedule, num_inference_steps)?;
         Ok(Self {
             sigmas,

@@ -122,10 +122,9 @@ fn unsupported_values_are_errors() {
     );
     for (json, expected) in [
         (
-            r#"{"thresholding": true}"#,
-            "field `thresholding`: true is not supported",
+            r#"{"trained_betas": [0.1]}"#,
+            "field `trained_betas`: [0.1] is not supported",
         ),
-        (r#"{"trained_betas": [0.1]}"#, "field `trained_betas`"),
         (
             r#"{"beta_schedule": "sigmoid"}"#,
             "field `beta_schedule`: unknown variant",
@@ -149,6 +148,61 @@ fn unsupported_values_are_errors() {
             "{json}: {}",
             message(json)
         );
+    }
+}
+
+/// The solvers that a model can be sampled with, and what the others say.
+fn solvers(config: &str) -> (Vec<SolverKind>, Vec<String>) {
+    let path = Path::new("scheduler_config.json");
+    let config = crate::weights::parse_config(config.as_bytes(), path).unwrap();
+    let schedule = NoiseSchedule::new(&config, path).unwrap();
+    let (mut there, mut messages) = (Vec::new(), Vec::new());
+    for kind in SolverKind::ALL {
+        match kind.build(&schedule, 10, 0.0) {
+            Ok(_) => there.push(kind),
+            Err(error) => messages.push(error.to_string()),
+        }
+    }
+    (there, messages)
+}
+
+#[test]
+fn a_solver_minds_its_own_settings_alone() {
+    for config in [
+        r#"{"_class_name": "DEISMultistepScheduler", "algorithm_type": "deis", "solver_type": "logrho"}"#,
+        r#"{"_class_name": "DDPMScheduler", "variance_type": "fixed_small"}"#,
+        r#"{"_class_name": "DPMSolverSinglestepScheduler", "lower_order_final": false, "solver_order": 3}"#,
+        r#"{"_class_name": "UniPCMultistepScheduler", "solver_type": "midpoint"}"#,
+        r#"{"use_karras_sigmas": true}"#,
+    ] {
+        assert_eq!(solvers(config).0, SolverKind::ALL, "{config}");
+    }
+    for (config, kind, field) in [
+        (
+            r#"{"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": true}"#,
+            SolverKind::DpmSolver,
+            "field `use_karras_sigmas`: true is not supported",
+        ),
+        (
+            r#"{"_class_name": "DPMSolverMultistepScheduler", "solver_type": "heun"}"#,
+            SolverKind::DpmSolver,
+            "field `solver_type`: \"heun\" is not supported",
+        ),
+        (
+            r#"{"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"}"#,
+            SolverKind::UniPc,
+            "field `solver_type`: \"bh1\" is not supported",
+        ),
+        (
+            r#"{"_class_name": "DDIMScheduler", "thresholding": true}"#,
+            SolverKind::Ddim,
+            "field `thresholding`: true is not supported",
+        ),
+    ] {
+        let (there, messages) = solvers(config);
+        let others: Vec<_> = SolverKind::ALL.into_iter().filter(|&k| k != kind).collect();
+        assert_eq!(there, others, "{config}");
+        assert!(messages[0].contains(field), "{}", messages[0]);
     }
 }
 
