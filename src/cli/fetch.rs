@@ -89,14 +89,18 @@ impl<'a> Fetcher<'a> {
             options: settings.file_options()?,
             ..ModelPaths::default()
         };
+        if let Some(name) = &settings.tokenizer {
+            paths.options.tokenizer = Some(self.find(name, None)?);
+        }
         // A single file takes its vocabulary from a joint space.
         let for_words = paths.model.is_file() && settings.tokenizer.is_none();
         for name in settings.clip.iter().flatten() {
             let needed = needs.joint_spaces || for_words;
             paths.clip.extend(self.find_if(name, needed)?);
         }
-        if settings.clip.is_none() && needs.joint_spaces {
-            paths.clip = self.joint_spaces(&paths)?;
+        if settings.clip.is_none() && (needs.joint_spaces || for_words) {
+            let number = if needs.joint_spaces { usize::MAX } else { 1 };
+            paths.clip = self.joint_spaces(&paths, number)?;
         }
         paths.captioner = match &settings.captioner {
             Some(name) => self.find_if(name, needs.captioner)?,
@@ -123,14 +127,14 @@ impl<'a> Fetcher<'a> {
         }
     }
 
-    /// The joint spaces that the text encoders of a model without any belong to.
-    fn joint_spaces(&mut self, paths: &ModelPaths) -> anyhow::Result<Vec<PathBuf>> {
+    /// The joint spaces, at most so many, that the text encoders of a model without any belong to.
+    fn joint_spaces(&mut self, paths: &ModelPaths, number: usize) -> anyhow::Result<Vec<PathBuf>> {
         let mut folders = Vec::new();
         if paths.clip_folders().iter().any(|folder| folder.is_dir()) {
             return Ok(folders);
         }
-        for id in joint_spaces(&paths.files()?)? {
-            folders.extend(self.fetch_beside(&id)?);
+        for id in joint_spaces(&paths.files()?)?.iter().take(number) {
+            folders.extend(self.fetch_beside(id)?);
         }
         Ok(folders)
     }

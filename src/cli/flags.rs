@@ -39,7 +39,8 @@ pub(crate) struct ModelSettings {
     /// The variant of a folder's weights, such as fp16 [default: the plain ones, else fp16]
     #[arg(long, value_name = "NAME")]
     pub(crate) variant: Option<String>,
-    /// The vocabulary of a single file, a folder with tokenizer.json or vocab.json and merges.txt
+    /// The vocabulary of a single file: a folder with tokenizer.json or vocab.json and merges.txt, or a
+    /// model of the Hub
     /// [default: that of --clip]
     #[arg(long, value_name = "DIR")]
     pub(crate) tokenizer: Option<PathBuf>,

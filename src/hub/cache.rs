@@ -83,6 +83,12 @@ impl RepoCache {
         self.folder.join("blobs").join(name)
     }
 
+    /// Whether `path` of a snapshot is a file of so many bytes, and no link to a blob.
+    pub(super) fn holds(&self, commit: &str, path: &str, size: Option<u64>) -> bool {
+        let data = fs::symlink_metadata(self.snapshot(commit).join(path));
+        data.is_ok_and(|data| data.is_file() && Some(data.len()) == size)
+    }
+
     /// Makes the folders that a download writes to.
     pub(super) fn prepare(&self) -> Result<()> {
         for folder in [self.folder.join("blobs"), self.locks.clone()] {
@@ -111,12 +117,10 @@ impl RepoCache {
         }
         // Renamed into place, since another download may be linking the same file.
         let made = tempfile::Builder::new().make_in(folder, |made| {
-            #[cfg(unix)]
-            return std::os::unix::fs::symlink(&target, made);
-            // Elsewhere symbolic links need a privilege.
-            #[cfg(not(unix))]
-            return fs::hard_link(self.blob(blob), made)
-                .or_else(|_| fs::copy(self.blob(blob), made).map(|_| ()));
+            // Not every file system has links; on Windows symbolic ones need a privilege.
+            symbolic_link(&target, made)
+                .or_else(|_| fs::hard_link(self.blob(blob), made))
+                .or_else(|_| fs::copy(self.blob(blob), made).map(|_| ()))
         });
         made.and_then(|made| Ok(made.persist(&link)?))
             .map_err(Error::io(&link))
@@ -132,6 +136,16 @@ impl RepoCache {
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
         crate::files::write_atomically(&path, commit.as_bytes())
     }
+}
+
+#[cfg(all(feature = "hub", unix))]
+fn symbolic_link(target: &str, link: &Path) -> std::io::Result<()> {
+    std::os::unix::fs::symlink(target, link)
+}
+
+#[cfg(all(feature = "hub", not(unix)))]
+fn symbolic_link(_target: &str, _link: &Path) -> std::io::Result<()> {
+    Err(std::io::ErrorKind::Unsupported.into())
 }
 
 /// The models in a cache that this library could use: diffusers pipelines, CLIP and BLIP models. Of

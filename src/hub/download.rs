@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::io::{ErrorKind, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,9 @@ use super::client::{Answer, Client, Listing, RemoteFile, is_digest, reason};
 use super::partial::Partial;
 use super::plan::{self, Plan};
 use super::{Hub, HubProblem, ModelId};
+use crate::pipeline::PipelineKind;
 use crate::progress::{self, Observer, Stage};
+use crate::weights::MODEL_INDEX;
 use crate::{Error, Result};
 
 /// How long to wait before each further attempt at what did not bring a single byte.
@@ -98,19 +100,28 @@ impl Download<'_> {
     /// Brings all files, then makes the snapshot, then the name of the revision.
     fn all(&mut self, files: &[RemoteFile]) -> Result<()> {
         self.cache.prepare()?;
+        // What is a file there, and not a link, was put there by a program that could make no links.
+        let is_linked = |file: &&RemoteFile| !self.cache.holds(&self.commit, &file.path, file.size);
+        let mut files: Vec<&RemoteFile> = files.iter().filter(is_linked).collect();
+        // What tells whether the model can be used comes before its weights.
+        files.sort_by_key(|file| file.path != MODEL_INDEX);
         let mut counted = BTreeSet::new(); // files with the same contents are one blob
-        for file in files {
+        for &file in &files {
             let first = file.blob.is_none() || counted.insert(&file.blob);
             if first && !self.is_there(file) {
                 self.total += file.size.unwrap_or(0);
             }
         }
         let mut blobs = Vec::new();
-        for file in files {
-            blobs.push(match &file.blob {
+        for &file in &files {
+            let blob = match &file.blob {
                 Some(blob) if self.is_there(file) => blob.clone(),
                 _ => self.patiently(|this| this.receive(file))?,
-            });
+            };
+            if file.path == MODEL_INDEX {
+                check_kind(&self.cache.blob(&blob)).map_err(|it| it.of(self.id))?;
+            }
+            blobs.push(blob);
         }
         for (file, blob) in files.iter().zip(&blobs) {
             self.cache.link(&self.commit, &file.path, blob)?;
@@ -291,6 +302,19 @@ impl Download<'_> {
         let count = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         let (done, total) = (count(self.done), count(self.total.max(self.done)));
         progress::step(&mut *self.observer, Stage::Download, done, total)
+    }
+}
+
+/// Refuses a pipeline of a kind that cannot be opened, by its `model_index.json`.
+fn check_kind(index: &Path) -> std::result::Result<(), HubProblem> {
+    let index: serde_json::Value = (std::fs::read(index).ok())
+        .and_then(|text| serde_json::from_slice(&text).ok())
+        .unwrap_or_default();
+    match index["_class_name"].as_str() {
+        Some(class) if PipelineKind::of_class(class).is_none() => Err(HubProblem::Unusable {
+            reason: format!("it is a {class}, not a {}", PipelineKind::known()),
+        }),
+        _ => Ok(()),
     }
 }
 

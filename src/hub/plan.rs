@@ -196,8 +196,8 @@ impl Shards {
 }
 
 /// What the model in a folder on this machine lacks of what is read, by path: nothing if it is
-/// complete. A `variant` that is asked for must be there. Whether the files are whole is not looked
-/// at.
+/// complete. A `variant` that is asked for must be there in one of the networks. Whether the files are
+/// whole is not looked at.
 pub fn missing(folder: &Path, variant: Option<&str>) -> Vec<String> {
     let mut paths = BTreeSet::new();
     collect(folder, "", &mut paths);
@@ -207,15 +207,10 @@ pub fn missing(folder: &Path, variant: Option<&str>) -> Vec<String> {
     let Some(variant) = variant else {
         return missing;
     };
-    for (name, part, _) in PIPELINE {
-        let start = format!("{name}/");
-        let is_plain = |path: &String| {
-            let weights = path.starts_with(&start) && path.ends_with(".safetensors");
-            weights && !path.contains(&format!(".{variant}"))
-        };
-        if part == Part::Network && files.iter().any(is_plain) {
-            missing.push(format!("{start}*.{variant}.safetensors"));
-        }
+    let suffix = format!(".{variant}");
+    let mut weights = files.iter().filter(|path| path.ends_with(".safetensors"));
+    if !weights.any(|path| path.contains(&suffix)) {
+        missing.push(format!("*{suffix}.safetensors"));
     }
     missing
 }
@@ -368,7 +363,20 @@ mod tests {
     fn a_folder_is_looked_through() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/pipeline");
         assert_eq!(missing(&folder, None), Vec::<String>::new());
-        assert_eq!(missing(&folder, Some("fp16"))[1], "vae/*.fp16.safetensors");
+        assert_eq!(missing(&folder, Some("fp16")), ["*.fp16.safetensors"]);
+        let some = tempfile::tempdir().unwrap();
+        for path in paths(SDXL).iter().filter(|path| !path.contains("fp16")) {
+            let path = some.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "{}").unwrap();
+        }
+        let unet = "unet/diffusion_pytorch_model.non_ema.safetensors";
+        std::fs::write(some.path().join(unet), "").unwrap();
+        assert_eq!(
+            missing(some.path(), Some("non_ema")),
+            Vec::<String>::new(),
+            "networks without a variant are taken as they are"
+        );
         assert_eq!(
             missing(&folder.join("absent"), None),
             ["model_index.json or config.json"]

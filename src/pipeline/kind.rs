@@ -36,6 +36,16 @@ impl PipelineKind {
         Ok(ModelIndex::open(files)?.kind)
     }
 
+    /// The kind that a class of diffusers stands for.
+    pub(crate) fn of_class(class_name: &str) -> Option<Self> {
+        (Self::ALL.into_iter()).find(|kind| kind.class_name() == class_name)
+    }
+
+    /// The classes there are, for errors.
+    pub(crate) fn known() -> String {
+        Self::ALL.map(Self::class_name).join(" or ")
+    }
+
     /// The name of diffusers' class.
     pub fn class_name(self) -> &'static str {
         match self {
@@ -108,15 +118,11 @@ impl ModelIndex {
             force_zeros_for_empty_prompt: Option<bool>,
         }
         let fields: Fields = files.config(MODEL_INDEX)?;
-        let known = PipelineKind::ALL.map(PipelineKind::class_name);
-        let kind =
-            (PipelineKind::ALL.into_iter()).find(|kind| kind.class_name() == fields.class_name);
-        let Some(kind) = kind else {
-            let expected = known.join(" or ");
+        let Some(kind) = PipelineKind::of_class(&fields.class_name) else {
             return Err(Error::unsupported(
                 &files.config_path(MODEL_INDEX),
                 "_class_name",
-                &expected,
+                &PipelineKind::known(),
                 fields.class_name,
             ));
         };

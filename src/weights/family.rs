@@ -57,6 +57,10 @@ pub struct Family {
 const EDITING: usize = 8;
 /// Channels of a U-Net that reads a mask and the latents of the masked picture beside the noisy ones.
 const INPAINTING: usize = 9;
+/// What the keys of Stable Diffusion 2's text encoder start with.
+const SD2_ENCODER: &str = "cond_stage_model.model.";
+/// The same in the layout of the code of SDXL.
+const SGM_ENCODER: &str = "conditioner.embedders.0.model.";
 /// Channels that a U-Net may read.
 const IN_CHANNELS: [usize; 3] = [4, EDITING, INPAINTING];
 /// The U-Net's first convolution.
@@ -154,7 +158,7 @@ impl Family {
             vae: vae(768, 0.18215),
             text_encoders: vec![FamilyTextEncoder {
                 network: "text_encoder",
-                prefix: "cond_stage_model.model.",
+                prefix: SD2_ENCODER,
                 layout: TextLayout::OpenClip,
                 config: open_clip(1024, 23, 16),
                 penultimate: true,
@@ -239,7 +243,9 @@ impl Family {
                 TextLayout::OpenClip => {
                     let layers = number(&encoder.config["num_hidden_layers"]);
                     let last = format!("transformer.resblocks.{layers}.");
-                    encoder.penultimate && (key == "text_projection" || key.starts_with(&last))
+                    let unused = ["text_projection", "text_projection.weight"].contains(&key)
+                        || key.starts_with(&last);
+                    encoder.penultimate && unused
                 }
             }
         })
@@ -293,6 +299,12 @@ impl Family {
         }
         let names = file.names();
         let missing = |prefix: &str| !names.iter().any(|name| name.starts_with(prefix));
+        // Some of Stable Diffusion 2, such as SD-Turbo, come in the layout of the code of SDXL.
+        for encoder in &mut self.text_encoders {
+            if encoder.prefix == SD2_ENCODER && missing(SD2_ENCODER) && !missing(SGM_ENCODER) {
+                encoder.prefix = SGM_ENCODER;
+            }
+        }
         let encoders = self.text_encoders.iter();
         let parts = encoders.map(|encoder| ("text encoder", encoder.prefix));
         for (part, prefix) in parts.chain([("autoencoder", VAE)]) {

@@ -21,38 +21,47 @@ pub(super) struct Found {
     pub(super) index: Option<(PathBuf, BTreeMap<String, String>)>,
 }
 
-/// Finds the safetensors files of the model in `folder`. Without a `variant`, those without one in
-/// their name are taken, and `fp16` where there are none; a variant that is asked for must be there.
+/// Finds the safetensors files of the model in `folder`: those of the `variant`, or, as diffusers does,
+/// those without one in their name where it is not there. Without a `variant`, those of `fp16` are taken
+/// where there are no others.
 pub(super) fn find_files(folder: &Path, variant: Option<&str>) -> Result<Found> {
-    let variants = match variant {
-        None => vec![String::new(), ".fp16".to_owned()],
-        Some(variant) => vec![format!(".{variant}")],
+    let suffixes = match variant {
+        None => [String::new(), ".fp16".to_owned()],
+        Some(variant) => [format!(".{variant}"), String::new()],
     };
-    for variant in &variants {
-        for stem in STEMS {
-            let single = folder.join(format!("{stem}{variant}.safetensors"));
-            if single.is_file() {
-                return Ok(Found {
-                    files: vec![single],
-                    index: None,
-                });
-            }
-            let index = folder.join(format!("{stem}.safetensors.index{variant}.json"));
-            if index.is_file() {
-                return find_shards(index);
-            }
+    for suffix in &suffixes {
+        if let Some(found) = find_with(folder, suffix) {
+            return found;
         }
     }
     std::fs::read_dir(folder).map_err(Error::io(folder))?;
-    let stems = STEMS.map(|stem| format!("{stem}{}.safetensors", variants[0]));
+    let stems = STEMS.map(|stem| format!("{stem}{}.safetensors", suffixes[0]));
     let mut reason = format!("no model weights: expected {}", stems.join(" or "));
     let pickled = ["diffusion_pytorch_model.bin", "pytorch_model.bin"];
     if let Some(name) = pickled.iter().find(|name| folder.join(name).is_file()) {
         reason.push_str(&format!("; {name}: {REFUSAL}"));
-    } else if variant.is_some() && find_files(folder, None).is_ok() {
-        reason.push_str("; there are weights without this variant");
     }
     Err(Error::invalid_file(folder, reason))
+}
+
+/// Whether the weights of the model in `folder` are there as this `variant`.
+pub(super) fn has_variant(folder: &Path, variant: &str) -> bool {
+    find_with(folder, &format!(".{variant}")).is_some()
+}
+
+/// The weights with a suffix in their name: one file, or shards.
+fn find_with(folder: &Path, suffix: &str) -> Option<Result<Found>> {
+    STEMS.into_iter().find_map(|stem| {
+        let single = folder.join(format!("{stem}{suffix}.safetensors"));
+        if single.is_file() {
+            return Some(Ok(Found {
+                files: vec![single],
+                index: None,
+            }));
+        }
+        let index = folder.join(format!("{stem}.safetensors.index{suffix}.json"));
+        index.is_file().then(|| find_shards(index))
+    })
 }
 
 /// The shards that an index file names.

@@ -77,8 +77,7 @@ impl Weights {
         Self::open_variant(path, None, device, dtype)
     }
 
-    /// As [`open`](Self::open), of the weights saved as a variant such as `fp16`, which must be
-    /// there.
+    /// As [`open`](Self::open), of the weights saved as a variant such as `fp16` if there are any.
     ///
     /// # Errors
     /// As [`open`](Self::open).

@@ -12,7 +12,7 @@ use super::Weights;
 use super::config::{from_value, read_config};
 use super::family::Family;
 use super::file::TensorFile;
-use super::folder::refuse_pickled;
+use super::folder::{has_variant, refuse_pickled};
 use super::original::{MARKS, Networks, networks};
 use crate::sample::PredictionType;
 use crate::{Error, Result};
@@ -86,6 +86,7 @@ impl ModelFiles {
         let (mut original, mut notice) = (None, None);
         if path.is_dir() {
             refuse_for_folder(path, options)?;
+            check_variant(path, options)?;
         } else {
             refuse_pickled(path)?;
             if let Some(variant) = &options.variant {
@@ -334,6 +335,25 @@ impl Original {
         let reason = format!("{} has no `{network}`", self.family.title);
         Error::invalid_file(self.file.path(), reason)
     }
+}
+
+/// The networks of a pipeline, by their folders.
+const NETWORKS: [&str; 4] = ["unet", "vae", "text_encoder", "text_encoder_2"];
+
+/// Refuses a variant that none of the networks in a folder has.
+fn check_variant(path: &Path, options: &FileOptions) -> Result<()> {
+    let Some(variant) = &options.variant else {
+        return Ok(());
+    };
+    let mut folders = NETWORKS.iter().map(|name| path.join(name));
+    if folders.any(|folder| has_variant(&folder, variant)) {
+        return Ok(());
+    }
+    Err(Error::Setting {
+        name: "variant",
+        expected: format!("one that a network in {} has", path.display()),
+        found: variant.clone(),
+    })
 }
 
 /// Refuses options that a folder answers itself.

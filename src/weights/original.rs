@@ -90,14 +90,22 @@ const OPEN_CLIP_BLOCK: &Names = &[
 ];
 
 /// What the keys start with that belong to no network that is used: weights averaged over the
-/// training, the autoencoder's training loss.
-const UNUSED_PARTS: [&str; 3] = ["model_ema.", "first_stage_model.loss.", "denoiser."];
+/// training, the autoencoder's training loss, what some fine-tunings learned words with.
+const UNUSED_PARTS: [&str; 4] = [
+    "model_ema.",
+    "first_stage_model.loss.",
+    "denoiser.",
+    "embedding_manager.",
+];
 
-/// Keys of the noise schedule and of the training, all of which the configuration tells.
-const UNUSED: [&str; 17] = [
+/// Keys of the noise schedule and of the training, all of which the configuration tells, and the
+/// projection that ComfyUI saved beside text encoders whose hidden states alone are read.
+const UNUSED: [&str; 19] = [
     "alphas_cumprod",
     "alphas_cumprod_prev",
     "betas",
+    "cond_stage_model.text_projection",
+    "conditioner.embedders.0.text_projection",
     "global_step",
     "log_one_minus_alphas_cumprod",
     "logvar",
@@ -298,13 +306,15 @@ fn vae_key(key: &str, levels: usize) -> Option<(String, Change)> {
     Some((format!("{level}.{name}"), Change::None))
 }
 
-/// OpenCLIP stores queries, keys and values as one, and the projection for vectors on its left.
+/// OpenCLIP stores queries, keys and values as one, and the projection for vectors on its left;
+/// files that diffusers' scripts converted have it as a layer's weight, for vectors on its right.
 fn open_clip_keys(key: &str) -> Option<Vec<(String, Change)>> {
+    let projection = "text_projection.weight";
     if key == "text_projection" {
-        return Some(vec![(
-            "text_projection.weight".to_owned(),
-            Change::Transpose,
-        )]);
+        return Some(vec![(projection.to_owned(), Change::Transpose)]);
+    }
+    if key == projection {
+        return Some(vec![(projection.to_owned(), Change::None)]);
     }
     if let Some(name) = renamed(key, OPEN_CLIP_PARTS) {
         return Some(vec![(format!("text_model.{name}"), Change::None)]);

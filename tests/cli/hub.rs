@@ -365,6 +365,35 @@ fn what_the_hub_does_not_have_is_named() {
 }
 
 #[test]
+fn a_pipeline_of_another_kind_is_refused_before_its_weights_come() {
+    let setup = Setup::new();
+    let index = br#"{"_class_name": "FluxPipeline"}"#;
+    setup.hub.put(TINY, "model_index.json", index);
+    let done = setup.run("models pull tests/tiny");
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    let expected = "it is a FluxPipeline, not a StableDiffusionPipeline or ";
+    assert!(done.stderr.contains(expected), "{}", done.stderr);
+    assert_eq!(of_files(&setup.hub.requests()), ["model_index.json"]);
+}
+
+#[test]
+fn files_of_a_cache_without_links_are_not_brought_again() {
+    let setup = Setup::new();
+    setup.succeed("models pull -q tests/tiny");
+    let weights = setup.snapshot().join(UNET);
+    let blob = fs::canonicalize(&weights).unwrap();
+    fs::remove_file(&weights).unwrap();
+    fs::rename(blob, &weights).unwrap();
+    fs::remove_file(setup.snapshot().join("unet/config.json")).unwrap();
+    setup.hub.requests();
+    setup.succeed("models pull -q tests/tiny");
+    let requests = setup.hub.requests();
+    assert!(!of_files(&requests).contains(&UNET), "{requests:?}");
+    assert!(weights.symlink_metadata().unwrap().is_file());
+    assert!(setup.snapshot().join("unet/config.json").is_file());
+}
+
+#[test]
 fn a_revision_can_have_slashes() {
     let setup = Setup::new();
     setup.succeed("models pull -q tests/tiny@refs/pr/1");

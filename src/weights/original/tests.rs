@@ -132,6 +132,10 @@ fn keys_of_open_clip() {
         keys("text_projection"),
         [("text_projection.weight".to_owned(), Change::Transpose)]
     );
+    assert_eq!(
+        keys("text_projection.weight"),
+        [("text_projection.weight".to_owned(), Change::None)]
+    );
     assert_eq!(open_clip_keys("visual.proj"), None);
     assert_eq!(
         open_clip_keys("transformer.resblocks.7.attn.in_proj_x"),
