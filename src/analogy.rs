@@ -172,7 +172,8 @@ fn prepare(
     ];
     let mut captions = Vec::with_capacity(2);
     for (image, given) in sides {
-        let needed = config.learn.delta != DeltaMode::Image || mode != PromptMode::Optimised;
+        let of_delta = config.learn.delta != DeltaMode::Image && config.learn.lambda_clip > 0.0;
+        let needed = of_delta || mode != PromptMode::Optimised;
         captions.push(match needed {
             true => models.caption_unless_given(image, given.as_deref(), mode, &mut *observer)?,
             false => given.clone().unwrap_or_default(),
@@ -221,6 +222,28 @@ fn prepare(
     Ok((pair, captions))
 }
 
+/// The target with its caption, as given or as the captioner writes it, if its prompt is made of one. With
+/// that, [`apply`] needs no captioner.
+///
+/// # Errors
+/// [`Error::Missing`] if a caption is needed and cannot be made.
+pub fn captioned(
+    models: &Models,
+    target: &Target,
+    config: &AnalogyConfig,
+    observer: Observer<'_>,
+) -> Result<Target> {
+    let (given, mode) = (target.caption_b.as_deref(), config.prompt.prompt_mode);
+    let caption = match mode {
+        PromptMode::Optimised => given.unwrap_or_default().to_owned(),
+        _ => models.caption_unless_given(&target.b, given, mode, observer)?,
+    };
+    Ok(Target {
+        b: target.b.clone(),
+        caption_b: Some(caption),
+    })
+}
+
 /// Applies a difference to one picture: the Full Prompt [P_B, ±D̃], as far as the strength lets the
 /// difference in, drives the generation of B′ from B's inverted noise.
 ///
@@ -239,11 +262,8 @@ pub fn apply(
     let pipeline = models.pipeline();
     pipeline.check_words_alone()?;
     tokens.check_base(&pipeline.base())?;
-    let (given, mode) = (target.caption_b.as_deref(), config.prompt.prompt_mode);
-    let caption_b = match mode {
-        PromptMode::Optimised => given.unwrap_or_default().to_owned(),
-        _ => models.caption_unless_given(&target.b, given, mode, &mut *observer)?,
-    };
+    let target = captioned(models, target, config, &mut *observer)?;
+    let caption_b = target.caption_b.unwrap_or_default();
     let picture = Picture {
         image: &target.b,
         caption: caption_b.clone(),
@@ -268,8 +288,8 @@ pub fn apply(
     })
 }
 
-/// A : A′ :: B : B′: [`learn()`], then [`apply()`]. What is wrong with the settings of either is
-/// found before anything is learned.
+/// A : A′ :: B : B′: [`learn()`], then [`apply()`]. What is wrong with the settings of either, and that there
+/// is no caption of B, is found before anything is learned.
 ///
 /// # Errors
 /// As [`learn()`] and [`apply()`].
@@ -284,7 +304,9 @@ pub fn solve(
     let steps = config.generate.num_inference_steps;
     models.pipeline().schedule().timesteps(steps)?;
     config.generate.validate()?;
-    let learned = learn(models, examples, config, records, observer)?;
-    let applied = apply(models, &learned.tokens, target, config, observer)?;
+    models.pipeline().check_words_alone()?;
+    let target = captioned(models, target, config, &mut *observer)?;
+    let learned = learn(models, examples, config, records, &mut *observer)?;
+    let applied = apply(models, &learned.tokens, &target, config, observer)?;
     Ok((learned, applied))
 }

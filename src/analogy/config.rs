@@ -61,6 +61,28 @@ impl GenerateConfig {
         }
     }
 
+    /// What to tell the user about settings that, beside the others, have no effect.
+    pub fn without_effect(&self) -> Vec<String> {
+        let ordinary = self.guidance == Guidance::Ordinary;
+        let usual = Self::default();
+        let unused = [
+            (
+                "negative_prompt",
+                ordinary || self.negative_prompt.is_empty(),
+                "guidance `ordinary`",
+            ),
+            (
+                "source_guidance_scale",
+                (ordinary && self.inversion == Inversion::EditFriendly)
+                    || self.source_guidance_scale == usual.source_guidance_scale,
+                "guidance `ordinary` and the inversion `edit-friendly`",
+            ),
+        ];
+        let unused = unused.into_iter().filter(|(_, holds, _)| !holds);
+        let notice = |(name, _, needs)| format!("setting `{name}` has no effect without {needs}");
+        unused.map(notice).collect()
+    }
+
     /// Checks that the settings make sense; whether the schedule has as many steps is checked with it.
     ///
     /// # Errors
@@ -200,5 +222,33 @@ impl Default for TextToImage {
             strength: 1.0,
             seed: 0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_without_effect_are_told() {
+        let config = GenerateConfig {
+            negative_prompt: "blurry".to_owned(),
+            source_guidance_scale: 1.0,
+            ..GenerateConfig::default()
+        };
+        let told = config.without_effect();
+        assert!(told[0].starts_with("setting `negative_prompt` has no effect"));
+        assert!(told[1].starts_with("setting `source_guidance_scale` has no effect"));
+        let ordinary = GenerateConfig {
+            guidance: Guidance::Ordinary,
+            ..config
+        };
+        assert!(ordinary.without_effect().is_empty());
+        let ddim = GenerateConfig {
+            inversion: Inversion::Ddim,
+            ..ordinary
+        };
+        assert_eq!(ddim.without_effect().len(), 1);
+        assert!(GenerateConfig::default().without_effect().is_empty());
     }
 }

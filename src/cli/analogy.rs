@@ -100,10 +100,12 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     let model = fetcher.model(&models)?;
     let config = settings.with_model(&model)?.analogy()?;
     let captions = args.pairs.have_captions() && args.caption_b.is_some();
-    let paths = fetcher.paths(&models, model, Needs::of_learning(captions, &config))?;
+    let needs = Needs::of_learning(captions, &config);
+    let paths = fetcher.paths(&models, model, needs)?;
+    watcher.notices(config.generate.without_effect());
     let mut recipe = Recipe::new("analogy", &models, &paths, &groups(&config))?;
     if !args.no_memory_check {
-        models.check_memory(&paths, &config.learn, &examples)?;
+        models.check_memory(&paths, &config.learn, examples.len(), needs.captioner)?;
     }
     let models = models.open(&paths, &mut watcher)?;
     let mut observe = |progress: &_| watcher.observe(progress);

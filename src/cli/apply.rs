@@ -74,6 +74,7 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<()> {
     let config = settings.with_model(&model)?.analogy()?;
     let needs = Needs::of_prompts(!args.caption_b.is_empty(), &config.prompt);
     let paths = fetcher.paths(&models, model, needs)?;
+    watcher.notices(config.generate.without_effect());
     let recipe = Recipe::new(
         "apply",
         &models,
@@ -81,13 +82,17 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<()> {
         &[&config.prompt, &config.generate],
     )?;
     let models = models.open(&paths, &mut watcher)?;
-    let mut results = Vec::new();
+    // All captions first: with little memory, the captioner is closed when pictures are made.
+    let mut targets = Vec::new();
     for (index, b) in pictures.into_iter().enumerate() {
-        let target = Target {
-            b,
-            caption_b: args.caption_b.get(index).cloned(),
-        };
-        let applied = analogy::apply(&models, &tokens, &target, &config, &mut |progress| {
+        let caption_b = args.caption_b.get(index).cloned();
+        let target = Target { b, caption_b };
+        let mut observe = |progress: &_| watcher.observe(progress);
+        targets.push(analogy::captioned(&models, &target, &config, &mut observe)?);
+    }
+    let mut results = Vec::new();
+    for (index, target) in targets.iter().enumerate() {
+        let applied = analogy::apply(&models, &tokens, target, &config, &mut |progress| {
             watcher.observe(progress)
         })?;
         let mut recipe = recipe.clone();

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use difference_inversion::analogy::{AnalogyConfig, ModelPaths};
+use difference_inversion::delta::DeltaMode;
 use difference_inversion::hub::{CAPTIONER, Hub, HubProblem, ModelId, joint_spaces};
 use difference_inversion::prompt::{PromptConfig, PromptMode};
 
@@ -24,16 +25,20 @@ impl Needs {
         let mode = config.prompt_mode;
         Self {
             joint_spaces: matches!(mode, PromptMode::Optimised | PromptMode::CaptionOptimised),
-            captioner: !captions_given && mode != PromptMode::Text,
+            captioner: !captions_given
+                && matches!(mode, PromptMode::Caption | PromptMode::CaptionOptimised),
         }
     }
 
     /// What it takes to learn.
     pub(crate) fn of_learning(captions_given: bool, config: &AnalogyConfig) -> Self {
         let of_prompts = Self::of_prompts(captions_given, &config.prompt);
+        let has_delta = config.learn.lambda_clip > 0.0;
+        let of_delta = has_delta && config.learn.delta != DeltaMode::Image;
+        let optimised = config.prompt.prompt_mode == PromptMode::Optimised;
         Self {
-            joint_spaces: of_prompts.joint_spaces || config.learn.lambda_clip > 0.0,
-            ..of_prompts
+            joint_spaces: of_prompts.joint_spaces || has_delta,
+            captioner: of_prompts.captioner || (optimised && of_delta && !captions_given),
         }
     }
 }
@@ -241,4 +246,29 @@ pub(crate) fn hint(id: &str, problem: &HubProblem) -> Option<String> {
         }
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_captioner_is_needed_where_captions_are_read() {
+        let needed = |mode, delta, lambda_clip| {
+            let mut config = AnalogyConfig::default();
+            config.prompt.prompt_mode = mode;
+            config.learn.delta = delta;
+            config.learn.lambda_clip = lambda_clip;
+            let learning = Needs::of_learning(false, &config).captioner;
+            assert!(!Needs::of_learning(true, &config).captioner);
+            [Needs::of_prompts(false, &config.prompt).captioner, learning]
+        };
+        use DeltaMode::{Image, Interpolated};
+        use PromptMode::{Caption, Optimised, Text};
+        assert_eq!(needed(Caption, Image, 0.0), [true, true]);
+        assert_eq!(needed(Text, Interpolated, 0.1), [false, false]);
+        assert_eq!(needed(Optimised, Interpolated, 0.1), [false, true]);
+        assert_eq!(needed(Optimised, Image, 0.1), [false, false]);
+        assert_eq!(needed(Optimised, Interpolated, 0.0), [false, false]);
+    }
 }

@@ -333,17 +333,17 @@ pub(crate) struct GenerateFlags {
     /// Steps of the sampling schedule
     #[arg(long, value_name = "N")]
     num_inference_steps: Option<usize>,
-    /// How much of the difference is applied: 0 leaves B as it is, 1 is the whole difference
+    /// How much of the difference is applied: 0 is none of it, 1 all of it
     #[arg(long, value_name = "S", allow_negative_numbers = true)]
     strength: Option<f64>,
     /// Undo the difference instead of applying it
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_missing_value = "true")]
     reverse: Option<bool>,
-    /// What ordinary guidance moves away from
+    /// What guidance moves away from; for --guidance ordinary alone
     #[arg(long, value_name = "TEXT", hide_short_help = true)]
     negative_prompt: Option<String>,
-    /// Guidance while B is turned into noise
+    /// Edit-friendly: guidance while B is turned into noise; for --guidance ordinary alone
     #[arg(long, value_name = "SCALE", hide_short_help = true)]
     source_guidance_scale: Option<f64>,
     /// Edit-friendly: fraction of the schedule left out at its noisy end
@@ -355,7 +355,7 @@ pub(crate) struct GenerateFlags {
     /// SDEdit: how far B is noised
     #[arg(long, value_name = "0..1", hide_short_help = true)]
     sdedit_strength: Option<f64>,
-    /// Randomness of the sampling steps: 0 is DDIM, 1 is DDPM
+    /// Edit-friendly: randomness of the sampling steps: 0 is DDIM, 1 is DDPM
     #[arg(long, value_name = "0..1", hide_short_help = true)]
     eta: Option<f64>,
 }

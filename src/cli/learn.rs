@@ -94,7 +94,7 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
     let needs = Needs::of_learning(args.pairs.have_captions(), &config);
     let paths = fetcher.paths(&models, model, needs)?;
     if !args.no_memory_check {
-        models.check_memory(&paths, &config.learn, &examples)?;
+        models.check_memory(&paths, &config.learn, examples.len(), needs.captioner)?;
     }
     let models = models.open(&paths, &mut watcher)?;
     let learned = analogy::learn(&models, &examples, &config, &records, &mut |progress| {

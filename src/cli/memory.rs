@@ -3,7 +3,7 @@
 use std::fmt;
 
 use burn::tensor::FloatDType;
-use difference_inversion::analogy::{Example, LearningMemory, ModelPaths};
+use difference_inversion::analogy::{LearningMemory, ModelPaths};
 use difference_inversion::learn::LearnConfig;
 use difference_inversion::models::unet::Memory;
 use serde::Serialize;
@@ -67,22 +67,22 @@ impl ModelSettings {
         }
     }
 
-    /// Refuses to learn what does not fit into the memory there is. On a GPU, and where the files
+    /// Refuses to learn, from so many pairs and with the captioner if there are captions to be made, what does
+    /// not fit into the memory there is. On a GPU, and where the files
     /// do not tell, nothing is refused.
     pub(crate) fn check_memory(
         &self,
         paths: &ModelPaths,
         config: &LearnConfig,
-        examples: &[Example],
+        pairs: usize,
+        captions: bool,
     ) -> anyhow::Result<()> {
-        let without_caption =
-            |example: &Example| example.caption_a.is_none() || example.caption_a_prime.is_none();
         let peak = |dtype, memory| {
             let learning = LearningMemory {
                 dtype,
                 memory,
-                rows: 2 * config.samples_per_step * examples.len(),
-                captions: examples.iter().any(without_caption),
+                rows: 2 * config.samples_per_step * pairs,
+                captions,
             };
             learning.peak(paths).ok()
         };

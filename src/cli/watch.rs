@@ -102,6 +102,11 @@ impl Watcher {
         }
     }
 
+    /// Gives the user all of these notices.
+    pub(crate) fn notices(&mut self, notices: impl IntoIterator<Item = String>) {
+        notices.into_iter().for_each(|notice| self.notice(&notice));
+    }
+
     /// Tells the user something, above the progress bar, and keeps it for `run.json`.
     pub(crate) fn notice(&mut self, notice: &str) {
         let print = || report::message(format_args!("note: {notice}"));

@@ -10,10 +10,11 @@ use difference_inversion::learn::Records;
 use difference_inversion::noise::{Branches, Guidance, Inversion, regenerate};
 use difference_inversion::progress::{Progress, Stage};
 use difference_inversion::prompt::{FullPrompt, PromptConfig, PromptMode};
+use difference_inversion::sample::{Ddim, Solver};
 use difference_inversion::tokens::DifferenceTokens;
 use difference_inversion::{Error, pez};
 
-use crate::tiny::{example, models, relative_error, short_analogy, silent};
+use crate::tiny::{example, golden, models, models_in, relative_error, short_analogy, silent};
 
 /// Largest difference of B's latents when nothing is changed, relative to their largest value.
 const EXACT: f32 = 1e-4;
@@ -242,6 +243,47 @@ fn what_cannot_be_learned_or_applied_is_an_error() {
     long.learn.num_tokens = 31;
     let error = analogy::learn(&models, &[example()], &long, &records, &mut silent).unwrap_err();
     assert!(error.to_string().contains("at most 30"), "{error}");
+}
+
+#[test]
+fn a_missing_caption_of_b_is_told_before_anything_is_learned() {
+    let models = models();
+    let mut config = short_analogy();
+    let target = Target {
+        caption_b: None,
+        ..target()
+    };
+    for mode in [PromptMode::Caption, PromptMode::Text] {
+        config.prompt.prompt_mode = mode;
+        let mut learned = false;
+        let mut observer = |progress: &Progress| {
+            learned |= matches!(progress, Progress::Step { stage, .. } if *stage == Stage::Learn);
+            ControlFlow::Continue(())
+        };
+        let records = Records::default();
+        let examples = [example()];
+        let result = analogy::solve(
+            &models,
+            &examples,
+            &target,
+            &config,
+            &records,
+            &mut observer,
+        );
+        assert!(matches!(result, Err(Error::Missing { .. })), "{result:?}");
+        assert!(!learned);
+    }
+}
+
+#[test]
+fn latents_are_not_clamped_where_the_scheduler_file_says_nothing_of_it() {
+    let models = models_in(&golden("sdxl")); // saved with Euler's method, which clamps nothing
+    let mut ddim = Ddim::new(models.pipeline().schedule(), 10, 0.0).unwrap();
+    let latents = Tensor::full([1, 4, 2, 2], 3.0, &Device::flex());
+    let next = ddim.step(9, latents.zeros_like(), latents, None);
+    assert!(next.min().into_scalar::<f32>() >= 3.0);
+    let outdated = models_in(&golden("learning")); // its file says 0
+    assert_eq!(outdated.pipeline().schedule().config().steps_offset, 1);
 }
 
 #[test]

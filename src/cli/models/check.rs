@@ -12,12 +12,12 @@ use difference_inversion::joint_space::JointSpace;
 use difference_inversion::models::captioner::Captioner;
 use difference_inversion::pipeline::Pipeline;
 use difference_inversion::prompt::{FullPrompt, Prompt};
-use difference_inversion::weights::{FileOptions, Weights, read_config};
+use difference_inversion::weights::{Weights, read_config};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::cli::device::DEVICES;
-use crate::cli::fetch::Fetcher;
+use crate::cli::fetch::{Fetcher, Needs};
 use crate::cli::flags::{DTYPES, ModelSettings};
 use crate::cli::report::{self, Failure};
 use crate::cli::watch::Watcher;
@@ -72,18 +72,26 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
         ..ModelSettings::default()
     };
     let mut watcher = Watcher::new(true);
-    let folder = Fetcher::looking_only(&mut watcher)?.model(&settings)?;
+    let mut fetcher = Fetcher::looking_only(&mut watcher)?;
+    let folder = fetcher.model(&settings)?;
+    let alone = ModelPaths {
+        model: folder.clone(),
+        ..ModelPaths::default()
+    };
+    // What is wrong with a single file is told by its check.
+    let paths = (fetcher.paths(&settings, folder, Needs::default())).unwrap_or(alone);
+    let of_vocabulary = fetcher.absent.first().map(ToString::to_string);
     let checker = Checker {
         device: settings.device()?,
         dtype: settings.dtype()?,
         silent: args.json,
     };
-    let checks = checker.all(&folder)?;
+    let checks = checker.all(&paths)?;
     let failed = checks.iter().filter(|check| check.outcome.is_err()).count();
     if args.json {
         report::json(&json!({
             "model": args.model,
-            "folder": folder,
+            "folder": paths.model,
             "device": settings.device_name(),
             "dtype": settings.dtype_name(),
             "checks": checks,
@@ -98,9 +106,11 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
         "{name}: {failed} of {} checks failed",
         checks.len()
     ));
-    Err(failure
-        .hint("`dinv models pull` downloads what is missing of a model of the Hub")
-        .into())
+    let hint = match of_vocabulary {
+        Some(id) => format!("`dinv models pull {id}` downloads the vocabulary of a single file"),
+        None => "`dinv models pull` downloads what is missing of a model of the Hub".to_owned(),
+    };
+    Err(failure.hint(hint).into())
 }
 
 /// How the checks are made.
@@ -113,7 +123,8 @@ struct Checker {
 
 impl Checker {
     /// Every check that the kind of model in `folder` allows.
-    fn all(&self, folder: &Path) -> anyhow::Result<Vec<Check>> {
+    fn all(&self, paths: &ModelPaths) -> anyhow::Result<Vec<Check>> {
+        let folder = &paths.model;
         let kind = match folder.join("config.json") {
             path if path.is_file() => read_config::<Value>(&path)?["model_type"].clone(),
             _ => Value::Null,
@@ -122,7 +133,7 @@ impl Checker {
             Some("clip") => self.joint_space(folder),
             Some(_) => self.captioner(folder),
             None => {
-                let mut checks = self.pipeline(folder)?;
+                let mut checks = self.pipeline(paths)?;
                 for name in ["clip", "clip_2"] {
                     if folder.join(name).is_dir() {
                         checks.extend(self.joint_space(&folder.join(name))?);
@@ -136,17 +147,11 @@ impl Checker {
         }
     }
 
-    fn pipeline(&self, folder: &Path) -> anyhow::Result<Vec<Check>> {
+    fn pipeline(&self, paths: &ModelPaths) -> anyhow::Result<Vec<Check>> {
         let mut checks = Vec::new();
         let opened = self.attempt(&mut checks, "pipeline", Vec::new(), || {
-            let paths = ModelPaths {
-                model: folder.to_owned(),
-                options: FileOptions {
-                    resolution: Some([SIDE; 2]),
-                    ..FileOptions::default()
-                },
-                ..ModelPaths::default()
-            };
+            let mut paths = paths.clone();
+            paths.options.resolution = Some([SIDE; 2]);
             let files = paths.files()?;
             let pipeline = Pipeline::open(&files, &self.device, self.dtype)?;
             Ok(("loaded".to_owned(), (files, pipeline)))
