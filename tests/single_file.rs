@@ -295,6 +295,35 @@ fn what_the_unet_predicts_is_as_marked_asked_for_or_usual() {
     );
 }
 
+#[test]
+fn what_other_programs_save_is_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |width, encoders: &[&str], more: &[&str]| {
+        let path = marks(folder.path(), width, 4, encoders, more);
+        ModelFiles::open(&path, &FileOptions::default()).unwrap()
+    };
+    // ComfyUI's, and fine-tunings that learned a word.
+    let more = [
+        "cond_stage_model.text_projection",
+        "cond_stage_model.logit_scale",
+        "embedding_manager.string_to_param_dict.*",
+    ];
+    assert!(open(768, &[CLIP], &more).has("text_encoder"));
+    open(2048, &BOTH, &["conditioner.embedders.0.text_projection"]);
+    // Those of diffusers' script for SDXL.
+    let projection = "conditioner.embedders.1.model.text_projection.weight";
+    let files = open(2048, &BOTH, &[projection]);
+    let weights = files.weights("text_encoder_2", &Device::flex(), FloatDType::F32);
+    weights
+        .unwrap()
+        .tensor("text_projection.weight", [3])
+        .unwrap();
+    // Stable Diffusion 2 in the layout of SDXL's code.
+    let files = open(1024, &["conditioner.embedders.0.model.ln_final.bias"], &[]);
+    assert_eq!(files.family().unwrap().name, "sd2");
+    assert!(files.has("text_encoder"));
+}
+
 fn message(opened: Result<ModelFiles>) -> String {
     opened.unwrap_err().to_string()
 }
