@@ -6,6 +6,9 @@ mod config;
 mod draws;
 mod lbfgs;
 mod records;
+mod scaling;
+#[cfg(test)]
+mod tests;
 
 use std::ops::ControlFlow;
 
@@ -18,6 +21,7 @@ pub use self::config::{ClipReading, Initialisation, LearnConfig};
 use self::draws::{Drawn, Source, augmented};
 pub(crate) use self::lbfgs::{Evaluation, Lbfgs};
 pub use self::records::{Draws, Records, Replay, Trace};
+use self::scaling::LossScale;
 use crate::joint_space::JointSpace;
 use crate::loss::{self, ClipLoss};
 use crate::pipeline::Pipeline;
@@ -225,8 +229,9 @@ impl<'a> Run<'a> {
     /// Where the run starts: at its checkpoint, or with D̃ as the settings say.
     fn first_state(&self) -> Result<State> {
         let device = self.pipeline.device();
+        let loss_scale = LossScale::new(self.pipeline.dtype());
         if let Some(path) = &self.records.resume {
-            return State::load(path, &self.identity(), device);
+            return State::load(path, &self.identity(), loss_scale, device);
         }
         let n = self.config.num_tokens;
         let tokens = match &self.config.initialisation {
@@ -259,7 +264,7 @@ impl<'a> Run<'a> {
                 })
                 .collect::<Result<_>>()?,
         };
-        Ok(State::new(tokens))
+        Ok(State::new(tokens, loss_scale))
     }
 
     /// The loss of a batch. Words alone are constants: only `tokens` are tracked, if anything is.
@@ -296,24 +301,20 @@ impl<'a> Run<'a> {
             checkpoint: self.records.checkpoint.clone().filter(|path| path.exists()),
         };
         let pairs = augmented(self.pipeline, self.pairs, self.config, state.step)?;
-        let tracked: Vec<Tensor<2>> = state
-            .tokens
-            .iter()
-            .map(|t| t.clone().autodiff().require_grad())
-            .collect();
-        let objective = self.objective(&pairs, draws, &tracked)?;
-        let terms = objective.terms();
-        if !terms.total.is_finite() {
-            return Err(diverged());
-        }
-        let mut gradients = objective.total.backward();
+        let mut terms = LossTerms::default();
+        let mut loss_scale = state.loss_scale;
+        let gradients = loss_scale.gradients(&state.tokens, |tokens| {
+            let objective = self.objective(&pairs, draws, tokens)?;
+            terms = objective.terms();
+            match terms.total.is_finite() {
+                true => Ok(objective.total),
+                false => Err(diverged()),
+            }
+        })?;
         let mut moments = state.moments.clone();
-        let mut tokens = Vec::with_capacity(tracked.len());
-        for (number, (tracked, moments)) in tracked.iter().zip(&mut moments).enumerate() {
+        let mut tokens = Vec::with_capacity(gradients.len());
+        for (number, (gradient, moments)) in gradients.into_iter().zip(&mut moments).enumerate() {
             let parameter = state.tokens[number].clone();
-            let gradient = tracked
-                .grad_remove(&mut gradients)
-                .unwrap_or_else(|| parameter.zeros_like());
             let updated = self
                 .optimiser
                 .step(parameter, gradient, moments, state.step);
@@ -325,6 +326,7 @@ impl<'a> Run<'a> {
         }
         state.tokens = tokens;
         state.moments = moments;
+        state.loss_scale = loss_scale;
         state.step += 1;
         state.history.push(terms);
         Ok(terms)

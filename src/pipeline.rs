@@ -98,6 +98,11 @@ impl Pipeline {
         &self.device
     }
 
+    /// What the networks compute in.
+    pub fn dtype(&self) -> FloatDType {
+        self.dtype
+    }
+
     /// The shape of one picture's latents, [1, channels, h, w].
     pub fn latent_shape(&self) -> [usize; 4] {
         let factor = self.vae.config().downsampling_factor();

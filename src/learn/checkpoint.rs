@@ -6,6 +6,7 @@ use burn::tensor::{Device, Tensor};
 use serde_json::Value;
 
 use super::adamw::Moments;
+use super::scaling::LossScale;
 use super::{LearnConfig, per_encoder};
 use crate::progress::LossTerms;
 use crate::tokens::Base;
@@ -13,7 +14,7 @@ use crate::weights::{Array, Arrays, Values};
 use crate::{Error, Result};
 
 /// Version of the checkpoint format, in the metadata of every checkpoint.
-const FORMAT_VERSION: &str = "1";
+const FORMAT_VERSION: &str = "2";
 /// Settings that may differ between a checkpoint and the run that goes on from it: none of them
 /// changes a step that was already made.
 const FREE_SETTINGS: [&str; 3] = ["steps", "checkpoint_every", "patience"];
@@ -27,6 +28,8 @@ pub(super) struct State {
     pub(super) tokens: Vec<Tensor<2>>,
     /// AdamW's moments of each.
     pub(super) moments: Vec<Moments<2>>,
+    /// That of the next step.
+    pub(super) loss_scale: LossScale,
     /// The best tokens so far.
     pub(super) best: Option<Best>,
     /// The loss of every step made.
@@ -56,10 +59,11 @@ pub(super) struct Identity<'a> {
 
 impl State {
     /// The state before the first step.
-    pub(super) fn new(tokens: Vec<Tensor<2>>) -> Self {
+    pub(super) fn new(tokens: Vec<Tensor<2>>, loss_scale: LossScale) -> Self {
         Self {
             step: 0,
             moments: tokens.iter().map(Moments::zeros_like).collect(),
+            loss_scale,
             tokens,
             best: None,
             history: Vec::new(),
@@ -74,10 +78,13 @@ impl State {
         let history = (self.history.iter())
             .flat_map(|terms| [terms.total, terms.after, terms.before, terms.clip])
             .collect();
+        let [scale_exponent, scale_steps] = self.loss_scale.moment();
         let mut arrays = Arrays::default()
             .with_metadata("format", "difference-checkpoint")
             .with_metadata("format_version", FORMAT_VERSION)
             .with_metadata("step", self.step.to_string())
+            .with_metadata("loss_scale_exponent", scale_exponent.to_string())
+            .with_metadata("loss_scale_steps", scale_steps.to_string())
             .with_metadata("config", text(serde_json::to_string(identity.config))?)
             .with_metadata("base", text(serde_json::to_string(identity.base))?)
             .with_metadata("pairs", &identity.pairs)
@@ -103,8 +110,14 @@ impl State {
         arrays.write(path)
     }
 
-    /// Reads a checkpoint that belongs to the run described by `identity`.
-    pub(super) fn load(path: &Path, identity: &Identity<'_>, device: &Device) -> Result<Self> {
+    /// Reads a checkpoint that belongs to the run described by `identity`, which begins with
+    /// `loss_scale`.
+    pub(super) fn load(
+        path: &Path,
+        identity: &Identity<'_>,
+        loss_scale: LossScale,
+        device: &Device,
+    ) -> Result<Self> {
         let arrays = Arrays::read(path)?;
         if arrays.metadata.get("format_version").map(String::as_str) != Some(FORMAT_VERSION) {
             let reason = format!("not a checkpoint of format version {FORMAT_VERSION}");
@@ -151,6 +164,10 @@ impl State {
             step: number(&arrays, "step")?,
             tokens: tensors("tokens")?,
             moments,
+            loss_scale: loss_scale.at([
+                number(&arrays, "loss_scale_exponent")?,
+                number(&arrays, "loss_scale_steps")?,
+            ]),
             best,
             history,
         })
