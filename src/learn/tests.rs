@@ -5,6 +5,7 @@ use std::path::Path;
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
 
 use super::checkpoint::State;
+use super::identity::Identity;
 use super::scaling::LossScale;
 use super::{LearnConfig, Pair, Records, Run};
 use crate::pipeline::Pipeline;
@@ -65,9 +66,7 @@ fn the_optimiser_sees_gradients_without_the_loss_scale() {
 fn a_checkpoint_keeps_the_loss_scale() {
     let (pipeline, config) = (pipeline(), config());
     let pairs = [pair(&pipeline)];
-    let records = Records::default();
-    let run = Run::new(&pipeline, &[], &pairs, &config, &records).unwrap();
-    let identity = run.identity();
+    let identity = Identity::new(&pipeline, &pairs, &config);
     let tokens = Tensor::zeros([2, identity.base[0].hidden_size], &Device::flex());
     let scale = LossScale::new(FloatDType::F16).at([9, 30]);
     let folder = tempfile::tempdir().unwrap();

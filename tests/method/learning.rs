@@ -23,7 +23,7 @@ const TOKEN_TOLERANCE: f32 = 1e-3;
 /// Largest relative difference of a directional derivative from its finite difference.
 const GRADIENT_TOLERANCE: f32 = 0.02;
 
-fn config() -> LearnConfig {
+pub(crate) fn config() -> LearnConfig {
     LearnConfig {
         num_tokens: 3,
         steps: 12,
@@ -35,7 +35,12 @@ fn config() -> LearnConfig {
     }
 }
 
-fn run(models: &Models, pair: &Pair, config: &LearnConfig, records: &Records) -> Result<Outcome> {
+pub(crate) fn run(
+    models: &Models,
+    pair: &Pair,
+    config: &LearnConfig,
+    records: &Records,
+) -> Result<Outcome> {
     let pairs = std::slice::from_ref(pair);
     let (pipeline, joints) = (models.pipeline(), models.joints().unwrap());
     learn::difference(pipeline, joints, pairs, config, records, &mut silent)

@@ -6,6 +6,7 @@
     reason = "a test may fail where it stands, and shows its figures"
 )]
 
+mod checkpoints;
 mod families;
 mod learning;
 mod misfits;
