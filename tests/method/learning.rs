@@ -338,12 +338,14 @@ fn a_replayed_trace_gives_the_run_that_wrote_it() {
         replay: Some(trace),
         ..Records::default()
     };
-    let config = LearnConfig {
-        seed: 0,
+    let other_seed = LearnConfig {
+        seed: 7,
         ..config()
     };
-    let replayed = run(&models, &pair, &config, &records).unwrap();
+    let replayed = run(&models, &pair, &other_seed, &records).unwrap();
     assert_eq!(drawn.history, replayed.history);
+    let drawn_anew = run(&models, &pair, &other_seed, &Records::default()).unwrap();
+    assert_ne!(drawn.history, drawn_anew.history);
 }
 
 #[test]
