@@ -10,6 +10,7 @@ mod checkpoints;
 mod families;
 mod learning;
 mod misfits;
+mod paper_map;
 mod regeneration;
 mod tiny;
 mod two_encoders;
