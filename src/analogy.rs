@@ -99,6 +99,7 @@ pub fn learn(
     observer: Observer<'_>,
 ) -> Result<Learned> {
     config.learn.validate()?;
+    config.prompt.validate()?;
     models.pipeline().check_words_alone()?;
     let joints = match config.learn.lambda_clip > 0.0 {
         true => models.joints()?,
@@ -259,6 +260,7 @@ pub fn apply(
 ) -> Result<Applied> {
     let generate = &config.generate;
     generate.validate()?;
+    config.prompt.validate()?;
     let pipeline = models.pipeline();
     pipeline.check_words_alone()?;
     tokens.check_base(&pipeline.base())?;

@@ -4,27 +4,32 @@ mod adamw;
 mod checkpoint;
 mod config;
 mod draws;
+mod identity;
 mod lbfgs;
 mod records;
+mod scaling;
+#[cfg(test)]
+mod tests;
 
 use std::ops::ControlFlow;
 
 use burn::tensor::{DType, Tensor};
-use sha2::{Digest, Sha256};
 
 pub use self::adamw::{AdamW, Moments};
-use self::checkpoint::{Best, Identity, State};
+use self::checkpoint::{Best, State};
 pub use self::config::{ClipReading, Initialisation, LearnConfig};
 use self::draws::{Drawn, Source, augmented};
+use self::identity::Identity;
 pub(crate) use self::lbfgs::{Evaluation, Lbfgs};
 pub use self::records::{Draws, Records, Replay, Trace};
+use self::scaling::LossScale;
 use crate::joint_space::JointSpace;
 use crate::loss::{self, ClipLoss};
 use crate::pipeline::Pipeline;
 use crate::progress::{LossTerms, Observer, Progress, Stage};
 use crate::prompt::Words;
 use crate::random::{Purpose, normal, rng};
-use crate::tokens::{Base, DifferenceTokens, host};
+use crate::tokens::{DifferenceTokens, host};
 use crate::{Error, Result};
 
 /// One pair (A, A′), with all that does not depend on D̃ worked out.
@@ -142,7 +147,8 @@ struct Run<'a> {
     pairs: &'a [Pair],
     config: &'a LearnConfig,
     records: &'a Records,
-    base: Base,
+    /// What its checkpoints are marked with.
+    identity: Identity<'a>,
     /// The CLIP loss in each joint space.
     clip: Vec<ClipLoss<'a>>,
     source: Source,
@@ -213,7 +219,7 @@ impl<'a> Run<'a> {
             pairs,
             config,
             records,
-            base: pipeline.base(),
+            identity: Identity::new(pipeline, pairs, config),
             clip,
             source,
             selection,
@@ -225,13 +231,14 @@ impl<'a> Run<'a> {
     /// Where the run starts: at its checkpoint, or with D̃ as the settings say.
     fn first_state(&self) -> Result<State> {
         let device = self.pipeline.device();
+        let loss_scale = LossScale::new(self.pipeline.dtype());
         if let Some(path) = &self.records.resume {
-            return State::load(path, &self.identity(), device);
+            return State::load(path, &self.identity, loss_scale, device);
         }
         let n = self.config.num_tokens;
         let tokens = match &self.config.initialisation {
             Initialisation::Zero => {
-                DifferenceTokens::zeros(n, &self.base, device).into_embeddings()
+                DifferenceTokens::zeros(n, &self.identity.base, device).into_embeddings()
             }
             Initialisation::Random => {
                 let mut rng = rng(self.config.seed, Purpose::Initialise, 0);
@@ -259,7 +266,7 @@ impl<'a> Run<'a> {
                 })
                 .collect::<Result<_>>()?,
         };
-        Ok(State::new(tokens))
+        Ok(State::new(tokens, loss_scale))
     }
 
     /// The loss of a batch. Words alone are constants: only `tokens` are tracked, if anything is.
@@ -296,24 +303,20 @@ impl<'a> Run<'a> {
             checkpoint: self.records.checkpoint.clone().filter(|path| path.exists()),
         };
         let pairs = augmented(self.pipeline, self.pairs, self.config, state.step)?;
-        let tracked: Vec<Tensor<2>> = state
-            .tokens
-            .iter()
-            .map(|t| t.clone().autodiff().require_grad())
-            .collect();
-        let objective = self.objective(&pairs, draws, &tracked)?;
-        let terms = objective.terms();
-        if !terms.total.is_finite() {
-            return Err(diverged());
-        }
-        let mut gradients = objective.total.backward();
+        let mut terms = LossTerms::default();
+        let mut loss_scale = state.loss_scale;
+        let gradients = loss_scale.gradients(&state.tokens, |tokens| {
+            let objective = self.objective(&pairs, draws, tokens)?;
+            terms = objective.terms();
+            match terms.total.is_finite() {
+                true => Ok(objective.total),
+                false => Err(diverged()),
+            }
+        })?;
         let mut moments = state.moments.clone();
-        let mut tokens = Vec::with_capacity(tracked.len());
-        for (number, (tracked, moments)) in tracked.iter().zip(&mut moments).enumerate() {
+        let mut tokens = Vec::with_capacity(gradients.len());
+        for (number, (gradient, moments)) in gradients.into_iter().zip(&mut moments).enumerate() {
             let parameter = state.tokens[number].clone();
-            let gradient = tracked
-                .grad_remove(&mut gradients)
-                .unwrap_or_else(|| parameter.zeros_like());
             let updated = self
                 .optimiser
                 .step(parameter, gradient, moments, state.step);
@@ -325,6 +328,7 @@ impl<'a> Run<'a> {
         }
         state.tokens = tokens;
         state.moments = moments;
+        state.loss_scale = loss_scale;
         state.step += 1;
         state.history.push(terms);
         Ok(terms)
@@ -379,31 +383,8 @@ impl<'a> Run<'a> {
 
     fn checkpoint(&self, state: &State) -> Result<()> {
         match &self.records.checkpoint {
-            Some(path) => state.save(path, &self.identity()),
+            Some(path) => state.save(path, &self.identity),
             None => Ok(()),
-        }
-    }
-
-    fn identity(&self) -> Identity<'_> {
-        let mut hash = Sha256::new();
-        let mut floats = |values: &[f32]| values.iter().for_each(|v| hash.update(v.to_le_bytes()));
-        for pair in self.pairs {
-            floats(&host(pair.latents_a.clone()));
-            floats(&host(pair.latents_a_prime.clone()));
-            pair.deltas.iter().for_each(|delta| floats(delta));
-        }
-        for pair in self.pairs {
-            for words in [&pair.prompt_a, &pair.prompt_a_prime] {
-                (0..self.base.len())
-                    .flat_map(|encoder| words.prompt().ids(encoder))
-                    .for_each(|id| hash.update(id.to_le_bytes()));
-                hash.update(u32::MAX.to_le_bytes());
-            }
-        }
-        Identity {
-            config: self.config,
-            base: &self.base,
-            pairs: hash.finalize().iter().map(|b| format!("{b:02x}")).collect(),
         }
     }
 
@@ -413,7 +394,7 @@ impl<'a> Run<'a> {
             None => (state.tokens, state.step),
         };
         Ok(Outcome {
-            tokens: DifferenceTokens::new(tokens, self.base.clone())?,
+            tokens: DifferenceTokens::new(tokens, self.identity.base.clone())?,
             best_step,
             history: state.history,
         })

@@ -9,8 +9,9 @@ use crate::loss::cosine;
 use crate::progress::{self, Observer, Stage};
 use crate::prompt::{Prompt, PromptConfig};
 use crate::random::{Purpose, rng};
+use crate::text_encoder::TextEncoder;
 use crate::tokens::host;
-use crate::{Result, models::tokenizer::ClipTokenizer};
+use crate::{Error, Result, models::tokenizer::ClipTokenizer};
 
 /// The words that, behind `prefix`, bring the prompt nearest to a picture in the joint space.
 ///
@@ -24,8 +25,8 @@ use crate::{Result, models::tokenizer::ClipTokenizer};
 /// `image`: unit-norm features `[e]`.
 ///
 /// # Errors
-/// [`Error::Setting`](crate::Error::Setting) if the prompt has no room,
-/// [`Error::Stopped`](crate::Error::Stopped) if the observer asks to stop.
+/// [`Error::Setting`] for settings that make no sense, and for more words than the text encoder has room
+/// for; [`Error::Stopped`] if the observer asks to stop.
 pub fn optimise(
     joint: &JointSpace,
     image: &[f32],
@@ -34,7 +35,9 @@ pub fn optimise(
     number: usize,
     observer: Observer<'_>,
 ) -> Result<Prompt> {
+    config.validate()?;
     let encoder = joint.text_encoder();
+    room(std::slice::from_ref(encoder), config, 0)?;
     let device = encoder.token_table().device();
     let vocabulary = words(encoder.tokenizer());
     let table = encoder.embed_tokens(&vocabulary)?.cast(DType::F32); // [v, d]
@@ -91,6 +94,29 @@ pub fn optimise(
     Ok(prefix
         .clone()
         .followed_by(&Prompt::from_ids(&ids, encoder.tokenizer())?))
+}
+
+/// How many places text encoders have for a caption in front of the words that [`optimise`] finds and
+/// `num_tokens` difference tokens.
+///
+/// # Errors
+/// [`Error::Setting`] if not even the words and the difference tokens have room.
+pub(crate) fn room(
+    encoders: &[TextEncoder],
+    config: &PromptConfig,
+    num_tokens: usize,
+) -> Result<usize> {
+    let places = encoders.iter().map(TextEncoder::max_num_tokens).min();
+    let most = places.unwrap_or(0).saturating_sub(num_tokens);
+    let room = most.checked_sub(config.pez_tokens);
+    room.ok_or_else(|| Error::Setting {
+        name: "pez_tokens",
+        expected: format!(
+            "at most {most}, which is what the text encoder has room for beside {num_tokens} \
+             difference tokens"
+        ),
+        found: config.pez_tokens.to_string(),
+    })
 }
 
 /// The entries of the vocabulary that a prompt may be made of: all but start, end and padding.

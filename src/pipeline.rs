@@ -65,6 +65,11 @@ impl Pipeline {
         self.unet.transformer_blocks()
     }
 
+    /// As [`UNet2DConditionModel::telling_weights`].
+    pub(crate) fn telling_weights(&self) -> Vec<Tensor<2>> {
+        self.unet.telling_weights()
+    }
+
     /// The text encoders in the order the U-Net reads them: one, or SDXL's two.
     pub fn text_encoders(&self) -> &[TextEncoder] {
         &self.text_encoders
@@ -96,6 +101,11 @@ impl Pipeline {
     /// Where the models are.
     pub fn device(&self) -> &Device {
         &self.device
+    }
+
+    /// What the networks compute in.
+    pub fn dtype(&self) -> FloatDType {
+        self.dtype
     }
 
     /// The shape of one picture's latents, [1, channels, h, w].

@@ -56,7 +56,8 @@ pub struct LossTerms {
     pub after: f32,
     /// How badly [P_A′, −D̃] explains A; 0 where the consistency loss is switched off.
     pub before: f32,
-    /// 1 − cos(E_T([D̃]), delta); 0 where the CLIP loss is switched off.
+    /// How far what the text encoder reads points from the delta, 1 − cos: what D̃ changes in the
+    /// prompts, or D̃ alone, see [`ClipLoss`](crate::loss::ClipLoss); 0 where the CLIP loss is switched off.
     pub clip: f32,
 }
 

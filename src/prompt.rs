@@ -3,10 +3,10 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-use crate::Result;
 use crate::models::clip_text::PrefixCache;
 use crate::models::tokenizer::ClipTokenizer;
 use crate::tokens::signed;
+use crate::{Error, Result};
 
 /// Where a picture's prompt comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -55,6 +55,50 @@ impl Default for PromptConfig {
     }
 }
 
+impl PromptConfig {
+    /// Checks that the settings make sense.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the first that does not.
+    pub fn validate(&self) -> Result<()> {
+        let (rate, decay) = (self.pez_learning_rate, self.pez_weight_decay);
+        let checks = [
+            (
+                "pez_tokens",
+                self.pez_tokens > 0,
+                "at least 1",
+                self.pez_tokens.to_string(),
+            ),
+            (
+                "pez_steps",
+                self.pez_steps > 0,
+                "at least 1",
+                self.pez_steps.to_string(),
+            ),
+            (
+                "pez_learning_rate",
+                rate > 0.0 && rate.is_finite(),
+                "a positive number",
+                rate.to_string(),
+            ),
+            (
+                "pez_weight_decay",
+                decay >= 0.0 && decay.is_finite(),
+                "0 or more",
+                decay.to_string(),
+            ),
+        ];
+        match checks.into_iter().find(|(_, holds, ..)| !holds) {
+            None => Ok(()),
+            Some((name, _, expected, found)) => Err(Error::Setting {
+                name,
+                expected: expected.to_owned(),
+                found,
+            }),
+        }
+    }
+}
+
 /// The words of a prompt, without start, end and padding.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Prompt {
@@ -71,7 +115,7 @@ impl Prompt {
     /// The words of a text, separated by white space, as each text encoder's tokenizer cuts them.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`](crate::Error::InvalidFile) if the vocabulary cannot express the text.
+    /// [`Error::InvalidFile`] if the vocabulary cannot express the text.
     pub fn new(text: &str, tokenizers: &[&ClipTokenizer]) -> Result<Self> {
         let words = text
             .split_whitespace()
@@ -86,7 +130,7 @@ impl Prompt {
     /// Entries of the vocabulary, each a word of its own, the same for all text encoders.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`](crate::Error::InvalidFile) if an id is not in the vocabulary.
+    /// [`Error::InvalidFile`] if an id is not in the vocabulary.
     pub fn from_ids(ids: &[u32], tokenizer: &ClipTokenizer) -> Result<Self> {
         Ok(Self {
             text: tokenizer.decode(ids)?,
@@ -110,6 +154,31 @@ impl Prompt {
         Self { text, words }
     }
 
+    /// As much of its beginning as takes at most `room` places in every text encoder, and how many
+    /// token ids are cut off; the text stays.
+    #[must_use]
+    pub(crate) fn shortened(self, room: usize) -> (Self, usize) {
+        let encoders = self.words.iter().map(Vec::len).max().unwrap_or(0);
+        let longest = (0..encoders).map(|encoder| self.ids(encoder).len()).max();
+        let cut = longest.unwrap_or(0).saturating_sub(room);
+        if cut == 0 {
+            return (self, 0);
+        }
+        let mut left = vec![room; encoders];
+        let words = self.words.iter().map(|word| {
+            let beginnings = left.iter_mut().enumerate().map(|(encoder, left)| {
+                let mut ids = ids(word, encoder).to_vec();
+                ids.truncate(*left);
+                *left -= ids.len();
+                ids
+            });
+            beginnings.collect::<Word>()
+        });
+        let words = words.filter(|word| word.iter().any(|ids| !ids.is_empty()));
+        let words = words.collect();
+        (Self { words, ..self }, cut)
+    }
+
     /// The text as it was given or found.
     pub fn text(&self) -> &str {
         &self.text
@@ -117,9 +186,16 @@ impl Prompt {
 
     /// The ids of all words for text encoder `encoder`, counted from 0.
     pub fn ids(&self, encoder: usize) -> Vec<u32> {
-        let ids = |word: &Word| word.get(encoder).or(word.first()).cloned();
-        self.words.iter().filter_map(ids).flatten().collect()
+        let ids = self.words.iter().flat_map(|word| ids(word, encoder));
+        ids.copied().collect()
     }
+}
+
+/// The ids of a word for text encoder `encoder`.
+fn ids(word: &Word, encoder: usize) -> &[u32] {
+    word.get(encoder)
+        .or(word.first())
+        .map_or(&[], Vec::as_slice)
 }
 
 /// The words of a prompt as the text encoders read them. The encoders are causal: whatever follows
@@ -189,5 +265,56 @@ impl<'a> FullPrompt<'a> {
             difference: difference.iter().map(|d| signed(d, sign)).collect(),
             strength: strength.abs(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_setting_that_makes_no_sense_is_named() {
+        PromptConfig::default().validate().unwrap();
+        let message = |change: fn(&mut PromptConfig)| {
+            let mut config = PromptConfig::default();
+            change(&mut config);
+            config.validate().unwrap_err().to_string()
+        };
+        assert_eq!(
+            message(|config| config.pez_steps = 0),
+            "setting `pez_steps`: expected at least 1, found 0"
+        );
+        assert!(message(|config| config.pez_tokens = 0).contains("`pez_tokens`"));
+        for rate in [0.0, -0.1, f64::NAN, f64::INFINITY] {
+            let config = PromptConfig {
+                pez_learning_rate: rate,
+                ..PromptConfig::default()
+            };
+            let error = config.validate().unwrap_err().to_string();
+            assert!(error.contains("`pez_learning_rate`"), "{error}");
+        }
+        assert!(
+            message(|config| config.pez_weight_decay = f64::NAN).contains("`pez_weight_decay`")
+        );
+        assert!(message(|config| config.pez_weight_decay = -1.0).contains("`pez_weight_decay`"));
+    }
+
+    #[test]
+    fn a_prompt_is_shortened_to_the_room_of_the_encoder_that_needs_most() {
+        let prompt = Prompt {
+            text: "one two three".to_owned(),
+            words: vec![
+                vec![vec![1], vec![11]],
+                vec![vec![2], vec![12, 22]],
+                vec![vec![3, 4]],
+            ],
+        };
+        assert_eq!(prompt.clone().shortened(5), (prompt.clone(), 0));
+        let (short, cut) = prompt.clone().shortened(3);
+        assert_eq!(cut, 2);
+        assert_eq!(short.ids(0), [1, 2, 3]);
+        assert_eq!(short.ids(1), [11, 12, 22]);
+        assert_eq!(short.text(), "one two three");
+        assert!(prompt.shortened(0).0.ids(1).is_empty());
     }
 }

@@ -36,15 +36,10 @@ impl EncoderBase {
     /// `table`: [vocab_size, hidden_size]
     pub fn new(table: Tensor<2>) -> Self {
         let [vocab_size, hidden_size] = table.dims();
-        let mut hash = Sha256::new();
-        for value in host(table) {
-            hash.update(f16::from_f32(value).to_le_bytes());
-        }
-        let table = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
         Self {
             vocab_size,
             hidden_size,
-            table,
+            table: fingerprint([table]),
         }
     }
 }
@@ -248,6 +243,20 @@ fn keys(count: usize) -> Box<dyn Iterator<Item = String>> {
         2 => Box::new(PAIR_KEYS.iter().map(|&key| key.to_owned())),
         _ => Box::new((0..count).map(|number| format!("{SINGLE_KEY}.{number}"))),
     }
+}
+
+/// SHA-256 of weights, rounded to f16 so that an f16 and an f32 copy of one model have the same.
+pub(crate) fn fingerprint(weights: impl IntoIterator<Item = Tensor<2>>) -> String {
+    let mut hash = Sha256::new();
+    for value in weights.into_iter().flat_map(host) {
+        hash.update(f16::from_f32(value).to_le_bytes());
+    }
+    hex(hash)
+}
+
+/// A finished hash in hexadecimal digits.
+pub(crate) fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// The numbers of a tensor as f32 on the host, row-major.

@@ -265,6 +265,17 @@ impl Models {
         let prompt = match prefix {
             None => caption,
             Some(prefix) => {
+                self.pipeline.check_num_tokens(num_tokens)?;
+                let room = pez::room(self.pipeline.text_encoders(), config, num_tokens)?;
+                let (prefix, cut) = prefix.shortened(room);
+                if cut > 0 {
+                    let notice = format!(
+                        "the caption `{}` is too long for the text encoder beside the optimised \
+                         words and the difference tokens: its last {cut} token ids are cut off",
+                        prefix.text()
+                    );
+                    progress::notice(&mut *observer, notice);
+                }
                 let joint = &self.joints()?[0];
                 let image = joint.image_features(picture.image)?;
                 pez::optimise(

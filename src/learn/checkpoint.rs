@@ -3,20 +3,17 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor};
-use serde_json::Value;
 
 use super::adamw::Moments;
-use super::{LearnConfig, per_encoder};
+use super::identity::Identity;
+use super::per_encoder;
+use super::scaling::LossScale;
 use crate::progress::LossTerms;
-use crate::tokens::Base;
 use crate::weights::{Array, Arrays, Values};
 use crate::{Error, Result};
 
 /// Version of the checkpoint format, in the metadata of every checkpoint.
-const FORMAT_VERSION: &str = "1";
-/// Settings that may differ between a checkpoint and the run that goes on from it: none of them
-/// changes a step that was already made.
-const FREE_SETTINGS: [&str; 3] = ["steps", "checkpoint_every", "patience"];
+const FORMAT_VERSION: &str = "2";
 
 /// Everything an optimisation step depends on, besides what is given again on resuming.
 #[derive(Debug, Clone)]
@@ -27,6 +24,8 @@ pub(super) struct State {
     pub(super) tokens: Vec<Tensor<2>>,
     /// AdamW's moments of each.
     pub(super) moments: Vec<Moments<2>>,
+    /// That of the next step.
+    pub(super) loss_scale: LossScale,
     /// The best tokens so far.
     pub(super) best: Option<Best>,
     /// The loss of every step made.
@@ -45,21 +44,13 @@ pub(super) struct Best {
     pub(super) waiting: usize,
 }
 
-/// What a run must have in common with the checkpoint it goes on from.
-#[derive(Debug, Clone)]
-pub(super) struct Identity<'a> {
-    pub(super) config: &'a LearnConfig,
-    pub(super) base: &'a Base,
-    /// SHA-256 of the pairs' latents, prompts and deltas.
-    pub(super) pairs: String,
-}
-
 impl State {
     /// The state before the first step.
-    pub(super) fn new(tokens: Vec<Tensor<2>>) -> Self {
+    pub(super) fn new(tokens: Vec<Tensor<2>>, loss_scale: LossScale) -> Self {
         Self {
             step: 0,
             moments: tokens.iter().map(Moments::zeros_like).collect(),
+            loss_scale,
             tokens,
             best: None,
             history: Vec::new(),
@@ -68,19 +59,16 @@ impl State {
 
     /// Writes a checkpoint atomically.
     pub(super) fn save(&self, path: &Path, identity: &Identity<'_>) -> Result<()> {
-        let text = |value: serde_json::Result<String>| {
-            value.map_err(|error| Error::invalid_file(path, error.to_string()))
-        };
         let history = (self.history.iter())
             .flat_map(|terms| [terms.total, terms.after, terms.before, terms.clip])
             .collect();
-        let mut arrays = Arrays::default()
+        let [scale_exponent, scale_steps] = self.loss_scale.moment();
+        let mut arrays = (identity.mark(Arrays::default()))
             .with_metadata("format", "difference-checkpoint")
             .with_metadata("format_version", FORMAT_VERSION)
             .with_metadata("step", self.step.to_string())
-            .with_metadata("config", text(serde_json::to_string(identity.config))?)
-            .with_metadata("base", text(serde_json::to_string(identity.base))?)
-            .with_metadata("pairs", &identity.pairs)
+            .with_metadata("loss_scale_exponent", scale_exponent.to_string())
+            .with_metadata("loss_scale_steps", scale_steps.to_string())
             .with("history", Array::floats([self.history.len(), 4], history));
         let mut add = |name: &str, number: usize, tensor: &Tensor<2>| {
             let array = Array::from_tensor(tensor.clone());
@@ -103,14 +91,27 @@ impl State {
         arrays.write(path)
     }
 
-    /// Reads a checkpoint that belongs to the run described by `identity`.
-    pub(super) fn load(path: &Path, identity: &Identity<'_>, device: &Device) -> Result<Self> {
+    /// Reads a checkpoint that belongs to the run described by `identity`, which begins with
+    /// `loss_scale`.
+    pub(super) fn load(
+        path: &Path,
+        identity: &Identity<'_>,
+        loss_scale: LossScale,
+        device: &Device,
+    ) -> Result<Self> {
         let arrays = Arrays::read(path)?;
-        if arrays.metadata.get("format_version").map(String::as_str) != Some(FORMAT_VERSION) {
-            let reason = format!("not a checkpoint of format version {FORMAT_VERSION}");
+        let version = arrays
+            .metadata
+            .get("format_version")
+            .map_or("none", String::as_str);
+        if version != FORMAT_VERSION {
+            let reason = format!(
+                "expected a checkpoint of format version {FORMAT_VERSION}, found {version}; start \
+                 again without it"
+            );
             return Err(Error::invalid_file(path, reason));
         }
-        check_identity(&arrays, identity)?;
+        identity.check(&arrays)?;
         let tensors = |name: &str| -> Result<Vec<Tensor<2>>> {
             (0..identity.base.len())
                 .map(|number| {
@@ -151,6 +152,10 @@ impl State {
             step: number(&arrays, "step")?,
             tokens: tensors("tokens")?,
             moments,
+            loss_scale: loss_scale.at([
+                number(&arrays, "loss_scale_exponent")?,
+                number(&arrays, "loss_scale_steps")?,
+            ]),
             best,
             history,
         })
@@ -175,36 +180,4 @@ fn number<T: std::str::FromStr>(arrays: &Arrays, key: &str) -> Result<T> {
             format!("metadata `{key}`: expected a number, found `{text}`"),
         )
     })
-}
-
-/// Checks that a checkpoint was made on the same base, pairs and settings.
-fn check_identity(arrays: &Arrays, identity: &Identity<'_>) -> Result<()> {
-    let other = |what: String| {
-        let reason = format!("the checkpoint does not belong to this run: {what}");
-        Error::invalid_file(&arrays.path, reason)
-    };
-    let metadata = |key: &str| -> Result<Value> {
-        let text = arrays.metadata.get(key).map_or("", String::as_str);
-        serde_json::from_str(text).map_err(|error| {
-            Error::invalid_file(&arrays.path, format!("metadata `{key}`: {error}"))
-        })
-    };
-    let json = |value: serde_json::Result<Value>| value.unwrap_or_default();
-    if metadata("base")? != json(serde_json::to_value(identity.base)) {
-        return Err(other("it was made with another model".to_owned()));
-    }
-    let saved = metadata("config")?;
-    let config = json(serde_json::to_value(identity.config));
-    for (name, value) in config.as_object().into_iter().flatten() {
-        let before = saved.get(name).unwrap_or(&Value::Null);
-        if before != value && !FREE_SETTINGS.contains(&name.as_str()) {
-            return Err(other(format!(
-                "its `{name}` is {before}, this run's {value}"
-            )));
-        }
-    }
-    if arrays.metadata.get("pairs") != Some(&identity.pairs) {
-        return Err(other("its pictures or captions are others".to_owned()));
-    }
-    Ok(())
 }

@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::per_encoder;
-use crate::Result;
 use crate::progress::LossTerms;
 use crate::tokens::host;
 use crate::weights::{Array, Arrays, Values};
+use crate::{Error, Result};
+
+/// The step that a trace begins at, in its metadata.
+const FIRST_STEP: &str = "first_step";
 
 /// The files of one learning run, all optional.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -18,7 +21,8 @@ pub struct Records {
     pub checkpoint: Option<PathBuf>,
     /// Go on from this checkpoint.
     pub resume: Option<PathBuf>,
-    /// Take timesteps and noise from this safetensors file instead of drawing them.
+    /// Take timesteps and noise from this safetensors file instead of drawing them; see
+    /// [`Replay::read`].
     pub replay: Option<PathBuf>,
     /// Write timesteps, noise, loss terms and the tokens after each step to this file.
     pub trace: Option<PathBuf>,
@@ -42,15 +46,17 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Reads `timesteps` and `noise` from a safetensors file, such as a trace.
+    /// Reads `timesteps` and `noise` of every step from step 0 on from a safetensors file, such as the
+    /// trace of a run that was not resumed.
     ///
     /// # Shapes
     /// `noise_shape`: [batch, channels, h, w] of one step of this run.
     ///
     /// # Errors
-    /// [`Io`](crate::Error::Io), [`InvalidFile`](crate::Error::InvalidFile) and
-    /// [`Tensor`](crate::Error::Tensor) if the arrays are missing, have
-    /// other shapes, fewer than `steps` steps, or timesteps that the schedule does not have.
+    /// [`Error::Io`], [`Error::InvalidFile`] and
+    /// [`Error::Tensor`] if the arrays are missing, have
+    /// other shapes, fewer than `steps` steps, or timesteps that the schedule does not have, and if the
+    /// trace is that of a resumed run, which begins later.
     pub fn read(
         path: &Path,
         steps: usize,
@@ -58,6 +64,17 @@ impl Replay {
         num_train_timesteps: usize,
     ) -> Result<Self> {
         let arrays = Arrays::read(path)?;
+        if let Some(first) = arrays
+            .metadata
+            .get(FIRST_STEP)
+            .filter(|first| *first != "0")
+        {
+            let reason = format!(
+                "a replay needs the draws of every step, and this trace begins at step {first}, where \
+                 its run was resumed; trace a run from its beginning"
+            );
+            return Err(Error::invalid_file(path, reason));
+        }
         let [batch, channels, h, w] = noise_shape;
         let check = |name: &str, rest: &[usize]| -> Result<&Values> {
             let array = arrays.array(name)?;
@@ -104,7 +121,7 @@ impl Replay {
 /// Everything drawn and computed, step by step.
 #[derive(Debug, Clone, Default)]
 pub struct Trace {
-    /// The number of the first recorded step; not 0 after a resume.
+    /// The number of the first recorded step, counted from 0; not 0 after a resume.
     first_step: usize,
     timesteps: Vec<i64>,
     noise: Vec<f32>,
@@ -141,10 +158,11 @@ impl Trace {
 
     /// Writes the trace atomically: `timesteps` [steps, batch], `noise` [steps, batch, channels,
     /// h, w], `loss`, `after`, `before` and `clip` `[steps]`, `tokens` [steps, n, d] (`tokens.1`
-    /// for a second text encoder). It can be replayed.
+    /// for a second text encoder). It can be replayed if it begins at step 0, which that of a resumed
+    /// run does not.
     ///
     /// # Errors
-    /// [`Io`](crate::Error::Io) if the file cannot be written.
+    /// [`Error::Io`] if the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
         let steps = self.terms.len();
         let [batch, channels, h, w] = self.noise_shape;
@@ -153,7 +171,7 @@ impl Trace {
             |of: fn(&LossTerms) -> f32| Array::floats([steps], self.terms.iter().map(of).collect());
         let mut arrays = Arrays::default()
             .with_metadata("format", "difference-trace")
-            .with_metadata("first_step", self.first_step.to_string())
+            .with_metadata(FIRST_STEP, self.first_step.to_string())
             .with(
                 "timesteps",
                 Array::integers([steps, batch], self.timesteps.clone()),
@@ -175,9 +193,9 @@ impl Trace {
 mod tests {
     use super::*;
 
-    fn trace() -> Trace {
+    fn trace(first_step: usize) -> Trace {
         let device = Device::flex();
-        let mut trace = Trace::new(0);
+        let mut trace = Trace::new(first_step);
         for step in 0..3 {
             let draws = Draws {
                 timesteps: vec![step, 10 + step],
@@ -193,7 +211,7 @@ mod tests {
     fn a_trace_can_be_replayed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("trace.safetensors");
-        trace().write(&path).unwrap();
+        trace(0).write(&path).unwrap();
         let replay = Replay::read(&path, 3, [2, 1, 1, 2], 20).unwrap();
         let draws = replay.draws(2, &Device::flex());
         assert_eq!(draws.timesteps, [2, 12]);
@@ -208,7 +226,7 @@ mod tests {
     fn a_replay_that_does_not_fit_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("trace.safetensors");
-        trace().write(&path).unwrap();
+        trace(0).write(&path).unwrap();
         let error = |steps, shape, timesteps| {
             let result = Replay::read(&path, steps, shape, timesteps);
             result.unwrap_err().to_string()
@@ -216,5 +234,13 @@ mod tests {
         assert!(error(4, [2, 1, 1, 2], 20).contains("at least 4"));
         assert!(error(3, [1, 1, 1, 2], 20).contains("tensor `noise`"));
         assert!(error(3, [2, 1, 1, 2], 12).contains("timesteps in 0..12"));
+    }
+    #[test]
+    fn the_trace_of_a_resumed_run_is_not_replayed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("trace.safetensors");
+        trace(7).write(&path).unwrap();
+        let error = Replay::read(&path, 3, [2, 1, 1, 2], 20).unwrap_err();
+        assert!(error.to_string().contains("begins at step 7"), "{error}");
     }
 }

@@ -71,6 +71,11 @@ impl Conv2d {
         })
     }
 
+    /// The weight in the layer's own order.
+    pub(crate) fn weight(&self) -> &Tensor<2> {
+        &self.weight
+    }
+
     /// # Shapes
     /// `[b, c_in, h, w]` to `[b, c_out, h', w']`.
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {

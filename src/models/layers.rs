@@ -87,6 +87,11 @@ impl Linear {
         Self { weight, bias }
     }
 
+    /// The weight `[d_out, d_in]`.
+    pub(crate) fn weight(&self) -> &Tensor<2> {
+        &self.weight
+    }
+
     /// Shares the weights that are those of `other`; gives the bytes.
     pub fn share(&mut self, other: &Self) -> u64 {
         let bias = self.bias.as_mut().zip(other.bias.as_ref());

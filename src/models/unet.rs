@@ -191,6 +191,16 @@ impl UNet2DConditionModel {
         levels.map(Level::transformer_blocks).sum()
     }
 
+    /// A few weights by which the network is told from others of its shape, fine-tuned copies of itself
+    /// among them: those of the first and the last convolution, which full training changes, and those
+    /// that make the first transformer block's keys of the prompt, which low-rank adaptation changes, too.
+    pub(crate) fn telling_weights(&self) -> Vec<Tensor<2>> {
+        let down = self.down_blocks.iter().map(|(level, _)| level);
+        let keys = down.chain(&self.mid_block).find_map(Level::prompt_keys);
+        let convolutions = [&self.conv_in, &self.conv_out].map(Conv2d::weight);
+        convolutions.into_iter().chain(keys).cloned().collect()
+    }
+
     /// Sets what to save.
     pub fn set_memory(&mut self, memory: Memory) {
         self.memory = memory;

@@ -359,6 +359,12 @@ impl Level {
         self.attentions.iter().map(blocks).sum()
     }
 
+    /// The weights that make keys of the prompt in the first transformer block, if there is one.
+    pub(super) fn prompt_keys(&self) -> Option<&Tensor<2>> {
+        let block = self.attentions.first()?.transformer_blocks.first()?;
+        Some(block.attn2.to_k.weight())
+    }
+
     /// Residual block `i` and the transformer after it, if any.
     pub(super) fn forward_layer(&self, i: usize, x: Tensor<4>, cond: &Conditions<'_>) -> Tensor<4> {
         let x = self.resnets[i].forward(x, Some(&cond.emb));

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use difference_inversion::analogy::Models;
+use difference_inversion::analogy::{self, AnalogyConfig, Models};
 use difference_inversion::delta::DeltaMode;
 use difference_inversion::learn::{
     self, ClipReading, Draws, Initialisation, LearnConfig, Outcome, Pair, Records,
@@ -16,14 +16,17 @@ use difference_inversion::prompt::Words;
 use difference_inversion::weights::Arrays;
 use difference_inversion::{Error, Result};
 
-use crate::tiny::{example_in, golden, models, models_in, pair, pair_of, relative_error, silent};
+use crate::tiny::{
+    example, example_in, golden, models, models_in, pair, pair_of, relative_error, short_analogy,
+    silent,
+};
 
 /// Largest difference of the learned tokens from the PyTorch reference's, as a relative norm.
 const TOKEN_TOLERANCE: f32 = 1e-3;
 /// Largest relative difference of a directional derivative from its finite difference.
 const GRADIENT_TOLERANCE: f32 = 0.02;
 
-fn config() -> LearnConfig {
+pub(crate) fn config() -> LearnConfig {
     LearnConfig {
         num_tokens: 3,
         steps: 12,
@@ -35,7 +38,12 @@ fn config() -> LearnConfig {
     }
 }
 
-fn run(models: &Models, pair: &Pair, config: &LearnConfig, records: &Records) -> Result<Outcome> {
+pub(crate) fn run(
+    models: &Models,
+    pair: &Pair,
+    config: &LearnConfig,
+    records: &Records,
+) -> Result<Outcome> {
     let pairs = std::slice::from_ref(pair);
     let (pipeline, joints) = (models.pipeline(), models.joints().unwrap());
     learn::difference(pipeline, joints, pairs, config, records, &mut silent)
@@ -333,12 +341,14 @@ fn a_replayed_trace_gives_the_run_that_wrote_it() {
         replay: Some(trace),
         ..Records::default()
     };
-    let config = LearnConfig {
-        seed: 0,
+    let other_seed = LearnConfig {
+        seed: 7,
         ..config()
     };
-    let replayed = run(&models, &pair, &config, &records).unwrap();
+    let replayed = run(&models, &pair, &other_seed, &records).unwrap();
     assert_eq!(drawn.history, replayed.history);
+    let drawn_anew = run(&models, &pair, &other_seed, &Records::default()).unwrap();
+    assert_ne!(drawn.history, drawn_anew.history);
 }
 
 #[test]
@@ -397,20 +407,65 @@ fn every_ablation_is_another_run() {
         ..config()
     });
     assert!(no_clip.history.iter().all(|terms| terms.clip == 0.0));
-    let word = Initialisation::Word("house".to_owned());
-    let from_word = learn(LearnConfig {
-        initialisation: word,
-        ..config()
+    let [random, from_word] = [
+        Initialisation::Random,
+        Initialisation::Word("house".to_owned()),
+    ]
+    .map(|initialisation| {
+        learn(LearnConfig {
+            initialisation,
+            ..config()
+        })
     });
     let read_alone = learn(LearnConfig {
         clip_reading: ClipReading::Alone,
         ..config()
     });
-    let runs = [&full, &no_consistency, &no_clip, &from_word, &read_alone].map(tokens);
+    let runs = [
+        &full,
+        &no_consistency,
+        &no_clip,
+        &random,
+        &from_word,
+        &read_alone,
+    ];
+    assert_all_differ(&runs.map(tokens));
+}
+
+#[track_caller]
+fn assert_all_differ(runs: &[Vec<f32>]) {
     for (number, run) in runs.iter().enumerate() {
-        assert!(runs[..number].iter().all(|other| other != run));
+        assert!(runs[..number].iter().all(|other| other != run), "{number}");
     }
-    assert_eq!(LearnConfig::default().delta, DeltaMode::Interpolated);
+}
+
+#[test]
+fn the_delta_and_its_alpha_decide_what_is_learned() {
+    let models = models();
+    let learn = |delta, alpha| {
+        let config = AnalogyConfig {
+            learn: LearnConfig {
+                delta,
+                alpha,
+                ..short_analogy().learn
+            },
+            ..short_analogy()
+        };
+        let records = Records::default();
+        let learned = analogy::learn(&models, &[example()], &config, &records, &mut silent);
+        values(&learned.unwrap().tokens.embeddings()[0])
+    };
+    let LearnConfig { delta, alpha, .. } = LearnConfig::default();
+    assert_eq!((delta, alpha), (DeltaMode::Interpolated, 0.8));
+    assert_all_differ(&[
+        learn(delta, alpha),
+        learn(delta, 0.4),
+        learn(DeltaMode::Image, alpha),
+        learn(DeltaMode::Text, alpha),
+    ]);
+    // What alpha lies between.
+    assert_eq!(learn(delta, 0.0), learn(DeltaMode::Image, alpha));
+    assert_eq!(learn(delta, 1.0), learn(DeltaMode::Text, alpha));
 }
 
 #[test]

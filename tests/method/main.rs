@@ -6,9 +6,11 @@
     reason = "a test may fail where it stands, and shows its figures"
 )]
 
+mod checkpoints;
 mod families;
 mod learning;
 mod misfits;
+mod paper_map;
 mod regeneration;
 mod tiny;
 mod two_encoders;

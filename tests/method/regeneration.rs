@@ -9,7 +9,7 @@ use difference_inversion::analogy::{
 use difference_inversion::learn::Records;
 use difference_inversion::noise::{Branches, Guidance, Inversion, regenerate};
 use difference_inversion::progress::{Progress, Stage};
-use difference_inversion::prompt::{FullPrompt, PromptConfig, PromptMode};
+use difference_inversion::prompt::{FullPrompt, Prompt, PromptConfig, PromptMode};
 use difference_inversion::sample::{Ddim, Solver};
 use difference_inversion::tokens::DifferenceTokens;
 use difference_inversion::{Error, pez};
@@ -343,6 +343,91 @@ fn an_optimised_prompt_is_nearer_to_its_picture_than_its_prefix() {
     let records = Records::default();
     let learned = analogy::learn(&models, &[example()], &config, &records, &mut silent).unwrap();
     assert!(learned.prompts[0][0].starts_with("a red house "));
+}
+
+/// What learning with these settings of prompts comes to, and the notices on the way; the text
+/// encoder has room for 30 token ids.
+fn learned_with(prompt: PromptConfig, caption_a: &str) -> (Result<(), String>, Vec<String>) {
+    let mut notices = Vec::new();
+    let mut observer = |progress: &Progress| {
+        if let Progress::Notice(text) = progress {
+            notices.push(text.clone());
+        }
+        ControlFlow::Continue(())
+    };
+    let config = AnalogyConfig {
+        prompt,
+        ..short_analogy()
+    };
+    let mut example = example();
+    example.caption_a = Some(caption_a.to_owned());
+    let records = Records::default();
+    let learned = analogy::learn(&models(), &[example], &config, &records, &mut observer);
+    (
+        learned.map(|_| ()).map_err(|error| error.to_string()),
+        notices,
+    )
+}
+
+#[test]
+fn a_long_caption_is_cut_and_the_optimised_words_behind_it_are_not() {
+    let prompt = PromptConfig {
+        prompt_mode: PromptMode::CaptionOptimised,
+        pez_tokens: 4,
+        pez_steps: 2,
+        ..PromptConfig::default()
+    };
+    let caption = "a".repeat(10) + &" a".repeat(25);
+    let places = models().pipeline().prompt(&caption).unwrap().ids(0).len();
+    assert!(places > 24);
+    let (learned, notices) = learned_with(prompt, &caption);
+    learned.unwrap();
+    let cut = format!("its last {} token ids are cut off", places - 24);
+    assert_eq!(notices.len(), 1, "{notices:?}");
+    assert!(notices[0].starts_with("the caption `aaaa"), "{notices:?}");
+    assert!(notices[0].ends_with(&cut), "{notices:?}");
+}
+
+#[test]
+fn settings_of_optimised_prompts_that_make_no_sense_are_named() {
+    let message = |pez_tokens, pez_steps| {
+        let prompt = PromptConfig {
+            prompt_mode: PromptMode::Optimised,
+            pez_tokens,
+            pez_steps,
+            ..PromptConfig::default()
+        };
+        learned_with(prompt, "a house").0.unwrap_err()
+    };
+    assert_eq!(
+        message(4, 0),
+        "setting `pez_steps`: expected at least 1, found 0"
+    );
+    let many = message(29, 2);
+    assert!(
+        many.starts_with("setting `pez_tokens`: expected at most 28"),
+        "{many}"
+    );
+    assert!(
+        many.ends_with("beside 2 difference tokens, found 29"),
+        "{many}"
+    );
+
+    let models = models();
+    let joint = &models.joints().unwrap()[0];
+    let image = joint.image_features(&example().a).unwrap();
+    let config = PromptConfig {
+        pez_tokens: 31,
+        ..PromptConfig::default()
+    };
+    let prefix = Prompt::default();
+    let error = pez::optimise(joint, &image, &prefix, &config, 0, &mut silent).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("setting `pez_tokens`: expected at most 30"),
+        "{error}"
+    );
 }
 
 #[test]
