@@ -274,6 +274,12 @@ impl Folder {
         there.then_some(result)
     }
 
+    /// The result of an analogy that need not be made again.
+    pub fn finished(&self, method: &str, name: &str) -> Option<ResultRecord> {
+        let result = self.result(method, name)?;
+        (result.status == Status::Done).then_some(result)
+    }
+
     /// All results of a method, by name.
     pub fn results(&self, method: &str) -> Vec<ResultRecord> {
         let folders = fs::read_dir(self.path.join(method)).into_iter().flatten();

@@ -7,7 +7,10 @@ use difference_inversion::weights::Arrays;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{dinv, entries, run, succeed, workplace};
+use super::{dinv, entries, golden, run, succeed, workplace};
+
+#[cfg(target_os = "linux")]
+mod workers;
 
 /// A workplace with a suite of three analogies of two kinds in `list.jsonl`.
 fn workplace_with_suite() -> TempDir {
@@ -361,7 +364,7 @@ fn a_method_without_its_model_is_skipped_with_its_reason() {
 
     // Now there is one: it joins the others in the same folder.
     super::copy_folder(
-        &super::golden("instruct_pix2pix"),
+        &golden("instruct_pix2pix"),
         &work.path().join("instruct"),
     );
     let more = "--limit 1 --methods instruct-pix2pix --instruct-model instruct -o out";
@@ -371,68 +374,6 @@ fn a_method_without_its_model_is_skipped_with_its_reason() {
     assert_eq!(done.code, Some(1), "{}", done.stderr);
     let reason = "- `instruct-pix2pix` failed on `one`: an instruction is missing";
     assert!(done.stdout.contains(reason), "{}", done.stdout);
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn a_worker_that_is_killed_costs_one_analogy() {
-    use std::process::{Command, Stdio};
-    use std::time::{Duration, Instant};
-
-    let work = workplace_with_suite();
-    let arguments = eval("--methods difference-inversion -o out");
-    let child = dinv(work.path())
-        .args(arguments.split_whitespace())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // The run's only child, once there is one.
-    let id = child.id();
-    let started = Instant::now();
-    let worker = loop {
-        assert!(
-            started.elapsed() < Duration::from_secs(60),
-            "no worker came"
-        );
-        let tasks = fs::read_dir(format!("/proc/{id}/task"))
-            .into_iter()
-            .flatten()
-            .flatten();
-        let children =
-            tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-        let children = children.collect::<String>();
-        if let Some(worker) = children.split_whitespace().next() {
-            break worker.to_owned();
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    };
-    assert!(
-        Command::new("kill")
-            .args(["-KILL", &worker])
-            .status()
-            .unwrap()
-            .success()
-    );
-    let done: super::Done = child.wait_with_output().unwrap().into();
-    assert_eq!(done.code, Some(1), "{}", done.stderr);
-    assert!(
-        done.stderr.contains("error: 1 analogy failed"),
-        "{}",
-        done.stderr
-    );
-    assert!(
-        done.stdout.contains("ended before it was done: signal: 9"),
-        "{}",
-        done.stdout
-    );
-    assert!(
-        done.stdout
-            .contains("| difference-inversion | nothing | 2 | 1 |"),
-        "{}",
-        done.stdout
-    );
-    succeed(work.path(), &arguments);
 }
 
 #[test]
@@ -491,8 +432,8 @@ fn real_networks_of_metrics_are_used_where_they_are_given() {
     let work = workplace_with_suite();
     let networks = format!(
         "--dino {} --lpips {}",
-        super::golden("dinov2/mlp").display(),
-        super::golden("lpips/model.safetensors").display()
+        golden("dinov2/mlp").display(),
+        golden("lpips/model.safetensors").display()
     );
     succeed(work.path(), &eval("-q --methods sdedit --limit 1 -o out"));
     let result = work.path().join("out/sdedit/one/result.json");
@@ -516,6 +457,24 @@ fn real_networks_of_metrics_are_used_where_they_are_given() {
             "{metric}"
         );
     }
+}
+
+#[test]
+fn a_network_that_cannot_be_opened_costs_no_result() {
+    let work = workplace_with_suite();
+    succeed(work.path(), &eval("-q --methods sdedit -o out"));
+    let result = work.path().join("out/sdedit/one/result.json");
+    let before = fs::read(&result).unwrap();
+    let wrong = "--lpips model/vae/diffusion_pytorch_model.safetensors";
+    let done = run(
+        work.path(),
+        &eval(&format!("--methods sdedit {wrong} -o out")),
+    );
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    let error = "error: model/vae/diffusion_pytorch_model.safetensors: ";
+    assert!(done.stderr.contains(error), "{}", done.stderr);
+    assert!(!done.stderr.contains("sdedit"), "{}", done.stderr);
+    assert!(fs::read(&result).unwrap() == before);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use clap::Args;
 use difference_inversion::Error;
 use difference_inversion::eval::report::Report;
 use difference_inversion::eval::suite::{Entry, Suite};
-use difference_inversion::eval::{Folder, RunRecord, SuiteRecord, Variant};
+use difference_inversion::eval::{Folder, Measures, RunRecord, SuiteRecord, Variant};
 
 use super::super::fetch::Fetcher;
 use super::super::flags::{General, ModelSettings};
@@ -111,18 +111,10 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let time = args.quick.then_some(QUICK_TIME);
     let worked = work::work(&prepared, args.jobs, time, &mut progress);
     progress.finish();
-    worked?;
+    let failures = worked?;
     let report = Report::gather(&prepared.folder)?;
     super::report::write(&prepared.folder, &report, args.general.json)?;
-    match report.failures() {
-        0 => Ok(()),
-        count => {
-            let what = if count == 1 { "analogy" } else { "analogies" };
-            let message = format!("{count} {what} failed");
-            let hint = "the report says why; the same command tries these again";
-            Err(Failure::new(message).hint(hint).into())
-        }
-    }
+    Ok(failures.told()?)
 }
 
 /// Everything up to the first picture.
@@ -163,6 +155,8 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
     record.models = hashes::of_models(&paths)?;
     record.measures.clone_from(&measured_with);
     let models = setup::models(paths, &model_settings, recommended.clone())?;
+    // A network that cannot be opened is told before any worker needs it.
+    Measures::open(&measures, &models, &model_settings.device()?)?;
     record.methods = (variants.iter())
         .map(|variant| methods::record(variant, &models))
         .collect();
