@@ -38,7 +38,8 @@ const LAYERS: usize = 16;
 /// **Our reading**: where its code asks GPT-4V, which sees the three pictures, for at most five words
 /// about B′, here stand the first five words of A′'s caption that A's has not, all of them if there is
 /// nothing new; captions are the captioner's, so that the method is still told nothing. The
-/// pictures touch each other; its code leaves a line of two pixels between cells of 256. Layers are counted
+/// pictures touch each other; its code leaves a line of two pixels between cells of 256. B′ is enlarged to
+/// the size of the model's pictures. Layers are counted
 /// as among Stable Diffusion 1's 16 transformer blocks and scaled to as many as the model has (3 to 10 of
 /// 16 are 1 to 4 of 7). One B′ is made; its code makes eight.
 ///
@@ -210,11 +211,9 @@ impl Method for Analogist {
         let drawn = pipeline.decode(latents)?;
         let [x, y] = [width, height].map(|side| side.div_euclid(2));
         let cell = drawn.view(x, y, width - x, height - y).to_image();
-        let (width, height) = analogy.b.dimensions();
-        Ok(match cell.dimensions() == (width, height) {
-            true => cell,
-            false => resize(&cell, width, height, Filter::Bicubic),
-        })
+        // As large as the model's pictures, as those of other methods are, whatever the size of B.
+        let [height, width] = self.models.pipeline().resolution();
+        Ok(resize(&cell, width, height, Filter::Bicubic))
     }
 }
 

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::tiny::{analogy, eval_models, eval_models_with, settings, silent};
 use super::{Analogy, Captions, Method, Told, Variant, build};
 use crate::Result;
+use crate::image::fit;
 
 fn method(name: &str, values: &Value) -> Box<dyn Method> {
     let variant = Variant {
@@ -62,6 +63,20 @@ fn the_seed_alone_decides() {
         assert!(first == solve(7), "{name}");
         assert!(first != solve(8), "{name}");
         assert_eq!(first.dimensions(), analogy().b.dimensions(), "{name}");
+    }
+}
+
+#[test]
+fn pictures_have_the_size_of_the_model_whatever_that_of_b() {
+    let models = eval_models().text_to_image().unwrap();
+    let [height, width] = models.pipeline().resolution();
+    let wide = Analogy {
+        b: fit(&analogy().b, 3 * width, height),
+        ..analogy()
+    };
+    for (method, _) in systems() {
+        let drawn = solve(&*method, &wide, 7).unwrap();
+        assert_eq!(drawn.dimensions(), (width, height), "{}", method.settings());
     }
 }
 
