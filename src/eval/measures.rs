@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, FloatDType};
 use image::RgbImage;
+use serde::{Deserialize, Serialize};
 
 use super::judge::{Judge, Judged};
 use super::metrics::{
@@ -143,7 +144,7 @@ pub const METRICS: &[Metric] = {
 };
 
 /// Where the networks of metrics are, beside the CLIP of the text-to-image model.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeasurePaths {
     /// The judge of the demo world.
     pub judge: Option<PathBuf>,

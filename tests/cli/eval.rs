@@ -460,6 +460,39 @@ fn real_networks_of_metrics_are_used_where_they_are_given() {
 }
 
 #[test]
+fn the_judge_does_not_measure_attributes_that_it_does_not_know() {
+    let work = workplace_with_suite();
+    let list = fs::read_to_string(work.path().join("list.jsonl")).unwrap();
+    let attributes = r#"{"attributes":{"b":{"sky":"day"},"b_prime":{"sky":"aurora"}},"#;
+    fs::write(
+        work.path().join("list.jsonl"),
+        list.replacen('{', attributes, 1),
+    )
+    .unwrap();
+    let sdedit = |more: &str| {
+        run(
+            work.path(),
+            &eval(&format!("--methods sdedit {more} -o out")),
+        )
+    };
+    let unknown = "the attribute `sky` with the value `aurora`";
+    let done = sdedit("");
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    let note = format!("note: the demo suites' judge is left out, for it does not know {unknown}");
+    assert!(done.stderr.contains(&note), "{}", done.stderr);
+    let result = read_json(&work.path().join("out/sdedit/one/result.json"));
+    assert!(result["scores"]["clip_direction"].is_number());
+    for metric in ["edit", "kept", "judge_direction"] {
+        assert_eq!(result["scores"].get(metric), None, "{metric}");
+    }
+    let judge = golden("../../demo/benchmark/judge.safetensors");
+    let done = sdedit(&format!("--judge {}", judge.display()));
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    let error = format!("judge.safetensors: does not know {unknown}, which the suite tells");
+    assert!(done.stderr.contains(&error), "{}", done.stderr);
+}
+
+#[test]
 fn a_network_that_cannot_be_opened_costs_no_result() {
     let work = workplace_with_suite();
     succeed(work.path(), &eval("-q --methods sdedit -o out"));

@@ -136,7 +136,7 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
         model,
         &variants,
     )?;
-    let measures = setup::measure_paths(&args.further, &suite)?;
+    let measures = setup::measure_paths(&args.further, &suite, &mut watcher)?;
     let measured_with = hashes::of_measures(&measures)?;
 
     let about = SuiteRecord {
@@ -178,6 +178,7 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
         models: model_settings,
         further: args.further.clone(),
         recommended,
+        measures,
         measured_with,
         variant: Variant::plain(""),
     };

@@ -160,7 +160,7 @@ mod tests {
     use std::path::PathBuf;
 
     use difference_inversion::analogy::AnalogyConfig;
-    use difference_inversion::eval::SuiteRecord;
+    use difference_inversion::eval::{MeasurePaths, SuiteRecord};
     use serde_json::Value;
 
     use super::super::super::flags::ModelSettings;
@@ -202,6 +202,7 @@ mod tests {
                 models: ModelSettings::default(),
                 further: Further::default(),
                 recommended: AnalogyConfig::default(),
+                measures: MeasurePaths::default(),
                 measured_with: BTreeMap::new(),
                 variant: Variant::plain("sdedit"),
             },

@@ -50,9 +50,8 @@ pub(super) fn run(_: &WorkerArgs) -> anyhow::Result<()> {
     let paths = setup::model_paths(&mut fetcher, &job.models, &job.further, model, variants)?;
     let models = setup::models(paths, &job.models, job.recommended.clone())?;
     let device = job.models.device()?;
-    let measures = setup::measure_paths(&job.further, &suite)?;
     let session = Session {
-        measures: Measures::open(&measures, &models, &device)?,
+        measures: Measures::open(&job.measures, &models, &device)?,
         measured_with: job.measured_with.clone(),
         folder: Folder::at(&job.output),
         seed: job.seed,
