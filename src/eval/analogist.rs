@@ -155,9 +155,15 @@ pub(super) fn analogist(
         .resolution
         .map_or(pipeline.resolution(), |side| [side; 2]);
     // Half a grid has to be a picture of the model, too.
-    pipeline
-        .clone()
-        .with_resolution(size.map(|side| side.div_euclid(2)))?;
+    let half = size.map(|side| side.div_euclid(2));
+    if let Err(error) = pipeline.clone().with_resolution(half) {
+        return Err(match config.resolution {
+            Some(_) => error,
+            None => Error::WrongModel {
+                reason: format!("the model's pictures cannot be halved: {error}"),
+            },
+        });
+    }
     let control = Arc::new(GridControl::new(&config, pipeline.transformer_blocks()));
     Ok(Box::new(Analogist {
         models,

@@ -176,8 +176,8 @@ impl Variant {
 ///
 /// # Errors
 /// [`Error::InvalidInput`] if there is no such method or one of its settings is wrong,
-/// [`Error::Missing`] if a model that it needs was not given, and whatever is wrong with the
-/// model's files.
+/// [`Error::Missing`] if a model that it needs was not given, [`Error::WrongModel`] if it cannot use
+/// the one that was, and whatever is wrong with the model's files.
 pub fn build(variant: &Variant, models: &EvalModels) -> Result<Box<dyn Method>> {
     let known = BUILT_IN.iter().find(|known| known.name == variant.method);
     let Some(known) = known else {

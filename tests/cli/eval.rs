@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use super::{dinv, entries, golden, run, succeed, workplace};
 
+mod skipped;
 #[cfg(target_os = "linux")]
 mod workers;
 
@@ -250,45 +251,6 @@ fn a_run_that_was_killed_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn what_cannot_run_is_skipped_and_what_fails_is_told() {
-    let work = workplace_with_suite();
-    let variants = "[told]\nmethod = 'difference-inversion'\nprompt_mode = 'text'\n\
-                    [wrong]\nmethod = 'sdedit'\nnum_inference_steps = 1000000\n\
-                    [misspelt]\nmethod = 'sdedit'\nstregth = 1.0\n";
-    fs::write(work.path().join("v.toml"), variants).unwrap();
-    let list = fs::read_to_string(work.path().join("list.jsonl")).unwrap();
-    let list = list.replacen("\"b\":\"noon\",", "", 1);
-    fs::write(work.path().join("list.jsonl"), list).unwrap();
-    let done = run(work.path(), &eval("--variants v.toml -o out"));
-    assert_eq!(done.code, Some(1), "{}", done.stderr);
-    // Every analogy of `wrong`, and the one without a caption of B of `told`.
-    assert!(
-        done.stderr.contains("error: 4 analogies failed"),
-        "{}",
-        done.stderr
-    );
-    assert!(
-        done.stdout.contains("| told | captions | 2 | 1 |"),
-        "{}",
-        done.stdout
-    );
-    assert!(
-        done.stdout
-            .contains("| misspelt | skipped, see below | 0 | 0 |"),
-        "{}",
-        done.stdout
-    );
-    for text in [
-        "- `misspelt` was skipped: there is no setting `stregth`; there are eta",
-        "- `told` failed on `one`: a prompt is missing",
-        "- `wrong` failed on `two`: setting `num_inference_steps`",
-    ] {
-        assert!(done.stdout.contains(text), "no `{text}` in {}", done.stdout);
-    }
-    assert_eq!(entries(&work.path().join("out/wrong/two")), ["result.json"]);
-}
-
-#[test]
 fn results_of_another_run_are_not_mixed_in() {
     let work = workplace_with_suite();
     let once = |more: &str| run(work.path(), &eval(&format!("--limit 1 -q {more}")));
@@ -340,40 +302,6 @@ fn results_of_another_run_are_not_mixed_in() {
     );
     fs::write(&path, "{").unwrap();
     refused("--methods sdedit -o out", "run.json: not valid JSON");
-}
-
-#[test]
-fn a_method_without_its_model_is_skipped_with_its_reason() {
-    let work = workplace_with_suite();
-    let done = succeed(
-        work.path(),
-        &eval("--limit 1 --methods visii,sdedit,analogist -o out"),
-    );
-    for (method, what) in [
-        ("visii", "an InstructPix2Pix model"),
-        ("analogist", "an inpainting model"),
-    ] {
-        let reason = format!("- `{method}` was skipped: {what} is missing");
-        assert!(done.stdout.contains(&reason), "{}", done.stdout);
-    }
-    assert!(
-        done.stdout.contains("| sdedit | captions | 1 | 0 |"),
-        "{}",
-        done.stdout
-    );
-
-    // Now there is one: it joins the others in the same folder.
-    super::copy_folder(
-        &golden("instruct_pix2pix"),
-        &work.path().join("instruct"),
-    );
-    let more = "--limit 1 --methods instruct-pix2pix --instruct-model instruct -o out";
-    let list = fs::read_to_string(work.path().join("list.jsonl")).unwrap();
-    assert!(!list.contains("instruction"));
-    let done = run(work.path(), &eval(more));
-    assert_eq!(done.code, Some(1), "{}", done.stderr);
-    let reason = "- `instruct-pix2pix` failed on `one`: an instruction is missing";
-    assert!(done.stdout.contains(reason), "{}", done.stdout);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use difference_inversion::Error;
+use difference_inversion::eval::suite::Entry;
 use difference_inversion::eval::{self, BUILT_IN, EvalModels, Folder, MethodRecord, Variant};
 use serde_json::{Map, Value};
 
@@ -75,24 +76,35 @@ fn read_variants(path: &Path) -> anyhow::Result<Vec<Variant>> {
     }
 }
 
-/// What is recorded of a method; a method that cannot be made is skipped.
-pub(super) fn record(variant: &Variant, models: &EvalModels) -> MethodRecord {
-    let made = eval::build(variant, models);
-    let (name, method) = (variant.name.clone(), variant.method.clone());
-    match made {
-        Ok(made) => MethodRecord {
-            name,
-            method,
-            told: Some(made.told()),
-            settings: made.settings(),
-            skipped: None,
-        },
-        Err(reason) => MethodRecord {
-            name,
-            method,
-            told: None,
-            settings: Value::Null,
-            skipped: Some(reason.to_string()),
-        },
+/// What is recorded of a method. It is skipped if the model that it needs is not there or none that
+/// it can use, or if no analogy tells what it is told.
+pub(super) fn record(
+    variant: &Variant,
+    models: &EvalModels,
+    entries: &[Entry],
+) -> anyhow::Result<MethodRecord> {
+    let mut record = MethodRecord {
+        name: variant.name.clone(),
+        method: variant.method.clone(),
+        told: None,
+        settings: Value::Null,
+        skipped: None,
+    };
+    match eval::build(variant, models) {
+        Ok(made) => {
+            let told = made.told();
+            let mute = !entries.is_empty() && !entries.iter().any(|entry| entry.tells(told));
+            record.told = Some(told);
+            record.settings = made.settings();
+            record.skipped = mute.then(|| format!("it is told {told}, which no analogy tells"));
+        }
+        Err(reason @ (Error::Missing { .. } | Error::WrongModel { .. })) => {
+            record.skipped = Some(reason.to_string());
+        }
+        Err(error) => {
+            let name = format!("the method `{}`", variant.name);
+            return Err(anyhow::Error::new(error).context(name));
+        }
     }
+    Ok(record)
 }

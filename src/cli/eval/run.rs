@@ -78,6 +78,17 @@ pub(super) struct RunArgs {
     general: General,
 }
 
+impl RunArgs {
+    /// The analogies that the run is about.
+    fn entries(&self, suite: &Suite) -> Vec<Entry> {
+        let limit = self.limit.or(self.quick.then_some(QUICK));
+        let shard = self.shard.unwrap_or(Shard { number: 1, of: 1 });
+        let all = suite.balanced(limit).into_iter().enumerate();
+        let chosen = all.filter(|(i, _)| i % shard.of == shard.number - 1);
+        chosen.map(|(_, entry)| entry).collect()
+    }
+}
+
 /// The i-th of n parts, counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Shard {
@@ -157,17 +168,16 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
     let models = setup::models(paths, &model_settings, recommended.clone())?;
     // A network that cannot be opened is told before any worker needs it.
     Measures::open(&measures, &models, &model_settings.device()?)?;
+    let entries = args.entries(&suite);
     record.methods = (variants.iter())
-        .map(|variant| methods::record(variant, &models))
+        .map(|variant| methods::record(variant, &models, &entries))
+        .collect::<Result<_, _>>()?;
+    // A method that is skipped now may have run before, so what is recorded then is something else.
+    let skipped: Vec<_> = (record.methods.iter())
+        .map(|method| method.skipped.clone())
         .collect();
     let folder = Folder::at(&args.output);
-    let record = folder.prepare(record).map_err(other_run)?;
-
-    let limit = args.limit.or(args.quick.then_some(QUICK));
-    let shard = args.shard.unwrap_or(Shard { number: 1, of: 1 });
-    let chosen = suite.balanced(limit).into_iter().enumerate();
-    let chosen = chosen.filter(|(i, _)| i % shard.of == shard.number - 1);
-    let entries: Vec<Entry> = chosen.map(|(_, entry)| entry).collect();
+    folder.prepare(record).map_err(other_run)?;
     for entry in &entries {
         folder.show(entry)?;
     }
@@ -186,8 +196,7 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
         job,
         folder,
         entries,
-        variants,
-        record,
+        methods: variants.into_iter().zip(skipped).collect(),
     })
 }
 

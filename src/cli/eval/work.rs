@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use difference_inversion::eval::suite::Entry;
-use difference_inversion::eval::{Folder, ResultRecord, RunRecord, Status, Variant};
+use difference_inversion::eval::{Folder, ResultRecord, Status, Variant};
 
 use super::super::report::Failure;
 use super::super::watch;
@@ -18,8 +18,8 @@ pub(super) struct Prepared {
     pub(super) job: Job,
     pub(super) folder: Folder,
     pub(super) entries: Vec<Entry>,
-    pub(super) variants: Vec<Variant>,
-    pub(super) record: RunRecord,
+    /// The methods, each with why it is skipped, if it is.
+    pub(super) methods: Vec<(Variant, Option<String>)>,
 }
 
 /// What went wrong in a run, all of which the same command tries again.
@@ -69,10 +69,8 @@ pub(super) fn work(
     } = prepared;
     let measured_with = &prepared.job.measured_with;
     let mut plans = Vec::new();
-    for variant in &prepared.variants {
-        let mut records = prepared.record.methods.iter();
-        let record = records.find(|record| record.name == variant.name);
-        if let Some(reason) = record.and_then(|record| record.skipped.as_ref()) {
+    for (variant, skipped) in &prepared.methods {
+        if let Some(reason) = skipped {
             progress.say(&format!("{} is skipped: {reason}", variant.name));
             continue;
         }
@@ -160,8 +158,7 @@ mod tests {
     use std::path::PathBuf;
 
     use difference_inversion::analogy::AnalogyConfig;
-    use difference_inversion::eval::{MeasurePaths, SuiteRecord};
-    use serde_json::Value;
+    use difference_inversion::eval::MeasurePaths;
 
     use super::super::super::flags::ModelSettings;
     use super::super::setup::Further;
@@ -188,12 +185,6 @@ mod tests {
         done.seconds = 7.0;
         let picture = image::RgbImage::new(8, 8);
         folder.keep("sdedit", &done, Some(&picture)).unwrap();
-        let suite = SuiteRecord {
-            name: "x".to_owned(),
-            version: Value::Null,
-            identity: "x".to_owned(),
-            analogies: 2,
-        };
         let prepared = Prepared {
             job: Job {
                 suite: PathBuf::new(),
@@ -208,8 +199,7 @@ mod tests {
             },
             folder: folder.clone(),
             entries: ["done", "new"].map(entry).to_vec(),
-            variants: Vec::new(),
-            record: RunRecord::new(suite, 0, "cpu".to_owned()),
+            methods: Vec::new(),
         };
         let (mut progress, mut failures) = (RunProgress::new(true, 1), Failures::default());
         for name in ["done", "new"] {
