@@ -173,3 +173,6 @@ impl Report {
         Ok(paths)
     }
 }
+
+#[cfg(test)]
+mod tests;
