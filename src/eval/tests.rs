@@ -1,10 +1,13 @@
 //! What all methods that are compared have in common.
 
+use std::sync::Arc;
+
+use burn::tensor::Device;
 use image::RgbImage;
 use serde_json::{Value, json};
 
 use super::tiny::{analogy, eval_models, eval_models_with, settings, silent};
-use super::{Analogy, Captions, Method, Told, Variant, build};
+use super::{Analogy, Captions, MeasurePaths, Measures, Method, Told, Variant, build};
 use crate::Result;
 use crate::image::fit;
 
@@ -78,6 +81,20 @@ fn pictures_have_the_size_of_the_model_whatever_that_of_b() {
         let drawn = solve(&*method, &wide, 7).unwrap();
         assert_eq!(drawn.dimensions(), (width, height), "{}", method.settings());
     }
+}
+
+#[test]
+fn metrics_hold_no_more_than_the_joint_space_of_a_model() {
+    let models = eval_models();
+    let model = models.text_to_image().unwrap();
+    let paths = MeasurePaths::default();
+    let measures = Measures::open(&paths, &models, &Device::flex()).unwrap();
+    let held = Arc::downgrade(&model);
+    drop(model);
+    assert!(held.upgrade().is_none());
+    let analogy = analogy();
+    let scores = measures.measure(&analogy, &analogy.a).unwrap();
+    assert!(scores["clip_direction"].is_finite());
 }
 
 #[test]

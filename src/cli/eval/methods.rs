@@ -76,35 +76,39 @@ fn read_variants(path: &Path) -> anyhow::Result<Vec<Variant>> {
     }
 }
 
-/// What is recorded of a method. It is skipped if the model that it needs is not there or none that
-/// it can use, or if no analogy tells what it is told.
-pub(super) fn record(
-    variant: &Variant,
+/// What is recorded of the methods. One is skipped if the model that it needs is not there or none
+/// that it can use, or if no analogy tells what it is told.
+pub(super) fn records(
+    variants: &[Variant],
     models: &EvalModels,
     entries: &[Entry],
-) -> anyhow::Result<MethodRecord> {
-    let mut record = MethodRecord {
-        name: variant.name.clone(),
-        method: variant.method.clone(),
-        told: None,
-        settings: Value::Null,
-        skipped: None,
-    };
-    match eval::build(variant, models) {
-        Ok(made) => {
-            let told = made.told();
-            let mute = !entries.is_empty() && !entries.iter().any(|entry| entry.tells(told));
-            record.told = Some(told);
-            record.settings = made.settings();
-            record.skipped = mute.then(|| format!("it is told {told}, which no analogy tells"));
+) -> anyhow::Result<Vec<MethodRecord>> {
+    let mut last = None; // so that a model which the next method has, too, stays open
+    let records = variants.iter().map(|variant| {
+        let (name, method) = (variant.name.clone(), variant.method.clone());
+        match eval::build(variant, models) {
+            Ok(made) => {
+                let told = made.told();
+                let mute = !entries.is_empty() && !entries.iter().any(|entry| entry.tells(told));
+                let record = MethodRecord {
+                    name,
+                    method,
+                    told: Some(told),
+                    settings: made.settings(),
+                    skipped: mute.then(|| format!("it is told {told}, which no analogy tells")),
+                };
+                drop(last.replace(made));
+                Ok(record)
+            }
+            Err(reason @ (Error::Missing { .. } | Error::WrongModel { .. })) => Ok(MethodRecord {
+                name,
+                method,
+                told: None,
+                settings: Value::Null,
+                skipped: Some(reason.to_string()),
+            }),
+            Err(error) => Err(anyhow::Error::new(error).context(format!("the method `{name}`"))),
         }
-        Err(reason @ (Error::Missing { .. } | Error::WrongModel { .. })) => {
-            record.skipped = Some(reason.to_string());
-        }
-        Err(error) => {
-            let name = format!("the method `{}`", variant.name);
-            return Err(anyhow::Error::new(error).context(name));
-        }
-    }
-    Ok(record)
+    });
+    records.collect()
 }

@@ -169,9 +169,7 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
     // A network that cannot be opened is told before any worker needs it.
     Measures::open(&measures, &models, &model_settings.device()?)?;
     let entries = args.entries(&suite);
-    record.methods = (variants.iter())
-        .map(|variant| methods::record(variant, &models, &entries))
-        .collect::<Result<_, _>>()?;
+    record.methods = methods::records(&variants, &models, &entries)?;
     // A method that is skipped now may have run before, so what is recorded then is something else.
     let skipped: Vec<_> = (record.methods.iter())
         .map(|method| method.skipped.clone())
