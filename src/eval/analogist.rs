@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::settings::{recorded, with_settings};
-use super::{Analogy, EvalModels, Method, Told};
+use super::{Analogy, Captions, EvalModels, Method, Told};
 use crate::analogy::{GenerateConfig, Models};
 use crate::image::{Filter, fit, resize};
 use crate::models::attention_control::{AttentionControl, AttentionKind, AttentionPlace};
@@ -183,6 +183,10 @@ impl Method for Analogist {
             Captioned::Captioner => Told::Nothing,
             Captioned::Suite => Told::Captions,
         }
+    }
+
+    fn is_told(&self, captions: &Captions, _: Option<&str>) -> bool {
+        self.config.prompt == Captioned::Captioner || captions.of_a().is_some()
     }
 
     fn draw(

@@ -6,7 +6,7 @@ use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Analogy, EvalModels};
+use super::{Analogy, Captions, EvalModels};
 use super::{analogist, dia, difference_inversion, instruct_pix2pix, visii, words};
 use crate::progress::Observer;
 use crate::weights::Arrays;
@@ -19,6 +19,11 @@ pub trait Method: Send + Sync {
 
     /// What the method is told beside A, A′ and B.
     fn told(&self) -> Told;
+
+    /// Whether an analogy with these captions and this instruction tells all of it.
+    fn is_told(&self, _captions: &Captions, _instruction: Option<&str>) -> bool {
+        true
+    }
 
     /// The settings that [`Method::learn`] depends on, with the name of what is learned. Methods of
     /// a run for which this is equal learn the same, so it is learned once. Nothing for a method

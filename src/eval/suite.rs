@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::{Analogy, Attributes, Captions, Told};
+use super::{Analogy, Attributes, Captions};
 use crate::image::load_image;
 use crate::weights::read_config;
 use crate::{Error, Result};
@@ -87,17 +87,6 @@ impl Entry {
             instruction: self.instruction.clone(),
             attributes: self.attributes.clone(),
         })
-    }
-
-    /// Whether it tells what a method is to be told.
-    pub fn tells(&self, told: Told) -> bool {
-        match told {
-            Told::Nothing => true,
-            Told::Captions => {
-                (self.captions.as_ref()).is_some_and(|captions| *captions != Captions::default())
-            }
-            Told::Instruction => self.instruction.is_some(),
-        }
     }
 
     /// How many attributes the edit changes, where they are told.

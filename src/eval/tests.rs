@@ -105,7 +105,11 @@ fn what_a_method_must_be_told_is_missed() {
         ..analogy()
     };
     for (method, told) in systems() {
+        let all = analogy();
+        let (captions, instruction) = (all.captions.unwrap(), all.instruction);
+        assert!(method.is_told(&captions, instruction.as_deref()));
         let solved = solve(&*method, &mute, 1);
+        assert_eq!(method.is_told(&Captions::default(), None), solved.is_ok());
         let message = solved.err().map(|error| error.to_string());
         assert_eq!(message.is_some(), told != Told::Nothing, "{message:?}");
         if let Some(message) = message {

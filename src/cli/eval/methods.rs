@@ -89,13 +89,17 @@ pub(super) fn records(
         match eval::build(variant, models) {
             Ok(made) => {
                 let told = made.told();
-                let mute = !entries.is_empty() && !entries.iter().any(|entry| entry.tells(told));
+                let is_told = |entry: &Entry| {
+                    let captions = entry.captions.clone().unwrap_or_default();
+                    made.is_told(&captions, entry.instruction.as_deref())
+                };
+                let mute = !entries.is_empty() && !entries.iter().any(is_told);
                 let record = MethodRecord {
                     name,
                     method,
                     told: Some(told),
                     settings: made.settings(),
-                    skipped: mute.then(|| format!("it is told {told}, which no analogy tells")),
+                    skipped: mute.then(|| format!("no analogy tells all that it is told: {told}")),
                 };
                 drop(last.replace(made));
                 Ok(record)

@@ -127,7 +127,7 @@ fn what_ran_before_is_skipped_where_its_model_is_not_given() {
 fn a_method_is_skipped_if_the_suite_does_not_tell_what_it_is_told() {
     let work = workplace_with_suite();
     copy_folder(&golden("instruct_pix2pix"), &work.path().join("instruct"));
-    let list = "a,a_prime,b\na.png,a_prime.png,b.png\n";
+    let list = "a,a_prime,b,caption_b\na.png,a_prime.png,b.png,noon\n";
     fs::write(work.path().join("list.csv"), list).unwrap();
     let methods = "--methods text-swap,difference-inversion,instruct-pix2pix";
     let more = "--instruct-model instruct --suite list.csv -o out";
@@ -139,8 +139,8 @@ fn a_method_is_skipped_if_the_suite_does_not_tell_what_it_is_told() {
         &done,
         &[
             "| difference-inversion | nothing | 1 | 0 |",
-            "- `text-swap` was skipped: it is told captions, which no analogy tells",
-            "- `instruct-pix2pix` was skipped: it is told the instruction, which no analogy tells",
+            "- `text-swap` was skipped: no analogy tells all that it is told: captions",
+            "- `instruct-pix2pix` was skipped: no analogy tells all that it is told: the instruction",
         ],
     );
 }
