@@ -67,6 +67,12 @@ pub enum Error {
         /// How they differ.
         reason: String,
     },
+    /// A model that cannot do what is asked of it.
+    #[error("{reason}")]
+    WrongModel {
+        /// What is needed, and what the model is.
+        reason: String,
+    },
     /// The optimisation has blown up.
     #[error(
         "the loss is not a finite number at step {step}; a smaller learning rate, a bound on the \

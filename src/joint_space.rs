@@ -1,7 +1,7 @@
 //! The space that pictures and words share, in which differences are measured.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ::image::RgbImage;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
@@ -22,8 +22,9 @@ const SAME_ORIGIN: f32 = 0.9;
 /// Rows of the tables that are compared.
 const COMPARED_ROWS: usize = 2048;
 
-/// The space that pictures and words share: CLIP with both projections.
-#[derive(Debug)]
+/// The space that pictures and words share: CLIP with both projections. A copy has the same weights,
+/// and its image tower is closed with the other's.
+#[derive(Debug, Clone)]
 pub struct JointSpace {
     /// Which of a pipeline's text encoders it belongs to.
     encoder: usize,
@@ -32,7 +33,7 @@ pub struct JointSpace {
     text_encoder: TextEncoder,
     folder: PathBuf,
     /// Until it is closed, and when it is needed again.
-    image_tower: Mutex<Option<ClipVisionModel>>,
+    image_tower: Arc<Mutex<Option<ClipVisionModel>>>,
     preprocessor: ImagePreprocessor,
     device: Device,
     dtype: FloatDType,
@@ -50,7 +51,7 @@ impl JointSpace {
             shared_bytes: 0,
             text_encoder: TextEncoder::new(ClipTokenizer::open(folder)?, model.text)?,
             folder: folder.to_owned(),
-            image_tower: Mutex::new(Some(model.vision)),
+            image_tower: Arc::new(Mutex::new(Some(model.vision))),
             preprocessor: ImagePreprocessor::open(folder)?,
             device: device.clone(),
             dtype: compute_dtype(device, dtype),

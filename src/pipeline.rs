@@ -48,15 +48,17 @@ impl Pipeline {
     /// Checks that it is of the kind that is needed.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if it is of another.
+    /// [`Error::WrongModel`] if it is of another.
     pub fn check_kind(&self, needed: PipelineKind) -> Result<()> {
         match self.kind == needed {
             true => Ok(()),
-            false => Err(Error::invalid_input(format!(
-                "a {} is needed, and the model is a {}",
-                needed.class_name(),
-                self.kind.class_name()
-            ))),
+            false => Err(Error::WrongModel {
+                reason: format!(
+                    "a {} is needed, and the model is a {}",
+                    needed.class_name(),
+                    self.kind.class_name()
+                ),
+            }),
         }
     }
 

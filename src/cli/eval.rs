@@ -4,10 +4,12 @@ mod compare;
 mod export;
 mod hashes;
 mod jobs;
+mod methods;
 mod progress;
 mod report;
 mod run;
 mod setup;
+mod work;
 mod worker;
 
 use clap::{Args, Subcommand};

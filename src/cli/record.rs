@@ -131,25 +131,36 @@ fn without_folders(inputs: &Map<String, Value>) -> Map<String, Value> {
         .collect()
 }
 
-/// The files with weights of the model, the joint spaces and the captioner, as they would be read.
-pub(crate) fn weight_files(paths: &ModelPaths) -> Result<Vec<PathBuf>> {
+/// The files with weights of the model, the joint spaces and the captioner, as they would be read,
+/// each with the name of its network, which is the same wherever the file lies.
+pub(crate) fn weight_files(paths: &ModelPaths) -> Result<Vec<(String, PathBuf)>> {
     let device = Device::flex();
-    let names = |weights: &Weights| weights.files().map(Path::to_owned).collect::<Vec<_>>();
     let model = paths.files()?;
     let mut files = Vec::new();
     for network in NETWORKS.into_iter().filter(|name| model.has(name)) {
-        files.extend(names(&model.weights(network, &device, FloatDType::F32)?));
+        let weights = model.weights(network, &device, FloatDType::F32)?;
+        files.extend(named_files(network, &weights));
     }
-    let folders = paths
-        .clip_folders()
-        .into_iter()
-        .chain([paths.captioner_folder()]);
-    for folder in folders.filter(|folder| folder.is_dir()) {
-        files.extend(names(&Weights::open(&folder, &device, FloatDType::F32)?));
+    let joints = ["clip", "clip_2"].into_iter().zip(paths.clip_folders());
+    for (network, folder) in joints.chain([("captioner", paths.captioner_folder())]) {
+        if folder.is_dir() {
+            let weights = Weights::open(&folder, &device, FloatDType::F32)?;
+            files.extend(named_files(network, &weights));
+        }
     }
-    files.sort();
-    files.dedup();
     Ok(files)
+}
+
+/// The files of a network, called by its name, further shards by their number as well.
+pub(crate) fn named_files(network: &str, weights: &Weights) -> Vec<(String, PathBuf)> {
+    let name = |number| match number {
+        0 => network.to_owned(),
+        _ => format!("{network} ({number})"),
+    };
+    let files = weights.files().enumerate();
+    files
+        .map(|(number, file)| (name(number), file.to_owned()))
+        .collect()
 }
 
 /// A run with its circumstances.
@@ -180,9 +191,8 @@ impl<'a> Run<'a> {
             .collect();
         seconds.insert("total".into(), in_seconds(started.elapsed()));
         let mut model_files = BTreeMap::new();
-        for file in weight_files(paths)? {
-            let hash = sha256(&file)?;
-            model_files.insert(file, hash);
+        for (_, file) in weight_files(paths)? {
+            sha256_once(&mut model_files, &file)?;
         }
         let threads = rayon::current_num_threads();
         Ok(Self {
@@ -213,6 +223,16 @@ impl<'a> Run<'a> {
 /// Seconds to the millisecond.
 fn in_seconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e3).round() / 1e3
+}
+
+/// The SHA-256 of a file, which is not read if it is known already.
+pub(crate) fn sha256_once(known: &mut BTreeMap<PathBuf, String>, path: &Path) -> Result<String> {
+    if let Some(hash) = known.get(path) {
+        return Ok(hash.clone());
+    }
+    let hash = sha256(path)?;
+    known.insert(path.to_owned(), hash.clone());
+    Ok(hash)
 }
 
 /// The SHA-256 of a file.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::settings::{recorded, with_settings};
-use super::{Analogy, EvalModels, Method, Told};
+use super::{Analogy, Captions, EvalModels, Method, Told};
 use crate::analogy::{GenerateConfig, Models};
 use crate::image::{Filter, fit, resize};
 use crate::models::attention_control::{AttentionControl, AttentionKind, AttentionPlace};
@@ -38,7 +38,8 @@ const LAYERS: usize = 16;
 /// **Our reading**: where its code asks GPT-4V, which sees the three pictures, for at most five words
 /// about B′, here stand the first five words of A′'s caption that A's has not, all of them if there is
 /// nothing new; captions are the captioner's, so that the method is still told nothing. The
-/// pictures touch each other; its code leaves a line of two pixels between cells of 256. Layers are counted
+/// pictures touch each other; its code leaves a line of two pixels between cells of 256. B′ is enlarged to
+/// the size of the model's pictures. Layers are counted
 /// as among Stable Diffusion 1's 16 transformer blocks and scaled to as many as the model has (3 to 10 of
 /// 16 are 1 to 4 of 7). One B′ is made; its code makes eight.
 ///
@@ -154,9 +155,15 @@ pub(super) fn analogist(
         .resolution
         .map_or(pipeline.resolution(), |side| [side; 2]);
     // Half a grid has to be a picture of the model, too.
-    pipeline
-        .clone()
-        .with_resolution(size.map(|side| side.div_euclid(2)))?;
+    let half = size.map(|side| side.div_euclid(2));
+    if let Err(error) = pipeline.clone().with_resolution(half) {
+        return Err(match config.resolution {
+            Some(_) => error,
+            None => Error::WrongModel {
+                reason: format!("the model's pictures cannot be halved: {error}"),
+            },
+        });
+    }
     let control = Arc::new(GridControl::new(&config, pipeline.transformer_blocks()));
     Ok(Box::new(Analogist {
         models,
@@ -176,6 +183,10 @@ impl Method for Analogist {
             Captioned::Captioner => Told::Nothing,
             Captioned::Suite => Told::Captions,
         }
+    }
+
+    fn is_told(&self, captions: &Captions, _: Option<&str>) -> bool {
+        self.config.prompt == Captioned::Captioner || captions.of_a().is_some()
     }
 
     fn draw(
@@ -210,11 +221,9 @@ impl Method for Analogist {
         let drawn = pipeline.decode(latents)?;
         let [x, y] = [width, height].map(|side| side.div_euclid(2));
         let cell = drawn.view(x, y, width - x, height - y).to_image();
-        let (width, height) = analogy.b.dimensions();
-        Ok(match cell.dimensions() == (width, height) {
-            true => cell,
-            false => resize(&cell, width, height, Filter::Bicubic),
-        })
+        // As large as the model's pictures, as those of other methods are, whatever the size of B.
+        let [height, width] = self.models.pipeline().resolution();
+        Ok(resize(&cell, width, height, Filter::Bicubic))
     }
 }
 

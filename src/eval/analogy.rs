@@ -48,6 +48,18 @@ pub struct Captions {
     pub b_prime: Option<String>,
 }
 
+impl Captions {
+    /// Those of A and A′, if both are told.
+    pub fn of_a(&self) -> Option<[&str; 2]> {
+        Some([self.a.as_deref()?, self.a_prime.as_deref()?])
+    }
+
+    /// Those of B and of the true B′, if both are told.
+    pub fn of_b(&self) -> Option<[&str; 2]> {
+        Some([self.b.as_deref()?, self.b_prime.as_deref()?])
+    }
+}
+
 /// The value of each attribute of one picture, by the attribute's name.
 pub type SceneAttributes = BTreeMap<String, String>;
 
@@ -75,9 +87,7 @@ impl Analogy {
     /// # Errors
     /// [`Error::Missing`] if the suite does not tell them.
     pub fn captions_of_a(&self) -> Result<[&str; 2]> {
-        let captions = self.captions.as_ref();
-        let both = captions
-            .and_then(|captions| Some([captions.a.as_deref()?, captions.a_prime.as_deref()?]));
+        let both = self.captions.as_ref().and_then(Captions::of_a);
         both.ok_or_else(|| Error::Missing {
             what: "a caption".to_owned(),
             reason: "the method is told what A and A′ show, and the suite does not say it"
@@ -90,9 +100,7 @@ impl Analogy {
     /// # Errors
     /// [`Error::Missing`] if the suite does not tell them.
     pub fn captions_of_b(&self) -> Result<[&str; 2]> {
-        let captions = self.captions.as_ref();
-        let both = captions
-            .and_then(|captions| Some([captions.b.as_deref()?, captions.b_prime.as_deref()?]));
+        let both = self.captions.as_ref().and_then(Captions::of_b);
         both.ok_or_else(|| Error::Missing {
             what: "a caption".to_owned(),
             reason: "the method is told what B and B′ show, and the suite does not say it"

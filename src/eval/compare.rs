@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::report::{Group, MethodResults, Report};
 use super::statistics::{Estimate, bootstrap, mean_of_means, sign_flip_p};
-use super::{Better, METRICS, Metric};
+use super::{Better, METRICS, Metric, RunRecord};
 use crate::{Error, Result};
 
 /// Differences less likely than this by chance are marked.
@@ -162,57 +162,61 @@ fn changes(
     second: &Report,
     pairs: &[(&MethodResults, &MethodResults)],
 ) -> Vec<String> {
-    let mut lines = Vec::new();
-    let mut note = |what: &str, before: String, after: String| {
-        if before != after {
-            lines.push(format!("{what}: {before} → {after}"));
-        }
-    };
-    let (run, other) = (&first.run, &second.run);
-    note("program", run.program.clone(), other.program.clone());
-    note("seed", run.seed.to_string(), other.seed.to_string());
-    note("device", run.device.clone(), other.device.clone());
-    for (role, files) in &run.models {
-        for (file, hash) in files {
-            let of_other = other.models.get(role).and_then(|files| files.get(file));
-            let short = |hash: &String| hash.chars().take(12).collect::<String>();
-            let after = of_other.map_or_else(|| "none".to_owned(), short);
-            note(&format!("{role} {file}"), short(hash), after);
-        }
-    }
+    let runs = [&first.run, &second.run];
+    let mut lines = differences("", runs.map(circumstances));
     for (method, other) in pairs {
-        let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
-        flatten(&method.record.settings, &mut before);
-        flatten(&other.record.settings, &mut after);
-        let names: std::collections::BTreeSet<&String> =
-            before.keys().chain(after.keys()).collect();
-        for name in names {
-            let shown = |settings: &BTreeMap<String, String>| {
-                settings
-                    .get(name)
-                    .cloned()
-                    .unwrap_or_else(|| "none".to_owned())
-            };
-            note(
-                &format!("{} {name}", method.record.name),
-                shown(&before),
-                shown(&after),
-            );
-        }
+        let settings = [method, other].map(|one| flat(&one.record.settings));
+        lines.extend(differences(&method.record.name, settings));
     }
     lines
 }
 
-/// Every setting by its own name.
-fn flatten(settings: &Value, into: &mut BTreeMap<String, String>) {
+/// What a run was made with, by name.
+fn circumstances(run: &RunRecord) -> Vec<(String, String)> {
+    let short = |hash: &String| hash.chars().take(12).collect::<String>();
+    let mut all = vec![
+        ("program".to_owned(), run.program.clone()),
+        ("seed".to_owned(), run.seed.to_string()),
+        ("device".to_owned(), run.device.clone()),
+    ];
+    let options = run.options.iter();
+    all.extend(options.map(|(name, value)| (format!("option {name}"), value.to_string())));
+    for (role, files) in &run.models {
+        let files = files.iter();
+        all.extend(files.map(|(network, hash)| (format!("{role} {network}"), short(hash))));
+    }
+    let measures = run.measures.iter();
+    all.extend(measures.map(|(network, hash)| (format!("{network} (metrics)"), short(hash))));
+    all
+}
+
+/// A line for every name of which the values differ, or only one has one; those that only the second
+/// has come last.
+fn differences(of: &str, [before, after]: [Vec<(String, String)>; 2]) -> Vec<String> {
+    let value = |among: &[(String, String)], name: &String| {
+        let found = among.iter().find(|(other, _)| other == name);
+        found.map_or_else(|| "none".to_owned(), |(_, value)| value.clone())
+    };
+    let known = |name: &String| before.iter().any(|(other, _)| other == name);
+    let added = after.iter().filter(|(name, _)| !known(name));
+    let lines = before.iter().chain(added).filter_map(|(name, _)| {
+        let (before, after) = (value(&before, name), value(&after, name));
+        let line = format!("{of} {name}: {before} → {after}");
+        (before != after).then(|| line.trim_start().to_owned())
+    });
+    lines.collect()
+}
+
+/// Every setting by its own name, whatever group it is in.
+fn flat(settings: &Value) -> Vec<(String, String)> {
+    let mut all = Vec::new();
     for (name, value) in settings.as_object().into_iter().flatten() {
         match value {
-            Value::Object(_) => flatten(value, into),
-            _ => {
-                into.insert(name.clone(), value.to_string());
-            }
+            Value::Object(_) => all.extend(flat(value)),
+            _ => all.push((name.clone(), value.to_string())),
         }
     }
+    all
 }
 
 /// Comparisons as tables for people.
@@ -263,115 +267,4 @@ pub fn markdown(comparisons: &[Comparison]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::eval::{MethodRecord, ResultRecord, RunRecord, Status, SuiteRecord};
-
-    /// A run of one method called `m` whose analogies have these kinds and scores; those without a
-    /// score have failed.
-    fn run(settings: Value, scores: &[(&str, Option<f64>)]) -> Report {
-        let suite = SuiteRecord {
-            name: "x".to_owned(),
-            version: Value::Null,
-            identity: "same".to_owned(),
-            analogies: scores.len(),
-        };
-        let record = MethodRecord {
-            name: "m".to_owned(),
-            method: "sdedit".to_owned(),
-            told: None,
-            settings,
-            skipped: None,
-        };
-        let result = |(number, (kind, score)): (usize, &(&str, Option<f64>))| ResultRecord {
-            name: number.to_string(),
-            kind: (*kind).to_owned(),
-            changes: None,
-            status: match score {
-                Some(_) => Status::Done,
-                None => Status::Failed("no luck".to_owned()),
-            },
-            seed: 0,
-            seconds: 1.0,
-            peak_memory: None,
-            measured_with: BTreeMap::new(),
-            scores: score
-                .iter()
-                .map(|score| ("mse_truth".to_owned(), *score))
-                .collect(),
-        };
-        Report {
-            run: RunRecord::new(suite, 0, "cpu".to_owned()),
-            methods: vec![MethodResults {
-                record,
-                results: scores.iter().enumerate().map(result).collect(),
-            }],
-        }
-    }
-
-    #[test]
-    fn what_both_have_solved_is_compared_by_kind() {
-        let some = |kind, score| (kind, Some(score));
-        let before = [
-            some("a", 1.0),
-            some("a", 2.0),
-            some("b", 5.0),
-            some("b", 9.0),
-        ];
-        let after = [some("a", 1.5), some("a", 2.5), some("b", 4.0), ("b", None)];
-        let first = run(json!({"generate": {"eta": 1, "skip": 0}}), &before);
-        let second = run(json!({"generate": {"eta": 0, "skip": 0}}), &after);
-        let (changes, comparisons) = compare_runs(&first, &second).unwrap();
-        assert_eq!(changes, ["m eta: 1 → 0"]);
-        let [comparison] = &comparisons[..] else {
-            panic!("{comparisons:?}");
-        };
-        let [one] = &comparison.differences[..] else {
-            panic!("{comparison:?}");
-        };
-        assert_eq!((one.metric, one.difference.count), ("mse_truth", 3));
-        // a: 1.5 → 2, b: 5 → 4; the mean of the kinds' differences is (.5 − 1) / 2.
-        assert_eq!(
-            (one.first, one.second, one.difference.mean),
-            (3.25, 3.0, -0.25)
-        );
-        assert_eq!(one.better, Some(true)); // less is better
-        let text = markdown(&comparisons);
-        assert!(
-            text.contains("| MSE to truth | 3.2500 | 3.0000 | -0.2500 ["),
-            "{text}"
-        );
-        assert!(text.contains("| -7.7 % |"), "{text}");
-    }
-
-    #[test]
-    fn only_what_is_unlikely_by_chance_is_marked() {
-        let all = |score: f64| -> Vec<(&str, Option<f64>)> { vec![("a", Some(score)); 12] };
-        let (first, second) = (run(json!({}), &all(0.5)), run(json!({}), &all(0.75)));
-        let (_, worse) = compare_runs(&first, &second).unwrap();
-        assert!(markdown(&worse).contains("| worse |"));
-        let (_, equal) = compare_runs(&first, &first).unwrap();
-        assert_eq!(
-            (equal[0].differences[0].p, equal[0].differences[0].better),
-            (1.0, None)
-        );
-        assert!(!markdown(&equal).contains("worse"));
-    }
-
-    #[test]
-    fn what_cannot_be_compared_is_told() {
-        let first = run(json!({}), &[("a", Some(1.0))]);
-        let mut other = first.clone();
-        other.run.suite.identity = "other".to_owned();
-        let message = compare_runs(&first, &other).unwrap_err().to_string();
-        assert!(message.contains("of different suites"), "{message}");
-        other.clone_from(&first);
-        other.methods[0].record.name = "n".to_owned();
-        let message = compare_runs(&first, &other).unwrap_err().to_string();
-        assert_eq!(message, "the runs have no method in common");
-        let message = compare_methods(&first, "n").unwrap_err().to_string();
-        assert_eq!(message, "the run has no method `n`; it has m");
-    }
-}
+mod tests;

@@ -98,6 +98,11 @@ impl Method for DifferenceInversion {
         }
     }
 
+    fn is_told(&self, captions: &Captions, _: Option<&str>) -> bool {
+        let all = captions.of_a().is_some() && captions.b.is_some();
+        self.told() == Told::Nothing || all
+    }
+
     fn learning(&self) -> Option<Value> {
         let name = match self.config.generate.reverse {
             false => "difference tokens",

@@ -47,7 +47,8 @@ pub struct RunRecord {
     /// How the text-to-image model's files were understood, where that was said.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub options: Map<String, Value>,
-    /// SHA-256 of the files of every model, by the model's role.
+    /// SHA-256 of the files of every model, by the model's role and the network; those that no
+    /// method of the run reads may be left out.
     pub models: BTreeMap<String, BTreeMap<String, String>>,
     /// SHA-256 of the networks of metrics.
     pub measures: BTreeMap<String, String>,
@@ -137,9 +138,9 @@ impl RunRecord {
         }
     }
 
-    /// What differs in another record so that results of the two cannot stand side by side. Methods
-    /// and models that only one of them has do not matter, nor what is measured: that can be done
-    /// again.
+    /// What differs in another record so that results of the two cannot stand side by side. Methods,
+    /// models and networks of models that only one of them has do not matter, nor what is measured:
+    /// that can be done again.
     fn conflict(&self, there: &Self) -> Option<String> {
         let differs = |what: &str, here: &dyn std::fmt::Display, there: &dyn std::fmt::Display| {
             let (here, there) = (here.to_string(), there.to_string());
@@ -163,12 +164,15 @@ impl RunRecord {
         if self.suite != there.suite {
             return Some("the analogies or pictures of the suite have changed".to_owned());
         }
-        let of_models = self.models.iter().find(|(role, files)| {
-            let others = there.models.get(*role);
-            others.is_some_and(|others| others != *files)
-        });
-        if let Some((role, _)) = of_models {
-            return Some(format!("{role} is another model"));
+        for (role, files) in &self.models {
+            let others = there.models.get(role);
+            let differs = |(network, hash): &(&String, &String)| {
+                let other = others.and_then(|others| others.get(*network));
+                other.is_some_and(|other| other != *hash)
+            };
+            if let Some((network, _)) = files.iter().find(differs) {
+                return Some(format!("{role} is another model: its {network} differs"));
+            }
         }
         let of_methods = self.methods.iter().find(|method| {
             let same_name = there.methods.iter().find(|other| other.name == method.name);
@@ -178,8 +182,8 @@ impl RunRecord {
         of_methods.map(|method| format!("the method `{}` has other settings", method.name))
     }
 
-    /// Takes over the methods and models that only the other record has; its methods come first, as they
-    /// did in the tables.
+    /// Takes over the methods, models and networks that only the other record has; its methods come
+    /// first, as they did in the tables.
     fn join(&mut self, there: Self) {
         let own = std::mem::replace(&mut self.methods, there.methods);
         for method in own {
@@ -194,7 +198,10 @@ impl RunRecord {
             }
         }
         for (role, files) in there.models {
-            self.models.entry(role).or_insert(files);
+            let own = self.models.entry(role).or_default();
+            for (network, hash) in files {
+                own.entry(network).or_insert(hash);
+            }
         }
     }
 }
@@ -272,6 +279,12 @@ impl Folder {
         derive(&mut result.scores); // an older program may have known fewer
         let there = result.status != Status::Done || folder.join(B_PRIME).is_file();
         there.then_some(result)
+    }
+
+    /// The result of an analogy that need not be made again.
+    pub fn finished(&self, method: &str, name: &str) -> Option<ResultRecord> {
+        let result = self.result(method, name)?;
+        (result.status == Status::Done).then_some(result)
     }
 
     /// All results of a method, by name.
@@ -395,3 +408,6 @@ fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
         .map_err(|error| Error::invalid_input(format!("cannot be written as JSON: {error}")))?;
     write_atomically(path, (text + "\n").as_bytes())
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::settings::{recorded, with_settings};
-use super::{Analogy, EvalModels, Method, Told};
+use super::{Analogy, Captions, EvalModels, Method, Told};
 use crate::Result;
 use crate::analogy::{self, Inputs, Models, TextToImage};
 use crate::pipeline::PipelineKind;
@@ -74,6 +74,10 @@ impl Method for InstructPix2Pix {
 
     fn told(&self) -> Told {
         Told::Instruction
+    }
+
+    fn is_told(&self, _: &Captions, instruction: Option<&str>) -> bool {
+        instruction.is_some()
     }
 
     fn draw(

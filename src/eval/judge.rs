@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType, Tensor};
 use image::RgbImage;
 
-use super::SceneAttributes;
+use super::{Attributes, SceneAttributes};
 use crate::image::to_tensor;
 use crate::models::feature_map::{Conv2d, GroupNorm};
 use crate::models::layers::{Activation, Linear};
@@ -96,6 +96,18 @@ impl Judge {
         &self.attributes
     }
 
+    /// The first attribute of the pictures that it does not know with the value that it has there.
+    pub fn unknown<'a>(&self, told: &'a Attributes) -> Option<(&'a str, &'a str)> {
+        let known = |name: &str, value: &String| {
+            let mut attributes = self.attributes.iter();
+            attributes.any(|(own, values)| own == name && values.contains(value))
+        };
+        let pictures = [&told.a, &told.a_prime, &told.b, &told.b_prime];
+        let mut all = pictures.into_iter().flatten();
+        let unknown = all.find(|(name, value)| !known(name, value))?;
+        Some((unknown.0, unknown.1))
+    }
+
     /// Looks at a picture, fitted to 128 × 128.
     pub fn look(&self, image: &RgbImage) -> Judged {
         let mut x = to_tensor(image, [SIDE; 2], &self.device).permute([0, 2, 3, 1]); // [1, h, w, 3]
@@ -157,5 +169,35 @@ impl Stage {
             .fold(x, |x, (conv, norm)| {
                 norm.forward_act(conv.forward_channels_last(x), Activation::Silu)
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_of_another_world_are_not_known() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/benchmark/judge.safetensors");
+        let judge = Judge::open(&path, &Device::flex()).unwrap();
+        let scene = |pairs: &[(&str, &str)]| -> SceneAttributes {
+            let pairs = pairs.iter().copied();
+            pairs
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect()
+        };
+        let known = Attributes {
+            b: scene(&[("sky", "day"), ("size", "small")]),
+            b_prime: scene(&[("sky", "night"), ("size", "small")]),
+            ..Attributes::default()
+        };
+        assert_eq!(judge.unknown(&known), None);
+        for other in [("sky", "aurora"), ("material", "day")] {
+            let told = Attributes {
+                b_prime: scene(&[("color", "red"), other]),
+                ..known.clone()
+            };
+            assert_eq!(judge.unknown(&told), Some(other));
+        }
     }
 }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use burn::tensor::{DType, Device, FloatDType};
 use image::RgbImage;
+use serde::{Deserialize, Serialize};
 
 use super::judge::{Judge, Judged};
 use super::metrics::{
@@ -13,7 +13,6 @@ use super::metrics::{
 };
 use super::{Analogy, EvalModels};
 use crate::Result;
-use crate::analogy::Models;
 use crate::image::{ImagePreprocessor, fit, to_tensor};
 use crate::joint_space::JointSpace;
 use crate::models::dinov2::Dinov2Model;
@@ -143,7 +142,7 @@ pub const METRICS: &[Metric] = {
 };
 
 /// Where the networks of metrics are, beside the CLIP of the text-to-image model.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeasurePaths {
     /// The judge of the demo world.
     pub judge: Option<PathBuf>,
@@ -156,7 +155,7 @@ pub struct MeasurePaths {
 /// The networks of all metrics.
 #[derive(Debug)]
 pub struct Measures {
-    clip: Arc<Models>,
+    clip: JointSpace,
     judge: Option<Judge>,
     dino: Option<Dino>,
     lpips: Option<Lpips>,
@@ -181,8 +180,8 @@ impl Measures {
     /// Whatever is wrong with a file, naming it, and [`Error::Missing`](crate::Error::Missing) if
     /// there is no CLIP.
     pub fn open(paths: &MeasurePaths, models: &EvalModels, device: &Device) -> Result<Self> {
-        let clip = models.text_to_image()?;
-        clip.joints()?;
+        // The rest of that model stays open only where a method has it.
+        let clip = models.text_to_image()?.joints()?[0].clone();
         let judge = paths.judge.as_deref();
         let dino = paths.dino.as_deref();
         let lpips = paths.lpips.as_deref();
@@ -243,7 +242,7 @@ impl Measures {
         b_prime: &RgbImage,
         scores: &mut Scores,
     ) -> Result<()> {
-        let joint = &self.clip.joints()?[0];
+        let joint = &self.clip;
         let look = |image| {
             joint
                 .picture_features(image)

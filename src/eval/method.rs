@@ -6,7 +6,7 @@ use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Analogy, EvalModels};
+use super::{Analogy, Captions, EvalModels};
 use super::{analogist, dia, difference_inversion, instruct_pix2pix, visii, words};
 use crate::progress::Observer;
 use crate::weights::Arrays;
@@ -19,6 +19,11 @@ pub trait Method: Send + Sync {
 
     /// What the method is told beside A, A′ and B.
     fn told(&self) -> Told;
+
+    /// Whether an analogy with these captions and this instruction tells all of it.
+    fn is_told(&self, _captions: &Captions, _instruction: Option<&str>) -> bool {
+        true
+    }
 
     /// The settings that [`Method::learn`] depends on, with the name of what is learned. Methods of
     /// a run for which this is equal learn the same, so it is learned once. Nothing for a method
@@ -176,8 +181,8 @@ impl Variant {
 ///
 /// # Errors
 /// [`Error::InvalidInput`] if there is no such method or one of its settings is wrong,
-/// [`Error::Missing`] if a model that it needs was not given, and whatever is wrong with the
-/// model's files.
+/// [`Error::Missing`] if a model that it needs was not given, [`Error::WrongModel`] if it cannot use
+/// the one that was, and whatever is wrong with the model's files.
 pub fn build(variant: &Variant, models: &EvalModels) -> Result<Box<dyn Method>> {
     let known = BUILT_IN.iter().find(|known| known.name == variant.method);
     let Some(known) = known else {

@@ -149,14 +149,6 @@ impl Report {
         summaries.collect()
     }
 
-    /// How many analogies failed, of all methods.
-    pub fn failures(&self) -> usize {
-        let results = self.methods.iter().flat_map(|method| &method.results);
-        results
-            .filter(|result| result.status != Status::Done)
-            .count()
-    }
-
     /// Writes [`FILES`] to the folder of the run, each at once; gives their paths.
     ///
     /// # Errors
@@ -181,3 +173,6 @@ impl Report {
         Ok(paths)
     }
 }
+
+#[cfg(test)]
+mod tests;

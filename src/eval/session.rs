@@ -28,8 +28,8 @@ pub struct Session {
 
 impl Session {
     /// Makes, measures and keeps the B′ of one analogy by the method called `name`, unless it is
-    /// there already. What is there but was measured with other networks is measured again. A
-    /// failure of the analogy is a result.
+    /// there already. What is there but was measured with other networks is measured again; what
+    /// is there stays if that fails. A failure of the analogy is a result.
     ///
     /// # Errors
     /// [`Error::Stopped`] if the observer asks to stop, and [`Error::Io`] if the result cannot be
@@ -41,12 +41,16 @@ impl Session {
         entry: &Entry,
         observer: Observer<'_>,
     ) -> Result<ResultRecord> {
-        if let Some(mut result) = self.finished(name, entry) {
+        if let Some(mut result) = self.folder.finished(name, &entry.name) {
             if result.measured_with != self.measured_with {
-                let b_prime = self.folder.b_prime(name, &entry.name)?;
-                result.scores = self.measures.measure(&entry.read()?, &b_prime)?;
-                result.measured_with.clone_from(&self.measured_with);
-                self.folder.keep(name, &result, None)?;
+                match self.measure_again(name, entry) {
+                    Ok(scores) => {
+                        result.scores = scores;
+                        result.measured_with.clone_from(&self.measured_with);
+                        self.folder.keep(name, &result, None)?;
+                    }
+                    Err(error) => result.status = Status::Failed(error.to_string()),
+                }
             }
             return Ok(result);
         }
@@ -70,6 +74,12 @@ impl Session {
             }
         }
         Ok(result)
+    }
+
+    /// The scores of the B′ that is there.
+    fn measure_again(&self, name: &str, entry: &Entry) -> Result<Scores> {
+        let b_prime = self.folder.b_prime(name, &entry.name)?;
+        self.measures.measure(&entry.read()?, &b_prime)
     }
 
     /// The analogy, its B′ and what that cost, learning included.
@@ -110,12 +120,6 @@ impl Session {
         let learned = cost.note(learned.with_metadata("learning", learning.to_string()));
         self.folder.keep_learned(&path, &learned)?;
         Ok((learned, cost))
-    }
-
-    /// The result of an analogy that need not be made again.
-    pub fn finished(&self, name: &str, entry: &Entry) -> Option<ResultRecord> {
-        let result = self.folder.result(name, &entry.name)?;
-        (result.status == Status::Done).then_some(result)
     }
 }
 
@@ -216,7 +220,11 @@ fn peak_memory() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Device;
+    use serde_json::json;
+
     use super::*;
+    use crate::eval::{MeasurePaths, Variant, build, tiny};
 
     #[test]
     fn seeds_differ_between_analogies_and_are_small_enough_for_any_reader() {
@@ -236,5 +244,46 @@ mod tests {
         assert!(block.iter().map(|&byte| u64::from(byte)).sum::<u64>() > 0);
         drop(block);
         assert!(peak_memory().unwrap() >= before + (50 << 20));
+    }
+
+    #[test]
+    fn what_cannot_be_measured_again_stays_as_it_is() {
+        let place = tempfile::tempdir().unwrap();
+        let models = tiny::eval_models();
+        let entry = tiny::entry();
+        let mut session = Session {
+            measures: Measures::open(&MeasurePaths::default(), &models, &Device::flex()).unwrap(),
+            measured_with: BTreeMap::new(),
+            folder: Folder::at(place.path()),
+            seed: 0,
+        };
+        let variant = Variant {
+            settings: tiny::settings(&json!({"num_inference_steps": 2})),
+            ..Variant::plain("instruct-pix2pix")
+        };
+        let method = build(&variant, &models).unwrap();
+        let solve = |session: &Session| {
+            let solved = session.solve("m", &*method, &entry, &mut tiny::silent);
+            solved.unwrap()
+        };
+        let first = solve(&session);
+        assert_eq!(first.status, Status::Done);
+        session.measured_with = BTreeMap::from([("lpips".to_owned(), "new".to_owned())]);
+        let b_prime = place.path().join(Folder::b_prime_name("m", &entry.name));
+        let picture = fs::read(&b_prime).unwrap();
+        fs::write(&b_prime, "no picture").unwrap();
+        assert!(matches!(solve(&session).status, Status::Failed(_)));
+        assert_eq!(
+            session.folder.finished("m", &entry.name),
+            Some(first.clone())
+        );
+        fs::write(&b_prime, picture).unwrap();
+        let again = solve(&session);
+        assert_eq!(
+            (again.seconds, &again.scores),
+            (first.seconds, &first.scores)
+        );
+        assert_eq!(again.measured_with, session.measured_with);
+        assert_eq!(session.folder.finished("m", &entry.name), Some(again));
     }
 }

@@ -1,11 +1,15 @@
 //! What all methods that are compared have in common.
 
+use std::sync::Arc;
+
+use burn::tensor::Device;
 use image::RgbImage;
 use serde_json::{Value, json};
 
 use super::tiny::{analogy, eval_models, eval_models_with, settings, silent};
-use super::{Analogy, Captions, Method, Told, Variant, build};
+use super::{Analogy, Captions, MeasurePaths, Measures, Method, Told, Variant, build};
 use crate::Result;
+use crate::image::fit;
 
 fn method(name: &str, values: &Value) -> Box<dyn Method> {
     let variant = Variant {
@@ -66,6 +70,34 @@ fn the_seed_alone_decides() {
 }
 
 #[test]
+fn pictures_have_the_size_of_the_model_whatever_that_of_b() {
+    let models = eval_models().text_to_image().unwrap();
+    let [height, width] = models.pipeline().resolution();
+    let wide = Analogy {
+        b: fit(&analogy().b, 3 * width, height),
+        ..analogy()
+    };
+    for (method, _) in systems() {
+        let drawn = solve(&*method, &wide, 7).unwrap();
+        assert_eq!(drawn.dimensions(), (width, height), "{}", method.settings());
+    }
+}
+
+#[test]
+fn metrics_hold_no_more_than_the_joint_space_of_a_model() {
+    let models = eval_models();
+    let model = models.text_to_image().unwrap();
+    let paths = MeasurePaths::default();
+    let measures = Measures::open(&paths, &models, &Device::flex()).unwrap();
+    let held = Arc::downgrade(&model);
+    drop(model);
+    assert!(held.upgrade().is_none());
+    let analogy = analogy();
+    let scores = measures.measure(&analogy, &analogy.a).unwrap();
+    assert!(scores["clip_direction"].is_finite());
+}
+
+#[test]
 fn what_a_method_must_be_told_is_missed() {
     let mute = Analogy {
         captions: None,
@@ -73,7 +105,11 @@ fn what_a_method_must_be_told_is_missed() {
         ..analogy()
     };
     for (method, told) in systems() {
+        let all = analogy();
+        let (captions, instruction) = (all.captions.unwrap(), all.instruction);
+        assert!(method.is_told(&captions, instruction.as_deref()));
         let solved = solve(&*method, &mute, 1);
+        assert_eq!(method.is_told(&Captions::default(), None), solved.is_ok());
         let message = solved.err().map(|error| error.to_string());
         assert_eq!(message.is_some(), told != Told::Nothing, "{message:?}");
         if let Some(message) = message {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, FloatDType, Tensor};
 use serde_json::{Map, Value};
 
+use super::suite::Entry;
 use super::{Analogy, Captions, EvalModelPaths, EvalModels};
 use crate::analogy::{AnalogyConfig, ModelPaths, Models};
 use crate::image::load_image;
@@ -68,6 +69,20 @@ pub(super) fn analogy() -> Analogy {
             ..Captions::default()
         }),
         instruction: Some("make it blue".to_owned()),
+        attributes: None,
+    }
+}
+
+/// An analogy of a suite with the same pictures, B being A.
+pub(super) fn entry() -> Entry {
+    let analogy = analogy();
+    Entry {
+        name: analogy.name,
+        kind: analogy.kind,
+        pictures: ["a.png", "a_prime.png", "a.png"].map(|name| golden("learning").join(name)),
+        b_prime: None,
+        captions: analogy.captions,
+        instruction: analogy.instruction,
         attributes: None,
     }
 }

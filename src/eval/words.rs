@@ -6,7 +6,7 @@ use image::RgbImage;
 use serde_json::{Map, Value};
 
 use super::settings::{recorded, with_settings};
-use super::{Analogy, EvalModels, Method, Told};
+use super::{Analogy, Captions, EvalModels, Method, Told};
 use crate::Result;
 use crate::analogy::{GenerateConfig, Models};
 use crate::noise::{self, Branches, Guidance, Inversion};
@@ -62,6 +62,10 @@ impl Method for Words {
 
     fn told(&self) -> Told {
         Told::Captions
+    }
+
+    fn is_told(&self, captions: &Captions, _: Option<&str>) -> bool {
+        captions.of_b().is_some()
     }
 
     fn draw(

@@ -7,7 +7,11 @@ use difference_inversion::weights::Arrays;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{dinv, entries, run, succeed, workplace};
+use super::{dinv, entries, golden, run, succeed, workplace};
+
+mod skipped;
+#[cfg(target_os = "linux")]
+mod workers;
 
 /// A workplace with a suite of three analogies of two kinds in `list.jsonl`.
 fn workplace_with_suite() -> TempDir {
@@ -247,45 +251,6 @@ fn a_run_that_was_killed_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn what_cannot_run_is_skipped_and_what_fails_is_told() {
-    let work = workplace_with_suite();
-    let variants = "[told]\nmethod = 'difference-inversion'\nprompt_mode = 'text'\n\
-                    [wrong]\nmethod = 'sdedit'\nnum_inference_steps = 1000000\n\
-                    [misspelt]\nmethod = 'sdedit'\nstregth = 1.0\n";
-    fs::write(work.path().join("v.toml"), variants).unwrap();
-    let list = fs::read_to_string(work.path().join("list.jsonl")).unwrap();
-    let list = list.replacen("\"b\":\"noon\",", "", 1);
-    fs::write(work.path().join("list.jsonl"), list).unwrap();
-    let done = run(work.path(), &eval("--variants v.toml -o out"));
-    assert_eq!(done.code, Some(1), "{}", done.stderr);
-    // Every analogy of `wrong`, and the one without a caption of B of `told`.
-    assert!(
-        done.stderr.contains("error: 4 analogies failed"),
-        "{}",
-        done.stderr
-    );
-    assert!(
-        done.stdout.contains("| told | captions | 2 | 1 |"),
-        "{}",
-        done.stdout
-    );
-    assert!(
-        done.stdout
-            .contains("| misspelt | skipped, see below | 0 | 0 |"),
-        "{}",
-        done.stdout
-    );
-    for text in [
-        "- `misspelt` was skipped: there is no setting `stregth`; there are eta",
-        "- `told` failed on `one`: a prompt is missing",
-        "- `wrong` failed on `two`: setting `num_inference_steps`",
-    ] {
-        assert!(done.stdout.contains(text), "no `{text}` in {}", done.stdout);
-    }
-    assert_eq!(entries(&work.path().join("out/wrong/two")), ["result.json"]);
-}
-
-#[test]
 fn results_of_another_run_are_not_mixed_in() {
     let work = workplace_with_suite();
     let once = |more: &str| run(work.path(), &eval(&format!("--limit 1 -q {more}")));
@@ -337,102 +302,6 @@ fn results_of_another_run_are_not_mixed_in() {
     );
     fs::write(&path, "{").unwrap();
     refused("--methods sdedit -o out", "run.json: not valid JSON");
-}
-
-#[test]
-fn a_method_without_its_model_is_skipped_with_its_reason() {
-    let work = workplace_with_suite();
-    let done = succeed(
-        work.path(),
-        &eval("--limit 1 --methods visii,sdedit,analogist -o out"),
-    );
-    for (method, what) in [
-        ("visii", "an InstructPix2Pix model"),
-        ("analogist", "an inpainting model"),
-    ] {
-        let reason = format!("- `{method}` was skipped: {what} is missing");
-        assert!(done.stdout.contains(&reason), "{}", done.stdout);
-    }
-    assert!(
-        done.stdout.contains("| sdedit | captions | 1 | 0 |"),
-        "{}",
-        done.stdout
-    );
-
-    // Now there is one: it joins the others in the same folder.
-    super::copy_folder(
-        &super::golden("instruct_pix2pix"),
-        &work.path().join("instruct"),
-    );
-    let more = "--limit 1 --methods instruct-pix2pix --instruct-model instruct -o out";
-    let list = fs::read_to_string(work.path().join("list.jsonl")).unwrap();
-    assert!(!list.contains("instruction"));
-    let done = run(work.path(), &eval(more));
-    assert_eq!(done.code, Some(1), "{}", done.stderr);
-    let reason = "- `instruct-pix2pix` failed on `one`: an instruction is missing";
-    assert!(done.stdout.contains(reason), "{}", done.stdout);
-}
-
-#[cfg(target_os = "linux")]
-#[test]
-fn a_worker_that_is_killed_costs_one_analogy() {
-    use std::process::{Command, Stdio};
-    use std::time::{Duration, Instant};
-
-    let work = workplace_with_suite();
-    let arguments = eval("--methods difference-inversion -o out");
-    let child = dinv(work.path())
-        .args(arguments.split_whitespace())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    // The run's only child, once there is one.
-    let id = child.id();
-    let started = Instant::now();
-    let worker = loop {
-        assert!(
-            started.elapsed() < Duration::from_secs(60),
-            "no worker came"
-        );
-        let tasks = fs::read_dir(format!("/proc/{id}/task"))
-            .into_iter()
-            .flatten()
-            .flatten();
-        let children =
-            tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-        let children = children.collect::<String>();
-        if let Some(worker) = children.split_whitespace().next() {
-            break worker.to_owned();
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    };
-    assert!(
-        Command::new("kill")
-            .args(["-KILL", &worker])
-            .status()
-            .unwrap()
-            .success()
-    );
-    let done: super::Done = child.wait_with_output().unwrap().into();
-    assert_eq!(done.code, Some(1), "{}", done.stderr);
-    assert!(
-        done.stderr.contains("error: 1 analogy failed"),
-        "{}",
-        done.stderr
-    );
-    assert!(
-        done.stdout.contains("ended before it was done: signal: 9"),
-        "{}",
-        done.stdout
-    );
-    assert!(
-        done.stdout
-            .contains("| difference-inversion | nothing | 2 | 1 |"),
-        "{}",
-        done.stdout
-    );
-    succeed(work.path(), &arguments);
 }
 
 #[test]
@@ -491,8 +360,8 @@ fn real_networks_of_metrics_are_used_where_they_are_given() {
     let work = workplace_with_suite();
     let networks = format!(
         "--dino {} --lpips {}",
-        super::golden("dinov2/mlp").display(),
-        super::golden("lpips/model.safetensors").display()
+        golden("dinov2/mlp").display(),
+        golden("lpips/model.safetensors").display()
     );
     succeed(work.path(), &eval("-q --methods sdedit --limit 1 -o out"));
     let result = work.path().join("out/sdedit/one/result.json");
@@ -516,6 +385,57 @@ fn real_networks_of_metrics_are_used_where_they_are_given() {
             "{metric}"
         );
     }
+}
+
+#[test]
+fn the_judge_does_not_measure_attributes_that_it_does_not_know() {
+    let work = workplace_with_suite();
+    let list = fs::read_to_string(work.path().join("list.jsonl")).unwrap();
+    let attributes = r#"{"attributes":{"b":{"sky":"day"},"b_prime":{"sky":"aurora"}},"#;
+    fs::write(
+        work.path().join("list.jsonl"),
+        list.replacen('{', attributes, 1),
+    )
+    .unwrap();
+    let sdedit = |more: &str| {
+        run(
+            work.path(),
+            &eval(&format!("--methods sdedit {more} -o out")),
+        )
+    };
+    let unknown = "the attribute `sky` with the value `aurora`";
+    let done = sdedit("");
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    let note = format!("note: the demo suites' judge is left out, for it does not know {unknown}");
+    assert!(done.stderr.contains(&note), "{}", done.stderr);
+    let result = read_json(&work.path().join("out/sdedit/one/result.json"));
+    assert!(result["scores"]["clip_direction"].is_number());
+    for metric in ["edit", "kept", "judge_direction"] {
+        assert_eq!(result["scores"].get(metric), None, "{metric}");
+    }
+    let judge = golden("../../demo/benchmark/judge.safetensors");
+    let done = sdedit(&format!("--judge {}", judge.display()));
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    let error = format!("judge.safetensors: does not know {unknown}, which the suite tells");
+    assert!(done.stderr.contains(&error), "{}", done.stderr);
+}
+
+#[test]
+fn a_network_that_cannot_be_opened_costs_no_result() {
+    let work = workplace_with_suite();
+    succeed(work.path(), &eval("-q --methods sdedit -o out"));
+    let result = work.path().join("out/sdedit/one/result.json");
+    let before = fs::read(&result).unwrap();
+    let wrong = "--lpips model/vae/diffusion_pytorch_model.safetensors";
+    let done = run(
+        work.path(),
+        &eval(&format!("--methods sdedit {wrong} -o out")),
+    );
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    let error = "error: model/vae/diffusion_pytorch_model.safetensors: ";
+    assert!(done.stderr.contains(error), "{}", done.stderr);
+    assert!(!done.stderr.contains("sdedit"), "{}", done.stderr);
+    assert!(fs::read(&result).unwrap() == before);
 }
 
 #[test]

@@ -780,3 +780,32 @@ fn a_check_loads_everything_and_finds_faults() {
         );
     }
 }
+
+/// The captioner is downloaded for the methods that read captions alone, in whatever order they run.
+#[test]
+fn a_method_that_needs_the_captioner_joins_those_that_do_not() {
+    let setup = Setup::new();
+    let bare = setup.work.path().join("bare");
+    super::copy_folder(&golden("pipeline"), &bare);
+    fs::remove_dir_all(bare.join("captioner")).unwrap();
+    setup.hub.add("tests/bare", &bare);
+    let captioner = "Salesforce/blip2-opt-2.7b";
+    setup.hub.add(captioner, &golden("pipeline/captioner"));
+    let line = r#"{"a": "a.png", "a_prime": "a_prime.png", "b": "b.png",
+        "captions": {"b": "noon", "b_prime": "evening"}}"#;
+    let list = setup.work.path().join("list.jsonl");
+    fs::write(list, line.replace('\n', " ")).unwrap();
+    let eval = "eval run -q --config tiny.toml --suite list.jsonl --model tests/bare -o out";
+    let networks = |methods: &str| -> Vec<String> {
+        setup.succeed(&format!("{eval} --methods {methods}"));
+        let record = fs::read(setup.work.path().join("out/run.json")).unwrap();
+        let record: Value = serde_json::from_slice(&record).unwrap();
+        let networks = record["models"]["text-to-image"].as_object().unwrap();
+        networks.keys().cloned().collect()
+    };
+    let bare = ["clip", "text_encoder", "unet", "vae"];
+    assert_eq!(networks("sdedit"), bare);
+    let all = ["captioner", "clip", "text_encoder", "unet", "vae"];
+    assert_eq!(networks("sdedit,difference-inversion"), all);
+    assert_eq!(networks("sdedit"), all);
+}

@@ -6,9 +6,9 @@ use burn::tensor::{Device, FloatDType};
 use difference_inversion::eval::{EvalModelPaths, MeasurePaths};
 use difference_inversion::weights::Weights;
 
-use super::super::record::{sha256, weight_files};
+use super::super::record::{named_files, sha256, sha256_once, weight_files};
 
-/// The hashes of the files of every model, by role; of paths, what is below the model's folder.
+/// The hashes of the files of every model, by role and network.
 pub(super) fn of_models(
     paths: &EvalModelPaths,
 ) -> anyhow::Result<BTreeMap<String, BTreeMap<String, String>>> {
@@ -17,13 +17,12 @@ pub(super) fn of_models(
         ("instruct-pix2pix", paths.instruct_pix2pix.as_ref()),
         ("inpainting", paths.inpainting.as_ref()),
     ];
-    let mut hashes = BTreeMap::new();
+    let (mut hashes, mut known) = (BTreeMap::new(), BTreeMap::new());
     for (role, paths) in roles {
         let Some(paths) = paths else { continue };
         let mut files = BTreeMap::new();
-        for file in weight_files(paths)? {
-            let name = file.strip_prefix(&paths.model).unwrap_or(&file);
-            files.insert(name.to_string_lossy().into_owned(), sha256(&file)?);
+        for (network, file) in weight_files(paths)? {
+            files.insert(network, sha256_once(&mut known, &file)?);
         }
         hashes.insert(role.to_owned(), files);
     }
@@ -41,12 +40,8 @@ pub(super) fn of_measures(paths: &MeasurePaths) -> anyhow::Result<BTreeMap<Strin
     for (name, path) in networks {
         let Some(path) = path else { continue };
         let weights = Weights::open(path, &Device::flex(), FloatDType::F32)?;
-        for (number, file) in weights.files().enumerate() {
-            let name = match number {
-                0 => name.to_owned(),
-                _ => format!("{name} ({number})"), // a further shard
-            };
-            hashes.insert(name, sha256(file)?);
+        for (name, file) in named_files(name, &weights) {
+            hashes.insert(name, sha256(&file)?);
         }
     }
     Ok(hashes)

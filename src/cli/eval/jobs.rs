@@ -18,7 +18,7 @@ use super::worker::Answer;
 /// How many threads the kernels of a process use.
 const THREADS: &str = "RAYON_NUM_THREADS";
 /// After so many workers in a row ended before they answered, no more are started.
-const ENOUGH: usize = 3;
+pub(super) const ENOUGH: usize = 3;
 /// How often a run looks whether it should stop.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -29,6 +29,8 @@ pub(super) enum Event {
     Answered(Answer),
     /// A worker ended while it worked on this analogy, in this way.
     Died { name: String, how: String },
+    /// [`ENOUGH`] workers in a row have ended so, and no other takes their place.
+    GaveUp,
 }
 
 /// Shares the analogies called `names` among as many workers as there are to be; `on_event` is
@@ -112,11 +114,8 @@ fn serve(
         deaths += 1;
         let _ = events.send(Event::Died { name, how });
         if deaths == ENOUGH {
-            let message = format!(
-                "{ENOUGH} workers of the method `{}` have ended before they were done",
-                job.variant.name
-            );
-            return Err(Failure::new(message).into());
+            let _ = events.send(Event::GaveUp);
+            break;
         }
     }
     drop(worker); // closes its stdin, which ends it

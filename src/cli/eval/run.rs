@@ -1,30 +1,23 @@
 //! `dinv eval run`: every analogy of a suite solved by every method.
 
-use std::collections::{BTreeMap, HashSet};
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use difference_inversion::Error;
 use difference_inversion::eval::report::Report;
 use difference_inversion::eval::suite::{Entry, Suite};
-use difference_inversion::eval::{
-    self, BUILT_IN, EvalModels, Folder, MethodRecord, ResultRecord, RunRecord, Status, SuiteRecord,
-    Variant,
-};
-use serde_json::{Map, Value};
+use difference_inversion::eval::{Folder, Measures, RunRecord, SuiteRecord, Variant};
 
 use super::super::fetch::Fetcher;
 use super::super::flags::{General, ModelSettings};
 use super::super::report::Failure;
 use super::super::watch::{self, Watcher};
-use super::jobs::{self, Event};
 use super::progress::RunProgress;
 use super::setup::{Further, Job, SuiteFlag};
-use super::worker::Answer;
-use super::{hashes, setup};
+use super::work::{self, Prepared};
+use super::{hashes, methods, setup};
 
 /// How many analogies `--quick` takes: one of each kind of the demo suites' single edits.
 const QUICK: usize = 8;
@@ -85,6 +78,17 @@ pub(super) struct RunArgs {
     general: General,
 }
 
+impl RunArgs {
+    /// The analogies that the run is about.
+    fn entries(&self, suite: &Suite) -> Vec<Entry> {
+        let limit = self.limit.or(self.quick.then_some(QUICK));
+        let shard = self.shard.unwrap_or(Shard { number: 1, of: 1 });
+        let all = suite.balanced(limit).into_iter().enumerate();
+        let chosen = all.filter(|(i, _)| i % shard.of == shard.number - 1);
+        chosen.map(|(_, entry)| entry).collect()
+    }
+}
+
 /// The i-th of n parts, counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Shard {
@@ -107,15 +111,6 @@ impl FromStr for Shard {
     }
 }
 
-/// A run with everything it needs.
-struct Prepared {
-    job: Job,
-    folder: Folder,
-    entries: Vec<Entry>,
-    variants: Vec<Variant>,
-    record: RunRecord,
-}
-
 /// Runs the methods that can run, and reports.
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     if args.jobs == 0 {
@@ -125,25 +120,17 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let prepared = prepare(args)?;
     let mut progress = RunProgress::new(args.general.quiet, args.jobs);
     let time = args.quick.then_some(QUICK_TIME);
-    let worked = work(&prepared, args.jobs, time, &mut progress);
+    let worked = work::work(&prepared, args.jobs, time, &mut progress);
     progress.finish();
-    worked?;
+    let failures = worked?;
     let report = Report::gather(&prepared.folder)?;
     super::report::write(&prepared.folder, &report, args.general.json)?;
-    match report.failures() {
-        0 => Ok(()),
-        count => {
-            let what = if count == 1 { "analogy" } else { "analogies" };
-            let message = format!("{count} {what} failed");
-            let hint = "the report says why; the same command tries these again";
-            Err(Failure::new(message).hint(hint).into())
-        }
-    }
+    Ok(failures.told()?)
 }
 
 /// Everything up to the first picture.
 fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
-    let variants = variants(&args.methods, args.variants.as_deref())?;
+    let variants = methods::chosen(&args.methods, args.variants.as_deref())?;
     let settings = args.general.settings(&[&args.model])?;
     let model_settings: ModelSettings = settings.resolve()?;
     let suite_path = args.suite.path()?;
@@ -160,7 +147,7 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
         model,
         &variants,
     )?;
-    let measures = setup::measure_paths(&args.further, &suite)?;
+    let measures = setup::measure_paths(&args.further, &suite, &mut watcher)?;
     let measured_with = hashes::of_measures(&measures)?;
 
     let about = SuiteRecord {
@@ -179,17 +166,16 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
     record.models = hashes::of_models(&paths)?;
     record.measures.clone_from(&measured_with);
     let models = setup::models(paths, &model_settings, recommended.clone())?;
-    record.methods = (variants.iter())
-        .map(|variant| method_record(variant, &models))
+    // A network that cannot be opened is told before any worker needs it.
+    Measures::open(&measures, &models, &model_settings.device()?)?;
+    let entries = args.entries(&suite);
+    record.methods = methods::records(&variants, &models, &entries)?;
+    // A method that is skipped now may have run before, so what is recorded then is something else.
+    let skipped: Vec<_> = (record.methods.iter())
+        .map(|method| method.skipped.clone())
         .collect();
     let folder = Folder::at(&args.output);
-    let record = folder.prepare(record).map_err(other_run)?;
-
-    let limit = args.limit.or(args.quick.then_some(QUICK));
-    let shard = args.shard.unwrap_or(Shard { number: 1, of: 1 });
-    let chosen = suite.balanced(limit).into_iter().enumerate();
-    let chosen = chosen.filter(|(i, _)| i % shard.of == shard.number - 1);
-    let entries: Vec<Entry> = chosen.map(|(_, entry)| entry).collect();
+    folder.prepare(record).map_err(other_run)?;
     for entry in &entries {
         folder.show(entry)?;
     }
@@ -200,6 +186,7 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
         models: model_settings,
         further: args.further.clone(),
         recommended,
+        measures,
         measured_with,
         variant: Variant::plain(""),
     };
@@ -207,31 +194,8 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
         job,
         folder,
         entries,
-        variants,
-        record,
+        methods: variants.into_iter().zip(skipped).collect(),
     })
-}
-
-/// What is recorded of a method; a method that cannot be made is skipped.
-fn method_record(variant: &Variant, models: &EvalModels) -> MethodRecord {
-    let made = eval::build(variant, models);
-    let (name, method) = (variant.name.clone(), variant.method.clone());
-    match made {
-        Ok(made) => MethodRecord {
-            name,
-            method,
-            told: Some(made.told()),
-            settings: made.settings(),
-            skipped: None,
-        },
-        Err(reason) => MethodRecord {
-            name,
-            method,
-            told: None,
-            settings: Value::Null,
-            skipped: Some(reason.to_string()),
-        },
-    }
 }
 
 /// A folder that is not that of this run.
@@ -242,157 +206,5 @@ fn other_run(error: Error) -> anyhow::Error {
             Failure::new(error.to_string()).hint(hint).into()
         }
         error => error.into(),
-    }
-}
-
-/// Has every method solve what it has not solved yet.
-fn work(
-    prepared: &Prepared,
-    jobs: usize,
-    time: Option<Duration>,
-    progress: &mut RunProgress,
-) -> anyhow::Result<()> {
-    let Prepared {
-        folder, entries, ..
-    } = prepared;
-    let mut plans = Vec::new();
-    for variant in &prepared.variants {
-        let mut records = prepared.record.methods.iter();
-        let record = records.find(|record| record.name == variant.name);
-        if let Some(reason) = record.and_then(|record| record.skipped.as_ref()) {
-            progress.say(&format!("{} is skipped: {reason}", variant.name));
-            continue;
-        }
-        let (mut left, mut seconds) = (Vec::new(), Vec::new());
-        for entry in entries {
-            match folder.result(&variant.name, &entry.name) {
-                Some(result) if result.status == Status::Done => {
-                    seconds.push(result.seconds);
-                    if result.measured_with != prepared.job.measured_with {
-                        left.push(entry.name.clone()); // to be measured again
-                    }
-                }
-                _ => left.push(entry.name.clone()),
-            }
-        }
-        progress.plan(&variant.name, left.len(), &seconds);
-        plans.push((variant, left));
-    }
-    for (variant, left) in plans {
-        if left.is_empty() {
-            continue;
-        }
-        let job = Job {
-            variant: variant.clone(),
-            ..prepared.job.clone()
-        };
-        let workers = jobs.min(left.len());
-        let deadline = time.map(|time| Instant::now() + time);
-        progress.begin(&variant.name);
-        jobs::share(&job, &left, workers, deadline, |event| {
-            take(prepared, &variant.name, event, progress)
-        })?;
-        if watch::stopping() {
-            let failure = Failure::interrupted("stopped; what is finished is kept");
-            return Err(failure
-                .hint("the same command goes on where it stopped")
-                .into());
-        }
-        progress.leave(&variant.name);
-    }
-    Ok(())
-}
-
-/// Takes what a worker tells; an analogy that ended a worker has failed.
-fn take(
-    prepared: &Prepared,
-    method: &str,
-    event: Event,
-    progress: &mut RunProgress,
-) -> anyhow::Result<()> {
-    match event {
-        Event::Answered(Answer::Notice(notice)) => progress.notice(notice),
-        Event::Answered(Answer::Ended {
-            name,
-            seconds,
-            failed,
-        }) => progress.ended(method, &name, seconds, failed.as_deref()),
-        Event::Died { name, how } => {
-            let reason = format!("the process that worked on it ended before it was done: {how}");
-            let entry = prepared.entries.iter().find(|entry| entry.name == name);
-            if let Some(entry) = entry {
-                let job = &prepared.job;
-                let mut result = ResultRecord::begun(entry, job.seed, &job.measured_with);
-                result.status = Status::Failed(reason.clone());
-                prepared.folder.keep(method, &result, None)?;
-            }
-            progress.ended(method, &name, 0.0, Some(&reason));
-        }
-    }
-    Ok(())
-}
-
-/// The methods to be run, in order.
-fn variants(names: &[String], file: Option<&Path>) -> anyhow::Result<Vec<Variant>> {
-    let known = file.map(read_variants).transpose()?.unwrap_or_default();
-    let built_in = || BUILT_IN.iter().map(|method| Variant::plain(method.name));
-    let chosen: Vec<Variant> = match (names, file) {
-        ([], None) => built_in().collect(),
-        ([], Some(_)) => known,
-        (names, _) => (names.iter())
-            .map(|name| {
-                let mut all = known.iter().cloned().chain(built_in());
-                all.find(|variant| variant.name == name.trim())
-                    .ok_or_else(|| unknown_method(name, &known))
-            })
-            .collect::<Result<_, _>>()?,
-    };
-    let mut seen = HashSet::new();
-    match chosen.iter().find(|variant| !seen.insert(&variant.name)) {
-        Some(twice) => {
-            Err(Failure::usage(format!("the method `{}` is named twice", twice.name)).into())
-        }
-        None => Ok(chosen),
-    }
-}
-
-fn unknown_method(name: &str, variants: &[Variant]) -> Failure {
-    let variants = variants.iter().map(|variant| variant.name.as_str());
-    let names: Vec<&str> = (BUILT_IN.iter().map(|method| method.name))
-        .chain(variants)
-        .collect();
-    Failure::usage(format!("there is no method `{name}`"))
-        .hint(format!("there are {}", names.join(", ")))
-}
-
-/// Reads a file of variants.
-fn read_variants(path: &Path) -> anyhow::Result<Vec<Variant>> {
-    let wrong = |reason: &str| Failure::usage(format!("{}: {reason}", path.display()));
-    let text = fs::read_to_string(path).map_err(Error::io(path))?;
-    let sections: BTreeMap<String, Map<String, Value>> =
-        toml::from_str(&text).map_err(|error| wrong(error.to_string().trim_end()))?;
-    let mut variants = Vec::new();
-    for (name, mut settings) in sections {
-        Folder::check_method_name(&name).map_err(|error| wrong(&error.to_string()))?;
-        let method = match settings.remove("method") {
-            Some(Value::String(method)) => method,
-            None => name.clone(),
-            Some(other) => {
-                let reason = format!("[{name}]: `method`: expected a name, found {other}");
-                return Err(wrong(&reason).into());
-            }
-        };
-        if !BUILT_IN.iter().any(|known| known.name == method) {
-            return Err(wrong(&format!("[{name}]: {}", unknown_method(&method, &[]))).into());
-        }
-        variants.push(Variant {
-            name,
-            method,
-            settings,
-        });
-    }
-    match variants.is_empty() {
-        true => Err(wrong("there is no variant in it").into()),
-        false => Ok(variants),
     }
 }

@@ -2,16 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use clap::Args;
 use difference_inversion::analogy::{AnalogyConfig, ModelPaths};
 use difference_inversion::eval::suite::Suite;
-use difference_inversion::eval::{EvalModelPaths, EvalModels, MeasurePaths, Variant};
+use difference_inversion::eval::{EvalModelPaths, EvalModels, Judge, MeasurePaths, Variant};
 use serde::{Deserialize, Serialize};
 
 use super::super::fetch::{Fetcher, Needs};
 use super::super::flags::ModelSettings;
 use super::super::locate;
 use super::super::report::Failure;
+use super::super::watch::Watcher;
 
 /// The suites that come with the demo model, by the names they are called by.
 const DEMO_SUITES: [&str; 2] = ["demo/validation", "demo/test"];
@@ -93,7 +95,9 @@ pub(super) struct Job {
     pub(super) further: Further,
     /// The settings of Difference Inversion for this model.
     pub(super) recommended: AnalogyConfig,
-    /// SHA-256 of the networks of metrics.
+    /// The networks of metrics.
+    pub(super) measures: MeasurePaths,
+    /// SHA-256 of these.
     pub(super) measured_with: std::collections::BTreeMap<String, String>,
     pub(super) variant: Variant,
 }
@@ -153,17 +157,51 @@ pub(super) fn models(
 }
 
 /// Where the networks of metrics are: as given, or the demo suites' judge for a suite that tells
-/// attributes.
-pub(super) fn measure_paths(further: &Further, suite: &Suite) -> anyhow::Result<MeasurePaths> {
-    let has_attributes = suite.entries.iter().any(|entry| entry.attributes.is_some());
-    let judge = match &further.judge {
-        Some(judge) => Some(judge.clone()),
-        None if has_attributes => Some(benchmark()?.join("judge.safetensors")),
-        None => None,
-    };
+/// attributes, unless it does not know them; then that is noted.
+pub(super) fn measure_paths(
+    further: &Further,
+    suite: &Suite,
+    watcher: &mut Watcher,
+) -> anyhow::Result<MeasurePaths> {
     Ok(MeasurePaths {
-        judge: judge.filter(|path| further.judge.is_some() || path.is_file()),
+        judge: judge(further, suite, watcher)?,
         dino: further.dino.clone(),
         lpips: further.lpips.clone(),
     })
+}
+
+fn judge(
+    further: &Further,
+    suite: &Suite,
+    watcher: &mut Watcher,
+) -> anyhow::Result<Option<PathBuf>> {
+    let mut told = (suite.entries.iter())
+        .filter_map(|entry| entry.attributes.as_ref())
+        .peekable();
+    let path = match (&further.judge, told.peek()) {
+        (Some(judge), _) => Some(judge.clone()),
+        (None, Some(_)) => benchmark()
+            .map(|folder| folder.join("judge.safetensors"))
+            .ok()
+            .filter(|path| path.is_file()),
+        (None, None) => None,
+    };
+    let Some(path) = path else { return Ok(None) };
+    let judge = Judge::open(&path, &Device::flex())?;
+    let Some((name, value)) = told.find_map(|attributes| judge.unknown(attributes)) else {
+        return Ok(Some(path));
+    };
+    let unknown = format!("the attribute `{name}` with the value `{value}`");
+    if further.judge.is_some() {
+        let message = format!(
+            "{}: does not know {unknown}, which the suite tells",
+            path.display()
+        );
+        let hint = "leave `--judge` out, or give a judge that was trained for this suite";
+        return Err(Failure::new(message).hint(hint).into());
+    }
+    watcher.notice(&format!(
+        "the demo suites' judge is left out, for it does not know {unknown}"
+    ));
+    Ok(None)
 }

@@ -50,14 +50,14 @@ pub(super) fn run(_: &WorkerArgs) -> anyhow::Result<()> {
     let paths = setup::model_paths(&mut fetcher, &job.models, &job.further, model, variants)?;
     let models = setup::models(paths, &job.models, job.recommended.clone())?;
     let device = job.models.device()?;
-    let measures = setup::measure_paths(&job.further, &suite)?;
+    // Before the networks of metrics, which then need not open a model of the method's once more.
+    let method = eval::build(&job.variant, &models)?;
     let session = Session {
-        measures: Measures::open(&measures, &models, &device)?,
+        measures: Measures::open(&job.measures, &models, &device)?,
         measured_with: job.measured_with.clone(),
         folder: Folder::at(&job.output),
         seed: job.seed,
     };
-    let method = eval::build(&job.variant, &models)?;
     let mut observe = |progress: &Progress| {
         if let Progress::Notice(notice) = progress {
             let _ = answer(&Answer::Notice(notice.clone()));

@@ -37,8 +37,9 @@ function meansTable(group) {
       text: (row) => {
         const estimate = row.scores[metric.name];
         if (!estimate) return ["–"];
-        const [mean, low, high] = estimate.map(digits);
-        return [mean, element("small", {}, `${low} … ${high}`)];
+        const [mean, low, high] = estimate.slice(0, 3).map(digits);
+        const count = estimate[3];
+        return [mean, element("small", {}, `${low} … ${high}${count === row.solved ? "" : ` (n = ${count})`}`)];
       },
     })),
   ];

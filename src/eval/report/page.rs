@@ -39,7 +39,7 @@ impl Report {
         let groups = summaries.iter().map(|(group, summaries)| {
             let rows = summaries.iter().map(|summary| {
                 let scores: Map<String, Value> = (summary.scores.iter())
-                    .map(|(name, e)| ((*name).to_owned(), json!([e.mean, e.low, e.high])))
+                    .map(|(name, e)| ((*name).to_owned(), json!([e.mean, e.low, e.high, e.count])))
                     .collect();
                 json!({
                     "method": summary.method, "solved": summary.solved,

@@ -128,6 +128,7 @@ impl Report {
         if !text.is_empty() {
             text = format!("\n## Skipped and failed\n\n{text}");
         }
+        text += &self.measured_otherwise();
         text += "\n## Settings\n\n";
         for method in self
             .methods
@@ -158,6 +159,29 @@ impl Report {
             );
         }
         text
+    }
+
+    /// Which results were measured with other networks than the last run had.
+    fn measured_otherwise(&self) -> String {
+        let mut text = String::new();
+        for method in &self.methods {
+            let other = method
+                .solved()
+                .filter(|result| result.measured_with != self.run.measures);
+            let (other, solved) = (other.count(), method.solved().count());
+            if other > 0 {
+                let name = &method.record.name;
+                let _ = writeln!(text, "- `{name}`: {other} of {solved}");
+            }
+        }
+        match text.is_empty() {
+            true => text,
+            false => format!(
+                "\n## Measured with other networks\n\nThese results were not measured with the \
+                 networks named below; a run of the method with the same networks measures them \
+                 again.\n\n{text}"
+            ),
+        }
     }
 
     /// One row for each analogy and method.
@@ -286,7 +310,7 @@ fn metrics_table(summaries: &[Summary], question: Question, title: &str) -> Stri
         let cells = metrics
             .iter()
             .map(|metric| match estimate(summary, metric) {
-                Some(estimate) => shown(&estimate),
+                Some(estimate) => shown(&estimate, summary.solved),
                 None => "–".to_owned(),
             });
         text += &table_row(std::iter::once(summary.method.clone()).chain(cells));
@@ -294,14 +318,21 @@ fn metrics_table(summaries: &[Summary], question: Question, title: &str) -> Stri
     text
 }
 
-/// An estimate with its interval, with as many digits as such numbers are worth.
-fn shown(
-    Estimate {
-        mean, low, high, ..
-    }: &Estimate,
-) -> String {
+/// An estimate with its interval, with as many digits as such numbers are worth, and of how many
+/// analogies it is if those are not all that were solved.
+fn shown(estimate: &Estimate, solved: usize) -> String {
+    let Estimate {
+        mean,
+        low,
+        high,
+        count,
+    } = *estimate;
     let digits = if mean.abs() < 0.05 { 4 } else { 3 };
-    format!("{mean:.digits$} [{low:.digits$}, {high:.digits$}]")
+    let fewer = match count == solved {
+        true => String::new(),
+        false => format!(" (n = {count})"),
+    };
+    format!("{mean:.digits$} [{low:.digits$}, {high:.digits$}]{fewer}")
 }
 
 fn table_head<'a>(cells: impl IntoIterator<Item = &'a str>) -> String {

@@ -1,0 +1,118 @@
+//! The methods of a run: which they are, and what is recorded of them.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::path::Path;
+
+use difference_inversion::Error;
+use difference_inversion::eval::suite::Entry;
+use difference_inversion::eval::{self, BUILT_IN, EvalModels, Folder, MethodRecord, Variant};
+use serde_json::{Map, Value};
+
+use super::super::report::Failure;
+
+/// The methods to be run, in order.
+pub(super) fn chosen(names: &[String], file: Option<&Path>) -> anyhow::Result<Vec<Variant>> {
+    let known = file.map(read_variants).transpose()?.unwrap_or_default();
+    let built_in = || BUILT_IN.iter().map(|method| Variant::plain(method.name));
+    let chosen: Vec<Variant> = match (names, file) {
+        ([], None) => built_in().collect(),
+        ([], Some(_)) => known,
+        (names, _) => (names.iter())
+            .map(|name| {
+                let mut all = known.iter().cloned().chain(built_in());
+                all.find(|variant| variant.name == name.trim())
+                    .ok_or_else(|| unknown_method(name, &known))
+            })
+            .collect::<Result<_, _>>()?,
+    };
+    let mut seen = HashSet::new();
+    match chosen.iter().find(|variant| !seen.insert(&variant.name)) {
+        Some(twice) => {
+            Err(Failure::usage(format!("the method `{}` is named twice", twice.name)).into())
+        }
+        None => Ok(chosen),
+    }
+}
+
+fn unknown_method(name: &str, variants: &[Variant]) -> Failure {
+    let variants = variants.iter().map(|variant| variant.name.as_str());
+    let names: Vec<&str> = (BUILT_IN.iter().map(|method| method.name))
+        .chain(variants)
+        .collect();
+    Failure::usage(format!("there is no method `{name}`"))
+        .hint(format!("there are {}", names.join(", ")))
+}
+
+/// Reads a file of variants.
+fn read_variants(path: &Path) -> anyhow::Result<Vec<Variant>> {
+    let wrong = |reason: &str| Failure::usage(format!("{}: {reason}", path.display()));
+    let text = fs::read_to_string(path).map_err(Error::io(path))?;
+    let sections: BTreeMap<String, Map<String, Value>> =
+        toml::from_str(&text).map_err(|error| wrong(error.to_string().trim_end()))?;
+    let mut variants = Vec::new();
+    for (name, mut settings) in sections {
+        Folder::check_method_name(&name).map_err(|error| wrong(&error.to_string()))?;
+        let method = match settings.remove("method") {
+            Some(Value::String(method)) => method,
+            None => name.clone(),
+            Some(other) => {
+                let reason = format!("[{name}]: `method`: expected a name, found {other}");
+                return Err(wrong(&reason).into());
+            }
+        };
+        if !BUILT_IN.iter().any(|known| known.name == method) {
+            return Err(wrong(&format!("[{name}]: {}", unknown_method(&method, &[]))).into());
+        }
+        variants.push(Variant {
+            name,
+            method,
+            settings,
+        });
+    }
+    match variants.is_empty() {
+        true => Err(wrong("there is no variant in it").into()),
+        false => Ok(variants),
+    }
+}
+
+/// What is recorded of the methods. One is skipped if the model that it needs is not there or none
+/// that it can use, or if no analogy tells what it is told.
+pub(super) fn records(
+    variants: &[Variant],
+    models: &EvalModels,
+    entries: &[Entry],
+) -> anyhow::Result<Vec<MethodRecord>> {
+    let mut last = None; // so that a model which the next method has, too, stays open
+    let records = variants.iter().map(|variant| {
+        let (name, method) = (variant.name.clone(), variant.method.clone());
+        match eval::build(variant, models) {
+            Ok(made) => {
+                let told = made.told();
+                let is_told = |entry: &Entry| {
+                    let captions = entry.captions.clone().unwrap_or_default();
+                    made.is_told(&captions, entry.instruction.as_deref())
+                };
+                let mute = !entries.is_empty() && !entries.iter().any(is_told);
+                let record = MethodRecord {
+                    name,
+                    method,
+                    told: Some(told),
+                    settings: made.settings(),
+                    skipped: mute.then(|| format!("no analogy tells all that it is told: {told}")),
+                };
+                drop(last.replace(made));
+                Ok(record)
+            }
+            Err(reason @ (Error::Missing { .. } | Error::WrongModel { .. })) => Ok(MethodRecord {
+                name,
+                method,
+                told: None,
+                settings: Value::Null,
+                skipped: Some(reason.to_string()),
+            }),
+            Err(error) => Err(anyhow::Error::new(error).context(format!("the method `{name}`"))),
+        }
+    });
+    records.collect()
+}

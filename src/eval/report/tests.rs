@@ -1,0 +1,71 @@
+//! What tables say of the scores in them.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::*;
+use crate::eval::SuiteRecord;
+
+/// A run of one method that solved as many analogies as there are scores, which some have.
+fn report(scores: &[Option<f64>]) -> Report {
+    let suite = SuiteRecord {
+        name: "x".to_owned(),
+        version: Value::Null,
+        identity: "same".to_owned(),
+        analogies: scores.len(),
+    };
+    let record = MethodRecord {
+        name: "m".to_owned(),
+        method: "sdedit".to_owned(),
+        told: None,
+        settings: Value::Null,
+        skipped: None,
+    };
+    let result = |(number, score): (usize, &Option<f64>)| ResultRecord {
+        name: number.to_string(),
+        kind: "a".to_owned(),
+        changes: None,
+        status: Status::Done,
+        seed: 0,
+        seconds: 1.0,
+        peak_memory: None,
+        measured_with: BTreeMap::new(),
+        scores: (score.iter())
+            .map(|score| ("lpips_b".to_owned(), *score))
+            .chain([("ssim_b".to_owned(), 0.5)])
+            .collect(),
+    };
+    Report {
+        run: RunRecord::new(suite, 0, "cpu".to_owned()),
+        methods: vec![MethodResults {
+            record,
+            results: scores.iter().enumerate().map(result).collect(),
+        }],
+    }
+}
+
+#[test]
+fn means_of_fewer_analogies_than_were_solved_say_of_how_many() {
+    let report = report(&[Some(0.25), Some(0.25), None]);
+    let row = "| m | 0.250 [0.250, 0.250] (n = 2) | 0.500 [0.500, 0.500] |";
+    let tables = report.markdown();
+    assert!(tables.contains(row), "{tables}");
+    let page = report.page(&[(Group(None), report.summaries(Group(None)))]);
+    for expected in ["\"lpips_b\":[0.25,0.25,0.25,2]", "(n = ${count})"] {
+        assert!(page.contains(expected), "no `{expected}`");
+    }
+}
+
+#[test]
+fn results_that_were_measured_with_other_networks_are_told() {
+    let mut report = report(&[Some(0.25), Some(0.25), None]);
+    let title = "## Measured with other networks";
+    assert!(!report.markdown().contains(title));
+    let networks = BTreeMap::from([("lpips".to_owned(), "0".repeat(64))]);
+    report.run.measures.clone_from(&networks);
+    report.methods[0].results[0].measured_with = networks;
+    let tables = report.markdown();
+    assert!(tables.contains(title), "{tables}");
+    assert!(tables.contains("\n- `m`: 2 of 3\n"), "{tables}");
+}

@@ -1,0 +1,102 @@
+//! Workers that end before they are done.
+
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::super::{Done, dinv, entries, succeed};
+use super::{eval, workplace_with_suite};
+
+/// A run with one worker at a time.
+struct Running {
+    child: Child,
+    killed: Vec<String>,
+}
+
+impl Running {
+    fn start(folder: &std::path::Path, arguments: &str) -> Self {
+        let child = dinv(folder)
+            .args(arguments.split_whitespace())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self {
+            child,
+            killed: Vec::new(),
+        }
+    }
+
+    /// Kills its only worker that was not killed yet, once there is one.
+    fn kill_worker(&mut self) {
+        let id = self.child.id();
+        let started = Instant::now();
+        let worker = loop {
+            assert!(
+                started.elapsed() < Duration::from_secs(60),
+                "no worker came"
+            );
+            let tasks = fs::read_dir(format!("/proc/{id}/task"));
+            let children = (tasks.into_iter().flatten().flatten())
+                .filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+            let children = children.collect::<String>();
+            let mut workers = children.split_whitespace().map(str::to_owned);
+            if let Some(worker) = workers.find(|worker| !self.killed.contains(worker)) {
+                break worker;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        let killed = Command::new("kill").args(["-KILL", &worker]).status();
+        assert!(killed.unwrap().success());
+        self.killed.push(worker);
+    }
+
+    fn end(self) -> Done {
+        self.child.wait_with_output().unwrap().into()
+    }
+}
+
+#[test]
+fn a_worker_that_is_killed_costs_one_analogy() {
+    let work = workplace_with_suite();
+    let arguments = eval("--methods difference-inversion -o out");
+    let mut running = Running::start(work.path(), &arguments);
+    running.kill_worker();
+    let done = running.end();
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    for (text, expected) in [
+        (&done.stderr, "error: 1 analogy failed"),
+        (&done.stdout, "ended before it was done: signal: 9"),
+        (&done.stdout, "| difference-inversion | nothing | 2 | 1 |"),
+    ] {
+        assert!(text.contains(expected), "no `{expected}` in {text}");
+    }
+    succeed(work.path(), &arguments);
+}
+
+#[test]
+fn a_method_whose_workers_keep_ending_does_not_keep_others_from_running() {
+    let work = workplace_with_suite();
+    let endless = "[endless]\nmethod = 'difference-inversion'\nsteps = 1000000\n";
+    fs::write(work.path().join("v.toml"), endless).unwrap();
+    let arguments = eval("--variants v.toml --methods endless,sdedit -o out");
+    let mut running = Running::start(work.path(), &arguments);
+    for _ in 0..3 {
+        running.kill_worker();
+    }
+    let done = running.end();
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    for (text, expected) in [
+        (
+            &done.stderr,
+            "error: 3 analogies failed, and `endless` could not go on",
+        ),
+        (&done.stderr, "hint: leave it out with `--methods`"),
+        (&done.stdout, "| endless | nothing | 0 | 3 |"),
+        (&done.stdout, "| sdedit | captions | 3 | 0 |"),
+    ] {
+        assert!(text.contains(expected), "no `{expected}` in {text}");
+    }
+    let out = work.path().join("out");
+    assert!(entries(&out).contains(&"report.html".to_owned()));
+}
