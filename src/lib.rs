@@ -61,6 +61,7 @@ pub mod progress;
 pub mod prompt;
 mod random;
 pub mod sample;
+mod settings;
 pub mod text_encoder;
 pub mod tokens;
 pub mod weights;

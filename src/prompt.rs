@@ -3,10 +3,11 @@
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
+use crate::Result;
 use crate::models::clip_text::PrefixCache;
 use crate::models::tokenizer::ClipTokenizer;
+use crate::settings::Checks;
 use crate::tokens::signed;
-use crate::{Error, Result};
 
 /// Where a picture's prompt comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -59,43 +60,14 @@ impl PromptConfig {
     /// Checks that the settings make sense.
     ///
     /// # Errors
-    /// [`Error::Setting`] naming the first that does not.
+    /// [`Error::Setting`](crate::Error::Setting) naming the first that does not.
     pub fn validate(&self) -> Result<()> {
-        let (rate, decay) = (self.pez_learning_rate, self.pez_weight_decay);
-        let checks = [
-            (
-                "pez_tokens",
-                self.pez_tokens > 0,
-                "at least 1",
-                self.pez_tokens.to_string(),
-            ),
-            (
-                "pez_steps",
-                self.pez_steps > 0,
-                "at least 1",
-                self.pez_steps.to_string(),
-            ),
-            (
-                "pez_learning_rate",
-                rate > 0.0 && rate.is_finite(),
-                "a positive number",
-                rate.to_string(),
-            ),
-            (
-                "pez_weight_decay",
-                decay >= 0.0 && decay.is_finite(),
-                "0 or more",
-                decay.to_string(),
-            ),
-        ];
-        match checks.into_iter().find(|(_, holds, ..)| !holds) {
-            None => Ok(()),
-            Some((name, _, expected, found)) => Err(Error::Setting {
-                name,
-                expected: expected.to_owned(),
-                found,
-            }),
-        }
+        Checks::default()
+            .at_least_1("pez_tokens", self.pez_tokens)
+            .at_least_1("pez_steps", self.pez_steps)
+            .positive("pez_learning_rate", self.pez_learning_rate)
+            .not_negative("pez_weight_decay", self.pez_weight_decay)
+            .result()
     }
 }
 
@@ -115,7 +87,7 @@ impl Prompt {
     /// The words of a text, separated by white space, as each text encoder's tokenizer cuts them.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] if the vocabulary cannot express the text.
+    /// [`Error::InvalidFile`](crate::Error::InvalidFile) if the vocabulary cannot express the text.
     pub fn new(text: &str, tokenizers: &[&ClipTokenizer]) -> Result<Self> {
         let words = text
             .split_whitespace()
@@ -130,7 +102,7 @@ impl Prompt {
     /// Entries of the vocabulary, each a word of its own, the same for all text encoders.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] if an id is not in the vocabulary.
+    /// [`Error::InvalidFile`](crate::Error::InvalidFile) if an id is not in the vocabulary.
     pub fn from_ids(ids: &[u32], tokenizer: &ClipTokenizer) -> Result<Self> {
         Ok(Self {
             text: tokenizer.decode(ids)?,

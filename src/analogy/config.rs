@@ -2,10 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Result;
 use crate::learn::LearnConfig;
 use crate::noise::{Guidance, Inversion};
 use crate::prompt::PromptConfig;
-use crate::{Error, Result};
+use crate::settings::Checks;
 
 /// How B′ is generated from B.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -86,62 +87,19 @@ impl GenerateConfig {
     /// Checks that the settings make sense; whether the schedule has as many steps is checked with it.
     ///
     /// # Errors
-    /// [`Error::Setting`] naming the first that does not.
+    /// [`Error::Setting`](crate::Error::Setting) naming the first that does not.
     pub fn validate(&self) -> Result<()> {
-        let unit = 0.0..=1.0;
-        let checks = [
-            (
-                "guidance_scale",
-                self.guidance_scale().is_finite(),
-                "a number",
-                self.guidance_scale(),
-            ),
-            (
-                "source_guidance_scale",
-                self.source_guidance_scale.is_finite(),
-                "a number",
-                self.source_guidance_scale,
-            ),
-            (
-                "skip",
-                (0.0..1.0).contains(&self.skip),
-                "0 or more, less than 1",
-                self.skip,
-            ),
-            (
-                "sdedit_strength",
-                unit.contains(&self.sdedit_strength),
-                "0 to 1",
-                self.sdedit_strength,
-            ),
-            ("eta", unit.contains(&self.eta), "0 to 1", self.eta),
-            (
-                "strength",
-                self.strength.is_finite(),
-                "a number",
-                self.strength,
-            ),
-            (
-                "inversion_iterations",
-                self.inversion_iterations > 0,
-                "at least 1",
-                self.inversion_iterations as f64,
-            ),
-            (
-                "num_inference_steps",
-                self.num_inference_steps > 0,
-                "at least 1",
-                self.num_inference_steps as f64,
-            ),
-        ];
-        match checks.into_iter().find(|(_, holds, ..)| !holds) {
-            None => Ok(()),
-            Some((name, _, expected, found)) => Err(Error::Setting {
-                name,
-                expected: expected.to_owned(),
-                found: found.to_string(),
-            }),
-        }
+        let skip = (0.0..1.0).contains(&self.skip);
+        Checks::default()
+            .finite("guidance_scale", self.guidance_scale())
+            .finite("source_guidance_scale", self.source_guidance_scale)
+            .that("skip", skip, "0 or more, less than 1", self.skip)
+            .fraction("sdedit_strength", self.sdedit_strength)
+            .fraction("eta", self.eta)
+            .finite("strength", self.strength)
+            .at_least_1("inversion_iterations", self.inversion_iterations)
+            .at_least_1("num_inference_steps", self.num_inference_steps)
+            .result()
     }
 }
 

@@ -18,6 +18,7 @@ use crate::pipeline::{Pipeline, PipelineKind};
 use crate::progress::{self, Observer, Stage};
 use crate::prompt::FullPrompt;
 use crate::sample::Ddim;
+use crate::settings::Checks;
 use crate::weights::Arrays;
 use crate::{Error, Result};
 
@@ -107,30 +108,20 @@ impl Default for AnalogistConfig {
 
 impl AnalogistConfig {
     fn validate(&self) -> Result<()> {
-        let wrong = |name, expected: String, found: String| {
-            Err(Error::Setting {
-                name,
-                expected,
-                found,
-            })
-        };
-        if !(self.strength > 0.0 && self.strength <= 1.0) {
-            return wrong(
+        let layers = format!("the first of {LAYERS} layers, and that after the last");
+        let there = |[first, end]: [usize; 2]| first <= end && end <= LAYERS;
+        let strength = self.strength > 0.0 && self.strength <= 1.0;
+        let (clone, mask) = (self.clone_layers, self.mask_layers);
+        Checks::default()
+            .that(
                 "strength",
-                "more than 0, at most 1".to_owned(),
-                self.strength.to_string(),
-            );
-        }
-        for (name, layers) in [
-            ("clone_layers", self.clone_layers),
-            ("mask_layers", self.mask_layers),
-        ] {
-            if layers[0] > layers[1] || layers[1] > LAYERS {
-                let expected = format!("the first of {LAYERS} layers, and that after the last");
-                return wrong(name, expected, format!("{layers:?}"));
-            }
-        }
-        Ok(())
+                strength,
+                "more than 0, at most 1",
+                self.strength,
+            )
+            .that("clone_layers", there(clone), &layers, format!("{clone:?}"))
+            .that("mask_layers", there(mask), &layers, format!("{mask:?}"))
+            .result()
     }
 }
 

@@ -16,6 +16,7 @@ use crate::analogy::Models;
 use crate::joint_space::JointSpace;
 use crate::pipeline::{Conditions, PipelineKind};
 use crate::progress::Observer;
+use crate::settings::Checks;
 use crate::weights::{Array, Arrays};
 use crate::{Error, Result};
 
@@ -119,33 +120,25 @@ impl DiaConfig {
         let crops = self.least_crop > 0.0
             && self.least_crop <= self.largest_crop
             && self.largest_crop <= 1.0;
-        let checks = [
-            ("num_tokens", self.num_tokens > 0, "at least 1"),
-            (
-                "num_inference_steps",
-                self.num_inference_steps > 0,
-                "at least 1",
-            ),
-            (
-                "least_crop",
-                crops,
-                "more than 0, at most largest_crop, which is at most 1",
-            ),
-            ("strengths", !self.strengths.is_empty(), "at least one"),
-            (
+        let found = format!("{} to {}", self.least_crop, self.largest_crop);
+        let expected = "more than 0, at most largest_crop, which is at most 1";
+        Checks::default()
+            .at_least_1("num_tokens", self.num_tokens)
+            .at_least_1("num_inference_steps", self.num_inference_steps)
+            .that("least_crop", crops, expected, found)
+            .that(
+                "strengths",
+                !self.strengths.is_empty(),
+                "at least one",
+                "none",
+            )
+            .that(
                 "guidance_scales",
                 !self.guidance_scales.is_empty(),
                 "at least one",
-            ),
-        ];
-        match checks.into_iter().find(|(_, holds, _)| !holds) {
-            None => Ok(()),
-            Some((name, _, expected)) => Err(Error::Setting {
-                name,
-                expected: expected.to_owned(),
-                found: "another value".to_owned(),
-            }),
-        }
+                "none",
+            )
+            .result()
     }
 }
 

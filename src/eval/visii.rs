@@ -18,6 +18,7 @@ use crate::pipeline::{Conditions, Pipeline, PipelineKind};
 use crate::progress::{self, Observer, Stage};
 use crate::prompt::{FullPrompt, Prompt, PromptConfig, PromptMode};
 use crate::random::{Purpose, normal, rng, shuffled};
+use crate::settings::Checks;
 use crate::tokens::host;
 use crate::weights::{Array, Arrays};
 use crate::{Error, Result, pez};
@@ -126,20 +127,11 @@ impl Default for VisiiConfig {
 
 impl VisiiConfig {
     fn validate(&self) -> Result<()> {
-        for (name, count) in [
-            ("steps", self.steps),
-            ("pez_tokens", self.pez_tokens),
-            ("pez_steps", self.pez_steps),
-        ] {
-            if count == 0 {
-                return Err(Error::Setting {
-                    name,
-                    expected: "at least 1".to_owned(),
-                    found: "0".to_owned(),
-                });
-            }
-        }
-        Ok(())
+        Checks::default()
+            .at_least_1("steps", self.steps)
+            .at_least_1("pez_tokens", self.pez_tokens)
+            .at_least_1("pez_steps", self.pez_steps)
+            .result()
     }
 }
 

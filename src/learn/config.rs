@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Result;
 use crate::delta::DeltaMode;
-use crate::{Error, Result};
+use crate::settings::Checks;
 
 /// How the difference tokens start.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -107,86 +108,25 @@ impl LearnConfig {
     /// Checks that the settings make sense.
     ///
     /// # Errors
-    /// [`Error::Setting`] naming the first that does not.
+    /// [`Error::Setting`](crate::Error::Setting) naming the first that does not.
     pub fn validate(&self) -> Result<()> {
-        let positive = |x: f64| x > 0.0 && x.is_finite();
-        let not_negative = |x: f64| x >= 0.0 && x.is_finite();
-        let checks = [
-            (
-                "num_tokens",
-                self.num_tokens > 0,
-                "at least 1",
-                self.num_tokens.to_string(),
-            ),
-            (
-                "steps",
-                self.steps > 0,
-                "at least 1",
-                self.steps.to_string(),
-            ),
-            (
-                "learning_rate",
-                positive(self.learning_rate),
-                "a positive number",
-                self.learning_rate.to_string(),
-            ),
-            (
-                "weight_decay",
-                not_negative(self.weight_decay),
-                "0 or more",
-                self.weight_decay.to_string(),
-            ),
-            (
-                "lambda_mse",
-                not_negative(self.lambda_mse),
-                "0 or more",
-                self.lambda_mse.to_string(),
-            ),
-            (
-                "lambda_clip",
-                not_negative(self.lambda_clip),
-                "0 or more",
-                self.lambda_clip.to_string(),
-            ),
-            (
-                "alpha",
-                (0.0..=1.0).contains(&self.alpha),
-                "0 to 1",
-                self.alpha.to_string(),
-            ),
-            (
-                "samples_per_step",
-                self.samples_per_step > 0,
-                "at least 1",
-                self.samples_per_step.to_string(),
-            ),
-            (
-                "max_norm",
-                self.max_norm.is_none_or(positive),
-                "a positive number",
-                format!("{:?}", self.max_norm),
-            ),
-            (
-                "prompt_dropout",
-                (0.0..=1.0).contains(&self.prompt_dropout),
-                "0 to 1",
-                self.prompt_dropout.to_string(),
-            ),
-            (
-                "select_samples",
-                self.select_every == 0 || self.select_samples > 0,
-                "at least 1",
-                self.select_samples.to_string(),
-            ),
-        ];
-        match checks.into_iter().find(|(_, holds, ..)| !holds) {
-            None => Ok(()),
-            Some((name, _, expected, found)) => Err(Error::Setting {
-                name,
-                expected: expected.to_owned(),
-                found,
-            }),
-        }
+        let of_selection = match self.select_every {
+            0 => 1, // there is none
+            _ => self.select_samples,
+        };
+        Checks::default()
+            .at_least_1("num_tokens", self.num_tokens)
+            .at_least_1("steps", self.steps)
+            .positive("learning_rate", self.learning_rate)
+            .not_negative("weight_decay", self.weight_decay)
+            .not_negative("lambda_mse", self.lambda_mse)
+            .not_negative("lambda_clip", self.lambda_clip)
+            .fraction("alpha", self.alpha)
+            .at_least_1("samples_per_step", self.samples_per_step)
+            .positive("max_norm", self.max_norm.unwrap_or(1.0))
+            .fraction("prompt_dropout", self.prompt_dropout)
+            .at_least_1("select_samples", of_selection)
+            .result()
     }
 }
 

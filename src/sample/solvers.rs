@@ -3,7 +3,8 @@
 use burn::tensor::Tensor;
 
 use super::{NoiseSchedule, PredictionType, Solver, TimestepSpacing};
-use crate::{Error, Result};
+use crate::Result;
+use crate::settings::Checks;
 
 /// Denoising diffusion implicit models ([Song et al. 2021](https://arxiv.org/abs/2010.02502)):
 /// equation 12, with the noise of equation 16 scaled by η.
@@ -21,14 +22,7 @@ impl Ddim {
     /// # Errors
     /// As [`SolverKind::build`](super::SolverKind::build).
     pub fn new(schedule: &NoiseSchedule, num_inference_steps: usize, eta: f64) -> Result<Self> {
-        if !(0.0..=1.0).contains(&eta) {
-            let (expected, found) = ("0 to 1".to_owned(), eta.to_string());
-            return Err(Error::Setting {
-                name: "eta",
-                expected,
-                found,
-            });
-        }
+        Checks::default().fraction("eta", eta).result()?;
         schedule.check_solver("DDIMScheduler", &[("thresholding", "false")])?;
         let timesteps = schedule.timesteps(num_inference_steps)?;
         let timesteps_f64 = timesteps.iter().map(|&t| t as f64).collect();

@@ -1,0 +1,55 @@
+//! Checks of settings before anything is done with them.
+
+use std::fmt::Display;
+
+use crate::{Error, Result};
+
+/// Checks one after the other, of which the first that fails is the error.
+#[derive(Debug, Default)]
+pub(crate) struct Checks(Option<Error>);
+
+impl Checks {
+    /// The setting `name`, found to be `found`, has to be `expected`, which it is if this `holds`.
+    pub(crate) fn that(
+        self,
+        name: &'static str,
+        holds: bool,
+        expected: &str,
+        found: impl Display,
+    ) -> Self {
+        let failed = || Error::Setting {
+            name,
+            expected: expected.to_owned(),
+            found: found.to_string(),
+        };
+        Self(self.0.or_else(|| (!holds).then(failed)))
+    }
+
+    pub(crate) fn at_least_1(self, name: &'static str, found: usize) -> Self {
+        self.that(name, found > 0, "at least 1", found)
+    }
+
+    pub(crate) fn positive(self, name: &'static str, found: f64) -> Self {
+        let holds = found > 0.0 && found.is_finite();
+        self.that(name, holds, "a positive number", found)
+    }
+
+    pub(crate) fn not_negative(self, name: &'static str, found: f64) -> Self {
+        let holds = found >= 0.0 && found.is_finite();
+        self.that(name, holds, "0 or more", found)
+    }
+
+    pub(crate) fn fraction(self, name: &'static str, found: f64) -> Self {
+        self.that(name, (0.0..=1.0).contains(&found), "0 to 1", found)
+    }
+
+    pub(crate) fn finite(self, name: &'static str, found: f64) -> Self {
+        self.that(name, found.is_finite(), "a number", found)
+    }
+
+    /// # Errors
+    /// [`Error::Setting`] naming the first setting that is not as it has to be.
+    pub(crate) fn result(self) -> Result<()> {
+        self.0.map_or(Ok(()), Err)
+    }
+}
