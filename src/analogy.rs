@@ -223,6 +223,22 @@ fn prepare(
     Ok((pair, captions))
 }
 
+/// Checks that a difference can be applied with these models and settings, which needs no picture.
+///
+/// # Errors
+/// [`Error::WrongBase`] if the tokens were learned on another model, [`Error::Setting`] for settings that make
+/// no sense, [`Error::InvalidInput`] for a model that draws from more than words.
+pub fn check_apply(
+    models: &Models,
+    tokens: &DifferenceTokens,
+    config: &AnalogyConfig,
+) -> Result<()> {
+    config.generate.validate()?;
+    config.prompt.validate()?;
+    models.pipeline().check_words_alone()?;
+    tokens.check_base(&models.pipeline().base())
+}
+
 /// The target with its caption, as given or as the captioner writes it, if its prompt is made of one. With
 /// that, [`apply`] needs no captioner.
 ///
@@ -258,12 +274,8 @@ pub fn apply(
     config: &AnalogyConfig,
     observer: Observer<'_>,
 ) -> Result<Applied> {
-    let generate = &config.generate;
-    generate.validate()?;
-    config.prompt.validate()?;
-    let pipeline = models.pipeline();
-    pipeline.check_words_alone()?;
-    tokens.check_base(&pipeline.base())?;
+    check_apply(models, tokens, config)?;
+    let (pipeline, generate) = (models.pipeline(), &config.generate);
     let target = captioned(models, target, config, &mut *observer)?;
     let caption_b = target.caption_b.unwrap_or_default();
     let picture = Picture {
@@ -306,6 +318,8 @@ pub fn solve(
     let steps = config.generate.num_inference_steps;
     models.pipeline().schedule().timesteps(steps)?;
     config.generate.validate()?;
+    config.learn.validate()?;
+    config.prompt.validate()?;
     models.pipeline().check_words_alone()?;
     let target = captioned(models, target, config, &mut *observer)?;
     let learned = learn(models, examples, config, records, &mut *observer)?;

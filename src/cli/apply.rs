@@ -82,6 +82,7 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<()> {
         &[&config.prompt, &config.generate],
     )?;
     let models = models.open(&paths, &mut watcher)?;
+    analogy::check_apply(&models, &tokens, &config)?;
     // All captions first: with little memory, the captioner is closed when pictures are made.
     let mut targets = Vec::new();
     for (index, b) in pictures.into_iter().enumerate() {

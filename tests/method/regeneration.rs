@@ -238,6 +238,8 @@ fn what_cannot_be_learned_or_applied_is_an_error() {
     let tokens = DifferenceTokens::zeros(2, &base, &Device::flex());
     let error = analogy::apply(&models, &tokens, &target(), &config, &mut silent).unwrap_err();
     assert!(matches!(error, Error::WrongBase { .. }), "{error}");
+    let error = analogy::check_apply(&models, &tokens, &config).unwrap_err();
+    assert!(matches!(error, Error::WrongBase { .. }), "{error}");
 
     let mut long = config.clone();
     long.learn.num_tokens = 31;
