@@ -9,7 +9,7 @@ use burn::tensor::{Device, FloatDType};
 use difference_inversion::analogy::{AnalogyConfig, ModelPaths};
 use difference_inversion::files::write_atomically;
 use difference_inversion::hub::model_of;
-use difference_inversion::weights::Weights;
+use difference_inversion::weights::{NETWORKS, Weights};
 use difference_inversion::{Error, Result};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -17,9 +17,6 @@ use sha2::{Digest, Sha256};
 
 use super::flags::ModelSettings;
 use super::watch::StageTimes;
-
-/// The networks of a model.
-const NETWORKS: [&str; 4] = ["unet", "vae", "text_encoder", "text_encoder_2"];
 
 /// Names of the inputs that are files.
 const FILES: [&str; 6] = [

@@ -5,14 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-/// The suffixes of weight files in the order in which they are looked for. A variant is a suffix such
-/// as `fp16`, which comes first if it is asked for; files without a suffix are, as a rule, f32.
-fn suffixes(variant: Option<&str>) -> [String; 2] {
-    match variant {
-        None => [String::new(), ".fp16".to_owned()],
-        Some(variant) => [format!(".{variant}"), String::new()],
-    }
-}
+use crate::weights::{MODEL_INDEX as INDEX, STEMS, suffixes};
 
 /// What a folder of a model holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,11 +32,6 @@ const PIPELINE: [(&str, Part, bool); 10] = [
     ("clip_2", Part::Transformer, false),
     ("captioner", Part::Transformer, false),
 ];
-
-/// File stems under which weights are saved; the last one by early versions of transformers.
-const STEMS: [&str; 3] = ["diffusion_pytorch_model", "model", "pytorch_model"];
-
-const INDEX: &str = "model_index.json";
 
 /// The files of a model, by their paths in the repository, and what it lacks.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -8,7 +8,7 @@ use crate::{Error, Result};
 
 /// File stems under which diffusers and transformers save the weights of one model, in the order
 /// in which they are looked for; the last one is of early safetensors made from pickled shards.
-const STEMS: [&str; 3] = ["diffusion_pytorch_model", "model", "pytorch_model"];
+pub(crate) const STEMS: [&str; 3] = ["diffusion_pytorch_model", "model", "pytorch_model"];
 
 /// What the names of pickled files end with. Reading one means running what is in it.
 const PICKLED: [&str; 4] = ["bin", "ckpt", "pt", "pth"];
@@ -21,14 +21,20 @@ pub(super) struct Found {
     pub(super) index: Option<(PathBuf, BTreeMap<String, String>)>,
 }
 
+/// The suffixes of weight files in the order in which they are looked for. A variant is a suffix such
+/// as `fp16`, which comes first if it is asked for; files without a suffix are, as a rule, f32.
+pub(crate) fn suffixes(variant: Option<&str>) -> [String; 2] {
+    match variant {
+        None => [String::new(), ".fp16".to_owned()],
+        Some(variant) => [format!(".{variant}"), String::new()],
+    }
+}
+
 /// Finds the safetensors files of the model in `folder`: those of the `variant`, or, as diffusers does,
 /// those without one in their name where it is not there. Without a `variant`, those of `fp16` are taken
 /// where there are no others.
 pub(super) fn find_files(folder: &Path, variant: Option<&str>) -> Result<Found> {
-    let suffixes = match variant {
-        None => [String::new(), ".fp16".to_owned()],
-        Some(variant) => [format!(".{variant}"), String::new()],
-    };
+    let suffixes = suffixes(variant);
     for suffix in &suffixes {
         if let Some(found) = find_with(folder, suffix) {
             return found;

@@ -22,7 +22,8 @@ pub use self::config::{OtherFields, PerBlock, check_fixed_fields, parse_config, 
 pub use self::family::{Family, FamilyTextEncoder, TextLayout};
 use self::file::TensorFile;
 use self::folder::Found;
-pub use self::model_files::{FileOptions, MODEL_INDEX, ModelFiles, Vocabulary};
+pub(crate) use self::folder::{STEMS, suffixes};
+pub use self::model_files::{FileOptions, MODEL_INDEX, ModelFiles, NETWORKS, Vocabulary};
 use self::placement::{Change, Placement};
 use crate::{Error, Result};
 

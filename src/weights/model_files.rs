@@ -338,7 +338,7 @@ impl Original {
 }
 
 /// The networks of a pipeline, by their folders.
-const NETWORKS: [&str; 4] = ["unet", "vae", "text_encoder", "text_encoder_2"];
+pub const NETWORKS: [&str; 4] = ["unet", "vae", "text_encoder", "text_encoder_2"];
 
 /// Refuses a variant that none of the networks in a folder has.
 fn check_variant(path: &Path, options: &FileOptions) -> Result<()> {
