@@ -1,13 +1,18 @@
-//! Tiny models with random weights for tests of methods.
+//! Tiny models with random weights for tests of methods, and runs for tests of reports.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use serde_json::{Map, Value};
 
+use super::report::{MethodResults, Report};
 use super::suite::Entry;
-use super::{Analogy, Captions, EvalModelPaths, EvalModels};
+use super::{
+    Analogy, Captions, EvalModelPaths, EvalModels, MethodRecord, ResultRecord, RunRecord, Status,
+    SuiteRecord,
+};
 use crate::analogy::{AnalogyConfig, ModelPaths, Models};
 use crate::image::load_image;
 use crate::models::unet::Memory;
@@ -119,5 +124,49 @@ pub(super) fn check_gradient(
             (found - slope).abs() < 0.02 * slope,
             "row {row}: {slope} {found}"
         );
+    }
+}
+
+/// The kind of an analogy, and its scores by metric if it was solved.
+pub(super) type Scored<'a> = (&'a str, Option<Vec<(&'a str, f64)>>);
+
+/// The report of one method called `m`, whose analogies have these kinds and scores; those without
+/// scores have failed.
+pub(super) fn report(settings: Value, analogies: &[Scored<'_>]) -> Report {
+    let suite = SuiteRecord {
+        name: "x".to_owned(),
+        version: Value::Null,
+        identity: "same".to_owned(),
+        analogies: analogies.len(),
+    };
+    let record = MethodRecord {
+        name: "m".to_owned(),
+        method: "sdedit".to_owned(),
+        told: None,
+        settings,
+        skipped: None,
+    };
+    let result = |(number, (kind, scores)): (usize, &Scored<'_>)| ResultRecord {
+        name: number.to_string(),
+        kind: (*kind).to_owned(),
+        changes: None,
+        status: match scores {
+            Some(_) => Status::Done,
+            None => Status::Failed("no luck".to_owned()),
+        },
+        seed: 0,
+        seconds: 1.0,
+        peak_memory: None,
+        measured_with: BTreeMap::new(),
+        scores: (scores.iter().flatten())
+            .map(|&(metric, score): &(&str, f64)| (metric.to_owned(), score))
+            .collect(),
+    };
+    Report {
+        run: RunRecord::new(suite, 0, "cpu".to_owned()),
+        methods: vec![MethodResults {
+            record,
+            results: analogies.iter().enumerate().map(result).collect(),
+        }],
     }
 }

@@ -3,48 +3,16 @@
 use serde_json::json;
 
 use super::*;
-use crate::eval::{MethodRecord, ResultRecord, Status, SuiteRecord};
+use crate::eval::tiny::report;
 
 /// A run of one method called `m` whose analogies have these kinds and scores; those without a
 /// score have failed.
 fn run(settings: Value, scores: &[(&str, Option<f64>)]) -> Report {
-    let suite = SuiteRecord {
-        name: "x".to_owned(),
-        version: Value::Null,
-        identity: "same".to_owned(),
-        analogies: scores.len(),
-    };
-    let record = MethodRecord {
-        name: "m".to_owned(),
-        method: "sdedit".to_owned(),
-        told: None,
-        settings,
-        skipped: None,
-    };
-    let result = |(number, (kind, score)): (usize, &(&str, Option<f64>))| ResultRecord {
-        name: number.to_string(),
-        kind: (*kind).to_owned(),
-        changes: None,
-        status: match score {
-            Some(_) => Status::Done,
-            None => Status::Failed("no luck".to_owned()),
-        },
-        seed: 0,
-        seconds: 1.0,
-        peak_memory: None,
-        measured_with: BTreeMap::new(),
-        scores: score
-            .iter()
-            .map(|score| ("mse_truth".to_owned(), *score))
-            .collect(),
-    };
-    Report {
-        run: RunRecord::new(suite, 0, "cpu".to_owned()),
-        methods: vec![MethodResults {
-            record,
-            results: scores.iter().enumerate().map(result).collect(),
-        }],
-    }
+    let scores = scores.iter().map(|&(kind, score)| {
+        let scores = score.map(|score| vec![("mse_truth", score)]);
+        (kind, scores)
+    });
+    report(settings, &scores.collect::<Vec<_>>())
 }
 
 #[test]

@@ -5,44 +5,16 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::*;
-use crate::eval::SuiteRecord;
+use crate::eval::tiny;
 
 /// A run of one method that solved as many analogies as there are scores, which some have.
 fn report(scores: &[Option<f64>]) -> Report {
-    let suite = SuiteRecord {
-        name: "x".to_owned(),
-        version: Value::Null,
-        identity: "same".to_owned(),
-        analogies: scores.len(),
-    };
-    let record = MethodRecord {
-        name: "m".to_owned(),
-        method: "sdedit".to_owned(),
-        told: None,
-        settings: Value::Null,
-        skipped: None,
-    };
-    let result = |(number, score): (usize, &Option<f64>)| ResultRecord {
-        name: number.to_string(),
-        kind: "a".to_owned(),
-        changes: None,
-        status: Status::Done,
-        seed: 0,
-        seconds: 1.0,
-        peak_memory: None,
-        measured_with: BTreeMap::new(),
-        scores: (score.iter())
-            .map(|score| ("lpips_b".to_owned(), *score))
-            .chain([("ssim_b".to_owned(), 0.5)])
-            .collect(),
-    };
-    Report {
-        run: RunRecord::new(suite, 0, "cpu".to_owned()),
-        methods: vec![MethodResults {
-            record,
-            results: scores.iter().enumerate().map(result).collect(),
-        }],
-    }
+    let scores = scores.iter().map(|score| {
+        let lpips = score.map(|score| ("lpips_b", score));
+        let scores = lpips.into_iter().chain([("ssim_b", 0.5)]);
+        ("a", Some(scores.collect()))
+    });
+    tiny::report(Value::Null, &scores.collect::<Vec<_>>())
 }
 
 #[test]
