@@ -5,7 +5,7 @@ use burn::tensor::{Bool, DType, Tensor, activation};
 use super::gradient::with_gradient;
 
 /// Most scores to hold at once.
-const SCORES: usize = 1 << 22;
+const SCORES: usize = 1 << 24;
 /// Most attention weights to keep for the backward pass.
 const KEPT: usize = 1 << 20;
 
@@ -19,7 +19,7 @@ const KEPT: usize = 1 << 20;
 pub(crate) fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, causal: bool) -> Tensor<4> {
     with_gradient([q, k, v], |[q, k, v]| {
         let [b, heads, n, d] = q.dims();
-        let m = k.dims()[2];
+        let (m, dtype) = (k.dims()[2], q.dtype());
         let softmax = Softmax {
             n,
             m,
@@ -31,9 +31,15 @@ pub(crate) fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, causal: bool) 
             let len = queries_at_once.min(n - first);
             x.clone().slice_dim(2, first..first + len)
         };
+        // Scores in f32 from the first: those of half precision may overflow before they are scaled.
         let weights = {
-            let (q, k) = (q.clone(), k.clone().swap_dims(2, 3));
-            move |first: usize| softmax.forward(chunk(&q, first).matmul(k.clone()), first)
+            let (q, k) = (q.clone(), k.clone());
+            move |first: usize| {
+                let [q, k] = [chunk(&q, first), k.clone()].map(|x| x.cast(DType::F32));
+                softmax
+                    .forward(q.matmul(k.swap_dims(2, 3)), first)
+                    .cast(dtype)
+            }
         };
         let mut kept = None;
         let mut parts = Vec::new();
@@ -79,9 +85,8 @@ struct Softmax {
 impl Softmax {
     /// The weights of `scores`, both `[b, heads, queries, m]`, of the queries from `first` on.
     fn forward(&self, scores: Tensor<4>, first: usize) -> Tensor<4> {
-        let dtype = scores.dtype();
-        let scores = scores.cast(DType::F32).mul_scalar(self.scale);
-        activation::softmax(self.hide(scores, first), 3).cast(dtype)
+        let scores = scores.mul_scalar(self.scale);
+        activation::softmax(self.hide(scores, first), 3)
     }
 
     /// The gradient of the scores from the weights and their gradient.

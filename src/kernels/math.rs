@@ -4,6 +4,8 @@ use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
 
 use pulp::Simd;
 
+/// `1 / √(2π)`.
+const FRAC_1_SQRT_TAU: f32 = 0.398_942_3;
 /// Partial sums kept side by side.
 pub(super) const LANES: usize = 16;
 
@@ -28,16 +30,10 @@ pub(super) fn exp(x: f32) -> f32 {
     (p * r * r + r + 1.0) * power
 }
 
-/// `1 / (1 + e⁻ˣ)`.
-#[inline(always)]
-pub(super) fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
-}
-
 /// `Φ(x)`, the normal distribution function, to 1e-7, and `e^(−x²/2)`
 /// (Abramowitz and Stegun 7.1.26).
 #[inline(always)]
-pub(super) fn normal_cdf(x: f32) -> (f32, f32) {
+fn normal_cdf(x: f32) -> (f32, f32) {
     let z = x.abs() * FRAC_1_SQRT_2;
     let density = exp(-z * z);
     let t = 1.0 / (1.0 + 0.327_591_1 * z);
@@ -48,6 +44,20 @@ pub(super) fn normal_cdf(x: f32) -> (f32, f32) {
     let p = p * t + 0.254_829_6;
     let tail = 0.5 * p * t * density;
     (if x < 0.0 { tail } else { 1.0 - tail }, density)
+}
+
+/// `x σ(slope · x)` and its derivative: SiLU for a slope of 1.
+#[inline(always)]
+pub(super) fn sigmoid_linear(x: f32, slope: f32) -> (f32, f32) {
+    let gate = 1.0 / (1.0 + exp(-slope * x));
+    (x * gate, gate * (1.0 + slope * x * (1.0 - gate)))
+}
+
+/// `x Φ(x)` and its derivative ([Hendrycks and Gimpel 2016](https://arxiv.org/abs/1606.08415)).
+#[inline(always)]
+pub(super) fn gelu(x: f32) -> (f32, f32) {
+    let (cdf, density) = normal_cdf(x);
+    (x * cdf, cdf + x * density * FRAC_1_SQRT_TAU)
 }
 
 /// The vector of `values`, with zeros if they do not fill it.

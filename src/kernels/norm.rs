@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use super::gradient::with_gradient;
-use super::math::{sigmoid, sum};
+use super::math::{sigmoid_linear, sum};
 use super::{Kernel, Values, for_chunks, tensor, zeros};
 
 /// Group normalisation, followed by SiLU if `silu`.
@@ -127,7 +127,7 @@ impl<const SILU: bool> Kernel for Forward<'_, SILU> {
         let (weight, bias) = (&norm.weight[..c], &norm.bias[..c]);
         for i in 0..c {
             let y = (x[i] - mean[i]) * scale[i] * weight[i] + bias[i];
-            out[i] = if SILU { y * sigmoid(y) } else { y };
+            out[i] = if SILU { sigmoid_linear(y, 1.0).0 } else { y };
         }
     }
 }
@@ -159,8 +159,7 @@ impl<const SILU: bool> Kernel for Backward<'_, SILU> {
                 let mut slope = weight[i];
                 if SILU {
                     let y = normalised * weight[i] + bias[i];
-                    let gate = sigmoid(y);
-                    slope *= gate * (1.0 + y * (1.0 - gate));
+                    slope *= sigmoid_linear(y, 1.0).1;
                 }
                 out[i] = grad[i] * slope;
                 sums[i] += out[i];

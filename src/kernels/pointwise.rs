@@ -1,13 +1,109 @@
-//! Gates and resizing.
+//! Functions of every element, gates and resizing.
 
 use burn::tensor::Tensor;
 
 use super::gradient::with_gradient;
-use super::math::normal_cdf;
-use super::{Kernel, Values, for_chunks, tensor, zeros};
+use super::{Kernel, Values, for_chunks, math, tensor, zeros};
 
-/// `1 / √(2π)`.
-const FRAC_1_SQRT_TAU: f32 = 0.398_942_3;
+/// Elements that a function is applied to at once.
+const CHUNK: usize = 1 << 10;
+
+/// `x σ(slope · x)` of every element: SiLU for a slope of 1, what OpenAI's CLIP has in the place of
+/// GELU for 1.702.
+pub(crate) fn sigmoid_linear<const D: usize>(x: Tensor<D>, slope: f32) -> Tensor<D> {
+    pointwise(x, SigmoidLinear { slope })
+}
+
+/// `x Φ(x)` of every element.
+pub(crate) fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    pointwise(x, Gelu)
+}
+
+/// A function of one number.
+trait Function: Copy + Send + Sync + 'static {
+    /// Its value and its derivative.
+    fn at(self, x: f32) -> (f32, f32);
+}
+
+#[derive(Clone, Copy)]
+struct SigmoidLinear {
+    slope: f32,
+}
+
+impl Function for SigmoidLinear {
+    #[inline(always)]
+    fn at(self, x: f32) -> (f32, f32) {
+        math::sigmoid_linear(x, self.slope)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Gelu;
+
+impl Function for Gelu {
+    #[inline(always)]
+    fn at(self, x: f32) -> (f32, f32) {
+        math::gelu(x)
+    }
+}
+
+/// Applies `function` to every element.
+fn pointwise<const D: usize>(x: Tensor<D>, function: impl Function) -> Tensor<D> {
+    with_gradient([x], |[x]| {
+        let shape = x.dims();
+        let x = Values::of(x);
+        let mut out = zeros(x.as_slice().len());
+        let kernel = Applied {
+            x: x.as_slice(),
+            function,
+        };
+        for_chunks(&mut out, CHUNK, &kernel);
+        let backward = move |grad: Tensor<D>| {
+            let grad = Values::of(grad);
+            let mut out = zeros(grad.as_slice().len());
+            let kernel = AppliedBackward {
+                x: x.as_slice(),
+                grad: grad.as_slice(),
+                function,
+            };
+            for_chunks(&mut out, CHUNK, &kernel);
+            [tensor(out, shape)]
+        };
+        (tensor(out, shape), backward)
+    })
+}
+
+struct Applied<'a, F> {
+    x: &'a [f32],
+    function: F,
+}
+
+impl<F: Function> Kernel for Applied<'_, F> {
+    #[inline(always)]
+    fn run(&self, chunk: usize, out: &mut [f32]) {
+        for (out, &x) in out.iter_mut().zip(&self.x[chunk * CHUNK..]) {
+            *out = self.function.at(x).0;
+        }
+    }
+}
+
+struct AppliedBackward<'a, F> {
+    x: &'a [f32],
+    grad: &'a [f32],
+    function: F,
+}
+
+impl<F: Function> Kernel for AppliedBackward<'_, F> {
+    #[inline(always)]
+    fn run(&self, chunk: usize, out: &mut [f32]) {
+        let inputs = self.x[chunk * CHUNK..]
+            .iter()
+            .zip(&self.grad[chunk * CHUNK..]);
+        for (out, (&x, grad)) in out.iter_mut().zip(inputs) {
+            *out = grad * self.function.at(x).1;
+        }
+    }
+}
 
 /// `value · GELU(gate)` of rows `[value, gate]`.
 ///
@@ -44,7 +140,7 @@ impl Kernel for GatedGelu<'_> {
         let c = out.len();
         let (value, gate) = self.x[row * 2 * c..][..2 * c].split_at(c);
         for ((out, &value), &gate) in out.iter_mut().zip(value).zip(gate) {
-            *out = value * gate * normal_cdf(gate).0;
+            *out = value * math::gelu(gate).0;
         }
     }
 }
@@ -63,9 +159,9 @@ impl Kernel for GatedGeluBackward<'_> {
         let outputs = value_grad.iter_mut().zip(gate_grad);
         let inputs = value.iter().zip(gate).zip(&self.grad[row * c..][..c]);
         for ((value_grad, gate_grad), ((&value, &gate), &grad)) in outputs.zip(inputs) {
-            let (cdf, density) = normal_cdf(gate);
-            *value_grad = grad * gate * cdf;
-            *gate_grad = grad * value * (cdf + gate * density * FRAC_1_SQRT_TAU);
+            let (gelu, slope) = math::gelu(gate);
+            *value_grad = grad * gelu;
+            *gate_grad = grad * value * slope;
         }
     }
 }

@@ -25,6 +25,9 @@ const STEPS: usize = 1024;
 const PACKED: usize = 1 << 20;
 /// Steps that one task packs.
 const PACKED_STEPS: usize = 64;
+/// Most floats of packed panels that one thread packs as fast as several, and that stay in the
+/// second-level cache.
+const FEW: usize = 1 << 16;
 /// Rows of one task.
 const TASK_ROWS: usize = 384;
 /// Tasks for each thread, so that none waits long for another.
@@ -204,19 +207,24 @@ impl Product<'_> {
                 task.push((Panel { first, ..panel }, out));
             }
         }
-        let tasks = tasks.into_iter().enumerate().collect();
-        self.run(tasks, |(number, panels)| {
+        let pack = |(number, panels)| {
             let start = number * PACKED_STEPS;
             self.simd.dispatch(Pack {
                 right,
                 start,
                 panels,
             });
-        });
+        };
+        let tasks = tasks.into_iter().enumerate();
+        if steps * columns.len() <= FEW {
+            tasks.for_each(pack);
+        } else {
+            self.run(tasks.collect(), pack);
+        }
     }
 
-    /// Rows and columns that one task multiplies: few panels, that are used for many rows, and
-    /// enough tasks for all threads.
+    /// Rows and columns that one task multiplies: few panels, that are used for many rows, or few
+    /// rows, if all panels stay in the cache; and enough tasks for all threads.
     fn block(&self, rows: usize, cut: Panels, columns: usize) -> [usize; 2] {
         let (widest, tile) = (cut.widest, cut.rows);
         let panels = columns.div_ceil(widest);
@@ -224,7 +232,11 @@ impl Product<'_> {
             return [rows, panels * widest];
         }
         let wanted = TASKS_PER_THREAD * self.threads;
-        let down = rows.div_ceil(TASK_ROWS);
+        let down = if self.size[1] * columns <= FEW {
+            wanted.min(rows.div_ceil(tile))
+        } else {
+            rows.div_ceil(TASK_ROWS)
+        };
         let across = wanted.div_ceil(down).clamp(1, panels);
         let down = wanted.div_ceil(across).max(down).min(rows.div_ceil(tile));
         [

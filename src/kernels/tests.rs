@@ -9,7 +9,9 @@ use rand_chacha::ChaCha8Rng;
 use super::*;
 use crate::models::feature_map::{Conv2d, GroupNorm, resize_nearest};
 use crate::models::layers::Activation;
-use crate::models::layers::{LayerNorm, Linear, Mask, gated_gelu, multi_head_attention};
+use crate::models::layers::{
+    LayerNorm, Linear, Mask, gated_gelu, multi_head_attention, weighted_attention,
+};
 use crate::weights::Weights;
 
 /// Largest difference relative to the largest value; Winograd's transforms cost a digit, and up to
@@ -149,6 +151,72 @@ fn convolutions_of_every_geometry() {
 }
 
 #[test]
+fn convolutions_on_other_devices() {
+    // Of the last size, a row and a column are not read.
+    for (stride, size) in [(1, [7, 8]), (2, [7, 9]), (2, [8, 10])] {
+        let (weight, bias) = (random([6, 5, 3, 3]), random([6]));
+        compare([[2, 5, size[0], size[1]]], |[x]| {
+            conv::composed(x, weight.clone(), Some(bias.clone()), stride)
+        });
+    }
+}
+
+/// What layers do on GPUs, whose tensors are of half precision: on f16 tensors of the CPU back end.
+#[test]
+fn half_precision_does_not_overflow() {
+    let half = |x: &Tensor<3>| x.clone().cast(DType::F16);
+    let close = |what: &str, found: Tensor<3>, expected: Tensor<3>| {
+        assert_eq!(found.dtype(), DType::F16, "{what}");
+        let error = (found.cast(DType::F32) - expected.clone()).abs().max();
+        let error = (error / expected.abs().max()).into_scalar::<f32>();
+        assert!(error < 2e-3, "{what}: relative error {error:.1e}");
+    };
+    // A channel far from the others, whose square is infinite in f16.
+    let mut x = random([1, 2, 64]);
+    x = x.slice_fill([0..1, 0..1, 3..4], 400.0);
+    let parameters = weights(&[("weight", &[64]), ("bias", &[64])]);
+    let norm = LayerNorm::load(&parameters, 64, 1e-5).unwrap();
+    close("normalised", norm.forward(half(&x)), norm.forward(x));
+    // Scores that are infinite in f16 before they are scaled.
+    let [q, k, v] = [[1, 5, 64], [1, 4, 64], [1, 4, 64]].map(random::<3>);
+    let [q, k] = [q * 3.0 + 40.0, k * 0.1 + 40.0].map(|x| half(&x).cast(DType::F32));
+    let attend = |[q, k, v]: [Tensor<3>; 3]| multi_head_attention(q, k, v, 1, Mask::None);
+    let halves = [&q, &k, &v].map(half);
+    close(
+        "attention",
+        attend(halves.clone()),
+        attend([q.clone(), k.clone(), v.clone()]),
+    );
+    let [q16, k16, v16] = halves;
+    let softmax = |scores| burn::tensor::activation::softmax(scores, 3);
+    let weighted = weighted_attention(q16, k16, v16, 1, softmax);
+    close("weighted", weighted, attend([q, k, v]));
+    // Cubes that are infinite in f16, in the gradient of GELU.
+    let x = Tensor::<1>::from_floats([-50.0, 0.5, 50.0], &Device::flex());
+    let x = x.cast(DType::F16).autodiff().require_grad();
+    let grads = Activation::Gelu.forward(x.clone()).sum().backward();
+    let grad = x.grad(&grads).unwrap().cast(DType::F32).into_data();
+    grad.assert_approx_eq::<f32>(
+        &[0.0, 0.867_37, 1.0].into(),
+        burn::tensor::Tolerance::absolute(2e-3),
+    );
+    // Sums of thousands of products.
+    let (x, weight) = (
+        random([1, 2560, 5, 5]).abs(),
+        random([3, 2560, 3, 3]) * 0.05,
+    );
+    let [x, weight] = [x, weight].map(|x| x.cast(DType::F16));
+    let exact = conv::composed(
+        x.clone().cast(DType::F32),
+        weight.clone().cast(DType::F32),
+        None,
+        1,
+    );
+    let sums = conv::composed(x, weight, None, 1);
+    close("sums", sums.reshape([1, 3, 9]), exact.reshape([1, 3, 9]));
+}
+
+#[test]
 fn convolutions_with_many_channels() {
     // Tiles that are not full, groups of every size, blocks of channels and of tiles,
     // more transformed inputs than are held at once.
@@ -188,6 +256,15 @@ fn normalisations() {
     let norm = LayerNorm::load(&weights, 24, 1e-5).unwrap();
     compare([[2, 5, 24]], |[x]| norm.forward(x));
     compare([[3, 24]], |[x]| norm.forward(x));
+}
+
+#[test]
+fn functions_of_every_element() {
+    for function in [Activation::Silu, Activation::QuickGelu, Activation::Gelu] {
+        for shape in [[1, 1], [3, 7], [40, 1030]] {
+            compare([shape], |[x]| function.forward(x * 3.0));
+        }
+    }
 }
 
 #[test]
@@ -242,6 +319,9 @@ fn not_a_number_is_not_lost() {
     assert!(is_nan(attention(&nan, &k, &k)));
     assert!(is_nan(attention(&q, &nan, &k)));
     assert!(is_nan(attention(&q, &k, &nan)));
+    for function in [Activation::Silu, Activation::QuickGelu, Activation::Gelu] {
+        assert!(is_nan(function.forward(nan.clone())));
+    }
     assert!(is_nan(gated_gelu(nan)));
 }
 

@@ -1,7 +1,7 @@
 //! The layers over feature maps, which are channels-last, `[b, h, w, c]`, unless stated otherwise.
 
-use burn::tensor::module::{conv2d, interpolate};
-use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
+use burn::tensor::module::interpolate;
+use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
 use burn::tensor::{DType, Tensor};
 
 use super::layers::{Activation, Linear};
@@ -123,8 +123,7 @@ impl Conv2d {
         let [c_in, c_out] = self.channels;
         let weight = self.weight.clone().cast(x.dtype());
         let weight = weight.reshape([kernel, kernel, c_in, c_out]);
-        let options = ConvOptions::new([stride; 2], [0; 2], [1; 2], 1);
-        let y = conv2d(x, weight.permute([3, 2, 0, 1]), self.bias.clone(), options);
+        let y = kernels::conv::composed(x, weight.permute([3, 2, 0, 1]), self.bias.clone(), stride);
         channels_last(y.slice([0..b, 0..c_out, 0..output[0], 0..output[1]]))
     }
 }

@@ -3,7 +3,7 @@
 
 use burn::tensor::module::{attention, embedding, layer_norm, linear};
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, Int, Tensor, activation};
+use burn::tensor::{Bool, DType, Int, Tensor, activation};
 
 use crate::{Result, kernels, weights::Weights};
 
@@ -27,16 +27,31 @@ pub enum Activation {
     GeluTanh,
 }
 
+/// How much steeper than in SiLU the gate of `quick_gelu` is.
+const QUICK_GELU: f32 = 1.702;
+
 impl Activation {
-    /// Applies the non-linearity to every element.
+    /// Applies the non-linearity to every element, in f32 whatever the type of `x`: the gradient of
+    /// GELU has powers that overflow in half precision.
     pub fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
-        match self {
+        if kernels::available(&x) {
+            match self {
+                Self::Silu => return kernels::pointwise::sigmoid_linear(x, 1.0),
+                Self::QuickGelu => return kernels::pointwise::sigmoid_linear(x, QUICK_GELU),
+                Self::Gelu => return kernels::pointwise::gelu(x),
+                Self::Relu | Self::GeluTanh => {}
+            }
+        }
+        let dtype = x.dtype();
+        let x = x.cast(DType::F32);
+        let y = match self {
             Self::Relu => activation::relu(x),
             Self::Silu => activation::silu(x),
             Self::Gelu => activation::gelu(x),
-            Self::QuickGelu => x.clone() * activation::sigmoid(x * 1.702),
+            Self::QuickGelu => x.clone() * activation::sigmoid(x * QUICK_GELU),
             Self::GeluTanh => activation::gelu_approximate(x),
-        }
+        };
+        y.cast(dtype)
     }
 }
 
@@ -139,6 +154,9 @@ impl LayerNorm {
         share(&mut self.weight, &other.weight) + share(&mut self.bias, &other.bias)
     }
 
+    /// In f32 whatever the type of `x`, as [`GroupNorm`](super::feature_map::GroupNorm) is: squares
+    /// overflow in half precision.
+    ///
     /// # Shapes
     /// `[..., d]` to `[..., d]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
@@ -146,7 +164,9 @@ impl LayerNorm {
         if kernels::available(&x) {
             return kernels::norm::layer_norm(x, [weight, bias], self.epsilon);
         }
-        layer_norm(x, weight, Some(bias), self.epsilon)
+        let dtype = x.dtype();
+        let [weight, bias] = [weight, bias].map(|parameter| parameter.cast(DType::F32));
+        layer_norm(x.cast(DType::F32), weight, Some(bias), self.epsilon).cast(dtype)
     }
 }
 
@@ -217,12 +237,10 @@ pub fn multi_head_attention(
     if hides_none && inputs.into_iter().all(kernels::available) {
         return kernels::fused_attention::attention(q, k, v, heads, causal);
     }
-    let in_chunks = hides_none
-        && inputs.into_iter().all(kernels::differentiable)
-        && inputs.into_iter().any(Tensor::is_tracked);
+    let in_chunks = hides_none && inputs.into_iter().all(kernels::differentiable);
     let [q, k, v] = [q, k, v].map(|x| split_heads(x, heads));
     join_heads(match mask {
-        // Burn keeps the weights of all queries and keys for gradients.
+        // Burn holds the scores of all queries and keys, in the type of `q`, in which they may overflow.
         _ if in_chunks => kernels::attention::attention(q, k, v, causal),
         Mask::Hidden(hidden) => attention(q, k, v, Some(hidden), None, options(false)),
         Mask::None => attention(q, k, v, None, None, options(false)),
@@ -241,8 +259,9 @@ pub fn weighted_attention(
 ) -> Tensor<3> {
     let [q, k, v] = [q, k, v].map(|x| split_heads(x, heads));
     let scale = (q.dims()[3] as f64).sqrt();
+    let [q, k] = [q, k].map(|x| x.cast(DType::F32)); // scores overflow in half precision
     let scores = q.matmul(k.swap_dims(2, 3)) / scale;
-    join_heads(weights(scores).matmul(v))
+    join_heads(weights(scores).cast(v.dtype()).matmul(v))
 }
 
 /// `[b, n, c]` to `[b, heads, n, c / heads]`.
