@@ -227,38 +227,42 @@ fn prepare(
 ///
 /// # Errors
 /// [`Error::WrongBase`] if the tokens were learned on another model, [`Error::Setting`] for settings that make
-/// no sense, [`Error::InvalidInput`] for a model that draws from more than words.
+/// no sense or more steps than the schedule has, [`Error::InvalidInput`] for a model that draws from more
+/// than words.
 pub fn check_apply(
     models: &Models,
     tokens: &DifferenceTokens,
     config: &AnalogyConfig,
 ) -> Result<()> {
-    config.generate.validate()?;
-    config.prompt.validate()?;
-    models.pipeline().check_words_alone()?;
+    check_drawing(models, config)?;
     tokens.check_base(&models.pipeline().base())
 }
 
-/// The target with its caption, as given or as the captioner writes it, if its prompt is made of one. With
-/// that, [`apply`] needs no captioner.
+/// Checks that B′ can be made with these models and settings.
+fn check_drawing(models: &Models, config: &AnalogyConfig) -> Result<()> {
+    config.generate.validate()?;
+    config.prompt.validate()?;
+    let steps = config.generate.num_inference_steps;
+    models.pipeline().schedule().timesteps(steps)?;
+    models.pipeline().check_words_alone()
+}
+
+/// The target's caption, as given or as the captioner writes it, if its prompt is made of one. Given that,
+/// [`apply`] needs no captioner.
 ///
 /// # Errors
 /// [`Error::Missing`] if a caption is needed and cannot be made.
-pub fn captioned(
+pub fn caption(
     models: &Models,
     target: &Target,
     config: &AnalogyConfig,
     observer: Observer<'_>,
-) -> Result<Target> {
+) -> Result<String> {
     let (given, mode) = (target.caption_b.as_deref(), config.prompt.prompt_mode);
-    let caption = match mode {
-        PromptMode::Optimised => given.unwrap_or_default().to_owned(),
-        _ => models.caption_unless_given(&target.b, given, mode, observer)?,
-    };
-    Ok(Target {
-        b: target.b.clone(),
-        caption_b: Some(caption),
-    })
+    match mode {
+        PromptMode::Optimised => Ok(given.unwrap_or_default().to_owned()),
+        _ => models.caption_unless_given(&target.b, given, mode, observer),
+    }
 }
 
 /// Applies a difference to one picture: the Full Prompt [P_B, ±D̃], as far as the strength lets the
@@ -276,8 +280,7 @@ pub fn apply(
 ) -> Result<Applied> {
     check_apply(models, tokens, config)?;
     let (pipeline, generate) = (models.pipeline(), &config.generate);
-    let target = captioned(models, target, config, &mut *observer)?;
-    let caption_b = target.caption_b.unwrap_or_default();
+    let caption_b = caption(models, target, config, &mut *observer)?;
     let picture = Picture {
         image: &target.b,
         caption: caption_b.clone(),
@@ -315,13 +318,12 @@ pub fn solve(
     records: &Records,
     observer: Observer<'_>,
 ) -> Result<(Learned, Applied)> {
-    let steps = config.generate.num_inference_steps;
-    models.pipeline().schedule().timesteps(steps)?;
-    config.generate.validate()?;
+    check_drawing(models, config)?;
     config.learn.validate()?;
-    config.prompt.validate()?;
-    models.pipeline().check_words_alone()?;
-    let target = captioned(models, target, config, &mut *observer)?;
+    let target = Target {
+        caption_b: Some(caption(models, target, config, &mut *observer)?),
+        b: target.b.clone(),
+    };
     let learned = learn(models, examples, config, records, &mut *observer)?;
     let applied = apply(models, &learned.tokens, &target, config, observer)?;
     Ok((learned, applied))

@@ -77,27 +77,19 @@ pub fn difference(
 ) -> Result<Outcome> {
     let run = Run::new(pipeline, joints, pairs, config, records)?;
     let mut state = run.first_state()?;
-    let mut trace = records.trace.is_some().then(|| Trace::new(state.step));
-    let mut watched = run.report(&state, observer);
-    while watched.is_continue() && state.step < config.steps && !run.is_settled(&state) {
-        let draws = run.source.draws(state.step);
-        let terms = run.step(&mut state, &draws)?;
-        if let Some(trace) = &mut trace {
-            trace.push(&draws, terms, &state.tokens);
+    let mut trace = match &records.trace {
+        Some(path) if records.resume.is_some() => {
+            Some(Trace::going_on(path, state.step, &state.tokens)?)
         }
-        if run.is_judged_at(state.step) {
-            run.judge(&mut state)?;
-        }
-        if state.step.is_multiple_of(config.checkpoint_every.max(1)) {
-            run.checkpoint(&state)?;
-        }
-        watched = run.report(&state, observer);
-    }
-    run.checkpoint(&state)?;
+        Some(_) => Some(Trace::new(state.step)),
+        None => None,
+    };
+    let watched = run.steps(&mut state, trace.as_mut(), observer);
+    // Also of a run that has diverged.
     if let (Some(trace), Some(path)) = (&trace, &records.trace) {
         trace.write(path)?;
     }
-    if watched.is_break() {
+    if watched?.is_break() {
         return Err(Error::Stopped {
             stage: Stage::Learn,
             done: state.step,
@@ -267,6 +259,33 @@ impl<'a> Run<'a> {
                 .collect::<Result<_>>()?,
         };
         Ok(State::new(tokens, loss_scale))
+    }
+
+    /// All steps that are left, as long as the observer does not ask to stop, and a checkpoint.
+    fn steps(
+        &self,
+        state: &mut State,
+        mut trace: Option<&mut Trace>,
+        observer: Observer<'_>,
+    ) -> Result<ControlFlow<()>> {
+        let config = self.config;
+        let mut watched = self.report(state, observer);
+        while watched.is_continue() && state.step < config.steps && !self.is_settled(state) {
+            let draws = self.source.draws(state.step);
+            let terms = self.step(state, &draws)?;
+            if let Some(trace) = &mut trace {
+                trace.push(&draws, terms, &state.tokens);
+            }
+            if self.is_judged_at(state.step) {
+                self.judge(state)?;
+            }
+            if state.step.is_multiple_of(config.checkpoint_every.max(1)) {
+                self.checkpoint(state)?;
+            }
+            watched = self.report(state, observer);
+        }
+        self.checkpoint(state)?;
+        Ok(watched)
     }
 
     /// The loss of a batch. Words alone are constants: only `tokens` are tracked, if anything is.

@@ -68,6 +68,7 @@ pub mod weights;
 
 pub use error::{Error, Result};
 pub use kernels::vector_instructions;
+pub use settings::Unread;
 
 /// Runs `work` on one of the threads that tensor operations on the CPU are shared among.
 ///

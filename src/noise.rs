@@ -72,9 +72,10 @@ impl Guide {
         }
     }
 
-    /// Guidance from `reference` towards `conditional` and, for scales over 1, beyond.
+    /// Guidance from `reference` through `conditional` and beyond. A scale of 1 or less is none, as in
+    /// diffusers: distilled models are given 0.
     pub fn new(conditional: Conditions, reference: Conditions, scale: f64) -> Self {
-        if scale == 1.0 {
+        if scale <= 1.0 {
             return Self::plain(conditional);
         }
         Self::plain(reference).towards(conditional, scale)

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 use crate::models::clip_text::PrefixCache;
 use crate::models::tokenizer::ClipTokenizer;
-use crate::settings::Checks;
+use crate::settings::{Checks, Unread};
 use crate::tokens::signed;
 
 /// Where a picture's prompt comes from.
@@ -57,6 +57,24 @@ impl Default for PromptConfig {
 }
 
 impl PromptConfig {
+    /// The settings that are not read, as the others are.
+    pub fn unread(&self) -> Vec<Unread> {
+        let read = matches!(
+            self.prompt_mode,
+            PromptMode::Optimised | PromptMode::CaptionOptimised
+        );
+        let needs = "the prompt mode `optimised` or `caption+optimised`";
+        Unread::among(
+            [
+                "pez_tokens",
+                "pez_steps",
+                "pez_learning_rate",
+                "pez_weight_decay",
+            ]
+            .map(|setting| (setting, read, needs)),
+        )
+    }
+
     /// Checks that the settings make sense.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
-//! Checks of settings before anything is done with them.
+//! Checks of settings before anything is done with them, and which of them are not read.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 
 use crate::{Error, Result};
 
@@ -51,5 +51,32 @@ impl Checks {
     /// [`Error::Setting`] naming the first setting that is not as it has to be.
     pub(crate) fn result(self) -> Result<()> {
         self.0.map_or(Ok(()), Err)
+    }
+}
+
+/// A setting that, with the others as they are, is not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unread {
+    /// Its name.
+    pub setting: &'static str,
+    /// Without what it is not read.
+    pub needs: &'static str,
+}
+
+impl Unread {
+    /// Those of some settings, each with whether it is read and what it needs, that are not.
+    pub(crate) fn among<const N: usize>(
+        settings: [(&'static str, bool, &'static str); N],
+    ) -> Vec<Self> {
+        let unread = settings.into_iter().filter(|(_, read, _)| !read);
+        let unread = unread.map(|(setting, _, needs)| Self { setting, needs });
+        unread.collect()
+    }
+}
+
+impl Display for Unread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { setting, needs } = self;
+        write!(f, "setting `{setting}` has no effect without {needs}")
     }
 }

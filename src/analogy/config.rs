@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::Result;
 use crate::learn::LearnConfig;
 use crate::noise::{Guidance, Inversion};
+use crate::pipeline::PipelineKind;
 use crate::prompt::PromptConfig;
-use crate::settings::Checks;
+use crate::settings::{Checks, Unread};
 
 /// How B′ is generated from B.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,7 +17,7 @@ pub struct GenerateConfig {
     pub inversion: Inversion,
     /// What guidance moves away from.
     pub guidance: Guidance,
-    /// Strength of guidance; 1 is none. Absent: see [`GenerateConfig::guidance_scale`].
+    /// Strength of guidance; 1 or less is none. Absent: see [`GenerateConfig::guidance_scale`].
     pub guidance_scale: Option<f64>,
     /// Ordinary guidance while an edit-friendly inversion turns B into noise.
     pub source_guidance_scale: f64,
@@ -62,26 +63,32 @@ impl GenerateConfig {
         }
     }
 
-    /// What to tell the user about settings that, beside the others, have no effect.
-    pub fn without_effect(&self) -> Vec<String> {
+    /// The settings that are not read, as the others are.
+    pub fn unread(&self) -> Vec<Unread> {
         let ordinary = self.guidance == Guidance::Ordinary;
-        let usual = Self::default();
-        let unused = [
-            (
-                "negative_prompt",
-                ordinary || self.negative_prompt.is_empty(),
-                "guidance `ordinary`",
-            ),
+        let by = |inversion| self.inversion == inversion;
+        let edit_friendly = by(Inversion::EditFriendly);
+        let needs_edit_friendly = "the inversion `edit-friendly`";
+        Unread::among([
+            ("negative_prompt", ordinary, "guidance `ordinary`"),
             (
                 "source_guidance_scale",
-                (ordinary && self.inversion == Inversion::EditFriendly)
-                    || self.source_guidance_scale == usual.source_guidance_scale,
+                ordinary && edit_friendly,
                 "guidance `ordinary` and the inversion `edit-friendly`",
             ),
-        ];
-        let unused = unused.into_iter().filter(|(_, holds, _)| !holds);
-        let notice = |(name, _, needs)| format!("setting `{name}` has no effect without {needs}");
-        unused.map(notice).collect()
+            ("skip", edit_friendly, needs_edit_friendly),
+            ("eta", edit_friendly, needs_edit_friendly),
+            (
+                "inversion_iterations",
+                by(Inversion::Ddim),
+                "the inversion `ddim`",
+            ),
+            (
+                "sdedit_strength",
+                by(Inversion::Sdedit),
+                "the inversion `sdedit`",
+            ),
+        ])
     }
 
     /// Checks that the settings make sense; whether the schedule has as many steps is checked with it.
@@ -136,6 +143,16 @@ pub struct AnalogyConfig {
 }
 
 impl AnalogyConfig {
+    /// The settings that are not read, as the others are.
+    pub fn unread(&self) -> Vec<Unread> {
+        [
+            self.prompt.unread(),
+            self.learn.unread(),
+            self.generate.unread(),
+        ]
+        .concat()
+    }
+
     /// Sets the seed of everything that is drawn.
     #[must_use]
     pub fn with_seed(mut self, seed: u64) -> Self {
@@ -168,6 +185,27 @@ pub struct TextToImage {
     pub seed: u64,
 }
 
+impl TextToImage {
+    /// The settings that are not read, as the others are, with a model of this kind.
+    pub fn unread(&self, kind: PipelineKind, with_tokens: bool) -> Vec<Unread> {
+        let by_picture = kind.has_image_guidance();
+        let guided = self.guidance_scale > 1.0 && !(by_picture && self.image_guidance_scale < 1.0);
+        Unread::among([
+            ("strength", with_tokens, "difference tokens"),
+            (
+                "negative_prompt",
+                guided,
+                "guidance by a scale of more than 1",
+            ),
+            (
+                "image_guidance_scale",
+                by_picture,
+                "a model that is guided by a picture, as InstructPix2Pix is",
+            ),
+        ])
+    }
+}
+
 impl Default for TextToImage {
     fn default() -> Self {
         Self {
@@ -186,27 +224,64 @@ impl Default for TextToImage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::prompt::PromptMode;
+
+    fn names(unread: &[Unread]) -> Vec<&'static str> {
+        unread.iter().map(|unread| unread.setting).collect()
+    }
 
     #[test]
     fn settings_without_effect_are_told() {
-        let config = GenerateConfig {
-            negative_prompt: "blurry".to_owned(),
-            source_guidance_scale: 1.0,
-            ..GenerateConfig::default()
-        };
-        let told = config.without_effect();
-        assert!(told[0].starts_with("setting `negative_prompt` has no effect"));
-        assert!(told[1].starts_with("setting `source_guidance_scale` has no effect"));
+        let config = GenerateConfig::default();
+        let unread = config.unread();
+        assert_eq!(
+            unread[0].to_string(),
+            "setting `negative_prompt` has no effect without guidance `ordinary`"
+        );
+        let others = ["inversion_iterations", "sdedit_strength"];
+        assert_eq!(names(&unread[2..]), others);
         let ordinary = GenerateConfig {
             guidance: Guidance::Ordinary,
             ..config
         };
-        assert!(ordinary.without_effect().is_empty());
+        assert_eq!(names(&ordinary.unread()), others);
         let ddim = GenerateConfig {
             inversion: Inversion::Ddim,
             ..ordinary
         };
-        assert_eq!(ddim.without_effect().len(), 1);
-        assert!(GenerateConfig::default().without_effect().is_empty());
+        let others = ["source_guidance_scale", "skip", "eta", "sdedit_strength"];
+        assert_eq!(names(&ddim.unread()), others);
+
+        let mut config = AnalogyConfig::default();
+        config.learn.lambda_clip = 0.0;
+        config.learn.select_every = 0;
+        let unread = [config.prompt.unread(), config.learn.unread()].concat();
+        assert_eq!(unread.len(), 4 + 5);
+        config.prompt.prompt_mode = PromptMode::Optimised;
+        config.learn.lambda_clip = 0.1;
+        config.learn.select_every = 10;
+        assert!(
+            [config.prompt.unread(), config.learn.unread()]
+                .concat()
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn so_are_those_of_plain_generation() {
+        let request = TextToImage::default();
+        let unread = request.unread(PipelineKind::StableDiffusion, false);
+        assert_eq!(names(&unread), ["strength", "image_guidance_scale"]);
+        assert!(
+            request
+                .unread(PipelineKind::InstructPix2Pix, true)
+                .is_empty()
+        );
+        let turbo = TextToImage {
+            guidance_scale: 0.0,
+            ..request
+        };
+        let unread = turbo.unread(PipelineKind::InstructPix2Pix, true);
+        assert_eq!(names(&unread), ["negative_prompt"]);
     }
 }

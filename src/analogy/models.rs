@@ -6,6 +6,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use burn::tensor::{Device, FloatDType};
 use image::RgbImage;
 
+use crate::image::middle;
 use crate::joint_space::JointSpace;
 use crate::models::captioner::Captioner;
 use crate::models::generate::GenerationConfig;
@@ -198,7 +199,7 @@ impl Models {
         }
     }
 
-    /// A caption for a picture.
+    /// A caption for a picture, for what of it is drawn: its [`middle`](crate::image::middle).
     ///
     /// # Errors
     /// [`Error::Missing`] if there is no captioner.
@@ -221,7 +222,9 @@ impl Models {
                 });
             }
         };
-        captioner.caption(image, &GenerationConfig::default())
+        let [height, width] = self.pipeline.resolution();
+        let seen = middle(image, width, height);
+        captioner.caption(&seen, &GenerationConfig::default())
     }
 
     /// A picture's caption, as given or as written by the captioner.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Result;
 use crate::delta::DeltaMode;
-use crate::settings::Checks;
+use crate::settings::{Checks, Unread};
 
 /// How the difference tokens start.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -105,6 +105,24 @@ impl Default for LearnConfig {
 }
 
 impl LearnConfig {
+    /// The settings that are not read, as the others are.
+    pub fn unread(&self) -> Vec<Unread> {
+        let clip = self.lambda_clip > 0.0;
+        let interpolated = clip && self.delta == DeltaMode::Interpolated;
+        let judged = self.select_every > 0;
+        Unread::among([
+            (
+                "alpha",
+                interpolated,
+                "a CLIP loss that follows the delta `interpolated`",
+            ),
+            ("delta", clip, "a CLIP loss: its weight is 0"),
+            ("clip_reading", clip, "a CLIP loss: its weight is 0"),
+            ("select_samples", judged, "`select_every`"),
+            ("patience", judged, "`select_every`"),
+        ])
+    }
+
     /// Checks that the settings make sense.
     ///
     /// # Errors

@@ -141,6 +141,80 @@ impl Trace {
         }
     }
 
+    /// The trace that an interrupted run has left at `path`, to go on with after `step` steps, at
+    /// `tokens`; an empty one that starts there if there is none.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::InvalidFile`] if it cannot be read, is that of another run, or ends
+    /// before.
+    pub(super) fn going_on(path: &Path, step: usize, tokens: &[Tensor<2>]) -> Result<Self> {
+        if !path.exists() {
+            return Ok(Self::new(step));
+        }
+        let arrays = Arrays::read(path)?;
+        let unfit = || {
+            let reason = format!(
+                "expected the trace of the interrupted run, up to its step {step}, found another one; \
+                 name another file, or remove this one"
+            );
+            Error::invalid_file(path, reason)
+        };
+        let first_step = arrays.metadata.get(FIRST_STEP);
+        let first_step = first_step.and_then(|first| first.parse().ok());
+        let first_step: usize = first_step
+            .filter(|&first| first <= step)
+            .ok_or_else(unfit)?;
+        let steps = step - first_step;
+        // Of an array [steps, ...] what follows, and the values of the steps.
+        let floats = |name: &str| match arrays
+            .array(name)
+            .map(|array| (array.shape(), array.values()))
+        {
+            Ok(([found, rest @ ..], Values::F32(values))) if *found >= steps => {
+                let len = steps * rest.iter().product::<usize>();
+                Ok((rest.to_vec(), values[..len].to_vec()))
+            }
+            _ => Err(unfit()),
+        };
+        let (noise_shape, noise) = floats("noise")?;
+        let noise_shape: [usize; 4] = noise_shape.try_into().map_err(|_| unfit())?;
+        let timesteps = match arrays.array("timesteps").map(Array::values) {
+            Ok(Values::I64(values)) if values.len() >= steps * noise_shape[0] => {
+                values[..steps * noise_shape[0]].to_vec()
+            }
+            _ => return Err(unfit()),
+        };
+        let [loss, after, before, clip] =
+            ["loss", "after", "before", "clip"].map(|name| Ok(floats(name)?.1));
+        let (loss, after, before, clip): (Vec<f32>, Vec<f32>, Vec<f32>, Vec<f32>) =
+            (loss?, after?, before?, clip?);
+        let terms = (0..steps).map(|step| LossTerms {
+            total: loss[step],
+            after: after[step],
+            before: before[step],
+            clip: clip[step],
+        });
+        let terms = terms.collect();
+        let mut recorded = Vec::new();
+        for (number, tokens) in tokens.iter().enumerate() {
+            let (shape, values) = floats(&per_encoder("tokens", number))?;
+            let last = host(tokens.clone());
+            if shape != tokens.dims() || (steps > 0 && !values.ends_with(&last)) {
+                return Err(unfit());
+            }
+            recorded.push(values);
+        }
+        Ok(Self {
+            first_step,
+            timesteps,
+            noise,
+            noise_shape,
+            terms,
+            tokens: recorded,
+            token_shapes: tokens.iter().map(Tensor::dims).collect(),
+        })
+    }
+
     /// Records a step: its draws, its loss, and the tokens after it.
     pub(super) fn push(&mut self, draws: &Draws, terms: LossTerms, tokens: &[Tensor<2>]) {
         let timesteps = draws.timesteps.iter();
@@ -158,8 +232,7 @@ impl Trace {
 
     /// Writes the trace atomically: `timesteps` [steps, batch], `noise` [steps, batch, channels,
     /// h, w], `loss`, `after`, `before` and `clip` `[steps]`, `tokens` [steps, n, d] (`tokens.1`
-    /// for a second text encoder). It can be replayed if it begins at step 0, which that of a resumed
-    /// run does not.
+    /// for a second text encoder). It can be replayed if it begins at step 0.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be written.
