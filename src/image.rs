@@ -11,6 +11,7 @@ use crate::{Error, Result};
 
 mod png;
 mod preprocess;
+mod profile;
 mod resize;
 
 pub use self::png::{read_png_text, save_png};
@@ -27,8 +28,8 @@ const MAX_BYTES: u64 = 1 << 30;
 
 /// Reads a PNG, JPEG, WebP, GIF (first frame), BMP or TIFF file as 8-bit RGB.
 ///
-/// The format is told from the content, not from the name. The EXIF orientation is applied;
-/// transparent pixels are laid over white; grey, palette, 16-bit and CMYK pictures are converted.
+/// The format is told from the content, not from the name. The EXIF orientation is applied; an embedded
+/// colour profile is, too, so that the result is sRGB; transparent pixels are laid over white; grey, palette, 16-bit and CMYK pictures are converted.
 ///
 /// # Errors
 /// [`Error::Io`] when the file cannot be read. [`Error::InvalidFile`], naming the file, when it is not a
@@ -77,9 +78,14 @@ pub fn load_image(path: &Path) -> Result<RgbImage> {
         return Err(invalid("the JPEG is truncated".into()));
     }
     let orientation = decoder.orientation().map_err(damaged)?;
+    let profile = decoder.icc_profile().map_err(damaged)?;
     let mut image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
     image.apply_orientation(orientation);
-    Ok(over_white(image))
+    let image = over_white(image);
+    Ok(match profile {
+        Some(profile) => profile::to_srgb(image, &profile),
+        None => image,
+    })
 }
 
 /// Whether a JPEG has its end-of-image marker; the decoder fills what is missing with grey.
@@ -125,20 +131,26 @@ fn crop(image: &RgbImage, width: u32, height: u32) -> RgbImage {
     canvas
 }
 
-/// Fills `width` × `height` with the picture: the middle of its aspect ratio, resized by Lanczos.
+/// The middle of a picture, as much of it as has the aspect ratio of `width` × `height`.
 #[must_use]
-pub fn fit(image: &RgbImage, width: u32, height: u32) -> RgbImage {
+pub fn middle(image: &RgbImage, width: u32, height: u32) -> RgbImage {
     let (w, h) = (u64::from(image.width()), u64::from(image.height()));
     let (target_w, target_h) = (u64::from(width), u64::from(height));
     let side = |long: u64, wanted: u64, other: u64| {
         u32::try_from(((2 * long * wanted + other).div_euclid(2 * other)).max(1))
             .unwrap_or(u32::MAX)
     };
-    let middle = if w * target_h > h * target_w {
+    if w * target_h > h * target_w {
         crop(image, side(h, target_w, target_h), image.height())
     } else {
         crop(image, image.width(), side(w, target_h, target_w))
-    };
+    }
+}
+
+/// Fills `width` × `height` with the [`middle`] of a picture, resized by Lanczos.
+#[must_use]
+pub fn fit(image: &RgbImage, width: u32, height: u32) -> RgbImage {
+    let middle = middle(image, width, height);
     resize(&middle, width, height, Filter::Lanczos)
 }
 

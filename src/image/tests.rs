@@ -1,7 +1,7 @@
 use std::io::Cursor;
 use std::path::PathBuf;
 
-use ::image::{DynamicImage, ImageBuffer, ImageFormat, Luma, LumaA, Rgb, Rgba};
+use ::image::{DynamicImage, ImageBuffer, ImageEncoder, ImageFormat, Luma, LumaA, Rgb, Rgba};
 use burn::tensor::FloatDType;
 
 use super::*;
@@ -40,6 +40,35 @@ fn refusal(bytes: &[u8]) -> String {
         "the file is not named: {message}"
     );
     message
+}
+
+#[test]
+fn colours_of_a_profile_become_srgb() {
+    let picture = RgbImage::from_fn(9, 8, |x, _| match x % 3 {
+        0 => Rgb([200, 100, 50]),
+        1 => Rgb([60, 160, 90]),
+        _ => Rgb([128, 128, 128]),
+    });
+    let with_profile = |profile: Vec<u8>| {
+        let mut bytes = Vec::new();
+        let mut encoder = ::image::codecs::png::PngEncoder::new(&mut bytes);
+        encoder.set_icc_profile(profile).unwrap();
+        picture.write_with_encoder(encoder).unwrap();
+        load(&bytes).unwrap()
+    };
+    // Display P3, by the matrix from its primaries to those of sRGB.
+    let found = with_profile(moxcms::ColorProfile::new_display_p3().encode().unwrap());
+    for (x, expected) in [(0, [215, 93, 31]), (1, [0, 163, 82]), (2, [128; 3])] {
+        let pixel = found.get_pixel(x, 0).0;
+        let near = pixel
+            .iter()
+            .zip(expected)
+            .all(|(&found, expected)| found.abs_diff(expected) <= 1);
+        assert!(near, "{pixel:?}, not {expected:?}");
+    }
+    let srgb = moxcms::ColorProfile::new_srgb().encode().unwrap();
+    assert_eq!(with_profile(srgb), picture);
+    assert_eq!(with_profile(b"no profile".to_vec()), picture);
 }
 
 #[test]
