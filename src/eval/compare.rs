@@ -7,9 +7,10 @@ use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::folder::provenance;
 use super::report::{Group, MethodResults, Report};
 use super::statistics::{Estimate, bootstrap, mean_of_means, sign_flip_p};
-use super::{Better, METRICS, Metric, RunRecord};
+use super::{Better, METRICS, Metric, ResultRecord, RunRecord};
 use crate::{Error, Result};
 
 /// Differences less likely than this by chance are marked.
@@ -48,7 +49,8 @@ pub struct Comparison {
 /// runs' circumstances, a line for each.
 ///
 /// # Errors
-/// [`Error::InvalidInput`] if the suites differ or there is no such method.
+/// [`Error::InvalidInput`] if the suites or the pictures of an analogy differ, or there is no such
+/// method.
 pub fn compare_runs(first: &Report, second: &Report) -> Result<(Vec<String>, Vec<Comparison>)> {
     let (suite, other) = (&first.run.suite, &second.run.suite);
     if suite.identity != other.identity {
@@ -67,10 +69,32 @@ pub fn compare_runs(first: &Report, second: &Report) -> Result<(Vec<String>, Vec
     if pairs.is_empty() {
         return Err(Error::invalid_input("the runs have no method in common"));
     }
+    if let Some(name) = pairs.iter().find_map(|(one, other)| repainted(one, other)) {
+        let reason = format!("the runs are of different suites: the pictures of `{name}` differ");
+        return Err(Error::invalid_input(reason));
+    }
     let comparisons = (pairs.iter())
         .flat_map(|(method, other)| compare(first, method, other))
         .collect();
     Ok((changes(first, second, &pairs), comparisons))
+}
+
+/// The first analogy that both have solved, but with other pictures.
+fn repainted<'a>(one: &'a MethodResults, other: &MethodResults) -> Option<&'a str> {
+    let others: BTreeMap<&str, &String> = (other.solved())
+        .filter_map(|result| Some((result.name.as_str(), pictures(result)?)))
+        .collect();
+    let differs = |result: &&ResultRecord| {
+        let both = pictures(result).zip(others.get(result.name.as_str()));
+        both.is_some_and(|(own, other)| own != *other)
+    };
+    let repainted = one.solved().find(differs);
+    repainted.map(|result| result.name.as_str())
+}
+
+/// What tells the pictures of an analogy from others.
+fn pictures(result: &ResultRecord) -> Option<&String> {
+    result.made_with.get(provenance::PICTURES)
 }
 
 /// Compares every other method of a run with one of them.

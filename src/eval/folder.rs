@@ -2,7 +2,9 @@
 //! `result.json`; what methods learned in `learned/WHAT/NAME.safetensors`. Every file is written
 //! whole, and `result.json` last, so that whatever is there counts, however the program ended.
 
-use std::collections::BTreeMap;
+pub(super) mod provenance;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -50,7 +52,7 @@ pub struct RunRecord {
     /// SHA-256 of the files of every model, by the model's role and the network; those that no
     /// method of the run reads may be left out.
     pub models: BTreeMap<String, BTreeMap<String, String>>,
-    /// SHA-256 of the networks of metrics.
+    /// SHA-256 of the networks of metrics, of this run and of earlier ones.
     pub measures: BTreeMap<String, String>,
     /// The methods in the order of the tables.
     pub methods: Vec<MethodRecord>,
@@ -116,7 +118,11 @@ pub struct ResultRecord {
     /// The most memory the process had while B′ was made, in bytes, where the system tells.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_memory: Option<u64>,
-    /// What it was measured with: the `measures` of the run.
+    /// What it was made with: [`RunRecord::made_with`], and under `pictures`
+    /// [`Entry::identity`]. Nothing is known of a result that an older program made.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub made_with: BTreeMap<String, String>,
+    /// SHA-256 of the networks of metrics that it was measured with.
     pub measured_with: BTreeMap<String, String>,
     /// The scores.
     pub scores: Scores,
@@ -162,7 +168,7 @@ impl RunRecord {
             return Some("the model's files are understood in another way".to_owned());
         }
         if self.suite != there.suite {
-            return Some("the analogies or pictures of the suite have changed".to_owned());
+            return Some("the analogies of the suite have changed".to_owned());
         }
         for (role, files) in &self.models {
             let others = there.models.get(role);
@@ -185,6 +191,7 @@ impl RunRecord {
     /// Takes over the methods, models and networks that only the other record has; its methods come
     /// first, as they did in the tables.
     fn join(&mut self, there: Self) {
+        provenance::join(&mut self.measures, there.measures);
         let own = std::mem::replace(&mut self.methods, there.methods);
         for method in own {
             match self
@@ -220,22 +227,29 @@ impl Folder {
         }
     }
 
-    /// Makes the folder ready for a run, or finds it ready for more of the same; gives the record
-    /// as it is now, with the methods of earlier runs.
+    /// Makes the folder ready for a run of these analogies, or finds it ready for more of the same;
+    /// gives the record as it is now, with the methods of earlier runs. A run that left no result
+    /// is forgotten if it was another one.
     ///
     /// # Errors
     /// [`Error::InvalidFile`] for a folder with the results of another suite, seed, program or
     /// model, or of a method with other settings, and for one with anything else in it.
-    pub fn prepare(&self, mut record: RunRecord) -> Result<RunRecord> {
+    pub fn prepare(&self, mut record: RunRecord, entries: &[Entry]) -> Result<RunRecord> {
         fs::create_dir_all(&self.path).map_err(Error::io(&self.path))?;
         let run = self.path.join(RUN);
         if run.is_file() {
             let there = self.record()?;
-            if let Some(conflict) = record.conflict(&there) {
-                let reason = format!("holds results of another run: {conflict}");
-                return Err(Error::invalid_file(&self.path, reason));
+            let conflict = record
+                .conflict(&there)
+                .or_else(|| self.changed_pictures(entries));
+            match conflict {
+                Some(conflict) if self.has_results() => {
+                    let reason = format!("holds results of another run: {conflict}");
+                    return Err(Error::invalid_file(&self.path, reason));
+                }
+                Some(_) => self.forget()?,
+                None => record.join(there),
             }
-            record.join(there);
         } else {
             let mut entries = fs::read_dir(&self.path).map_err(Error::io(&self.path))?;
             if entries.next().is_some() {
@@ -245,6 +259,37 @@ impl Folder {
         }
         write_json(&run, &record)?;
         Ok(record)
+    }
+
+    /// Whether a B′ is there that was made from other pictures than its analogy has now.
+    fn changed_pictures(&self, entries: &[Entry]) -> Option<String> {
+        let methods = names_in(&self.path);
+        let changed = entries.iter().find(|entry| {
+            let finished = methods
+                .iter()
+                .filter_map(|method| self.finished(method, &entry.name));
+            let made_from =
+                finished.filter_map(|mut result| result.made_with.remove(provenance::PICTURES));
+            let made_from: BTreeSet<String> = made_from.collect();
+            let now = || entry.identity().ok(); // what cannot be read fails by itself
+            !made_from.is_empty() && now().is_some_and(|now| made_from != BTreeSet::from([now]))
+        });
+        changed.map(|entry| format!("the pictures of `{}` have changed", entry.name))
+    }
+
+    /// Whether there is any result in it.
+    fn has_results(&self) -> bool {
+        let methods = names_in(&self.path);
+        methods.iter().any(|name| !self.results(name).is_empty())
+    }
+
+    /// Removes what a run has left that counts without any result.
+    fn forget(&self) -> Result<()> {
+        let left = [LEARNED, PICTURES].map(|name| self.path.join(name));
+        for folder in left.iter().filter(|folder| folder.is_dir()) {
+            fs::remove_dir_all(folder).map_err(Error::io(folder))?;
+        }
+        Ok(())
     }
 
     /// What the run was made with.
@@ -289,10 +334,7 @@ impl Folder {
 
     /// All results of a method, by name.
     pub fn results(&self, method: &str) -> Vec<ResultRecord> {
-        let folders = fs::read_dir(self.path.join(method)).into_iter().flatten();
-        let names = folders.flatten().map(|entry| entry.file_name());
-        let mut names: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
-        names.sort();
+        let names = names_in(&self.path.join(method));
         names
             .iter()
             .filter_map(|name| self.result(method, name))
@@ -357,16 +399,19 @@ impl Folder {
         learned.write(path)
     }
 
-    /// Copies the pictures of an analogy for the report, made smaller where they are large.
+    /// Copies the pictures of an analogy for the report, made smaller where they are large. Those that
+    /// are there stay if a B′ was made from them.
     ///
     /// # Errors
     /// As [`load_image`], and [`Error::Io`] if a file cannot be written.
     pub fn show(&self, entry: &Entry) -> Result<()> {
         let folder = self.path.join(PICTURES).join(&entry.name);
         fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        let mut methods = names_in(&self.path).into_iter();
+        let stays = methods.any(|method| self.finished(&method, &entry.name).is_some());
         for (name, path) in entry.named_pictures() {
             let shown = folder.join(format!("{name}.png"));
-            if !shown.is_file() {
+            if !stays || !shown.is_file() {
                 save_png(&shown, &at_most(&load_image(path)?, SHOWN_SIDE), &[])?;
             }
         }
@@ -390,6 +435,15 @@ impl Folder {
         }
         Ok(())
     }
+}
+
+/// The names of what is in a folder, sorted; none if there is no such folder.
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name());
+    let mut names: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
+    names.sort();
+    names
 }
 
 /// The picture, made smaller if its longer side has more pixels.

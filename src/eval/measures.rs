@@ -1,6 +1,6 @@
 //! All metrics of one B′, with the networks they need.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, FloatDType};
@@ -169,6 +169,17 @@ struct Dino {
     device: Device,
 }
 
+/// The networks of metrics beside CLIP, called as their fields of [`MeasurePaths`].
+const NETWORKS: [&str; 3] = ["judge", "dino", "lpips"];
+
+/// The one of [`NETWORKS`] that a metric is measured with, if it is one of them.
+pub(super) fn network_of(metric: &str) -> Option<&'static str> {
+    match metric {
+        "edit" | "kept" | "right" => Some("judge"),
+        _ => (NETWORKS.into_iter()).find(|network| metric.starts_with(network)),
+    }
+}
+
 /// The features of A, A′, B and B′ in one network.
 type Features = [Vec<f32>; 4];
 
@@ -200,40 +211,69 @@ impl Measures {
     /// [`Error::InvalidInput`](crate::Error::InvalidInput) if a preprocessor and its network do
     /// not fit, or the picture is too small for a network.
     pub fn measure(&self, analogy: &Analogy, b_prime: &RgbImage) -> Result<Scores> {
-        let fitted = |image: &RgbImage| fit(image, b_prime.width(), b_prime.height());
-        let (b, truth) = (fitted(&analogy.b), analogy.b_prime.as_ref().map(fitted));
+        let analogy = &fitted(analogy, b_prime);
         let mut scores = Scores::new();
         self.measure_by_clip(analogy, b_prime, &mut scores)?;
-        if let Some(judge) = &self.judge {
-            let pictures = [&analogy.a, &analogy.a_prime, &b, b_prime];
-            let judged = pictures.map(|picture| judge.look(picture));
-            let truth = truth.as_ref().map(|truth| judge.look(truth));
-            judged_scores(analogy, judged, truth.as_ref(), &mut scores);
-        }
-        if let Some(dino) = &self.dino {
-            let pictures = [&analogy.a, &analogy.a_prime, &analogy.b, b_prime];
-            let [a, a_prime, b, made] = pictures.map(|picture| dino.look(picture));
-            directions("dino", &[a?, a_prime?, b?, made?], &mut scores);
-        }
+        self.measure_by_networks(&NETWORKS.into(), analogy, b_prime, &mut scores)?;
         let mut put = |name: &str, score: f64| {
             scores.insert(name.to_owned(), score);
         };
-        if let Some(lpips) = &self.lpips {
-            put("lpips_b", lpips_distance(lpips, &b, b_prime)?);
-            if let Some(truth) = &truth {
-                put("lpips_truth", lpips_distance(lpips, truth, b_prime)?);
-            }
-        }
-        if let Some(ssim) = ssim(&b, b_prime) {
+        if let Some(ssim) = ssim(&analogy.b, b_prime) {
             put("ssim_b", ssim);
         }
-        if let Some(truth) = &truth {
+        if let Some(truth) = &analogy.b_prime {
             put("mse_truth", mse(truth, b_prime));
             if let Some(ssim) = ssim(truth, b_prime) {
                 put("ssim_truth", ssim);
             }
         }
         Ok(scores)
+    }
+
+    /// Those of the scores that are measured with `networks`, called as the fields of
+    /// [`MeasurePaths`].
+    ///
+    /// # Errors
+    /// As [`measure`](Self::measure).
+    pub fn measure_by(
+        &self,
+        networks: &BTreeSet<&str>,
+        analogy: &Analogy,
+        b_prime: &RgbImage,
+    ) -> Result<Scores> {
+        let mut scores = Scores::new();
+        let analogy = &fitted(analogy, b_prime);
+        self.measure_by_networks(networks, analogy, b_prime, &mut scores)?;
+        Ok(scores)
+    }
+
+    /// For an analogy that is fitted to the B′.
+    fn measure_by_networks(
+        &self,
+        networks: &BTreeSet<&str>,
+        analogy: &Analogy,
+        b_prime: &RgbImage,
+        scores: &mut Scores,
+    ) -> Result<()> {
+        let pictures = [&analogy.a, &analogy.a_prime, &analogy.b, b_prime];
+        let truth = analogy.b_prime.as_ref();
+        if let Some(judge) = self.judge.as_ref().filter(|_| networks.contains("judge")) {
+            let judged = pictures.map(|picture| judge.look(picture));
+            let truth = truth.map(|truth| judge.look(truth));
+            judged_scores(analogy, judged, truth.as_ref(), scores);
+        }
+        if let Some(dino) = self.dino.as_ref().filter(|_| networks.contains("dino")) {
+            let [a, a_prime, b, made] = pictures.map(|picture| dino.look(picture));
+            directions("dino", &[a?, a_prime?, b?, made?], scores);
+        }
+        if let Some(lpips) = self.lpips.as_ref().filter(|_| networks.contains("lpips")) {
+            let others = [("lpips_b", Some(&analogy.b)), ("lpips_truth", truth)];
+            for (name, other) in others {
+                let Some(other) = other else { continue };
+                scores.insert(name.to_owned(), lpips_distance(lpips, other, b_prime)?);
+            }
+        }
+        Ok(())
     }
 
     fn measure_by_clip(
@@ -267,6 +307,16 @@ impl Measures {
             scores.insert("text_direction".to_owned(), score);
         }
         Ok(())
+    }
+}
+
+/// The analogy with B and the true B′ in the size of the B′ that was made.
+fn fitted(analogy: &Analogy, b_prime: &RgbImage) -> Analogy {
+    let fitted = |image: &RgbImage| fit(image, b_prime.width(), b_prime.height());
+    Analogy {
+        b: fitted(&analogy.b),
+        b_prime: analogy.b_prime.as_ref().map(fitted),
+        ..analogy.clone()
     }
 }
 
@@ -356,4 +406,47 @@ fn unit(features: &[f32]) -> Vec<f32> {
         .iter()
         .map(|v| v / norm.max(f32::MIN_POSITIVE))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::tiny::{analogy, eval_models, golden};
+
+    #[test]
+    fn every_metric_of_a_network_is_told_from_those_of_others() {
+        let of = |network| {
+            let names = METRICS.iter().map(|metric| metric.name);
+            names.filter(|name| network_of(name) == network).count()
+        };
+        let counts = [Some("judge"), Some("dino"), Some("lpips"), None].map(of);
+        assert_eq!(counts, [8, 3, 2, 8]);
+        assert_eq!(network_of("right"), Some("judge"));
+    }
+
+    #[test]
+    fn all_networks_see_b_and_the_truth_in_the_size_of_what_was_made() {
+        let paths = MeasurePaths {
+            judge: None,
+            dino: Some(golden("dinov2/mlp")),
+            lpips: Some(golden("lpips/model.safetensors")),
+        };
+        let measures = Measures::open(&paths, &eval_models(), &Device::flex()).unwrap();
+        let small = analogy();
+        let wide = fit(&small.b, 200, 96);
+        let wide = Analogy {
+            b: wide.clone(),
+            b_prime: Some(wide),
+            ..small
+        };
+        // What a method makes that changes nothing.
+        let made = fit(&wide.b, 40, 40);
+        let scores = measures.measure(&wide, &made).unwrap();
+        for metric in ["clip_direction", "dino_direction", "lpips_b", "lpips_truth"] {
+            assert_eq!(scores[metric], 0.0, "{metric}");
+        }
+        for metric in ["clip_i_b", "clip_i_truth"] {
+            assert!((scores[metric] - 1.0).abs() < 1e-9, "{metric}");
+        }
+    }
 }

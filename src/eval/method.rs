@@ -6,6 +6,7 @@ use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::models::{INPAINTING, INSTRUCT_PIX2PIX, TEXT_TO_IMAGE};
 use super::{Analogy, Captions, EvalModels};
 use super::{analogist, dia, difference_inversion, instruct_pix2pix, visii, words};
 use crate::progress::Observer;
@@ -87,6 +88,9 @@ pub struct BuiltIn {
     pub name: &'static str,
     /// What it is, in a few words.
     pub summary: &'static str,
+    /// The role of the model that it draws with: see
+    /// [`EvalModelPaths::by_role`](super::EvalModelPaths::by_role).
+    pub model: &'static str,
     /// How it is made.
     pub build: Build,
 }
@@ -96,61 +100,73 @@ pub const BUILT_IN: &[BuiltIn] = &[
     BuiltIn {
         name: "difference-inversion",
         summary: "the method",
+        model: TEXT_TO_IMAGE,
         build: difference_inversion::full,
     },
     BuiltIn {
         name: "image-delta",
         summary: "ablation A: the CLIP loss follows the image delta alone",
+        model: TEXT_TO_IMAGE,
         build: difference_inversion::image_delta,
     },
     BuiltIn {
         name: "no-consistency",
         summary: "ablation B: taking the difference away need not explain A",
+        model: TEXT_TO_IMAGE,
         build: difference_inversion::no_consistency,
     },
     BuiltIn {
         name: "random-start",
         summary: "ablation C: the difference tokens do not start at zero",
+        model: TEXT_TO_IMAGE,
         build: difference_inversion::random_start,
     },
     BuiltIn {
         name: "no-clip",
         summary: "ablation D: no CLIP loss",
+        model: TEXT_TO_IMAGE,
         build: difference_inversion::no_clip,
     },
     BuiltIn {
         name: "clip-alone",
         summary: "the CLIP loss as it is published: the difference tokens read alone",
+        model: TEXT_TO_IMAGE,
         build: difference_inversion::clip_alone,
     },
     BuiltIn {
         name: "text-swap",
         summary: "B inverted under its caption, made again under that of B′",
+        model: TEXT_TO_IMAGE,
         build: words::text_swap,
     },
     BuiltIn {
         name: "sdedit",
         summary: "SDEdit: B noised, denoised under the caption of B′",
+        model: TEXT_TO_IMAGE,
         build: words::sdedit,
     },
     BuiltIn {
         name: "instruct-pix2pix",
         summary: "InstructPix2Pix: a U-Net taught to follow the instruction",
+        model: INSTRUCT_PIX2PIX,
         build: instruct_pix2pix::instruct_pix2pix,
     },
     BuiltIn {
         name: "visii",
         summary: "VISII: an instruction for InstructPix2Pix, learned from A and A′",
+        model: INSTRUCT_PIX2PIX,
         build: visii::visii,
     },
     BuiltIn {
         name: "analogist",
         summary: "Analogist: B′ filled into a grid by an inpainting model",
+        model: INPAINTING,
         build: analogist::analogist,
     },
     BuiltIn {
         name: "dia",
         summary: "Diffusion Image Analogies: the difference of two inverted prompts, added to a third",
+        model: TEXT_TO_IMAGE,
         build: dia::dia,
     },
 ];

@@ -8,6 +8,13 @@ use crate::analogy::{AnalogyConfig, ModelPaths, Models};
 use crate::models::unet::Memory;
 use crate::{Error, Result};
 
+/// The role of the model that makes pictures of words, in records of runs.
+pub(super) const TEXT_TO_IMAGE: &str = "text-to-image";
+/// The role of the model that follows instructions.
+pub(super) const INSTRUCT_PIX2PIX: &str = "instruct-pix2pix";
+/// The role of the model that fills in what is covered.
+pub(super) const INPAINTING: &str = "inpainting";
+
 /// Where the models of all methods are.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct EvalModelPaths {
@@ -17,6 +24,19 @@ pub struct EvalModelPaths {
     pub instruct_pix2pix: Option<ModelPaths>,
     /// An inpainting model, if there is one.
     pub inpainting: Option<ModelPaths>,
+}
+
+impl EvalModelPaths {
+    /// Those that there are, by their roles in records of runs.
+    pub fn by_role(&self) -> impl Iterator<Item = (&'static str, &ModelPaths)> {
+        let all = [
+            (TEXT_TO_IMAGE, Some(&self.text_to_image)),
+            (INSTRUCT_PIX2PIX, self.instruct_pix2pix.as_ref()),
+            (INPAINTING, self.inpainting.as_ref()),
+        ];
+        all.into_iter()
+            .filter_map(|(role, paths)| Some((role, paths?)))
+    }
 }
 
 /// The frozen models that methods share. A model stays open as long as any method has it.

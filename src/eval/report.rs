@@ -117,19 +117,48 @@ impl Group {
 }
 
 impl Report {
-    /// Reads the results in a folder.
+    /// Reads the results in a folder. A method that has some was not skipped, whatever the record
+    /// says: it may be that of one part of the run, and the results another's.
     ///
     /// # Errors
     /// As [`Folder::record`].
     pub fn gather(folder: &Folder) -> Result<Self> {
         let run = folder.record()?;
         let methods = (run.methods.iter())
-            .map(|record| MethodResults {
-                record: record.clone(),
-                results: folder.results(&record.name),
+            .map(|record| {
+                let results = folder.results(&record.name);
+                let mut record = record.clone();
+                if !results.is_empty() {
+                    record.skipped = None;
+                }
+                MethodResults { record, results }
             })
             .collect();
         Ok(Self { run, methods })
+    }
+
+    /// What somebody who reads the tables should know of the results: how many of a method were made
+    /// otherwise than the record of the run says, as happens where folders of runs that differ are
+    /// copied together.
+    pub fn notices(&self) -> Vec<String> {
+        let of_method = |method: &MethodResults| {
+            let made_with = self.run.made_with(&method.record);
+            let mut names = BTreeSet::new();
+            let others = method.results.iter().filter(|result| {
+                let otherwise = result.made_otherwise(&made_with);
+                names.extend(otherwise.iter().map(|name| (*name).to_owned()));
+                !otherwise.is_empty()
+            });
+            let (count, all) = (others.count(), method.results.len());
+            let names = names.into_iter().collect::<Vec<_>>().join(", ");
+            (count > 0).then(|| {
+                format!(
+                    "{count} of {all} results of `{}` were made otherwise than run.json says: {names}",
+                    method.record.name
+                )
+            })
+        };
+        self.methods.iter().filter_map(of_method).collect()
     }
 
     /// The groups of analogies that means are taken over.

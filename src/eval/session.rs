@@ -1,12 +1,13 @@
 //! Making and measuring one B′ after the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::time::Instant;
 
 use image::RgbImage;
 use sha2::{Digest, Sha256};
 
+use super::folder::provenance;
 use super::suite::Entry;
 use super::{Analogy, Folder, Measures, Method, ResultRecord, Scores, Status};
 use crate::progress::Observer;
@@ -16,6 +17,8 @@ use crate::{Error, Result};
 /// What every analogy of a run has in common.
 #[derive(Debug)]
 pub struct Session {
+    /// What decides the results of the method: [`RunRecord::made_with`](super::RunRecord::made_with).
+    pub made_with: BTreeMap<String, String>,
     /// The networks of metrics.
     pub measures: Measures,
     /// SHA-256 of these.
@@ -28,8 +31,9 @@ pub struct Session {
 
 impl Session {
     /// Makes, measures and keeps the B′ of one analogy by the method called `name`, unless it is
-    /// there already. What is there but was measured with other networks is measured again; what
-    /// is there stays if that fails. A failure of the analogy is a result.
+    /// there already. What is there is measured again by networks that it was not measured with; what
+    /// was measured with networks that are not here stays, and everything if that fails. A failure
+    /// of the analogy is a result.
     ///
     /// # Errors
     /// [`Error::Stopped`] if the observer asks to stop, and [`Error::Io`] if the result cannot be
@@ -42,11 +46,11 @@ impl Session {
         observer: Observer<'_>,
     ) -> Result<ResultRecord> {
         if let Some(mut result) = self.folder.finished(name, &entry.name) {
-            if result.measured_with != self.measured_with {
-                match self.measure_again(name, entry) {
+            let networks = result.not_measured_with(&self.measured_with);
+            if !networks.is_empty() {
+                match self.measure_by(&networks, name, entry) {
                     Ok(scores) => {
-                        result.scores = scores;
-                        result.measured_with.clone_from(&self.measured_with);
+                        result.measured_again(&networks, &self.measured_with, scores);
                         self.folder.keep(name, &result, None)?;
                     }
                     Err(error) => result.status = Status::Failed(error.to_string()),
@@ -55,8 +59,13 @@ impl Session {
             return Ok(result);
         }
         let mut result = ResultRecord::begun(entry, self.seed, &self.measured_with);
+        result.made_with.clone_from(&self.made_with);
         let started = Instant::now();
-        let made = self.made(method, entry, result.seed, observer);
+        let made = entry.identity().and_then(|pictures| {
+            let name = provenance::PICTURES.to_owned();
+            result.made_with.insert(name, pictures.clone());
+            self.made(method, entry, &pictures, result.seed, observer)
+        });
         let measured = made.and_then(|(analogy, b_prime, cost)| {
             (result.seconds, result.peak_memory) = (cost.seconds, cost.peak_memory);
             Ok((self.measures.measure(&analogy, &b_prime)?, b_prime))
@@ -76,48 +85,56 @@ impl Session {
         Ok(result)
     }
 
-    /// The scores of the B′ that is there.
-    fn measure_again(&self, name: &str, entry: &Entry) -> Result<Scores> {
+    /// The scores by these networks of the B′ that is there.
+    fn measure_by(&self, networks: &BTreeSet<&str>, name: &str, entry: &Entry) -> Result<Scores> {
         let b_prime = self.folder.b_prime(name, &entry.name)?;
-        self.measures.measure(&entry.read()?, &b_prime)
+        self.measures.measure_by(networks, &entry.read()?, &b_prime)
     }
 
-    /// The analogy, its B′ and what that cost, learning included.
+    /// The analogy, whose pictures have this identity, its B′ and what that cost, learning included.
     fn made(
         &self,
         method: &dyn Method,
         entry: &Entry,
+        pictures: &str,
         seed: u64,
         observer: Observer<'_>,
     ) -> Result<(Analogy, RgbImage, Cost)> {
         let analogy = entry.read()?;
-        let (learned, learning) = self.learned(method, entry, &analogy, seed, &mut *observer)?;
+        let (learned, learning) = self.learned(method, &analogy, pictures, seed, &mut *observer)?;
         let (b_prime, drawing) = Cost::of(|| method.draw(&analogy, &learned, seed, observer))?;
         Ok((analogy, b_prime, learning.and(drawing)))
     }
 
     /// What a method learns from an analogy, and what it cost to learn it: as it was kept, if a method
-    /// that learns the same was here before.
+    /// that learns the same from the same pictures was here before.
     fn learned(
         &self,
         method: &dyn Method,
-        entry: &Entry,
         analogy: &Analogy,
+        pictures: &str,
         seed: u64,
         observer: Observer<'_>,
     ) -> Result<(Arrays, Cost)> {
         let Some(learning) = method.learning() else {
             return Ok((Arrays::default(), Cost::default()));
         };
-        let path = self.folder.learned(&learning, &entry.name);
-        let kept = Arrays::read(&path).ok();
+        let path = self.folder.learned(&learning, &analogy.name);
+        let same = |arrays: &Arrays| {
+            let from = arrays.metadata.get(provenance::PICTURES);
+            from.is_none_or(|from| from == pictures)
+        };
+        let kept = Arrays::read(&path).ok().filter(same);
         if let Some((arrays, cost)) =
             kept.and_then(|arrays| Cost::noted(&arrays).map(|cost| (arrays, cost)))
         {
             return Ok((arrays, cost));
         }
         let (learned, cost) = Cost::of(|| method.learn(analogy, seed, observer))?;
-        let learned = cost.note(learned.with_metadata("learning", learning.to_string()));
+        let learned = learned
+            .with_metadata("learning", learning.to_string())
+            .with_metadata(provenance::PICTURES, pictures);
+        let learned = cost.note(learned);
         self.folder.keep_learned(&path, &learned)?;
         Ok((learned, cost))
     }
@@ -134,6 +151,7 @@ impl ResultRecord {
             seed: seed_of(seed, &entry.name),
             seconds: 0.0,
             peak_memory: None,
+            made_with: BTreeMap::new(),
             measured_with: measured_with.clone(),
             scores: Scores::new(),
         }
@@ -220,11 +238,14 @@ fn peak_memory() -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use burn::tensor::Device;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
-    use crate::eval::{MeasurePaths, Variant, build, tiny};
+    use crate::eval::{MeasurePaths, Told, Variant, build, tiny};
+    use crate::weights::Array;
 
     #[test]
     fn seeds_differ_between_analogies_and_are_small_enough_for_any_reader() {
@@ -252,6 +273,7 @@ mod tests {
         let models = tiny::eval_models();
         let entry = tiny::entry();
         let mut session = Session {
+            made_with: BTreeMap::new(),
             measures: Measures::open(&MeasurePaths::default(), &models, &Device::flex()).unwrap(),
             measured_with: BTreeMap::new(),
             folder: Folder::at(place.path()),
@@ -285,5 +307,59 @@ mod tests {
         );
         assert_eq!(again.measured_with, session.measured_with);
         assert_eq!(session.folder.finished("m", &entry.name), Some(again));
+    }
+
+    /// Learns nothing but how often it was asked to.
+    struct Counts(AtomicUsize);
+
+    impl Method for Counts {
+        fn settings(&self) -> Value {
+            json!({})
+        }
+
+        fn told(&self) -> Told {
+            Told::Nothing
+        }
+
+        fn learning(&self) -> Option<Value> {
+            Some(json!("times"))
+        }
+
+        fn learn(&self, _: &Analogy, _: u64, _: Observer<'_>) -> Result<Arrays> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(Arrays::default().with("x", Array::floats([1], vec![1.0])))
+        }
+
+        fn draw(&self, _: &Analogy, _: &Arrays, _: u64, _: Observer<'_>) -> Result<RgbImage> {
+            Err(Error::invalid_input("no luck"))
+        }
+    }
+
+    #[test]
+    fn what_was_learned_from_other_pictures_is_learned_again() {
+        let place = tempfile::tempdir().unwrap();
+        let models = tiny::eval_models();
+        let session = Session {
+            made_with: BTreeMap::from([("seed".to_owned(), "0".to_owned())]),
+            measures: Measures::open(&MeasurePaths::default(), &models, &Device::flex()).unwrap(),
+            measured_with: BTreeMap::new(),
+            folder: Folder::at(place.path()),
+            seed: 0,
+        };
+        let mut entry = tiny::entry();
+        let method = Counts(0.into());
+        let times_after = |entry: &Entry| {
+            let result = session
+                .solve("m", &method, entry, &mut tiny::silent)
+                .unwrap();
+            assert!(matches!(result.status, Status::Failed(_)));
+            assert_eq!(result.made_with["seed"], "0");
+            let pictures = &result.made_with[provenance::PICTURES];
+            assert_eq!(*pictures, entry.identity().unwrap());
+            method.0.load(Ordering::Relaxed)
+        };
+        assert_eq!([times_after(&entry), times_after(&entry)], [1, 1]);
+        entry.pictures.swap(0, 1);
+        assert_eq!(times_after(&entry), 2);
     }
 }

@@ -36,39 +36,50 @@ pub fn mean_of_means(groups: &[Vec<f64>]) -> Option<f64> {
 
 /// The [mean of means](mean_of_means) with its percentile bootstrap interval (Efron 1979): every
 /// group is drawn anew from itself, with replacement, [`RESAMPLES`] times; the interval is from the
-/// 2.5th to the 97.5th percentile of what comes out. Groups of a single value, which say nothing of
-/// how values of theirs differ, are drawn from all such groups.
+/// 2.5th to the 97.5th percentile of what comes out. Of a group of n values n − 1 are drawn, so that
+/// their mean varies by s²/n as that of the group does; n draws would have it vary by (n − 1)/n of
+/// that, which for the small groups of a suite is too little (Rao and Wu 1988, "Resampling inference
+/// with complex survey data", whose rescaling is none for so many draws). Groups of a single value,
+/// which say nothing of how values of theirs differ, are drawn together, as if they were one.
 pub fn bootstrap(groups: &[Vec<f64>], seed: u64) -> Option<Estimate> {
-    let mean_of_all = mean_of_means(groups)?;
-    let count = groups.iter().map(Vec::len).sum();
-    // Every group with what it is drawn from.
-    let singles: Vec<f64> = (groups.iter())
-        .filter(|group| group.len() == 1)
-        .map(|group| group[0])
+    let mean = mean_of_means(groups)?;
+    let [low, high] = interval(groups, seed, RESAMPLES);
+    Some(Estimate {
+        mean,
+        low,
+        high,
+        count: groups.iter().map(Vec::len).sum(),
+    })
+}
+
+/// The interval of so many resamples.
+fn interval(groups: &[Vec<f64>], seed: u64, resamples: usize) -> [f64; 2] {
+    // What is drawn from itself, with the number of groups that it is.
+    let mut strata: Vec<(f64, Vec<f64>)> = (groups.iter())
+        .filter(|group| group.len() > 1)
+        .map(|group| (1.0, group.clone()))
         .collect();
-    let source = |group: &'_ Vec<f64>| match group.len() {
-        1 => (1, singles.clone()),
-        size => (size, group.clone()),
-    };
-    let filled = groups.iter().filter(|group| !group.is_empty());
-    let groups: Vec<(usize, Vec<f64>)> = filled.map(source).collect();
+    let singles = groups.iter().filter(|group| group.len() == 1);
+    let singles: Vec<f64> = singles.flatten().copied().collect();
+    if !singles.is_empty() {
+        strata.push((singles.len() as f64, singles));
+    }
+    let all: f64 = strata.iter().map(|(groups, _)| groups).sum();
     let mut rng = rng(seed, Purpose::Statistics, 0);
-    let mut drawn: Vec<f64> = (0..RESAMPLES)
+    let mut drawn: Vec<f64> = (0..resamples)
         .map(|_| {
-            let means = groups.iter().map(|(size, source)| {
-                let draws = (0..*size).map(|_| source[rng.random_range(0..source.len())]);
-                draws.sum::<f64>() / *size as f64
+            let sums = strata.iter().map(|(groups, values)| {
+                let draws = (values.len() - 1).max(1);
+                let sum: f64 = (0..draws)
+                    .map(|_| values[rng.random_range(0..values.len())])
+                    .sum();
+                groups * sum / draws as f64
             });
-            means.sum::<f64>() / groups.len() as f64
+            sums.sum::<f64>() / all
         })
         .collect();
     drawn.sort_by(f64::total_cmp);
-    Some(Estimate {
-        mean: mean_of_all,
-        low: percentile(&drawn, 0.025),
-        high: percentile(&drawn, 0.975),
-        count,
-    })
+    [0.025, 0.975].map(|fraction| percentile(&drawn, fraction))
 }
 
 /// Whether paired differences, in groups, are other than zero: the share of sign flips (each
@@ -159,6 +170,34 @@ mod tests {
         );
         let group = std::slice::from_ref(&group);
         assert_eq!(bootstrap(group, 3), bootstrap(group, 3));
+    }
+
+    /// The share of 1000 simulated measurements whose interval holds the true mean; kinds of so many
+    /// values each.
+    fn coverage(kinds: usize, size: usize) -> f64 {
+        let mut rng = rng(5, Purpose::Statistics, 2);
+        let held = (0..1000).filter(|_| {
+            let groups: Vec<Vec<f64>> = (0..kinds)
+                .map(|_| (0..size).map(|_| rng.random()).collect())
+                .collect();
+            let [low, high] = interval(&groups, 1, 1000);
+            (low..=high).contains(&0.5)
+        });
+        held.count() as f64 / 1000.0
+    }
+
+    #[test]
+    fn intervals_of_few_values_hold_the_true_mean_as_often_as_they_say() {
+        for (kinds, size) in [(28, 2), (28, 1), (9, 3)] {
+            let coverage = coverage(kinds, size);
+            assert!((0.91..=0.98).contains(&coverage), "{size}: {coverage}");
+        }
+        // The one that is drawn is either of the two.
+        let estimate = bootstrap(&[vec![0.0, 1.0]], 1).unwrap();
+        assert_eq!(
+            [estimate.low, estimate.mean, estimate.high],
+            [0.0, 0.5, 1.0]
+        );
     }
 
     #[test]

@@ -89,6 +89,22 @@ impl Entry {
         })
     }
 
+    /// What tells its pictures from any others: SHA-256 of their contents.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if one cannot be read.
+    pub fn identity(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        for (name, path) in self.named_pictures() {
+            hash.update(name);
+            let mut file = File::open(path).map_err(Error::io(path))?;
+            let mut picture = Sha256::new();
+            std::io::copy(&mut file, &mut picture).map_err(Error::io(path))?;
+            hash.update(picture.finalize());
+        }
+        Ok(hex(&hash.finalize()))
+    }
+
     /// How many attributes the edit changes, where they are told.
     pub fn changes(&self) -> Option<usize> {
         let Attributes { b, b_prime, .. } = self.attributes.as_ref()?;
@@ -161,12 +177,9 @@ impl Suite {
         Self { about, entries }
     }
 
-    /// What tells this suite from any other: SHA-256 of everything said about the analogies and of
-    /// the contents of their pictures.
-    ///
-    /// # Errors
-    /// [`Error::Io`] if a picture cannot be read.
-    pub fn identity(&self) -> Result<String> {
+    /// What tells this suite from others: SHA-256 of everything said about the analogies. Their
+    /// pictures, which may be many, are not read: see [`Entry::identity`].
+    pub fn identity(&self) -> String {
         let mut hash = Sha256::new();
         for entry in &self.entries {
             let said = (
@@ -174,15 +187,11 @@ impl Suite {
                 (&entry.captions, &entry.attributes),
             );
             hash.update(serde_json::to_vec(&said).unwrap_or_default());
-            for (name, path) in entry.named_pictures() {
+            for (name, _) in entry.named_pictures() {
                 hash.update(name);
-                let mut file = File::open(path).map_err(Error::io(path))?;
-                let mut picture = Sha256::new();
-                std::io::copy(&mut file, &mut picture).map_err(Error::io(path))?;
-                hash.update(picture.finalize());
             }
         }
-        Ok(hex(&hash.finalize()))
+        hex(&hash.finalize())
     }
 
     /// The first `limit` analogies of an order in which any first part is like the whole: each kind
@@ -242,8 +251,11 @@ impl<'a> Entries<'a> {
 
     /// The path of a picture named in a line: inside the folder, and there.
     fn picture(&self, line: usize, field: &str, name: &str) -> Result<PathBuf> {
+        if name.trim().is_empty() {
+            return Err(self.wrong(line, format!("`{field}` is empty")));
+        }
         let inside = |part| matches!(part, Component::Normal(_) | Component::CurDir);
-        if name.is_empty() || !Path::new(name).components().all(inside) {
+        if !Path::new(name).components().all(inside) {
             let reason = format!(
                 "`{field}`: `{name}` is not inside the suite's folder; paths are relative to it"
             );

@@ -20,7 +20,7 @@ use crate::progress::Progress;
 use crate::tokens::host;
 use crate::weights::FileOptions;
 
-fn golden(name: &str) -> PathBuf {
+pub(super) fn golden(name: &str) -> PathBuf {
     (Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")).join(name)
 }
 
@@ -157,6 +157,7 @@ pub(super) fn report(settings: Value, analogies: &[Scored<'_>]) -> Report {
         seed: 0,
         seconds: 1.0,
         peak_memory: None,
+        made_with: BTreeMap::new(),
         measured_with: BTreeMap::new(),
         scores: (scores.iter().flatten())
             .map(|&(metric, score): &(&str, f64)| (metric.to_owned(), score))

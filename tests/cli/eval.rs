@@ -288,9 +288,16 @@ fn results_of_another_run_are_not_mixed_in() {
     fs::write(work.path().join("list.jsonl"), list.replace("noon", "dawn")).unwrap();
     refused(
         "--methods sdedit -o out",
-        "the analogies or pictures of the suite have changed",
+        "the analogies of the suite have changed",
     );
     fs::write(work.path().join("list.jsonl"), list).unwrap();
+    let picture = fs::read(work.path().join("b.png")).unwrap();
+    fs::copy(work.path().join("a.png"), work.path().join("b.png")).unwrap();
+    refused(
+        "--methods sdedit -o out",
+        "another run: the pictures of `one` have changed",
+    );
+    fs::write(work.path().join("b.png"), picture).unwrap();
     assert_eq!(once("--methods text-swap -o out").code, Some(0));
 
     let path = work.path().join("out/run.json");
@@ -385,6 +392,30 @@ fn real_networks_of_metrics_are_used_where_they_are_given() {
             "{metric}"
         );
     }
+    // A run without them takes nothing away, and one with another adds to it.
+    let before = fs::read(&result).unwrap();
+    let done = succeed(work.path(), &eval("--methods sdedit --limit 1 -o out"));
+    assert!(!done.stderr.contains(" of "), "{}", done.stderr);
+    assert!(fs::read(&result).unwrap() == before);
+    let judge = golden("../../demo/benchmark/judge.safetensors");
+    let judge = format!(
+        "-q --methods sdedit --limit 1 --judge {} -o out",
+        judge.display()
+    );
+    let done = succeed(work.path(), &eval(&judge));
+    assert!(!done.stdout.contains("other networks"), "{}", done.stdout);
+    let judged = read_json(&result);
+    assert!(judged["scores"]["judge_direction"].is_number());
+    let lpips = |result: &Value| result["scores"]["lpips_b"].as_f64().unwrap();
+    assert!((lpips(&judged) - lpips(&again)).abs() < 1e-12);
+    let networks = |measured_with: &Value| -> Vec<String> {
+        let networks = measured_with.as_object().unwrap();
+        networks.keys().cloned().collect()
+    };
+    let all = ["dino", "judge", "lpips"];
+    assert_eq!(networks(&judged["measured_with"]), all);
+    let record = read_json(&work.path().join("out/run.json"));
+    assert_eq!(networks(&record["measures"]), all);
 }
 
 #[test]

@@ -12,14 +12,8 @@ use super::super::record::{named_files, sha256, sha256_once, weight_files};
 pub(super) fn of_models(
     paths: &EvalModelPaths,
 ) -> anyhow::Result<BTreeMap<String, BTreeMap<String, String>>> {
-    let roles = [
-        ("text-to-image", Some(&paths.text_to_image)),
-        ("instruct-pix2pix", paths.instruct_pix2pix.as_ref()),
-        ("inpainting", paths.inpainting.as_ref()),
-    ];
     let (mut hashes, mut known) = (BTreeMap::new(), BTreeMap::new());
-    for (role, paths) in roles {
-        let Some(paths) = paths else { continue };
+    for (role, paths) in paths.by_role() {
         let mut files = BTreeMap::new();
         for (network, file) in weight_files(paths)? {
             files.insert(network, sha256_once(&mut known, &file)?);

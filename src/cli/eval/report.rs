@@ -33,6 +33,9 @@ pub(super) fn run(args: &ReportArgs) -> anyhow::Result<()> {
 /// Writes the report of a folder and prints its tables, or the paths.
 pub(super) fn write(folder: &Folder, report: &Report, json: bool) -> anyhow::Result<()> {
     let paths = report.write(folder)?;
+    for notice in report.notices() {
+        report::message(format_args!("note: {notice}"));
+    }
     if json {
         return report::json(&serde_json::json!({ "files": paths }));
     }

@@ -1,5 +1,6 @@
 //! `dinv eval run`: every analogy of a suite solved by every method.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -153,7 +154,7 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
     let about = SuiteRecord {
         name: suite.about.name.clone(),
         version: suite.about.version.clone(),
-        identity: suite.identity()?,
+        identity: suite.identity(),
         analogies: suite.entries.len(),
     };
     let device = format!(
@@ -175,9 +176,15 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
         .map(|method| method.skipped.clone())
         .collect();
     let folder = Folder::at(&args.output);
-    folder.prepare(record).map_err(other_run)?;
+    let record = folder.prepare(record, &entries).map_err(other_run)?;
     for entry in &entries {
-        folder.show(entry)?;
+        // The analogy fails by itself.
+        if let Err(error) = folder.show(entry) {
+            watcher.notice(&format!(
+                "a picture of `{}` cannot be shown: {error}",
+                entry.name
+            ));
+        }
     }
     let job = Job {
         suite: suite_path,
@@ -188,10 +195,12 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
         recommended,
         measures,
         measured_with,
+        made_with: BTreeMap::new(),
         variant: Variant::plain(""),
     };
     Ok(Prepared {
         job,
+        record,
         folder,
         entries,
         methods: variants.into_iter().zip(skipped).collect(),

@@ -1,10 +1,10 @@
 //! The work of a run: every method on every analogy, by workers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use difference_inversion::eval::suite::Entry;
-use difference_inversion::eval::{Folder, ResultRecord, Status, Variant};
+use difference_inversion::eval::{Folder, ResultRecord, RunRecord, Status, Variant};
 
 use super::super::report::Failure;
 use super::super::watch;
@@ -16,6 +16,8 @@ use super::worker::Answer;
 /// A run with everything it needs.
 pub(super) struct Prepared {
     pub(super) job: Job,
+    /// What all of it is made with.
+    pub(super) record: RunRecord,
     pub(super) folder: Folder,
     pub(super) entries: Vec<Entry>,
     /// The methods, each with why it is skipped, if it is.
@@ -78,8 +80,9 @@ pub(super) fn work(
         for entry in entries {
             let finished = folder.finished(&variant.name, &entry.name);
             seconds.extend(finished.as_ref().map(|result| result.seconds));
-            // What is finished but was measured with other networks is to be measured again.
-            if finished.is_none_or(|result| result.measured_with != *measured_with) {
+            // What is finished may have to be measured by networks that are new.
+            let done = |result: ResultRecord| result.not_measured_with(measured_with).is_empty();
+            if !finished.is_some_and(done) {
                 left.push(entry.name.clone());
             }
         }
@@ -91,7 +94,10 @@ pub(super) fn work(
         if left.is_empty() {
             continue;
         }
+        let mut records = prepared.record.methods.iter();
+        let method = records.find(|method| method.name == variant.name);
         let job = Job {
+            made_with: method.map_or_else(BTreeMap::new, |one| prepared.record.made_with(one)),
             variant: variant.clone(),
             ..prepared.job.clone()
         };
@@ -154,11 +160,11 @@ fn take(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
     use std::path::PathBuf;
 
     use difference_inversion::analogy::AnalogyConfig;
-    use difference_inversion::eval::MeasurePaths;
+    use difference_inversion::eval::{MeasurePaths, SuiteRecord};
+    use serde_json::Value;
 
     use super::super::super::flags::ModelSettings;
     use super::super::setup::Further;
@@ -185,7 +191,14 @@ mod tests {
         done.seconds = 7.0;
         let picture = image::RgbImage::new(8, 8);
         folder.keep("sdedit", &done, Some(&picture)).unwrap();
+        let suite = SuiteRecord {
+            name: "x".to_owned(),
+            version: Value::Null,
+            identity: "same".to_owned(),
+            analogies: 2,
+        };
         let prepared = Prepared {
+            record: RunRecord::new(suite, 0, "cpu, f32".to_owned()),
             job: Job {
                 suite: PathBuf::new(),
                 output: place.path().to_owned(),
@@ -195,6 +208,7 @@ mod tests {
                 recommended: AnalogyConfig::default(),
                 measures: MeasurePaths::default(),
                 measured_with: BTreeMap::new(),
+                made_with: BTreeMap::new(),
                 variant: Variant::plain("sdedit"),
             },
             folder: folder.clone(),

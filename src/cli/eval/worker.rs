@@ -53,6 +53,7 @@ pub(super) fn run(_: &WorkerArgs) -> anyhow::Result<()> {
     // Before the networks of metrics, which then need not open a model of the method's once more.
     let method = eval::build(&job.variant, &models)?;
     let session = Session {
+        made_with: job.made_with.clone(),
         measures: Measures::open(&job.measures, &models, &device)?,
         measured_with: job.measured_with.clone(),
         folder: Folder::at(&job.output),

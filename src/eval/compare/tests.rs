@@ -107,6 +107,17 @@ fn what_cannot_be_compared_is_told() {
     let message = compare_runs(&first, &other).unwrap_err().to_string();
     assert!(message.contains("of different suites"), "{message}");
     other.clone_from(&first);
+    let [before, after] = ["1", "2"].map(|pictures| {
+        let mut report = first.clone();
+        let made_with = &mut report.methods[0].results[0].made_with;
+        made_with.insert(provenance::PICTURES.to_owned(), pictures.to_owned());
+        report
+    });
+    let message = compare_runs(&before, &after).unwrap_err().to_string();
+    assert!(message.ends_with("the pictures of `0` differ"), "{message}");
+    assert!(compare_runs(&before, &before).is_ok());
+    assert!(compare_runs(&first, &after).is_ok()); // an older run does not tell
+    other.clone_from(&first);
     other.methods[0].record.name = "n".to_owned();
     let message = compare_runs(&first, &other).unwrap_err().to_string();
     assert_eq!(message, "the runs have no method in common");

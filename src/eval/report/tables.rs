@@ -128,6 +128,14 @@ impl Report {
         if !text.is_empty() {
             text = format!("\n## Skipped and failed\n\n{text}");
         }
+        let notices = self.notices().into_iter();
+        let notices: String = notices.map(|notice| format!("- {notice}\n")).collect();
+        if !notices.is_empty() {
+            text += &format!(
+                "\n## Made otherwise\n\nMeans over results that were made in different ways are \
+                 those of no method.\n\n{notices}"
+            );
+        }
         text += &self.measured_otherwise();
         text += "\n## Settings\n\n";
         for method in self
@@ -161,7 +169,7 @@ impl Report {
         text
     }
 
-    /// Which results were measured with other networks than the last run had.
+    /// Which results were measured with other networks than the record of the run names.
     fn measured_otherwise(&self) -> String {
         let mut text = String::new();
         for method in &self.methods {
@@ -177,9 +185,9 @@ impl Report {
         match text.is_empty() {
             true => text,
             false => format!(
-                "\n## Measured with other networks\n\nThese results were not measured with the \
-                 networks named below; a run of the method with the same networks measures them \
-                 again.\n\n{text}"
+                "\n## Measured with other networks\n\nThese results were not measured with \
+                 exactly the networks named below; a run of the method with these networks measures \
+                 them again.\n\n{text}"
             ),
         }
     }

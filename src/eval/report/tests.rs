@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use image::RgbImage;
 use serde_json::Value;
 
 use super::*;
@@ -40,4 +41,46 @@ fn results_that_were_measured_with_other_networks_are_told() {
     let tables = report.markdown();
     assert!(tables.contains(title), "{tables}");
     assert!(tables.contains("\n- `m`: 2 of 3\n"), "{tables}");
+}
+
+#[test]
+fn results_that_were_made_otherwise_are_told() {
+    let mut report = report(&[Some(0.25), Some(0.25), None]);
+    let made_with = report.run.made_with(&report.methods[0].record);
+    report.methods[0].results[0]
+        .made_with
+        .clone_from(&made_with);
+    assert!(report.notices().is_empty());
+    assert!(!report.markdown().contains("## Made otherwise"));
+    let other = &mut report.methods[0].results[1].made_with;
+    *other = made_with;
+    other.insert("seed".to_owned(), "1".to_owned());
+    let notice = "1 of 3 results of `m` were made otherwise than run.json says: seed";
+    assert_eq!(report.notices(), [notice]);
+    let section = format!(
+        "## Made otherwise\n\nMeans over results that were made in different \
+                           ways are those of no method.\n\n- {notice}\n"
+    );
+    assert!(report.markdown().contains(&section));
+}
+
+#[test]
+fn a_method_with_results_is_not_shown_as_skipped() {
+    let place = tempfile::tempdir().unwrap();
+    let folder = Folder::at(place.path());
+    let mut report = report(&[None]);
+    report.run.methods = vec![MethodRecord {
+        skipped: Some("no model".to_owned()),
+        ..report.methods[0].record.clone()
+    }];
+    folder.prepare(report.run, &[]).unwrap();
+    let tables = || Report::gather(&folder).unwrap().markdown();
+    let skipped = "- `m` was skipped: no model";
+    assert!(tables().contains(skipped));
+    let picture = RgbImage::new(8, 8);
+    let result = &report.methods[0].results[0];
+    folder.keep("m", result, Some(&picture)).unwrap();
+    let tables = tables();
+    assert!(!tables.contains(skipped), "{tables}");
+    assert!(tables.contains("| m | – | 1 | 0 |"), "{tables}");
 }

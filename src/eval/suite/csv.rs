@@ -94,7 +94,7 @@ fn check_columns(columns: &[&str]) -> std::result::Result<(), String> {
     }
 }
 
-/// The values of every record that is not empty, with the line it begins in.
+/// The values of every record that has any, with the line it begins in.
 type Records = Vec<(usize, Vec<String>)>;
 
 /// Cuts a text into records: values are separated by commas, records by the ends of lines; both may
@@ -130,10 +130,7 @@ fn records(text: &str) -> std::result::Result<Records, (usize, &'static str)> {
             }
             '\n' => {
                 record.push(std::mem::take(&mut value));
-                let record = std::mem::take(&mut record);
-                if record != [""] {
-                    records.push((begin, record));
-                }
+                records.push((begin, std::mem::take(&mut record)));
                 was_quoted = false;
                 line += 1;
                 begin = line;
@@ -144,8 +141,9 @@ fn records(text: &str) -> std::result::Result<Records, (usize, &'static str)> {
         }
     }
     record.push(value);
-    if record != [""] {
-        records.push((begin, record));
-    }
+    records.push((begin, record));
+    // Nothing, or the commas that spreadsheets leave of rows that were emptied.
+    let blank = |value: &String| value.trim().is_empty();
+    records.retain(|(_, record)| !record.iter().all(blank));
     Ok(records)
 }

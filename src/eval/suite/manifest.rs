@@ -26,6 +26,7 @@ struct Line {
 /// The entries of a list; what has no name is called by the number of its line.
 pub(super) fn read(path: &Path) -> Result<Vec<Entry>> {
     let text = fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = text.trim_start_matches('\u{feff}'); // which Windows tools put before it
     let mut entries = Entries::of(path);
     for (number, text) in text.lines().enumerate() {
         let number = number + 1;

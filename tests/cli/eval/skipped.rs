@@ -144,3 +144,63 @@ fn a_method_is_skipped_if_the_suite_does_not_tell_what_it_is_told() {
         ],
     );
 }
+
+#[test]
+fn a_picture_that_cannot_be_read_costs_its_own_analogy_until_it_is_repaired() {
+    let work = workplace_with_suite();
+    let broken = work.path().join("broken.png");
+    fs::write(&broken, "no picture").unwrap();
+    // That of the first analogy.
+    change(work.path(), "\"b\":\"b.png\"", "\"b\":\"broken.png\"", 1);
+    let arguments = eval("--methods sdedit -o out");
+    let done = run(work.path(), &arguments);
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    for expected in [
+        "note: a picture of `one` cannot be shown: ",
+        "broken.png: ",
+        "error: 1 analogy failed",
+    ] {
+        assert!(done.stderr.contains(expected), "{}", done.stderr);
+    }
+    tells(
+        &done,
+        &[
+            "| sdedit | captions | 2 | 1 |",
+            "- `sdedit` failed on `one`: ",
+        ],
+    );
+    fs::copy(work.path().join("b.png"), &broken).unwrap();
+    let done = succeed(work.path(), &arguments);
+    tells(&done, &["| sdedit | captions | 3 | 0 |"]);
+    let shown = entries(&work.path().join("out/pictures/one"));
+    assert_eq!(shown, ["a.png", "a_prime.png", "b.png", "b_prime.png"]);
+}
+
+#[test]
+fn how_the_model_is_understood_is_not_said_of_the_models_beside_it() {
+    let work = workplace_with_suite();
+    copy_folder(&golden("instruct_pix2pix"), &work.path().join("instruct"));
+    change(
+        work.path(),
+        "\"captions\"",
+        "\"instruction\":\"be late\",\"captions\"",
+        3,
+    );
+    let variants = "[short]\nmethod = 'instruct-pix2pix'\nnum_inference_steps = 2\n\
+                    [words]\nmethod = 'sdedit'\n";
+    fs::write(work.path().join("v.toml"), variants).unwrap();
+    let pictures = |flags: &str, out: &str| {
+        let flags = format!("--variants v.toml --limit 1 --instruct-model instruct {flags}");
+        succeed(work.path(), &eval(&format!("{flags} -o {out}")));
+        ["short", "words"].map(|method| {
+            let made = work.path().join(out).join(method).join("one/b_prime.png");
+            fs::read(made).unwrap()
+        })
+    };
+    let [short, words] = pictures("", "plain");
+    // The model itself predicts velocity, the one beside it noise.
+    let [same, _] = pictures("--prediction-type v_prediction", "velocity");
+    assert!(short == same);
+    let [_, other] = pictures("--prediction-type epsilon", "noise");
+    assert!(words != other);
+}
