@@ -14,11 +14,11 @@ use super::flags::{
 };
 use super::output::OutputFolder;
 use super::plot;
-use super::record::{Recipe, Run, groups};
+use super::record::{Recipe, Run, groups, text_of};
 use super::report::{self, Failure};
 use super::sheet::{self, Sheet, Tile};
 use super::watch::{self, Watcher};
-use super::{checkpoint, locate};
+use super::{checkpoint, fitting, locate};
 
 const B_PRIME: &str = "b_prime.png";
 const SHEET: &str = "sheet.png";
@@ -30,12 +30,13 @@ const FILES: [&str; 5] = [B_PRIME, SHEET, LOSS, DIFFERENCE, RUN];
 /// Make B′ so that A is to A′ as B is to B′
 ///
 /// Learns the difference between A and A′ and applies it to B. Without pictures, a built-in example
-/// is solved. The output folder holds b_prime.png, sheet.png (all pictures with their captions),
+/// is solved on the demo model, which knows its own little landscapes alone: photographs need
+/// `--model`. The output folder holds b_prime.png, sheet.png (all pictures with their captions),
 /// loss.png, difference.safetensors (for `dinv apply`) and run.json (every setting).
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   dinv analogy
-  dinv analogy --a day.png --a-prime night.png --b street.jpg -o night-street
+  dinv analogy --model sd15 --a day.jpg --a-prime night.jpg --b street.jpg -o night-street
   dinv analogy --model sd15 --a a.png --a-prime a2.png --b b.png \\
       --caption-a \"a cat\" --caption-a-prime \"a cat in a hat\" --caption-b \"a dog\"")]
 pub(crate) struct AnalogyArgs {
@@ -90,7 +91,9 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
         b: load_image(&b_path)?,
         caption_b: args.caption_b.clone(),
     };
-    let output = OutputFolder::prepare(&args.output, FILES, args.overwrite)?;
+    let mut inputs = args.pairs.files();
+    inputs.push(&b_path);
+    let output = OutputFolder::prepare(&args.output, FILES, args.overwrite, &inputs)?;
     let checkpoint = output.path(checkpoint::NAME);
     let records = checkpoint::records(&checkpoint, args.resume, args.overwrite)?;
 
@@ -98,16 +101,22 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     let mut watcher = Watcher::new(args.general.quiet);
     let mut fetcher = Fetcher::new(&mut watcher)?;
     let model = fetcher.model(&models)?;
-    let config = settings.with_model(&model)?.analogy()?;
+    let config = settings.clone().with_model(&model)?.analogy()?;
     let captions = args.pairs.have_captions() && args.caption_b.is_some();
     let needs = Needs::of_learning(captions, &config);
     let paths = fetcher.paths(&models, model, needs)?;
-    watcher.notices(config.generate.without_effect());
+    if args.b.is_some() {
+        watcher.notices(models.without_a_name());
+    }
+    watcher.notices(settings.without_effect(config.unread()));
     let mut recipe = Recipe::new("analogy", &models, &paths, &groups(&config))?;
     if !args.no_memory_check {
         models.check_memory(&paths, &config.learn, examples.len(), needs.captioner)?;
     }
     let models = models.open(&paths, &mut watcher)?;
+    let mut sizes = args.pairs.sizes(&examples);
+    sizes.push((&b_path, target.b.dimensions()));
+    watcher.notices(fitting::of_pairs(&sizes, models.pipeline().resolution()));
     let mut observe = |progress: &_| watcher.observe(progress);
     let solved = analogy::solve(&models, &examples, &target, &config, &records, &mut observe);
     let (learned, applied) = solved.map_err(|error| checkpoint::named(error, &checkpoint))?;
@@ -115,7 +124,7 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     recipe.input("pairs", pairs_record(&args.pairs, &learned))?;
     recipe.input(
         "b",
-        json!({ "file": b_path, "caption": applied.caption_b, "prompt": applied.prompt_b }),
+        json!({ "file": text_of(&b_path), "caption": applied.caption_b, "prompt": applied.prompt_b }),
     )?;
     let mut run = Run::new(&recipe, &paths, started, watcher.finish())?;
     run.result("best_step", learned.best_step)?;
@@ -139,8 +148,9 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
 
     if args.general.json {
         return report::json(&json!({
-            "b_prime": written[0], "sheet": written[1], "loss": written[2],
-            "difference": written[3], "run": written[4],
+            "b_prime": text_of(&written[0]), "sheet": text_of(&written[1]),
+            "loss": text_of(&written[2]), "difference": text_of(&written[3]),
+            "run": text_of(&written[4]),
             "caption_b": applied.caption_b, "prompt_b": applied.prompt_b,
         }));
     }
@@ -182,8 +192,8 @@ fn pairs_record(pairs: &Pairs, learned: &Learned) -> Vec<Value> {
         .zip(words)
         .map(|((a, a_prime), (captions, prompts))| {
             json!({
-                "a": { "file": a, "caption": captions[0], "prompt": prompts[0] },
-                "a_prime": { "file": a_prime, "caption": captions[1], "prompt": prompts[1] },
+                "a": { "file": text_of(a), "caption": captions[0], "prompt": prompts[0] },
+                "a_prime": { "file": text_of(a_prime), "caption": captions[1], "prompt": prompts[1] },
             })
         })
         .collect()

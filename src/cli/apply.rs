@@ -3,15 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use difference_inversion::analogy::{self, Target};
+use difference_inversion::analogy::{self, Applied, Target};
 use difference_inversion::image::{load_image, save_png};
+use difference_inversion::models::unet::Memory;
 use difference_inversion::tokens::DifferenceTokens;
-use serde_json::json;
+use difference_inversion::{Error, Result};
+use serde_json::{Value, json};
 
 use super::fetch::{Fetcher, Needs};
+use super::fitting::{self, Measured};
 use super::flags::{General, GenerateFlags, ModelSettings, PromptFlags, SeedFlag, check_captions};
 use super::output::OutputFolder;
-use super::record::Recipe;
+use super::record::{Recipe, text_of};
 use super::report::{self, Failure};
 use super::watch::{self, Watcher};
 
@@ -22,6 +25,7 @@ use super::watch::{self, Watcher};
 #[command(after_help = "Examples:
   dinv apply night.safetensors --b street.jpg -o nights
   dinv apply night.safetensors --b photos/*.jpg -o nights --strength 0.7
+  dinv apply night.safetensors --b photos/*.jpg -o nights --strength 0.7 --skip-existing
   dinv apply night.safetensors --b evening.png -o days --reverse")]
 pub(crate) struct ApplyArgs {
     /// The difference, as `dinv learn` or `dinv analogy` wrote it
@@ -36,6 +40,9 @@ pub(crate) struct ApplyArgs {
     /// Replace pictures of the same name in that folder
     #[arg(long)]
     overwrite: bool,
+    /// Leave out the pictures whose results are in that folder already, to go on after an interruption
+    #[arg(long, conflicts_with = "overwrite")]
+    skip_existing: bool,
     /// Caption of B in place of the captioner's; once per picture
     #[arg(long, value_name = "TEXT", help_heading = "Prompts")]
     caption_b: Vec<String>,
@@ -51,77 +58,151 @@ pub(crate) struct ApplyArgs {
     general: General,
 }
 
+/// One picture and its result.
+struct Job<'a> {
+    b: &'a Path,
+    caption: Option<String>,
+    /// The name of the result.
+    name: String,
+}
+
 /// Applies the difference to every picture.
 pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<()> {
-    check_captions("--caption-b", args.caption_b.len(), "--b", args.b.len())?;
-    let names = output_names(&args.b)?;
+    let mut jobs = args.jobs()?;
     let settings =
         args.general
             .settings(&[&args.prompt, &args.generate, &args.model, &args.seed])?;
     let models: ModelSettings = settings.resolve()?;
     let tokens = DifferenceTokens::load(&args.difference, &models.device()?)?;
-    let pictures = args
-        .b
-        .iter()
-        .map(|b| load_image(b))
-        .collect::<Result<Vec<_>, _>>()?;
-    let output = OutputFolder::prepare(&args.output, names.clone(), args.overwrite)?;
+    let inputs: Vec<&Path> = (args.b.iter().chain([&args.difference]))
+        .map(PathBuf::as_path)
+        .collect();
+    let names = jobs.iter().map(|job| job.name.as_str());
+    let may_exist = args.overwrite || args.skip_existing;
+    let output = OutputFolder::prepare(&args.output, names, may_exist, &inputs)?;
+    if args.skip_existing {
+        jobs.retain(|job| !output.path(&job.name).exists());
+    }
+    // One picture at a time: hundreds of photographs are more than the memory holds.
+    let sizes = (jobs.iter())
+        .map(|job| Ok((job.b, load_image(job.b)?.dimensions())))
+        .collect::<anyhow::Result<Vec<Measured<'_>>>>()?;
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
+    let there = args.b.len() - jobs.len();
+    if there > 0 {
+        watcher.notice(&format!(
+            "{there} of {} pictures are left out: their results are there",
+            args.b.len()
+        ));
+    }
+    if jobs.is_empty() {
+        return args.finish(watcher, &[]);
+    }
     let mut fetcher = Fetcher::new(&mut watcher)?;
     let model = fetcher.model(&models)?;
-    let config = settings.with_model(&model)?.analogy()?;
+    let config = settings.clone().with_model(&model)?.analogy()?;
     let needs = Needs::of_prompts(!args.caption_b.is_empty(), &config.prompt);
     let paths = fetcher.paths(&models, model, needs)?;
-    watcher.notices(config.generate.without_effect());
-    let recipe = Recipe::new(
+    let unread = [config.prompt.unread(), config.generate.unread()].concat();
+    watcher.notices(settings.without_effect(unread));
+    let mut recipe = Recipe::new(
         "apply",
         &models,
         &paths,
         &[&config.prompt, &config.generate],
     )?;
+    recipe.input("difference", text_of(&args.difference))?;
+    let memory = models.memory()?;
     let models = models.open(&paths, &mut watcher)?;
     analogy::check_apply(&models, &tokens, &config)?;
-    // All captions first: with little memory, the captioner is closed when pictures are made.
-    let mut targets = Vec::new();
-    for (index, b) in pictures.into_iter().enumerate() {
-        let caption_b = args.caption_b.get(index).cloned();
-        let target = Target { b, caption_b };
-        let mut observe = |progress: &_| watcher.observe(progress);
-        targets.push(analogy::captioned(&models, &target, &config, &mut observe)?);
+    watcher.notices(fitting::of_pictures(&sizes, models.pipeline().resolution()));
+    if memory == Memory::Low {
+        // The captioner is closed while a picture is made: all captions first, or it is opened for each.
+        for job in &mut jobs {
+            let mut observe = |progress: &_| watcher.observe(progress);
+            let caption = analogy::caption(&models, &job.target()?, &config, &mut observe);
+            job.caption = Some(caption.map_err(|error| args.stopped(error, job))?);
+        }
     }
     let mut results = Vec::new();
-    for (index, target) in targets.iter().enumerate() {
-        let applied = analogy::apply(&models, &tokens, target, &config, &mut |progress| {
-            watcher.observe(progress)
-        })?;
-        let mut recipe = recipe.clone();
-        let input = json!({
-            "file": args.b[index], "caption": applied.caption_b, "prompt": applied.prompt_b,
+    for job in &jobs {
+        let mut observe = |progress: &_| watcher.observe(progress);
+        let applied = analogy::apply(&models, &tokens, &job.target()?, &config, &mut observe)
+            .map_err(|error| args.stopped(error, job))?;
+        let path = output.path(&job.name);
+        let b = job.write(&applied, recipe.clone(), &path)?;
+        if !args.general.json {
+            report::line(path.display())?;
+        }
+        results.push(json!({ "b": b, "b_prime": text_of(&path) }));
+    }
+    args.finish(watcher, &results)
+}
+
+impl Job<'_> {
+    fn target(&self) -> Result<Target> {
+        Ok(Target {
+            b: load_image(self.b)?,
+            caption_b: self.caption.clone(),
+        })
+    }
+
+    /// Writes the result with its recipe to `path`; gives what the recipe says of B.
+    fn write(&self, applied: &Applied, mut recipe: Recipe, path: &Path) -> anyhow::Result<Value> {
+        let b = json!({
+            "file": text_of(self.b), "caption": applied.caption_b, "prompt": applied.prompt_b,
         });
-        recipe.input("difference", &args.difference)?;
-        recipe.input("b", &input)?;
-        let path = output.path(&names[index]);
+        recipe.input("b", &b)?;
         let text = [
             ("Software", recipe.program.as_str()),
             ("dinv", &recipe.to_line()?),
         ];
-        save_png(&path, &applied.b_prime, &text)?;
-        if !args.general.json {
-            report::line(path.display())?;
+        save_png(path, &applied.b_prime, &text)?;
+        Ok(b)
+    }
+}
+
+impl ApplyArgs {
+    /// What there is to do.
+    fn jobs(&self) -> anyhow::Result<Vec<Job<'_>>> {
+        check_captions("--caption-b", self.caption_b.len(), "--b", self.b.len())?;
+        let mut captions = self.caption_b.iter();
+        let jobs = self.b.iter().zip(output_names(&self.b)?);
+        let jobs = jobs.map(|(b, name)| Job {
+            b,
+            caption: captions.next().cloned(),
+            name,
+        });
+        Ok(jobs.collect())
+    }
+
+    /// Ends the work with what it gave.
+    fn finish(&self, watcher: Watcher, results: &[Value]) -> anyhow::Result<()> {
+        let (_, notices) = watcher.finish();
+        match self.general.json {
+            true => report::json(&json!({ "results": results, "notices": notices })),
+            false => Ok(()),
         }
-        results.push(json!({ "b": input, "b_prime": path }));
     }
-    let (_, notices) = watcher.finish();
-    if args.general.json {
-        report::json(&json!({ "results": results, "notices": notices }))?;
+
+    /// The error at a picture, and how to go on.
+    fn stopped(&self, error: Error, job: &Job<'_>) -> anyhow::Error {
+        match error {
+            Error::Stopped { .. } if self.b.len() > 1 => Failure::interrupted(error.to_string())
+                .hint("with `--skip-existing`, the same command goes on with the pictures that are left")
+                .into(),
+            error if self.b.len() > 1 => {
+                anyhow::Error::from(error).context(job.b.display().to_string())
+            }
+            error => error.into(),
+        }
     }
-    Ok(())
 }
 
 /// The name of each result, which no two may share.
-fn output_names(pictures: &[PathBuf]) -> Result<Vec<String>, Failure> {
+fn output_names(pictures: &[PathBuf]) -> std::result::Result<Vec<String>, Failure> {
     let mut names: Vec<String> = Vec::new();
     for path in pictures {
         let stem = Path::new(path.file_stem().unwrap_or_default());
@@ -143,7 +224,7 @@ fn output_names(pictures: &[PathBuf]) -> Result<Vec<String>, Failure> {
 mod tests {
     use super::*;
 
-    fn names(paths: &[&str]) -> Result<Vec<String>, Failure> {
+    fn names(paths: &[&str]) -> std::result::Result<Vec<String>, Failure> {
         output_names(&paths.iter().map(PathBuf::from).collect::<Vec<_>>())
     }
 

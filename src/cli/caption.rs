@@ -3,11 +3,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use difference_inversion::Error;
 use difference_inversion::image::load_image;
+use difference_inversion::progress::Stage;
 use serde_json::json;
 
 use super::fetch::{Fetcher, Needs};
 use super::flags::{General, ModelSettings};
+use super::record::text_of;
 use super::report;
 use super::watch::{self, Watcher};
 
@@ -30,11 +33,9 @@ pub(crate) struct CaptionArgs {
 /// Captions every picture.
 pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
     let models: ModelSettings = args.general.settings(&[&args.model])?.resolve()?;
-    let pictures = args
-        .images
-        .iter()
-        .map(|path| load_image(path))
-        .collect::<Result<Vec<_>, _>>()?;
+    for path in &args.images {
+        load_image(path)?; // all that is wrong is told before the work
+    }
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
     let mut fetcher = Fetcher::new(&mut watcher)?;
@@ -44,12 +45,23 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
         captioner: true,
     };
     let paths = fetcher.paths(&models, model, needs)?;
+    watcher.notices(models.without_a_name());
     let models = models.open(&paths, &mut watcher)?;
     let mut captions = Vec::new();
-    for (path, picture) in args.images.iter().zip(&pictures) {
-        let caption = models.caption(picture)?;
+    let mut stopped = Ok(());
+    for (done, path) in args.images.iter().enumerate() {
+        if watch::stopping() {
+            stopped = Err(Error::Stopped {
+                stage: Stage::Caption,
+                done,
+                total: args.images.len(),
+                checkpoint: None,
+            });
+            break;
+        }
+        let caption = models.caption(&load_image(path)?)?;
         if args.general.json {
-            captions.push(json!({ "image": path, "caption": caption }));
+            captions.push(json!({ "image": text_of(path), "caption": caption }));
         } else if args.images.len() == 1 {
             report::line(caption)?;
         } else {
@@ -59,5 +71,5 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
     if args.general.json {
         report::json(&json!({ "captions": captions }))?;
     }
-    Ok(())
+    Ok(stopped?)
 }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use super::device::{DEVICES, Place};
+use super::fitting::Measured;
 use super::report::Failure;
 use super::settings::{ErasedFlags, Settings};
 use super::watch::Watcher;
@@ -108,6 +109,18 @@ impl ModelSettings {
     /// Name of the number format.
     pub(crate) fn dtype_name(&self) -> &str {
         self.dtype.as_deref().unwrap_or("f32")
+    }
+
+    /// What is saved.
+    pub(crate) fn memory_name(&self) -> &str {
+        self.memory.as_deref().unwrap_or("normal")
+    }
+
+    /// What to tell a user who brings pictures and names no model.
+    pub(crate) fn without_a_name(&self) -> Option<String> {
+        let notice = "without `--model` it is the demo model, which knows the little landscapes of its own \
+                      world alone; for photographs there are sd15, sd21 and sdxl";
+        self.model.is_none().then(|| notice.to_owned())
     }
 
     /// Opens the models at `paths`; `watcher` is told how their files were understood, where that
@@ -246,10 +259,10 @@ pub(crate) struct PromptFlags {
     #[arg(long, value_name = "N", hide_short_help = true)]
     pez_steps: Option<usize>,
     /// Learning rate of that search
-    #[arg(long, value_name = "RATE", hide_short_help = true)]
+    #[arg(long, value_name = "RATE", hide_short_help = true, value_parser = finite)]
     pez_learning_rate: Option<f64>,
     /// Weight decay of that search
-    #[arg(long, value_name = "DECAY", hide_short_help = true)]
+    #[arg(long, value_name = "DECAY", hide_short_help = true, value_parser = finite)]
     pez_weight_decay: Option<f64>,
 }
 
@@ -264,16 +277,16 @@ pub(crate) struct LearnFlags {
     #[arg(long, value_name = "N")]
     num_tokens: Option<usize>,
     /// AdamW's learning rate
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", value_parser = finite)]
     learning_rate: Option<f64>,
     /// Between the image delta (0) and the text delta (1)
-    #[arg(long, value_name = "0..1")]
+    #[arg(long, value_name = "0..1", value_parser = finite)]
     alpha: Option<f64>,
     /// Weight of the CLIP loss; 0 leaves it out
-    #[arg(long, value_name = "WEIGHT")]
+    #[arg(long, value_name = "WEIGHT", value_parser = finite)]
     lambda_clip: Option<f64>,
     /// Weight of the token consistency loss
-    #[arg(long, value_name = "WEIGHT", hide_short_help = true)]
+    #[arg(long, value_name = "WEIGHT", hide_short_help = true, value_parser = finite)]
     lambda_mse: Option<f64>,
     /// What is read in the CLIP loss: the tokens alone, or what they change in the prompts
     #[arg(long, value_parser = ["alone", "prompts"], hide_short_help = true)]
@@ -289,16 +302,16 @@ pub(crate) struct LearnFlags {
     #[arg(long, value_name = "START", value_parser = initialisation, hide_short_help = true)]
     initialisation: Option<Value>,
     /// AdamW's weight decay
-    #[arg(long, value_name = "DECAY", hide_short_help = true)]
+    #[arg(long, value_name = "DECAY", hide_short_help = true, value_parser = finite)]
     weight_decay: Option<f64>,
     /// Draws of timestep and noise per pair and step
     #[arg(long, value_name = "N", hide_short_help = true)]
     samples_per_step: Option<usize>,
     /// Bound on a token's norm, in median norms of the vocabulary
-    #[arg(long, value_name = "NORM", hide_short_help = true)]
+    #[arg(long, value_name = "NORM", hide_short_help = true, value_parser = finite)]
     max_norm: Option<f64>,
     /// Probability with which a word of both prompts is left out of a step
-    #[arg(long, value_name = "0..1", hide_short_help = true)]
+    #[arg(long, value_name = "0..1", hide_short_help = true, value_parser = finite)]
     prompt_dropout: Option<f64>,
     /// Latent pixels by which both pictures are moved together at random
     #[arg(long, value_name = "N", hide_short_help = true)]
@@ -327,14 +340,14 @@ pub(crate) struct GenerateFlags {
     /// What guidance moves away from: B's own prompt, or the negative prompt
     #[arg(long, value_parser = ["difference", "ordinary"])]
     guidance: Option<String>,
-    /// How far guidance goes; 1 is none [default: what suits the inversion]
-    #[arg(long, value_name = "SCALE")]
+    /// How far guidance goes; 1 or less is none [default: what suits the inversion]
+    #[arg(long, value_name = "SCALE", value_parser = finite)]
     guidance_scale: Option<f64>,
     /// Steps of the sampling schedule
     #[arg(long, value_name = "N")]
     num_inference_steps: Option<usize>,
     /// How much of the difference is applied: 0 is none of it, 1 all of it
-    #[arg(long, value_name = "S", allow_negative_numbers = true)]
+    #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = finite)]
     strength: Option<f64>,
     /// Undo the difference instead of applying it
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
@@ -344,20 +357,29 @@ pub(crate) struct GenerateFlags {
     #[arg(long, value_name = "TEXT", hide_short_help = true)]
     negative_prompt: Option<String>,
     /// Edit-friendly: guidance while B is turned into noise; for --guidance ordinary alone
-    #[arg(long, value_name = "SCALE", hide_short_help = true)]
+    #[arg(long, value_name = "SCALE", hide_short_help = true, value_parser = finite)]
     source_guidance_scale: Option<f64>,
     /// Edit-friendly: fraction of the schedule left out at its noisy end
-    #[arg(long, value_name = "0..1", hide_short_help = true)]
+    #[arg(long, value_name = "0..1", hide_short_help = true, value_parser = finite)]
     skip: Option<f64>,
     /// DDIM: fixed-point iterations per inversion step
     #[arg(long, value_name = "N", hide_short_help = true)]
     inversion_iterations: Option<usize>,
     /// SDEdit: how far B is noised
-    #[arg(long, value_name = "0..1", hide_short_help = true)]
+    #[arg(long, value_name = "0..1", hide_short_help = true, value_parser = finite)]
     sdedit_strength: Option<f64>,
     /// Edit-friendly: randomness of the sampling steps: 0 is DDIM, 1 is DDPM
-    #[arg(long, value_name = "0..1", hide_short_help = true)]
+    #[arg(long, value_name = "0..1", hide_short_help = true, value_parser = finite)]
     eta: Option<f64>,
+}
+
+/// A number that settings can be made of: JSON has neither infinity nor what is not a number.
+pub(crate) fn finite(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        Ok(_) => Err("expected a finite number".into()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 fn initialisation(text: &str) -> Result<Value, String> {
@@ -408,6 +430,23 @@ impl Pairs {
             "--a",
             count,
         )
+    }
+
+    /// The files of the pictures.
+    pub(crate) fn files(&self) -> Vec<&Path> {
+        let files = self.a.iter().chain(&self.a_prime);
+        files.map(PathBuf::as_path).collect()
+    }
+
+    /// The size of each picture, A before its A′.
+    pub(crate) fn sizes(&self, examples: &[Example]) -> Vec<Measured<'_>> {
+        let pairs = self.a.iter().zip(&self.a_prime).zip(examples);
+        pairs
+            .flat_map(|((a, a_prime), example)| {
+                let [of_a, of_a_prime] = [&example.a, &example.a_prime].map(|x| x.dimensions());
+                [(a.as_path(), of_a), (a_prime.as_path(), of_a_prime)]
+            })
+            .collect()
     }
 
     /// Reads the pictures.

@@ -1,6 +1,6 @@
 //! `dinv generate`: plain text-to-image, with or without a learned difference.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use difference_inversion::analogy::{self, InitNoise, Inputs, TextToImage};
@@ -11,9 +11,9 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::fetch::{Fetcher, Needs};
-use super::flags::{General, ModelSettings, SeedFlag};
-use super::output::check_file;
-use super::record::Recipe;
+use super::flags::{General, ModelSettings, SeedFlag, finite};
+use super::output::check_picture;
+use super::record::{Recipe, text_of};
 use super::report;
 use super::watch::{self, Watcher};
 
@@ -64,10 +64,10 @@ struct TextFlags {
     #[arg(long, value_name = "TEXT")]
     negative_prompt: Option<String>,
     /// How closely to follow the prompt; 1 or less is no guidance
-    #[arg(long, value_name = "SCALE")]
+    #[arg(long, value_name = "SCALE", value_parser = finite)]
     guidance_scale: Option<f64>,
     /// InstructPix2Pix: how closely to keep to the picture; less than 1 is no guidance at all
-    #[arg(long, value_name = "SCALE")]
+    #[arg(long, value_name = "SCALE", value_parser = finite)]
     image_guidance_scale: Option<f64>,
     /// Steps of the sampling schedule
     #[arg(long, value_name = "N")]
@@ -76,7 +76,7 @@ struct TextFlags {
     #[arg(long, value_parser = SolverKind::ALL.map(SolverKind::name))]
     scheduler: Option<String>,
     /// How much of the difference tokens to use
-    #[arg(long, value_name = "S", allow_negative_numbers = true)]
+    #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = finite)]
     strength: Option<f64>,
 }
 
@@ -98,20 +98,28 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     };
     let picture = |path: &Option<PathBuf>| path.as_deref().map(load_image).transpose();
     let (image, mask) = (picture(&args.image)?, picture(&args.mask)?);
-    check_file(&args.output, args.overwrite)?;
+    let inputs = [&args.image, &args.mask].into_iter().flatten();
+    let inputs: Vec<&Path> = inputs.map(PathBuf::as_path).collect();
+    check_picture(&args.output, args.overwrite, &inputs)?;
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
     let mut fetcher = Fetcher::new(&mut watcher)?;
     let model = fetcher.model(&models)?;
-    let request: TextToImage = settings.with_model(&model)?.resolve()?;
+    let request: TextToImage = settings.clone().with_model(&model)?.resolve()?;
     let paths = fetcher.paths(&models, model, Needs::default())?;
     let mut recipe = Recipe::new("generate", &models, &paths, &[&request])?;
-    recipe.input("embedding", &args.embedding)?;
-    recipe.input("init_latents", &args.init_latents)?;
-    recipe.input("image", &args.image)?;
-    recipe.input("mask", &args.mask)?;
+    for (name, file) in [
+        ("embedding", &args.embedding),
+        ("init_latents", &args.init_latents),
+        ("image", &args.image),
+        ("mask", &args.mask),
+    ] {
+        recipe.input(name, file.as_deref().map(text_of))?;
+    }
     let models = models.open(&paths, &mut watcher)?;
+    let unread = request.unread(models.pipeline().kind(), tokens.is_some());
+    watcher.notices(settings.without_effect(unread));
     let inputs = Inputs {
         tokens: tokens.as_ref(),
         init,
@@ -129,7 +137,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let (_, notices) = watcher.finish();
 
     if args.general.json {
-        return report::json(&json!({ "image": args.output, "notices": notices }));
+        return report::json(&json!({ "image": text_of(&args.output), "notices": notices }));
     }
     report::line(args.output.display())
 }

@@ -10,8 +10,10 @@ use serde_json::json;
 
 use super::checkpoint;
 use super::fetch::{Fetcher, Needs};
+use super::fitting;
 use super::flags::{General, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag};
 use super::output::check_file;
+use super::record::text_of;
 use super::report::{self, Failure};
 use super::watch::{self, Watcher};
 
@@ -43,10 +45,12 @@ pub(crate) struct LearnArgs {
     /// Learn even if the memory is unlikely to suffice
     #[arg(long)]
     no_memory_check: bool,
-    /// Take timesteps and noise from a safetensors file instead of drawing them
+    /// Take timesteps and noise from a safetensors file, such as a trace from step 0 on, instead of
+    /// drawing them
     #[arg(long, value_name = "FILE")]
     replay: Option<PathBuf>,
-    /// Write timesteps, noise, loss terms and tokens of every step to a safetensors file
+    /// Write timesteps, noise, loss terms and tokens of every step to a safetensors file; with --resume
+    /// the file of the interrupted run goes on
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
     #[command(flatten)]
@@ -75,9 +79,10 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
         .settings(&[&args.prompt, &args.learn, &args.model, &args.seed])?;
     let models: ModelSettings = settings.resolve()?;
     let examples = args.pairs.read()?;
-    check_file(&args.output, args.overwrite)?;
+    let inputs = args.pairs.files();
+    check_file(&args.output, args.overwrite, &inputs)?;
     if let Some(trace) = &args.trace {
-        check_file(trace, args.overwrite)?;
+        check_file(trace, args.overwrite || args.resume, &inputs)?;
     }
     let checkpoint = checkpoint::beside(&args.output);
     let records = Records {
@@ -90,13 +95,20 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
     let mut watcher = Watcher::new(args.general.quiet);
     let mut fetcher = Fetcher::new(&mut watcher)?;
     let model = fetcher.model(&models)?;
-    let config = settings.with_model(&model)?.analogy()?;
+    let config = settings.clone().with_model(&model)?.analogy()?;
     let needs = Needs::of_learning(args.pairs.have_captions(), &config);
     let paths = fetcher.paths(&models, model, needs)?;
     if !args.no_memory_check {
         models.check_memory(&paths, &config.learn, examples.len(), needs.captioner)?;
     }
+    watcher.notices(models.without_a_name());
+    watcher
+        .notices(settings.without_effect([config.prompt.unread(), config.learn.unread()].concat()));
     let models = models.open(&paths, &mut watcher)?;
+    watcher.notices(fitting::of_pairs(
+        &args.pairs.sizes(&examples),
+        models.pipeline().resolution(),
+    ));
     let learned = analogy::learn(&models, &examples, &config, &records, &mut |progress| {
         watcher.observe(progress)
     })?;
@@ -106,8 +118,8 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
 
     if args.general.json {
         return report::json(&json!({
-            "difference": args.output,
-            "trace": args.trace,
+            "difference": text_of(&args.output),
+            "trace": args.trace.as_deref().map(text_of),
             "num_tokens": learned.tokens.num_tokens(),
             "best_step": learned.best_step,
             "loss": learned.history.last(),

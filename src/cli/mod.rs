@@ -9,6 +9,7 @@ mod device;
 mod doctor;
 mod eval;
 mod fetch;
+mod fitting;
 mod flags;
 mod generate;
 mod learn;

@@ -22,13 +22,25 @@ pub(crate) struct OutputFolder {
 
 impl OutputFolder {
     /// Makes the folder if need be, and checks that it can be written and that none of the files
-    /// `names` is there yet, unless they may be overwritten.
+    /// `names` is there yet, unless they may be overwritten, nor is one of the `inputs`.
     pub(crate) fn prepare(
         folder: &Path,
         names: impl IntoIterator<Item = impl Into<String>>,
         overwrite: bool,
+        inputs: &[&Path],
     ) -> anyhow::Result<Self> {
         let names: Vec<String> = names.into_iter().map(Into::into).collect();
+        if !folder.exists() && is_named_like_a_picture(folder) {
+            let message = format!(
+                "{}: expected the name of a folder, found that of a picture",
+                folder.display()
+            );
+            let failure = Failure::usage(message);
+            return Err(failure
+                .hint("results are written to a folder, such as `-o results`")
+                .into());
+        }
+        refuse_inputs(names.iter().map(|name| folder.join(name)), inputs)?;
         if !overwrite {
             for name in &names {
                 refuse_existing(&folder.join(name))?;
@@ -103,9 +115,21 @@ impl Staging<'_> {
     }
 }
 
-/// Checks that a single output file can be written: its folder exists and takes files, and nothing
-/// is there yet unless it may be overwritten.
-pub(crate) fn check_file(path: &Path, overwrite: bool) -> anyhow::Result<()> {
+/// [`check_file`] for a picture, which is written as PNG.
+pub(crate) fn check_picture(path: &Path, overwrite: bool, inputs: &[&Path]) -> anyhow::Result<()> {
+    let extension = path.extension().unwrap_or_default();
+    if !extension.is_empty() && !extension.eq_ignore_ascii_case("png") {
+        let message = format!("{}: pictures are written as PNG", path.display());
+        let name = path.with_extension("png");
+        let failure = Failure::usage(message);
+        return Err(failure.hint(format!("call it {}", name.display())).into());
+    }
+    check_file(path, overwrite, inputs)
+}
+
+/// Checks that a single output file can be written: its folder exists and takes files, it is none of the
+/// `inputs`, and nothing is there yet unless it may be overwritten.
+pub(crate) fn check_file(path: &Path, overwrite: bool, inputs: &[&Path]) -> anyhow::Result<()> {
     if path.is_dir() {
         let message = format!(
             "{}: expected the name of a file, found a folder",
@@ -113,6 +137,7 @@ pub(crate) fn check_file(path: &Path, overwrite: bool) -> anyhow::Result<()> {
         );
         return Err(Failure::usage(message).into());
     }
+    refuse_inputs([path.to_owned()], inputs)?;
     if !overwrite {
         refuse_existing(path)?;
     }
@@ -125,6 +150,34 @@ fn parent(path: &Path) -> &Path {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     }
+}
+
+fn is_named_like_a_picture(path: &Path) -> bool {
+    let endings = ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"];
+    let extension = path.extension().unwrap_or_default();
+    (endings.iter()).any(|ending| extension.eq_ignore_ascii_case(ending))
+}
+
+/// Nothing that a result is made from is replaced by it.
+fn refuse_inputs(
+    outputs: impl IntoIterator<Item = PathBuf>,
+    inputs: &[&Path],
+) -> anyhow::Result<()> {
+    let inputs: Vec<PathBuf> = (inputs.iter())
+        .filter_map(|input| fs::canonicalize(input).ok())
+        .collect();
+    for output in outputs {
+        if fs::canonicalize(&output).is_ok_and(|output| inputs.contains(&output)) {
+            let message = format!(
+                "{}: this is one of the inputs, which the result would replace",
+                output.display()
+            );
+            return Err(Failure::new(message)
+                .hint("write elsewhere with `-o`")
+                .into());
+        }
+    }
+    Ok(())
 }
 
 fn refuse_existing(path: &Path) -> anyhow::Result<()> {
@@ -185,7 +238,7 @@ mod tests {
     fn files_appear_together_and_nothing_else_stays() {
         let root = tempfile::tempdir().unwrap();
         let folder = root.path().join("deep/er");
-        let output = OutputFolder::prepare(&folder, ["a", "b"], false).unwrap();
+        let output = OutputFolder::prepare(&folder, ["a", "b"], false, &[]).unwrap();
         let staging = output.stage().unwrap();
         fs::write(staging.path("a"), "1").unwrap();
         fs::write(staging.path("b"), "2").unwrap();
@@ -205,7 +258,7 @@ mod tests {
     #[test]
     fn an_unfinished_output_leaves_no_trace() {
         let root = tempfile::tempdir().unwrap();
-        let output = OutputFolder::prepare(&root.path().join("x/y"), ["a"], false).unwrap();
+        let output = OutputFolder::prepare(&root.path().join("x/y"), ["a"], false, &[]).unwrap();
         let staging = output.stage().unwrap();
         fs::write(staging.path("a"), "half").unwrap();
         drop(staging);
@@ -217,12 +270,45 @@ mod tests {
     fn what_exists_is_kept_unless_told() {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("a"), "old").unwrap();
-        let error = OutputFolder::prepare(root.path(), ["a"], false).unwrap_err();
+        let error = OutputFolder::prepare(root.path(), ["a"], false, &[]).unwrap_err();
         assert!(error.to_string().ends_with("a exists already"), "{error}");
-        assert!(OutputFolder::prepare(root.path(), ["a"], true).is_ok());
-        assert!(check_file(&root.path().join("a"), false).is_err());
-        assert!(check_file(&root.path().join("a"), true).is_ok());
-        assert!(check_file(root.path(), true).is_err());
+        assert!(OutputFolder::prepare(root.path(), ["a"], true, &[]).is_ok());
+        assert!(check_file(&root.path().join("a"), false, &[]).is_err());
+        assert!(check_file(&root.path().join("a"), true, &[]).is_ok());
+        assert!(check_file(root.path(), true, &[]).is_err());
+    }
+
+    #[test]
+    fn no_input_is_replaced() {
+        let root = tempfile::tempdir().unwrap();
+        let [input, other] = ["a.png", "b.png"].map(|name| root.path().join(name));
+        fs::write(&input, "the only copy").unwrap();
+        let roundabout = root.path().join("x/../a.png");
+        fs::create_dir(root.path().join("x")).unwrap();
+        for overwrite in [false, true] {
+            let folder = OutputFolder::prepare(root.path(), ["a.png"], overwrite, &[&roundabout]);
+            let file = check_file(&input, overwrite, &[&other, &roundabout]);
+            for error in [folder.unwrap_err(), file.unwrap_err()] {
+                assert!(error.to_string().contains("one of the inputs"), "{error}");
+            }
+        }
+        assert!(check_file(&other, false, &[&input]).is_ok());
+    }
+
+    #[test]
+    fn a_folder_is_not_named_like_a_picture_nor_a_picture_like_another_format() {
+        let root = tempfile::tempdir().unwrap();
+        let [folder, jpeg] = ["out.png", "out.JPG"].map(|name| root.path().join(name));
+        let error = OutputFolder::prepare(&folder, ["a"], false, &[]).unwrap_err();
+        assert!(
+            error.to_string().contains("the name of a folder"),
+            "{error}"
+        );
+        let error = check_picture(&jpeg, false, &[]).unwrap_err();
+        assert!(error.to_string().contains("written as PNG"), "{error}");
+        assert!(check_picture(&folder, false, &[]).is_ok());
+        fs::create_dir(&folder).unwrap();
+        assert!(OutputFolder::prepare(&folder, ["a"], false, &[]).is_ok());
     }
 
     #[test]
@@ -230,8 +316,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("file");
         fs::write(&file, "").unwrap();
-        assert!(OutputFolder::prepare(&file.join("out"), ["a"], false).is_err());
-        assert!(OutputFolder::prepare(&file, ["a"], false).is_err());
+        assert!(OutputFolder::prepare(&file.join("out"), ["a"], false, &[]).is_err());
+        assert!(OutputFolder::prepare(&file, ["a"], false, &[]).is_err());
         assert_eq!(entries(root.path()), ["file"]);
     }
 }

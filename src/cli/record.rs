@@ -33,11 +33,12 @@ const FILES: [&str; 6] = [
 pub(crate) struct Recipe {
     pub(crate) program: String,
     pub(crate) command: &'static str,
-    pub(crate) model: PathBuf,
-    pub(crate) clip: Vec<PathBuf>,
-    pub(crate) captioner: PathBuf,
+    pub(crate) model: String,
+    pub(crate) clip: Vec<String>,
+    pub(crate) captioner: String,
     pub(crate) device: String,
     pub(crate) dtype: String,
+    pub(crate) memory: String,
     /// By name, as in a `--config` file.
     pub(crate) settings: Map<String, Value>,
     /// Inputs, captions and prompts.
@@ -61,11 +62,12 @@ impl Recipe {
         Ok(Self {
             program: format!("{} {}", env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION")),
             command,
-            model: paths.model.clone(),
-            clip: paths.clip_folders(),
-            captioner: paths.captioner_folder(),
+            model: text_of(&paths.model),
+            clip: paths.clip_folders().iter().map(text_of).collect(),
+            captioner: text_of(paths.captioner_folder()),
             device: models.device_name().to_owned(),
             dtype: models.dtype_name().to_owned(),
+            memory: models.memory_name().to_owned(),
             settings,
             inputs: Map::new(),
         })
@@ -92,6 +94,11 @@ impl Recipe {
     }
 }
 
+/// A path as people read it: JSON holds nothing but Unicode, and not all paths are.
+pub(crate) fn text_of(path: impl AsRef<Path>) -> String {
+    path.as_ref().to_string_lossy().into_owned()
+}
+
 /// Settings of an analogy in the order a reader looks for them.
 pub(crate) fn groups(config: &AnalogyConfig) -> [&dyn super::settings::ErasedFlags; 3] {
     [&config.prompt, &config.learn, &config.generate]
@@ -99,12 +106,17 @@ pub(crate) fn groups(config: &AnalogyConfig) -> [&dyn super::settings::ErasedFla
 
 /// What a model is called elsewhere: by the Hub's name and commit, or else by the last two names of
 /// its path, such as `demo/model`.
-fn last_names(path: &Path) -> PathBuf {
+fn last_names(path: &str) -> String {
+    let path = Path::new(path);
     if let Some(id) = model_of(path) {
-        return PathBuf::from(id.to_string());
+        return id.to_string();
     }
     let names: Vec<_> = path.iter().collect();
-    names[names.len().saturating_sub(2)..].iter().collect()
+    text_of(
+        names[names.len().saturating_sub(2)..]
+            .iter()
+            .collect::<PathBuf>(),
+    )
 }
 
 /// Inputs whose files are told by their names alone.
@@ -171,7 +183,7 @@ pub(crate) struct Run<'a> {
     /// Time of each stage and of everything, in seconds.
     seconds: BTreeMap<String, f64>,
     /// SHA-256 of every file of weights.
-    model_files: BTreeMap<PathBuf, String>,
+    model_files: BTreeMap<String, String>,
 }
 
 impl<'a> Run<'a> {
@@ -187,10 +199,13 @@ impl<'a> Run<'a> {
             .map(|(stage, time)| (stage.to_string(), in_seconds(*time)))
             .collect();
         seconds.insert("total".into(), in_seconds(started.elapsed()));
-        let mut model_files = BTreeMap::new();
+        let mut hashes = BTreeMap::new();
         for (_, file) in weight_files(paths)? {
-            sha256_once(&mut model_files, &file)?;
+            sha256_once(&mut hashes, &file)?;
         }
+        let model_files = (hashes.into_iter())
+            .map(|(file, hash)| (text_of(file), hash))
+            .collect();
         let threads = rayon::current_num_threads();
         Ok(Self {
             recipe,

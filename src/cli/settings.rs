@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use difference_inversion::Unread;
 use difference_inversion::analogy::{AnalogyConfig, GenerateConfig, TextToImage};
 use difference_inversion::learn::LearnConfig;
 use difference_inversion::prompt::PromptConfig;
@@ -86,6 +87,19 @@ impl Settings {
         config.learn.validate()?;
         config.generate.validate()?;
         Ok(config)
+    }
+
+    /// What to tell the user about settings that were given and are not read; of those that a model
+    /// recommends, which are for all cases, nothing.
+    pub(crate) fn without_effect(&self, unread: Vec<Unread>) -> impl Iterator<Item = String> {
+        let of_user = |layer: &&Layer| !matches!(layer.origin, Origin::Model(_));
+        let given = move |name| {
+            (self.layers.iter().filter(of_user)).any(|layer| layer.values.contains_key(name))
+        };
+        let told = unread
+            .into_iter()
+            .filter(move |unread| given(unread.setting));
+        told.map(|unread| unread.to_string())
     }
 
     /// One group of settings: the defaults, with whatever the layers say about its fields.

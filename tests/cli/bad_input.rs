@@ -78,6 +78,14 @@ fn wrong_usage_exits_with_2_and_names_the_flag() {
             "analogy --initialisation ones",
             "expected `zero`, `random` or `word:TEXT`",
         ),
+        (
+            "analogy --strength nan",
+            "invalid value 'nan' for '--strength <S>': expected a finite number",
+        ),
+        (
+            "generate --prompt x --model model -o house.jpg",
+            "house.jpg: pictures are written as PNG",
+        ),
         ("caption", "<IMAGE>..."),
         (
             "learn --a a.png --a-prime b.png --model model --device metal",
@@ -140,6 +148,36 @@ fn a_schedule_too_long_is_refused_before_anything_is_learned() {
         &["`num_inference_steps`: expected 1 to "],
     );
     assert!(!done.stderr.contains("learning"), "{}", done.stderr);
+}
+
+#[test]
+fn no_picture_is_replaced_by_its_result() {
+    let work = workplace();
+    succeed(
+        work.path(),
+        &format!("learn -q --config tiny.toml {PAIR} -o d.safetensors"),
+    );
+    let b = fs::read(work.path().join("b.png")).unwrap();
+    for command in [
+        format!("apply d.safetensors --config tiny.toml {B} -o . --overwrite"),
+        format!("apply d.safetensors --config tiny.toml {B} -o ."),
+        format!("apply d.safetensors --config tiny.toml {B} -o . --skip-existing"),
+        "generate --config tiny.toml --prompt x --image b.png -o ./b.png --overwrite".to_owned(),
+    ] {
+        let expected = ["b.png: this is one of the inputs", "hint: write elsewhere"];
+        refuses(work.path(), &command, 1, &expected);
+    }
+    assert_eq!(fs::read(work.path().join("b.png")).unwrap(), b);
+    let command = format!("apply d.safetensors --config tiny.toml {B} -o night.png");
+    refuses(work.path(), &command, 2, &["expected the name of a folder"]);
+    let long =
+        format!("apply d.safetensors --config tiny.toml {B} -o o --num-inference-steps 5000");
+    refuses(
+        work.path(),
+        &long,
+        2,
+        &["`num_inference_steps`: expected 1 to "],
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 #![cfg(unix)]
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -47,9 +48,13 @@ fn wait_for(path: &Path) {
 fn an_interrupted_run_goes_on_to_the_same_result() {
     let work = workplace();
     let learn = format!("learn --config tiny.toml {PAIR} {LONG}");
-    succeed(work.path(), &format!("{learn} -q -o straight.safetensors"));
+    succeed(
+        work.path(),
+        &format!("{learn} -q -o straight.safetensors --trace straight_trace.safetensors"),
+    );
 
-    let child = start(work.path(), &format!("{learn} -o d.safetensors"));
+    let trace = "--trace trace.safetensors";
+    let child = start(work.path(), &format!("{learn} -o d.safetensors {trace}"));
     let checkpoint = work.path().join("d.checkpoint.safetensors");
     wait_for(&checkpoint);
     interrupt(&child);
@@ -75,7 +80,7 @@ fn an_interrupted_run_goes_on_to_the_same_result() {
 
     succeed(
         work.path(),
-        &format!("{learn} -q -o d.safetensors --resume"),
+        &format!("{learn} -q -o d.safetensors --resume {trace}"),
     );
     assert!(!checkpoint.exists());
     let read = |name: &str| fs::read(work.path().join(name)).unwrap();
@@ -83,6 +88,27 @@ fn an_interrupted_run_goes_on_to_the_same_result() {
         read("d.safetensors") == read("straight.safetensors"),
         "the results differ"
     );
+    // The trace goes on as well, where it stopped.
+    assert!(
+        read("trace.safetensors") == read("straight_trace.safetensors"),
+        "the traces differ"
+    );
+}
+
+#[test]
+fn captions_stop_after_the_picture() {
+    let work = workplace();
+    let images = "b.png ".repeat(2000);
+    let mut child = start(work.path(), &format!("caption --config tiny.toml {images}"));
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    lines.next().unwrap().unwrap();
+    interrupt(&child);
+    let printed = 1 + lines.count();
+    let done: Done = child.wait_with_output().unwrap().into();
+    assert_eq!(done.code, Some(130), "{}", done.stderr);
+    assert!(printed < 2000, "{printed}");
+    let stopped = format!("stopped after {printed} of 2000 ");
+    assert!(done.stderr.contains(&stopped), "{}", done.stderr);
 }
 
 #[test]

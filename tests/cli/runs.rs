@@ -143,10 +143,14 @@ fn one_difference_applies_to_many_pictures() {
     let apply = "apply d.safetensors -q --config tiny.toml --b a.png b.png --caption-b x \
                  --caption-b y";
     let done = succeed(work.path(), &format!("{apply} -o out"));
-    assert_eq!(
-        (done.stdout.as_str(), done.stderr.as_str()),
-        ("out/a.png\nout/b.png\n", "")
+    assert_eq!(done.stdout, "out/a.png\nout/b.png\n");
+    let cut = "only the middle of 2 pictures, such as a.png (40×32), is seen, 80 %";
+    assert!(
+        done.stderr.starts_with(&format!("note: {cut}")),
+        "{}",
+        done.stderr
     );
+    assert_eq!(done.stderr.lines().count(), 1, "{}", done.stderr);
     assert_eq!(entries(&work.path().join("out")), ["a.png", "b.png"]);
 
     let again = run(work.path(), &format!("{apply} -o out"));
@@ -156,6 +160,18 @@ fn one_difference_applies_to_many_pictures() {
             .stderr
             .starts_with("error: out/a.png exists already\nhint: ")
     );
+
+    // The pictures that are left, and none.
+    let first = fs::read(work.path().join("out/a.png")).unwrap();
+    fs::remove_file(work.path().join("out/b.png")).unwrap();
+    for expected in ["out/b.png\n", ""] {
+        let rest = succeed(work.path(), &format!("{apply} -o out --skip-existing"));
+        assert_eq!(rest.stdout, expected);
+    }
+    assert_eq!(fs::read(work.path().join("out/a.png")).unwrap(), first);
+    // Captions stay with their pictures.
+    let text = read_png_text(&work.path().join("out/b.png")).unwrap();
+    assert!(text[1].1.contains(r#""caption":"y""#), "{}", text[1].1);
 
     let reversed = succeed(work.path(), &format!("{apply} -o back --reverse --json"));
     let printed: Value = serde_json::from_str(&reversed.stdout).unwrap();
@@ -340,7 +356,13 @@ fn sdxl_goes_through_every_command() {
     succeed(work.path(), &analogy);
     let record = read_json(&work.path().join("both/run.json"));
     assert_eq!(record["clip"].as_array().unwrap().len(), 2);
-    assert_eq!(record["notices"].as_array().unwrap().len(), 0);
+    let notices = record["notices"].as_array().unwrap();
+    assert_eq!(notices.len(), 1, "{notices:?}");
+    let notice = notices[0].as_str().unwrap();
+    assert!(
+        notice.starts_with("only the middle of 3 pictures"),
+        "{notice}"
+    );
     // U-Net, autoencoder, two text encoders, two joint spaces.
     assert_eq!(record["model_files"].as_object().unwrap().len(), 6);
     fs::write(
@@ -350,7 +372,7 @@ fn sdxl_goes_through_every_command() {
     .unwrap();
     succeed(work.path(), &format!("{analogy} --overwrite"));
     let record = read_json(&work.path().join("both/run.json"));
-    let notice = record["notices"][0].as_str().unwrap();
+    let notice = record["notices"][1].as_str().unwrap();
     assert!(notice.contains("text encoder 2 alone"), "{notice}");
 }
 
@@ -439,5 +461,70 @@ fn doctor_misses_nothing_of_a_model_that_only_draws() {
     assert!(
         !done.contains("captioner") && !done.contains("learning"),
         "{done}"
+    );
+}
+
+/// Names that are no Unicode, as old archives hold them.
+#[cfg(target_os = "linux")]
+#[test]
+fn pictures_of_any_name_are_taken() {
+    use std::os::unix::ffi::OsStrExt;
+
+    let work = workplace();
+    let name = std::ffi::OsStr::from_bytes(b"caf\xe9.png");
+    fs::rename(work.path().join("b.png"), work.path().join(name)).unwrap();
+    let solve = format!("analogy -q --config tiny.toml {PAIR} --caption-b noon --json -o out --b");
+    let done = dinv(work.path())
+        .args(solve.split_whitespace())
+        .arg(name)
+        .output()
+        .unwrap();
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    let record = read_json(&work.path().join("out/run.json"));
+    assert_eq!(record["b"]["file"], "caf\u{fffd}.png");
+    let apply = "apply out/difference.safetensors -q --config tiny.toml --caption-b x -o out --b";
+    let done = dinv(work.path())
+        .args(apply.split_whitespace())
+        .arg(name)
+        .output()
+        .unwrap();
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+}
+
+#[test]
+fn settings_that_do_nothing_are_told_if_they_were_given() {
+    let work = workplace();
+    let noted = |arguments: &str| {
+        let done = succeed(work.path(), arguments);
+        let lines = done
+            .stderr
+            .lines()
+            .filter(|line| line.contains("has no effect"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let learn = format!("learn -q --config tiny.toml {PAIR} --overwrite");
+    assert!(noted(&learn).is_empty());
+    let found = noted(&format!(
+        "{learn} --select-every 0 --patience 3 --pez-steps 7"
+    ));
+    assert!(found[0].contains("`pez_steps`"), "{found:?}");
+    assert!(found[1].contains("`select_samples`"), "{found:?}"); // of tiny.toml
+    assert!(found[2].contains("`patience`"), "{found:?}");
+    let apply = "apply difference.safetensors -q --config tiny.toml --b b.png --caption-b x --overwrite -o out";
+    assert!(noted(apply).is_empty());
+    let found = noted(&format!("{apply} --inversion ddim --skip 0.2"));
+    assert!(found.len() == 1 && found[0].contains("`skip`"), "{found:?}");
+    let found = noted("generate -q --config tiny.toml --prompt red --strength 2 -o red.png");
+    assert!(
+        found.len() == 1 && found[0].contains("without difference tokens"),
+        "{found:?}"
     );
 }

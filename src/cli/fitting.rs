@@ -1,0 +1,119 @@
+//! What is lost of pictures when they are fitted to the size that a model draws.
+
+use std::path::Path;
+
+/// A picture's file, and its width and height in pixels.
+pub(crate) type Measured<'a> = (&'a Path, (u32, u32));
+
+/// The share of a picture that is cut away without a word.
+const LITTLE: f64 = 0.05;
+/// Sides that are proposed are multiples of this, which all models can draw.
+const STEP: f64 = 64.0;
+
+/// Notices about pairs (A, A′), one picture after the other and B perhaps behind them, of which more than
+/// a little is cut away to fit `[height, width]`, or from A elsewhere than from A′.
+pub(crate) fn of_pairs(pictures: &[Measured<'_>], resolution: [u32; 2]) -> Vec<String> {
+    let different = pictures
+        .as_chunks::<2>()
+        .0
+        .iter()
+        .filter(|[a, a_prime]| common(aspect(a.1), aspect(a_prime.1)) < 1.0 - LITTLE);
+    let notice = |[a, a_prime]: &[Measured<'_>; 2]| {
+        format!(
+            "{} and {} have other proportions and are cut in other places: this, too, is learned as a \
+             difference",
+            told(a),
+            told(a_prime)
+        )
+    };
+    let mut notices: Vec<String> = different.map(notice).collect();
+    notices.extend(of_pictures(pictures, resolution));
+    notices
+}
+
+/// A notice about pictures of which more than a little is cut away to fit `[height, width]`.
+pub(crate) fn of_pictures(pictures: &[Measured<'_>], [height, width]: [u32; 2]) -> Option<String> {
+    let drawn = aspect((width, height));
+    let kept = |picture: &Measured<'_>| common(aspect(picture.1), drawn);
+    let cut: Vec<_> = pictures
+        .iter()
+        .filter(|&picture| kept(picture) < 1.0 - LITTLE)
+        .collect();
+    let first = cut.first()?;
+    let which = match cut.len() {
+        1 => told(first),
+        count => format!("{count} pictures, such as {},", told(first)),
+    };
+    let mut notice = format!(
+        "only the middle of {which} is seen, {:.0} %, since {width}×{height} pixels are drawn",
+        100.0 * kept(first)
+    );
+    let better = alike(first.1, f64::from(width) * f64::from(height));
+    if common(aspect(first.1), aspect(better)) > kept(first) + LITTLE {
+        notice += &format!("; `--resolution {}x{}` shows more", better.0, better.1);
+    }
+    Some(notice)
+}
+
+fn told((path, (width, height)): &Measured<'_>) -> String {
+    format!("{} ({width}×{height})", path.display())
+}
+
+fn aspect((width, height): (u32, u32)) -> f64 {
+    f64::from(width) / f64::from(height)
+}
+
+/// The share of a picture that is left when it is cut to another aspect.
+fn common(one: f64, other: f64) -> f64 {
+    (one / other).min(other / one)
+}
+
+/// About as many pixels as `area`, in about the proportions of a picture.
+fn alike(size: (u32, u32), area: f64) -> (u32, u32) {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a small positive number"
+    )]
+    let side = |square: f64| ((square.sqrt() / STEP).round().max(1.0) * STEP) as u32;
+    (side(area * aspect(size)), side(area / aspect(size)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SQUARE: [u32; 2] = [512, 512];
+
+    #[test]
+    fn what_is_cut_away_is_told() {
+        let street = (Path::new("street.jpg"), (3000, 2000));
+        let notice = of_pictures(&[street], SQUARE).unwrap();
+        assert_eq!(
+            notice,
+            "only the middle of street.jpg (3000×2000) is seen, 67 %, since 512×512 pixels are drawn; \
+             `--resolution 640x448` shows more"
+        );
+        let nearly = (Path::new("nearly.jpg"), (1000, 980));
+        assert_eq!(of_pictures(&[nearly, nearly], SQUARE), None);
+        assert_eq!(of_pictures(&[street], [448, 640]), None);
+        let notice = of_pictures(&[nearly, street, street], SQUARE).unwrap();
+        assert!(
+            notice.contains("of 2 pictures, such as street.jpg"),
+            "{notice}"
+        );
+        // Nothing of 128 pixels would be nearer.
+        let notice = of_pictures(&[street], [128, 128]).unwrap();
+        assert!(!notice.contains("--resolution"), "{notice}");
+    }
+
+    #[test]
+    fn pairs_of_other_proportions_are_told() {
+        let [camera, editor] = [("a.jpg", (3000, 2000)), ("a2.png", (2000, 1500))]
+            .map(|(name, size)| (Path::new(name), size));
+        let notices = of_pairs(&[camera, editor, camera], [448, 640]);
+        assert!(notices[0].starts_with("a.jpg (3000×2000) and a2.png (2000×1500)"));
+        assert_eq!(notices.len(), 2); // and that of a2.png a part is cut away
+        assert!(of_pairs(&[camera, camera, camera], [448, 640]).is_empty());
+    }
+}
