@@ -45,7 +45,8 @@ const LAYERS: usize = 16;
 /// 16 are 1 to 4 of 7). One B′ is made; its code makes eight.
 ///
 /// The grid to tune on validation: `quality` and `negative_prompt` both as they are, both empty ×
-/// `guidance_scale` 3, 7.5, 15; then `strength` .8, .98 × `scale` 1, 1.3 with the best of these. (Words
+/// `guidance_scale` 3, 7.5, 15; then `strength` .8, .98 × `scale` 1, 1.3 with the best of these, and beyond
+/// what is best at an edge. (Words
 /// that a model's text encoder has never read lead it astray, as the defaults do on the demo model.)
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

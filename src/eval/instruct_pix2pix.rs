@@ -22,7 +22,8 @@ use crate::weights::Arrays;
 /// below, of which the picture's scale is 1.5 on its page and in diffusers, 1.2 in its command line.
 /// **Our reading**: nothing.
 ///
-/// The grid to tune on validation: `guidance_scale` 3, 5, 7.5 × `image_guidance_scale` 1, 1.5, 2.
+/// The grid to tune on validation: `guidance_scale` 3, 5, 7.5 × `image_guidance_scale` 1, 1.5, 2, and beyond
+/// what is best at an edge.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct InstructPix2PixConfig {
