@@ -22,6 +22,8 @@ use difference_inversion::weights::Arrays;
 /// latter. Single numbers of learned tokens may be further off: AdamW's first steps are as long
 /// for gradients close to zero, whose sign rounding decides, as for all others.
 const TOLERANCE: f32 = 1e-3;
+/// The same where the GPU computes in half precision, of ten bits after the point.
+const HALF_TOLERANCE: f32 = 1e-2;
 
 fn golden(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -38,22 +40,27 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().iter::<f32>().collect()
 }
 
-fn models(device: &Device) -> Models {
+fn models(device: &Device, dtype: FloatDType) -> Models {
     let paths = ModelPaths {
         model: golden(""),
         ..ModelPaths::default()
     };
-    Models::open(&paths, device, FloatDType::F32).unwrap()
+    Models::open(&paths, device, dtype).unwrap()
 }
 
 #[track_caller]
 fn assert_same(what: &str, cpu: &[f32], gpu: &[f32]) {
+    assert_within(TOLERANCE, what, cpu, gpu);
+}
+
+#[track_caller]
+fn assert_within(tolerance: f32, what: &str, cpu: &[f32], gpu: &[f32]) {
     assert_eq!(cpu.len(), gpu.len(), "{what}");
     let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
     let size = norm(&mut cpu.iter().copied());
     assert!(size > 0.0 && size.is_finite(), "{what}: {size}");
     let error = norm(&mut cpu.iter().zip(gpu).map(|(x, y)| x - y)) / size;
-    assert!(error <= TOLERANCE, "{what}: relative error {error:.1e}");
+    assert!(error <= tolerance, "{what}: relative error {error:.1e}");
 }
 
 /// The GPU, or software that plays one.
@@ -63,8 +70,8 @@ fn gpu() -> Device {
 
 #[test]
 fn learning_gives_the_tokens_of_the_cpu() {
-    let learn = |device: &Device, memory| {
-        let models = models(device).with_memory(memory);
+    let learn = |device: &Device, dtype, memory| {
+        let models = models(device, dtype).with_memory(memory);
         let example = Example {
             a: load_image(&golden("a.png")).unwrap(),
             a_prime: load_image(&golden("a_prime.png")).unwrap(),
@@ -89,16 +96,21 @@ fn learning_gives_the_tokens_of_the_cpu() {
         let learned = analogy::learn(&models, &[example], &config, &records, &mut silent).unwrap();
         values(learned.tokens.embeddings()[0].clone())
     };
-    let cpu = learn(&Device::flex(), Memory::Normal);
-    assert_same("tokens", &cpu, &learn(&gpu(), Memory::Normal));
-    assert_same("tokens, --memory low", &cpu, &learn(&gpu(), Memory::Low));
+    let cpu = learn(&Device::flex(), FloatDType::F32, Memory::Normal);
+    let same = |what, dtype, memory| assert_same(what, &cpu, &learn(&gpu(), dtype, memory));
+    same("tokens", FloatDType::F32, Memory::Normal);
+    same("tokens, --memory low", FloatDType::F32, Memory::Low);
+    for memory in [Memory::Normal, Memory::Low] {
+        let half = learn(&gpu(), FloatDType::F16, memory);
+        assert_within(HALF_TOLERANCE, "tokens in f16", &cpu, &half);
+    }
 }
 
 #[test]
 fn drawing_gives_the_latents_of_the_cpu() {
     let noise = Arrays::read(&golden("trace.safetensors")).unwrap();
-    let draw = |device: &Device| {
-        let models = models(device);
+    let draw = |device: &Device, dtype| {
+        let models = models(device, dtype);
         let shape = models.pipeline().latent_shape();
         let count = shape.iter().product::<usize>();
         let drawn = (noise.tensor::<5>("noise", device).unwrap()).flatten::<1>(0, 4);
@@ -118,5 +130,8 @@ fn drawing_gives_the_latents_of_the_cpu() {
         };
         values(analogy::generate_latents(&models, &request, inputs, &mut silent).unwrap())
     };
-    assert_same("latents", &draw(&Device::flex()), &draw(&gpu()));
+    let cpu = draw(&Device::flex(), FloatDType::F32);
+    assert_same("latents", &cpu, &draw(&gpu(), FloatDType::F32));
+    let half = draw(&gpu(), FloatDType::F16);
+    assert_within(HALF_TOLERANCE, "latents in f16", &cpu, &half);
 }

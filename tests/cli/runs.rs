@@ -7,7 +7,7 @@ use difference_inversion::image::read_png_text;
 use difference_inversion::weights::{Array, Arrays};
 use serde_json::Value;
 
-use super::{PAIR, copy_folder, dinv, entries, golden, run, succeed, workplace};
+use super::{Done, PAIR, copy_folder, dinv, entries, golden, run, succeed, workplace};
 
 fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
@@ -473,30 +473,22 @@ fn pictures_of_any_name_are_taken() {
     let work = workplace();
     let name = std::ffi::OsStr::from_bytes(b"caf\xe9.png");
     fs::rename(work.path().join("b.png"), work.path().join(name)).unwrap();
-    let solve = format!("analogy -q --config tiny.toml {PAIR} --caption-b noon --json -o out --b");
-    let done = dinv(work.path())
-        .args(solve.split_whitespace())
-        .arg(name)
-        .output()
-        .unwrap();
-    assert!(
-        done.status.success(),
-        "{}",
-        String::from_utf8_lossy(&done.stderr)
-    );
+    let works_on_it = |arguments: &str| {
+        let arguments = arguments.split_whitespace();
+        let done: Done = (dinv(work.path())
+            .args(arguments)
+            .arg(name)
+            .output()
+            .unwrap())
+        .into();
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+    };
+    works_on_it(&format!(
+        "analogy -q --config tiny.toml {PAIR} --caption-b noon --json -o out --b"
+    ));
     let record = read_json(&work.path().join("out/run.json"));
     assert_eq!(record["b"]["file"], "caf\u{fffd}.png");
-    let apply = "apply out/difference.safetensors -q --config tiny.toml --caption-b x -o out --b";
-    let done = dinv(work.path())
-        .args(apply.split_whitespace())
-        .arg(name)
-        .output()
-        .unwrap();
-    assert!(
-        done.status.success(),
-        "{}",
-        String::from_utf8_lossy(&done.stderr)
-    );
+    works_on_it("apply out/difference.safetensors -q --config tiny.toml --caption-b x -o out --b");
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use tempfile::TempDir;
+
 use super::super::{Done, copy_folder, entries, golden, run, succeed};
 use super::{eval, workplace_with_suite};
 
@@ -95,8 +97,8 @@ fn a_method_without_its_model_is_skipped_with_its_reason() {
     tells(&done, &[kind]);
 }
 
-#[test]
-fn what_ran_before_is_skipped_where_its_model_is_not_given() {
+/// A workplace whose suite has instructions, with a model that follows them in the folder `instruct`.
+fn workplace_with_instructions() -> TempDir {
     let work = workplace_with_suite();
     copy_folder(&golden("instruct_pix2pix"), &work.path().join("instruct"));
     change(
@@ -105,6 +107,12 @@ fn what_ran_before_is_skipped_where_its_model_is_not_given() {
         "\"instruction\":\"be late\",\"captions\"",
         3,
     );
+    work
+}
+
+#[test]
+fn what_ran_before_is_skipped_where_its_model_is_not_given() {
+    let work = workplace_with_instructions();
     let variant = "[short]\nmethod = 'instruct-pix2pix'\nnum_inference_steps = 2\n";
     fs::write(work.path().join("v.toml"), variant).unwrap();
     let short = |more: &str| {
@@ -178,14 +186,7 @@ fn a_picture_that_cannot_be_read_costs_its_own_analogy_until_it_is_repaired() {
 
 #[test]
 fn how_the_model_is_understood_is_not_said_of_the_models_beside_it() {
-    let work = workplace_with_suite();
-    copy_folder(&golden("instruct_pix2pix"), &work.path().join("instruct"));
-    change(
-        work.path(),
-        "\"captions\"",
-        "\"instruction\":\"be late\",\"captions\"",
-        3,
-    );
+    let work = workplace_with_instructions();
     let variants = "[short]\nmethod = 'instruct-pix2pix'\nnum_inference_steps = 2\n\
                     [words]\nmethod = 'sdedit'\n";
     fs::write(work.path().join("v.toml"), variants).unwrap();
