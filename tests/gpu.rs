@@ -8,15 +8,17 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 use difference_inversion::analogy::{
     self, AnalogyConfig, Example, InitNoise, Inputs, ModelPaths, Models, TextToImage,
 };
 use difference_inversion::image::load_image;
 use difference_inversion::learn::{LearnConfig, Records};
+use difference_inversion::models::layers::{Activation, LayerNorm, Mask, multi_head_attention};
 use difference_inversion::models::unet::Memory;
 use difference_inversion::progress::Progress;
-use difference_inversion::weights::Arrays;
+use difference_inversion::weights::{Arrays, Weights};
+use safetensors::tensor::{Dtype, TensorView};
 
 /// The largest Euclidean distance of the GPU's results from the CPU's, relative to the norm of the
 /// latter. Single numbers of learned tokens may be further off: AdamW's first steps are as long
@@ -104,6 +106,43 @@ fn learning_gives_the_tokens_of_the_cpu() {
         let half = learn(&gpu(), FloatDType::F16, memory);
         assert_within(HALF_TOLERANCE, "tokens in f16", &cpu, &half);
     }
+}
+
+/// What would overflow if it were not computed in f32: LayerNorm's squares, scores of attention before
+/// they are scaled, the cubes in GELU's gradient.
+#[test]
+fn half_precision_does_not_overflow() {
+    let on = |device: &Device, dtype: DType, [rows, columns]: [usize; 2], values: &[f32]| {
+        let x = Tensor::<1>::from_floats(values, device).reshape([1, rows, columns]);
+        x.cast(DType::F16).cast(dtype)
+    };
+    let compare = |what: &str, run: &dyn Fn(&Device, DType) -> Tensor<3>| {
+        let cpu = values(run(&Device::flex(), DType::F32));
+        assert_within(HALF_TOLERANCE, what, &cpu, &values(run(&gpu(), DType::F16)));
+    };
+    let waves: Vec<f32> = (0..128).map(|i| (i as f32 * 1.7).sin()).collect();
+    let mut outlier = waves.clone();
+    outlier[3] = 400.0;
+    compare("normalised", &|device, dtype| {
+        let ones = [1.0_f32; 64].map(f32::to_le_bytes).concat();
+        let ones = || TensorView::new(Dtype::F32, vec![64], &ones).unwrap();
+        let file = safetensors::serialize([("weight", ones()), ("bias", ones())], None).unwrap();
+        let weights = Weights::from_bytes(file, "norm", device, FloatDType::F32).unwrap();
+        let norm = LayerNorm::load(&weights, 64, 1e-5).unwrap();
+        norm.forward(on(device, dtype, [2, 64], &outlier))
+    });
+    compare("attention", &|device, dtype| {
+        let x = on(device, dtype, [2, 64], &waves);
+        let [q, k] = [x.clone() + 40.0, x.clone() * 0.125 + 40.0];
+        let [q, k] = [q, k].map(|x| x.cast(DType::F16).cast(dtype));
+        multi_head_attention(q, k, x, 1, Mask::None)
+    });
+    compare("GELU's gradient", &|device, dtype| {
+        let x = on(device, dtype, [1, 3], &[-50.0, 0.5, 50.0]);
+        let x = x.autodiff().require_grad();
+        let grads = Activation::Gelu.forward(x.clone()).sum().backward();
+        x.grad(&grads).unwrap()
+    });
 }
 
 #[test]

@@ -100,7 +100,7 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
     let mut fetcher = Fetcher::new(&mut watcher)?;
-    let model = fetcher.model(&models)?;
+    let model = fetcher.model_of_words(&models)?;
     let config = settings.clone().with_model(&model)?.analogy()?;
     let captions = args.pairs.have_captions() && args.caption_b.is_some();
     let needs = Needs::of_learning(captions, &config);

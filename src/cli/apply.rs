@@ -93,7 +93,7 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<()> {
     let there = args.b.len() - jobs.len();
     if there > 0 {
         watcher.notice(&format!(
-            "{there} of {} pictures are left out: their results are there",
+            "results that are there stay, {there} of {}",
             args.b.len()
         ));
     }
@@ -101,7 +101,7 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<()> {
         return args.finish(watcher, &[]);
     }
     let mut fetcher = Fetcher::new(&mut watcher)?;
-    let model = fetcher.model(&models)?;
+    let model = fetcher.model_of_words(&models)?;
     let config = settings.clone().with_model(&model)?.analogy()?;
     let needs = Needs::of_prompts(!args.caption_b.is_empty(), &config.prompt);
     let paths = fetcher.paths(&models, model, needs)?;
@@ -190,9 +190,13 @@ impl ApplyArgs {
     /// The error at a picture, and how to go on.
     fn stopped(&self, error: Error, job: &Job<'_>) -> anyhow::Error {
         match error {
-            Error::Stopped { .. } if self.b.len() > 1 => Failure::interrupted(error.to_string())
-                .hint("with `--skip-existing`, the same command goes on with the pictures that are left")
-                .into(),
+            Error::Stopped { .. } if self.b.len() > 1 && !self.overwrite => Failure::interrupted(
+                error.to_string(),
+            )
+            .hint(
+                "with `--skip-existing`, the same command goes on with the pictures that are left",
+            )
+            .into(),
             error if self.b.len() > 1 => {
                 anyhow::Error::from(error).context(job.b.display().to_string())
             }

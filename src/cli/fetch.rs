@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use difference_inversion::analogy::{AnalogyConfig, ModelPaths};
 use difference_inversion::delta::DeltaMode;
 use difference_inversion::hub::{CAPTIONER, Hub, HubProblem, ModelId, joint_spaces};
+use difference_inversion::pipeline::PipelineKind;
 use difference_inversion::prompt::{PromptConfig, PromptMode};
+use difference_inversion::weights::{FileOptions, ModelFiles};
 
 use super::flags::ModelSettings;
 use super::locate::{self, Location};
@@ -80,6 +82,20 @@ impl<'a> Fetcher<'a> {
             Some(name) => self.find(name, settings.variant.as_deref()),
             None => locate::demo_model(),
         }
+    }
+
+    /// The same, for a model that differences are learned or applied with: one that draws from words alone.
+    /// Another is refused before what goes with it is downloaded.
+    pub(crate) fn model_of_words(&mut self, settings: &ModelSettings) -> anyhow::Result<PathBuf> {
+        let model = self.model(settings)?;
+        if settings.unet.is_none() {
+            let options = FileOptions {
+                tokenizer: None,
+                ..settings.file_options()?
+            };
+            PipelineKind::of(&ModelFiles::open(&model, &options)?)?.check_words_alone()?;
+        }
+        Ok(model)
     }
 
     /// Where everything else is that goes with the diffusion model at `model`.

@@ -79,7 +79,8 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
         .settings(&[&args.prompt, &args.learn, &args.model, &args.seed])?;
     let models: ModelSettings = settings.resolve()?;
     let examples = args.pairs.read()?;
-    let inputs = args.pairs.files();
+    let mut inputs = args.pairs.files();
+    inputs.extend(args.replay.as_deref());
     check_file(&args.output, args.overwrite, &inputs)?;
     if let Some(trace) = &args.trace {
         check_file(trace, args.overwrite || args.resume, &inputs)?;
@@ -94,7 +95,7 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
     let mut fetcher = Fetcher::new(&mut watcher)?;
-    let model = fetcher.model(&models)?;
+    let model = fetcher.model_of_words(&models)?;
     let config = settings.clone().with_model(&model)?.analogy()?;
     let needs = Needs::of_learning(args.pairs.have_captions(), &config);
     let paths = fetcher.paths(&models, model, needs)?;

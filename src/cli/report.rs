@@ -91,10 +91,9 @@ pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
 
 /// Prints an error with its causes and a hint, and gives the exit code for it.
 pub(crate) fn error(error: &anyhow::Error) -> ExitCode {
-    if let Some(Error::Stopped { .. }) = error.downcast_ref() {
-        message(format_args!("{error:#}"));
-    } else {
-        message(format_args!("error: {}", chain(error)));
+    match exit_code(error) {
+        INTERRUPTED => message(format_args!("{error:#}")),
+        _ => message(format_args!("error: {}", chain(error))),
     }
     if let Some(hint) = hint(error) {
         message(format_args!("hint: {hint}"));

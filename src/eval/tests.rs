@@ -213,7 +213,7 @@ fn variants(text: &str) -> Vec<Variant> {
 fn every_variant_of_the_benchmark_is_a_method() {
     let models = eval_models();
     for (text, count) in [
-        (include_str!("../../demo/benchmark/tuning.toml"), 43),
+        (include_str!("../../demo/benchmark/tuning.toml"), 58),
         (include_str!("../../demo/benchmark/tuned.toml"), 4),
         (include_str!("../../demo/benchmark/study.toml"), 30),
     ] {

@@ -233,7 +233,7 @@ impl Product<'_> {
         }
         let wanted = TASKS_PER_THREAD * self.threads;
         let down = if self.size[1] * columns <= FEW {
-            wanted.min(rows.div_ceil(tile))
+            (wanted.min(rows.div_ceil(tile))).max(rows.div_ceil(TASK_ROWS))
         } else {
             rows.div_ceil(TASK_ROWS)
         };

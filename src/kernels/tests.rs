@@ -171,12 +171,6 @@ fn half_precision_does_not_overflow() {
         let error = (error / expected.abs().max()).into_scalar::<f32>();
         assert!(error < 2e-3, "{what}: relative error {error:.1e}");
     };
-    // A channel far from the others, whose square is infinite in f16.
-    let mut x = random([1, 2, 64]);
-    x = x.slice_fill([0..1, 0..1, 3..4], 400.0);
-    let parameters = weights(&[("weight", &[64]), ("bias", &[64])]);
-    let norm = LayerNorm::load(&parameters, 64, 1e-5).unwrap();
-    close("normalised", norm.forward(half(&x)), norm.forward(x));
     // Scores that are infinite in f16 before they are scaled.
     let [q, k, v] = [[1, 5, 64], [1, 4, 64], [1, 4, 64]].map(random::<3>);
     let [q, k] = [q * 3.0 + 40.0, k * 0.1 + 40.0].map(|x| half(&x).cast(DType::F32));
@@ -191,15 +185,6 @@ fn half_precision_does_not_overflow() {
     let softmax = |scores| burn::tensor::activation::softmax(scores, 3);
     let weighted = weighted_attention(q16, k16, v16, 1, softmax);
     close("weighted", weighted, attend([q, k, v]));
-    // Cubes that are infinite in f16, in the gradient of GELU.
-    let x = Tensor::<1>::from_floats([-50.0, 0.5, 50.0], &Device::flex());
-    let x = x.cast(DType::F16).autodiff().require_grad();
-    let grads = Activation::Gelu.forward(x.clone()).sum().backward();
-    let grad = x.grad(&grads).unwrap().cast(DType::F32).into_data();
-    grad.assert_approx_eq::<f32>(
-        &[0.0, 0.867_37, 1.0].into(),
-        burn::tensor::Tolerance::absolute(2e-3),
-    );
     // Sums of thousands of products.
     let (x, weight) = (
         random([1, 2560, 5, 5]).abs(),
@@ -277,9 +262,7 @@ fn gates_and_resizing() {
 
 #[test]
 fn attention_with_and_without_a_mask() {
-    let run = |mask: Mask| {
-        move |[q, k, v]: [Tensor<3>; 3]| multi_head_attention(q, k, v, 3, mask.clone())
-    };
+    let run = |mask: Mask| move |[q, k, v]: [Tensor<3>; 3]| multi_head_attention(q, k, v, 3, mask);
     compare([[2, 7, 12], [2, 5, 12], [2, 5, 12]], run(Mask::None));
     compare([[2, 7, 12], [2, 7, 12], [2, 7, 12]], run(Mask::Causal));
     // Several blocks of queries, panels of keys and of channels.
@@ -306,6 +289,22 @@ fn attention_in_parts() {
     compare([[1, 4200, 4]; 3], |[q, k, v]| {
         multi_head_attention(q, k, v, 1, Mask::None)
     });
+}
+
+#[test]
+fn attention_on_other_devices() {
+    // More scores than are held at once, with keys before the first query and without.
+    for (n, m, causal) in [(4100, 4100, false), (4100, 4110, true), (5, 7, true)] {
+        compare_with([[1, n, 4], [1, m, 4], [1, m, 4]].map(random), |x| {
+            let mask = if causal { Mask::Causal } else { Mask::None };
+            if !differentiable(&x[0]) {
+                let [q, k, v] = x;
+                return multi_head_attention(q, k, v, 1, mask);
+            }
+            let [q, k, v] = x.map(|x| x.unsqueeze_dim::<4>(1));
+            attention::attention(q, k, v, causal).squeeze_dim::<3>(1)
+        });
+    }
 }
 
 #[test]

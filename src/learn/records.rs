@@ -165,6 +165,9 @@ impl Trace {
             .filter(|&first| first <= step)
             .ok_or_else(unfit)?;
         let steps = step - first_step;
+        if steps == 0 {
+            return Ok(Self::new(step)); // nothing was recorded, no tokens either
+        }
         // Of an array [steps, ...] what follows, and the values of the steps.
         let floats = |name: &str| match arrays
             .array(name)
@@ -199,7 +202,7 @@ impl Trace {
         for (number, tokens) in tokens.iter().enumerate() {
             let (shape, values) = floats(&per_encoder("tokens", number))?;
             let last = host(tokens.clone());
-            if shape != tokens.dims() || (steps > 0 && !values.ends_with(&last)) {
+            if shape != tokens.dims() || !values.ends_with(&last) {
                 return Err(unfit());
             }
             recorded.push(values);
@@ -308,6 +311,43 @@ mod tests {
         assert!(error(3, [1, 1, 1, 2], 20).contains("tensor `noise`"));
         assert!(error(3, [2, 1, 1, 2], 12).contains("timesteps in 0..12"));
     }
+    #[test]
+    fn a_trace_goes_on_where_its_run_was_interrupted() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("trace.safetensors");
+        let tokens = |value| [Tensor::full([1, 3], value, &Device::flex())];
+        let steps = |trace: &Trace| (trace.first_step, trace.terms.len());
+        // None, and one of a run that was stopped before its first step.
+        let begun = Trace::going_on(&path, 0, &tokens(0.0)).unwrap();
+        assert_eq!(steps(&begun), (0, 0));
+        begun.write(&path).unwrap();
+        let begun = Trace::going_on(&path, 0, &tokens(0.0)).unwrap();
+        assert_eq!(steps(&begun), (0, 0));
+        // After its last step, or back at a checkpoint.
+        trace(2).write(&path).unwrap();
+        for (step, count) in [(5, 3), (4, 2), (2, 0)] {
+            let going_on = Trace::going_on(&path, step, &tokens(0.5)).unwrap();
+            assert_eq!(steps(&going_on), (2, count));
+            assert_eq!(going_on.noise.len(), 4 * count);
+        }
+        // Too short, too late, of other tokens, of another number of tokens.
+        let other = [Tensor::full([2, 3], 0.5, &Device::flex())];
+        for (step, tokens) in [
+            (6, tokens(0.5)),
+            (1, tokens(0.5)),
+            (5, tokens(0.4)),
+            (5, other),
+        ] {
+            let error = Trace::going_on(&path, step, &tokens)
+                .unwrap_err()
+                .to_string();
+            assert!(
+                error.contains("the trace of the interrupted run"),
+                "{error}"
+            );
+        }
+    }
+
     #[test]
     fn the_trace_of_a_resumed_run_is_not_replayed() {
         let folder = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
 //! Attention with its projections, and keys and values that can be kept.
 
-use burn::tensor::{Bool, Device, Tensor, TensorData};
+use burn::tensor::Tensor;
 
 use super::layers::{Linear, Mask, multi_head_attention};
 
@@ -87,22 +87,5 @@ impl Attention {
         let (keys, values) = (context.keys.clone(), context.values.clone());
         self.output
             .forward(multi_head_attention(query, keys, values, self.heads, mask))
-    }
-}
-
-/// The causal mask of `count` positions behind `past` others that all of them see.
-#[must_use]
-pub fn causal_mask(past: usize, count: usize, device: &Device) -> Mask {
-    match (past, count) {
-        (_, 1) => Mask::None,
-        (0, _) => Mask::Causal,
-        _ => {
-            let total = past + count;
-            let hidden: Vec<bool> = (0..count)
-                .flat_map(|i| (0..total).map(move |j| j > past + i))
-                .collect();
-            let hidden = TensorData::new(hidden, [1, 1, count, total]);
-            Mask::Hidden(Tensor::<4, Bool>::from_data(hidden, device))
-        }
     }
 }

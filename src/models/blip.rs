@@ -6,12 +6,12 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use serde::Deserialize;
 
-use super::attention::{KeyValues, causal_mask};
+use super::attention::KeyValues;
 use super::bert::{BertLayer, BertNames, BertSizes};
 use super::blip2_vision::{Blip2VisionConfig, Blip2VisionModel};
 use super::clip::check_heads;
 use super::generate::{GenerationConfig, generate};
-use super::layers::{Activation, Embedding, LayerNorm, Linear};
+use super::layers::{Activation, Embedding, LayerNorm, Linear, Mask};
 use super::reader::{Cache, Reader};
 use crate::weights::{Weights, read_config};
 use crate::{Error, Result};
@@ -320,11 +320,10 @@ impl TextDecoder {
             .narrow(0, start, n);
         let x = self.word_embeddings.forward(ids) + positions.unsqueeze::<3>();
         let mut x = self.embeddings_norm.forward(x);
-        let mask = causal_mask(start, n, &device);
         let past = std::mem::take(cache);
         for (number, (layer, image)) in self.layers.iter().zip(image).enumerate() {
             let past = past.get(number);
-            let (output, key_values) = layer.forward(x, past, image.as_ref(), mask.clone());
+            let (output, key_values) = layer.forward(x, past, image.as_ref(), Mask::Causal);
             x = output;
             cache.push(key_values);
         }

@@ -5,9 +5,9 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use serde::Deserialize;
 
-use super::attention::{KeyValues, causal_mask};
+use super::attention::KeyValues;
 use super::clip::{EncoderLayer, IGNORED, LayerSizes, joint_projection, open_tower, tower_weights};
-use super::layers::{Activation, Embedding, LayerNorm, Linear, share};
+use super::layers::{Activation, Embedding, LayerNorm, Linear, Mask, share};
 use crate::weights::Weights;
 use crate::{Error, Result};
 
@@ -356,14 +356,13 @@ impl ClipTextModel {
         }
         let positions = self.position_embedding.weight().clone().narrow(0, start, n);
         let mut x = inputs_embeds + positions.unsqueeze::<3>();
-        let mask = causal_mask(start, n, &x.device());
         let mut cache = PrefixCache {
             layers: Vec::new(),
             hidden_states: vec![x.clone()],
         };
         for (number, layer) in self.layers.iter().enumerate() {
             let past = past.map(|past| &past.layers[number]);
-            let (output, key_values) = layer.forward(x, past, mask.clone());
+            let (output, key_values) = layer.forward(x, past, Mask::Causal);
             x = output;
             cache.layers.push(key_values);
             cache.hidden_states.push(x.clone());

@@ -3,7 +3,7 @@
 
 use burn::tensor::module::{attention, embedding, layer_norm, linear};
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, DType, Int, Tensor, activation};
+use burn::tensor::{DType, Int, Tensor, activation};
 
 use crate::{Result, kernels, weights::Weights};
 
@@ -205,18 +205,12 @@ impl Embedding {
 }
 
 /// Which keys a query may not look at.
-#[derive(Debug, Clone)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "one mask at a time, on the stack"
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mask {
     /// Every query sees every key.
     None,
     /// Query `i` of `n` sees keys `0..=i + m − n` of `m`, `m ≥ n`.
     Causal,
-    /// `[b or 1, heads or 1, n, m]`, true where the key is hidden.
-    Hidden(Tensor<4, Bool>),
 }
 
 /// `softmax(q kᵀ / √d) v` in `heads` heads
@@ -231,20 +225,17 @@ pub fn multi_head_attention(
     heads: usize,
     mask: Mask,
 ) -> Tensor<3> {
-    let causal = matches!(mask, Mask::Causal);
+    let causal = mask == Mask::Causal;
     let inputs = [&q, &k, &v];
-    let hides_none = causal || matches!(mask, Mask::None);
-    if hides_none && inputs.into_iter().all(kernels::available) {
+    if inputs.into_iter().all(kernels::available) {
         return kernels::fused_attention::attention(q, k, v, heads, causal);
     }
-    let in_chunks = hides_none && inputs.into_iter().all(kernels::differentiable);
+    let in_chunks = inputs.into_iter().all(kernels::differentiable);
     let [q, k, v] = [q, k, v].map(|x| split_heads(x, heads));
-    join_heads(match mask {
+    join_heads(match in_chunks {
         // Burn holds the scores of all queries and keys, in the type of `q`, in which they may overflow.
-        _ if in_chunks => kernels::attention::attention(q, k, v, causal),
-        Mask::Hidden(hidden) => attention(q, k, v, Some(hidden), None, options(false)),
-        Mask::None => attention(q, k, v, None, None, options(false)),
-        Mask::Causal => attention(q, k, v, None, None, options(true)),
+        true => kernels::attention::attention(q, k, v, causal),
+        false => attention(q, k, v, None, None, options(causal)),
     })
 }
 
@@ -387,8 +378,6 @@ pub(super) mod tests {
         let attend = |mask| multi_head_attention(q.clone(), k.clone(), v.clone(), 2, mask);
         assert_close(attend(Mask::None), &[2., 1., 2., 1.]);
         assert_close(attend(Mask::Causal), &[0., 0., 2., 1.]);
-        let hidden = tensor([1, 1, 2, 2], &[0., 0., 1., 0.]).greater_elem(0.5);
-        assert_close(attend(Mask::Hidden(hidden)), &[2., 1., 4., 4.]);
         let weighted = |weights: fn(Tensor<4>) -> Tensor<4>| {
             weighted_attention(q.clone(), k.clone(), v.clone(), 2, weights)
         };

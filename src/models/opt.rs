@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor, TensorData};
 use serde::Deserialize;
 
-use super::attention::{Attention, KeyValues, causal_mask};
+use super::attention::{Attention, KeyValues};
 use super::clip::check_heads;
 use super::layers::{Activation, Embedding, LayerNorm, Linear, Mask};
 use super::reader::Cache;
@@ -174,10 +174,9 @@ impl Opt {
             .narrow(0, start + POSITION_OFFSET, n)
             .unsqueeze::<3>();
         let mut x = inputs_embeds + positions;
-        let mask = causal_mask(start, n, &x.device());
         let past = std::mem::take(cache);
         for (number, layer) in self.layers.iter().enumerate() {
-            let (output, key_values) = layer.forward(x, past.get(number), mask.clone());
+            let (output, key_values) = layer.forward(x, past.get(number), Mask::Causal);
             x = output;
             cache.push(key_values);
         }

@@ -69,6 +69,23 @@ impl PipelineKind {
         matches!(self, Self::InstructPix2Pix | Self::Inpaint)
     }
 
+    /// Checks that nothing stands beside the prompt, as difference tokens are learned and applied.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if a picture does.
+    pub fn check_words_alone(self) -> Result<()> {
+        match self.takes_picture() {
+            false => Ok(()),
+            true => Err(Error::invalid_input(format!(
+                "a {} draws from a picture and words: a difference is learned and applied with a \
+                 model that draws from words alone, a {} or a {}",
+                self.class_name(),
+                Self::StableDiffusion.class_name(),
+                Self::StableDiffusionXl.class_name(),
+            ))),
+        }
+    }
+
     /// Whether a mask stands beside the picture.
     pub fn takes_mask(self) -> bool {
         self == Self::Inpaint

@@ -95,16 +95,7 @@ impl Pipeline {
     /// # Errors
     /// [`Error::InvalidInput`] if it takes a picture, too.
     pub fn check_words_alone(&self) -> Result<()> {
-        match self.kind.takes_picture() {
-            false => Ok(()),
-            true => Err(Error::invalid_input(format!(
-                "a {} draws from a picture and words: a difference is learned and applied with a \
-                 model that draws from words alone, a {} or a {}",
-                self.kind.class_name(),
-                PipelineKind::StableDiffusion.class_name(),
-                PipelineKind::StableDiffusionXl.class_name(),
-            ))),
-        }
+        self.kind.check_words_alone()
     }
 
     /// Inpainting's mask and picture, [1, 1 + channels, h, w].

@@ -633,6 +633,11 @@ fn the_joint_space_and_the_captioner_come_when_they_are_needed() {
     setup.hub.put("tests/own", path, large.as_bytes());
     let own = asked(&format!("learn {pictures} --model tests/own"));
     assert_eq!(own, ["tests/own"], "it brings its own");
+
+    setup.hub.add("tests/instruct", &golden("instruct_pix2pix"));
+    setup.hub.put("tests/instruct", path, large.as_bytes());
+    let instruct = asked(&format!("learn {pictures} --model tests/instruct"));
+    assert_eq!(instruct, ["tests/instruct"], "nothing is learned on it");
 }
 
 #[test]

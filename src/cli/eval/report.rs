@@ -6,6 +6,7 @@ use clap::Args;
 use difference_inversion::eval::Folder;
 use difference_inversion::eval::report::Report;
 
+use super::super::record::text_of;
 use super::super::report;
 
 /// Write the tables and the page of a run again
@@ -37,7 +38,9 @@ pub(super) fn write(folder: &Folder, report: &Report, json: bool) -> anyhow::Res
         report::message(format_args!("note: {notice}"));
     }
     if json {
-        return report::json(&serde_json::json!({ "files": paths }));
+        return report::json(
+            &serde_json::json!({ "files": paths.iter().map(text_of).collect::<Vec<_>>() }),
+        );
     }
     let tables = report.markdown();
     report::line(tables.trim_end())?;

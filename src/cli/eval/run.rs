@@ -10,6 +10,7 @@ use difference_inversion::Error;
 use difference_inversion::eval::report::Report;
 use difference_inversion::eval::suite::{Entry, Suite};
 use difference_inversion::eval::{Folder, Measures, RunRecord, SuiteRecord, Variant};
+use difference_inversion::models::unet::Memory;
 
 use super::super::fetch::Fetcher;
 use super::super::flags::{General, ModelSettings};
@@ -157,11 +158,15 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
         identity: suite.identity(),
         analogies: suite.entries.len(),
     };
-    let device = format!(
+    let mut device = format!(
         "{}, {}",
         model_settings.device_name(),
         model_settings.dtype_name()
     );
+    // Large pictures are encoded and decoded in tiles.
+    if model_settings.memory()? == Memory::Low {
+        device += ", memory low";
+    }
     let mut record = RunRecord::new(about, args.seed, device);
     record.options = model_settings.file_settings().collect();
     record.models = hashes::of_models(&paths)?;

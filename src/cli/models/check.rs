@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use crate::cli::device::DEVICES;
 use crate::cli::fetch::{Fetcher, Needs};
 use crate::cli::flags::{DTYPES, ModelSettings};
+use crate::cli::record::text_of;
 use crate::cli::report::{self, Failure};
 use crate::cli::watch::Watcher;
 
@@ -90,8 +91,8 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let failed = checks.iter().filter(|check| check.outcome.is_err()).count();
     if args.json {
         report::json(&json!({
-            "model": args.model,
-            "folder": paths.model,
+            "model": text_of(&args.model),
+            "folder": text_of(&paths.model),
             "device": settings.device_name(),
             "dtype": settings.dtype_name(),
             "checks": checks,

@@ -8,6 +8,7 @@ use difference_inversion::hub::{self, Hub, ModelId, joint_spaces, licence};
 use serde_json::{Value, json};
 
 use crate::cli::locate::{DEMO, demo_model, name_of};
+use crate::cli::record::text_of;
 use crate::cli::report::{self, Failure};
 use crate::cli::watch::{self, Watcher};
 
@@ -109,7 +110,7 @@ fn describe(name: &str, id: Option<&ModelId>, folder: &Path) -> Value {
         "name": name,
         "id": id.map(ToString::to_string),
         "commit": commit,
-        "folder": folder,
+        "folder": text_of(folder),
         "bytes": hub::size(folder),
         "licence": licence,
     })

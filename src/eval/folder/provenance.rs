@@ -32,12 +32,14 @@ impl RunRecord {
             ("method", method.method.clone()),
             ("settings", of_text(&method.settings.to_string())),
         ];
+        // Of a method that was skipped, no settings are known.
+        let known = |&(name, _): &(&str, String)| name != "settings" || !method.settings.is_null();
+        let all = all.into_iter().filter(known);
         let all = all.map(|(name, value)| (name.to_owned(), value));
         let built_in = BUILT_IN.iter().find(|known| known.name == method.method);
         let networks = built_in.and_then(|known| self.models.get(known.model));
         let networks = networks.into_iter().flatten();
-        all.into_iter()
-            .chain(networks.map(|(network, hash)| (network.clone(), short(hash))))
+        all.chain(networks.map(|(network, hash)| (network.clone(), short(hash))))
             .collect()
     }
 }

@@ -69,18 +69,28 @@ fn a_method_with_results_is_not_shown_as_skipped() {
     let place = tempfile::tempdir().unwrap();
     let folder = Folder::at(place.path());
     let mut report = report(&[None]);
+    let ran = MethodRecord {
+        settings: serde_json::json!({ "steps": 3 }),
+        ..report.methods[0].record.clone()
+    };
+    let made_with = report.run.made_with(&ran);
     report.run.methods = vec![MethodRecord {
         skipped: Some("no model".to_owned()),
-        ..report.methods[0].record.clone()
+        settings: serde_json::Value::Null,
+        ..ran
     }];
     folder.prepare(report.run, &[]).unwrap();
     let tables = || Report::gather(&folder).unwrap().markdown();
     let skipped = "- `m` was skipped: no model";
     assert!(tables().contains(skipped));
     let picture = RgbImage::new(8, 8);
-    let result = &report.methods[0].results[0];
-    folder.keep("m", result, Some(&picture)).unwrap();
+    let result = ResultRecord {
+        made_with,
+        ..report.methods[0].results[0].clone()
+    };
+    folder.keep("m", &result, Some(&picture)).unwrap();
     let tables = tables();
     assert!(!tables.contains(skipped), "{tables}");
+    assert!(!tables.contains("Made otherwise"), "{tables}");
     assert!(tables.contains("| m | – | 1 | 0 |"), "{tables}");
 }
