@@ -186,20 +186,25 @@ pub struct TextToImage {
 }
 
 impl TextToImage {
+    /// Whether there is guidance, as diffusers has it for each kind of pipeline: distilled models are given
+    /// a scale of 0.
+    pub(super) fn is_guided(&self, kind: PipelineKind) -> bool {
+        let by_picture = kind.has_image_guidance();
+        self.guidance_scale > 1.0 && !(by_picture && self.image_guidance_scale < 1.0)
+    }
+
     /// The settings that are not read, as the others are, with a model of this kind.
     pub fn unread(&self, kind: PipelineKind, with_tokens: bool) -> Vec<Unread> {
-        let by_picture = kind.has_image_guidance();
-        let guided = self.guidance_scale > 1.0 && !(by_picture && self.image_guidance_scale < 1.0);
         Unread::among([
             ("strength", with_tokens, "difference tokens"),
             (
                 "negative_prompt",
-                guided,
+                self.is_guided(kind),
                 "guidance by a scale of more than 1",
             ),
             (
                 "image_guidance_scale",
-                by_picture,
+                kind.has_image_guidance(),
                 "a model that is guided by a picture, as InstructPix2Pix is",
             ),
         ])

@@ -192,13 +192,12 @@ fn guide(
         None => conditions,
     };
     let conditional = beside(prompt, &image);
-    let by_picture = pipeline.kind().has_image_guidance();
-    if request.guidance_scale <= 1.0 || by_picture && request.image_guidance_scale < 1.0 {
+    if !request.is_guided(pipeline.kind()) {
         return Ok(Guide::plain(conditional));
     }
     let negative = pipeline.encode_negative_prompt(&request.negative_prompt)?;
     let reference = beside(negative.clone(), &image);
-    if !by_picture {
+    if !pipeline.kind().has_image_guidance() {
         return Ok(Guide::new(conditional, reference, request.guidance_scale));
     }
     // From neither picture nor text, to the picture, to both.

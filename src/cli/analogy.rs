@@ -106,7 +106,7 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     let needs = Needs::of_learning(captions, &config);
     let paths = fetcher.paths(&models, model, needs)?;
     if args.b.is_some() {
-        watcher.notices(models.without_a_name());
+        watcher.notices(models.demo_notice());
     }
     watcher.notices(settings.without_effect(config.unread()));
     let mut recipe = Recipe::new("analogy", &models, &paths, &groups(&config))?;

@@ -45,7 +45,7 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
         captioner: true,
     };
     let paths = fetcher.paths(&models, model, needs)?;
-    watcher.notices(models.without_a_name());
+    watcher.notices(models.demo_notice());
     let models = models.open(&paths, &mut watcher)?;
     let mut captions = Vec::new();
     let mut stopped = Ok(());

@@ -117,7 +117,7 @@ impl ModelSettings {
     }
 
     /// What to tell a user who brings pictures and names no model.
-    pub(crate) fn without_a_name(&self) -> Option<String> {
+    pub(crate) fn demo_notice(&self) -> Option<String> {
         let notice = "without `--model` it is the demo model, which knows the little landscapes of its own \
                       world alone; for photographs there are sd15, sd21 and sdxl";
         self.model.is_none().then(|| notice.to_owned())

@@ -102,7 +102,7 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
     if !args.no_memory_check {
         models.check_memory(&paths, &config.learn, examples.len(), needs.captioner)?;
     }
-    watcher.notices(models.without_a_name());
+    watcher.notices(models.demo_notice());
     watcher
         .notices(settings.without_effect([config.prompt.unread(), config.learn.unread()].concat()));
     let models = models.open(&paths, &mut watcher)?;

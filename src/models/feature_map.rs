@@ -121,8 +121,7 @@ impl Conv2d {
         let (bottom, right) = (end(h, output[0]), end(w, output[1]));
         let x = channels_first(x).pad((padding, right, padding, bottom), 0.0);
         let [c_in, c_out] = self.channels;
-        let weight = self.weight.clone().cast(x.dtype());
-        let weight = weight.reshape([kernel, kernel, c_in, c_out]);
+        let weight = self.weight.clone().reshape([kernel, kernel, c_in, c_out]);
         let y = kernels::conv::composed(x, weight.permute([3, 2, 0, 1]), self.bias.clone(), stride);
         channels_last(y.slice([0..b, 0..c_out, 0..output[0], 0..output[1]]))
     }
