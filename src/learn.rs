@@ -22,7 +22,7 @@ use self::draws::{Drawn, Source, augmented};
 use self::identity::Identity;
 pub(crate) use self::lbfgs::{Evaluation, Lbfgs};
 pub use self::records::{Draws, Records, Replay, Trace};
-use self::scaling::LossScale;
+pub(crate) use self::scaling::LossScale;
 use crate::joint_space::JointSpace;
 use crate::loss::{self, ClipLoss};
 use crate::pipeline::Pipeline;

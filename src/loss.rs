@@ -7,7 +7,7 @@ use crate::learn::{ClipReading, Draws, LearnConfig, Pair};
 use crate::models::clip_text::PrefixCache;
 use crate::pipeline::Pipeline;
 use crate::prompt::{FullPrompt, Prompt};
-use crate::tokens::signed;
+use crate::tokens::{host, signed};
 use crate::{Error, Result};
 
 /// Keeps the cosine of vectors near zero finite.
@@ -20,6 +20,21 @@ pub struct Consistency {
     pub after: Tensor<1>,
     /// `L_before = ‖target − prediction(noisy z_A, t, c([P_A′, −D̃]))‖²`
     pub before: Option<Tensor<1>>,
+}
+
+/// What a loss `[1]` of a step is.
+///
+/// # Errors
+/// [`Error::Diverged`] if it is not finite.
+pub(crate) fn finite(loss: &Tensor<1>, step: usize) -> Result<f64> {
+    let value = f64::from(host(loss.clone().inner())[0]);
+    match value.is_finite() {
+        true => Ok(value),
+        false => Err(Error::Diverged {
+            step,
+            checkpoint: None,
+        }),
+    }
 }
 
 /// Token consistency (the paper's loss of the same name): adding the difference to A's prompt must

@@ -16,7 +16,8 @@ use crate::{Error, Result};
 /// Differences less likely than this by chance are marked.
 const SIGNIFICANT: f64 = 0.05;
 
-/// One metric of two methods, over the analogies that both have solved.
+/// One metric of two methods, over the analogies that both have solved and the same network has
+/// measured.
 #[derive(Debug, Clone, Serialize)]
 pub struct Difference {
     /// The metric.
@@ -145,19 +146,17 @@ fn difference(
     group: Group,
     seed: u64,
 ) -> Option<Difference> {
-    let score = |method: &MethodResults| -> BTreeMap<String, f64> {
-        let scores = method.solved().filter(|result| group.has(result));
-        let scores = scores
-            .filter_map(|result| Some((result.name.clone(), *result.scores.get(metric.name)?)));
-        scores.collect()
-    };
-    let others = score(second);
-    let firsts = score(first);
+    let score = |result: &ResultRecord| result.scores.get(metric.name).copied();
+    let others: BTreeMap<&str, &ResultRecord> = (second.solved())
+        .map(|result| (result.name.as_str(), result))
+        .collect();
     // By kind: the scores of the first, of the second, and their difference.
     let mut kinds: BTreeMap<&str, [Vec<f64>; 3]> = BTreeMap::new();
-    for result in first.solved() {
-        let pair = firsts.get(&result.name).zip(others.get(&result.name));
-        if let Some((&one, &other)) = pair {
+    for result in first.solved().filter(|result| group.has(result)) {
+        let other = others.get(result.name.as_str());
+        let other = other.filter(|other| result.measured_like(other, metric.name));
+        let scores = score(result).zip(other.and_then(|other| score(other)));
+        if let Some((one, other)) = scores {
             let groups = kinds.entry(&result.kind).or_default();
             for (group, value) in groups.iter_mut().zip([one, other, other - one]) {
                 group.push(value);

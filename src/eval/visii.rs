@@ -11,8 +11,8 @@ use super::settings::{learned_with, recorded, with_settings};
 use super::{Analogy, EvalModels, Method, Told};
 use crate::analogy::{self, Models, TextToImage};
 use crate::joint_space::JointSpace;
-use crate::learn::{AdamW, Moments};
-use crate::loss::cosine;
+use crate::learn::{AdamW, LossScale, Moments};
+use crate::loss::{cosine, finite};
 use crate::models::clip_text::PrefixCache;
 use crate::pipeline::{Conditions, Pipeline, PipelineKind};
 use crate::progress::{self, Observer, Stage};
@@ -333,20 +333,17 @@ impl<'a> Inversion<'a> {
         let largest = host(self.frame.around(&self.first).max())[0];
         let mut words = self.first.clone();
         let mut moments = Moments::zeros_like(&words);
-        let mut best = (f32::INFINITY, words.clone());
+        let mut loss_scale = LossScale::new(self.pipeline.dtype());
+        let mut best = (f64::INFINITY, words.clone());
         for (step, &timestep) in order.iter().cycle().take(config.steps).enumerate() {
             progress::step(&mut *observer, Stage::Learn, step, config.steps)?;
-            let tracked = words.clone().autodiff().require_grad();
-            let objective = self.objective(&tracked, timestep)?;
-            let mse = host(objective.mse.inner())[0];
-            if !mse.is_finite() {
-                return Err(Error::Diverged {
-                    step,
-                    checkpoint: None,
-                });
-            }
-            let mut gradients = objective.total.backward();
-            if let Some(gradient) = tracked.grad_remove(&mut gradients) {
+            let mut mse = f64::INFINITY;
+            let gradients = loss_scale.gradients(&[words.clone()], |words| {
+                let objective = self.objective(&words[0], timestep)?;
+                mse = finite(&objective.mse, step)?;
+                Ok(objective.total)
+            })?;
+            for gradient in gradients {
                 let gradient = gradient.clamp(-largest, largest);
                 words = optimiser.step(words, gradient, &mut moments, step);
             }

@@ -16,7 +16,7 @@ const GROWTH_INTERVAL: usize = 200;
 /// ([Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740), section 3.2). All other number
 /// formats have the range of f32: there it is 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct LossScale {
+pub(crate) struct LossScale {
     /// The scale is two to this power, so that it rounds nothing.
     exponent: u32,
     /// The largest `exponent`.
@@ -27,7 +27,7 @@ pub(super) struct LossScale {
 
 impl LossScale {
     /// The scale of the first step, for networks that compute in `dtype`.
-    pub(super) fn new(dtype: FloatDType) -> Self {
+    pub(crate) fn new(dtype: FloatDType) -> Self {
         let most = match dtype {
             FloatDType::F16 => MOST,
             _ => 0,
@@ -59,7 +59,7 @@ impl LossScale {
     ///
     /// # Errors
     /// Those of `loss`.
-    pub(super) fn gradients<const D: usize>(
+    pub(crate) fn gradients<const D: usize>(
         &mut self,
         parameters: &[Tensor<D>],
         mut loss: impl FnMut(&[Tensor<D>]) -> Result<Tensor<1>>,

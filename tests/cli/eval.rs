@@ -481,6 +481,8 @@ fn wrong_usage_names_what_is_wrong() {
         ("--shard 3/2", "expected i/n with i from 1 to n"),
         ("--jobs 0", "--jobs: expected at least 1"),
         ("--limit 3 --quick", "cannot be used with"),
+        ("--minutes-per-method 3 --quick", "cannot be used with"),
+        ("--minutes-per-method 0", "0 is not in 1..=525600"),
         ("--variants list.jsonl", "list.jsonl: "),
     ] {
         let done = run(work.path(), &eval(&format!("{arguments} -o out")));

@@ -11,6 +11,9 @@ use serde_json::{Map, Value};
 
 use super::super::report::Failure;
 
+/// The name that stands for every method, built in or of the file of variants.
+const ALL: &str = "all";
+
 /// The methods to be run, in order.
 pub(super) fn chosen(names: &[String], file: Option<&Path>) -> anyhow::Result<Vec<Variant>> {
     let known = file.map(read_variants).transpose()?.unwrap_or_default();
@@ -18,6 +21,11 @@ pub(super) fn chosen(names: &[String], file: Option<&Path>) -> anyhow::Result<Ve
     let chosen: Vec<Variant> = match (names, file) {
         ([], None) => built_in().collect(),
         ([], Some(_)) => known,
+        ([name], _) if name.trim() == ALL => {
+            let named = |name: &str| known.iter().any(|variant| variant.name == name);
+            let plain: Vec<Variant> = built_in().filter(|method| !named(&method.name)).collect();
+            plain.into_iter().chain(known.iter().cloned()).collect()
+        }
         (names, _) => (names.iter())
             .map(|name| {
                 let mut all = known.iter().cloned().chain(built_in());
@@ -53,6 +61,9 @@ fn read_variants(path: &Path) -> anyhow::Result<Vec<Variant>> {
     let mut variants = Vec::new();
     for (name, mut settings) in sections {
         Folder::check_method_name(&name).map_err(|error| wrong(&error.to_string()))?;
+        if name == ALL {
+            return Err(wrong("[all]: `all` stands for every method").into());
+        }
         let method = match settings.remove("method") {
             Some(Value::String(method)) => method,
             None => name.clone(),
@@ -115,4 +126,31 @@ pub(super) fn records(
         }
     });
     records.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_are_those_that_are_built_in_and_those_of_the_file() {
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("v.toml");
+        let text = "[mine]\nmethod = 'sdedit'\n[sdedit]\nstrength = 0.5\n";
+        fs::write(&file, text).unwrap();
+        let names = |names: &[&str], file: Option<&Path>| -> Vec<String> {
+            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+            let chosen = chosen(&names, file).unwrap();
+            chosen.into_iter().map(|variant| variant.name).collect()
+        };
+        assert_eq!(names(&["all"], None), names(&[], None));
+        assert_eq!(names(&[], Some(&file)), ["mine", "sdedit"]);
+        // What has the name of a built-in method takes its place.
+        let all = names(&["all"], Some(&file));
+        assert_eq!(all.len(), BUILT_IN.len() + 1);
+        assert_eq!(all[BUILT_IN.len() - 1..], ["mine", "sdedit"]);
+        fs::write(&file, "[all]\nmethod = 'sdedit'\n").unwrap();
+        let error = chosen(&[], Some(&file)).unwrap_err().to_string();
+        assert!(error.contains("`all` stands for every method"), "{error}");
+    }
 }

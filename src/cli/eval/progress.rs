@@ -36,6 +36,8 @@ pub(super) struct RunProgress {
     bar: Option<ProgressBar>,
     plain: bool,
     workers: usize,
+    /// The time of each method, if it is limited.
+    time: Option<Duration>,
     total: usize,
     done: usize,
     methods: BTreeMap<String, Work>,
@@ -43,7 +45,8 @@ pub(super) struct RunProgress {
 }
 
 impl RunProgress {
-    pub(super) fn new(quiet: bool, workers: usize) -> Self {
+    /// Of so many workers at a time, where a method begins no analogy after `time`.
+    pub(super) fn new(quiet: bool, workers: usize, time: Option<Duration>) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let bar = (terminal && !quiet).then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
@@ -53,6 +56,7 @@ impl RunProgress {
             bar,
             plain: !terminal && !quiet,
             workers,
+            time,
             total: 0,
             done: 0,
             methods: BTreeMap::new(),
@@ -82,10 +86,16 @@ impl RunProgress {
         }
     }
 
-    /// Tells that a method begins no more analogies, though there may be some left.
-    pub(super) fn leave(&mut self, method: &str) {
-        if let Some(work) = self.methods.get_mut(method) {
-            self.total -= std::mem::take(&mut work.left);
+    /// Tells that a method begins no more analogies, though there may be some left, and whether that
+    /// is because its time is over.
+    pub(super) fn leave(&mut self, method: &str, late: bool) {
+        let Some(work) = self.methods.get_mut(method) else {
+            return;
+        };
+        let left = std::mem::take(&mut work.left);
+        self.total -= left;
+        if late && left > 0 {
+            self.say(&format!("{method}: its time is over, with {left} to go"));
         }
     }
 
@@ -141,19 +151,23 @@ impl RunProgress {
     }
 
     /// How long the rest takes if every method goes on as it did, and those of which nothing is
-    /// known take as long as the others on average.
+    /// known take as long as the others on average; none takes longer than its time.
     fn time_left(&self) -> Option<Duration> {
         let means: Vec<f64> = self.methods.values().filter_map(Work::mean).collect();
         if means.is_empty() {
             return None;
         }
         let usual = means.iter().sum::<f64>() / means.len() as f64;
-        let works = self.methods.values();
-        let seconds: f64 = works
-            .map(|work| work.mean().unwrap_or(usual) * work.left as f64)
-            .sum();
-        let seconds = seconds / self.workers as f64;
-        Duration::try_from_secs_f64(seconds).ok()
+        let workers = self.workers as f64;
+        let time = self.time.map_or(f64::INFINITY, |time| time.as_secs_f64());
+        let seconds = self.methods.values().map(|work| {
+            let (gone, left) = (
+                work.seconds,
+                work.mean().unwrap_or(usual) * work.left as f64,
+            );
+            (left / workers).min((time - gone / workers).max(0.0))
+        });
+        Duration::try_from_secs_f64(seconds.sum()).ok()
     }
 }
 
@@ -169,7 +183,7 @@ mod tests {
 
     #[test]
     fn time_left_is_that_of_each_method_shared_among_the_workers() {
-        let mut progress = RunProgress::new(true, 2);
+        let mut progress = RunProgress::new(true, 2, None);
         progress.plan("slow", 3, &[]);
         progress.plan("quick", 10, &[1.0, 1.0]);
         progress.plan("unknown", 4, &[]);
@@ -177,14 +191,26 @@ mod tests {
         // 2 · 7 s, 10 · 1 s, 4 · 4 s, by two workers
         assert_eq!(progress.time_left(), Some(Duration::from_secs(20)));
         assert_eq!((progress.done, progress.total), (1, 17));
-        progress.leave("unknown");
+        progress.leave("unknown", false);
         assert_eq!(progress.time_left(), Some(Duration::from_secs(12)));
         assert_eq!((progress.done, progress.total), (1, 13));
     }
 
     #[test]
+    fn no_method_takes_longer_than_its_time() {
+        let mut progress = RunProgress::new(true, 2, Some(Duration::from_secs(60)));
+        progress.plan("slow", 100, &[]);
+        progress.plan("quick", 10, &[1.0]);
+        progress.ended("slow", "000", 30.0, None);
+        // 60 s less what one worker of two has used, and 10 · 1 s by two workers
+        assert_eq!(progress.time_left(), Some(Duration::from_secs(50)));
+        progress.ended("slow", "001", 100.0, None);
+        assert_eq!(progress.time_left(), Some(Duration::from_secs(5)));
+    }
+
+    #[test]
     fn what_was_charged_counts_until_something_has_ended() {
-        let mut progress = RunProgress::new(true, 1);
+        let mut progress = RunProgress::new(true, 1, None);
         progress.plan("shares what it learned", 3, &[20.0, 10.0]);
         assert_eq!(progress.time_left(), Some(Duration::from_secs(45)));
         progress.ended("shares what it learned", "000", 2.0, None);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, value_parser};
 use difference_inversion::Error;
 use difference_inversion::eval::report::Report;
 use difference_inversion::eval::suite::{Entry, Suite};
@@ -23,8 +23,10 @@ use super::{hashes, methods, setup};
 
 /// How many analogies `--quick` takes: one of each kind of the demo suites' single edits.
 const QUICK: usize = 8;
-/// After so long no method begins another of these.
-const QUICK_TIME: Duration = Duration::from_secs(60);
+/// The minutes that each method has for these.
+const QUICK_MINUTES: u64 = 1;
+/// A year: what anybody means who types more is no limit.
+const MOST_MINUTES: u64 = 365 * 24 * 60;
 
 /// Solve every analogy of a suite with every method, and measure
 ///
@@ -36,6 +38,7 @@ const QUICK_TIME: Duration = Duration::from_secs(60);
 #[command(after_help = "Examples:
   dinv eval run --quick -o quick
   dinv eval run --suite demo/test --jobs 2 -o night
+  dinv eval run --suite demo/test --jobs 2 --minutes-per-method 45 -o night
   dinv eval run --methods difference-inversion,alpha-0 --variants alpha.toml -o sweep
 
 A file of variants has a section for each, named by what tables call it; `method` is one of the
@@ -50,7 +53,7 @@ pub(super) struct RunArgs {
     #[arg(long, short, value_name = "DIR", default_value = "eval")]
     output: PathBuf,
     /// The methods, separated by commas: built-in ones and variants
-    /// [default: those of --variants, or all that are built in]
+    /// [default: those of --variants, or all that are built in; `all`: both]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     methods: Vec<String>,
     /// A TOML file of variants: methods under other names with other settings
@@ -69,8 +72,12 @@ pub(super) struct RunArgs {
     /// At most n analogies, as many of one kind as of another
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// A first look: 8 analogies, of which a method that has taken a minute begins no more
-    #[arg(long, conflicts_with = "limit")]
+    /// A method that has taken so many minutes begins no further analogy; tables say how many each
+    /// has solved. The same command goes on, for as many minutes again
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..=MOST_MINUTES))]
+    minutes_per_method: Option<u64>,
+    /// A first look: --limit 8 --minutes-per-method 1
+    #[arg(long, conflicts_with_all = ["limit", "minutes_per_method"])]
     quick: bool,
     #[command(flatten)]
     further: Further,
@@ -88,6 +95,12 @@ impl RunArgs {
         let all = suite.balanced(limit).into_iter().enumerate();
         let chosen = all.filter(|(i, _)| i % shard.of == shard.number - 1);
         chosen.map(|(_, entry)| entry).collect()
+    }
+
+    /// After how long a method begins no further analogy, if ever.
+    fn time(&self) -> Option<Duration> {
+        let minutes = (self.minutes_per_method).or(self.quick.then_some(QUICK_MINUTES));
+        minutes.map(|minutes| Duration::from_secs(60 * minutes))
     }
 }
 
@@ -120,8 +133,8 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     }
     watch::catch_interrupts()?;
     let prepared = prepare(args)?;
-    let mut progress = RunProgress::new(args.general.quiet, args.jobs);
-    let time = args.quick.then_some(QUICK_TIME);
+    let time = args.time();
+    let mut progress = RunProgress::new(args.general.quiet, args.jobs, time);
     let worked = work::work(&prepared, args.jobs, time, &mut progress);
     progress.finish();
     let failures = worked?;

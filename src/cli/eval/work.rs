@@ -59,7 +59,7 @@ impl Failures {
     }
 }
 
-/// Has every method solve what it has not solved yet; tells what went wrong.
+/// Has every method solve what it has not solved yet, each for at most `time`; tells what went wrong.
 pub(super) fn work(
     prepared: &Prepared,
     jobs: usize,
@@ -113,7 +113,8 @@ pub(super) fn work(
                 .hint("the same command goes on where it stopped")
                 .into());
         }
-        progress.leave(&variant.name);
+        let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        progress.leave(&variant.name, late);
     }
     Ok(failures)
 }
@@ -215,7 +216,7 @@ mod tests {
             entries: ["done", "new"].map(entry).to_vec(),
             methods: Vec::new(),
         };
-        let (mut progress, mut failures) = (RunProgress::new(true, 1), Failures::default());
+        let (mut progress, mut failures) = (RunProgress::new(true, 1, None), Failures::default());
         for name in ["done", "new"] {
             let event = Event::Died {
                 name: name.to_owned(),

@@ -100,6 +100,21 @@ fn only_what_is_unlikely_by_chance_is_marked() {
 }
 
 #[test]
+fn scores_by_different_networks_are_not_compared() {
+    let scores = || Some(vec![("mse_truth", 1.0), ("lpips_b", 0.5)]);
+    let first = report(json!({}), &[("a", scores()), ("b", scores())]);
+    let mut second = first.clone();
+    let networks = BTreeMap::from([("lpips".to_owned(), "2".repeat(64))]);
+    second.methods[0].results[1].measured_with = networks;
+    let (_, comparisons) = compare_runs(&first, &second).unwrap();
+    let differences = comparisons[0].differences.iter();
+    let counts: Vec<_> = differences
+        .map(|one| (one.metric, one.difference.count))
+        .collect();
+    assert_eq!(counts, [("lpips_b", 1), ("mse_truth", 2)]);
+}
+
+#[test]
 fn what_cannot_be_compared_is_told() {
     let first = run(json!({}), &[("a", Some(1.0))]);
     let mut other = first.clone();

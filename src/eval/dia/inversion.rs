@@ -7,7 +7,8 @@ use rand::Rng;
 use super::{DiaConfig, DiaInversion};
 use crate::analogy::GenerateConfig;
 use crate::image::{Filter, resize};
-use crate::learn::{AdamW, Evaluation, Lbfgs, Moments};
+use crate::learn::{AdamW, Evaluation, Lbfgs, LossScale, Moments};
+use crate::loss::finite;
 use crate::noise::{self, Guide, Start};
 use crate::pipeline::{Conditions, Pipeline};
 use crate::progress::{self, Observer, Stage};
@@ -56,23 +57,20 @@ impl Inversion<'_> {
         let views = self.views(picture, number)?;
         let optimiser = AdamW::new(config.token_learning_rate, config.token_weight_decay);
         let mut moments = Moments::zeros_like(&tokens);
+        let mut loss_scale = LossScale::new(self.pipeline.dtype());
         for step in 0..config.token_iterations {
             progress::step(&mut *observer, Stage::Learn, step, config.token_iterations)?;
-            let tracked = tokens.clone().autodiff().require_grad();
-            let conditions = self.pipeline.encode_embeds(whole(tracked.clone()))?;
-            let loss = self.explains(&conditions, &views, number * STREAMS + step);
-            let value = host(loss.clone().inner())[0];
-            if !value.is_finite() {
-                return Err(Error::Diverged {
-                    step,
-                    checkpoint: None,
-                });
-            }
-            if f64::from(value) < config.sufficient_loss {
+            let mut value = 0.0;
+            let gradients = loss_scale.gradients(&[tokens.clone()], |tokens| {
+                let conditions = self.pipeline.encode_embeds(whole(tokens[0].clone()))?;
+                let loss = self.explains(&conditions, &views, number * STREAMS + step);
+                value = finite(&loss, step)?;
+                Ok(loss)
+            })?;
+            if value < config.sufficient_loss {
                 break;
             }
-            let mut gradients = loss.backward();
-            if let Some(gradient) = tracked.grad_remove(&mut gradients) {
+            for gradient in gradients {
                 tokens = optimiser.step(tokens, gradient, &mut moments, step);
             }
         }
@@ -166,11 +164,14 @@ impl Inversion<'_> {
         let device = pipeline.device();
         let shape = first.dims();
         let mut x: Vec<f64> = host(first).into_iter().map(f64::from).collect();
+        let mut loss_scale = LossScale::new(pipeline.dtype());
         let mut optimiser = Lbfgs::new(config.noise_learning_rate, config.noise_inner_iterations);
         for step in 0..config.noise_iterations {
             progress::step(&mut *observer, Stage::Invert, step, config.noise_iterations)?;
-            let evaluate =
-                |x: &[f64]| self.evaluate(tensor(x, shape, device), prompt, &target, step);
+            let mut evaluate = |x: &[f64]| {
+                let noise = tensor(x, shape, device);
+                self.evaluate(noise, prompt, &target, step, &mut loss_scale)
+            };
             let start = evaluate(&x)?;
             if start.0 < config.sufficient_loss {
                 break;
@@ -193,19 +194,18 @@ impl Inversion<'_> {
         prompt: &Conditions,
         target: &Target,
         step: usize,
+        loss_scale: &mut LossScale,
     ) -> Result<Evaluation> {
-        let noise = noise.autodiff().require_grad();
-        let loss = self.reconstruction_loss(noise.clone(), prompt, target)?;
-        let value = f64::from(host(loss.clone().inner())[0]);
-        if !value.is_finite() {
-            return Err(Error::Diverged {
-                step,
-                checkpoint: None,
-            });
+        let (mut value, mut gradient) = (0.0, Vec::new());
+        let gradients = loss_scale.gradients(&[noise], |noise| {
+            let loss = self.reconstruction_loss(noise[0].clone(), prompt, target)?;
+            value = finite(&loss, step)?;
+            Ok(loss)
+        })?;
+        for one in gradients {
+            gradient.extend(host(one).into_iter().map(f64::from));
         }
-        let gradients = loss.backward();
-        let gradient = noise.grad(&gradients).map(host).unwrap_or_default();
-        Ok((value, gradient.into_iter().map(f64::from).collect()))
+        Ok((value, gradient))
     }
 
     /// The squared error of latents and, weighted, of pixels, `[1]`.

@@ -1,9 +1,10 @@
-use burn::tensor::Tensor;
+use burn::tensor::{FloatDType, Tensor};
 use image::imageops;
 
 use super::inversion::{Inversion, Target, tensor};
 use super::*;
 use crate::eval::tiny;
+use crate::learn::LossScale;
 use crate::random::{Purpose, normal, rng};
 use crate::tokens::host;
 
@@ -65,8 +66,10 @@ fn the_gradient_to_the_noise_equals_finite_differences() {
             shape,
             inversion.pipeline.device(),
         );
+        // The scale that networks in f16 start with is not in the gradient.
+        let mut scale = LossScale::new(FloatDType::F16);
         let (loss, gradient) = inversion
-            .evaluate(noise.clone(), &prompt, &target, 0)
+            .evaluate(noise.clone(), &prompt, &target, 0, &mut scale)
             .unwrap();
         let value = |noise| {
             host(

@@ -68,6 +68,15 @@ impl ResultRecord {
             .collect()
     }
 
+    /// Whether the same network, if any, has measured this metric of both.
+    pub(in crate::eval) fn measured_like(&self, other: &Self, metric: &str) -> bool {
+        let networks = [&self.measured_with, &other.measured_with];
+        network_of(metric).is_none_or(|name| {
+            let [own, others] = networks.map(|measured_with| files(measured_with, name));
+            own.eq(others)
+        })
+    }
+
     /// Takes over the scores by some networks, whose files have these hashes; those by others stay.
     pub(in crate::eval) fn measured_again(
         &mut self,
