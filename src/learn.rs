@@ -291,11 +291,12 @@ impl<'a> Run<'a> {
     /// The loss of a batch. Words alone are constants: only `tokens` are tracked, if anything is.
     fn objective(&self, pairs: &[Pair], draws: &Draws, tokens: &[Tensor<2>]) -> Result<Objective> {
         let config = self.config;
+        let with_before = config.consistency && config.lambda_before > 0.0;
         let consistency =
-            loss::token_consistency(self.pipeline, pairs, draws, tokens, config.consistency)?;
+            loss::token_consistency(self.pipeline, pairs, draws, tokens, with_before)?;
         let mut explained = consistency.after.clone();
         if let Some(before) = &consistency.before {
-            explained = explained + before.clone();
+            explained = explained + before.clone() * config.lambda_before;
         }
         let mut total = explained * config.lambda_mse;
         let mut clip = None;

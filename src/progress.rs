@@ -50,11 +50,12 @@ impl fmt::Display for Stage {
 /// The loss of one optimisation step and the terms it is made of, averaged over the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct LossTerms {
-    /// λ_mse (after + before) + λ_clip clip.
+    /// λ_mse (after + λ_before before) + λ_clip clip.
     pub total: f32,
     /// How badly [P_A, +D̃] explains A′.
     pub after: f32,
-    /// How badly [P_A′, −D̃] explains A; 0 where the consistency loss is switched off.
+    /// How badly [P_A′, −D̃] explains A; 0 where the consistency loss is switched off
+    /// or L_before has no weight.
     pub before: f32,
     /// How far what the text encoder reads points from the delta, 1 − cos: what D̃ changes in the
     /// prompts, or D̃ alone, see [`ClipLoss`](crate::loss::ClipLoss); 0 where the CLIP loss is switched off.

@@ -288,6 +288,9 @@ pub(crate) struct LearnFlags {
     /// Weight of the token consistency loss
     #[arg(long, value_name = "WEIGHT", hide_short_help = true, value_parser = finite)]
     lambda_mse: Option<f64>,
+    /// Weight of explaining A by taking the difference away, beside explaining A′ by adding it
+    #[arg(long, value_name = "WEIGHT", hide_short_help = true, value_parser = finite)]
+    lambda_before: Option<f64>,
     /// What is read in the CLIP loss: the tokens alone, or what they change in the prompts
     #[arg(long, value_parser = ["alone", "prompts"], hide_short_help = true)]
     clip_reading: Option<String>,

@@ -44,6 +44,8 @@ pub struct LearnConfig {
     pub weight_decay: f64,
     /// Weight of the token consistency loss.
     pub lambda_mse: f64,
+    /// Weight of L_before beside L_after; 1 in the paper.
+    pub lambda_before: f64,
     /// Weight of the CLIP loss; 0 switches it off (ablation D).
     pub lambda_clip: f64,
     /// Place of the delta between the image delta (0) and the text delta (1).
@@ -52,7 +54,7 @@ pub struct LearnConfig {
     pub clip_reading: ClipReading,
     /// Which delta the CLIP loss follows.
     pub delta: DeltaMode,
-    /// Whether [P_A′, −D̃] has to explain A; off is ablation B.
+    /// Whether [P_A′, −D̃] has to explain A and to point back in the CLIP loss; off is ablation B.
     pub consistency: bool,
     /// How the tokens start.
     pub initialisation: Initialisation,
@@ -85,6 +87,7 @@ impl Default for LearnConfig {
             learning_rate: 1e-3,
             weight_decay: 0.01,
             lambda_mse: 4.0,
+            lambda_before: 1.0,
             lambda_clip: 0.1,
             alpha: 0.8,
             clip_reading: ClipReading::default(),
@@ -118,6 +121,11 @@ impl LearnConfig {
             ),
             ("delta", clip, "a CLIP loss: its weight is 0"),
             ("clip_reading", clip, "a CLIP loss: its weight is 0"),
+            (
+                "lambda_before",
+                self.consistency,
+                "a consistency loss that explains A",
+            ),
             ("select_samples", judged, "`select_every`"),
             ("patience", judged, "`select_every`"),
         ])
@@ -138,6 +146,7 @@ impl LearnConfig {
             .positive("learning_rate", self.learning_rate)
             .not_negative("weight_decay", self.weight_decay)
             .not_negative("lambda_mse", self.lambda_mse)
+            .not_negative("lambda_before", self.lambda_before)
             .not_negative("lambda_clip", self.lambda_clip)
             .fraction("alpha", self.alpha)
             .at_least_1("samples_per_step", self.samples_per_step)

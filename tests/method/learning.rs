@@ -421,6 +421,23 @@ fn every_ablation_is_another_run() {
         clip_reading: ClipReading::Alone,
         ..config()
     });
+    let [quarter, nothing] = [0.25, 0.0].map(|lambda_before| {
+        learn(LearnConfig {
+            lambda_before,
+            ..config()
+        })
+    });
+    for terms in &quarter.history {
+        let LearnConfig {
+            lambda_mse,
+            lambda_clip,
+            ..
+        } = config();
+        let explained = f64::from(terms.after) + 0.25 * f64::from(terms.before);
+        let total = lambda_mse * explained + lambda_clip * f64::from(terms.clip);
+        assert!((f64::from(terms.total) - total).abs() < 1e-5 * total);
+    }
+    assert!(nothing.history.iter().all(|terms| terms.before == 0.0));
     let runs = [
         &full,
         &no_consistency,
@@ -428,6 +445,8 @@ fn every_ablation_is_another_run() {
         &random,
         &from_word,
         &read_alone,
+        &quarter,
+        &nothing, // its CLIP loss reads the prompt of A′, too
     ];
     assert_all_differ(&runs.map(tokens));
 }
