@@ -58,8 +58,8 @@ pub struct Outcome {
     pub history: Vec<LossTerms>,
 }
 
-/// Learns D̃ by minimising `λ_mse (L_after + L_before) + λ_clip L_CLIP` with AdamW. L_CLIP is the
-/// mean over `joints`, the joint spaces of some or all of the pipeline's text encoders.
+/// Learns D̃ by minimising `λ_mse (L_after + λ_before L_before) + λ_clip L_CLIP` with AdamW. L_CLIP is
+/// the mean over `joints`, the joint spaces of some or all of the pipeline's text encoders.
 ///
 /// # Errors
 /// [`Error::Setting`] for settings that make no sense, [`Error::Stopped`] after a checkpoint if the
@@ -291,7 +291,7 @@ impl<'a> Run<'a> {
     /// The loss of a batch. Words alone are constants: only `tokens` are tracked, if anything is.
     fn objective(&self, pairs: &[Pair], draws: &Draws, tokens: &[Tensor<2>]) -> Result<Objective> {
         let config = self.config;
-        let with_before = config.consistency && config.lambda_before > 0.0;
+        let with_before = config.explains_before();
         let consistency =
             loss::token_consistency(self.pipeline, pairs, draws, tokens, with_before)?;
         let mut explained = consistency.after.clone();

@@ -22,7 +22,7 @@ pub struct Consistency {
     pub before: Option<Tensor<1>>,
 }
 
-/// What a loss `[1]` of a step is.
+/// The value of the loss `[1]` of a step.
 ///
 /// # Errors
 /// [`Error::Diverged`] if it is not finite.
@@ -96,7 +96,7 @@ pub fn token_consistency(
 ///
 /// It is the mean of `1 − cos(E_T([P, ±D̃]) − E_T([P]), ±delta)`, features of unit norm, over what is
 /// read. [`ClipReading::Prompts`], ours, compares like with like, a difference of features with a
-/// difference of features: it reads `[P_A, +D̃]` and, where taking the difference away has to explain A,
+/// difference of features: it reads `[P_A, +D̃]` and, unless [`LearnConfig::consistency`] is off,
 /// `[P_A′, −D̃]` of every pair. [`ClipReading::Alone`] is the paper's
 /// `1 − cos(E_T([D̃]), delta)`: P is empty, and what it says by itself is not taken away.
 #[derive(Debug)]

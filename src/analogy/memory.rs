@@ -25,7 +25,7 @@ pub struct LearningMemory {
     pub dtype: FloatDType,
     /// Whether time or memory is saved.
     pub memory: Memory,
-    /// Latents that go through the U-Net at once: two for each pair and sample of a step.
+    /// Latents that go through the U-Net at once: [`LearnConfig::rows`](crate::learn::LearnConfig::rows).
     pub rows: usize,
     /// Whether the captioner has to be opened.
     pub captions: bool,

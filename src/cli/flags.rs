@@ -297,7 +297,8 @@ pub(crate) struct LearnFlags {
     /// What the CLIP loss follows; `image` alone is an ablation
     #[arg(long, value_parser = ["interpolated", "image", "text"], hide_short_help = true)]
     delta: Option<String>,
-    /// Whether taking the difference away from A′ must explain A; `false` is an ablation
+    /// Whether taking the difference away from A′ must explain A and point back; `false` is an
+    /// ablation
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", hide_short_help = true)]
     consistency: Option<bool>,

@@ -81,7 +81,7 @@ impl ModelSettings {
             let learning = LearningMemory {
                 dtype,
                 memory,
-                rows: 2 * config.samples_per_step * pairs,
+                rows: config.rows(pairs),
                 captions,
             };
             learning.peak(paths).ok()

@@ -16,8 +16,8 @@ use crate::{Error, Result};
 /// Differences less likely than this by chance are marked.
 const SIGNIFICANT: f64 = 0.05;
 
-/// One metric of two methods, over the analogies that both have solved and the same network has
-/// measured.
+/// One metric of two methods, over the analogies that both have solved and that, where a judge,
+/// DINO-v2 or LPIPS measures, the same one has measured.
 #[derive(Debug, Clone, Serialize)]
 pub struct Difference {
     /// The metric.

@@ -54,7 +54,8 @@ pub struct LearnConfig {
     pub clip_reading: ClipReading,
     /// Which delta the CLIP loss follows.
     pub delta: DeltaMode,
-    /// Whether [P_A′, −D̃] has to explain A and to point back in the CLIP loss; off is ablation B.
+    /// Whether [P_A′, −D̃] has to explain A, as far as `lambda_before` says, and to point back in
+    /// the CLIP loss; off is ablation B.
     pub consistency: bool,
     /// How the tokens start.
     pub initialisation: Initialisation,
@@ -108,6 +109,17 @@ impl Default for LearnConfig {
 }
 
 impl LearnConfig {
+    /// Whether L_before is part of the loss.
+    pub fn explains_before(&self) -> bool {
+        self.consistency && self.lambda_before > 0.0
+    }
+
+    /// Latents that go through the U-Net in a step with so many pairs.
+    pub fn rows(&self, pairs: usize) -> usize {
+        let halves = 1 + usize::from(self.explains_before());
+        halves * self.samples_per_step * pairs
+    }
+
     /// The settings that are not read, as the others are.
     pub fn unread(&self) -> Vec<Unread> {
         let clip = self.lambda_clip > 0.0;
@@ -123,8 +135,8 @@ impl LearnConfig {
             ("clip_reading", clip, "a CLIP loss: its weight is 0"),
             (
                 "lambda_before",
-                self.consistency,
-                "a consistency loss that explains A",
+                self.consistency && self.lambda_mse > 0.0,
+                "`consistency` and a `lambda_mse` above 0",
             ),
             ("select_samples", judged, "`select_every`"),
             ("patience", judged, "`select_every`"),
@@ -167,6 +179,29 @@ mod tests {
     }
 
     #[test]
+    fn the_second_half_of_the_loss_is_left_out_where_it_has_no_weight() {
+        let with = |consistency, lambda_before| LearnConfig {
+            consistency,
+            lambda_before,
+            samples_per_step: 3,
+            ..LearnConfig::default()
+        };
+        assert_eq!(with(true, 0.25).rows(2), 12);
+        assert_eq!(with(true, 0.0).rows(2), 6);
+        assert_eq!(with(false, 1.0).rows(2), 6);
+        let unread = |config: &LearnConfig| -> Vec<&str> {
+            config.unread().iter().map(|one| one.setting).collect()
+        };
+        assert_eq!(unread(&with(true, 0.25)), [""; 0]);
+        assert_eq!(unread(&with(false, 0.25)), ["lambda_before"]);
+        let clip_only = LearnConfig {
+            lambda_mse: 0.0,
+            ..LearnConfig::default()
+        };
+        assert_eq!(unread(&clip_only), ["lambda_before"]);
+    }
+
+    #[test]
     fn the_setting_that_makes_no_sense_is_named() {
         let message = |change: fn(&mut LearnConfig)| {
             let mut config = LearnConfig::default();
@@ -178,6 +213,7 @@ mod tests {
             "setting `alpha`: expected 0 to 1, found 1.5"
         );
         assert!(message(|config| config.num_tokens = 0).contains("`num_tokens`"));
+        assert!(message(|config| config.lambda_before = -1.0).contains("`lambda_before`"));
         assert!(message(|config| config.learning_rate = f64::NAN).contains("`learning_rate`"));
         assert!(message(|config| config.max_norm = Some(-1.0)).contains("`max_norm`"));
     }

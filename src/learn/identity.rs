@@ -15,6 +15,9 @@ use crate::{Error, Result};
 /// changes a step that was already made.
 const FREE_SETTINGS: [&str; 3] = ["steps", "checkpoint_every", "patience"];
 
+/// The name of the settings among the parts of an identity.
+const CONFIG: &str = "config";
+
 /// All that the steps of a run depend on, besides the state that a checkpoint holds.
 #[derive(Debug, Clone)]
 pub(super) struct Identity<'a> {
@@ -55,7 +58,7 @@ impl<'a> Identity<'a> {
             ("unet", json!(self.unet)),
             ("prediction_type", json!(self.prediction_type)),
             ("noise_schedule", json!(self.noise_schedule)),
-            ("config", json!(self.config)),
+            (CONFIG, json!(self.config)),
             ("pairs", json!(self.pairs)),
         ]
         .map(|(name, value)| (name, value.to_string()))
@@ -80,7 +83,13 @@ impl<'a> Identity<'a> {
                 })
             };
             let theirs = arrays.metadata.get(name).map_or("", String::as_str);
-            if let Some(difference) = difference(name, &read(theirs)?, &read(&ours)?) {
+            let mut theirs = read(theirs)?;
+            if name == CONFIG
+                && let Ok(config) = serde_json::from_value::<LearnConfig>(theirs.clone())
+            {
+                theirs = json!(config); // with the defaults of settings that were not known then
+            }
+            if let Some(difference) = difference(name, &theirs, &read(&ours)?) {
                 let reason = format!(
                     "the checkpoint does not belong to this run: {difference}; go on with what it \
                      was made with, or start again without it"
@@ -98,7 +107,7 @@ fn difference(name: &str, theirs: &Value, ours: &Value) -> Option<String> {
         format!("its `{name}` is {theirs}, this run's {ours}")
     };
     match name {
-        "config" => (ours.as_object().into_iter().flatten())
+        CONFIG => (ours.as_object().into_iter().flatten())
             .map(|(setting, ours)| (setting, theirs.get(setting).unwrap_or(&Value::Null), ours))
             .find(|(setting, theirs, ours)| {
                 theirs != ours && !FREE_SETTINGS.contains(&setting.as_str())

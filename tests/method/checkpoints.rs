@@ -79,6 +79,15 @@ fn a_checkpoint_of_another_u_net_or_noise_schedule_is_refused() {
         assert!(message.contains("start again without it"), "{message}");
     }
 
+    // A setting that was not known when it was written had its default.
+    let mut older = Arrays::read(&checkpoint).unwrap();
+    let settings = older.metadata["config"].replace(r#""lambda_before":1.0,"#, "");
+    assert_ne!(settings, older.metadata["config"]);
+    older.metadata.insert("config".to_owned(), settings);
+    older.write(&checkpoint).unwrap();
+    let again = learn(model.path(), &resumed).unwrap();
+    assert_eq!(again.history, whole.history);
+
     // Neither is one of an earlier format.
     let mut old = Arrays::read(&checkpoint).unwrap();
     old.metadata

@@ -37,6 +37,7 @@ class Settings:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     lambda_mse: float = 4.0
+    lambda_before: float = 1.0
     lambda_clip: float = 0.1
     alpha: float = 0.8
     clip_reading: str = "prompts"
@@ -205,7 +206,8 @@ def learn(model: Reference, pair: Pair, settings: Settings, timesteps, noise) ->
             joint.clip_loss(pair, x, delta, settings.clip_reading)
             for joint, x, delta in zip(model.joints, tokens, deltas)
         ]).mean()
-        loss = settings.lambda_mse * (after + before) + settings.lambda_clip * clip
+        explained = after + settings.lambda_before * before
+        loss = settings.lambda_mse * explained + settings.lambda_clip * clip
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

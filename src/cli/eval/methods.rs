@@ -21,7 +21,11 @@ pub(super) fn chosen(names: &[String], file: Option<&Path>) -> anyhow::Result<Ve
     let chosen: Vec<Variant> = match (names, file) {
         ([], None) => built_in().collect(),
         ([], Some(_)) => known,
-        ([name], _) if name.trim() == ALL => {
+        (names, _) if names.iter().any(|name| name.trim() == ALL) => {
+            if names.len() > 1 {
+                let message = format!("--methods: `{ALL}` stands for every method, alone");
+                return Err(Failure::usage(message).into());
+            }
             let named = |name: &str| known.iter().any(|variant| variant.name == name);
             let plain: Vec<Variant> = built_in().filter(|method| !named(&method.name)).collect();
             plain.into_iter().chain(known.iter().cloned()).collect()
@@ -151,6 +155,7 @@ mod tests {
         assert_eq!(all[BUILT_IN.len() - 1..], ["mine", "sdedit"]);
         fs::write(&file, "[all]\nmethod = 'sdedit'\n").unwrap();
         let error = chosen(&[], Some(&file)).unwrap_err().to_string();
+        assert!(chosen(&["all".into(), "sdedit".into()], None).is_err());
         assert!(error.contains("`all` stands for every method"), "{error}");
     }
 }

@@ -151,7 +151,7 @@ impl RunProgress {
     }
 
     /// How long the rest takes if every method goes on as it did, and those of which nothing is
-    /// known take as long as the others on average; none takes longer than its time.
+    /// known take as long as the others on average; none begins another analogy after its time.
     fn time_left(&self) -> Option<Duration> {
         let means: Vec<f64> = self.methods.values().filter_map(Work::mean).collect();
         if means.is_empty() {
@@ -161,11 +161,9 @@ impl RunProgress {
         let workers = self.workers as f64;
         let time = self.time.map_or(f64::INFINITY, |time| time.as_secs_f64());
         let seconds = self.methods.values().map(|work| {
-            let (gone, left) = (
-                work.seconds,
-                work.mean().unwrap_or(usual) * work.left as f64,
-            );
-            (left / workers).min((time - gone / workers).max(0.0))
+            let mean = work.mean().unwrap_or(usual);
+            let budget = (time - work.seconds / workers).max(0.0);
+            (mean * work.left as f64 / workers).min(budget + mean)
         });
         Duration::try_from_secs_f64(seconds.sum()).ok()
     }
@@ -197,15 +195,15 @@ mod tests {
     }
 
     #[test]
-    fn no_method_takes_longer_than_its_time() {
+    fn no_method_begins_an_analogy_after_its_time() {
         let mut progress = RunProgress::new(true, 2, Some(Duration::from_secs(60)));
         progress.plan("slow", 100, &[]);
         progress.plan("quick", 10, &[1.0]);
         progress.ended("slow", "000", 30.0, None);
-        // 60 s less what one worker of two has used, and 10 · 1 s by two workers
-        assert_eq!(progress.time_left(), Some(Duration::from_secs(50)));
+        // 60 s less what one worker of two has used, the analogy that is begun then, and 10 · 1 s by two
+        assert_eq!(progress.time_left(), Some(Duration::from_secs(45 + 30 + 5)));
         progress.ended("slow", "001", 100.0, None);
-        assert_eq!(progress.time_left(), Some(Duration::from_secs(5)));
+        assert_eq!(progress.time_left(), Some(Duration::from_secs(65 + 5)));
     }
 
     #[test]

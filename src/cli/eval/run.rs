@@ -25,7 +25,7 @@ use super::{hashes, methods, setup};
 const QUICK: usize = 8;
 /// The minutes that each method has for these.
 const QUICK_MINUTES: u64 = 1;
-/// A year: what anybody means who types more is no limit.
+/// A year, so that the deadline is a time that the clock knows.
 const MOST_MINUTES: u64 = 365 * 24 * 60;
 
 /// Solve every analogy of a suite with every method, and measure
@@ -53,7 +53,7 @@ pub(super) struct RunArgs {
     #[arg(long, short, value_name = "DIR", default_value = "eval")]
     output: PathBuf,
     /// The methods, separated by commas: built-in ones and variants
-    /// [default: those of --variants, or all that are built in; `all`: both]
+    /// [default: those of --variants, or all that are built in]; `all` is every built-in method and every variant
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     methods: Vec<String>,
     /// A TOML file of variants: methods under other names with other settings
@@ -233,5 +233,30 @@ fn other_run(error: Error) -> anyhow::Error {
             Failure::new(error.to_string()).hint(hint).into()
         }
         error => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    #[test]
+    fn a_method_has_the_minutes_that_were_given() {
+        let seconds = |arguments: &str| {
+            let arguments = ["dinv"].into_iter().chain(arguments.split_whitespace());
+            let time = Program::parse_from(arguments).run.time();
+            time.map(|time| time.as_secs())
+        };
+        assert_eq!(seconds("--minutes-per-method 45"), Some(2700));
+        assert_eq!(seconds("--quick"), Some(60));
+        assert_eq!(seconds("--limit 8"), None);
     }
 }

@@ -46,9 +46,9 @@ function meansTable(group) {
   for (const column of columns.filter((one) => one.metric)) {
     const count = (row) => row.scores[column.metric.name]?.[3] ?? 0;
     const most = Math.max(...group.rows.map(count));
-    column.comparable = (row) => count(row) === most;
-    const values = group.rows.filter(column.comparable).map(column.value);
-    column.best = column.metric.higher ? Math.max(...values) : Math.min(...values);
+    const values = group.rows.filter((row) => count(row) === most).map(column.value);
+    const best = column.metric.higher ? Math.max(...values) : Math.min(...values);
+    column.isBest = (row) => values.length > 1 && count(row) === most && column.value(row) === best;
   }
   const heads = columns.map((column) =>
     element("th", { scope: "col" }, element("button", { type: "button", onclick: () => sortBy(column) }, column.title)));
@@ -77,8 +77,7 @@ function meansTable(group) {
         return element("tr", {}, name, element("td", { class: "skipped", colspan: columns.length }, `skipped: ${method.skipped}`));
       }
       const cells = columns.map((column) => {
-        const best = column.metric && group.rows.length > 1 && column.comparable(row) && column.value(row) === column.best;
-        return element("td", { class: best ? "best" : false }, ...column.text(row));
+        return element("td", { class: column.isBest?.(row) ? "best" : false }, ...column.text(row));
       });
       return element("tr", {}, name, ...cells);
     }));
@@ -150,7 +149,7 @@ function draw() {
   byId("analogies").replaceChildren(...shown.map((analogy) => article(analogy, metric)));
 }
 
-byId("about").textContent = `${data.program}, seed ${data.seed}. Means over the analogies of each kind first, then over kinds, with 95 % bootstrap intervals within kinds; the best of a column is marked, among the methods that have solved most.`;
+byId("about").textContent = `${data.program}, seed ${data.seed}. Means over the analogies of each kind first, then over kinds, with 95 % bootstrap intervals within kinds; the best of a column is marked, among the methods measured on most analogies.`;
 byId("tables").append(...data.groups.flatMap(meansTable));
 options(byId("kind"), [["", "all"], ...[...new Set(data.analogies.map((one) => one.kind))].sort().map((kind) => [kind, kind])]);
 options(byId("metric"), metrics.map((metric) => [metric.name, metric.title]));
