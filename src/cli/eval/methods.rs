@@ -155,7 +155,12 @@ mod tests {
         assert_eq!(all[BUILT_IN.len() - 1..], ["mine", "sdedit"]);
         fs::write(&file, "[all]\nmethod = 'sdedit'\n").unwrap();
         let error = chosen(&[], Some(&file)).unwrap_err().to_string();
-        assert!(chosen(&["all".into(), "sdedit".into()], None).is_err());
-        assert!(error.contains("`all` stands for every method"), "{error}");
+        assert!(
+            error.contains("[all]: `all` stands for every method"),
+            "{error}"
+        );
+        let beside_another = chosen(&["all".into(), "sdedit".into()], None);
+        let error = beside_another.unwrap_err().to_string();
+        assert!(error.contains("stands for every method, alone"), "{error}");
     }
 }
