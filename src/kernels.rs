@@ -1,5 +1,5 @@
-//! Operations of the networks with their own kernels and gradients, for f32 on the CPU. Weights may
-//! be of half precision.
+//! Operations of the networks with their own kernels and gradients: for f32 on the CPU, where weights
+//! may be of half precision, and for f32 and f16 on GPUs (`gpu`).
 //!
 //! Burn composes normalisation, attention and gates from elementary operations, and its autodiff
 //! stores each of their results. These do the work in one or two passes over the memory and keep
@@ -9,9 +9,10 @@
 //! Feature maps are channels-last here, so that a convolution is a matrix product without
 //! transpositions and transformers need none at all.
 
-pub(crate) mod attention;
 pub(crate) mod conv;
 pub(crate) mod fused_attention;
+#[cfg(feature = "_gpu")]
+mod gpu;
 pub(crate) mod gradient;
 mod half;
 mod math;
@@ -53,10 +54,10 @@ fn instructions() -> Arch {
     Arch::new()
 }
 
-/// Whether these operations can be used on `x`: f32 on the CPU back end, without Burn's
-/// checkpointing.
+/// Whether these operations can be used on `x`: f32 on the CPU back end, any type on a GPU, without
+/// Burn's checkpointing.
 pub(crate) fn available<const D: usize>(x: &Tensor<D>) -> bool {
-    x.dtype() == DType::F32 && differentiable(x) && on_cpu(x)
+    differentiable(x) && (x.dtype() == DType::F32 || !on_cpu(x))
 }
 
 /// Whether operations on `x` can be given a gradient of their own: without Burn's checkpointing.

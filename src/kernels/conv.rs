@@ -1,13 +1,11 @@
 //! Linear maps: of every position, and of every neighbourhood.
 
-use burn::tensor::module::{conv_transpose2d, conv2d};
-use burn::tensor::ops::{ConvOptions, ConvTransposeOptions};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 use super::gradient::with_gradient;
 use super::half::Weights;
 use super::product::{Right, product};
-use super::{Values, differentiable, for_chunks, tensor, winograd, with_scratch, zeros};
+use super::{Values, for_chunks, tensor, winograd, with_scratch, zeros};
 
 /// Most floats of gathered neighbourhoods to hold at once.
 const GATHERED: usize = 1 << 22;
@@ -21,6 +19,10 @@ pub(crate) fn linear<const D: usize>(
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
+    #[cfg(feature = "_gpu")]
+    if !super::on_cpu(&x) {
+        return super::gpu::conv::linear(x, weight, bias);
+    }
     with_gradient([x], |[x]| {
         let shape = x.dims();
         let [d_out, d_in] = weight.dims();
@@ -68,7 +70,7 @@ impl Geometry {
         padding: 0,
     };
     /// What most convolutions are: 3×3, output as large as input.
-    const SAME: Self = Self {
+    pub(super) const SAME: Self = Self {
         kernel: 3,
         stride: 1,
         padding: 1,
@@ -194,44 +196,6 @@ impl Neighbourhoods {
     }
 }
 
-/// Burn's convolution of a feature map without padding, on any device, in f32 whatever the type of `x`:
-/// GPUs sum up in the type of their inputs, and thousands of products in half precision are off by percents.
-///
-/// # Shapes
-/// `x` `[b, c_in, h, w]`, `weight` `[c_out, c_in, kernel, kernel]`, `bias` `[c_out]`.
-pub(crate) fn composed(
-    x: Tensor<4>,
-    weight: Tensor<4>,
-    bias: Option<Tensor<1>>,
-    stride: usize,
-) -> Tensor<4> {
-    let dtype = x.dtype();
-    let run = move |x: Tensor<4>, weight: Tensor<4>| {
-        let bias = bias.map(|bias| bias.cast(DType::F32));
-        let [x, weight] = [x, weight].map(|x| x.cast(DType::F32));
-        let options = ConvOptions::new([stride; 2], [0; 2], [1; 2], 1);
-        conv2d(x, weight, bias, options).cast(dtype)
-    };
-    if !differentiable(&x) {
-        return run(x, weight);
-    }
-    // Nothing but the weight, as it is stored, is kept for the backward pass.
-    with_gradient([x], |[x]| {
-        let [_, _, h, w] = x.dims();
-        let y = run(x, weight.clone());
-        let [_, _, height, width] = y.dims();
-        let kernel = weight.dims()[2];
-        let unread = move |size, output| size - ((output - 1) * stride + kernel);
-        let unread = [unread(h, height), unread(w, width)];
-        let back = move |grad: Tensor<4>| {
-            let [grad, weight] = [grad, weight.clone()].map(|x| x.cast(DType::F32));
-            let options = ConvTransposeOptions::new([stride; 2], [0; 2], unread, [1; 2], 1);
-            [conv_transpose2d(grad, weight, None, options).cast(dtype)]
-        };
-        (y, back)
-    })
-}
-
 /// A convolution over a channels-last feature map.
 ///
 /// # Shapes
@@ -244,6 +208,10 @@ pub(crate) fn conv(
     geometry: Geometry,
     output: [usize; 2],
 ) -> Tensor<4> {
+    #[cfg(feature = "_gpu")]
+    if !super::on_cpu(&x) {
+        return super::gpu::conv::conv(x, kernel, bias, geometry, output);
+    }
     let [_, h, w, c_in] = x.dims();
     let channels = c_in.min(kernel.dims()[1]);
     let kernel = kernel.clone();

@@ -34,6 +34,10 @@ pub(crate) fn attention(
     heads: usize,
     causal: bool,
 ) -> Tensor<3> {
+    #[cfg(feature = "_gpu")]
+    if !super::on_cpu(&q) {
+        return super::gpu::attention::attention(q, k, v, heads, causal);
+    }
     with_gradient([q, k, v], |[q, k, v]| {
         let [b, n, c] = q.dims();
         let m = k.dims()[1];

@@ -17,6 +17,10 @@ pub(crate) fn group_norm(
     epsilon: f64,
     silu: bool,
 ) -> Tensor<4> {
+    #[cfg(feature = "_gpu")]
+    if !super::on_cpu(&x) {
+        return super::gpu::norm::group_norm(x, [weight, bias], groups, epsilon, silu);
+    }
     with_gradient([x], |[x]| {
         let shape @ [b, h, w, c] = x.dims();
         let positions = h * w;
@@ -186,6 +190,10 @@ pub(crate) fn layer_norm<const D: usize>(
     [weight, bias]: [Tensor<1>; 2],
     epsilon: f64,
 ) -> Tensor<D> {
+    #[cfg(feature = "_gpu")]
+    if !super::on_cpu(&x) {
+        return super::gpu::norm::layer_norm(x, [weight, bias], epsilon);
+    }
     with_gradient([x], |[x]| {
         let shape = x.dims();
         let c = shape[D - 1];

@@ -11,11 +11,19 @@ const CHUNK: usize = 1 << 10;
 /// `x σ(slope · x)` of every element: SiLU for a slope of 1, what OpenAI's CLIP has in the place of
 /// GELU for 1.702.
 pub(crate) fn sigmoid_linear<const D: usize>(x: Tensor<D>, slope: f32) -> Tensor<D> {
+    #[cfg(feature = "_gpu")]
+    if !super::on_cpu(&x) {
+        return super::gpu::pointwise::sigmoid_linear(x, slope);
+    }
     pointwise(x, SigmoidLinear { slope })
 }
 
 /// `x Φ(x)` of every element.
 pub(crate) fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(feature = "_gpu")]
+    if !super::on_cpu(&x) {
+        return super::gpu::pointwise::gelu(x);
+    }
     pointwise(x, Gelu)
 }
 
@@ -110,6 +118,10 @@ impl<F: Function> Kernel for AppliedBackward<'_, F> {
 /// # Shapes
 /// `[b, n, 2c]` to `[b, n, c]`.
 pub(crate) fn gated_gelu(x: Tensor<3>) -> Tensor<3> {
+    #[cfg(feature = "_gpu")]
+    if !super::on_cpu(&x) {
+        return super::gpu::pointwise::gated_gelu(x);
+    }
     with_gradient([x], |[x]| {
         let [b, n, width] = x.dims();
         let c = width / 2;
@@ -171,6 +183,10 @@ impl Kernel for GatedGeluBackward<'_> {
 /// # Shapes
 /// `[b, h, w, c]` to `[b, height, width, c]`.
 pub(crate) fn resize_nearest(x: Tensor<4>, [height, width]: [usize; 2]) -> Tensor<4> {
+    #[cfg(feature = "_gpu")]
+    if !super::on_cpu(&x) {
+        return super::gpu::pointwise::resize_nearest(x, [height, width]);
+    }
     with_gradient([x], |[x]| {
         let [b, h, w, c] = x.dims();
         let source = move |row: usize, column: usize| (row * h / height, column * w / width);

@@ -1,7 +1,7 @@
 //! The layers over feature maps, which are channels-last, `[b, h, w, c]`, unless stated otherwise.
 
-use burn::tensor::module::interpolate;
-use burn::tensor::ops::{InterpolateMode, InterpolateOptions};
+use burn::tensor::module::{conv2d, interpolate};
+use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
 use burn::tensor::{DType, Tensor};
 
 use super::layers::{Activation, Linear};
@@ -122,7 +122,12 @@ impl Conv2d {
         let x = channels_first(x).pad((padding, right, padding, bottom), 0.0);
         let [c_in, c_out] = self.channels;
         let weight = self.weight.clone().reshape([kernel, kernel, c_in, c_out]);
-        let y = kernels::conv::composed(x, weight.permute([3, 2, 0, 1]), self.bias.clone(), stride);
+        let weight = weight.permute([3, 2, 0, 1]);
+        // Of whatever type the weights are, and sums of thousands of products do not bear half precision.
+        let (dtype, bias) = (x.dtype(), self.bias.clone());
+        let [x, weight] = [x, weight].map(|x| x.cast(DType::F32));
+        let options = ConvOptions::new([stride; 2], [0; 2], [1; 2], 1);
+        let y = conv2d(x, weight, bias.map(|bias| bias.cast(DType::F32)), options).cast(dtype);
         channels_last(y.slice([0..b, 0..c_out, 0..output[0], 0..output[1]]))
     }
 }

@@ -230,13 +230,8 @@ pub fn multi_head_attention(
     if inputs.into_iter().all(kernels::available) {
         return kernels::fused_attention::attention(q, k, v, heads, causal);
     }
-    let in_chunks = inputs.into_iter().all(kernels::differentiable);
     let [q, k, v] = [q, k, v].map(|x| split_heads(x, heads));
-    join_heads(match in_chunks {
-        // Burn holds the scores of all queries and keys, in the type of `q`, in which they may overflow.
-        true => kernels::attention::attention(q, k, v, causal),
-        false => attention(q, k, v, None, None, options(causal)),
-    })
+    join_heads(attention(q, k, v, None, None, options(causal)))
 }
 
 /// As [`multi_head_attention`], with `weights` in place of the softmax: it is given the scores
