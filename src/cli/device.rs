@@ -1,8 +1,11 @@
 //! Where the models run: the CPU, or a GPU that was built in and is there.
 
+use std::any::Any;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::tensor::Device;
+use burn::tensor::{Device, FloatDType};
 
 use super::report::Failure;
 
@@ -119,6 +122,64 @@ fn graphics(
     devices.into_iter().find(|device| there.contains(device))
 }
 
+/// The number format of weights that `dtype` names, if `device` computes in it.
+pub(crate) fn number_format(dtype: &str, device: &str) -> anyhow::Result<FloatDType> {
+    match (dtype, device) {
+        ("f32", _) => Ok(FloatDType::F32),
+        ("f16", _) => Ok(FloatDType::F16),
+        // WebGPU has no such type; through Vulkan, products of it were infinite on an H100
+        // (docs/performance.md).
+        ("bf16", "vulkan" | "webgpu") => {
+            let message = format!("dtype: bf16 is not supported on device `{device}`");
+            let hint = "use `--dtype f16`";
+            Err(Failure::usage(message).hint(hint).into())
+        }
+        ("bf16", _) => Ok(FloatDType::BF16),
+        _ => {
+            let message = format!("dtype: expected f32, f16 or bf16, found `{dtype}`");
+            Err(Failure::usage(message).into())
+        }
+    }
+}
+
+/// Runs `work`. The back end panics when a result is read that a GPU had no memory for: that is an error here.
+pub(crate) fn with_memory_errors(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    /// Whether any thread ran out of memory: the back end's own do, and others panic because of it.
+    static SEEN: AtomicBool = AtomicBool::new(false);
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if ran_out_of_memory(info.payload()) {
+            SEEN.store(true, Ordering::Relaxed);
+        }
+        if !SEEN.load(Ordering::Relaxed) {
+            report(info);
+        }
+    }));
+    match panic::catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done,
+        Err(_) if SEEN.swap(false, Ordering::Relaxed) => {
+            let hint = "try `--dtype f16`, `--memory low` or a smaller `--resolution`, or run on the CPU \
+                        with `--device cpu`";
+            Err(Failure::new("the GPU has too little memory for this run")
+                .hint(hint)
+                .into())
+        }
+        Err(payload) => panic::resume_unwind(payload),
+    }
+}
+
+/// Whether a panic says that memory could not be had on a GPU, in the words of the back end.
+fn ran_out_of_memory(payload: &(dyn Any + Send)) -> bool {
+    const WORDS: [&str; 3] = [
+        "can't allocate buffer of size",
+        "out of device memory",
+        "wgpu error: Out of Memory",
+    ];
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+    text.is_some_and(|text| WORDS.iter().any(|words| text.contains(words)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -140,5 +201,38 @@ mod tests {
             let error = Place::named(name).unwrap_err();
             assert!(error.to_string().contains("is not built into"), "{error}");
         }
+    }
+
+    #[test]
+    fn number_formats_that_a_device_lacks_are_refused() {
+        assert_eq!(number_format("bf16", "cpu").unwrap(), FloatDType::BF16);
+        assert_eq!(number_format("f16", "vulkan").unwrap(), FloatDType::F16);
+        for device in ["vulkan", "webgpu"] {
+            let error = number_format("bf16", device).unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!("dtype: bf16 is not supported on device `{device}`")
+            );
+        }
+        assert!(number_format("f8", "cpu").is_err());
+    }
+
+    #[test]
+    fn a_gpu_without_memory_is_an_error_and_other_panics_stay_panics() {
+        let run =
+            |text: &'static str| panic::catch_unwind(|| with_memory_errors(|| panic!("{text}")));
+        for text in [
+            "Error while reading data: can't allocate buffer of size: 268435200",
+            "caused by: out of device memory allocating 1024 bytes",
+            "wgpu error: Out of Memory",
+        ] {
+            let error = run(text).unwrap().unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "the GPU has too little memory for this run"
+            );
+        }
+        assert!(run("index out of bounds").is_err());
+        assert!(with_memory_errors(|| Ok(())).is_ok());
     }
 }

@@ -78,7 +78,7 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
 
 fn examine(models: &ModelSettings) -> Findings {
     let mut problems = Vec::new();
-    if let Err(error) = models.device() {
+    if let Err(error) = models.device().and_then(|_| models.dtype()) {
         problems.push(error.to_string());
     }
     let (model, components, learning) =
@@ -94,7 +94,9 @@ fn examine(models: &ModelSettings) -> Findings {
                 (Some(paths.model.clone()), components(&paths), learning)
             }
             Err(error) => {
-                problems.push(format!("{error}; name a model with --model"));
+                let hint = format!("{error}; name a model with --model");
+                // What is wrong with the device keeps the model from being looked for.
+                problems.extend(problems.is_empty().then_some(hint));
                 (None, Vec::new(), Vec::new())
             }
         };

@@ -76,7 +76,8 @@ impl<'a> Fetcher<'a> {
 
     /// Where the diffusion model is; without `--model`, the demo model.
     pub(crate) fn model(&mut self, settings: &ModelSettings) -> anyhow::Result<PathBuf> {
-        settings.device()?; // no download for a device that is not there
+        settings.device()?; // no download for a device that is not there,
+        settings.dtype()?; // or for one that does not compute in this type
         settings.file_options()?;
         match &settings.model {
             Some(name) => self.find(name, settings.variant.as_deref()),

@@ -12,7 +12,7 @@ use difference_inversion::weights::{Family, FileOptions};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
-use super::device::{DEVICES, Place};
+use super::device::{self, DEVICES, Place};
 use super::fitting::Measured;
 use super::report::Failure;
 use super::settings::{ErasedFlags, Settings};
@@ -66,7 +66,8 @@ pub(crate) struct ModelSettings {
     /// [default: auto]
     #[arg(long, value_parser = DEVICES)]
     pub(crate) device: Option<String>,
-    /// Number format of the weights; the CPU computes in f32 all the same [default: f32]
+    /// Number format of the weights; the CPU computes in f32 regardless, and `vulkan` and `webgpu` have no
+    /// bf16 [default: f32]
     #[arg(long, value_parser = DTYPES)]
     pub(crate) dtype: Option<String>,
     /// What to save; `low` computes more than once what `normal` keeps [default: normal]
@@ -95,15 +96,7 @@ impl ModelSettings {
 
     /// The number format of the weights.
     pub(crate) fn dtype(&self) -> anyhow::Result<FloatDType> {
-        match self.dtype_name() {
-            "f32" => Ok(FloatDType::F32),
-            "f16" => Ok(FloatDType::F16),
-            "bf16" => Ok(FloatDType::BF16),
-            other => {
-                let message = format!("dtype: expected f32, f16 or bf16, found `{other}`");
-                Err(Failure::usage(message).into())
-            }
-        }
+        device::number_format(self.dtype_name(), self.device_name())
     }
 
     /// Name of the number format.

@@ -57,7 +57,7 @@ enum Command {
 pub(crate) fn main() -> ExitCode {
     let matches = command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
-    let done = match cli.command {
+    let done = device::with_memory_errors(|| match cli.command {
         Command::Analogy(args) => analogy::run(*args),
         Command::Learn(args) => learn::run(&args),
         Command::Apply(args) => apply::run(&args),
@@ -66,7 +66,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Models(args) => models::run(&args),
-    };
+    });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report::error(&error),
