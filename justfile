@@ -15,6 +15,10 @@ demo:
 gpu:
     cargo test --release --features webgpu --test gpu
 
+# Everything for one run on a machine with a GPU, in one archive; benches/gpu/README.md.
+gpu-day *flags:
+    python3 benches/gpu/package.py {{flags}}
+
 # One optimisation step, and one call of the U-Net.
 bench:
     cargo bench --bench learn

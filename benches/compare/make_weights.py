@@ -1,9 +1,9 @@
 """Writes a model of random weights in the true architecture, and the inputs of one step.
 
-    python benches/compare/make_weights.py sd15|sdxl|demo FOLDER
+    python benches/compare/make_weights.py sd15|sdxl|demo FOLDER [--dtype f16] [--device cuda]
 
-FOLDER then holds `unet`, `text_encoder` (for SDXL `text_encoder_2` too), f32 safetensors as
-diffusers and transformers save them. `compare.py` writes the inputs.
+FOLDER then holds `unet`, `text_encoder` (for SDXL `text_encoder_2` too), safetensors as diffusers
+and transformers save them. `compare.py` writes the inputs.
 """
 
 import argparse
@@ -60,7 +60,8 @@ SDXL = {
 
 def demo() -> tuple[dict, list[dict]]:
     """The architecture of the demo model."""
-    model = Path(__file__).parents[2] / "demo/model"
+    places = [parent / "demo/model" for parent in Path(__file__).resolve().parents]
+    model = next(place for place in places if place.exists())
     read = lambda name: json.loads((model / name / "config.json").read_text())
     unet = {name: value for name, value in read("unet").items() if not name.startswith("_")}
     text = read("text_encoder")
@@ -71,6 +72,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("architecture", choices=("sd15", "sdxl", "demo"))
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--dtype", choices=("f32", "f16"), default="f32")
+    parser.add_argument("--device", default="cpu", help="where the numbers are drawn")
     args = parser.parse_args()
     unet, text_encoders = {
         "sd15": lambda: (SD15, [CLIP_L]),
@@ -78,11 +81,13 @@ def main() -> None:
         "demo": demo,
     }[args.architecture]()
     torch.manual_seed(0)
-    model = UNet2DConditionModel(**unet)
+    dtype = {"f32": torch.float32, "f16": torch.float16}[args.dtype]
+    torch.set_default_device(args.device)
+    model = UNet2DConditionModel(**unet).to(dtype)
     print(f"U-Net: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
     model.save_pretrained(args.folder / "unet", max_shard_size="100GB")
     for number, config in enumerate(text_encoders):
-        model = CLIPTextModelWithProjection(CLIPTextConfig(**config))
+        model = CLIPTextModelWithProjection(CLIPTextConfig(**config)).to(dtype)
         name = "text_encoder" if number == 0 else f"text_encoder_{number + 1}"
         print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
         model.save_pretrained(args.folder / name, max_shard_size="100GB")

@@ -1,13 +1,19 @@
-//! The worker of `compare.py`: one optimisation step, or one U-Net call, for every line read.
+//! The worker of `compare.py`: one optimisation step, or one U-Net call, for every line read. With
+//! `kernels`, what `benches/gpu` says of a GPU's kernels.
 //!
 //! ```text
-//! step MODEL INPUTS step|unet [--dtype f16]
+//! step kernels GROUP …
+//! step MODEL INPUTS step|unet [--dtype f16|bf16] [--memory low] [--device cpu|vulkan|webgpu]
 //! ```
 //!
 //! Says `ready` when the models are open, then prints the loss and the norm of the gradient each
 //! time (for `unet` the mean square of the prediction, and 0), as `torch_step.py` does.
 
 #![expect(clippy::print_stdout, reason = "the results are the result")]
+
+#[cfg(feature = "_gpu")]
+#[path = "../gpu/kernels.rs"]
+mod kernels;
 
 use std::path::Path;
 
@@ -17,7 +23,7 @@ use difference_inversion::models::clip_text::{ClipTextModel, PrefixCache};
 use difference_inversion::models::unet::{
     AddedConditions, Memory, UNet2DConditionModel, UNetConfig,
 };
-use difference_inversion::weights::{Arrays, Values, Weights, read_config};
+use difference_inversion::weights::{Arrays, Values, Weights, compute_dtype, read_config};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -26,6 +32,8 @@ const LEARNING_RATE: f64 = 1e-3;
 const WEIGHT_DECAY: f64 = 0.01;
 const LAMBDA_MSE: f64 = 4.0;
 const LAMBDA_CLIP: f64 = 0.1;
+/// The loss is this many times as large in the backward pass: gradients fall below the range of f16.
+const LOSS_SCALE: f32 = 1024.0;
 
 fn main() {
     difference_inversion::on_workers(run);
@@ -33,8 +41,17 @@ fn main() {
 
 fn run() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    #[cfg(feature = "_gpu")]
+    if let [kernels, arguments @ ..] = arguments.as_slice()
+        && kernels == "kernels"
+    {
+        return kernels::run(arguments);
+    }
     let [model, inputs, what, flags @ ..] = arguments.as_slice() else {
-        println!("usage: step MODEL INPUTS step|unet [--dtype f16|bf16] [--memory low]");
+        println!(
+            "usage: step MODEL INPUTS step|unet [--dtype f16|bf16] [--memory low] \
+             [--device cpu|vulkan|webgpu]"
+        );
         return;
     };
     let flag = |name: &str| {
@@ -46,13 +63,26 @@ fn run() {
         Some("bf16") => FloatDType::BF16,
         _ => FloatDType::F32,
     };
-    let mut step = Step::open(Path::new(model), Path::new(inputs), dtype);
+    let device = match flag("--device") {
+        None | Some("cpu") => Device::flex(),
+        #[cfg(feature = "vulkan")]
+        Some("vulkan") => Device::vulkan(Default::default()),
+        #[cfg(feature = "webgpu")]
+        Some("webgpu") => Device::wgpu(Default::default()),
+        Some(other) => {
+            println!("no device {other} in this build");
+            return;
+        }
+    };
+    let mut step = Step::open(Path::new(model), Path::new(inputs), &device, dtype);
     if flag("--memory") == Some("low") {
         step.unet.set_memory(Memory::Low);
     }
     println!("ready");
-    for _ in std::io::stdin().lines() {
-        let (loss, norm) = match what.as_str() {
+    for line in std::io::stdin().lines() {
+        // A line may name something else to be done.
+        let line = line.expect("a line");
+        let (loss, norm) = match if line.is_empty() { what } else { line.as_str() } {
             "step" => step.step(),
             _ => step.unet_call(),
         };
@@ -79,10 +109,15 @@ struct Read {
 }
 
 impl Encoder {
-    fn open(folder: &Path, number: usize, inputs: &Arrays, dtype: FloatDType) -> Self {
-        let device = Device::flex();
-        let model = ClipTextModel::open(folder, &device, dtype).expect("a text encoder");
-        let floats = |name: &str| inputs.tensor::<2>(&format!("{name}.{number}"), &device);
+    fn open(
+        folder: &Path,
+        number: usize,
+        inputs: &Arrays,
+        device: &Device,
+        dtype: FloatDType,
+    ) -> Self {
+        let model = ClipTextModel::open(folder, device, dtype).expect("a text encoder");
+        let floats = |name: &str| inputs.tensor::<2>(&format!("{name}.{number}"), device);
         let tokens = floats("tokens").expect("tokens");
         let count = tokens.dims()[0];
         let embed = |ids: &[u32]| model.embed_tokens(&[ids.to_vec()]).expect("known ids");
@@ -141,30 +176,35 @@ struct Step {
     unet: UNet2DConditionModel,
     encoders: Vec<Encoder>,
     inputs: Arrays,
+    device: Device,
+    /// What is computed in.
+    dtype: DType,
     steps: usize,
 }
 
 impl Step {
-    fn open(model: &Path, inputs: &Path, dtype: FloatDType) -> Self {
-        let (folder, device) = (model.join("unet"), Device::flex());
+    fn open(model: &Path, inputs: &Path, device: &Device, dtype: FloatDType) -> Self {
+        let folder = model.join("unet");
         let config: UNetConfig = read_config(&folder.join("config.json")).expect("a config.json");
-        let weights = Weights::open(&folder, &device, dtype).expect("a U-Net's weights");
+        let weights = Weights::open(&folder, device, dtype).expect("a U-Net's weights");
         let unet = UNet2DConditionModel::load(&weights, &config).expect("a U-Net");
         let inputs = Arrays::read(inputs).expect("inputs");
         let encoders = ["text_encoder", "text_encoder_2"].map(|name| model.join(name));
         let encoders = (encoders.iter().filter(|folder| folder.is_dir()).enumerate())
-            .map(|(number, folder)| Encoder::open(folder, number, &inputs, dtype))
+            .map(|(number, folder)| Encoder::open(folder, number, &inputs, device, dtype))
             .collect();
         Self {
             unet,
             encoders,
             inputs,
+            device: device.clone(),
+            dtype: compute_dtype(device, dtype).into(),
             steps: 0,
         }
     }
 
     fn input<const D: usize>(&self, name: &str) -> Tensor<D> {
-        self.inputs.tensor(name, &Device::flex()).expect("an input")
+        self.inputs.tensor(name, &self.device).expect("an input")
     }
 
     /// `states` [2, n, d] and the pooled prompts [2, e] for as many rows as there are latents.
@@ -175,15 +215,15 @@ impl Step {
         let added = text_embeds.map(|text_embeds| {
             let time_ids: Tensor<2> = self.input("time_ids");
             AddedConditions {
-                text_embeds: repeat(&text_embeds, &rows),
+                text_embeds: repeat(&text_embeds.cast(self.dtype), &rows),
                 time_ids: repeat(&time_ids, &rows),
             }
         });
         (self.unet)
             .forward(
-                noisy,
+                noisy.cast(self.dtype),
                 self.input("timesteps"),
-                repeat(states, &rows),
+                repeat(&states.clone().cast(self.dtype), &rows),
                 added.as_ref(),
             )
             .cast(DType::F32)
@@ -217,11 +257,11 @@ impl Step {
         let after = squares.clone().slice([0..rows / 2]).mean();
         let before = squares.slice([rows / 2..rows]).mean();
         let loss = (after + before) * LAMBDA_MSE + Tensor::cat(clip, 0).mean() * LAMBDA_CLIP;
-        let gradients = loss.backward();
+        let gradients = (loss.clone() * LOSS_SCALE).backward();
         let optimiser = AdamW::new(LEARNING_RATE, WEIGHT_DECAY);
         let mut squares = 0.0;
         for (encoder, tracked) in self.encoders.iter_mut().zip(&tracked) {
-            let gradient = tracked.grad(&gradients).expect("a gradient");
+            let gradient = tracked.grad(&gradients).expect("a gradient") / LOSS_SCALE;
             squares += gradient.clone().square().sum().into_scalar::<f32>();
             let tokens = encoder.tokens.clone();
             encoder.tokens = optimiser.step(tokens, gradient, &mut encoder.moments, self.steps);

@@ -1,9 +1,11 @@
 """The worker of `compare.py` in PyTorch: one optimisation step, or one U-Net call, a line.
 
     python benches/compare/torch_step.py MODEL INPUTS step|unet [--channels-last]
+        [--device cuda] [--dtype f16|bf16] [--compile]
 
-Runs on as many threads as OMP_NUM_THREADS says. Says `ready` when the models are open; for every line read it works once and prints the loss and
-the norm of the gradient (for `unet`: the mean square of the prediction, and 0).
+Runs on as many threads as OMP_NUM_THREADS says. Says `ready` when the models are open; for every
+line read it works once and prints the loss and the norm of the gradient (for `unet`: the mean
+square of the prediction, and 0).
 """
 
 import argparse
@@ -18,14 +20,16 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModelWithProjection
 
 LEARNING_RATE, LAMBDA_MSE, LAMBDA_CLIP = 1e-3, 4.0, 0.1
+LOSS_SCALE = 1024.0  # gradients fall below the range of f16
+DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
 class TextEncoder:
     """A text encoder that reads token embeddings in the place of marked positions."""
 
-    def __init__(self, folder: Path):
-        model = CLIPTextModelWithProjection.from_pretrained(folder, torch_dtype=torch.float32)
-        self.model = model.eval().requires_grad_(False)
+    def __init__(self, folder: Path, device: str, dtype: torch.dtype):
+        model = CLIPTextModelWithProjection.from_pretrained(folder, torch_dtype=dtype)
+        self.model = model.to(device).eval().requires_grad_(False)
         table = next(m for n, m in model.named_modules() if n.endswith("token_embedding"))
         table.register_forward_hook(self.replace)
         self.rows = None
@@ -33,7 +37,7 @@ class TextEncoder:
     def replace(self, _module, _inputs, output):
         output = output.clone()
         for row, (start, tokens) in enumerate(self.rows):
-            output[row, start : start + len(tokens)] = tokens
+            output[row, start : start + len(tokens)] = tokens.to(output.dtype)
         return output
 
     def __call__(self, ids, rows):
@@ -42,18 +46,21 @@ class TextEncoder:
 
 
 class Step:
-    def __init__(self, model: Path, inputs: Path, channels_last: bool):
+    def __init__(self, args: argparse.Namespace):
+        model, device, self.dtype = args.model, args.device, DTYPES[args.dtype]
         config = UNet2DConditionModel.load_config(model / "unet")
         with torch.device("meta"):
             self.unet = UNet2DConditionModel.from_config(config)
-        weights = load_file(model / "unet/diffusion_pytorch_model.safetensors")
+        weights = load_file(model / "unet/diffusion_pytorch_model.safetensors", device)
+        weights = {name: weight.to(self.dtype) for name, weight in weights.items()}
         self.unet.load_state_dict(weights, assign=True)
         self.unet = self.unet.eval().requires_grad_(False)
-        if channels_last:
+        if args.channels_last:
             self.unet = self.unet.to(memory_format=torch.channels_last)
-        self.inputs = load_file(inputs)
+        self.call = torch.compile(self.unet) if args.compile else self.unet
+        self.inputs = load_file(args.inputs, device)
         folders = sorted(model.glob("text_encoder*"))
-        self.text_encoders = [TextEncoder(folder) for folder in folders]
+        self.text_encoders = [TextEncoder(folder, device, self.dtype) for folder in folders]
         number = range(len(self.text_encoders))
         self.tokens = [self.inputs[f"tokens.{i}"].clone().requires_grad_() for i in number]
         self.optimiser = torch.optim.AdamW(self.tokens, lr=LEARNING_RATE, weight_decay=0.01)
@@ -64,7 +71,9 @@ class Step:
         states = states.repeat_interleave(draws, 0)
         if added is not None:
             added = {name: x.repeat_interleave(draws, 0) for name, x in added.items()}
-        return self.unet(noisy, t, states, added_cond_kwargs=added).sample
+            added = {name: x.to(self.dtype) for name, x in added.items()}
+        noisy, states = noisy.to(self.dtype), states.to(self.dtype)
+        return self.call(noisy, t, states, added_cond_kwargs=added).sample.float()
 
     def unet_call(self) -> tuple[float, float]:
         added = None
@@ -82,14 +91,16 @@ class Step:
             output = encoder(ids, [(starts[0], tokens), (starts[1], -tokens)])
             states.append(output.hidden_states[-2] if sdxl else output.last_hidden_state)
             pooled = output.text_embeds
-            features = encoder(alone, [(1, tokens)]).text_embeds
+            features = encoder(alone, [(1, tokens)]).text_embeds.float()
             clip.append(1 - F.cosine_similarity(features, inputs[f"delta.{number}"]).mean())
         added = {"text_embeds": pooled, "time_ids": inputs["time_ids"]} if sdxl else None
         squares = (self.predict(torch.cat(states, -1), added) - inputs["target"]).square()
         after, before = (half.mean() for half in squares.chunk(2))
         loss = LAMBDA_MSE * (after + before) + LAMBDA_CLIP * torch.stack(clip).mean()
         self.optimiser.zero_grad()
-        loss.backward()
+        (loss * LOSS_SCALE).backward()
+        for tokens in self.tokens:
+            tokens.grad /= LOSS_SCALE
         norm = torch.cat([tokens.grad.flatten() for tokens in self.tokens]).norm()
         self.optimiser.step()
         return loss.item(), norm.item()
@@ -101,11 +112,15 @@ def main() -> None:
     parser.add_argument("inputs", type=Path)
     parser.add_argument("what", choices=("step", "unet"))
     parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="f32")
+    parser.add_argument("--compile", action="store_true", help="the U-Net through torch.compile")
     args = parser.parse_args()
-    step = Step(args.model, args.inputs, args.channels_last)
+    step = Step(args)
     print("ready", flush=True)
-    for _ in sys.stdin:
-        result = step.step() if args.what == "step" else step.unet_call()
+    for line in sys.stdin:
+        what = line.strip() or args.what  # a line may name something else to be done
+        result = step.step() if what == "step" else step.unet_call()
         print(json.dumps(result), flush=True)
 
 
