@@ -23,18 +23,9 @@ pub(in super::super) fn linear<const D: usize>(
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
     with_gradient([x], |[x]| {
-        let (shape, dtype) = (x.dims(), x.dtype());
-        let weight = weight.cast(dtype);
-        let y = times(x, weight.clone().transpose());
-        let y = match bias {
-            Some(bias) => y + bias.cast(dtype).unsqueeze(),
-            None => y,
-        };
-        let back = move |grad: Tensor<D>| {
-            debug_assert_eq!(grad.dims()[..D - 1], shape[..D - 1]);
-            [times(grad, weight.clone())]
-        };
-        (y, back)
+        let weight = weight.cast(x.dtype());
+        let y = plus(times(x, weight.clone().transpose()), bias);
+        (y, move |grad| [times(grad, weight.clone())])
     })
 }
 
@@ -46,6 +37,17 @@ fn times<const D: usize>(x: Tensor<D>, right: Tensor<2>) -> Tensor<D> {
     let y = product(x.reshape([rows, k]), right, dtype);
     shape[D - 1] = n;
     y.reshape(shape)
+}
+
+/// `y` `[.., n]` and the bias `[n]`, if there is one.
+fn plus<const D: usize>(y: Tensor<D>, bias: Option<Tensor<1>>) -> Tensor<D> {
+    match bias {
+        Some(bias) => {
+            let bias = bias.cast(y.dtype()).unsqueeze();
+            y + bias
+        }
+        None => y,
+    }
 }
 
 /// [`conv::conv`](super::super::conv::conv).
@@ -67,10 +69,7 @@ pub(in super::super) fn conv(
             let kernel = kernel.clone().reshape([size * size * c_in, c_out]);
             gathered_product(x, &kernel, geometry, output, false)
         });
-        let y = match bias {
-            Some(bias) => y + bias.cast(dtype).unsqueeze(),
-            None => y,
-        };
+        let y = plus(y, bias);
         let back = move |grad: Tensor<4>| {
             // The gradient of a convolution that keeps the size is one with the kernel turned round.
             let turned = kernel.clone().swap_dims(2, 3); // [size, size, c_out, c_in]
