@@ -45,7 +45,7 @@ class Judge(torch.nn.Module):
 @torch.no_grad()
 def predict(judge: Judge, x: torch.Tensor) -> np.ndarray:
     """Attribute indices [b, kinds]."""
-    return np.stack([p.argmax(1).numpy() for p in judge(x).split(SIZES, dim=1)], axis=1)
+    return np.stack([p.argmax(1).cpu().numpy() for p in judge(x).split(SIZES, dim=1)], axis=1)
 
 
 WEIGHTS = pathlib.Path(__file__).parent.parent / "demo/benchmark/judge.safetensors"
@@ -63,7 +63,7 @@ def corrupt(x: torch.Tensor, rng) -> torch.Tensor:
         k = float(rng.uniform(0, 0.25))
         side = (1 - k) / 2
         kernel = torch.tensor([side, k, side] if rng.random() < 0.5 else [k / 2, 1 - k, k / 2])
-        kernel = (kernel[:, None] * kernel[None]).expand(3, 1, 3, 3)
+        kernel = (kernel[:, None] * kernel[None]).expand(3, 1, 3, 3).to(x.device)
         x = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, groups=3)
     x = x + torch.randn_like(x) * float(rng.uniform(0, 0.08))
     return x * float(rng.uniform(0.92, 1.08)) + float(rng.uniform(-0.06, 0.06))
@@ -106,20 +106,19 @@ def main():
     if not cache.exists():
         np.save(cache, np.stack([np.asarray(render(s)) for s in drawn]))
     pictures = np.load(cache, mmap_mode="r")
-    labels = torch.tensor([s.labels() for s in drawn])
+    labels = torch.tensor([s.labels() for s in drawn], device=args.device)
     judge = Judge().to(memory_format=torch.channels_last)
     run = common.Run("judge", args, judge, ema=0.99)
     for step in run.loop():
         rng = run.rng()
         index = rng.integers(len(pictures), size=args.batch)
-        index = run.share(index)
-        x = corrupt(common.pictures_to_tensor(pictures[index]), rng).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+        x = corrupt(common.pictures_to_tensor(pictures[index]).to(args.device), rng).contiguous(memory_format=torch.channels_last)
+        with common.autocast(args.device):
             logits = judge(x).float()
         loss = sum(F.cross_entropy(p, labels[index, i]) for i, p in enumerate(logits.split(SIZES, dim=1))) / len(SIZES)
         run.update(loss)
-        if run.step % 200 == 199 and run.rank == 0:
-            x = common.pictures_to_tensor(validation[:256])
+        if run.step % 200 == 199:
+            x = common.pictures_to_tensor(validation[:256]).to(args.device)
             print(json.dumps({"step": run.step + 1, "accuracy": float((predict(run.ema, x) == truth[:256]).mean())}), file=run.log)
 
 

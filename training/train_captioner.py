@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, Blip2Config, Blip2ForConditionalGeneration, Blip2QFormerConfig, Blip2VisionConfig, OPTConfig
-from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 import common
 import data
@@ -55,8 +54,8 @@ def evaluate(model, tokenizer, pictures, scenes) -> dict[str, float]:
     right, whole = {k: 0 for k in KINDS}, 0
     prefix = [model.config.image_token_id] * QUERIES + [tokenizer.bos_token_id]
     for start in range(0, len(scenes), 64):
-        x = common.pictures_to_tensor(pictures[start : start + 64])
-        ids = torch.tensor([prefix] * len(x))
+        x = common.pictures_to_tensor(pictures[start : start + 64]).to(model.device)
+        ids = torch.tensor([prefix] * len(x), device=model.device)
         out = model.generate(pixel_values=x, input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, num_beams=1, do_sample=False)
         for tokens, scene in zip(out[:, len(prefix) :] if out.shape[1] > len(prefix) else out, scenes[start : start + 64]):
             text = tokenizer.decode(tokens, skip_special_tokens=True).strip()
@@ -78,6 +77,8 @@ def main():
     run = common.Run("captioner", args, model, ema=0.99)
     validation, validation_scenes = data.load(args.work, "validation")
     if args.export:
+        from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
         run.ema.half().save_pretrained(args.export)
         tokenizer.save_pretrained(args.export)
         BlipImageProcessorPil(size={"height": 128, "width": 128}, image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(args.export)
@@ -85,24 +86,22 @@ def main():
         print(json.dumps({"step": run.step, "minutes": run.seconds / 60, **evaluate(stored, tokenizer, validation, validation_scenes)}))
         return
 
-    train, scenes = data.load(args.work, "train")
+    train, scenes = data.load(args.work, "train", args.device)
     prefix = [model.config.image_token_id] * QUERIES
-    texts = [prefix + tokenizer(caption(s)).input_ids + [tokenizer.eos_token_id] for s in scenes]
+    texts = tokenizer([caption(s) for s in scenes]).input_ids
+    length = max(map(len, texts)) + 1
+    texts = torch.tensor([prefix + t + [tokenizer.eos_token_id] + [tokenizer.pad_token_id] * (length - 1 - len(t)) for t in texts], device=args.device)
     model.train()
     for step in run.loop():
-        rng = run.rng()
-        index = rng.integers(len(train), size=args.batch)
-        length = max(len(texts[i]) for i in index)
-        ids = torch.full((args.batch, length), tokenizer.pad_token_id)
-        for row, i in enumerate(index):
-            ids[row, : len(texts[i])] = torch.tensor(texts[i])
+        index = torch.from_numpy(run.rng().integers(len(train), size=args.batch)).to(train.device)
+        ids = texts[index]
         mask = (ids != tokenizer.pad_token_id).long()
-        with torch.autocast("cpu", torch.bfloat16):
+        with common.autocast(args.device):
             logits = model(pixel_values=common.pictures_to_tensor(train[index]), input_ids=ids, attention_mask=mask).logits
         labels = ids.masked_fill(mask == 0, -100)[:, QUERIES + 1 :]
         loss = F.cross_entropy(logits[:, QUERIES:-1].float().flatten(0, 1), labels.flatten(), ignore_index=-100)
         run.update(loss)
-        if run.step % 300 == 299:
+        if run.step % 1000 == 999:
             run.ema.eval()
             print(json.dumps({"step": run.step + 1, **evaluate(run.ema, tokenizer, validation[:128], validation_scenes[:128])}), file=run.log)
 

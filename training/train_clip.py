@@ -70,8 +70,8 @@ def accuracy(clip: CLIPModel, tokenizer, pictures, scenes) -> float:
     right, total = 0, 0
     for start in range(0, len(scenes) - 255, 256):
         texts = [caption(s) for s in scenes[start : start + 256]]
-        ids = tokenizer(texts, padding="max_length", return_tensors="pt")
-        logits = clip(input_ids=ids.input_ids, attention_mask=ids.attention_mask, pixel_values=pixel_values(pictures[start : start + 256])).logits_per_image
+        ids = tokenizer(texts, padding="max_length", return_tensors="pt").to(clip.device)
+        logits = clip(input_ids=ids.input_ids, attention_mask=ids.attention_mask, pixel_values=pixel_values(pictures[start : start + 256]).to(clip.device)).logits_per_image
         best = logits.argmax(1).tolist()
         right += sum(texts[b] == texts[i] for i, b in enumerate(best))
         total += 256
@@ -105,33 +105,34 @@ def main():
         print(json.dumps({"step": run.step, "minutes": run.seconds / 60, "accuracy_of_256": accuracy(stored, tokenizer, validation, validation_scenes)}))
         return
 
-    train, scenes = data.load(args.work, "train")
-    labels = torch.tensor([s.labels() for s in scenes])
-    not_told = torch.tensor([len(v) for v in ATTRIBUTES.values()])
+    train, scenes = data.load(args.work, "train", args.device)
+    labels = torch.tensor([s.labels() for s in scenes], device=args.device)
+    not_told = torch.tensor([len(v) for v in ATTRIBUTES.values()], device=args.device)
     for step in run.loop():
         rng = run.rng()
         words = random.Random(args.seed * 1_000_003 + step)
         index = rng.integers(len(train), size=args.batch)
         captions = [random_caption(words, scenes[i]) for i in index]
-        told = torch.tensor([[kind in known for kind in KINDS] for _, known in captions])
+        told = torch.tensor([[kind in known for kind in KINDS] for _, known in captions], device=args.device)
+        index = torch.from_numpy(index).to(args.device)
         truth = labels[index]
-        ids = tokenizer([c for c, _ in captions], padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt").input_ids
-        with torch.autocast("cpu", torch.bfloat16):
+        ids = tokenizer([c for c, _ in captions], padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt").input_ids.to(args.device)
+        with common.autocast(args.device):
             text = model.clip.text_model(input_ids=ids)
             image = model.clip.vision_model(pixel_values=pixel_values(train[index]))
             text_embeds = F.normalize(model.clip.text_projection(text.pooler_output).float(), dim=-1)
             image_embeds = F.normalize(model.clip.visual_projection(image.pooler_output).float(), dim=-1)
             ends = (ids == tokenizer.eos_token_id).int().argmax(1)
-            pads = ends + ((MAX_LENGTH - 1 - ends) * torch.from_numpy(rng.random(args.batch))).long()
+            pads = ends + ((MAX_LENGTH - 1 - ends) * torch.from_numpy(rng.random(args.batch)).to(args.device)).long()
             text_logits = model.text_head(text.pooler_output).float()
-            pad_logits = model.pad_head(text.last_hidden_state[torch.arange(args.batch), pads]).float()
+            pad_logits = model.pad_head(text.last_hidden_state[torch.arange(args.batch, device=args.device), pads]).float()
             image_logits = model.image_head(image.pooler_output).float()
         logits = image_embeds @ text_embeds.T * model.clip.logit_scale.exp().clamp(max=100)
-        diagonal = torch.arange(args.batch)
+        diagonal = torch.arange(args.batch, device=args.device)
         contrastive = (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
         known = torch.where(told, truth, not_told)
         heads = [head_loss(text_logits, known), head_loss(pad_logits, known), head_loss(image_logits, truth)]
-        run.update(contrastive + sum(heads), contrastive=contrastive.item(), text=heads[0].item(), pad=heads[1].item(), image=heads[2].item())
+        run.update(contrastive + sum(heads), contrastive=contrastive, text=heads[0], pad=heads[1], image=heads[2])
         if run.step % 200 == 199:
             print(json.dumps({"step": run.step + 1, "accuracy_of_256": accuracy(run.ema.clip, tokenizer, validation[:512], validation_scenes[:512])}), file=run.log)
 

@@ -21,8 +21,9 @@ import torch
 from diffusers import UNet2DConditionModel
 
 import common
-from train_unet import EMPTY_PROMPT, Frozen, draw_timesteps, encode, velocity_loss
-from world import KINDS, SIZE, Scene, analogy, instruction, random_caption, render, sample_scene
+import data
+from train_unet import EMPTY_PROMPT, Frozen, Texts, captions, encode, once, velocity_loss
+from world import KINDS, SIZE, Scene, analogy, instruction, sample_scene
 
 FOLDERS = {"instruct": "unet_instruct_pix2pix", "inpaint": "unet_inpaint"}
 CHANNELS = {"instruct": 8, "inpaint": 9}
@@ -41,18 +42,6 @@ def build(model: pathlib.Path, task: str) -> UNet2DConditionModel:
     kernel[:, :4] = weights["conv_in.weight"]
     unet.load_state_dict({**weights, "conv_in.weight": kernel})
     return unet.to(memory_format=torch.channels_last)
-
-
-def pictures(scenes: list[Scene]) -> np.ndarray:
-    return np.stack([np.asarray(render(scene)) for scene in scenes])
-
-
-def once(path: pathlib.Path, make):
-    """What `make` returns, kept in a file."""
-    if not path.exists():
-        torch.save(make(), path.with_suffix(".tmp"))
-        path.with_suffix(".tmp").rename(path)
-    return torch.load(path)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -77,29 +66,32 @@ def quads(count: int, seed: int) -> list[list[Scene]]:
     return found
 
 
+def instructions(quad: list[Scene], variants: int = 2) -> list[list[str]]:
+    """Ways to say each change of the `i`-th scene into the `(i + n) % 4`-th, in the order `3 * i + n - 1`."""
+    rng = random.Random(quad[0].seed)
+    return [[instruction(rng, quad[i], quad[(i + n) % 4]) for _ in range(variants)] for i in range(4) for n in (1, 2, 3)]
+
+
 class Instruct:
     def __init__(self, args, frozen: Frozen):
-        self.scenes = quads(args.scenes or 2000, args.seed)
+        self.scenes = quads(args.scenes or 16384, args.seed)
         flat = [scene for quad in self.scenes for scene in quad]
-        self.mean, self.std = once(args.work / "quads.pt", lambda: encode(frozen.vae, pictures(flat)))
+        self.mean, self.std = once(args.work / "quads.pt", args.device, lambda: encode(frozen.vae, data.pictures(flat)))
+        self.texts = Texts(frozen, [variants for changes in common.spread(instructions, self.scenes) for variants in changes])
         self.scale = frozen.vae.config.scaling_factor
-        self.batch = args.batch
+        self.batch, self.device = args.batch, args.device
 
-    def draw(self, rng: np.random.Generator, words: random.Random):
-        """Latents to draw, texts, more channels, and how much each place counts."""
-        quad = rng.integers(len(self.scenes), size=self.batch)
-        before = rng.integers(4, size=self.batch)
-        after = (before + rng.integers(1, 4, size=self.batch)) % 4
-        texts = [instruction(words, self.scenes[q][i], self.scenes[q][j]) for q, i, j in zip(quad, before, after)]
+    def draw(self, rng: np.random.Generator):
+        """Latents to draw, tokens, more channels, and how much each place counts."""
+        quad = torch.from_numpy(rng.integers(len(self.scenes), size=self.batch)).to(self.device)
+        before = torch.from_numpy(rng.integers(4, size=self.batch)).to(self.device)
+        n = torch.from_numpy(rng.integers(1, 4, size=self.batch)).to(self.device)
+        dice = torch.rand(self.batch, device=self.device)  # 5 % without the text, 5 % without the picture, 5 % without both
+        tokens = self.texts.draw(12 * quad + 3 * before + n - 1, dice < 0.10)
         image = self.mean[4 * quad + before] / self.scale  # as diffusers gives it: the mode, not scaled
-        for n in range(self.batch):  # 5 % without the text, 5 % without the picture, 5 % without both
-            dice = words.random()
-            if dice < 0.10:
-                texts[n] = ""
-            if 0.05 <= dice < 0.15:
-                image[n] = 0
-        target = 4 * quad + after
-        yield self.mean[target] + self.std[target] * torch.randn_like(image), texts, [image], None
+        image = torch.where(((dice >= 0.05) & (dice < 0.15))[:, None, None, None], 0.0, image)
+        target = 4 * quad + (before + n) % 4
+        yield self.mean[target] + self.std[target] * torch.randn_like(image), tokens, [image], None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -125,7 +117,7 @@ def cell(number: int) -> np.ndarray:
 
 
 def grid(scenes: dict[str, Scene]) -> np.ndarray:
-    a, a_prime, b, b_prime = pictures([scenes[name] for name in GRID])
+    a, a_prime, b, b_prime = (data.draw(scenes[name]) for name in GRID)
     return np.concatenate([np.concatenate([a, a_prime], 1), np.concatenate([b, b_prime], 1)], 0)
 
 
@@ -135,81 +127,80 @@ def covered(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 class Pool:
-    """Pictures, the same covered, their masks, all as latents, and who is in them."""
+    """Pictures, the same covered, and their masks, all as latents; and what may be said of what is covered."""
 
-    def __init__(self, path: pathlib.Path, vae, draw, scenes: list, masks: list[np.ndarray]):
+    def __init__(self, path: pathlib.Path, frozen: Frozen, draw, scenes: list, masks: list[np.ndarray], texts: list[list[str]], empty: float):
         def make():
-            whole = [draw(scene) for scene in scenes]
-            return encode(vae, np.stack(whole)), encode(vae, np.stack([covered(p, m) for p, m in zip(whole, masks)]))
+            whole = common.spread(draw, scenes)
+            return encode(frozen.vae, np.stack(whole)), encode(frozen.vae, np.stack([covered(p, m) for p, m in zip(whole, masks)]))
 
-        self.whole, self.covered = once(path, make)
-        self.masks = torch.from_numpy(np.stack(masks)[:, None, ::8, ::8].copy()).float()  # "nearest", as diffusers does
+        self.whole, self.covered = once(path, frozen.device, make)
+        self.masks = torch.from_numpy(np.stack(masks)[:, None, ::8, ::8].copy()).float().to(frozen.device)  # "nearest", as diffusers does
+        self.texts, self.empty = Texts(frozen, texts), empty
 
-    def draw(self, index):
+    def draw(self, rng: np.random.Generator, count: int):
+        """Latents to draw, tokens, more channels, and how much each place counts."""
+        index = torch.from_numpy(rng.integers(len(self.masks), size=count)).to(self.masks.device)
         x, given = (mean[index] + std[index] * torch.randn_like(mean[index]) for mean, std in (self.whole, self.covered))
         mask = self.masks[index]
-        return x, [mask, given], 0.1 + 0.9 * mask
+        return x, self.texts.draw(index, self.empty), [mask, given], 0.1 + 0.9 * mask
+
+
+def said(scenes: dict[str, Scene], number: int) -> list[str]:
+    """Of the covered cell: captions, and as often as one in four a few words on what changes."""
+    name = GRID[number]
+    partner = scenes[name.removesuffix("_prime") if name.endswith("_prime") else f"{name}_prime"]
+    return [*captions(scenes[name], 3), instruction(random.Random(scenes[name].seed), partner, scenes[name])]
 
 
 class Inpaint:
+    """A quarter of the batch are single pictures, the rest are the cells of grids."""
+
     def __init__(self, args, frozen: Frozen):
-        rng = random.Random(args.seed)
-        self.singles = [sample_scene(rng, "train") for _ in range(args.scenes or 2400)]
-        self.grids = [analogy(rng, tuple(rng.sample(KINDS, rng.choice((1, 1, 2)))), "train") for _ in range((args.scenes or 2400) // 2)]
-        self.cells = [3 if rng.random() < 0.75 else rng.randrange(3) for _ in self.grids]
-        masks = [rectangle(rng) for _ in self.singles]
+        rng, count = random.Random(args.seed), args.scenes or 24576
+        singles = [sample_scene(rng, "train") for _ in range(count)]
+        grids = [analogy(rng, tuple(rng.sample(KINDS, rng.choice((1, 1, 2)))), "train") for _ in range(count // 2)]
+        cells = [3 if rng.random() < 0.75 else rng.randrange(3) for _ in grids]
+        masks = [rectangle(rng) for _ in singles]
         self.pools = (
-            Pool(args.work / "singles.pt", frozen.vae, lambda scene: np.asarray(render(scene)), self.singles, masks),
-            Pool(args.work / "grids.pt", frozen.vae, grid, self.grids, [cell(c) for c in self.cells]),
+            Pool(args.work / "singles.pt", frozen, data.draw, singles, masks, common.spread(captions, singles), EMPTY_PROMPT),
+            Pool(args.work / "grids.pt", frozen, grid, grids, [cell(c) for c in cells], [said(*pair) for pair in zip(grids, cells)], 0.2),
         )
-        self.batch = args.batch
+        self.counts = (args.batch // 4, 3 * args.batch // 16)
 
-    def prompt(self, words: random.Random, number: int) -> str:
-        """A caption of what is covered, a few words on what changes, or nothing."""
-        names = GRID[self.cells[number]]
-        scene, dice = self.grids[number][names], words.random()
-        if dice < 0.2:
-            return ""
-        if dice < 0.4:
-            partner = self.grids[number][names.removesuffix("_prime") if names.endswith("_prime") else f"{names}_prime"]
-            return instruction(words, partner, scene)
-        return random_caption(words, scene)[0]
-
-    def draw(self, rng: np.random.Generator, words: random.Random):
-        """A quarter of the batch are single pictures, the rest are the cells of grids."""
-        index = rng.integers(len(self.singles), size=self.batch // 4)
-        texts = ["" if words.random() < EMPTY_PROMPT else random_caption(words, self.singles[i])[0] for i in index]
-        x, given, where = self.pools[0].draw(index)
-        yield x, texts, given, where
-        index = rng.integers(len(self.grids), size=3 * self.batch // 16)
-        x, given, where = self.pools[1].draw(index)
-        yield x, [self.prompt(words, i) for i in index], given, where
+    def draw(self, rng: np.random.Generator):
+        for pool, count in zip(self.pools, self.counts):
+            yield pool.draw(rng, count)
 
 
 def main():
-    parser = common.arguments(__doc__, steps=2200, batch=16, lr=1.5e-3, seed=31)
+    parser = common.arguments(__doc__, steps=10000, batch=128, lr=1.5e-3, seed=31)
     parser.add_argument("task", choices=tuple(FOLDERS))
     parser.add_argument("--model", type=pathlib.Path, required=True)
     parser.add_argument("--scenes", type=int, default=0, help="size of the pool of latents")
+    parser.add_argument("--prepare", action="store_true", help="only make the pool of latents")
     parser.add_argument("--export", action="store_true")
     args = parser.parse_args()
+    tasks = {"instruct": Instruct, "inpaint": Inpaint}
+    if args.prepare:
+        tasks[args.task](args, Frozen(args.model, args.device))
+        return
     unet = build(args.model, args.task)
     print("parameters:", sum(p.numel() for p in unet.parameters()), flush=True)
-    run = common.Run(args.task, args, unet, ema=0.997)
+    run = common.Run(args.task, args, unet, ema=0.998)
     if args.export:
         run.ema.half().save_pretrained(args.model / FOLDERS[args.task])
         print(json.dumps({"step": run.step, "minutes": run.seconds / 60}))
         return
-    frozen = Frozen(args.model)
-    task = {"instruct": Instruct, "inpaint": Inpaint}[args.task](args, frozen)
-    for step in run.loop():
-        rng, words = run.rng(), random.Random(args.seed * 1_000_003 + step)
+    frozen = Frozen(args.model, args.device)
+    task = tasks[args.task](args, frozen)
+    forward = common.compiled(unet, args.device)
+    for _ in run.loop():
         losses, terms = [], {}
-        for x, texts, given, where in task.draw(rng, words):
-            t = draw_timesteps(len(x))
-            loss, error = velocity_loss(unet, frozen, x, torch.randn_like(x), t, texts, given, where)
+        for x, tokens, given, where in task.draw(run.rng()):
+            loss, error = velocity_loss(forward, frozen, x, tokens, given, where)
             losses.append(loss)
-            terms[f"mse{x.shape[-1]}"] = error.mean().item()
+            terms[f"mse{x.shape[-1]}"] = error.mean()
         run.update(sum(losses) / len(losses), **terms)
 
 

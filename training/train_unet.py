@@ -21,7 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 import common
 import data
 from text import MAX_LENGTH
-from world import random_caption
+from world import Scene, random_caption
 
 EMPTY_PROMPT = 0.1  # share of captions replaced by the empty one, for guidance
 
@@ -52,60 +52,87 @@ def scheduler() -> DDIMScheduler:
 def encode(vae: AutoencoderKL, pictures: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of the posterior of uint8 pictures [n, h, w, 3], both scaled."""
     means, stds = [], []
-    vae = vae.to(memory_format=torch.channels_last)
-    for start in range(0, len(pictures), 32):
-        x = common.pictures_to_tensor(pictures[start : start + 32]).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
+    for start in range(0, len(pictures), 64):
+        x = common.pictures_to_tensor(pictures[start : start + 64]).to(vae.device)
+        with common.autocast(vae.device):
             posterior = vae.encode(x).latent_dist
         means.append(posterior.mean.float())
         stds.append(posterior.std.float())
     return torch.cat(means) * vae.config.scaling_factor, torch.cat(stds) * vae.config.scaling_factor
 
 
-def latents(work: pathlib.Path, vae: AutoencoderKL, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The posteriors of the first `count` training pictures, computed once."""
-    path = work / "latents.pt"
+def once(path: pathlib.Path, device: str, make):
+    """What `make` returns, kept in a file."""
     if not path.exists():
-        train, _ = data.load(work, "train")
-        torch.save(encode(vae, train[:count]), path)
-    return torch.load(path)
+        torch.save(make(), path.with_suffix(".tmp"))
+        path.with_suffix(".tmp").rename(path)
+    return torch.load(path, map_location=device)
 
 
 class Frozen:
     """The parts of the model that are not trained here."""
 
-    def __init__(self, model: pathlib.Path):
-        self.vae = AutoencoderKL.from_pretrained(model / "vae", torch_dtype=torch.float32)
+    def __init__(self, model: pathlib.Path, device: str):
+        self.device = device
+        self.vae = AutoencoderKL.from_pretrained(model / "vae", torch_dtype=torch.float32).to(device, memory_format=torch.channels_last)
         self.tokenizer = CLIPTokenizer.from_pretrained(model / "tokenizer")
-        self.text_encoder = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32)
-        self.scheduler = scheduler()
+        self.text_encoder = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32).to(device)
+        self.alphas_cumprod = scheduler().alphas_cumprod.to(device)
+        self.empty = self.tokens([""])[0]
+
+    def tokens(self, texts: list[str]) -> torch.Tensor:
+        return self.tokenizer(texts, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt").input_ids.to(self.device, torch.int16)
 
     @torch.no_grad()
-    def states(self, texts: list[str]) -> torch.Tensor:
-        ids = self.tokenizer(texts, padding="max_length", max_length=MAX_LENGTH, truncation=True, return_tensors="pt").input_ids
-        with torch.autocast("cpu", torch.bfloat16):
-            return self.text_encoder(ids).last_hidden_state
+    def states(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[b, MAX_LENGTH] token numbers to [b, MAX_LENGTH, 192]."""
+        with common.autocast(self.device):
+            return self.text_encoder(tokens.long()).last_hidden_state
 
 
-def draw_timesteps(batch: int) -> torch.Tensor:
+class Texts:
+    """Several texts for each of n items, ready as token numbers [n, variants, MAX_LENGTH]."""
+
+    def __init__(self, frozen: Frozen, texts: list[list[str]]):
+        flat = frozen.tokens([text for variants in texts for text in variants])
+        self.tokens, self.empty = flat.view(len(texts), -1, MAX_LENGTH), frozen.empty
+
+    def draw(self, index: torch.Tensor, empty: torch.Tensor | float) -> torch.Tensor:
+        """One variant of each item [b, MAX_LENGTH]; the empty text where `empty` [b] says so, or with
+        that probability."""
+        device = self.tokens.device
+        drawn = self.tokens[index, torch.randint(self.tokens.shape[1], index.shape, device=device)]
+        if isinstance(empty, float):
+            empty = torch.rand(index.shape, device=device) < empty
+        return torch.where(empty[:, None], self.empty, drawn)
+
+
+def captions(scene: Scene, variants: int = 4) -> list[str]:
+    rng = random.Random(scene.seed)
+    return [random_caption(rng, scene)[0] for _ in range(variants)]
+
+
+def draw_timesteps(batch: int, device: str) -> torch.Tensor:
     """One from each of `batch` equal strata, so that every batch sees the whole schedule."""
-    strata = (torch.arange(batch) + torch.rand(batch)) / batch
+    strata = (torch.arange(batch, device=device) + torch.rand(batch, device=device)) / batch
     return (strata * 1000).long().clamp(max=999)
 
 
-def velocity_loss(unet, frozen: Frozen, x, noise, t, texts: list[str], given=(), where=None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weighted loss and the plain error of each latent. `given` are more channels for the U-Net,
-    `where` [b, 1, h, w] says how much each place counts."""
-    noisy = torch.cat([frozen.scheduler.add_noise(x, noise, t), *given], 1).contiguous(memory_format=torch.channels_last)
-    target = frozen.scheduler.get_velocity(x, noise, t)
-    states = frozen.states(texts)
-    with torch.autocast("cpu", torch.bfloat16):
-        predicted = unet(noisy, t, encoder_hidden_states=states).sample
+def velocity_loss(unet, frozen: Frozen, x, tokens, given=(), where=None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weighted loss and the plain error of each latent, from the least noisy to the noisiest.
+    `given` are more channels for the U-Net, `where` [b, 1, h, w] says how much each place counts."""
+    t, noise = draw_timesteps(len(x), frozen.device), torch.randn_like(x)
+    alphas_cumprod = frozen.alphas_cumprod[t]
+    signal, spread = alphas_cumprod.sqrt()[:, None, None, None], (1 - alphas_cumprod).sqrt()[:, None, None, None]
+    noisy = torch.cat([signal * x + spread * noise, *given], 1).contiguous(memory_format=torch.channels_last)
+    target = signal * noise - spread * x
+    states = frozen.states(tokens)
+    with common.autocast(frozen.device):
+        predicted = unet(noisy, t, states, return_dict=False)[0]
     squares = (predicted.float() - target).pow(2)
     if where is not None:
         squares = squares * where / where.mean(dim=(1, 2, 3), keepdim=True)
     error = squares.mean(dim=(1, 2, 3))
-    alphas_cumprod = frozen.scheduler.alphas_cumprod[t]
     snr = alphas_cumprod / (1 - alphas_cumprod)
     weight = snr.clamp(max=5) / (snr + 1)
     weight = (weight + 0.25) / 1.25  # never forget the last step, where snr is 0
@@ -113,39 +140,37 @@ def velocity_loss(unet, frozen: Frozen, x, noise, t, texts: list[str], given=(),
 
 
 def main():
-    parser = common.arguments(__doc__, steps=3000, batch=32, lr=3e-3, seed=30)
+    parser = common.arguments(__doc__, steps=20000, batch=128, lr=3e-3, seed=30)
     parser.add_argument("--model", type=pathlib.Path, required=True)
-    parser.add_argument("--pictures", type=int, default=16384, help="how many training pictures to store latents of")
     parser.add_argument("--warm", action="store_true", help="start from the model's own weights instead of from random ones")
     parser.add_argument("--export", action="store_true")
     args = parser.parse_args()
+    torch.manual_seed(args.seed)
     unet = build()
     if args.warm:
         unet.load_state_dict(UNet2DConditionModel.from_pretrained(args.model / "unet", torch_dtype=torch.float32).state_dict())
     unet = unet.to(memory_format=torch.channels_last)
     print("parameters:", sum(p.numel() for p in unet.parameters()), flush=True)
-    run = common.Run("unet", args, unet, ema=0.997)
-    frozen = Frozen(args.model)
+    run = common.Run("unet", args, unet, ema=0.998)
+    frozen = Frozen(args.model, args.device)
     if args.export:
+        run.ema.half().save_pretrained(args.model / "unet")
         StableDiffusionPipeline(
-            vae=frozen.vae.half(), text_encoder=frozen.text_encoder.half(), tokenizer=frozen.tokenizer, unet=run.ema.half(), scheduler=frozen.scheduler,
+            vae=frozen.vae.half(), text_encoder=frozen.text_encoder.half(), tokenizer=frozen.tokenizer, unet=run.ema, scheduler=scheduler(),
             safety_checker=None, feature_extractor=None, requires_safety_checker=False,
         ).save_pretrained(args.model)
         print(json.dumps({"step": run.step, "minutes": run.seconds / 60}))
         return
 
-    _, scenes = data.load(args.work, "train")
-    mean, std = latents(args.work, frozen.vae, args.pictures)
-    for step in run.loop():
-        rng = run.rng()
-        words = random.Random(args.seed * 1_000_003 + step)
-        index = rng.integers(len(mean), size=args.batch)
-        captions = ["" if words.random() < EMPTY_PROMPT else random_caption(words, scenes[i])[0] for i in index]
-        t = draw_timesteps(args.batch)
-        x = mean[index] + std[index] * torch.randn(args.batch, *mean.shape[1:])
-        noise = torch.randn_like(x)
-        loss, error = velocity_loss(unet, frozen, *map(run.share, (x, noise, t, captions)))
-        run.update(loss, mse=error.mean().item(), late=error[-len(error) // 8 :].mean().item())
+    pictures, scenes = data.load(args.work, "train")
+    mean, std = once(args.work / "latents.pt", args.device, lambda: encode(frozen.vae, pictures))
+    texts = Texts(frozen, common.spread(captions, scenes))
+    forward = common.compiled(unet, args.device)
+    for _ in run.loop():
+        index = torch.from_numpy(run.rng().integers(len(mean), size=args.batch)).to(args.device)
+        x = mean[index] + std[index] * torch.randn_like(mean[index])
+        loss, error = velocity_loss(forward, frozen, x, texts.draw(index, EMPTY_PROMPT))
+        run.update(loss, mse=error.mean(), late=error[-len(error) // 8 :].mean())
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""Trains the demo model's VAE: factor 8, 4 latent channels, as Stable Diffusion's.
+"""Trains the demo model's autoencoders: factor 8, with Stable Diffusion's 4 latent channels or with
+the 16 of Stable Diffusion 3 and FLUX.
 
-    python train_vae.py --work WORK                       # resumes by itself
+    python train_vae.py --work WORK                                              # resumes by itself
     python train_vae.py --work WORK --export ../demo/model/vae
+    python train_vae.py --work WORK --latent-channels 16 --start ../demo/model/vae
+    python train_vae.py --work WORK --latent-channels 16 --export ../demo/vae16
 
-It sees random 64-pixel crops (it is convolutional); the loss is L1 + squared error + L1 of the
-picture's gradients, with a very small KL term.
+The loss is L1 + squared error + L1 of the picture's gradients, with a very small KL term. `--start`
+takes every weight that fits from another autoencoder.
 """
 
 import json
@@ -18,18 +21,18 @@ import common
 import data
 
 KL_WEIGHT = 1e-4
-CROP = 64
+GRADIENT_WEIGHT = 1.0
 
 
-def build() -> AutoencoderKL:
+def build(latent_channels: int) -> AutoencoderKL:
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(32, 64, 96, 128),
-        layers_per_block=1,
-        latent_channels=4,
+        block_out_channels=(32, 64, 96, 112),
+        layers_per_block=2,
+        latent_channels=latent_channels,
         norm_num_groups=8,
         sample_size=128,
     )
@@ -41,58 +44,76 @@ def gradient_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def psnr(vae: AutoencoderKL, pictures: np.ndarray) -> float:
-    """Mean over the pictures, in dB, of reconstructions from the posterior's mean, clamped and
-    rounded to bytes as a saved picture is."""
-    values = []
+def round_trip(vae: AutoencoderKL, pictures: np.ndarray) -> torch.Tensor:
+    """uint8 [n, h, w, 3] through the posterior's mean, clamped and rounded to bytes as a saved picture is."""
+    made = []
     for chunk in np.array_split(pictures, max(1, len(pictures) // 32)):
-        x = common.pictures_to_tensor(chunk)
+        x = common.pictures_to_tensor(chunk).to(vae.device)
         y = vae.decode(vae.encode(x).latent_dist.mode()).sample.clamp(-1, 1)
-        error = ((y + 1) * 127.5).round() / 255 - (x + 1) / 2
-        values += (-10 * torch.log10(error.pow(2).mean(dim=(1, 2, 3)))).tolist()
-    return float(np.mean(values))
+        made.append(((y + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu())
+    return torch.cat(made)
+
+
+def psnr(made: torch.Tensor, pictures: np.ndarray) -> np.ndarray:
+    """Of each picture, in dB."""
+    error = (made.numpy().astype(np.float64) - pictures) / 255
+    return -10 * np.log10((error**2).mean(axis=(1, 2, 3)))
 
 
 @torch.no_grad()
-def latent_scale(vae: AutoencoderKL, pictures: np.ndarray) -> float:
-    """1 / standard deviation of the latents, which becomes `scaling_factor`."""
-    return 1 / float(vae.encode(common.pictures_to_tensor(pictures)).latent_dist.mode().std())
+def latent_statistics(vae: AutoencoderKL, pictures: np.ndarray) -> dict:
+    """Of the posterior: the standard deviation over all channels, whose inverse becomes
+    `scaling_factor`, and for each channel the mean, the standard deviation, the kurtosis (3 for a
+    normal distribution) and the posterior's own standard deviation."""
+    posteriors = [vae.encode(common.pictures_to_tensor(chunk).to(vae.device)).latent_dist for chunk in np.array_split(pictures, max(1, len(pictures) // 32))]
+    z, own = torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
+    axes = (0, 2, 3)
+    mean, std = z.mean(axes, keepdim=True), z.std(axes, keepdim=True)
+    by_channel = {"mean": mean, "std": std, "kurtosis": ((z - mean) / std).pow(4).mean(axes), "posterior_std": own.mean(axes)}
+    return {"whole_std": float(z.std()), **{name: [round(v, 4) for v in value.flatten().tolist()] for name, value in by_channel.items()}}
 
 
 def main():
-    parser = common.arguments(__doc__, steps=3000, batch=16, lr=2.5e-3, seed=10)
+    parser = common.arguments(__doc__, steps=20000, batch=64, lr=2.5e-3, seed=10)
+    parser.add_argument("--latent-channels", type=int, default=4)
+    parser.add_argument("--start", type=pathlib.Path, help="an autoencoder to start from")
     parser.add_argument("--export", type=pathlib.Path)
-    parser.add_argument("--decoder-only", action="store_true", help="freeze the encoder (latents stay what they are)")
     args = parser.parse_args()
-    vae = build().to(memory_format=torch.channels_last)
-    if args.decoder_only:
-        for module in (vae.encoder, vae.quant_conv):
-            module.requires_grad_(False)
-    run = common.Run("vae", args, vae, ema=0.995)
+    torch.manual_seed(args.seed)
+    vae = build(args.latent_channels)
+    if args.start:
+        own = vae.state_dict()
+        given = AutoencoderKL.from_pretrained(args.start, torch_dtype=torch.float32).state_dict()
+        vae.load_state_dict({name: given[name] if name in given and given[name].shape == value.shape else value for name, value in own.items()})
+    vae = vae.to(memory_format=torch.channels_last)
+    run = common.Run(f"vae{args.latent_channels}", args, vae, ema=0.999)
     validation, _ = data.load(args.work, "validation")
     if args.export:
-        run.ema.register_to_config(scaling_factor=round(latent_scale(run.ema, validation[:256]), 5))
+        run.ema.register_to_config(scaling_factor=round(1 / latent_statistics(run.ema, validation[:256])["whole_std"], 5))
         run.ema.half().save_pretrained(args.export)
-        stored = AutoencoderKL.from_pretrained(args.export, torch_dtype=torch.float32)
-        print(json.dumps({"step": run.step, "minutes": run.seconds / 60, "psnr": psnr(stored, validation), "scaling_factor": stored.config.scaling_factor}))
+        stored = AutoencoderKL.from_pretrained(args.export, torch_dtype=torch.float32).to(args.device)
+        print(json.dumps({"step": run.step, "minutes": run.seconds / 60, "psnr": float(psnr(round_trip(stored, validation), validation).mean()), "scaling_factor": stored.config.scaling_factor, "latents": latent_statistics(stored, validation[:256])}))
         return
 
-    train, _ = data.load(args.work, "train")
+    def forward(x, noise):
+        mean, logvar = vae.quant_conv(vae.encoder(x)).chunk(2, dim=1)
+        logvar = logvar.clamp(-30, 20)
+        return vae.decoder(vae.post_quant_conv(mean + (0.5 * logvar).exp() * noise)), mean, logvar
+
+    forward = common.compiled(forward, args.device)
+    train, _ = data.load(args.work, "train", args.device)
+    side = data.SIZE // 8
     for step in run.loop():
-        rng = run.rng()
-        index = rng.integers(len(train), size=args.batch)
-        corners = rng.integers((128 - CROP) // 8 + 1, size=(args.batch, 2)) * 8
-        x = common.pictures_to_tensor(np.stack([train[i, r : r + CROP, c : c + CROP] for i, (r, c) in zip(index, corners)]))
-        x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            posterior = vae.encode(x).latent_dist
-            y = vae.decode(posterior.sample()).sample
-        y, mean, logvar = y.float(), posterior.mean.float(), posterior.logvar.float()
+        x = common.pictures_to_tensor(train[torch.from_numpy(run.rng().integers(len(train), size=args.batch)).to(train.device)])
+        noise = torch.randn(args.batch, args.latent_channels, side, side, device=args.device)
+        with common.autocast(args.device):
+            y, mean, logvar = forward(x, noise)
+        y, mean, logvar = y.float(), mean.float(), logvar.float()
         l1, l2 = (y - x).abs().mean(), (y - x).pow(2).mean()
         kl = 0.5 * (mean.pow(2) + logvar.exp() - 1 - logvar).mean()
-        run.update(l1 + 2 * l2 + 0.5 * gradient_loss(y, x) + KL_WEIGHT * kl, l1=l1.item(), l2=l2.item(), kl=kl.item())
-        if run.step % 300 == 299:
-            print(json.dumps({"step": run.step + 1, "psnr": psnr(run.ema, validation[:64])}), file=run.log)
+        run.update(l1 + 2 * l2 + GRADIENT_WEIGHT * gradient_loss(y, x) + KL_WEIGHT * kl, l1=l1, l2=l2, kl=kl)
+        if run.step % 1000 == 999:
+            print(json.dumps({"step": run.step + 1, "psnr": float(psnr(round_trip(run.ema, validation[:64]), validation[:64]).mean())}), file=run.log)
 
 
 if __name__ == "__main__":
