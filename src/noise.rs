@@ -10,7 +10,7 @@ use crate::models::attention_control::AttentionControl;
 use crate::pipeline::{Conditions, Pipeline};
 use crate::progress::{self, Observer, Stage};
 use crate::random::{Purpose, normal, rng};
-use crate::sample::{Ddim, NoiseSchedule, PredictionType, Solver};
+use crate::sample::{Ddim, Solver};
 use crate::{Error, Result};
 
 /// Latents that go through the U-Net together where their order does not matter.
@@ -210,7 +210,13 @@ pub fn ddim_inversion(
     for (done, &timestep) in schedule.timesteps(steps)?.iter().rev().enumerate() {
         progress::step(&mut *observer, Stage::Invert, done, steps)?;
         let previous = schedule.previous_timestep(timestep, steps);
-        let [a, b] = ddim_coefficients(schedule, timestep, previous)?;
+        let to = schedule.level(previous).input;
+        let Some([a, b]) = schedule.level(Some(timestep)).step_to(to) else {
+            return Err(Error::invalid_input(
+                "a model that predicts noise cannot be inverted where its schedule leaves nothing \
+                 of the picture; its scheduler_config.json contradicts itself",
+            ));
+        };
         let mut estimate = x.clone();
         for _ in 0..config.inversion_iterations {
             let output = source.predict(pipeline, estimate, &[timestep as f64]);
@@ -225,36 +231,6 @@ pub fn ddim_inversion(
         residuals: Vec::new(),
         noise: None,
     })
-}
-
-/// A deterministic DDIM step as `x_s = a x_t + b output`, for what the model predicts.
-fn ddim_coefficients(
-    schedule: &NoiseSchedule,
-    timestep: usize,
-    previous: Option<usize>,
-) -> Result<[f64; 2]> {
-    let alpha_t = schedule.alpha_cumprod(Some(timestep));
-    let alpha_s = schedule.alpha_cumprod(previous);
-    let [signal_t, signal_s] = [alpha_t, alpha_s].map(f64::sqrt);
-    let [noise_t, noise_s] = [alpha_t, alpha_s].map(|alpha| (1.0 - alpha).sqrt());
-    match schedule.prediction_type {
-        PredictionType::Epsilon if alpha_t == 0.0 => Err(Error::invalid_input(
-            "a model that predicts noise cannot be inverted where its schedule leaves nothing of \
-             the picture; its scheduler_config.json contradicts itself",
-        )),
-        PredictionType::Epsilon => {
-            let ratio = signal_s / signal_t;
-            Ok([ratio, noise_s - ratio * noise_t])
-        }
-        PredictionType::VPrediction => Ok([
-            signal_s * signal_t + noise_s * noise_t,
-            noise_s * signal_t - signal_s * noise_t,
-        ]),
-        PredictionType::Sample => {
-            let ratio = noise_s / noise_t;
-            Ok([ratio, signal_s - ratio * signal_t])
-        }
-    }
 }
 
 /// Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2024): the x_t are made from B with
@@ -388,60 +364,7 @@ pub fn denoise(
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
-    use crate::sample::SchedulerConfig;
-
-    fn schedule(prediction_type: PredictionType, zero_snr: bool) -> NoiseSchedule {
-        let config = SchedulerConfig {
-            prediction_type,
-            rescale_betas_zero_snr: zero_snr,
-            ..SchedulerConfig::default()
-        };
-        NoiseSchedule::new(&config, Path::new("scheduler_config.json")).unwrap()
-    }
-
-    #[test]
-    fn coefficients_take_true_noise_from_one_level_to_the_next() {
-        // x_t = √ᾱ_t x₀ + √(1 − ᾱ_t) ε must become x_s of the same x₀ and ε.
-        let (original, noise) = (0.3, -1.2);
-        for kind in [
-            PredictionType::Epsilon,
-            PredictionType::VPrediction,
-            PredictionType::Sample,
-        ] {
-            let schedule = schedule(kind, false);
-            let level = |t: Option<usize>| {
-                let alpha = schedule.alpha_cumprod(t);
-                (alpha.sqrt(), (1.0 - alpha).sqrt())
-            };
-            for (t, s) in [(999, Some(979)), (500, Some(480)), (19, None)] {
-                let [a, b] = ddim_coefficients(&schedule, t, s).unwrap();
-                let (signal, sigma) = level(Some(t));
-                let output = match kind {
-                    PredictionType::Epsilon => noise,
-                    PredictionType::VPrediction => signal * noise - sigma * original,
-                    PredictionType::Sample => original,
-                };
-                let found = a * (signal * original + sigma * noise) + b * output;
-                let (signal, sigma) = level(s);
-                assert!(
-                    (found - (signal * original + sigma * noise)).abs() < 1e-9,
-                    "{kind:?} {t}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn pure_noise_can_be_inverted_by_velocity_but_not_by_noise() {
-        let velocity = schedule(PredictionType::VPrediction, true);
-        let [a, b] = ddim_coefficients(&velocity, 999, Some(979)).unwrap();
-        assert!(a.is_finite() && b.is_finite() && a > 0.0);
-        let noise = schedule(PredictionType::Epsilon, true);
-        assert!(ddim_coefficients(&noise, 999, Some(979)).is_err());
-    }
 
     #[test]
     fn fractions_of_the_schedule_are_whole_steps() {

@@ -4,12 +4,14 @@
 //! the latents at the next. All agree with diffusers' scheduler of the same name to rounding.
 
 mod config;
+mod mix;
 mod schedule;
 mod solvers;
 
 use burn::tensor::Tensor;
 
 pub use self::config::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
+pub use self::mix::{Level, Mix};
 pub use self::schedule::NoiseSchedule;
 pub use self::solvers::{Ddim, DpmSolverMultistep, Euler, UniPc};
 use crate::{Error, Result};

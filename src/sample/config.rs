@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Mix;
 use crate::weights::OtherFields;
 
 /// How the variances grow over the steps of training.
@@ -29,6 +30,22 @@ pub enum PredictionType {
     /// The velocity √ᾱ ε − √(1 − ᾱ) x₀
     /// ([Salimans and Ho 2022](https://arxiv.org/abs/2202.00512)).
     VPrediction,
+    /// The velocity ε − x₀ of a straight path
+    /// ([Lipman et al. 2023](https://arxiv.org/abs/2210.02747)); no schedule of ᾱ has it.
+    #[serde(skip_deserializing)]
+    Flow,
+}
+
+impl PredictionType {
+    /// What the network's output is made of, where its input is `input`.
+    pub fn output(self, input: Mix) -> Mix {
+        match self {
+            Self::Epsilon => Mix::new(0.0, 1.0),
+            Self::Sample => Mix::new(1.0, 0.0),
+            Self::VPrediction => Mix::new(-input.noise, input.signal),
+            Self::Flow => Mix::new(-1.0, 1.0),
+        }
+    }
 }
 
 /// Which of the training's timesteps a shorter schedule visits

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::Tensor;
 
 use super::config::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
+use super::mix::{self, Level, Mix};
 use crate::weights::{check_fixed_fields, read_config};
 use crate::{Error, Result};
 
@@ -232,6 +233,17 @@ impl NoiseSchedule {
         }
     }
 
+    /// The level of noise at `timestep`, or where DDIM ends, before the first timestep, for `None`.
+    pub fn level(&self, timestep: Option<usize>) -> Level {
+        let alpha = self.alpha_cumprod(timestep);
+        let input = Mix::new(alpha.sqrt(), (1.0 - alpha).sqrt());
+        Level::new(input, self.prediction_type)
+    }
+
+    fn levels(&self, timesteps: &[usize]) -> Vec<Level> {
+        timesteps.iter().map(|&t| self.level(Some(t))).collect()
+    }
+
     /// Noisy latents `√ᾱ x₀ + √(1 − ᾱ) ε`.
     ///
     /// # Shapes
@@ -242,29 +254,16 @@ impl NoiseSchedule {
         noise: Tensor<4>,
         timesteps: &[usize],
     ) -> Tensor<4> {
-        let (signal, sigma) = self.coefficients(timesteps, &original);
-        original * signal + noise * sigma
+        let levels = self.levels(timesteps);
+        let inputs: Vec<Mix> = levels.iter().map(|level| level.input).collect();
+        mix::mixed(&inputs, original, noise)
     }
 
-    /// The velocity `√ᾱ ε − √(1 − ᾱ) x₀`; shapes as for [`add_noise`](Self::add_noise).
-    pub fn velocity(
-        &self,
-        original: Tensor<4>,
-        noise: Tensor<4>,
-        timesteps: &[usize],
-    ) -> Tensor<4> {
-        let (signal, sigma) = self.coefficients(timesteps, &original);
-        noise * signal - original * sigma
-    }
-
-    /// What the network should predict: noise, velocity or clean latents; shapes as for
-    /// [`add_noise`](Self::add_noise).
+    /// What the network should predict; shapes as for [`add_noise`](Self::add_noise).
     pub fn target(&self, original: Tensor<4>, noise: Tensor<4>, timesteps: &[usize]) -> Tensor<4> {
-        match self.prediction_type {
-            PredictionType::Epsilon => noise,
-            PredictionType::Sample => original,
-            PredictionType::VPrediction => self.velocity(original, noise, timesteps),
-        }
+        let levels = self.levels(timesteps);
+        let outputs: Vec<Mix> = levels.iter().map(|level| level.output).collect();
+        mix::mixed(&outputs, original, noise)
     }
 
     /// The clean latents that the network's output means, given its noisy input `sample`; shapes
@@ -275,12 +274,7 @@ impl NoiseSchedule {
         sample: Tensor<4>,
         timesteps: &[usize],
     ) -> Tensor<4> {
-        let (signal, sigma) = self.coefficients(timesteps, &sample);
-        match self.prediction_type {
-            PredictionType::Epsilon => (sample - model_output * sigma) / signal,
-            PredictionType::Sample => model_output,
-            PredictionType::VPrediction => sample * signal - model_output * sigma,
-        }
+        mix::pred_original(&self.levels(timesteps), model_output, sample)
     }
 
     /// The noise that the network's output means, given its noisy input `sample`; shapes as for
@@ -291,25 +285,7 @@ impl NoiseSchedule {
         sample: Tensor<4>,
         timesteps: &[usize],
     ) -> Tensor<4> {
-        let (signal, sigma) = self.coefficients(timesteps, &sample);
-        match self.prediction_type {
-            PredictionType::Epsilon => model_output,
-            PredictionType::Sample => (sample - model_output * signal) / sigma,
-            PredictionType::VPrediction => model_output * signal + sample * sigma,
-        }
-    }
-
-    /// √ᾱ and √(1 − ᾱ) of every row, `[n, 1, 1, 1]`, on the device and of the type of `like`.
-    fn coefficients(&self, timesteps: &[usize], like: &Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-        let column = |f: fn(f64) -> f64| {
-            let values: Vec<f64> = timesteps
-                .iter()
-                .map(|&t| f(self.alphas_cumprod[t]))
-                .collect();
-            let options = (&like.device().without_autodiff(), like.dtype());
-            Tensor::<1>::from_data(values.as_slice(), options).reshape([timesteps.len(), 1, 1, 1])
-        };
-        (column(f64::sqrt), column(|alpha| (1.0 - alpha).sqrt()))
+        mix::pred_epsilon(&self.levels(timesteps), model_output, sample)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use burn::tensor::Tensor;
 
+use super::mix::{self, Level, Mix};
 use super::{NoiseSchedule, PredictionType, Solver, TimestepSpacing};
 use crate::Result;
 use crate::settings::Checks;
@@ -58,18 +59,16 @@ impl Solver for Ddim {
     ) -> Tensor<4> {
         let (schedule, t) = (&self.schedule, self.timesteps[i]);
         let previous = schedule.previous_timestep(t, self.timesteps.len());
-        let alpha = schedule.alpha_cumprod(Some(t));
-        let alpha_previous = schedule.alpha_cumprod(previous);
+        let to = schedule.level(previous).input;
         let mut original = schedule.pred_original(model_output.clone(), sample.clone(), &[t]);
         let epsilon = schedule.pred_epsilon(model_output, sample, &[t]);
         let config = schedule.config();
         if config.clip_sample {
             original = original.clamp(-config.clip_sample_range, config.clip_sample_range);
         }
-        let variance = (1.0 - alpha_previous) / (1.0 - alpha) * (1.0 - alpha / alpha_previous);
-        let sigma = self.eta * variance.max(0.0).sqrt();
-        let direction = (1.0 - alpha_previous - sigma * sigma).max(0.0).sqrt();
-        let next = original * alpha_previous.sqrt() + epsilon * direction;
+        let sigma = self.eta * schedule.level(Some(t)).renewed_noise(to);
+        let direction = (to.noise * to.noise - sigma * sigma).max(0.0).sqrt();
+        let next = original * to.signal + epsilon * direction;
         match noise {
             Some(noise) if sigma > 0.0 => next + noise * sigma,
             _ => next,
@@ -130,10 +129,10 @@ impl Sigmas {
         self.timesteps.len()
     }
 
-    /// √ᾱ and √(1 − ᾱ) before step `i`.
-    fn alpha_sigma(&self, i: usize) -> (f64, f64) {
-        let alpha = 1.0 / (self.sigmas[i].powi(2) + 1.0).sqrt();
-        (alpha, self.sigmas[i] * alpha)
+    /// What latents before step `i` are made of, scaled to the variance of training.
+    fn input(&self, i: usize) -> Mix {
+        let signal = 1.0 / (self.sigmas[i].powi(2) + 1.0).sqrt();
+        Mix::new(signal, self.sigmas[i] * signal)
     }
 
     /// Half the logarithm of the signal-to-noise ratio before step `i`; infinite after the last.
@@ -144,18 +143,13 @@ impl Sigmas {
     /// The clean latents that the network's output means at step `i`, for latents scaled to the
     /// variance of training.
     fn pred_original(&self, i: usize, model_output: Tensor<4>, sample: Tensor<4>) -> Tensor<4> {
-        let (alpha, sigma) = self.alpha_sigma(i);
-        match self.prediction_type {
-            PredictionType::Epsilon => (sample - model_output * sigma) / alpha,
-            PredictionType::Sample => model_output,
-            PredictionType::VPrediction => sample * alpha - model_output * sigma,
-        }
+        let level = Level::new(self.input(i), self.prediction_type);
+        mix::pred_original(&[level], model_output, sample)
     }
 
     /// Noisy latents before step `i`, scaled to the variance of training.
     fn add_noise(&self, i: usize, original: Tensor<4>, noise: Tensor<4>) -> Tensor<4> {
-        let (alpha, sigma) = self.alpha_sigma(i);
-        original * alpha + noise * sigma
+        mix::mixed(&[self.input(i)], original, noise)
     }
 }
 
@@ -206,7 +200,7 @@ impl Solver for Euler {
     }
 
     fn scale_model_input(&self, i: usize, sample: Tensor<4>) -> Tensor<4> {
-        sample * self.sigmas.alpha_sigma(i).0
+        sample * self.sigmas.input(i).signal
     }
 
     fn add_noise(&self, i: usize, original: Tensor<4>, noise: Tensor<4>) -> Tensor<4> {
@@ -286,8 +280,7 @@ impl Solver for DpmSolverMultistep {
     ) -> Tensor<4> {
         let s = &self.sigmas;
         let original = s.pred_original(i, model_output, sample.clone());
-        let (_, sigma) = s.alpha_sigma(i);
-        let (alpha_next, sigma_next) = s.alpha_sigma(i + 1);
+        let (from, to) = (s.input(i), s.input(i + 1));
         let h = s.lambda(i + 1) - s.lambda(i);
         let last = i + 1 == s.len();
         let data = match self.previous.replace(original.clone()) {
@@ -297,7 +290,7 @@ impl Solver for DpmSolverMultistep {
             }
             _ => original,
         };
-        sample * (sigma_next / sigma) - data * (alpha_next * (-h).exp_m1())
+        sample * (to.noise / from.noise) - data * (to.signal * (-h).exp_m1())
     }
 }
 
@@ -336,10 +329,9 @@ impl UniPc {
     /// is added to it.
     fn first_order(&self, i: usize, sample: Tensor<4>) -> (Tensor<4>, f64) {
         let s = &self.sigmas;
-        let (_, sigma) = s.alpha_sigma(i);
-        let (alpha_next, sigma_next) = s.alpha_sigma(i + 1);
-        let factor = alpha_next * (s.lambda(i) - s.lambda(i + 1)).exp_m1();
-        let x = sample * (sigma_next / sigma) - self.originals[0].clone() * factor;
+        let (from, to) = (s.input(i), s.input(i + 1));
+        let factor = to.signal * (s.lambda(i) - s.lambda(i + 1)).exp_m1();
+        let x = sample * (to.noise / from.noise) - self.originals[0].clone() * factor;
         (x, factor)
     }
 
