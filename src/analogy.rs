@@ -243,7 +243,7 @@ fn check_drawing(models: &Models, config: &AnalogyConfig) -> Result<()> {
     config.generate.validate()?;
     config.prompt.validate()?;
     let steps = config.generate.num_inference_steps;
-    models.pipeline().schedule().timesteps(steps)?;
+    models.pipeline().noising().steps(steps)?;
     models.pipeline().check_words_alone()
 }
 

@@ -185,7 +185,7 @@ impl<'a> Run<'a> {
             pairs: pairs.len(),
             samples: config.samples_per_step,
             latent_shape: [channels, h, w],
-            num_train_timesteps: pipeline.schedule().num_train_timesteps(),
+            noising: pipeline.noising().clone(),
             device: device.clone(),
         };
         let selection = match config.select_every {
@@ -195,8 +195,8 @@ impl<'a> Run<'a> {
         let source = match &records.replay {
             None => Source::Drawn(drawn),
             Some(path) => {
-                let timesteps = drawn.num_train_timesteps;
-                let replay = Replay::read(path, config.steps, drawn.noise_shape(), timesteps)?;
+                let shape = drawn.noise_shape();
+                let replay = Replay::read(path, config.steps, shape, pipeline.noising())?;
                 Source::Replayed(replay, device.clone())
             }
         };

@@ -39,7 +39,7 @@ pub(crate) fn finite(loss: &Tensor<1>, step: usize) -> Result<f64> {
 
 /// Token consistency (the paper's loss of the same name): adding the difference to A's prompt must
 /// explain A′, and taking it from the prompt of A′ must explain A, with the same timestep and noise
-/// for both. The target is the noise or, for models that predict it, the velocity; ‖·‖² is the mean
+/// for both. The target is what the model predicts, noise or velocity; ‖·‖² is the mean
 /// over all elements. Both terms go through the U-Net as one batch.
 ///
 /// # Shapes
@@ -79,11 +79,9 @@ pub fn token_consistency(
         .map(|z| z.repeat_dim(0, samples))
         .collect();
     let latents = Tensor::cat(latents, 0); // [(1 or 2) batch, c, h, w]
-    let noisy = pipeline
-        .schedule()
-        .add_noise(latents.clone(), noise.clone(), &timesteps);
-    let target = pipeline.schedule().target(latents, noise, &timesteps);
-    let timesteps: Vec<f64> = timesteps.iter().map(|&t| t as f64).collect();
+    let noising = pipeline.noising();
+    let noisy = noising.add_noise(latents.clone(), noise.clone(), &timesteps);
+    let target = noising.target(latents, noise, &timesteps);
     let prediction = pipeline.predict(noisy, &timesteps, &conditions);
     let squares = (prediction.cast(DType::F32) - target.cast(DType::F32)).powi_scalar(2);
     let after = squares.clone().slice([0..batch]).mean();

@@ -172,7 +172,7 @@ pub fn regenerate(
         Inversion::EditFriendly => config.eta,
         Inversion::Ddim | Inversion::Sdedit => 0.0,
     };
-    let mut solver = Ddim::new(pipeline.schedule(), config.num_inference_steps, eta)?;
+    let mut solver = Ddim::new(pipeline.noising(), config.num_inference_steps, eta)?;
     let start = match config.inversion {
         Inversion::Ddim => {
             let source = Guide::plain(branches.source.clone());
@@ -205,13 +205,12 @@ pub fn ddim_inversion(
     config: &GenerateConfig,
     observer: Observer<'_>,
 ) -> Result<Start> {
-    let (schedule, steps) = (pipeline.schedule(), config.num_inference_steps);
+    let steps = config.num_inference_steps;
+    let schedule = pipeline.noising().steps(steps)?;
     let mut x = latents.cast(DType::F32);
-    for (done, &timestep) in schedule.timesteps(steps)?.iter().rev().enumerate() {
+    for (done, step) in schedule.iter().rev().enumerate() {
         progress::step(&mut *observer, Stage::Invert, done, steps)?;
-        let previous = schedule.previous_timestep(timestep, steps);
-        let to = schedule.level(previous).input;
-        let Some([a, b]) = schedule.level(Some(timestep)).step_to(to) else {
+        let Some([a, b]) = step.from.step_to(step.to) else {
             return Err(Error::invalid_input(
                 "a model that predicts noise cannot be inverted where its schedule leaves nothing \
                  of the picture; its scheduler_config.json contradicts itself",
@@ -219,7 +218,7 @@ pub fn ddim_inversion(
         };
         let mut estimate = x.clone();
         for _ in 0..config.inversion_iterations {
-            let output = source.predict(pipeline, estimate, &[timestep as f64]);
+            let output = source.predict(pipeline, estimate, &[step.time]);
             estimate = (x.clone() - output * b) / a;
         }
         x = estimate;

@@ -15,7 +15,7 @@ use crate::models::clip_text::ClipTextOutput;
 use crate::models::unet::{AddedConditions, Memory, UNet2DConditionModel};
 use crate::models::vae::AutoencoderKL;
 use crate::prompt::{FullPrompt, Prompt, Words};
-use crate::sample::NoiseSchedule;
+use crate::sample::Noising;
 use crate::text_encoder::TextEncoder;
 use crate::tokens::Base;
 use crate::{Error, Result};
@@ -28,7 +28,7 @@ pub struct Pipeline {
     text_encoders: Vec<TextEncoder>,
     unet: UNet2DConditionModel,
     vae: AutoencoderKL,
-    schedule: NoiseSchedule,
+    noising: Noising,
     /// Height and width of its pictures.
     resolution: [u32; 2],
     device: Device,
@@ -83,9 +83,9 @@ impl Pipeline {
         bases.cloned().collect()
     }
 
-    /// The noise schedule the U-Net was trained on.
-    pub fn schedule(&self) -> &NoiseSchedule {
-        &self.schedule
+    /// How latents were noised in training.
+    pub fn noising(&self) -> &Noising {
+        &self.noising
     }
 
     /// Height and width of the pictures.

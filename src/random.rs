@@ -63,24 +63,11 @@ pub(crate) fn shuffled(rng: &mut ChaCha8Rng, count: usize) -> Vec<usize> {
     keyed.into_iter().map(|(_, i)| i).collect()
 }
 
-/// `count` timesteps in `0..num_train_timesteps`, the i-th in the i-th of `count` equal parts of
-/// that range: for a count of 1 plain uniform draws, for more their spread is even.
-pub(crate) fn timesteps(
-    rng: &mut ChaCha8Rng,
-    count: usize,
-    num_train_timesteps: usize,
-) -> Vec<usize> {
+/// `count` places from 0 to 1, the i-th in the i-th of `count` equal parts of that range: for a
+/// count of 1 plain uniform draws, for more their spread is even.
+pub(crate) fn places(rng: &mut ChaCha8Rng, count: usize) -> Vec<f64> {
     (0..count)
-        .map(|part| {
-            let place = (part as f64 + rng.random::<f64>()) / count as f64;
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "floor of a number in 0..num_train_timesteps"
-            )]
-            let timestep = (place * num_train_timesteps as f64) as usize;
-            timestep.min(num_train_timesteps - 1)
-        })
+        .map(|part| (part as f64 + rng.random::<f64>()) / count as f64)
         .collect()
 }
 
@@ -105,11 +92,12 @@ mod tests {
     }
 
     #[test]
-    fn timesteps_fall_in_equal_parts_of_the_range() {
+    fn places_fall_in_equal_parts_of_the_range() {
         for seed in 0..50 {
-            let drawn = timesteps(&mut rng(seed, Purpose::Learn, 0), 4, 1000);
-            for (part, timestep) in drawn.into_iter().enumerate() {
-                assert!((part * 250..(part + 1) * 250).contains(&timestep));
+            let drawn = places(&mut rng(seed, Purpose::Learn, 0), 4);
+            for (part, place) in drawn.into_iter().enumerate() {
+                let part = part as f64;
+                assert!((part / 4.0..(part + 1.0) / 4.0).contains(&place));
             }
         }
     }

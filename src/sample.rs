@@ -3,16 +3,20 @@
 //! Each solver takes the network's output at its `i`-th timestep and the latents there, and gives
 //! the latents at the next. All agree with diffusers' scheduler of the same name to rounding.
 
+mod alphas;
 mod config;
+mod flow;
 mod mix;
-mod schedule;
+mod noising;
 mod solvers;
 
 use burn::tensor::Tensor;
 
+pub use self::alphas::AlphaSchedule;
 pub use self::config::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
+pub use self::flow::{FlowConfig, FlowSchedule};
 pub use self::mix::{Level, Mix};
-pub use self::schedule::NoiseSchedule;
+pub use self::noising::{Noising, Step};
 pub use self::solvers::{Ddim, DpmSolverMultistep, Euler, UniPc};
 use crate::{Error, Result};
 
@@ -58,28 +62,44 @@ impl SolverKind {
         Some(match class_name {
             "DDIMScheduler" => Self::Ddim,
             "DPMSolverMultistepScheduler" => Self::DpmSolver,
-            "EulerDiscreteScheduler" => Self::Euler,
+            "EulerDiscreteScheduler" | "FlowMatchEulerDiscreteScheduler" => Self::Euler,
             "EulerAncestralDiscreteScheduler" => Self::EulerAncestral,
             "UniPCMultistepScheduler" => Self::UniPc,
             _ => return None,
         })
     }
 
-    /// A solver that takes `num_inference_steps` steps down `schedule`; `eta` is for DDIM alone.
+    /// A solver that takes `num_inference_steps` steps down a schedule; `eta` is for DDIM alone. For a
+    /// flow, Euler's method is DDIM without noise.
     ///
     /// # Errors
     /// [`Error::Setting`] if there are no steps or more than in training, or `eta` is not from 0
-    /// to 1; [`Error::Config`] if the model was saved with this solver and a variant of it that is
-    /// not supported.
+    /// to 1, or for a flow and a solver that needs ᾱ; [`Error::Config`] if the model was saved with
+    /// this solver and a variant of it that is not supported.
     pub fn build(
         self,
-        schedule: &NoiseSchedule,
+        noising: &Noising,
         num_inference_steps: usize,
         eta: f64,
     ) -> Result<Box<dyn Solver>> {
         let steps = num_inference_steps;
+        let schedule = match (noising, self) {
+            (Noising::Discrete(schedule), _) => schedule,
+            (Noising::Flow(_), Self::Ddim) => return Ok(Box::new(Ddim::new(noising, steps, eta)?)),
+            (Noising::Flow(_), Self::Euler) => {
+                return Ok(Box::new(Ddim::new(noising, steps, 0.0)?));
+            }
+            (Noising::Flow(_), _) => {
+                return Err(Error::Setting {
+                    name: "scheduler",
+                    expected: "euler or ddim, since the model is a flow from noise to latents"
+                        .to_owned(),
+                    found: self.name().to_owned(),
+                });
+            }
+        };
         Ok(match self {
-            Self::Ddim => Box::new(Ddim::new(schedule, steps, eta)?),
+            Self::Ddim => Box::new(Ddim::new(noising, steps, eta)?),
             Self::DpmSolver => Box::new(DpmSolverMultistep::new(schedule, steps)?),
             Self::Euler => Box::new(Euler::new(schedule, steps, false)?),
             Self::EulerAncestral => Box::new(Euler::new(schedule, steps, true)?),

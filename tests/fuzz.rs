@@ -17,7 +17,7 @@ use difference_inversion::models::clip_text::{ClipTextConfig, ClipTextModel};
 use difference_inversion::models::tokenizer::ClipTokenizer;
 use difference_inversion::models::unet::{UNet2DConditionModel, UNetConfig};
 use difference_inversion::models::vae::{AutoencoderKL, AutoencoderKLConfig};
-use difference_inversion::sample::{NoiseSchedule, SchedulerConfig, SolverKind};
+use difference_inversion::sample::{AlphaSchedule, Noising, SchedulerConfig, SolverKind};
 use difference_inversion::weights::{
     Arrays, Family, FileOptions, MODEL_INDEX, ModelFiles, Weights, parse_config,
 };
@@ -177,9 +177,10 @@ fn load_all(json: &[u8]) {
         assert!(ClipTextModel::load_alone(&nothing(), &config).is_err());
     }
     if let Ok(config) = parse_config::<SchedulerConfig>(json, path)
-        && let Ok(schedule) = NoiseSchedule::new(&config, path)
+        && let Ok(schedule) = AlphaSchedule::new(&config, path)
     {
-        assert!(schedule.alphas_cumprod.len() <= 100_000);
+        assert!(schedule.alphas_cumprod().len() <= 100_000);
+        let schedule = Noising::Discrete(schedule);
         for kind in SolverKind::ALL {
             for steps in [0, 1, 2, 7] {
                 if let Ok(solver) = kind.build(&schedule, steps, 0.0) {

@@ -15,7 +15,7 @@ use difference_inversion::image::RgbImage;
 use difference_inversion::models::unet::{UNet2DConditionModel, UNetConfig};
 use difference_inversion::pipeline::{Pipeline, PipelineKind};
 use difference_inversion::prompt::FullPrompt;
-use difference_inversion::sample::PredictionType;
+use difference_inversion::sample::{Noising, PredictionType};
 use difference_inversion::weights::{
     Array, Arrays, Family, FileOptions, MODEL_INDEX, ModelFiles, Values, read_config,
 };
@@ -81,14 +81,16 @@ fn outputs(files: &ModelFiles, dtype: FloatDType) -> Vec<Vec<f32>> {
     let latents = pipeline.encode_image(&picture);
     let prediction = pipeline.predict(latents.clone(), &[500.0], &conditions);
     let decoded = pipeline.decode(latents.clone()).unwrap().into_raw();
-    let schedule = pipeline.schedule();
+    let Noising::Discrete(schedule) = pipeline.noising() else {
+        panic!("a schedule of whole steps");
+    };
     vec![
         numbers(conditions.encoder_hidden_states),
         numbers(latents),
         numbers(prediction),
         decoded.into_iter().map(f32::from).collect(),
         schedule
-            .alphas_cumprod
+            .alphas_cumprod()
             .iter()
             .map(|value| *value as f32)
             .collect(),

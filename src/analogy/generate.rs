@@ -121,7 +121,7 @@ pub fn generate_latents(
 /// The solver that a model was saved with. Every model can be sampled with DDIM, which stands in for those
 /// that are not here.
 fn own_solver(pipeline: &Pipeline, observer: Observer<'_>) -> SolverKind {
-    let Some(class) = &pipeline.schedule().config().class_name else {
+    let Some(class) = pipeline.noising().class_name() else {
         return SolverKind::Ddim;
     };
     SolverKind::of_class(class).unwrap_or_else(|| {
@@ -148,7 +148,7 @@ pub(crate) fn draw(
         Some(name) => name.parse()?,
         None => own_solver(pipeline, &mut *observer),
     };
-    let mut solver = kind.build(pipeline.schedule(), request.num_inference_steps, 0.0)?;
+    let mut solver = kind.build(pipeline.noising(), request.num_inference_steps, 0.0)?;
     let guide = guide(pipeline, request, prompt, image)?;
     let shape = pipeline.latent_shape();
     let init = match init {

@@ -202,7 +202,7 @@ impl Method for Analogist {
         let [prompt, negative] = [prompt, negative].map(|one| one.with_image(shown.clone()));
         let guide =
             Guide::new(prompt, negative, config.guidance_scale).controlled(self.control.clone());
-        let mut solver = Ddim::new(pipeline.schedule(), config.num_inference_steps, 0.0)?;
+        let mut solver = Ddim::new(pipeline.noising(), config.num_inference_steps, 0.0)?;
         let noised = GenerateConfig {
             sdedit_strength: config.strength,
             seed,

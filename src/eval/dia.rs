@@ -161,8 +161,8 @@ pub(super) fn dia(models: &EvalModels, values: &Map<String, Value>) -> Result<Bo
         .check_kind(PipelineKind::StableDiffusion)?;
     models
         .pipeline()
-        .schedule()
-        .timesteps(config.num_inference_steps)?;
+        .noising()
+        .steps(config.num_inference_steps)?;
     Ok(Box::new(Dia { models, config }))
 }
 

@@ -327,7 +327,7 @@ impl<'a> Inversion<'a> {
     /// The instructions that were learned.
     fn learn(&self, observer: Observer<'_>) -> Result<Instructions> {
         let config = self.config;
-        let timesteps = self.pipeline.schedule().num_train_timesteps();
+        let timesteps = self.pipeline.noising().num_train_timesteps();
         let order = shuffled(&mut rng(self.seed, Purpose::Order, 0), timesteps);
         let optimiser = AdamW::new(config.learning_rate, config.weight_decay);
         let largest = host(self.frame.around(&self.first).max())[0];
@@ -368,9 +368,9 @@ impl<'a> Inversion<'a> {
             pipeline.device(),
         );
         let latents = self.latents_a_prime.clone();
-        let noisy = (pipeline.schedule()).add_noise(latents.clone(), noise.clone(), &[timestep]);
-        let target = pipeline.schedule().target(latents, noise, &[timestep]);
-        let t = timestep as f64;
+        let (noising, t) = (pipeline.noising(), timestep as f64);
+        let noisy = noising.add_noise(latents.clone(), noise.clone(), &[t]);
+        let target = noising.target(latents, noise, &[t]);
         // The references do not depend on the instruction: nothing of them is tracked.
         let references =
             pipeline.predict(noisy.clone().repeat_dim(0, 2), &[t, t], &self.references);

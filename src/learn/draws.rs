@@ -10,7 +10,8 @@ use super::{Draws, LearnConfig, Pair, Replay};
 use crate::Result;
 use crate::pipeline::Pipeline;
 use crate::prompt::Words;
-use crate::random::{Purpose, normal, rng, timesteps};
+use crate::random::{Purpose, normal, places, rng};
+use crate::sample::Noising;
 
 /// Draws per U-Net call when tokens are judged.
 const SELECTION_CHUNK: usize = 4;
@@ -32,7 +33,7 @@ pub(super) struct Drawn {
     pub(super) samples: usize,
     /// [channels, h, w]
     pub(super) latent_shape: [usize; 3],
-    pub(super) num_train_timesteps: usize,
+    pub(super) noising: Noising,
     pub(super) device: Device,
 }
 
@@ -57,7 +58,7 @@ impl Drawn {
     fn draws(&self, step: usize) -> Draws {
         let mut rng = rng(self.seed, Purpose::Learn, step);
         let timesteps = (0..self.pairs)
-            .flat_map(|_| timesteps(&mut rng, self.samples, self.num_train_timesteps))
+            .flat_map(|_| self.times(&mut rng, self.samples))
             .collect();
         Draws {
             timesteps,
@@ -65,12 +66,18 @@ impl Drawn {
         }
     }
 
+    /// `count` times, spread evenly over those of training.
+    fn times(&self, rng: &mut ChaCha8Rng, count: usize) -> Vec<f64> {
+        let places = places(rng, count).into_iter();
+        places.map(|place| self.noising.time_at(place)).collect()
+    }
+
     /// The fixed set that tokens are judged on, in chunks that go through the U-Net together:
     /// `count` timesteps spread evenly, the same for every pair.
     pub(super) fn selection_set(&self, count: usize) -> Vec<Draws> {
         let mut rng = rng(self.seed, Purpose::Select, 0);
         let [channels, h, w] = self.latent_shape;
-        timesteps(&mut rng, count, self.num_train_timesteps)
+        self.times(&mut rng, count)
             .chunks(SELECTION_CHUNK)
             .map(|chunk| Draws {
                 timesteps: chunk.repeat(self.pairs),
@@ -136,7 +143,10 @@ fn shifted(latents: Tensor<4>, dy: i64, dx: i64) -> Tensor<4> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::sample::{AlphaSchedule, SchedulerConfig};
     use crate::tokens::host;
 
     fn drawn() -> Drawn {
@@ -145,7 +155,9 @@ mod tests {
             pairs: 2,
             samples: 3,
             latent_shape: [1, 2, 2],
-            num_train_timesteps: 1000,
+            noising: Noising::Discrete(
+                AlphaSchedule::new(&SchedulerConfig::default(), Path::new("x")).unwrap(),
+            ),
             device: Device::flex(),
         }
     }
@@ -168,7 +180,7 @@ mod tests {
         assert_eq!(first.timesteps[..4], first.timesteps[4..]);
         let noise = host(first.noise.clone());
         assert_eq!(noise[..16], noise[16..]);
-        assert!(first.timesteps[0] < 167 && set[1].timesteps[1] >= 833);
+        assert!(first.timesteps[0] < 167.0 && set[1].timesteps[1] >= 833.0);
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(super) struct Identity<'a> {
     unet: String,
     /// What it predicts.
     prediction_type: PredictionType,
-    /// SHA-256 of ᾱ of every timestep.
+    /// As [`Noising::fingerprint`](crate::sample::Noising::fingerprint).
     noise_schedule: String,
     /// SHA-256 of the pairs' latents, deltas and prompts.
     pairs: String,
@@ -36,16 +36,12 @@ pub(super) struct Identity<'a> {
 impl<'a> Identity<'a> {
     pub(super) fn new(pipeline: &Pipeline, pairs: &[Pair], config: &'a LearnConfig) -> Self {
         let base = pipeline.base();
-        let schedule = pipeline.schedule();
-        let mut noise_schedule = Sha256::new();
-        for alpha_bar in &schedule.alphas_cumprod {
-            noise_schedule.update(alpha_bar.to_le_bytes());
-        }
+        let noising = pipeline.noising();
         Self {
             config,
             unet: fingerprint(pipeline.telling_weights()),
-            prediction_type: schedule.prediction_type,
-            noise_schedule: hex(noise_schedule),
+            prediction_type: noising.prediction_type(),
+            noise_schedule: noising.fingerprint(),
             pairs: hash_of(pairs, base.len()),
             base,
         }

@@ -7,6 +7,7 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use super::per_encoder;
 use crate::progress::LossTerms;
+use crate::sample::Noising;
 use crate::tokens::host;
 use crate::weights::{Array, Arrays, Values};
 use crate::{Error, Result};
@@ -31,8 +32,8 @@ pub struct Records {
 /// The timesteps and noise of one step.
 #[derive(Debug, Clone)]
 pub struct Draws {
-    /// `[batch]`, in 0..num_train_timesteps.
-    pub timesteps: Vec<usize>,
+    /// `[batch]`, times of [`Noising`].
+    pub timesteps: Vec<f64>,
     /// [batch, channels, h, w], standard normal.
     pub noise: Tensor<4>,
 }
@@ -40,7 +41,7 @@ pub struct Draws {
 /// Timesteps [steps, batch] and noise [steps, batch, channels, h, w] to use instead of draws.
 #[derive(Debug, Clone)]
 pub struct Replay {
-    timesteps: Vec<Vec<usize>>,
+    timesteps: Vec<Vec<f64>>,
     noise: Vec<f32>,
     shape: [usize; 4],
 }
@@ -61,7 +62,7 @@ impl Replay {
         path: &Path,
         steps: usize,
         noise_shape: [usize; 4],
-        num_train_timesteps: usize,
+        noising: &Noising,
     ) -> Result<Self> {
         let arrays = Arrays::read(path)?;
         if let Some(first) = arrays
@@ -88,20 +89,14 @@ impl Replay {
         let Values::F32(noise) = check("noise", &[batch, channels, h, w])? else {
             return Err(arrays.wrong("noise", "floating-point numbers", "integers"));
         };
-        let Values::I64(values) = check("timesteps", &[batch])? else {
-            return Err(arrays.wrong("timesteps", "integers", "floating-point numbers"));
-        };
-        let timesteps: Vec<usize> = (values.iter())
-            .map(|&value| match usize::try_from(value) {
-                Ok(timestep) if timestep < num_train_timesteps => Ok(timestep),
-                _ => {
-                    let expected = format!("timesteps in 0..{num_train_timesteps}");
-                    Err(arrays.wrong("timesteps", &expected, &value.to_string()))
-                }
-            })
-            .collect::<Result<_>>()?;
+        let timesteps = times(check("timesteps", &[batch])?);
+        for &time in &timesteps {
+            if let Err(expected) = noising.check_time(time) {
+                return Err(arrays.wrong("timesteps", &expected, &time.to_string()));
+            }
+        }
         Ok(Self {
-            timesteps: timesteps.chunks(batch).map(<[usize]>::to_vec).collect(),
+            timesteps: timesteps.chunks(batch).map(<[f64]>::to_vec).collect(),
             noise: noise.clone(),
             shape: noise_shape,
         })
@@ -118,12 +113,32 @@ impl Replay {
     }
 }
 
+/// Times as they are recorded: whole ones as integers.
+fn times(values: &Values) -> Vec<f64> {
+    match values {
+        Values::I64(values) => values.iter().map(|&time| time as f64).collect(),
+        Values::F32(values) => values.iter().map(|&time| f64::from(time)).collect(),
+    }
+}
+
+/// What [`times`] reads.
+fn recorded(shape: [usize; 2], times: &[f64]) -> Array {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "whole, or f32 from the start"
+    )]
+    match times.iter().all(|time| time.fract() == 0.0) {
+        true => Array::integers(shape, times.iter().map(|&time| time as i64).collect()),
+        false => Array::floats(shape, times.iter().map(|&time| time as f32).collect()),
+    }
+}
+
 /// Everything drawn and computed, step by step.
 #[derive(Debug, Clone, Default)]
 pub struct Trace {
     /// The number of the first recorded step, counted from 0; not 0 after a resume.
     first_step: usize,
-    timesteps: Vec<i64>,
+    timesteps: Vec<f64>,
     noise: Vec<f32>,
     noise_shape: [usize; 4],
     terms: Vec<LossTerms>,
@@ -181,12 +196,12 @@ impl Trace {
         };
         let (noise_shape, noise) = floats("noise")?;
         let noise_shape: [usize; 4] = noise_shape.try_into().map_err(|_| unfit())?;
-        let timesteps = match arrays.array("timesteps").map(Array::values) {
-            Ok(Values::I64(values)) if values.len() >= steps * noise_shape[0] => {
-                values[..steps * noise_shape[0]].to_vec()
-            }
-            _ => return Err(unfit()),
-        };
+        let timesteps = arrays.array("timesteps").map_err(|_| unfit())?;
+        let mut timesteps = times(timesteps.values());
+        if timesteps.len() < steps * noise_shape[0] {
+            return Err(unfit());
+        }
+        timesteps.truncate(steps * noise_shape[0]);
         let [loss, after, before, clip] =
             ["loss", "after", "before", "clip"].map(|name| Ok(floats(name)?.1));
         let (loss, after, before, clip): (Vec<f32>, Vec<f32>, Vec<f32>, Vec<f32>) =
@@ -220,9 +235,7 @@ impl Trace {
 
     /// Records a step: its draws, its loss, and the tokens after it.
     pub(super) fn push(&mut self, draws: &Draws, terms: LossTerms, tokens: &[Tensor<2>]) {
-        let timesteps = draws.timesteps.iter();
-        self.timesteps
-            .extend(timesteps.map(|&t| i64::try_from(t).unwrap_or(i64::MAX)));
+        self.timesteps.extend(&draws.timesteps);
         self.noise.extend(host(draws.noise.clone()));
         self.noise_shape = draws.noise.dims();
         self.terms.push(terms);
@@ -248,10 +261,7 @@ impl Trace {
         let mut arrays = Arrays::default()
             .with_metadata("format", "difference-trace")
             .with_metadata(FIRST_STEP, self.first_step.to_string())
-            .with(
-                "timesteps",
-                Array::integers([steps, batch], self.timesteps.clone()),
-            )
+            .with("timesteps", recorded([steps, batch], &self.timesteps))
             .with("noise", Array::floats(noise_shape, self.noise.clone()))
             .with("loss", term(|terms| terms.total))
             .with("after", term(|terms| terms.after))
@@ -268,13 +278,22 @@ impl Trace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample::{AlphaSchedule, FlowConfig, FlowSchedule, SchedulerConfig};
+
+    fn noising(num_train_timesteps: usize) -> Noising {
+        let config = SchedulerConfig {
+            num_train_timesteps,
+            ..SchedulerConfig::default()
+        };
+        Noising::Discrete(AlphaSchedule::new(&config, Path::new("x")).unwrap())
+    }
 
     fn trace(first_step: usize) -> Trace {
         let device = Device::flex();
         let mut trace = Trace::new(first_step);
         for step in 0..3 {
             let draws = Draws {
-                timesteps: vec![step, 10 + step],
+                timesteps: [step, 10 + step].map(|t| t as f64).to_vec(),
                 noise: Tensor::full([2, 1, 1, 2], step as f32, &device),
             };
             let tokens = [Tensor::full([1, 3], 0.5, &device)];
@@ -288,9 +307,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("trace.safetensors");
         trace(0).write(&path).unwrap();
-        let replay = Replay::read(&path, 3, [2, 1, 1, 2], 20).unwrap();
+        let replay = Replay::read(&path, 3, [2, 1, 1, 2], &noising(20)).unwrap();
         let draws = replay.draws(2, &Device::flex());
-        assert_eq!(draws.timesteps, [2, 12]);
+        assert_eq!(draws.timesteps, [2.0, 12.0]);
         assert_eq!(host(draws.noise), [2.0; 4]);
         assert_eq!(
             Arrays::read(&path).unwrap().arrays["tokens"].shape(),
@@ -299,12 +318,32 @@ mod tests {
     }
 
     #[test]
+    fn times_between_steps_are_replayed_exactly() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("trace.safetensors");
+        let flow = FlowSchedule::new(&FlowConfig::default(), Path::new("x")).unwrap();
+        let noising = Noising::Flow(flow);
+        let timesteps = [0.123, 0.77].map(|place| noising.time_at(place)).to_vec();
+        let draws = Draws {
+            timesteps: timesteps.clone(),
+            noise: Tensor::zeros([2, 1, 1, 2], &Device::flex()),
+        };
+        let mut trace = Trace::new(0);
+        trace.push(&draws, LossTerms::default(), &[]);
+        trace.write(&path).unwrap();
+        let replay = Replay::read(&path, 1, [2, 1, 1, 2], &noising).unwrap();
+        assert_eq!(replay.draws(0, &Device::flex()).timesteps, timesteps);
+        let discrete = Replay::read(&path, 1, [2, 1, 1, 2], &self::noising(1000));
+        assert!(discrete.unwrap_err().to_string().contains("0..1000"));
+    }
+
+    #[test]
     fn a_replay_that_does_not_fit_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("trace.safetensors");
         trace(0).write(&path).unwrap();
         let error = |steps, shape, timesteps| {
-            let result = Replay::read(&path, steps, shape, timesteps);
+            let result = Replay::read(&path, steps, shape, &noising(timesteps));
             result.unwrap_err().to_string()
         };
         assert!(error(4, [2, 1, 1, 2], 20).contains("at least 4"));
@@ -353,7 +392,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("trace.safetensors");
         trace(7).write(&path).unwrap();
-        let error = Replay::read(&path, 3, [2, 1, 1, 2], 20).unwrap_err();
+        let error = Replay::read(&path, 3, [2, 1, 1, 2], &noising(20)).unwrap_err();
         assert!(error.to_string().contains("begins at step 7"), "{error}");
     }
 }

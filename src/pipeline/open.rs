@@ -10,7 +10,7 @@ use crate::models::clip_text::ClipTextModel;
 use crate::models::tokenizer::ClipTokenizer;
 use crate::models::unet::{Memory, UNet2DConditionModel, UNetConfig};
 use crate::models::vae::{AutoencoderKL, AutoencoderKLConfig};
-use crate::sample::{NoiseSchedule, SchedulerConfig};
+use crate::sample::{AlphaSchedule, Noising, SchedulerConfig};
 use crate::text_encoder::TextEncoder;
 use crate::weights::{ModelFiles, compute_dtype};
 use crate::{Error, Result};
@@ -33,7 +33,7 @@ impl Pipeline {
         let mut index = ModelIndex::open(files)?;
         let mut scheduler: SchedulerConfig = files.config("scheduler")?;
         correct(&mut scheduler, index.kind);
-        let schedule = NoiseSchedule::new(&scheduler, &files.config_path("scheduler"))?;
+        let schedule = AlphaSchedule::new(&scheduler, &files.config_path("scheduler"))?;
         let unet_config: UNetConfig = files.config("unet")?;
         let vae_config: AutoencoderKLConfig = files.config("vae")?;
         if files.other_unet().is_some() {
@@ -70,7 +70,7 @@ impl Pipeline {
             text_encoders,
             unet,
             vae,
-            schedule,
+            noising: Noising::Discrete(schedule),
             resolution,
             device: device.clone(),
             dtype: compute_dtype(device, dtype),

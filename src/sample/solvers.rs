@@ -3,7 +3,8 @@
 use burn::tensor::Tensor;
 
 use super::mix::{self, Level, Mix};
-use super::{NoiseSchedule, PredictionType, Solver, TimestepSpacing};
+use super::noising::{Noising, Step};
+use super::{AlphaSchedule, PredictionType, Solver, TimestepSpacing};
 use crate::Result;
 use crate::settings::Checks;
 
@@ -11,39 +12,43 @@ use crate::settings::Checks;
 /// equation 12, with the noise of equation 16 scaled by η.
 #[derive(Debug)]
 pub struct Ddim {
-    schedule: NoiseSchedule,
-    timesteps: Vec<usize>,
-    timesteps_f64: Vec<f64>,
+    steps: Vec<Step>,
+    times: Vec<f64>,
     eta: f64,
+    /// To which magnitude predicted clean latents are clamped.
+    clip: Option<f64>,
 }
 
 impl Ddim {
-    /// η = 0 is deterministic, η = 1 adds as much noise as DDPM.
+    /// η = 0 is deterministic, for a flow Euler's method; η = 1 adds as much noise as DDPM.
     ///
     /// # Errors
     /// As [`SolverKind::build`](super::SolverKind::build).
-    pub fn new(schedule: &NoiseSchedule, num_inference_steps: usize, eta: f64) -> Result<Self> {
+    pub fn new(noising: &Noising, num_inference_steps: usize, eta: f64) -> Result<Self> {
         Checks::default().fraction("eta", eta).result()?;
-        schedule.check_solver("DDIMScheduler", &[("thresholding", "false")])?;
-        let timesteps = schedule.timesteps(num_inference_steps)?;
-        let timesteps_f64 = timesteps.iter().map(|&t| t as f64).collect();
+        let mut clip = None;
+        if let Noising::Discrete(schedule) = noising {
+            schedule.check_solver("DDIMScheduler", &[("thresholding", "false")])?;
+            let config = schedule.config();
+            clip = config.clip_sample.then_some(config.clip_sample_range);
+        }
+        let steps = noising.steps(num_inference_steps)?;
         Ok(Self {
-            schedule: schedule.clone(),
-            timesteps,
-            timesteps_f64,
+            times: steps.iter().map(|step| step.time).collect(),
+            steps,
             eta,
+            clip,
         })
     }
 }
 
 impl Solver for Ddim {
     fn timesteps(&self) -> &[f64] {
-        &self.timesteps_f64
+        &self.times
     }
 
     fn add_noise(&self, i: usize, original: Tensor<4>, noise: Tensor<4>) -> Tensor<4> {
-        self.schedule
-            .add_noise(original, noise, &self.timesteps[i..=i])
+        mix::mixed(&[self.steps[i].from.input], original, noise)
     }
 
     fn needs_noise(&self) -> bool {
@@ -57,16 +62,13 @@ impl Solver for Ddim {
         sample: Tensor<4>,
         noise: Option<Tensor<4>>,
     ) -> Tensor<4> {
-        let (schedule, t) = (&self.schedule, self.timesteps[i]);
-        let previous = schedule.previous_timestep(t, self.timesteps.len());
-        let to = schedule.level(previous).input;
-        let mut original = schedule.pred_original(model_output.clone(), sample.clone(), &[t]);
-        let epsilon = schedule.pred_epsilon(model_output, sample, &[t]);
-        let config = schedule.config();
-        if config.clip_sample {
-            original = original.clamp(-config.clip_sample_range, config.clip_sample_range);
+        let Step { from, to, .. } = self.steps[i];
+        let mut original = mix::pred_original(&[from], model_output.clone(), sample.clone());
+        let epsilon = mix::pred_epsilon(&[from], model_output, sample);
+        if let Some(range) = self.clip {
+            original = original.clamp(-range, range);
         }
-        let sigma = self.eta * schedule.level(Some(t)).renewed_noise(to);
+        let sigma = self.eta * from.renewed_noise(to);
         let direction = (to.noise * to.noise - sigma * sigma).max(0.0).sqrt();
         let next = original * to.signal + epsilon * direction;
         match noise {
@@ -104,20 +106,20 @@ struct Sigmas {
 }
 
 impl Sigmas {
-    fn new(schedule: &NoiseSchedule, timesteps: Vec<f64>) -> Self {
+    fn new(schedule: &AlphaSchedule, timesteps: Vec<f64>) -> Self {
         let sigmas = timesteps
             .iter()
             .map(|&t| schedule.sigma(t))
             .chain([0.0])
             .collect();
         Self {
-            prediction_type: schedule.prediction_type,
+            prediction_type: schedule.config().prediction_type,
             timesteps,
             sigmas,
         }
     }
 
-    fn multistep(schedule: &NoiseSchedule, num_inference_steps: usize) -> Result<Self> {
+    fn multistep(schedule: &AlphaSchedule, num_inference_steps: usize) -> Result<Self> {
         let timesteps = schedule.multistep_timesteps(num_inference_steps)?;
         Ok(Self::new(
             schedule,
@@ -168,7 +170,7 @@ impl Euler {
     /// # Errors
     /// As [`SolverKind::build`](super::SolverKind::build).
     pub fn new(
-        schedule: &NoiseSchedule,
+        schedule: &AlphaSchedule,
         num_inference_steps: usize,
         ancestral: bool,
     ) -> Result<Self> {
@@ -246,7 +248,7 @@ pub struct DpmSolverMultistep {
 impl DpmSolverMultistep {
     /// # Errors
     /// As [`SolverKind::build`](super::SolverKind::build).
-    pub fn new(schedule: &NoiseSchedule, num_inference_steps: usize) -> Result<Self> {
+    pub fn new(schedule: &AlphaSchedule, num_inference_steps: usize) -> Result<Self> {
         let kinds = [
             ("algorithm_type", "\"dpmsolver++\""),
             ("solver_type", "\"midpoint\""),
@@ -309,7 +311,7 @@ pub struct UniPc {
 impl UniPc {
     /// # Errors
     /// As [`SolverKind::build`](super::SolverKind::build).
-    pub fn new(schedule: &NoiseSchedule, num_inference_steps: usize) -> Result<Self> {
+    pub fn new(schedule: &AlphaSchedule, num_inference_steps: usize) -> Result<Self> {
         let mut supported = [&[("predict_x0", "true")], MULTISTEP, SIGMAS].concat();
         // All names but bh1, those of other schedulers, are bh2 to diffusers.
         let solver_type = schedule.config().other.get("solver_type");

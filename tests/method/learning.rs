@@ -181,7 +181,7 @@ fn gradients_of_the_whole_loss_equal_finite_differences_for_every_token() {
     let arrays = Arrays::read(&golden("learning/trace.safetensors")).unwrap();
     let noise = arrays.tensor::<5>("noise", &device).unwrap();
     let draws = Draws {
-        timesteps: vec![900, 400],
+        timesteps: vec![900.0, 400.0],
         noise: noise.slice([0..1]).squeeze_dim(0),
     };
     let d = models.pipeline().base()[0].hidden_size;

@@ -32,7 +32,7 @@ pub(super) struct Views {
     /// Those of the picture, of its mirror image and of its crops, [views, c, h, w].
     pub(super) latents: Tensor<4>,
     /// One for each.
-    pub(super) timesteps: Vec<usize>,
+    pub(super) timesteps: Vec<f64>,
 }
 
 impl Inversion<'_> {
@@ -100,8 +100,8 @@ impl Inversion<'_> {
         }
         let mut least_noisy = self
             .pipeline
-            .schedule()
-            .timesteps(self.config.num_inference_steps)?;
+            .noising()
+            .times(self.config.num_inference_steps)?;
         least_noisy.reverse();
         least_noisy.truncate(views.len());
         let order = shuffled(
@@ -124,14 +124,13 @@ impl Inversion<'_> {
         stream: usize,
     ) -> Tensor<1> {
         let Views { latents, timesteps } = views;
-        let schedule = self.pipeline.schedule();
+        let noising = self.pipeline.noising();
         let mut draws = rng(self.seed, Purpose::Learn, stream);
         let noise = normal(&mut draws, latents.dims(), self.pipeline.device());
-        let noisy = schedule.add_noise(latents.clone(), noise.clone(), timesteps);
-        let target = schedule.target(latents.clone(), noise, timesteps);
+        let noisy = noising.add_noise(latents.clone(), noise.clone(), timesteps);
+        let target = noising.target(latents.clone(), noise, timesteps);
         let conditions = conditions.clone().repeat_each(timesteps.len());
-        let timesteps: Vec<f64> = timesteps.iter().map(|&t| t as f64).collect();
-        let prediction = self.pipeline.predict(noisy, &timesteps, &conditions);
+        let prediction = self.pipeline.predict(noisy, timesteps, &conditions);
         (prediction - target).powi_scalar(2).mean()
     }
 
@@ -153,7 +152,7 @@ impl Inversion<'_> {
             let start = noise::ddim_inversion(pipeline, latents, &source, &settings, observer)?;
             return Ok(start.latents);
         }
-        let solver = Ddim::new(pipeline.schedule(), config.num_inference_steps, 0.0)?;
+        let solver = Ddim::new(pipeline.noising(), config.num_inference_steps, 0.0)?;
         let mut draws = rng(self.seed, Purpose::Generate, 0);
         let fresh = normal(&mut draws, latents.dims(), pipeline.device());
         let first = solver.add_noise(0, latents.clone(), fresh);
@@ -216,7 +215,7 @@ impl Inversion<'_> {
         target: &Target,
     ) -> Result<Tensor<1>> {
         let mut solver = Ddim::new(
-            self.pipeline.schedule(),
+            self.pipeline.noising(),
             self.config.num_inference_steps,
             0.0,
         )?;
@@ -244,7 +243,7 @@ impl Inversion<'_> {
         let negative = self.pipeline.encode_negative_prompt("")?;
         let guide = Guide::new(prompt, negative, scale);
         let mut solver = Ddim::new(
-            self.pipeline.schedule(),
+            self.pipeline.noising(),
             self.config.num_inference_steps,
             0.0,
         )?;

@@ -65,15 +65,15 @@ fn the_loss_is_made_of_the_guided_error_and_the_clamped_cosine() {
             latents.dims(),
             &latents.device(),
         );
-        let schedule = inversion.pipeline.schedule();
-        let noisy = schedule.add_noise(latents.clone(), noise.clone(), &[400]);
+        let noising = inversion.pipeline.noising();
+        let noisy = noising.add_noise(latents.clone(), noise.clone(), &[400.0]);
         let conditions = Conditions {
             encoder_hidden_states: inversion.frame.around(&inversion.first),
             added: None,
             image: Some(inversion.shown_a.clone()),
         };
         let output = inversion.pipeline.predict(noisy, &[400.0], &conditions);
-        let error = (output - schedule.target(latents, noise, &[400]))
+        let error = (output - noising.target(latents, noise, &[400.0]))
             .powi_scalar(2)
             .mean();
         let mse = inversion.objective(&inversion.first, 400).unwrap().mse;

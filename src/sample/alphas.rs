@@ -1,12 +1,11 @@
-//! The noise schedule of training, and the timesteps that are taken from it.
+//! The noise schedule of training in whole steps, and the timesteps that are taken from it.
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Tensor;
-
-use super::config::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
-use super::mix::{self, Level, Mix};
-use crate::weights::{check_fixed_fields, read_config};
+use super::config::{BetaSchedule, SchedulerConfig, TimestepSpacing};
+use super::mix::Mix;
+use super::noising::{check_steps, whole};
+use crate::weights::check_fixed_fields;
 use crate::{Error, Result};
 
 /// How much of the clean latents is left at every timestep, and what follows from it.
@@ -14,30 +13,14 @@ use crate::{Error, Result};
 /// With ᾱ for [`alphas_cumprod`](Self::alphas_cumprod), noisy latents are
 /// `√ᾱ x₀ + √(1 − ᾱ) ε`.
 #[derive(Debug, Clone)]
-pub struct NoiseSchedule {
-    /// ᾱ of every timestep of training, computed in f32 as diffusers does.
-    pub alphas_cumprod: Vec<f64>,
-    /// What the network predicts.
-    pub prediction_type: PredictionType,
+pub struct AlphaSchedule {
+    alphas_cumprod: Vec<f64>,
     config: SchedulerConfig,
     /// The file that it comes from, for errors.
     path: PathBuf,
 }
 
-impl NoiseSchedule {
-    /// Reads `scheduler_config.json`, or the one in a folder.
-    ///
-    /// # Errors
-    /// As [`read_config`] and [`new`](Self::new).
-    pub fn open(path: &Path) -> Result<Self> {
-        let file: PathBuf = if path.is_dir() {
-            path.join("scheduler_config.json")
-        } else {
-            path.to_owned()
-        };
-        Self::new(&read_config(&file)?, &file)
-    }
-
+impl AlphaSchedule {
     /// The schedule that `config` describes; `path` is named in errors.
     ///
     /// # Errors
@@ -82,7 +65,6 @@ impl NoiseSchedule {
                 .into_iter()
                 .map(f64::from)
                 .collect(),
-            prediction_type: config.prediction_type,
             config: config.clone(),
             path: path.to_owned(),
         })
@@ -110,13 +92,20 @@ impl NoiseSchedule {
         self.alphas_cumprod.len()
     }
 
-    /// ᾱ at `timestep`, or where DDIM ends, before the first timestep, for `None`.
-    pub fn alpha_cumprod(&self, timestep: Option<usize>) -> f64 {
-        match timestep {
+    /// ᾱ of every timestep of training, computed in f32 as diffusers does.
+    pub fn alphas_cumprod(&self) -> &[f64] {
+        &self.alphas_cumprod
+    }
+
+    /// What noisy latents are made of at `timestep`, or where DDIM ends, before the first timestep,
+    /// for `None`.
+    pub(super) fn input(&self, timestep: Option<usize>) -> Mix {
+        let alpha = match timestep {
             Some(timestep) => self.alphas_cumprod[timestep],
             None if self.config.set_alpha_to_one => 1.0,
             None => self.alphas_cumprod[0],
-        }
+        };
+        Mix::new(alpha.sqrt(), (1.0 - alpha).sqrt())
     }
 
     /// The timesteps that DDIM visits in `num_inference_steps` steps, from the noisiest.
@@ -129,7 +118,7 @@ impl NoiseSchedule {
             .timestep_spacing
             .unwrap_or(TimestepSpacing::Leading);
         let (train, n) = (self.num_train_timesteps(), num_inference_steps);
-        self.check_steps(n)?;
+        check_steps(n, train)?;
         let timesteps = match spacing {
             TimestepSpacing::Linspace => linspace(train - 1, n, n),
             TimestepSpacing::Leading => self.leading(train / n, n),
@@ -140,7 +129,11 @@ impl NoiseSchedule {
 
     /// The timestep after `timestep` when DDIM takes `num_inference_steps` steps; `None` past the
     /// first timestep of training.
-    pub fn previous_timestep(&self, timestep: usize, num_inference_steps: usize) -> Option<usize> {
+    pub(super) fn previous_timestep(
+        &self,
+        timestep: usize,
+        num_inference_steps: usize,
+    ) -> Option<usize> {
         timestep.checked_sub(self.num_train_timesteps() / num_inference_steps)
     }
 
@@ -152,7 +145,7 @@ impl NoiseSchedule {
             .timestep_spacing
             .unwrap_or(TimestepSpacing::Linspace);
         let train = self.num_train_timesteps();
-        self.check_steps(n)?;
+        check_steps(n, train)?;
         let timesteps = match spacing {
             TimestepSpacing::Linspace => linspace(train - 1, n + 1, n),
             TimestepSpacing::Leading => {
@@ -169,7 +162,7 @@ impl NoiseSchedule {
     /// The timesteps of the solvers that work on σ, which may lie between those of training.
     pub(super) fn sigma_timesteps(&self, n: usize) -> Result<Vec<f64>> {
         let train = self.num_train_timesteps();
-        self.check_steps(n)?;
+        check_steps(n, train)?;
         let spacing = self
             .config
             .timestep_spacing
@@ -194,18 +187,6 @@ impl NoiseSchedule {
             .collect()
     }
 
-    fn check_steps(&self, num_inference_steps: usize) -> Result<()> {
-        let train = self.num_train_timesteps();
-        if (1..=train).contains(&num_inference_steps) {
-            return Ok(());
-        }
-        Err(Error::Setting {
-            name: "num_inference_steps",
-            expected: format!("1 to {train}"),
-            found: num_inference_steps.to_string(),
-        })
-    }
-
     /// σ = √((1 − ᾱ) / ᾱ) at `timestep`, linear between the timesteps of training. Where nothing
     /// is left of the clean latents, ᾱ is taken as 2⁻²⁴, as diffusers does, so that σ is finite.
     pub(super) fn sigma(&self, timestep: f64) -> f64 {
@@ -218,74 +199,13 @@ impl NoiseSchedule {
             };
             ((1.0 - alpha) / alpha).sqrt()
         };
-        let floor = timestep.floor();
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "timesteps are from 0 to 100000"
-        )]
-        let t = floor as usize;
-        let fraction = timestep - floor;
+        let t = whole(timestep);
+        let fraction = timestep - timestep.floor();
         if fraction == 0.0 {
             at(t)
         } else {
             at(t) * (1.0 - fraction) + at(t + 1) * fraction
         }
-    }
-
-    /// The level of noise at `timestep`, or where DDIM ends, before the first timestep, for `None`.
-    pub fn level(&self, timestep: Option<usize>) -> Level {
-        let alpha = self.alpha_cumprod(timestep);
-        let input = Mix::new(alpha.sqrt(), (1.0 - alpha).sqrt());
-        Level::new(input, self.prediction_type)
-    }
-
-    fn levels(&self, timesteps: &[usize]) -> Vec<Level> {
-        timesteps.iter().map(|&t| self.level(Some(t))).collect()
-    }
-
-    /// Noisy latents `√ᾱ x₀ + √(1 − ᾱ) ε`.
-    ///
-    /// # Shapes
-    /// `original` and `noise` alike `[b, c, h, w]`; `timesteps` one for every row, or one for all.
-    pub fn add_noise(
-        &self,
-        original: Tensor<4>,
-        noise: Tensor<4>,
-        timesteps: &[usize],
-    ) -> Tensor<4> {
-        let levels = self.levels(timesteps);
-        let inputs: Vec<Mix> = levels.iter().map(|level| level.input).collect();
-        mix::mixed(&inputs, original, noise)
-    }
-
-    /// What the network should predict; shapes as for [`add_noise`](Self::add_noise).
-    pub fn target(&self, original: Tensor<4>, noise: Tensor<4>, timesteps: &[usize]) -> Tensor<4> {
-        let levels = self.levels(timesteps);
-        let outputs: Vec<Mix> = levels.iter().map(|level| level.output).collect();
-        mix::mixed(&outputs, original, noise)
-    }
-
-    /// The clean latents that the network's output means, given its noisy input `sample`; shapes
-    /// as for [`add_noise`](Self::add_noise).
-    pub fn pred_original(
-        &self,
-        model_output: Tensor<4>,
-        sample: Tensor<4>,
-        timesteps: &[usize],
-    ) -> Tensor<4> {
-        mix::pred_original(&self.levels(timesteps), model_output, sample)
-    }
-
-    /// The noise that the network's output means, given its noisy input `sample`; shapes as for
-    /// [`add_noise`](Self::add_noise).
-    pub fn pred_epsilon(
-        &self,
-        model_output: Tensor<4>,
-        sample: Tensor<4>,
-        timesteps: &[usize],
-    ) -> Tensor<4> {
-        mix::pred_epsilon(&self.levels(timesteps), model_output, sample)
     }
 }
 
