@@ -1,18 +1,19 @@
 //! The frozen models of one checkpoint.
 
-mod conditions;
 mod kind;
 mod open;
 mod picture;
 
+use std::sync::Arc;
+
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
-pub use self::conditions::Conditions;
 pub use self::kind::PipelineKind;
 pub(crate) use self::open::resolution;
 use crate::models::attention_control::AttentionControl;
 use crate::models::clip_text::ClipTextOutput;
-use crate::models::unet::{AddedConditions, Memory, UNet2DConditionModel};
+pub use crate::models::conditions::Conditions;
+use crate::models::denoiser::{Denoiser, How, Memory};
 use crate::models::vae::AutoencoderKL;
 use crate::prompt::{FullPrompt, Prompt, Words};
 use crate::sample::Noising;
@@ -26,7 +27,7 @@ pub struct Pipeline {
     kind: PipelineKind,
     force_zeros_for_empty_prompt: bool,
     text_encoders: Vec<TextEncoder>,
-    unet: UNet2DConditionModel,
+    denoiser: Arc<dyn Denoiser>,
     vae: AutoencoderKL,
     noising: Noising,
     /// Height and width of its pictures.
@@ -62,17 +63,12 @@ impl Pipeline {
         }
     }
 
-    /// The number of the U-Net's transformer blocks.
-    pub fn transformer_blocks(&self) -> usize {
-        self.unet.transformer_blocks()
+    /// The network that predicts what is noise.
+    pub fn denoiser(&self) -> &dyn Denoiser {
+        &*self.denoiser
     }
 
-    /// As [`UNet2DConditionModel::telling_weights`].
-    pub(crate) fn telling_weights(&self) -> Vec<Tensor<2>> {
-        self.unet.telling_weights()
-    }
-
-    /// The text encoders in the order the U-Net reads them: one, or SDXL's two.
+    /// The text encoders in the order the denoiser reads them.
     pub fn text_encoders(&self) -> &[TextEncoder] {
         &self.text_encoders
     }
@@ -94,10 +90,9 @@ impl Pipeline {
     }
 
     /// Sets whether time or memory is saved: with [`Memory::Low`], the backward pass through the
-    /// U-Net computes the inside of each layer once more, and the autoencoder works in tiles.
+    /// denoiser computes the inside of each layer once more, and the autoencoder works in tiles.
     pub fn set_memory(&mut self, memory: Memory) {
         self.memory = memory;
-        self.unet.set_memory(memory);
     }
 
     /// Where the models are.
@@ -222,8 +217,7 @@ impl Pipeline {
     }
 
     /// What SDXL's U-Net reads: both encoders' last hidden state but one, without the final norm,
-    /// side by side; the second encoder's pooled prompt, projected; and the sizes, of a picture
-    /// that was never cropped.
+    /// side by side; and the second encoder's pooled prompt, projected.
     fn penultimate_hidden_states(&self, outputs: &[ClipTextOutput]) -> Result<Conditions> {
         let states = (outputs.iter())
             .map(ClipTextOutput::penultimate_hidden_state)
@@ -232,53 +226,40 @@ impl Pipeline {
         if let (Some(encoder), Some(output)) = (self.text_encoders.last(), outputs.last()) {
             pooled.push(encoder.project(output.pooled.clone())?);
         }
-        let [height, width] = self.resolution.map(|side| side as f32);
-        let time_ids = [height, width, 0.0, 0.0, height, width];
         Ok(Conditions {
-            encoder_hidden_states: Tensor::cat(states, 2), // [1, n, d₁ + d₂]
-            added: Some(AddedConditions {
-                text_embeds: Tensor::cat(pooled, 0),
-                time_ids: Tensor::from_data([time_ids], (&self.device, DType::F32)),
-            }),
-            image: None,
+            pooled: Some(Tensor::cat(pooled, 0)),
+            ..Conditions::new(Tensor::cat(states, 2)) // [1, n, d₁ + d₂]
         })
     }
 
-    /// The U-Net's output for noisy latents: noise or velocity, as the schedule says.
+    /// The denoiser's output for noisy latents, as [`Noising`] has it.
     ///
     /// # Shapes
-    /// `latents` [b, channels, h, w]; a timestep and a row of `conditions` for each, with an image if
+    /// `latents` [b, channels, h, w]; a time in steps of training and a row of `conditions` for each, with an image if
     /// and only if the [kind](PipelineKind) of pipeline takes a picture.
-    pub fn predict(
-        &self,
-        latents: Tensor<4>,
-        timesteps: &[f64],
-        conditions: &Conditions,
-    ) -> Tensor<4> {
-        self.predict_controlled(latents, timesteps, conditions, None)
+    pub fn predict(&self, latents: Tensor<4>, times: &[f64], conditions: &Conditions) -> Tensor<4> {
+        self.predict_controlled(latents, times, conditions, None)
     }
 
-    /// As [`predict`](Self::predict), while `control` changes what looks at what inside the U-Net.
+    /// As [`predict`](Self::predict), while `control` changes what looks at what inside the denoiser.
     ///
     /// # Shapes
     /// As [`predict`](Self::predict).
     pub fn predict_controlled(
         &self,
         latents: Tensor<4>,
-        timesteps: &[f64],
+        times: &[f64],
         conditions: &Conditions,
         control: Option<&dyn AttentionControl>,
     ) -> Tensor<4> {
-        let timesteps = Tensor::<1>::from_data(timesteps, (&self.device, DType::F32));
         let dtype = DType::from(self.dtype);
-        let mut sample = latents.cast(dtype);
-        if let Some(image) = &conditions.image {
-            sample = Tensor::cat(vec![sample, image.clone().cast(dtype)], 1); // [b, in_channels, h, w]
-        }
-        let context = conditions.encoder_hidden_states.clone().cast(dtype);
-        let added = conditions.added.as_ref();
-        self.unet
-            .forward_controlled(sample, timesteps, context, added, control)
+        let how = How {
+            memory: self.memory,
+            control,
+        };
+        let (latents, conditions) = (latents.cast(dtype), conditions.clone().cast(dtype));
+        (self.denoiser)
+            .predict(latents, times, &conditions, how)
             .cast(DType::F32)
     }
 }
@@ -289,9 +270,5 @@ fn last_hidden_state(outputs: &[ClipTextOutput]) -> Conditions {
     let states = outputs
         .iter()
         .map(|output| output.last_hidden_state.clone());
-    Conditions {
-        encoder_hidden_states: Tensor::cat(states.collect(), 2),
-        added: None,
-        image: None,
-    }
+    Conditions::new(Tensor::cat(states.collect(), 2))
 }

@@ -20,11 +20,11 @@ use difference_inversion::analogy::{
 };
 use difference_inversion::image::load_image;
 use difference_inversion::learn::{LearnConfig, Records};
+use difference_inversion::models::denoiser::Memory;
 use difference_inversion::models::feature_map::{Conv2d, GroupNorm, resize_nearest};
 use difference_inversion::models::layers::{
     Activation, LayerNorm, Linear, Mask, gated_gelu, multi_head_attention,
 };
-use difference_inversion::models::unet::Memory;
 use difference_inversion::progress::Progress;
 use difference_inversion::weights::{Arrays, Weights};
 use safetensors::tensor::{Dtype, TensorView};

@@ -85,7 +85,7 @@ fn outputs(files: &ModelFiles, dtype: FloatDType) -> Vec<Vec<f32>> {
         panic!("a schedule of whole steps");
     };
     vec![
-        numbers(conditions.encoder_hidden_states),
+        numbers(conditions.context),
         numbers(latents),
         numbers(prediction),
         decoded.into_iter().map(f32::from).collect(),

@@ -20,9 +20,8 @@ use std::path::Path;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use difference_inversion::learn::{AdamW, Moments};
 use difference_inversion::models::clip_text::{ClipTextModel, PrefixCache};
-use difference_inversion::models::unet::{
-    AddedConditions, Memory, UNet2DConditionModel, UNetConfig,
-};
+use difference_inversion::models::denoiser::{How, Memory};
+use difference_inversion::models::unet::{AddedConditions, UNet2DConditionModel, UNetConfig};
 use difference_inversion::weights::{Arrays, Values, Weights, compute_dtype, read_config};
 
 #[global_allocator]
@@ -76,7 +75,7 @@ fn run() {
     };
     let mut step = Step::open(Path::new(model), Path::new(inputs), &device, dtype);
     if flag("--memory") == Some("low") {
-        step.unet.set_memory(Memory::Low);
+        step.memory = Memory::Low;
     }
     println!("ready");
     for line in std::io::stdin().lines() {
@@ -179,6 +178,7 @@ struct Step {
     device: Device,
     /// What is computed in.
     dtype: DType,
+    memory: Memory,
     steps: usize,
 }
 
@@ -199,6 +199,7 @@ impl Step {
             inputs,
             device: device.clone(),
             dtype: compute_dtype(device, dtype).into(),
+            memory: Memory::Normal,
             steps: 0,
         }
     }
@@ -220,11 +221,15 @@ impl Step {
             }
         });
         (self.unet)
-            .forward(
+            .forward_with(
                 noisy.cast(self.dtype),
                 self.input("timesteps"),
                 repeat(&states.clone().cast(self.dtype), &rows),
                 added.as_ref(),
+                How {
+                    memory: self.memory,
+                    control: None,
+                },
             )
             .cast(DType::F32)
     }

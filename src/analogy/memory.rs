@@ -7,7 +7,8 @@ use burn::tensor::{Device, FloatDType};
 use super::models::ModelPaths;
 use crate::Result;
 use crate::models::clip_text::shared_bytes;
-use crate::models::unet::{Memory, UNetConfig};
+use crate::models::denoiser::Memory;
+use crate::models::unet_denoiser;
 use crate::models::vae::AutoencoderKLConfig;
 use crate::pipeline::resolution;
 use crate::weights::Weights;
@@ -25,7 +26,7 @@ pub struct LearningMemory {
     pub dtype: FloatDType,
     /// Whether time or memory is saved.
     pub memory: Memory,
-    /// Latents that go through the U-Net at once: [`LearnConfig::rows`](crate::learn::LearnConfig::rows).
+    /// Latents that go through the denoiser at once: [`LearnConfig::rows`](crate::learn::LearnConfig::rows).
     pub rows: usize,
     /// Whether the captioner has to be opened.
     pub captions: bool,
@@ -40,7 +41,7 @@ impl LearningMemory {
     /// not known.
     pub fn peak(&self, paths: &ModelPaths) -> Result<u64> {
         let files = paths.files()?;
-        let unet: UNetConfig = files.config("unet")?;
+        let denoiser = unet_denoiser::open(&files)?;
         let vae: AutoencoderKLConfig = files.config("vae")?;
         let two_encoders = files.has("text_encoder_2");
         let upcast = two_encoders && vae.force_upcast.unwrap_or(false);
@@ -84,10 +85,9 @@ impl LearningMemory {
             viewers += captioner.map_or(0, |captioner| captioner.bytes_in_memory());
         }
         let factor = vae.downsampling_factor();
-        let latents = resolution(&files, &unet, &vae)?
+        let latents = resolution(&files, &*denoiser, &vae)?
             .map(|side| (side as usize).checked_div(factor).unwrap_or(0));
-        let path = files.config_path("unet");
-        let step = unet.step_bytes(&path, self.rows, latents, self.memory)?;
+        let step = denoiser.step_bytes(self.rows, latents, self.memory)?;
         Ok(PROGRAM
             + weights
             + match self.memory {

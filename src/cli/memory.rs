@@ -5,7 +5,7 @@ use std::fmt;
 use burn::tensor::FloatDType;
 use difference_inversion::analogy::{LearningMemory, ModelPaths};
 use difference_inversion::learn::LearnConfig;
-use difference_inversion::models::unet::Memory;
+use difference_inversion::models::denoiser::Memory;
 use serde::Serialize;
 use sysinfo::System;
 

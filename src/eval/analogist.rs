@@ -156,7 +156,10 @@ pub(super) fn analogist(
             },
         });
     }
-    let control = Arc::new(GridControl::new(&config, pipeline.transformer_blocks()));
+    let control = Arc::new(GridControl::new(
+        &config,
+        pipeline.denoiser().attention_layers(),
+    ));
     Ok(Box::new(Analogist {
         models,
         pipeline: pipeline.with_resolution(size)?,

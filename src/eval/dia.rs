@@ -190,7 +190,7 @@ impl Method for Dia {
             .enumerate()
         {
             let prompt = inversion.prompt(picture, number, &mut *observer)?;
-            let states = Array::from_tensor(prompt.encoder_hidden_states.clone());
+            let states = Array::from_tensor(prompt.context.clone());
             learned = learned.with(name, states);
             prompt_b = Some(prompt);
         }
@@ -216,11 +216,7 @@ impl Method for Dia {
         let mut candidates = Vec::new();
         for &scale in &self.config.guidance_scales {
             for &strength in &self.config.strengths {
-                let prompt = Conditions {
-                    encoder_hidden_states: b.clone() + difference.clone() * strength,
-                    added: None,
-                    image: None,
-                };
+                let prompt = Conditions::new(b.clone() + difference.clone() * strength);
                 candidates.push(inversion.draw(prompt, scale, start.clone(), &mut *observer)?);
             }
         }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use burn::tensor::{Device, FloatDType};
 
 use crate::analogy::{AnalogyConfig, ModelPaths, Models};
-use crate::models::unet::Memory;
+use crate::models::denoiser::Memory;
 use crate::{Error, Result};
 
 /// The role of the model that makes pictures of words, in records of runs.

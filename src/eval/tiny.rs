@@ -15,7 +15,7 @@ use super::{
 };
 use crate::analogy::{AnalogyConfig, ModelPaths, Models};
 use crate::image::load_image;
-use crate::models::unet::Memory;
+use crate::models::denoiser::Memory;
 use crate::progress::Progress;
 use crate::tokens::host;
 use crate::weights::FileOptions;

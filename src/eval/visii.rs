@@ -196,11 +196,8 @@ impl Method for Visii {
             seed,
             ..TextToImage::default()
         };
-        let prompt = Conditions {
-            encoder_hidden_states: learned.tensor(config.keep.name(), pipeline.device())?,
-            added: None,
-            image: None,
-        };
+        let prompt = learned.tensor(config.keep.name(), pipeline.device())?;
+        let prompt = Conditions::new(prompt);
         let image = pipeline.show(Some(&analogy.b), None)?;
         let latents = analogy::draw(pipeline, &request, prompt, image, None, observer)?;
         pipeline.decode(latents)
@@ -295,7 +292,7 @@ impl<'a> Inversion<'a> {
         let words = pipeline.read(&prompt, 0)?;
         let outputs = pipeline.encode_prompts(&[FullPrompt::plain(&words)])?;
         let end = words.beginnings.first().map_or(1, PrefixCache::len);
-        let (frame, first) = Frame::of(outputs.encoder_hidden_states, end);
+        let (frame, first) = Frame::of(outputs.context, end);
         let Some(shown_a) = pipeline.show(Some(&analogy.a), None)? else {
             return Err(Error::invalid_input("the model is shown no picture"));
         };
@@ -379,11 +376,7 @@ impl<'a> Inversion<'a> {
             references.narrow(0, 1, 1),
         );
         let outputs = self.frame.around(words);
-        let conditions = Conditions {
-            encoder_hidden_states: outputs.clone(),
-            added: None,
-            image: Some(self.shown_a.clone()),
-        };
+        let conditions = Conditions::new(outputs.clone()).with_image(self.shown_a.clone());
         let both = pipeline.predict(noisy, &[t], &conditions);
         let guided = neither.clone()
             + (a_alone.clone() - neither) * config.learn_image_guidance_scale

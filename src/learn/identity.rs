@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use super::{LearnConfig, Pair};
 use crate::pipeline::Pipeline;
 use crate::sample::PredictionType;
-use crate::tokens::{Base, fingerprint, hex, host};
+use crate::tokens::{Base, hex, host};
 use crate::weights::Arrays;
 use crate::{Error, Result};
 
@@ -39,7 +39,7 @@ impl<'a> Identity<'a> {
         let noising = pipeline.noising();
         Self {
             config,
-            unet: fingerprint(pipeline.telling_weights()),
+            unet: pipeline.denoiser().fingerprint(),
             prediction_type: noising.prediction_type(),
             noise_schedule: noising.fingerprint(),
             pairs: hash_of(pairs, base.len()),

@@ -323,7 +323,7 @@ mod tests {
         let path = folder.path().join("trace.safetensors");
         let flow = FlowSchedule::new(&FlowConfig::default(), Path::new("x")).unwrap();
         let noising = Noising::Flow(flow);
-        let timesteps = [0.123, 0.77].map(|place| noising.time_at(place)).to_vec();
+        let timesteps = [0.12345, 0.77].map(|place| noising.time_at(place)).to_vec();
         let draws = Draws {
             timesteps: timesteps.clone(),
             noise: Tensor::zeros([2, 1, 1, 2], &Device::flex()),

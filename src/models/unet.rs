@@ -3,7 +3,8 @@
 
 use burn::tensor::Tensor;
 
-use super::attention_control::{AttentionControl, Controlled};
+use super::attention_control::Controlled;
+use super::denoiser::{How, Memory};
 use super::feature_map::{Conv2d, GroupNorm, channels_first, channels_last};
 use super::layers::{Activation, Linear};
 use super::unet_blocks::{BlockOptions, Conditions, Downsample, Level, Upsample};
@@ -31,17 +32,6 @@ pub struct UNet2DConditionModel {
     up_blocks: Vec<(Level, Option<Upsample>)>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
-    memory: Memory,
-}
-
-/// What to save where there is a choice.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Memory {
-    /// Time: what the backward pass needs is kept.
-    #[default]
-    Normal,
-    /// Memory: the backward pass computes the inside of each layer once more.
-    Low,
 }
 
 /// A sinusoidal embedding through two linear layers.
@@ -171,7 +161,6 @@ impl UNet2DConditionModel {
                 config.norm_eps,
             )?,
             conv_out: conv("conv_out", [first, config.out_channels], out_kernel)?,
-            memory: Memory::default(),
         };
         weights.check_all_used(&[])?;
         Ok(unet)
@@ -201,11 +190,6 @@ impl UNet2DConditionModel {
         convolutions.into_iter().chain(keys).cloned().collect()
     }
 
-    /// Sets what to save.
-    pub fn set_memory(&mut self, memory: Memory) {
-        self.memory = memory;
-    }
-
     /// The network's prediction; what it predicts (noise, velocity) is the scheduler's to say.
     /// Gradients flow to `sample`, `encoder_hidden_states` and `added`, as far as these are
     /// tracked.
@@ -225,20 +209,26 @@ impl UNet2DConditionModel {
         encoder_hidden_states: Tensor<3>,
         added: Option<&AddedConditions>,
     ) -> Tensor<4> {
-        self.forward_controlled(sample, timesteps, encoder_hidden_states, added, None)
+        self.forward_with(
+            sample,
+            timesteps,
+            encoder_hidden_states,
+            added,
+            How::default(),
+        )
     }
 
-    /// As [`forward`](Self::forward), while `control` changes what looks at what.
+    /// As [`forward`](Self::forward), with a choice of how it is computed.
     ///
     /// # Panics
     /// As [`forward`](Self::forward).
-    pub fn forward_controlled(
+    pub fn forward_with(
         &self,
         sample: Tensor<4>,
         timesteps: Tensor<1>,
         encoder_hidden_states: Tensor<3>,
         added: Option<&AddedConditions>,
-        control: Option<&dyn AttentionControl>,
+        how: How<'_>,
     ) -> Tensor<4> {
         let config = &self.config;
         let dtype = sample.dtype();
@@ -261,7 +251,7 @@ impl UNet2DConditionModel {
         let cond = Conditions {
             emb: config.act_fn.forward(emb),
             context: encoder_hidden_states,
-            control: control.map(Controlled::new),
+            control: how.control.map(Controlled::new),
         };
 
         let sample = if config.center_input_sample {
@@ -269,7 +259,7 @@ impl UNet2DConditionModel {
         } else {
             sample
         };
-        let layer = |level: &Level, i: usize, x: Tensor<4>| match self.memory {
+        let layer = |level: &Level, i: usize, x: Tensor<4>| match how.memory {
             Memory::Normal => level.forward_layer(i, x, &cond),
             Memory::Low => level.recompute_layer(i, x, &cond),
         };

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use super::unet::{Memory, UNetConfig};
+use super::denoiser::Memory;
+use super::unet::UNetConfig;
 use crate::Result;
 
 /// Bytes of a number; activations are f32.

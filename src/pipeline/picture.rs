@@ -5,7 +5,7 @@ use burn::tensor::{DType, Int, Tensor};
 
 use super::{Pipeline, PipelineKind};
 use crate::image::{to_image, to_tensor};
-use crate::models::unet::Memory;
+use crate::models::denoiser::Memory;
 use crate::{Error, Result};
 
 /// How bright red, green and blue are (ITU-R BT.601).

@@ -3,6 +3,7 @@
 use burn::tensor::{Device, FloatDType, Tensor};
 use difference_inversion::analogy::{self, InitNoise, Inputs, Models, TextToImage};
 use difference_inversion::image::load_image;
+use difference_inversion::models::unet_denoiser::time_ids;
 use difference_inversion::pipeline::{Conditions, Pipeline, PipelineKind};
 use difference_inversion::prompt::FullPrompt;
 use difference_inversion::tokens::DifferenceTokens;
@@ -99,11 +100,8 @@ fn stable_diffusion_2_equals_diffusers() {
     let pipeline = models.pipeline();
     assert_eq!(pipeline.kind(), PipelineKind::StableDiffusion);
     let negative = pipeline.encode_negative_prompt(NEGATIVE).unwrap();
-    expected.check(
-        "prompt_embeds",
-        encode(pipeline, PROMPT).encoder_hidden_states,
-    );
-    expected.check("negative_prompt_embeds", negative.encoder_hidden_states);
+    expected.check("prompt_embeds", encode(pipeline, PROMPT).context);
+    expected.check("negative_prompt_embeds", negative.context);
     let drawn = expected.check_drawing("drawn", &models, &request(5, 4.0));
     expected.check_picture(&models, drawn);
 }
@@ -114,20 +112,19 @@ fn sdxl_reads_prompts_as_diffusers_does() {
     let pipeline = models.pipeline();
     assert_eq!(pipeline.kind(), PipelineKind::StableDiffusionXl);
     let check = |prefix: &str, negative: &str, conditions: Conditions| {
-        let added = conditions.added.unwrap();
         let name = |kind: &str| format!("{prefix}{negative}{kind}");
-        expected.check(&name("prompt_embeds"), conditions.encoder_hidden_states);
-        expected.check(&name("pooled_prompt_embeds"), added.text_embeds);
-        let sizes: Vec<f32> = added.time_ids.try_into_vec_as().unwrap();
-        assert_eq!(sizes, [16.0, 16.0, 0.0, 0.0, 16.0, 16.0]);
+        expected.check(&name("prompt_embeds"), conditions.context);
+        expected.check(&name("pooled_prompt_embeds"), conditions.pooled.unwrap());
     };
     check("", "", encode(pipeline, PROMPT));
+    let sizes = time_ids(pipeline.resolution().map(|side| side as usize));
+    assert_eq!(sizes, [16.0, 16.0, 0.0, 0.0, 16.0, 16.0]);
     let negative = pipeline.encode_negative_prompt(NEGATIVE).unwrap();
     check("given.", "negative_", negative);
 
     // Without a negative prompt, zeros; but not for a model that does not ask for them.
     let values = |conditions: &Conditions| {
-        let states = conditions.encoder_hidden_states.clone();
+        let states = conditions.context.clone();
         states.try_into_vec_as::<f32>().unwrap()
     };
     let absent = pipeline.encode_negative_prompt("").unwrap();

@@ -10,7 +10,7 @@ use difference_inversion::learn::{
     self, ClipReading, Draws, Initialisation, LearnConfig, Outcome, Pair, Records,
 };
 use difference_inversion::loss::{self, ClipLoss};
-use difference_inversion::models::unet::Memory;
+use difference_inversion::models::denoiser::Memory;
 use difference_inversion::progress::Progress;
 use difference_inversion::prompt::Words;
 use difference_inversion::weights::Arrays;

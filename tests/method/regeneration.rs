@@ -302,10 +302,7 @@ fn a_prompt_that_is_too_long_loses_words_but_no_difference_tokens() {
     let encode = |value| {
         let tokens = [Tensor::full([4, d], value, &Device::flex())];
         let full = FullPrompt::with_difference(&words, &tokens, 1.0);
-        pipeline
-            .encode_prompts(&[full])
-            .unwrap()
-            .encoder_hidden_states
+        pipeline.encode_prompts(&[full]).unwrap().context
     };
     assert_eq!(encode(0.0).dims(), [1, 32, d]);
     assert!(relative_error(encode(0.5), encode(0.0)) > 0.0);

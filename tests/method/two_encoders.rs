@@ -176,8 +176,7 @@ fn strength_is_the_way_from_the_words_to_the_full_prompt() {
     let tokens = [16, 20].map(|width| Tensor::full([2, width], 0.4, &Device::flex()));
     let encode = |full: FullPrompt<'_>| {
         let conditions = pipeline.encode_prompts(&[full]).unwrap();
-        let added = conditions.added.unwrap();
-        (conditions.encoder_hidden_states, added.text_embeds)
+        (conditions.context, conditions.pooled.unwrap())
     };
     let at = |strength| encode(FullPrompt::with_difference(&words, &tokens, strength));
     let plain = encode(FullPrompt::plain(&words));

@@ -10,7 +10,7 @@ use difference_inversion::Error;
 use difference_inversion::eval::report::Report;
 use difference_inversion::eval::suite::{Entry, Suite};
 use difference_inversion::eval::{Folder, Measures, RunRecord, SuiteRecord, Variant};
-use difference_inversion::models::unet::Memory;
+use difference_inversion::models::denoiser::Memory;
 
 use super::super::fetch::Fetcher;
 use super::super::flags::{General, ModelSettings};

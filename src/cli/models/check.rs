@@ -166,7 +166,7 @@ impl Checker {
         let conditions = self.attempt(&mut checks, "text_encoder", encoders, || {
             let words = pipeline.read(&Prompt::default(), 0)?;
             let conditions = pipeline.encode_prompts(&[FullPrompt::plain(&words)])?;
-            let states = conditions.encoder_hidden_states.clone();
+            let states = conditions.context.clone();
             Ok((finite("hidden states", states)?, conditions))
         })?;
         self.attempt(&mut checks, "vae", vec![weights("vae")], || {

@@ -141,7 +141,7 @@ fn predict(pipeline: &Pipeline, control: Option<&dyn AttentionControl>) -> Vec<f
 fn a_control_passes_every_attention_and_changes_only_what_it_wants() {
     let models = tiny::models(Some("inpaint"));
     let pipeline = models.pipeline();
-    let blocks = pipeline.transformer_blocks();
+    let blocks = pipeline.denoiser().attention_layers();
     assert_eq!(blocks, 4); // one down, one in the middle, two up
     let (plain, notes) = (predict(pipeline, None), Notes::default());
     let noted = predict(pipeline, Some(&notes));

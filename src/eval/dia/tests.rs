@@ -125,11 +125,11 @@ fn tokens_are_learned_and_the_rest_of_the_prompt_stays() {
             let prompt = inversion
                 .prompt(&tiny::analogy().a, 0, &mut tiny::silent)
                 .unwrap();
-            host(prompt.encoder_hidden_states)
+            host(prompt.context)
         };
         let empty = inversion.pipeline.encode_negative_prompt("").unwrap();
         let (untouched, learned) = (prompt(0), prompt(2));
-        let expected = host(empty.encoder_hidden_states);
+        let expected = host(empty.context);
         let close = |x: &[f32], y: &[f32]| x.iter().zip(y).all(|(x, y)| (x - y).abs() < 1e-4);
         assert!(close(&untouched, &expected));
         assert!(!close(&learned, &expected));
@@ -145,7 +145,7 @@ fn tokens_are_learned_and_the_rest_of_the_prompt_stays() {
         let prompt = inversion
             .prompt(&tiny::analogy().a, 0, &mut tiny::silent)
             .unwrap();
-        assert!(close(&host(prompt.encoder_hidden_states), &expected));
+        assert!(close(&host(prompt.context), &expected));
     });
 }
 

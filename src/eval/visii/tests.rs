@@ -67,11 +67,8 @@ fn the_loss_is_made_of_the_guided_error_and_the_clamped_cosine() {
         );
         let noising = inversion.pipeline.noising();
         let noisy = noising.add_noise(latents.clone(), noise.clone(), &[400.0]);
-        let conditions = Conditions {
-            encoder_hidden_states: inversion.frame.around(&inversion.first),
-            added: None,
-            image: Some(inversion.shown_a.clone()),
-        };
+        let context = inversion.frame.around(&inversion.first);
+        let conditions = Conditions::new(context).with_image(inversion.shown_a.clone());
         let output = inversion.pipeline.predict(noisy, &[400.0], &conditions);
         let error = (output - noising.target(latents, noise, &[400.0]))
             .powi_scalar(2)
