@@ -22,7 +22,7 @@ use std::path::PathBuf;
 
 pub use self::cache::{CachedModel, model_of, size};
 pub use self::id::ModelId;
-pub use self::known::{CAPTIONER, SHORT_NAMES, ShortName, joint_spaces, licence};
+pub use self::known::{CAPTIONER, joint_spaces, licence};
 pub use self::plan::missing;
 pub use self::problem::HubProblem;
 use crate::progress::Observer;

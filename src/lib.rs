@@ -46,6 +46,7 @@ pub mod analogy;
 pub mod delta;
 pub mod error;
 pub mod eval;
+pub mod family;
 pub mod files;
 pub mod hub;
 pub mod image;

@@ -1,6 +1,6 @@
 //! The frozen models of one checkpoint.
 
-mod kind;
+mod index;
 mod open;
 mod picture;
 
@@ -8,10 +8,9 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
-pub use self::kind::PipelineKind;
 pub(crate) use self::open::resolution;
+use crate::family::Family;
 use crate::models::attention_control::AttentionControl;
-use crate::models::clip_text::ClipTextOutput;
 pub use crate::models::conditions::Conditions;
 use crate::models::denoiser::{Denoiser, How, Memory};
 use crate::models::vae::AutoencoderKL;
@@ -24,7 +23,7 @@ use crate::{Error, Result};
 /// A text-to-image diffusion model saved by diffusers. All weights are constants, which copies share.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
-    kind: PipelineKind,
+    family: &'static Family,
     force_zeros_for_empty_prompt: bool,
     text_encoders: Vec<TextEncoder>,
     denoiser: Arc<dyn Denoiser>,
@@ -41,23 +40,22 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// What kind of pipeline this is.
-    pub fn kind(&self) -> PipelineKind {
-        self.kind
+    /// The family it is of.
+    pub fn family(&self) -> &'static Family {
+        self.family
     }
 
-    /// Checks that it is of the kind that is needed.
+    /// Checks that it is of the family that is needed.
     ///
     /// # Errors
     /// [`Error::WrongModel`] if it is of another.
-    pub fn check_kind(&self, needed: PipelineKind) -> Result<()> {
-        match self.kind == needed {
+    pub fn check_family(&self, needed: &Family) -> Result<()> {
+        match self.family == needed {
             true => Ok(()),
             false => Err(Error::WrongModel {
                 reason: format!(
                     "a {} is needed, and the model is a {}",
-                    needed.class_name(),
-                    self.kind.class_name()
+                    needed.class, self.family.class
                 ),
             }),
         }
@@ -174,10 +172,7 @@ impl Pipeline {
                 encoder.finish(beginning, full.difference.get(number))
             })
             .collect::<Result<Vec<_>>>()?;
-        match self.kind {
-            PipelineKind::StableDiffusionXl => self.penultimate_hidden_states(&outputs),
-            _ => Ok(last_hidden_state(&outputs)),
-        }
+        (self.family.conditions)(&self.text_encoders, &outputs)
     }
 
     /// The conditions of a whole prompt given by token embeddings without positions: start, words,
@@ -187,17 +182,18 @@ impl Pipeline {
     /// `embeds`: [n, d], n as long as a prompt with its padding
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if the U-Net does not read one text encoder's last hidden state, or
-    /// for another width or too many embeddings.
+    /// [`Error::InvalidInput`] if there is more than one text encoder, and for another width or too
+    /// many embeddings.
     pub fn encode_embeds(&self, embeds: Tensor<2>) -> Result<Conditions> {
-        match (&self.text_encoders[..], self.kind) {
-            ([encoder], kind) if kind != PipelineKind::StableDiffusionXl => {
-                Ok(last_hidden_state(&[encoder.encode_embeds(embeds)?]))
+        match &self.text_encoders[..] {
+            [encoder] => {
+                let encoded = encoder.encode_embeds(embeds)?;
+                (self.family.conditions)(&self.text_encoders, &[encoded])
             }
             _ => Err(Error::invalid_input(format!(
                 "token embeddings cannot stand for a whole prompt of a {}: it is read by more than \
                  one text encoder",
-                self.kind.class_name()
+                self.family.class
             ))),
         }
     }
@@ -216,27 +212,11 @@ impl Pipeline {
         }
     }
 
-    /// What SDXL's U-Net reads: both encoders' last hidden state but one, without the final norm,
-    /// side by side; and the second encoder's pooled prompt, projected.
-    fn penultimate_hidden_states(&self, outputs: &[ClipTextOutput]) -> Result<Conditions> {
-        let states = (outputs.iter())
-            .map(ClipTextOutput::penultimate_hidden_state)
-            .collect::<Result<Vec<_>>>()?;
-        let mut pooled = Vec::new();
-        if let (Some(encoder), Some(output)) = (self.text_encoders.last(), outputs.last()) {
-            pooled.push(encoder.project(output.pooled.clone())?);
-        }
-        Ok(Conditions {
-            pooled: Some(Tensor::cat(pooled, 0)),
-            ..Conditions::new(Tensor::cat(states, 2)) // [1, n, d₁ + d₂]
-        })
-    }
-
     /// The denoiser's output for noisy latents, as [`Noising`] has it.
     ///
     /// # Shapes
     /// `latents` [b, channels, h, w]; a time in steps of training and a row of `conditions` for each, with an image if
-    /// and only if the [kind](PipelineKind) of pipeline takes a picture.
+    /// and only if the family takes a picture.
     pub fn predict(&self, latents: Tensor<4>, times: &[f64], conditions: &Conditions) -> Tensor<4> {
         self.predict_controlled(latents, times, conditions, None)
     }
@@ -262,13 +242,4 @@ impl Pipeline {
             .predict(latents, times, &conditions, how)
             .cast(DType::F32)
     }
-}
-
-/// What the U-Net of Stable Diffusion 1 and 2 reads: the last hidden state, behind the final norm.
-/// (In diffusers' folders, version 2's text encoder ends with the layer that is read.)
-fn last_hidden_state(outputs: &[ClipTextOutput]) -> Conditions {
-    let states = outputs
-        .iter()
-        .map(|output| output.last_hidden_state.clone());
-    Conditions::new(Tensor::cat(states.collect(), 2))
 }

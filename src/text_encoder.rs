@@ -1,14 +1,32 @@
 //! Words and difference tokens through one CLIP text encoder.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 use crate::models::clip_text::{ClipTextModel, ClipTextOutput, PrefixCache};
 use crate::models::tokenizer::ClipTokenizer;
 use crate::tokens::EncoderBase;
+use crate::weights::ModelFiles;
 use crate::{Error, Result};
 
 /// Start and end of every prompt.
 const FRAME: usize = 2;
+
+pub use crate::models::clip_text::ClipTextOutput as Encoded;
+
+/// Opens a text tower of CLIP, saved alone, with its tokenizer.
+///
+/// # Errors
+/// Whatever is wrong with a file, naming it.
+pub fn open_clip(
+    files: &ModelFiles,
+    part: &str,
+    device: &Device,
+    dtype: FloatDType,
+) -> Result<TextEncoder> {
+    let tokenizer = ClipTokenizer::of(&files.vocabulary(part)?)?;
+    let (config, weights) = (files.config(part)?, files.weights(part, device, dtype)?);
+    TextEncoder::new(tokenizer, ClipTextModel::load_alone(&weights, &config)?)
+}
 
 /// A tokenizer and its text encoder.
 #[derive(Debug, Clone)]

@@ -19,7 +19,7 @@ use difference_inversion::models::unet::{UNet2DConditionModel, UNetConfig};
 use difference_inversion::models::vae::{AutoencoderKL, AutoencoderKLConfig};
 use difference_inversion::sample::{AlphaSchedule, Noising, SchedulerConfig, SolverKind};
 use difference_inversion::weights::{
-    Arrays, Family, FileOptions, MODEL_INDEX, ModelFiles, Weights, parse_config,
+    Arrays, FileOptions, Layout, MODEL_INDEX, ModelFiles, Weights, parse_config,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -230,9 +230,9 @@ fn open_all(json: &[u8]) {
 /// Every configuration there is to start from.
 fn configurations() -> Vec<Value> {
     let mut all = Vec::new();
-    for name in Family::NAMES {
-        let family = Family::by_name(name).unwrap();
-        all.extend([family.unet, family.vae, family.scheduler]);
+    for name in Layout::names() {
+        let family = Layout::by_name(name).unwrap();
+        all.extend([family.denoiser, family.vae, family.scheduler]);
         all.extend(
             family
                 .text_encoders
@@ -317,9 +317,9 @@ fn open_single(bytes: &[u8]) {
     drop(Arrays::read(&path));
     let families = [
         None,
-        Some(Family::sd1()),
-        Some(Family::sd2()),
-        Some(Family::sdxl()),
+        Some(Layout::sd1()),
+        Some(Layout::sd2()),
+        Some(Layout::sdxl()),
     ];
     for family in families {
         let options = FileOptions {
@@ -481,7 +481,7 @@ fn sizes_that_no_network_has_are_refused_before_they_are_believed() {
             "{message}"
         );
     }
-    let mut vae = Family::sd1().vae;
+    let mut vae = Layout::sd1().vae;
     vae["layers_per_block"] = json!(u64::MAX);
     let config: AutoencoderKLConfig = parse_config(&text_of(&vae), path).unwrap();
     let message = AutoencoderKL::load(&nothing(), &config)

@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use difference_inversion::Result;
+use difference_inversion::family;
 use difference_inversion::image::RgbImage;
 use difference_inversion::models::unet::{UNet2DConditionModel, UNetConfig};
-use difference_inversion::pipeline::{Pipeline, PipelineKind};
+use difference_inversion::pipeline::Pipeline;
 use difference_inversion::prompt::FullPrompt;
 use difference_inversion::sample::{Noising, PredictionType};
 use difference_inversion::weights::{
-    Array, Arrays, Family, FileOptions, MODEL_INDEX, ModelFiles, Values, read_config,
+    Array, Arrays, FileOptions, Layout, MODEL_INDEX, ModelFiles, Values, read_config,
 };
 use serde_json::{Value, json};
 
@@ -28,9 +29,9 @@ fn golden(name: &str) -> PathBuf {
 }
 
 /// `family` with the configurations of the tiny networks in `folder`.
-fn tiny(mut family: Family, folder: &Path) -> Family {
+fn tiny(mut family: Layout, folder: &Path) -> Layout {
     let config = |network: &str| read_config(&folder.join(network).join("config.json")).unwrap();
-    family.unet = config("unet");
+    family.denoiser = config("unet");
     family.vae = config("vae");
     for encoder in &mut family.text_encoders {
         encoder.config = config(encoder.network);
@@ -41,18 +42,18 @@ fn tiny(mut family: Family, folder: &Path) -> Family {
 }
 
 /// The family, the folder and the single file of a name.
-fn case(name: &str) -> (Family, PathBuf, PathBuf) {
+fn case(name: &str) -> (Layout, PathBuf, PathBuf) {
     let folder = golden(match name {
         "sd1" => "pipeline",
         "sd2" => "sd21",
         _ => name,
     });
-    let family = tiny(Family::by_name(name).unwrap(), &folder);
+    let family = tiny(Layout::by_name(name).unwrap(), &folder);
     let file = golden("single_file").join(format!("{name}.safetensors"));
     (family, folder, file)
 }
 
-fn options(family: Family) -> FileOptions {
+fn options(family: Layout) -> FileOptions {
     FileOptions {
         family: Some(family),
         ..FileOptions::default()
@@ -148,9 +149,9 @@ fn the_channels_of_the_unet_tell_the_kind_of_pipeline() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     for (channels, kind) in [
-        (4, PipelineKind::StableDiffusion),
-        (8, PipelineKind::InstructPix2Pix),
-        (9, PipelineKind::Inpaint),
+        (4, &family::STABLE_DIFFUSION),
+        (8, &family::INSTRUCT_PIX2PIX),
+        (9, &family::INPAINT),
     ] {
         let count = c_out * channels * 9;
         let more = values.iter().cycle().take(count).copied().collect();
@@ -158,7 +159,7 @@ fn the_channels_of_the_unet_tell_the_kind_of_pipeline() {
         arrays.clone().with(key, array).write(&path).unwrap();
         let files = ModelFiles::open(&path, &options).unwrap();
         let pipeline = Pipeline::open(&files, &Device::flex(), FloatDType::F32).unwrap();
-        assert_eq!(pipeline.kind(), kind);
+        assert_eq!(pipeline.family(), kind);
     }
 }
 
@@ -237,7 +238,7 @@ fn families_are_recognised_by_keys_and_shapes() {
     ] {
         let path = marks(folder.path(), width, channels, encoders, &[]);
         let files = ModelFiles::open(&path, &FileOptions::default()).unwrap();
-        assert_eq!(files.family().unwrap().name, name);
+        assert_eq!(files.layout().unwrap().name, name);
         let index: Value = files.config(MODEL_INDEX).unwrap();
         assert_eq!(index["_class_name"], class_name);
         let config: UNetConfig = files.config("unet").unwrap();
@@ -259,7 +260,7 @@ fn what_the_unet_predicts_is_as_marked_asked_for_or_usual() {
         let scheduler: Value = files.config("scheduler").unwrap();
         let (unet, name) = (
             files.config::<Value>("unet").unwrap(),
-            files.family().unwrap().name,
+            files.layout().unwrap().name,
         );
         let field = |name: &str| scheduler[name].as_str().map(str::to_owned);
         let spacing = field("timestep_spacing").unwrap();
@@ -322,7 +323,7 @@ fn what_other_programs_save_is_known() {
         .unwrap();
     // Stable Diffusion 2 in the layout of SDXL's code.
     let files = open(1024, &["conditioner.embedders.0.model.ln_final.bias"], &[]);
-    assert_eq!(files.family().unwrap().name, "sd2");
+    assert_eq!(files.layout().unwrap().name, "sd2");
     assert!(files.has("text_encoder"));
 }
 
@@ -409,15 +410,15 @@ fn files_that_are_something_else_say_what() {
 fn a_wrong_family_or_an_option_that_does_not_apply_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = marks(folder.path(), 1024, 4, &[OPEN_CLIP], &[]);
-    let forced = message(ModelFiles::open(&path, &options(Family::sd1())));
+    let forced = message(ModelFiles::open(&path, &options(Layout::sd1())));
     assert!(
         forced.starts_with("setting `family`: expected the family of"),
         "{forced}"
     );
     assert!(forced.ends_with("found sd1, which reads 768"), "{forced}");
-    assert!(ModelFiles::open(&path, &options(Family::sd2_base())).is_ok());
+    assert!(ModelFiles::open(&path, &options(Layout::sd2_base())).is_ok());
     assert!(
-        Family::by_name("sd3")
+        Layout::by_name("sd3")
             .unwrap_err()
             .to_string()
             .contains("sd1, sd2-base, sd2, sdxl")
@@ -433,7 +434,7 @@ fn a_wrong_family_or_an_option_that_does_not_apply_is_refused() {
     };
     let of_folder = |options| message(ModelFiles::open(&golden("pipeline"), options));
     assert!(of_folder(&tokenizer).contains("`tokenizer`: expected none"));
-    assert!(of_folder(&options(Family::sd1())).contains("`family`: expected none"));
+    assert!(of_folder(&options(Layout::sd1())).contains("`family`: expected none"));
 }
 
 #[test]

@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
+use crate::family::Family;
 use crate::learn::LearnConfig;
 use crate::noise::{Guidance, Inversion};
-use crate::pipeline::PipelineKind;
 use crate::prompt::PromptConfig;
 use crate::settings::{Checks, Unread};
 
@@ -186,25 +186,25 @@ pub struct TextToImage {
 }
 
 impl TextToImage {
-    /// Whether there is guidance, as diffusers has it for each kind of pipeline: distilled models are given
+    /// Whether there is guidance, as diffusers has it for each family: distilled models are given
     /// a scale of 0.
-    pub(super) fn is_guided(&self, kind: PipelineKind) -> bool {
-        let by_picture = kind.has_image_guidance();
+    pub(super) fn is_guided(&self, family: &Family) -> bool {
+        let by_picture = family.has_image_guidance();
         self.guidance_scale > 1.0 && !(by_picture && self.image_guidance_scale < 1.0)
     }
 
-    /// The settings that are not read, as the others are, with a model of this kind.
-    pub fn unread(&self, kind: PipelineKind, with_tokens: bool) -> Vec<Unread> {
+    /// The settings that are not read, as the others are, with a model of this family.
+    pub fn unread(&self, family: &Family, with_tokens: bool) -> Vec<Unread> {
         Unread::among([
             ("strength", with_tokens, "difference tokens"),
             (
                 "negative_prompt",
-                self.is_guided(kind),
+                self.is_guided(family),
                 "guidance by a scale of more than 1",
             ),
             (
                 "image_guidance_scale",
-                kind.has_image_guidance(),
+                family.has_image_guidance(),
                 "a model that is guided by a picture, as InstructPix2Pix is",
             ),
         ])
@@ -229,6 +229,7 @@ impl Default for TextToImage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::family::{INSTRUCT_PIX2PIX, STABLE_DIFFUSION};
     use crate::prompt::PromptMode;
 
     fn names(unread: &[Unread]) -> Vec<&'static str> {
@@ -275,18 +276,14 @@ mod tests {
     #[test]
     fn so_are_those_of_plain_generation() {
         let request = TextToImage::default();
-        let unread = request.unread(PipelineKind::StableDiffusion, false);
+        let unread = request.unread(&STABLE_DIFFUSION, false);
         assert_eq!(names(&unread), ["strength", "image_guidance_scale"]);
-        assert!(
-            request
-                .unread(PipelineKind::InstructPix2Pix, true)
-                .is_empty()
-        );
+        assert!(request.unread(&INSTRUCT_PIX2PIX, true).is_empty());
         let turbo = TextToImage {
             guidance_scale: 0.0,
             ..request
         };
-        let unread = turbo.unread(PipelineKind::InstructPix2Pix, true);
+        let unread = turbo.unread(&INSTRUCT_PIX2PIX, true);
         assert_eq!(names(&unread), ["negative_prompt"]);
     }
 }

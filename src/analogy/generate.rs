@@ -179,7 +179,7 @@ pub(crate) fn draw(
     )
 }
 
-/// Guidance as diffusers has it for each kind of pipeline. A scale of 1 or less is none: distilled
+/// Guidance as diffusers has it for each family. A scale of 1 or less is none: distilled
 /// models are given 0.
 fn guide(
     pipeline: &Pipeline,
@@ -192,12 +192,12 @@ fn guide(
         None => conditions,
     };
     let conditional = beside(prompt, &image);
-    if !request.is_guided(pipeline.kind()) {
+    if !request.is_guided(pipeline.family()) {
         return Ok(Guide::plain(conditional));
     }
     let negative = pipeline.encode_negative_prompt(&request.negative_prompt)?;
     let reference = beside(negative.clone(), &image);
-    if !pipeline.kind().has_image_guidance() {
+    if !pipeline.family().has_image_guidance() {
         return Ok(Guide::new(conditional, reference, request.guidance_scale));
     }
     // From neither picture nor text, to the picture, to both.

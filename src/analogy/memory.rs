@@ -6,9 +6,9 @@ use burn::tensor::{Device, FloatDType};
 
 use super::models::ModelPaths;
 use crate::Result;
+use crate::family::Family;
 use crate::models::clip_text::shared_bytes;
 use crate::models::denoiser::Memory;
-use crate::models::unet_denoiser;
 use crate::models::vae::AutoencoderKLConfig;
 use crate::pipeline::resolution;
 use crate::weights::Weights;
@@ -41,26 +41,19 @@ impl LearningMemory {
     /// not known.
     pub fn peak(&self, paths: &ModelPaths) -> Result<u64> {
         let files = paths.files()?;
-        let denoiser = unet_denoiser::open(&files)?;
-        let vae: AutoencoderKLConfig = files.config("vae")?;
-        let two_encoders = files.has("text_encoder_2");
-        let upcast = two_encoders && vae.force_upcast.unwrap_or(false);
+        let family = Family::of(&files)?;
+        let denoiser = (family.denoiser.open)(&files)?;
+        let autoencoder = &family.autoencoder;
+        let vae: AutoencoderKLConfig = files.config(autoencoder.part)?;
         let device = Device::flex();
-        let mut weights = 0;
-        let mut encoders = Vec::new();
-        for name in ["unet", "vae", "text_encoder", "text_encoder_2"] {
-            let dtype = match upcast && name == "vae" {
-                true => FloatDType::F32,
-                false => self.dtype,
-            };
-            if name != "text_encoder_2" || two_encoders {
-                let part = files.weights(name, &device, dtype)?;
-                weights += part.bytes_in_memory();
-                if name.starts_with("text_encoder") {
-                    encoders.push(part);
-                }
-            }
-        }
+        let open = |part: &str, dtype| files.weights(part, &device, dtype);
+        let vae_dtype = autoencoder.dtype(&vae, self.dtype);
+        let encoders = (family.text_encoders.iter())
+            .map(|encoder| open(encoder.part, self.dtype))
+            .collect::<Result<Vec<_>>>()?;
+        let mut weights = open(family.denoiser.part, self.dtype)?.bytes_in_memory()
+            + open(autoencoder.part, vae_dtype)?.bytes_in_memory()
+            + encoders.iter().map(Weights::bytes_in_memory).sum::<u64>();
         let folder = |folder: &Path| match folder.is_dir() {
             true => Weights::open(folder, &device, self.dtype).map(Some),
             false => Ok(None),
@@ -85,7 +78,7 @@ impl LearningMemory {
             viewers += captioner.map_or(0, |captioner| captioner.bytes_in_memory());
         }
         let factor = vae.downsampling_factor();
-        let latents = resolution(&files, &*denoiser, &vae)?
+        let latents = resolution(&files, family, &*denoiser, &vae)?
             .map(|side| (side as usize).checked_div(factor).unwrap_or(0));
         let step = denoiser.step_bytes(self.rows, latents, self.memory)?;
         Ok(PROGRAM

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
 use difference_inversion::analogy::ModelPaths;
+use difference_inversion::family::{FAMILIES, Family};
 use difference_inversion::hub::ModelId;
-use difference_inversion::pipeline::PipelineKind;
 use difference_inversion::vector_instructions;
-use difference_inversion::weights::{ModelFiles, Weights};
+use difference_inversion::weights::{ModelFiles, SCHEDULER, Weights, tokenizer_of};
 use serde::Serialize;
 use sysinfo::System;
 
@@ -58,7 +58,7 @@ struct Memory {
 /// A part of the model.
 #[derive(Debug, Serialize)]
 struct Component {
-    name: &'static str,
+    name: String,
     needed_for: &'static str,
     folder: PathBuf,
     /// Size of its weights in bytes, or what is wrong with it.
@@ -147,7 +147,7 @@ fn find(models: &ModelSettings) -> anyhow::Result<(ModelPaths, Vec<ModelId>)> {
 
 /// Whether differences are learned on a model, as far as its files tell.
 fn learns(files: &ModelFiles) -> bool {
-    !PipelineKind::of(files).is_ok_and(PipelineKind::takes_picture)
+    !Family::of(files).is_ok_and(Family::takes_picture)
 }
 
 /// The parts of a model that the program uses.
@@ -167,42 +167,45 @@ fn components(paths: &ModelPaths) -> Vec<Component> {
             state,
         });
     };
-    let has = |name| files.as_ref().is_ok_and(|files| files.has(name));
-    let (drawing, second) = ("every picture", has("text_encoder_2"));
-    let networks = ["unet", "vae", "text_encoder", "text_encoder_2"];
-    for name in &networks[..if second { 4 } else { 3 }] {
-        add(name, drawing, part(name), network_size(&files, name));
+    let drawing = "every picture";
+    let family = files.as_ref().ok().and_then(|files| Family::of(files).ok());
+    let family = family.unwrap_or(FAMILIES[0]);
+    for name in family.networks() {
+        add(
+            name.to_owned(),
+            drawing,
+            part(name),
+            network_size(&files, name),
+        );
     }
-    let tokenizers = [
-        ("tokenizer", "text_encoder"),
-        ("tokenizer_2", "text_encoder_2"),
-    ];
-    for (name, encoder) in &tokenizers[..if second && !single { 2 } else { 1 }] {
+    let encoders = family.text_encoders.iter().map(|encoder| encoder.part);
+    for encoder in encoders.take(if single { 1 } else { usize::MAX }) {
+        let name = tokenizer_of(encoder);
         let vocabulary = files
             .as_ref()
             .ok()
             .and_then(|files| files.vocabulary(encoder).ok());
-        let folder = vocabulary.map_or_else(|| part(name), |vocabulary| vocabulary.folder);
+        let folder = vocabulary.map_or_else(|| part(&name), |vocabulary| vocabulary.folder);
         let sets: [&[&str]; 2] = [&["tokenizer.json"], &["vocab.json", "merges.txt"]];
         let state = size_of(&folder, &sets);
         add(name, drawing, folder, state);
     }
     if !single {
-        let folder = part("scheduler");
+        let folder = part(SCHEDULER);
         let state = size_of(&folder, &[&["scheduler_config.json"]]);
-        add("scheduler", drawing, folder, state);
+        add(SCHEDULER.to_owned(), drawing, folder, state);
     }
     if files.is_ok_and(|files| !learns(&files)) {
         return parts;
     }
     for folder in paths.clip_folders() {
         let state = weights_size(&folder);
-        add("clip", "learning", folder, state);
+        add("clip".to_owned(), "learning", folder, state);
     }
     let folder = paths.captioner_folder();
     let state = weights_size(&folder);
     add(
-        "captioner",
+        "captioner".to_owned(),
         "captions; without it, give your own",
         folder,
         state,

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use difference_inversion::analogy::{AnalogyConfig, ModelPaths};
 use difference_inversion::delta::DeltaMode;
+use difference_inversion::family::Family;
 use difference_inversion::hub::{CAPTIONER, Hub, HubProblem, ModelId, joint_spaces};
-use difference_inversion::pipeline::PipelineKind;
 use difference_inversion::prompt::{PromptConfig, PromptMode};
 use difference_inversion::weights::{FileOptions, ModelFiles};
 
@@ -94,7 +94,7 @@ impl<'a> Fetcher<'a> {
                 tokenizer: None,
                 ..settings.file_options()?
             };
-            PipelineKind::of(&ModelFiles::open(&model, &options)?)?.check_words_alone()?;
+            Family::of(&ModelFiles::open(&model, &options)?)?.check_words_alone()?;
         }
         Ok(model)
     }

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use difference_inversion::analogy::{Example, ModelPaths, Models};
 use difference_inversion::image::load_image;
 use difference_inversion::sample::PredictionType;
-use difference_inversion::weights::{Family, FileOptions};
+use difference_inversion::weights::{FileOptions, Layout};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
@@ -32,7 +33,7 @@ pub(crate) struct ModelSettings {
     #[arg(long, value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
     /// The family of a single file [default: as recognised]
-    #[arg(long, value_parser = Family::NAMES)]
+    #[arg(long, value_parser = PossibleValuesParser::new(Layout::names()))]
     pub(crate) family: Option<String>,
     /// What the U-Net predicts [default: as the model says]
     #[arg(long, value_parser = ["epsilon", "v_prediction"])]
@@ -143,7 +144,7 @@ impl ModelSettings {
             }
         };
         Ok(FileOptions {
-            family: self.family.as_deref().map(Family::by_name).transpose()?,
+            family: self.family.as_deref().map(Layout::by_name).transpose()?,
             prediction_type,
             variant: self.variant.clone(),
             tokenizer: self.tokenizer.clone(),

@@ -118,7 +118,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         recipe.input(name, file.as_deref().map(text_of))?;
     }
     let models = models.open(&paths, &mut watcher)?;
-    let unread = request.unread(models.pipeline().kind(), tokens.is_some());
+    let unread = request.unread(models.pipeline().family(), tokens.is_some());
     watcher.notices(settings.without_effect(unread));
     let inputs = Inputs {
         tokens: tokens.as_ref(),

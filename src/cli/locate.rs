@@ -3,7 +3,8 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use difference_inversion::hub::{ModelId, SHORT_NAMES};
+use difference_inversion::family;
+use difference_inversion::hub::ModelId;
 
 use super::report::Failure;
 
@@ -37,7 +38,7 @@ pub(crate) fn locate(name: &Path) -> anyhow::Result<Location> {
     if let Some(id) = id {
         return Ok(Location::Hub(id));
     }
-    let names: Vec<&str> = SHORT_NAMES.iter().map(|short| short.name).collect();
+    let names: Vec<&str> = family::known_models().map(|model| model.name).collect();
     let failure = Failure::new(format!("{text}: there is no such file or folder"));
     Err(failure
         .hint(format!(
@@ -55,7 +56,7 @@ pub(crate) fn name_of(text: &str) -> Option<ModelId> {
 /// The model that a short name, with or without a revision, stands for.
 fn short_name(text: &str) -> Option<ModelId> {
     let name = text.split('@').next()?;
-    let short = SHORT_NAMES.iter().find(|short| short.name == name)?;
+    let short = family::known_models().find(|model| model.name == name)?;
     text.replacen(name, short.repository, 1).parse().ok()
 }
 

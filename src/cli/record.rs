@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, FloatDType};
 use difference_inversion::analogy::{AnalogyConfig, ModelPaths};
+use difference_inversion::family;
 use difference_inversion::files::write_atomically;
 use difference_inversion::hub::model_of;
-use difference_inversion::weights::{NETWORKS, Weights};
+use difference_inversion::weights::Weights;
 use difference_inversion::{Error, Result};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -146,7 +147,10 @@ pub(crate) fn weight_files(paths: &ModelPaths) -> Result<Vec<(String, PathBuf)>>
     let device = Device::flex();
     let model = paths.files()?;
     let mut files = Vec::new();
-    for network in NETWORKS.into_iter().filter(|name| model.has(name)) {
+    for network in family::networks()
+        .into_iter()
+        .filter(|name| model.has(name))
+    {
         let weights = model.weights(network, &device, FloatDType::F32)?;
         files.extend(named_files(network, &weights));
     }

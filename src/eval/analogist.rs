@@ -14,13 +14,13 @@ use crate::analogy::{GenerateConfig, Models};
 use crate::image::{Filter, fit, resize};
 use crate::models::attention_control::{AttentionControl, AttentionKind, AttentionPlace};
 use crate::noise::{self, Guide};
-use crate::pipeline::{Pipeline, PipelineKind};
+use crate::pipeline::Pipeline;
 use crate::progress::{self, Observer, Stage};
 use crate::prompt::FullPrompt;
 use crate::sample::Ddim;
 use crate::settings::Checks;
 use crate::weights::Arrays;
-use crate::{Error, Result};
+use crate::{Error, Result, family};
 
 /// Transformer blocks of Stable Diffusion 1, among which layers are counted.
 const LAYERS: usize = 16;
@@ -142,7 +142,7 @@ pub(super) fn analogist(
     config.validate()?;
     let models = models.inpainting()?;
     let pipeline = models.pipeline().clone();
-    pipeline.check_kind(PipelineKind::Inpaint)?;
+    pipeline.check_family(&family::INPAINT)?;
     let size = config
         .resolution
         .map_or(pipeline.resolution(), |side| [side; 2]);

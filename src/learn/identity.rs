@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{LearnConfig, Pair};
+use crate::family::DenoiserPart;
 use crate::pipeline::Pipeline;
 use crate::sample::PredictionType;
 use crate::tokens::{Base, hex, host};
@@ -23,8 +24,10 @@ const CONFIG: &str = "config";
 pub(super) struct Identity<'a> {
     pub(super) config: &'a LearnConfig,
     pub(super) base: Base,
-    /// Of the weights that tell the U-Net.
-    unet: String,
+    /// The denoiser's part of its family.
+    part: &'static DenoiserPart,
+    /// Of the weights that tell the denoiser.
+    denoiser: String,
     /// What it predicts.
     prediction_type: PredictionType,
     /// As [`Noising::fingerprint`](crate::sample::Noising::fingerprint).
@@ -39,7 +42,8 @@ impl<'a> Identity<'a> {
         let noising = pipeline.noising();
         Self {
             config,
-            unet: pipeline.denoiser().fingerprint(),
+            part: &pipeline.family().denoiser,
+            denoiser: pipeline.denoiser().fingerprint(),
             prediction_type: noising.prediction_type(),
             noise_schedule: noising.fingerprint(),
             pairs: hash_of(pairs, base.len()),
@@ -51,7 +55,7 @@ impl<'a> Identity<'a> {
     fn parts(&self) -> [(&'static str, String); 6] {
         [
             ("base", json!(self.base)),
-            ("unet", json!(self.unet)),
+            (self.part.part, json!(self.denoiser)),
             ("prediction_type", json!(self.prediction_type)),
             ("noise_schedule", json!(self.noise_schedule)),
             (CONFIG, json!(self.config)),
@@ -85,7 +89,7 @@ impl<'a> Identity<'a> {
             {
                 theirs = json!(config); // with the defaults of settings that were not known then
             }
-            if let Some(difference) = difference(name, &theirs, &read(&ours)?) {
+            if let Some(difference) = self.difference(name, &theirs, &read(&ours)?) {
                 let reason = format!(
                     "the checkpoint does not belong to this run: {difference}; go on with what it \
                      was made with, or start again without it"
@@ -95,26 +99,28 @@ impl<'a> Identity<'a> {
         }
         Ok(())
     }
-}
 
-/// How a part of the checkpoint's identity differs from this run's, if it does.
-fn difference(name: &str, theirs: &Value, ours: &Value) -> Option<String> {
-    let other_value = |name: &str, theirs: &Value, ours: &Value| {
-        format!("its `{name}` is {theirs}, this run's {ours}")
-    };
-    match name {
-        CONFIG => (ours.as_object().into_iter().flatten())
-            .map(|(setting, ours)| (setting, theirs.get(setting).unwrap_or(&Value::Null), ours))
-            .find(|(setting, theirs, ours)| {
-                theirs != ours && !FREE_SETTINGS.contains(&setting.as_str())
-            })
-            .map(|(setting, theirs, ours)| other_value(setting, theirs, ours)),
-        _ if theirs == ours => None,
-        "prediction_type" => Some(other_value(name, theirs, ours)),
-        "base" => Some("it was made with other text encoders".to_owned()),
-        "unet" => Some("it was made with another U-Net".to_owned()),
-        "noise_schedule" => Some("it was made with another noise schedule".to_owned()),
-        _ => Some("its pictures or captions are others".to_owned()),
+    /// How a part of the checkpoint's identity differs from this run's, if it does.
+    fn difference(&self, name: &str, theirs: &Value, ours: &Value) -> Option<String> {
+        let other_value = |name: &str, theirs: &Value, ours: &Value| {
+            format!("its `{name}` is {theirs}, this run's {ours}")
+        };
+        match name {
+            CONFIG => (ours.as_object().into_iter().flatten())
+                .map(|(setting, ours)| (setting, theirs.get(setting).unwrap_or(&Value::Null), ours))
+                .find(|(setting, theirs, ours)| {
+                    theirs != ours && !FREE_SETTINGS.contains(&setting.as_str())
+                })
+                .map(|(setting, theirs, ours)| other_value(setting, theirs, ours)),
+            _ if theirs == ours => None,
+            "prediction_type" => Some(other_value(name, theirs, ours)),
+            "base" => Some("it was made with other text encoders".to_owned()),
+            _ if name == self.part.part => {
+                Some(format!("it was made with another {}", self.part.title))
+            }
+            "noise_schedule" => Some("it was made with another noise schedule".to_owned()),
+            _ => Some("its pictures or captions are others".to_owned()),
+        }
     }
 }
 

@@ -5,22 +5,18 @@ use std::path::Path;
 use burn::tensor::{Device, FloatDType};
 
 use super::Pipeline;
-use super::kind::{ModelIndex, PipelineKind};
-use crate::models::clip_text::ClipTextModel;
+use super::index::ModelIndex;
+use crate::family::Family;
 use crate::models::denoiser::{DenoiserConfig, Memory, Surroundings};
-use crate::models::tokenizer::ClipTokenizer;
-use crate::models::unet_denoiser::{self, PART as UNET};
 use crate::models::vae::{AutoencoderKL, AutoencoderKLConfig};
-use crate::sample::{AlphaSchedule, Noising, SchedulerConfig};
 use crate::text_encoder::TextEncoder;
 use crate::weights::{ModelFiles, compute_dtype};
 use crate::{Error, Result};
 
 impl Pipeline {
-    /// Opens the parts of a pipeline: `model_index.json`, `unet`, `vae`, `text_encoder`, its
-    /// vocabulary, `scheduler`, and `text_encoder_2` where the [kind](PipelineKind) of pipeline has
-    /// it. With [another U-Net](crate::weights::FileOptions::unet), its input channels decide the kind.
-    /// Pictures have the size the U-Net was trained on unless [`ModelFiles::resolution`] says
+    /// Opens the parts of a pipeline that its [family](crate::family::Family) has, which
+    /// `model_index.json` names. With [another U-Net](crate::weights::FileOptions::unet), its input
+    /// channels decide the family. Pictures have the size the denoiser was trained on unless [`ModelFiles::resolution`] says
     /// otherwise.
     ///
     /// # Errors
@@ -28,54 +24,43 @@ impl Pipeline {
     /// supported and for parts that do not fit each other; [`Error::Setting`] for a resolution the
     /// networks cannot halve often enough.
     pub fn open(files: &ModelFiles, device: &Device, dtype: FloatDType) -> Result<Self> {
-        let mut index = ModelIndex::open(files)?;
-        let mut scheduler: SchedulerConfig = files.config("scheduler")?;
-        correct(&mut scheduler, index.kind);
-        let schedule = AlphaSchedule::new(&scheduler, &files.config_path("scheduler"))?;
-        let denoiser = match index.kind {
-            PipelineKind::StableDiffusionXl => unet_denoiser::open_xl(files)?,
-            _ => unet_denoiser::open(files)?,
-        };
-        let vae_config: AutoencoderKLConfig = files.config("vae")?;
+        let index = ModelIndex::open(files)?;
+        let mut family = index.family;
+        let noising = (family.noising)(files)?;
+        let denoiser = (family.denoiser.open)(files)?;
+        let vae_config: AutoencoderKLConfig = files.config(family.autoencoder.part)?;
+        let latent_channels = vae_config.latent_channels;
         if files.other_unet().is_some() {
-            let latents = vae_config.latent_channels;
-            index.kind = index.kind.with_unet(denoiser.in_channels(), latents);
+            family = family.with_channels(denoiser.in_channels(), latent_channels);
         }
-        let text_encoders = (index.kind.text_encoders().iter())
-            .map(|name| {
-                let tokenizer = ClipTokenizer::of(&files.vocabulary(name)?)?;
-                let (config, weights) = (files.config(name)?, files.weights(name, device, dtype)?);
-                TextEncoder::new(tokenizer, ClipTextModel::load_alone(&weights, &config)?)
-            })
+        let text_encoders = (family.text_encoders.iter())
+            .map(|encoder| (encoder.open)(files, encoder.part, device, dtype))
             .collect::<Result<Vec<_>>>()?;
         check_vocabularies(files.path(), &text_encoders)?;
-        let latent_channels = vae_config.latent_channels;
         let widths: Vec<usize> = text_encoders.iter().map(TextEncoder::hidden_size).collect();
         let around = Surroundings {
-            class: index.kind.class_name(),
+            class: family.class,
             encoder_widths: &widths,
             pooled: text_encoders.last().and_then(TextEncoder::projection_dim),
             latent_channels,
-            image_channels: index.kind.in_channels(latent_channels) - latent_channels,
+            image_channels: family.image_channels(latent_channels),
             pixels: vae_config.downsampling_factor(),
         };
         denoiser.check(&around)?;
 
-        // SDXL's autoencoder overflows in half precision.
-        let upcast = index.kind == PipelineKind::StableDiffusionXl
-            && vae_config.force_upcast.unwrap_or(false);
-        let vae_dtype = if upcast { FloatDType::F32 } else { dtype };
-        let vae = files.weights("vae", device, vae_dtype)?;
+        let vae_dtype = family.autoencoder.dtype(&vae_config, dtype);
+        let vae = files.weights(family.autoencoder.part, device, vae_dtype)?;
         let vae = AutoencoderKL::load(&vae, &vae_config)?;
-        let resolution = resolution(files, &*denoiser, &vae_config)?;
-        let denoiser = denoiser.load(&files.weights(UNET, device, dtype)?, &around)?;
+        let resolution = resolution(files, family, &*denoiser, &vae_config)?;
+        let weights = files.weights(family.denoiser.part, device, dtype)?;
+        let denoiser = denoiser.load(&weights, &around)?;
         let pipeline = Self {
-            kind: index.kind,
+            family,
             force_zeros_for_empty_prompt: index.force_zeros_for_empty_prompt,
             text_encoders,
             denoiser,
             vae,
-            noising: Noising::Discrete(schedule),
+            noising,
             resolution,
             device: device.clone(),
             dtype: compute_dtype(device, dtype),
@@ -111,15 +96,6 @@ impl Pipeline {
     }
 }
 
-/// Corrects what outdated configurations leave out, as diffusers' pipelines do: latents reach beyond ±1
-/// and are not clamped, and Stable Diffusion was trained with an offset of 1.
-fn correct(scheduler: &mut SchedulerConfig, kind: PipelineKind) {
-    scheduler.clip_sample = false;
-    if matches!(kind, PipelineKind::StableDiffusion | PipelineKind::Inpaint) {
-        scheduler.steps_offset = 1;
-    }
-}
-
 /// Refuses text encoders whose ids do not mean the same words: those of an optimised prompt are read
 /// by all of them.
 fn check_vocabularies(path: &Path, text_encoders: &[TextEncoder]) -> Result<()> {
@@ -144,9 +120,10 @@ fn check_vocabularies(path: &Path, text_encoders: &[TextEncoder]) -> Result<()> 
 /// Height and width of the pictures.
 ///
 /// # Errors
-/// [`Error::Missing`] if neither the options nor the U-Net's configuration tell.
+/// [`Error::Missing`] if neither the options nor the denoiser's configuration tell.
 pub(crate) fn resolution(
     files: &ModelFiles,
+    family: &Family,
     denoiser: &dyn DenoiserConfig,
     vae: &AutoencoderKLConfig,
 ) -> Result<[u32; 2]> {
@@ -159,6 +136,6 @@ pub(crate) fn resolution(
     let resolution = files.resolution().or_else(trained_on);
     resolution.ok_or_else(|| Error::Missing {
         what: "the size of the pictures".to_owned(),
-        reason: format!("{UNET}/config.json has no `sample_size`"),
+        reason: format!("{}/config.json has no `sample_size`", family.denoiser.part),
     })
 }

@@ -1,9 +1,10 @@
-//! Pictures to latents and back, and what the U-Net is shown of a picture.
+//! Pictures to latents and back, and what the denoiser is shown of a picture.
 
 use ::image::RgbImage;
 use burn::tensor::{DType, Int, Tensor};
 
-use super::{Pipeline, PipelineKind};
+use super::Pipeline;
+use crate::family::Beside;
 use crate::image::{to_image, to_tensor};
 use crate::models::denoiser::Memory;
 use crate::{Error, Result};
@@ -45,7 +46,7 @@ impl Pipeline {
         pixels.cast(DType::F32)
     }
 
-    /// What the U-Net is shown of the picture that is to be changed, for
+    /// What the denoiser is shown of the picture that is to be changed, for
     /// [`Conditions::image`](super::Conditions::image): for InstructPix2Pix its latents, *not*
     /// scaled; for inpainting the mask (1 where the picture is drawn anew), then the scaled latents
     /// of the picture with grey in place of what is masked. Nothing for pipelines that draw from
@@ -65,26 +66,26 @@ impl Pipeline {
         image: Option<&RgbImage>,
         mask: Option<&RgbImage>,
     ) -> Result<Option<Tensor<4>>> {
-        let kind = self.kind;
+        let family = self.family;
         let inputs = [
-            ("picture", kind.takes_picture(), image.is_some()),
-            ("mask", kind.takes_mask(), mask.is_some()),
+            ("picture", family.takes_picture(), image.is_some()),
+            ("mask", family.takes_mask(), mask.is_some()),
         ];
         for (what, takes, given) in inputs {
             if takes && !given {
                 return Err(Error::Missing {
                     what: format!("a {what}"),
-                    reason: format!("a {} does not draw without one", kind.class_name()),
+                    reason: format!("a {} does not draw without one", family.class),
                 });
             }
             if given && !takes {
-                let reason = format!("a {} takes no {what}", kind.class_name());
+                let reason = format!("a {} takes no {what}", family.class);
                 return Err(Error::invalid_input(reason));
             }
         }
-        Ok(match (kind, image, mask) {
-            (PipelineKind::InstructPix2Pix, Some(image), _) => Some(self.mean(self.pixels(image))),
-            (PipelineKind::Inpaint, Some(image), Some(mask)) => Some(self.masked(image, mask)),
+        Ok(match (family.beside, image, mask) {
+            (Beside::Picture, Some(image), _) => Some(self.mean(self.pixels(image))),
+            (Beside::PictureAndMask, Some(image), Some(mask)) => Some(self.masked(image, mask)),
             _ => None,
         })
     }
@@ -95,7 +96,7 @@ impl Pipeline {
     /// # Errors
     /// [`Error::InvalidInput`] if it takes a picture, too.
     pub fn check_words_alone(&self) -> Result<()> {
-        self.kind.check_words_alone()
+        self.family.check_words_alone()
     }
 
     /// Inpainting's mask and picture, [1, 1 + channels, h, w].

@@ -2,9 +2,9 @@
 
 mod arrays;
 mod config;
-mod family;
 mod file;
 mod folder;
+mod layout;
 mod model_files;
 mod original;
 mod placement;
@@ -19,11 +19,13 @@ use safetensors::Dtype;
 
 pub use self::arrays::{Array, Arrays, Values};
 pub use self::config::{OtherFields, PerBlock, check_fixed_fields, parse_config, read_config};
-pub use self::family::{Family, FamilyTextEncoder, TextLayout};
 use self::file::TensorFile;
 use self::folder::Found;
 pub(crate) use self::folder::{STEMS, suffixes};
-pub use self::model_files::{FileOptions, MODEL_INDEX, ModelFiles, NETWORKS, Vocabulary};
+pub use self::layout::{Layout, LayoutTextEncoder, TextLayout};
+pub use self::model_files::{
+    FileOptions, MODEL_INDEX, ModelFiles, SCHEDULER, Vocabulary, tokenizer_of,
+};
 use self::placement::{Change, Placement};
 use crate::{Error, Result};
 

@@ -10,21 +10,31 @@ use serde_json::{Value, json};
 
 use super::Weights;
 use super::config::{from_value, read_config};
-use super::family::Family;
 use super::file::TensorFile;
 use super::folder::{has_variant, refuse_pickled};
+use super::layout::Layout;
 use super::original::{MARKS, Networks, networks};
+use crate::family;
+use crate::models::unet_denoiser::PART as UNET;
 use crate::sample::PredictionType;
 use crate::{Error, Result};
 
 /// The file of a diffusers folder that says which pipeline it is.
 pub const MODEL_INDEX: &str = "model_index.json";
 
+/// The folder of a diffusers folder that says how latents are noised.
+pub const SCHEDULER: &str = "scheduler";
+
+/// The folder of a text encoder's vocabulary in diffusers' layout.
+pub fn tokenizer_of(text_encoder: &str) -> String {
+    text_encoder.replace("text_encoder", "tokenizer")
+}
+
 /// How the files of a model are to be understood, as far as they do not tell it themselves.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FileOptions {
     /// The family of a single file; by default it is recognised.
-    pub family: Option<Family>,
+    pub family: Option<Layout>,
     /// What the U-Net predicts; by default what the scheduler's configuration says, of a single
     /// file the family's.
     pub prediction_type: Option<PredictionType>,
@@ -50,8 +60,7 @@ pub struct Vocabulary {
 }
 
 /// The files of one diffusion model, of which configurations and headers were read so far. Its
-/// networks are called what their folders are in diffusers: `unet`, `vae`, `text_encoder`,
-/// `text_encoder_2`.
+/// networks are called what their folders are in diffusers.
 #[derive(Debug)]
 pub struct ModelFiles {
     path: PathBuf,
@@ -64,7 +73,7 @@ pub struct ModelFiles {
 #[derive(Debug)]
 struct Original {
     file: Arc<TensorFile>,
-    family: Family,
+    layout: Layout,
     networks: Networks,
 }
 
@@ -123,9 +132,9 @@ impl ModelFiles {
         self.notice.as_deref()
     }
 
-    /// The family of a single file.
-    pub fn family(&self) -> Option<&Family> {
-        Some(&self.original.as_ref()?.family)
+    /// The layout of a single file.
+    pub fn layout(&self) -> Option<&Layout> {
+        Some(&self.original.as_ref()?.layout)
     }
 
     /// The folder of the U-Net that takes the place of the model's own, if one does.
@@ -135,7 +144,7 @@ impl ModelFiles {
 
     /// The folder of a part that does not come with the model.
     fn replaced(&self, part: &str) -> Option<&Path> {
-        self.other_unet().filter(|_| part == "unet")
+        self.other_unet().filter(|_| part == UNET)
     }
 
     /// Whether the model has this network.
@@ -155,7 +164,7 @@ impl ModelFiles {
         match (&self.original, network) {
             (Some(_), _) => self.path.clone(),
             (None, MODEL_INDEX) => self.path.join(MODEL_INDEX),
-            (None, "scheduler") => self.path.join("scheduler/scheduler_config.json"),
+            (None, SCHEDULER) => self.path.join(SCHEDULER).join("scheduler_config.json"),
             (None, _) => self.path.join(network).join("config.json"),
         }
     }
@@ -178,7 +187,7 @@ impl ModelFiles {
                 read_config(&path)?
             }
         };
-        if let (true, Some(prediction_type)) = (part == "scheduler", self.options.prediction_type)
+        if let (true, Some(prediction_type)) = (part == SCHEDULER, self.options.prediction_type)
             && config.is_object()
         {
             config["prediction_type"] = json!(prediction_type);
@@ -219,11 +228,11 @@ impl ModelFiles {
     pub fn vocabulary(&self, text_encoder: &str) -> Result<Vocabulary> {
         let Some(original) = &self.original else {
             return Ok(Vocabulary {
-                folder: self.folder(&text_encoder.replace("text_encoder", "tokenizer"))?,
+                folder: self.folder(&tokenizer_of(text_encoder))?,
                 pad_token: None,
             });
         };
-        let encoders = &original.family.text_encoders;
+        let encoders = &original.layout.text_encoders;
         let encoder = encoders
             .iter()
             .find(|encoder| encoder.network == text_encoder);
@@ -282,22 +291,22 @@ impl Original {
             Some(prediction_type) => prediction_type == PredictionType::Epsilon,
             None => false,
         };
-        let family = match &options.family {
-            Some(family) => family.clone(),
-            None => Family::recognise(&file, predicts_noise && !marked)?,
+        let layout = match &options.family {
+            Some(layout) => layout.clone(),
+            None => Layout::recognise(&file, predicts_noise && !marked)?,
         };
-        let mut family = family.adapt_to(&file)?;
+        let mut layout = layout.adapt_to(&file)?;
         if marked {
-            family.scheduler["prediction_type"] = json!(PredictionType::VPrediction);
+            layout.scheduler["prediction_type"] = json!(PredictionType::VPrediction);
         }
         if file.info(MARKS[1]).is_some() {
-            family.scheduler["rescale_betas_zero_snr"] = json!(true);
-            family.scheduler["timestep_spacing"] = json!("trailing");
+            layout.scheduler["rescale_betas_zero_snr"] = json!(true);
+            layout.scheduler["timestep_spacing"] = json!("trailing");
         }
-        let networks = networks(&file, &family)?;
+        let networks = networks(&file, &layout)?;
         Ok(Self {
             file: Arc::new(file),
-            family,
+            layout,
             networks,
         })
     }
@@ -305,7 +314,7 @@ impl Original {
     fn notice(&self, options: &FileOptions) -> Option<String> {
         let is_open = options.family.is_none() && options.prediction_type.is_none();
         let is_marked = self.file.info(MARKS[0]).is_some();
-        (self.family.name == "sd2" && is_open && !is_marked).then(|| {
+        (self.layout.name == "sd2" && is_open && !is_marked).then(|| {
             format!(
                 "{} is taken to predict velocity, as Stable Diffusion 2 for 768 pixels does; the \
                  file does not tell: the base model for 512 pixels needs the family sd2-base",
@@ -315,37 +324,38 @@ impl Original {
     }
 
     fn config(&self, network: &str) -> Result<Value> {
-        let family = &self.family;
-        match network {
-            MODEL_INDEX => Ok(json!({ "_class_name": family.class_name })),
-            "unet" => Ok(family.unet.clone()),
-            "vae" => Ok(family.vae.clone()),
-            "scheduler" => Ok(family.scheduler.clone()),
-            _ => {
-                let mut encoders = family.text_encoders.iter();
-                let encoder = encoders.find(|encoder| encoder.network == network);
-                encoder
-                    .map(|encoder| encoder.config.clone())
-                    .ok_or_else(|| self.has_no(network))
-            }
+        let layout = &self.layout;
+        let family = layout.family;
+        if network == MODEL_INDEX {
+            return Ok(json!({ "_class_name": family.class }));
         }
+        let encoders = (layout.text_encoders.iter()).map(|one| (one.network, &one.config));
+        let mut configs = [
+            (family.denoiser.part, &layout.denoiser),
+            (family.autoencoder.part, &layout.vae),
+            (SCHEDULER, &layout.scheduler),
+        ]
+        .into_iter()
+        .chain(encoders);
+        let config = configs.find(|(name, _)| *name == network);
+        config
+            .map(|(_, config)| config.clone())
+            .ok_or_else(|| self.has_no(network))
     }
 
     fn has_no(&self, network: &str) -> Error {
-        let reason = format!("{} has no `{network}`", self.family.title);
+        let reason = format!("{} has no `{network}`", self.layout.title);
         Error::invalid_file(self.file.path(), reason)
     }
 }
-
-/// The networks of a pipeline, by their folders.
-pub const NETWORKS: [&str; 4] = ["unet", "vae", "text_encoder", "text_encoder_2"];
 
 /// Refuses a variant that none of the networks in a folder has.
 fn check_variant(path: &Path, options: &FileOptions) -> Result<()> {
     let Some(variant) = &options.variant else {
         return Ok(());
     };
-    let mut folders = NETWORKS.iter().map(|name| path.join(name));
+    let folders = family::networks();
+    let mut folders = folders.iter().map(|name| path.join(name));
     if folders.any(|folder| has_variant(&folder, variant)) {
         return Ok(());
     }

@@ -7,8 +7,8 @@
 
 use std::collections::BTreeMap;
 
-use super::family::{Family, TextLayout};
 use super::file::TensorFile;
+use super::layout::{Layout, TextLayout};
 use super::placement::{Change, Placement};
 use crate::error::abbreviate;
 use crate::{Error, Result};
@@ -132,18 +132,18 @@ pub(super) const MARKS: [&str; 2] = ["v_pred", "ztsnr"];
 /// The tensors of each network of a pipeline, by its folder's name in diffusers.
 pub(super) type Networks = BTreeMap<String, BTreeMap<String, Placement>>;
 
-/// Finds diffusers' tensors in `file`, whose layout is that of `family`.
+/// Finds diffusers' tensors in `file`, whose layout is `layout`.
 ///
 /// # Errors
 /// [`Error::InvalidFile`] if it holds tensors that are neither known nor known to be unused.
-pub(super) fn networks(file: &TensorFile, family: &Family) -> Result<Networks> {
+pub(super) fn networks(file: &TensorFile, layout: &Layout) -> Result<Networks> {
     let mut networks = Networks::new();
     let mut unknown = Vec::new();
     for key in file.names() {
-        if is_unused(&key) || family.leaves_out(&key) {
+        if is_unused(&key) || layout.leaves_out(&key) {
             continue;
         }
-        let Some((network, tensors)) = diffusers_keys(&key, family) else {
+        let Some((network, tensors)) = diffusers_keys(&key, layout) else {
             unknown.push(key);
             continue;
         };
@@ -174,7 +174,7 @@ pub(super) fn networks(file: &TensorFile, family: &Family) -> Result<Networks> {
     let reason = format!(
         "{} tensors are not of a checkpoint of {}: {}",
         unknown.len(),
-        family.title,
+        layout.title,
         abbreviate(&unknown)
     );
     Err(Error::invalid_file(file.path(), reason))
@@ -188,15 +188,18 @@ fn is_unused(key: &str) -> bool {
 }
 
 /// The network that `key` belongs to, and its tensors there.
-fn diffusers_keys<'a>(key: &str, family: &'a Family) -> Option<(&'a str, Vec<(String, Change)>)> {
+fn diffusers_keys<'a>(key: &str, layout: &'a Layout) -> Option<(&'a str, Vec<(String, Change)>)> {
     if let Some(key) = key.strip_prefix(UNET) {
-        let name = unet_key(key, family.layers_per_block())?;
-        return Some(("unet", vec![(name, Change::None)]));
+        let name = unet_key(key, layout.layers_per_block())?;
+        return Some((layout.family.denoiser.part, vec![(name, Change::None)]));
     }
     if let Some(key) = key.strip_prefix(VAE) {
-        return Some(("vae", vec![vae_key(key, family.vae_levels())?]));
+        return Some((
+            layout.family.autoencoder.part,
+            vec![vae_key(key, layout.vae_levels())?],
+        ));
     }
-    family.text_encoders.iter().find_map(|encoder| {
+    layout.text_encoders.iter().find_map(|encoder| {
         let key = key.strip_prefix(encoder.prefix)?;
         let tensors = match encoder.layout {
             TextLayout::Transformers => vec![(key.to_owned(), Change::None)],

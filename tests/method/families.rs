@@ -2,9 +2,10 @@
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use difference_inversion::analogy::{self, InitNoise, Inputs, Models, TextToImage};
+use difference_inversion::family;
 use difference_inversion::image::load_image;
 use difference_inversion::models::unet_denoiser::time_ids;
-use difference_inversion::pipeline::{Conditions, Pipeline, PipelineKind};
+use difference_inversion::pipeline::{Conditions, Pipeline};
 use difference_inversion::prompt::FullPrompt;
 use difference_inversion::tokens::DifferenceTokens;
 use difference_inversion::weights::Arrays;
@@ -98,7 +99,7 @@ fn encode(pipeline: &Pipeline, text: &str) -> Conditions {
 fn stable_diffusion_2_equals_diffusers() {
     let (models, expected) = (models_in(&golden("sd21")), Expected::of("sd21"));
     let pipeline = models.pipeline();
-    assert_eq!(pipeline.kind(), PipelineKind::StableDiffusion);
+    assert_eq!(pipeline.family(), &family::STABLE_DIFFUSION);
     let negative = pipeline.encode_negative_prompt(NEGATIVE).unwrap();
     expected.check("prompt_embeds", encode(pipeline, PROMPT).context);
     expected.check("negative_prompt_embeds", negative.context);
@@ -110,7 +111,7 @@ fn stable_diffusion_2_equals_diffusers() {
 fn sdxl_reads_prompts_as_diffusers_does() {
     let (models, expected) = (models_in(&golden("sdxl")), Expected::of("sdxl"));
     let pipeline = models.pipeline();
-    assert_eq!(pipeline.kind(), PipelineKind::StableDiffusionXl);
+    assert_eq!(pipeline.family(), &family::STABLE_DIFFUSION_XL);
     let check = |prefix: &str, negative: &str, conditions: Conditions| {
         let name = |kind: &str| format!("{prefix}{negative}{kind}");
         expected.check(&name("prompt_embeds"), conditions.context);
@@ -199,7 +200,7 @@ fn sdxl_keeps_its_autoencoder_in_f32() {
 fn instruct_pix2pix_changes_a_picture_as_diffusers_does() {
     let folder = golden("instruct_pix2pix");
     let (models, expected) = (models_in(&folder), Expected::of("instruct_pix2pix"));
-    assert_eq!(models.pipeline().kind(), PipelineKind::InstructPix2Pix);
+    assert_eq!(models.pipeline().family(), &family::INSTRUCT_PIX2PIX);
     let image = load_image(&folder.join("a.png")).unwrap();
     let inputs = Inputs {
         image: Some(&image),
@@ -236,7 +237,7 @@ fn instruct_pix2pix_changes_a_picture_as_diffusers_does() {
 fn inpainting_draws_what_is_masked_as_diffusers_does() {
     let folder = golden("inpaint");
     let (models, expected) = (models_in(&folder), Expected::of("inpaint"));
-    assert_eq!(models.pipeline().kind(), PipelineKind::Inpaint);
+    assert_eq!(models.pipeline().family(), &family::INPAINT);
     let [image, mask] = ["a.png", "mask.png"].map(|name| load_image(&folder.join(name)).unwrap());
     let inputs = Inputs {
         image: Some(&image),

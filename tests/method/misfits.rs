@@ -5,8 +5,9 @@ use std::path::Path;
 
 use burn::tensor::{Device, FloatDType};
 use difference_inversion::analogy::{self, Inputs, Target};
+use difference_inversion::family;
 use difference_inversion::learn::Records;
-use difference_inversion::pipeline::{Pipeline, PipelineKind};
+use difference_inversion::pipeline::Pipeline;
 use difference_inversion::tokens::DifferenceTokens;
 use difference_inversion::weights::{FileOptions, ModelFiles};
 
@@ -60,12 +61,12 @@ fn another_u_net_decides_what_the_model_takes() {
         Pipeline::open(&files, &Device::flex(), FloatDType::F32)
     };
     for (folder, kind) in [
-        ("learning", PipelineKind::StableDiffusion),
-        ("instruct_pix2pix", PipelineKind::InstructPix2Pix),
-        ("inpaint", PipelineKind::Inpaint),
+        ("learning", &family::STABLE_DIFFUSION),
+        ("instruct_pix2pix", &family::INSTRUCT_PIX2PIX),
+        ("inpaint", &family::INPAINT),
     ] {
         let pipeline = open(&golden(folder).join("unet")).unwrap();
-        assert_eq!(pipeline.kind(), kind, "{folder}");
+        assert_eq!(pipeline.family(), kind, "{folder}");
     }
     for (folder, expected) in [
         (

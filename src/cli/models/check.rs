@@ -25,7 +25,7 @@ use crate::cli::watch::Watcher;
 
 /// Side of the picture that is computed with, whatever size the model was trained on.
 const SIDE: u32 = 256;
-/// Where in the schedule the U-Net is called.
+/// Where in the schedule the denoiser is called.
 const TIMESTEP: f64 = 500.0;
 
 /// Load a model and see that it computes
@@ -161,15 +161,18 @@ impl Checker {
             return Ok(checks);
         };
         let weights = |name: &str| files.weights(name, &self.device, self.dtype);
-        let encoders = pipeline.kind().text_encoders().iter();
-        let encoders = encoders.map(|name| weights(name)).collect();
-        let conditions = self.attempt(&mut checks, "text_encoder", encoders, || {
+        let family = pipeline.family();
+        let encoders = family.text_encoders.iter();
+        let encoders = encoders.map(|encoder| weights(encoder.part)).collect();
+        let first = family.text_encoders[0].part;
+        let conditions = self.attempt(&mut checks, first, encoders, || {
             let words = pipeline.read(&Prompt::default(), 0)?;
             let conditions = pipeline.encode_prompts(&[FullPrompt::plain(&words)])?;
             let states = conditions.context.clone();
             Ok((finite("hidden states", states)?, conditions))
         })?;
-        self.attempt(&mut checks, "vae", vec![weights("vae")], || {
+        let vae = family.autoencoder.part;
+        self.attempt(&mut checks, vae, vec![weights(vae)], || {
             let picture = picture();
             let latents = pipeline.encode_image(&picture);
             let shape = finite("latents", latents.clone())?;
@@ -179,10 +182,11 @@ impl Checker {
             Ok((done, ()))
         })?;
         if let Some(conditions) = conditions {
-            self.attempt(&mut checks, "unet", vec![weights("unet")], || {
-                let (picture, kind) = (picture(), pipeline.kind());
-                let image = kind.takes_picture().then_some(&picture);
-                let shown = pipeline.show(image, kind.takes_mask().then_some(&picture))?;
+            let denoiser = family.denoiser.part;
+            self.attempt(&mut checks, denoiser, vec![weights(denoiser)], || {
+                let picture = picture();
+                let image = family.takes_picture().then_some(&picture);
+                let shown = pipeline.show(image, family.takes_mask().then_some(&picture))?;
                 let conditions = match shown {
                     Some(image) => conditions.with_image(image),
                     None => conditions,

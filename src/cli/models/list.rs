@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use difference_inversion::hub::{self, CachedModel, Hub, ModelId, SHORT_NAMES, licence};
+use difference_inversion::family;
+use difference_inversion::hub::{self, CachedModel, Hub, ModelId, licence};
 use serde::Serialize;
 
 use crate::cli::locate::{DEMO, demo_model};
@@ -87,7 +88,7 @@ fn rows(demo: Option<&Path>, mut cached: Vec<CachedModel>) -> anyhow::Result<Vec
             licence: Some(env!("CARGO_PKG_LICENSE").to_owned()),
         });
     }
-    for short in SHORT_NAMES {
+    for short in family::known_models() {
         let id: ModelId = short.repository.parse()?;
         let found = cached.iter().position(|model| model.id == id);
         rows.push(match found.map(|index| cached.remove(index)) {

@@ -1,10 +1,11 @@
-//! The families of checkpoints that come as one file, which holds no configuration: what diffusers'
-//! folders of the same models say in their `config.json`.
+//! The layouts of Stable Diffusion's checkpoints that come as one file, which holds no configuration:
+//! what diffusers' folders of the same models say in their `config.json`.
 
 use serde_json::{Value, json};
 
 use super::file::TensorFile;
 use super::original::{UNET, VAE};
+use crate::family::{self, Family, STABLE_DIFFUSION, STABLE_DIFFUSION_XL};
 use crate::{Error, Result};
 
 /// How the tensors of a text encoder are named.
@@ -16,9 +17,9 @@ pub enum TextLayout {
     OpenClip,
 }
 
-/// One text encoder of a [`Family`].
+/// One text encoder of a [`Layout`].
 #[derive(Debug, Clone, PartialEq)]
-pub struct FamilyTextEncoder {
+pub struct LayoutTextEncoder {
     /// The name of its folder in diffusers.
     pub network: &'static str,
     /// What its keys start with in the file.
@@ -33,21 +34,21 @@ pub struct FamilyTextEncoder {
     pub pad_token: Option<&'static str>,
 }
 
-/// A family of checkpoints in the original layout: the configuration of each of its networks.
+/// Checkpoints in the original layout that are configured alike: the configuration of each network.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Family {
+pub struct Layout {
     /// Its name on the command line.
     pub name: &'static str,
     /// Its name in messages.
     pub title: &'static str,
-    /// The class of its pipeline in diffusers.
-    pub class_name: &'static str,
-    /// `unet/config.json`; `in_channels` is the file's to say.
-    pub unet: Value,
-    /// `vae/config.json`.
+    /// The family of models that it is a layout of.
+    pub family: &'static Family,
+    /// The denoiser's `config.json`; `in_channels` is the file's to say.
+    pub denoiser: Value,
+    /// The autoencoder's `config.json`.
     pub vae: Value,
-    /// The text encoders, in the order in which the U-Net reads their hidden states.
-    pub text_encoders: Vec<FamilyTextEncoder>,
+    /// The text encoders, in the order of the family's.
+    pub text_encoders: Vec<LayoutTextEncoder>,
     /// `scheduler/scheduler_config.json`.
     pub scheduler: Value,
 }
@@ -61,31 +62,31 @@ const INPAINTING: usize = 9;
 const SD2_ENCODER: &str = "cond_stage_model.model.";
 /// The same in the layout of the code of SDXL.
 const SGM_ENCODER: &str = "conditioner.embedders.0.model.";
+/// Channels of the latents.
+const LATENTS: usize = 4;
 /// Channels that a U-Net may read.
-const IN_CHANNELS: [usize; 3] = [4, EDITING, INPAINTING];
+const IN_CHANNELS: [usize; 3] = [LATENTS, EDITING, INPAINTING];
 /// The U-Net's first convolution.
 const CONV_IN: &str = "input_blocks.0.0.weight";
 
-impl Family {
-    /// Names of all families, as [`by_name`](Self::by_name) knows them.
-    pub const NAMES: [&'static str; 4] = ["sd1", "sd2-base", "sd2", "sdxl"];
+impl Layout {
+    /// Names of all layouts, as [`by_name`](Self::by_name) knows them.
+    pub fn names() -> Vec<&'static str> {
+        family::layouts().map(|(name, _)| *name).collect()
+    }
 
-    /// The family of this name.
+    /// The layout of this name.
     ///
     /// # Errors
     /// [`Error::Setting`] if there is none.
     pub fn by_name(name: &str) -> Result<Self> {
-        match name {
-            "sd1" => Ok(Self::sd1()),
-            "sd2-base" => Ok(Self::sd2_base()),
-            "sd2" => Ok(Self::sd2()),
-            "sdxl" => Ok(Self::sdxl()),
-            _ => Err(Error::Setting {
-                name: "family",
-                expected: Self::NAMES.join(", "),
-                found: name.to_owned(),
-            }),
-        }
+        let found = family::layouts().find(|(known, _)| *known == name);
+        let found = found.map(|(_, layout)| layout());
+        found.ok_or_else(|| Error::Setting {
+            name: "family",
+            expected: Self::names().join(", "),
+            found: name.to_owned(),
+        })
     }
 
     /// Stable Diffusion 1, as configured in `stable-diffusion-v1-5/stable-diffusion-v1-5`; 1.1 to
@@ -95,8 +96,8 @@ impl Family {
         Self {
             name: "sd1",
             title: "Stable Diffusion 1",
-            class_name: "StableDiffusionPipeline",
-            unet: json!({
+            family: &STABLE_DIFFUSION,
+            denoiser: json!({
                 "sample_size": 64,
                 "in_channels": 4,
                 "out_channels": 4,
@@ -113,7 +114,7 @@ impl Family {
                 "cross_attention_dim": 768,
             }),
             vae: vae(512, 0.18215),
-            text_encoders: vec![FamilyTextEncoder {
+            text_encoders: vec![LayoutTextEncoder {
                 network: "text_encoder",
                 prefix: "cond_stage_model.transformer.",
                 layout: TextLayout::Transformers,
@@ -129,13 +130,13 @@ impl Family {
     /// `stabilityai/stable-diffusion-2-base`; 2.1-base has the same.
     #[must_use]
     pub fn sd2_base() -> Self {
-        let mut family = Self::sd2();
-        family.name = "sd2-base";
-        family.title = "Stable Diffusion 2 (base)";
-        family.unet["sample_size"] = json!(64);
-        family.vae = vae(512, 0.18215);
-        family.scheduler = scheduler("PNDMScheduler", "epsilon");
-        family
+        let mut layout = Self::sd2();
+        layout.name = "sd2-base";
+        layout.title = "Stable Diffusion 2 (base)";
+        layout.denoiser["sample_size"] = json!(64);
+        layout.vae = vae(512, 0.18215);
+        layout.scheduler = scheduler("PNDMScheduler", "epsilon");
+        layout
     }
 
     /// Stable Diffusion 2 for pictures of 768 pixels, as configured in
@@ -144,7 +145,7 @@ impl Family {
     #[must_use]
     pub fn sd2() -> Self {
         let sd1 = Self::sd1();
-        let mut unet = sd1.unet;
+        let mut unet = sd1.denoiser;
         unet["sample_size"] = json!(96);
         unet["attention_head_dim"] = json!([5, 10, 20, 20]);
         unet["cross_attention_dim"] = json!(1024);
@@ -153,10 +154,10 @@ impl Family {
         Self {
             name: "sd2",
             title: "Stable Diffusion 2",
-            class_name: sd1.class_name,
-            unet,
+            family: sd1.family,
+            denoiser: unet,
             vae: vae(768, 0.18215),
-            text_encoders: vec![FamilyTextEncoder {
+            text_encoders: vec![LayoutTextEncoder {
                 network: "text_encoder",
                 prefix: SD2_ENCODER,
                 layout: TextLayout::OpenClip,
@@ -175,8 +176,8 @@ impl Family {
         Self {
             name: "sdxl",
             title: "Stable Diffusion XL",
-            class_name: "StableDiffusionXLPipeline",
-            unet: json!({
+            family: &STABLE_DIFFUSION_XL,
+            denoiser: json!({
                 "sample_size": 128,
                 "in_channels": 4,
                 "out_channels": 4,
@@ -196,7 +197,7 @@ impl Family {
             }),
             vae: vae(1024, 0.13025),
             text_encoders: vec![
-                FamilyTextEncoder {
+                LayoutTextEncoder {
                     network: "text_encoder",
                     prefix: "conditioner.embedders.0.transformer.",
                     layout: TextLayout::Transformers,
@@ -204,7 +205,7 @@ impl Family {
                     penultimate: false,
                     pad_token: None,
                 },
-                FamilyTextEncoder {
+                LayoutTextEncoder {
                     network: "text_encoder_2",
                     prefix: "conditioner.embedders.1.model.",
                     layout: TextLayout::OpenClip,
@@ -219,11 +220,11 @@ impl Family {
 
     /// The width of the prompt's hidden states.
     fn context_dim(&self) -> usize {
-        number(&self.unet["cross_attention_dim"])
+        number(&self.denoiser["cross_attention_dim"])
     }
 
     pub(super) fn layers_per_block(&self) -> usize {
-        number(&self.unet["layers_per_block"])
+        number(&self.denoiser["layers_per_block"])
     }
 
     pub(super) fn vae_levels(&self) -> usize {
@@ -331,14 +332,8 @@ impl Family {
                 });
             }
         };
-        self.class_name = match (channels, self.class_name) {
-            (EDITING, "StableDiffusionXLPipeline") => "StableDiffusionXLInstructPix2PixPipeline",
-            (INPAINTING, "StableDiffusionXLPipeline") => "StableDiffusionXLInpaintPipeline",
-            (EDITING, _) => "StableDiffusionInstructPix2PixPipeline",
-            (INPAINTING, _) => "StableDiffusionInpaintPipeline",
-            (_, class_name) => class_name,
-        };
-        self.unet["in_channels"] = json!(channels);
+        self.family = self.family.with_channels(channels, LATENTS);
+        self.denoiser["in_channels"] = json!(channels);
         Ok(self)
     }
 }
