@@ -100,17 +100,21 @@ pub fn learn(
 ) -> Result<Learned> {
     config.learn.validate()?;
     config.prompt.validate()?;
-    models.pipeline().check_words_alone()?;
+    let pipeline = models.pipeline();
+    pipeline.check_words_alone()?;
+    let mut config = config.clone();
+    if config.learn.lambda_clip > 0.0 && !pipeline.has_joint_space() {
+        config.learn.lambda_clip = 0.0;
+        let notice = "the model's text encoders have no joint space with pictures: there is no CLIP \
+                      loss, and `lambda_clip` counts as 0";
+        progress::notice(&mut *observer, notice);
+    }
+    let config = &config;
     let joints = match config.learn.lambda_clip > 0.0 {
         true => models.joints()?,
         false => &[],
     };
-    if (1..models.pipeline().text_encoders().len()).contains(&joints.len()) {
-        let number = joints[0].encoder() + 1;
-        let notice = format!(
-            "a joint space was given for text encoder {number} alone: the CLIP loss guides its \
-             difference tokens and not the others'"
-        );
+    if let Some(notice) = unguided(joints, pipeline.text_encoders().len()) {
         progress::notice(&mut *observer, notice);
     }
     let mut pairs = Vec::with_capacity(examples.len());
@@ -149,6 +153,26 @@ pub fn learn(
         history,
         captions,
         prompts,
+    })
+}
+
+/// What to tell a person if joint spaces guide the tokens of some text encoders alone.
+fn unguided(joints: &[JointSpace], encoders: usize) -> Option<String> {
+    if !(1..encoders).contains(&joints.len()) {
+        return None;
+    }
+    let guided = joints.iter().map(|joint| (joint.encoder() + 1).to_string());
+    let guided: Vec<String> = guided.collect();
+    Some(match &guided[..] {
+        [one] => format!(
+            "a joint space was given for text encoder {one} alone: the CLIP loss guides its \
+             difference tokens and not the others'"
+        ),
+        several => format!(
+            "joint spaces are there for text encoders {} alone: the CLIP loss guides their \
+             difference tokens and not the others'",
+            several.join(" and ")
+        ),
     })
 }
 

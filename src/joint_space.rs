@@ -9,9 +9,9 @@ use burn::tensor::{DType, Device, FloatDType, Tensor};
 use crate::image::ImagePreprocessor;
 use crate::models::clip::ClipModel;
 use crate::models::clip_image::ClipVisionModel;
-use crate::models::clip_text::PrefixCache;
 use crate::models::tokenizer::ClipTokenizer;
 use crate::prompt::Prompt;
+use crate::text_encoder::Beginning;
 use crate::text_encoder::TextEncoder;
 use crate::tokens::host;
 use crate::weights::compute_dtype;
@@ -49,7 +49,7 @@ impl JointSpace {
         Ok(Self {
             encoder: 0,
             shared_bytes: 0,
-            text_encoder: TextEncoder::new(ClipTokenizer::open(folder)?, model.text)?,
+            text_encoder: TextEncoder::clip(ClipTokenizer::open(folder)?, model.text)?,
             folder: folder.to_owned(),
             image_tower: Arc::new(Mutex::new(Some(model.vision))),
             preprocessor: ImagePreprocessor::open(folder)?,
@@ -187,7 +187,7 @@ impl JointSpace {
     ///
     /// # Errors
     /// [`Error::Setting`] if not even the difference tokens have room.
-    pub fn read(&self, prompt: &Prompt, num_tokens: usize) -> Result<PrefixCache> {
+    pub fn read(&self, prompt: &Prompt, num_tokens: usize) -> Result<Beginning> {
         let (beginning, _) = (self.text_encoder).read(&prompt.ids(self.encoder), num_tokens)?;
         Ok(beginning)
     }

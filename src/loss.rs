@@ -4,9 +4,9 @@ use burn::tensor::{DType, Tensor, TensorData};
 
 use crate::joint_space::JointSpace;
 use crate::learn::{ClipReading, Draws, LearnConfig, Pair};
-use crate::models::clip_text::PrefixCache;
 use crate::pipeline::Pipeline;
 use crate::prompt::{FullPrompt, Prompt};
+use crate::text_encoder::Beginning;
 use crate::tokens::{host, signed};
 use crate::{Error, Result};
 
@@ -40,7 +40,7 @@ pub(crate) fn finite(loss: &Tensor<1>, step: usize) -> Result<f64> {
 /// Token consistency (the paper's loss of the same name): adding the difference to A's prompt must
 /// explain A′, and taking it from the prompt of A′ must explain A, with the same timestep and noise
 /// for both. The target is what the model predicts, noise or velocity; ‖·‖² is the mean
-/// over all elements. Both terms go through the U-Net as one batch.
+/// over all elements. Both terms go through the denoiser as one batch.
 ///
 /// # Shapes
 /// `draws`: a batch of `pairs.len()` · samples, all samples of the first pair first.
@@ -107,7 +107,7 @@ pub struct ClipLoss<'a> {
 #[derive(Debug)]
 struct Reading {
     /// Its start and words.
-    beginning: PrefixCache,
+    beginning: Beginning,
     /// What is taken from its features: those without difference tokens, [1, e] of unit norm, or
     /// nothing.
     without: Option<Tensor<2>>,

@@ -13,7 +13,7 @@ use crate::random::{Purpose, normal, rng};
 use crate::sample::{Ddim, Solver};
 use crate::{Error, Result};
 
-/// Latents that go through the U-Net together where their order does not matter.
+/// Latents that go through the denoiser together where their order does not matter.
 const INVERSION_BATCH: usize = 4;
 
 /// How B's latents become the start of B′.
@@ -51,7 +51,7 @@ pub struct Branches {
     pub negative: Conditions,
 }
 
-/// The U-Net's output under guidance: `output₀ + Σᵢ scaleᵢ · (outputᵢ − outputᵢ₋₁)` over branches of
+/// The denoiser's output under guidance: `output₀ + Σᵢ scaleᵢ · (outputᵢ − outputᵢ₋₁)` over branches of
 /// conditions, each of which says more than the one before. Two branches, the reference and the
 /// condition, are classifier-free guidance (Ho & Salimans 2021); three, InstructPix2Pix's guidance
 /// by picture and text (Brooks et al. 2023, equation 3). It holds for noise and velocity alike.
@@ -88,7 +88,7 @@ impl Guide {
         self
     }
 
-    /// The same, while `control` changes what looks at what inside the U-Net, in all branches.
+    /// The same, while `control` changes what looks at what inside the denoiser, in all branches.
     #[must_use]
     pub fn controlled(mut self, control: Arc<dyn AttentionControl>) -> Self {
         self.control = Some(control);
@@ -192,7 +192,7 @@ pub fn regenerate(
 }
 
 /// DDIM inversion (Song et al. 2021): each deterministic step x_t → x_s is solved for x_t, with the
-/// U-Net's output at the estimate so far; the first estimate is x_s itself, and each of
+/// denoiser's output at the estimate so far; the first estimate is x_s itself, and each of
 /// `inversion_iterations` improves it (fixed-point iteration, Pan et al. 2023).
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use crate::prompt::{Prompt, PromptConfig};
 use crate::random::{Purpose, rng};
 use crate::text_encoder::TextEncoder;
 use crate::tokens::host;
-use crate::{Error, Result, models::tokenizer::ClipTokenizer};
+use crate::{Error, Result};
 
 /// The words that, behind `prefix`, bring the prompt nearest to a picture in the joint space.
 ///
@@ -39,7 +39,7 @@ pub fn optimise(
     let encoder = joint.text_encoder();
     room(std::slice::from_ref(encoder), config, 0)?;
     let device = encoder.token_table().device();
-    let vocabulary = words(encoder.tokenizer());
+    let vocabulary = words(encoder);
     let table = encoder.embed_tokens(&vocabulary)?.cast(DType::F32); // [v, d]
     let directions = unit_rows(table.clone());
     let target = TensorData::new(image.to_vec(), [1, image.len()]);
@@ -119,10 +119,10 @@ pub(crate) fn room(
     })
 }
 
-/// The entries of the vocabulary that a prompt may be made of: all but start, end and padding.
-fn words(tokenizer: &ClipTokenizer) -> Vec<u32> {
-    let special = [tokenizer.bos(), tokenizer.eos(), tokenizer.pad()];
-    (0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX))
+/// The entries of the vocabulary that a prompt may be made of: all but those of the frame.
+fn words(encoder: &TextEncoder) -> Vec<u32> {
+    let special: Vec<u32> = encoder.frame().ids().collect();
+    (0..u32::try_from(encoder.tokenizer().vocab_size()).unwrap_or(u32::MAX))
         .filter(|id| !special.contains(id))
         .collect()
 }

@@ -71,6 +71,12 @@ impl Pipeline {
         &self.text_encoders
     }
 
+    /// Whether one of its text encoders was trained beside an image tower, so that there is a space
+    /// that pictures and words share.
+    pub fn has_joint_space(&self) -> bool {
+        self.family.text_encoders.iter().any(|one| one.joint)
+    }
+
     /// What difference tokens for this model belong to.
     pub fn base(&self) -> Base {
         let bases = self.text_encoders.iter().map(TextEncoder::base);
@@ -127,6 +133,20 @@ impl Pipeline {
     pub fn prompt(&self, text: &str) -> Result<Prompt> {
         let tokenizers = self.text_encoders.iter().map(TextEncoder::tokenizer);
         Prompt::new(text, &tokenizers.collect::<Vec<_>>())
+    }
+
+    /// A prompt whose words are ids of text encoder `encoder`, spelled anew for those that need not
+    /// have its vocabulary.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if a vocabulary cannot express a word.
+    pub(crate) fn spelled(&self, prompt: Prompt, encoder: usize) -> Result<Prompt> {
+        let encoders = self.family.text_encoders.iter().zip(&self.text_encoders);
+        let others = encoders.map(|(part, one)| (!part.joint).then(|| one.tokenizer()));
+        prompt.spelled(
+            self.text_encoders[encoder].tokenizer(),
+            &others.collect::<Vec<_>>(),
+        )
     }
 
     /// Has every text encoder read the words of a prompt that leaves room for `num_tokens`

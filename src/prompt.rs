@@ -4,9 +4,9 @@ use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
-use crate::models::clip_text::PrefixCache;
 use crate::models::tokenizer::ClipTokenizer;
 use crate::settings::{Checks, Unread};
+use crate::text_encoder::Beginning;
 use crate::tokens::signed;
 
 /// Where a picture's prompt comes from.
@@ -128,6 +128,30 @@ impl Prompt {
         })
     }
 
+    /// The same, where ids that were meant for all text encoders are spelled anew for those of another
+    /// vocabulary: `others` has a tokenizer for each of these, and nothing for the rest.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`](crate::Error::InvalidFile) if a vocabulary cannot express a word.
+    pub(crate) fn spelled(
+        mut self,
+        own: &ClipTokenizer,
+        others: &[Option<&ClipTokenizer>],
+    ) -> Result<Self> {
+        if others.iter().all(Option::is_none) {
+            return Ok(self);
+        }
+        for word in self.words.iter_mut().filter(|word| word.len() == 1) {
+            let text = own.decode(&word[0])?;
+            let spelled = others.iter().map(|other| match other {
+                Some(other) => other.encode(&text),
+                None => Ok(word[0].clone()),
+            });
+            *word = spelled.collect::<Result<_>>()?;
+        }
+        Ok(self)
+    }
+
     /// These words, then those of `other`.
     #[must_use]
     pub fn followed_by(mut self, other: &Self) -> Self {
@@ -194,7 +218,7 @@ fn ids(word: &Word, encoder: usize) -> &[u32] {
 pub struct Words {
     pub(crate) prompt: Prompt,
     /// Start and words in each text encoder.
-    pub(crate) beginnings: Vec<PrefixCache>,
+    pub(crate) beginnings: Vec<Beginning>,
     /// Token ids that did not fit beside the difference tokens.
     pub(crate) cut: usize,
 }
@@ -260,6 +284,8 @@ impl<'a> FullPrompt<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[test]
@@ -287,6 +313,24 @@ mod tests {
             message(|config| config.pez_weight_decay = f64::NAN).contains("`pez_weight_decay`")
         );
         assert!(message(|config| config.pez_weight_decay = -1.0).contains("`pez_weight_decay`"));
+    }
+
+    #[test]
+    fn ids_are_spelled_anew_for_another_vocabulary() {
+        let open = |folder: &str| {
+            let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+            ClipTokenizer::open(&golden.join(folder)).unwrap()
+        };
+        let (own, other) = (open("tokenizer/files"), open("learning/tokenizer"));
+        let ids = own.encode("house").unwrap();
+        let prompt = Prompt::from_ids(&ids, &own).unwrap();
+        let spelled = prompt.clone().spelled(&own, &[None, Some(&other)]).unwrap();
+        assert_eq!(spelled.ids(0), ids);
+        let pieces = ids.iter().map(|&id| own.decode(&[id]).unwrap());
+        let expected: Vec<u32> = pieces.flat_map(|it| other.encode(&it).unwrap()).collect();
+        assert_eq!(spelled.ids(1), expected);
+        assert_ne!(spelled.ids(1), ids);
+        assert_eq!(prompt.clone().spelled(&own, &[None, None]).unwrap(), prompt);
     }
 
     #[test]

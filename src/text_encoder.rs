@@ -1,17 +1,61 @@
-//! Words and difference tokens through one CLIP text encoder.
+//! Words and difference tokens through one text encoder: a tokenizer, a frame and a tower.
 
-use burn::tensor::{DType, Device, FloatDType, Tensor};
+use std::sync::Arc;
 
-use crate::models::clip_text::{ClipTextModel, ClipTextOutput, PrefixCache};
+use burn::tensor::{Device, FloatDType, Tensor};
+
+use crate::models::clip_text::ClipTextModel;
 use crate::models::tokenizer::ClipTokenizer;
+pub use crate::models::tower::{Beginning, Encoded, Tower};
 use crate::tokens::EncoderBase;
 use crate::weights::ModelFiles;
 use crate::{Error, Result};
 
-/// Start and end of every prompt.
-const FRAME: usize = 2;
+/// What stands round the words of every prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// The ids before the words.
+    pub before: Vec<u32>,
+    /// The ids after words and difference tokens; the prompt ends with the last of them.
+    pub after: Vec<u32>,
+    /// The id that fills a prompt up to its length, if it is filled up.
+    pub fill: Option<u32>,
+    /// The most ids of a prompt, and how many it has if it is filled up.
+    pub length: usize,
+}
 
-pub use crate::models::clip_text::ClipTextOutput as Encoded;
+impl Frame {
+    /// CLIP's: start, words, end, padding. `positions` are those of the tower.
+    pub fn clip(tokenizer: &ClipTokenizer, positions: usize) -> Self {
+        Self {
+            before: vec![tokenizer.bos()],
+            after: vec![tokenizer.eos()],
+            fill: Some(tokenizer.pad()),
+            length: tokenizer.model_max_length().min(positions),
+        }
+    }
+
+    /// The ids that have a place of their own, whatever the words.
+    pub fn ids(&self) -> impl Iterator<Item = u32> {
+        let around = self.before.iter().chain(&self.after).copied();
+        around.chain(self.fill)
+    }
+
+    /// How many ids it leaves room for.
+    fn room(&self) -> usize {
+        let around = self.before.len() + self.after.len();
+        self.length.saturating_sub(around)
+    }
+
+    /// What follows the first `count` ids: the end, and the padding.
+    fn rest(&self, count: usize) -> Vec<u32> {
+        let mut ids = self.after.clone();
+        if let Some(fill) = self.fill {
+            ids.resize(self.length.saturating_sub(count).max(ids.len()), fill);
+        }
+        ids
+    }
+}
 
 /// Opens a text tower of CLIP, saved alone, with its tokenizer.
 ///
@@ -25,53 +69,64 @@ pub fn open_clip(
 ) -> Result<TextEncoder> {
     let tokenizer = ClipTokenizer::of(&files.vocabulary(part)?)?;
     let (config, weights) = (files.config(part)?, files.weights(part, device, dtype)?);
-    TextEncoder::new(tokenizer, ClipTextModel::load_alone(&weights, &config)?)
+    TextEncoder::clip(tokenizer, ClipTextModel::load_alone(&weights, &config)?)
 }
 
-/// A tokenizer and its text encoder.
+/// A tokenizer and its text tower.
 #[derive(Debug, Clone)]
 pub struct TextEncoder {
     tokenizer: ClipTokenizer,
-    model: ClipTextModel,
+    frame: Frame,
+    tower: Arc<dyn Tower>,
     base: EncoderBase,
-    max_length: usize,
 }
 
 impl TextEncoder {
-    /// Puts a tokenizer before its text encoder.
+    /// Puts a tokenizer and a frame before a text tower.
     ///
     /// # Errors
-    /// [`Error::WrongBase`] if the tokenizer has ids that the text encoder does not know.
-    pub fn new(tokenizer: ClipTokenizer, model: ClipTextModel) -> Result<Self> {
-        let config = model.config();
-        if tokenizer.vocab_size() > config.vocab_size {
+    /// [`Error::WrongBase`] if the tokenizer has ids that the text tower does not know.
+    pub fn new(tokenizer: ClipTokenizer, frame: Frame, tower: impl Tower) -> Result<Self> {
+        let [vocab_size, _] = tower.table().dims();
+        if tokenizer.vocab_size() > vocab_size {
             let reason = format!(
-                "the tokenizer has {} tokens, the text encoder {}: they belong to different models",
+                "the tokenizer has {} tokens, the text encoder {vocab_size}: they belong to \
+                 different models",
                 tokenizer.vocab_size(),
-                config.vocab_size
             );
             return Err(Error::WrongBase { reason });
         }
-        let max_length = tokenizer
-            .model_max_length()
-            .min(config.max_position_embeddings);
-        let base = EncoderBase::new(model.token_embeddings().clone());
         Ok(Self {
             tokenizer,
-            model,
-            base,
-            max_length,
+            frame,
+            base: EncoderBase::new(tower.table().clone()),
+            tower: Arc::new(tower),
         })
     }
 
-    /// As [`ClipTextModel::share`].
+    /// CLIP's tokenizer, frame and text tower.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn clip(tokenizer: ClipTokenizer, model: ClipTextModel) -> Result<Self> {
+        let frame = Frame::clip(&tokenizer, model.max_positions());
+        Self::new(tokenizer, frame, model)
+    }
+
+    /// As [`Tower::share`]; nothing if the tower is held by a copy, too.
     pub fn share(&mut self, other: &Self) -> u64 {
-        self.model.share(&other.model)
+        let own = Arc::get_mut(&mut self.tower);
+        own.map_or(0, |own| own.share(&*other.tower))
     }
 
     /// The tokenizer.
     pub fn tokenizer(&self) -> &ClipTokenizer {
         &self.tokenizer
+    }
+
+    /// What stands round the words.
+    pub fn frame(&self) -> &Frame {
+        &self.frame
     }
 
     /// What difference tokens for this encoder belong to.
@@ -81,22 +136,22 @@ impl TextEncoder {
 
     /// The width d of token embeddings and hidden states.
     pub fn hidden_size(&self) -> usize {
-        self.model.config().hidden_size
+        self.base.hidden_size
     }
 
     /// The width e of the joint space, if the model has a projection into it.
     pub fn projection_dim(&self) -> Option<usize> {
-        self.model.projection_dim()
+        self.tower.projection_dim()
     }
 
     /// The token-embedding table, [vocab_size, d].
     pub fn token_table(&self) -> &Tensor<2> {
-        self.model.token_embeddings()
+        self.tower.table()
     }
 
     /// The most difference tokens that a prompt has room for.
     pub fn max_num_tokens(&self) -> usize {
-        self.max_length.saturating_sub(FRAME)
+        self.frame.room()
     }
 
     /// Embeddings of token ids without positions, [n, d].
@@ -104,15 +159,15 @@ impl TextEncoder {
     /// # Errors
     /// [`Error::InvalidInput`] for no ids or ids that are not in the table.
     pub fn embed_tokens(&self, ids: &[u32]) -> Result<Tensor<2>> {
-        Ok(self.model.embed_tokens(&[ids.to_vec()])?.squeeze_dim(0))
+        self.tower.embed(ids)
     }
 
-    /// Reads the start and the words (as ids) of a prompt that leaves room for `num_tokens`
-    /// difference tokens; also says how many ids had to be cut off at its end.
+    /// Reads what goes before the words and the words (as ids) of a prompt that leaves room for
+    /// `num_tokens` difference tokens; also says how many ids had to be cut off at its end.
     ///
     /// # Errors
     /// [`Error::Setting`] if not even the difference tokens have room.
-    pub fn read(&self, words: &[u32], num_tokens: usize) -> Result<(PrefixCache, usize)> {
+    pub fn read(&self, words: &[u32], num_tokens: usize) -> Result<(Beginning, usize)> {
         let most = self.max_num_tokens();
         let Some(room) = most.checked_sub(num_tokens) else {
             return Err(Error::Setting {
@@ -121,11 +176,13 @@ impl TextEncoder {
                 found: num_tokens.to_string(),
             });
         };
-        let mut ids = words.to_vec();
-        let cut = ids.len().saturating_sub(room);
-        ids.truncate(room);
-        ids.insert(0, self.tokenizer.bos());
-        Ok((self.model.prefix(self.model.embed_tokens(&[ids])?)?, cut))
+        let cut = words.len().saturating_sub(room);
+        let ids = [&self.frame.before, &words[..words.len() - cut]].concat();
+        let beginning = match ids.is_empty() {
+            true => Beginning::default(),
+            false => self.tower.begin(self.embed_tokens(&ids)?)?,
+        };
+        Ok((beginning, cut))
     }
 
     /// Reads the rest of a prompt: difference tokens if there are any, the end, and padding up to
@@ -136,14 +193,10 @@ impl TextEncoder {
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if the tokens have another width or no room.
-    pub fn finish(
-        &self,
-        beginning: &PrefixCache,
-        difference: Option<&Tensor<2>>,
-    ) -> Result<ClipTextOutput> {
+    pub fn finish(&self, beginning: &Beginning, difference: Option<&Tensor<2>>) -> Result<Encoded> {
         let tokens = difference.map_or(0, |tokens| tokens.dims()[0]);
-        let ends = self.max_length.saturating_sub(beginning.len() + tokens);
-        self.finish_with(beginning, difference, ends.max(1))
+        let rest = self.frame.rest(beginning.len() + tokens);
+        self.finish_with(beginning, difference, &rest)
     }
 
     /// Reads a whole prompt given by token embeddings without positions, start and end included; the
@@ -154,10 +207,10 @@ impl TextEncoder {
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for another width, and for more embeddings than there are positions.
-    pub fn encode_embeds(&self, embeds: Tensor<2>) -> Result<ClipTextOutput> {
+    pub fn encode_embeds(&self, embeds: Tensor<2>) -> Result<Encoded> {
         let last = embeds.dims()[0].saturating_sub(1);
-        let embeds = embeds.cast(self.token_table().dtype()).unsqueeze::<3>();
-        self.model.forward_embeds(embeds, &[last])
+        let embeds = embeds.cast(self.token_table().dtype());
+        self.tower.finish(None, embeds, last)
     }
 
     /// The embeddings of a prompt without words, [n, d]: start, end, and padding up to the full
@@ -166,10 +219,8 @@ impl TextEncoder {
     /// # Errors
     /// [`Error::InvalidInput`] if the tokenizer has ids that the text encoder does not know.
     pub fn empty_embeds(&self) -> Result<Tensor<2>> {
-        let mut ids = vec![self.tokenizer.pad(); self.max_length.max(FRAME)];
-        ids[0] = self.tokenizer.bos();
-        ids[1] = self.tokenizer.eos();
-        self.embed_tokens(&ids)
+        let before = &self.frame.before;
+        self.embed_tokens(&[before.clone(), self.frame.rest(before.len())].concat())
     }
 
     /// The prompt's place in the joint space, not normalised. Nothing comes after the end: the
@@ -182,10 +233,10 @@ impl TextEncoder {
     /// As [`finish`](Self::finish), or if the model has no projection.
     pub fn features(
         &self,
-        beginning: &PrefixCache,
+        beginning: &Beginning,
         difference: Option<&Tensor<2>>,
     ) -> Result<Tensor<2>> {
-        let output = self.finish_with(beginning, difference, 1)?;
+        let output = self.finish_with(beginning, difference, &self.frame.after)?;
         self.project(output.pooled)
     }
 
@@ -197,34 +248,55 @@ impl TextEncoder {
     /// # Errors
     /// [`Error::InvalidInput`] if the model has no projection.
     pub fn project(&self, pooled: Tensor<2>) -> Result<Tensor<2>> {
-        self.model.project(pooled)
+        self.tower.project(pooled)
     }
 
-    /// Difference tokens, then the end token and padding, `ends` of them together.
+    /// Difference tokens, then the ids of end and padding.
     fn finish_with(
         &self,
-        beginning: &PrefixCache,
+        beginning: &Beginning,
         difference: Option<&Tensor<2>>,
-        ends: usize,
-    ) -> Result<ClipTextOutput> {
-        let mut ids = vec![self.tokenizer.pad(); ends];
-        ids[0] = self.tokenizer.eos();
-        let mut rest = self.embed_tokens(&ids)?; // [ends, d]
-        let mut eos_position = beginning.len();
+        ids: &[u32],
+    ) -> Result<Encoded> {
+        let mut rest = self.embed_tokens(ids)?; // [ids, d]
+        let mut end = (beginning.len() + self.frame.after.len()).saturating_sub(1);
         if let Some(tokens) = difference {
-            let dtype: DType = rest.dtype();
+            let [count, found] = tokens.dims();
             let expected = rest.dims()[1];
-            if tokens.dims()[1] != expected {
+            if found != expected {
                 return Err(Error::invalid_input(format!(
-                    "expected difference tokens of width {expected}, found {}",
-                    tokens.dims()[1]
+                    "expected difference tokens of width {expected}, found {found}"
                 )));
             }
-            eos_position += tokens.dims()[0];
-            rest = Tensor::cat(vec![tokens.clone().cast(dtype), rest], 0); // [n + ends, d]
+            end += count;
+            rest = Tensor::cat(vec![tokens.clone().cast(rest.dtype()), rest], 0); // [n + ids, d]
         }
-        let rest = rest.unsqueeze::<3>();
-        self.model
-            .forward_embeds_after(beginning, rest, &[eos_position])
+        let beginning = (!beginning.is_empty()).then_some(beginning);
+        self.tower.finish(beginning, rest, end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_leaves_room_for_words_and_fills_up_what_they_leave() {
+        let frame = Frame {
+            before: vec![1, 2],
+            after: vec![3],
+            fill: Some(4),
+            length: 7,
+        };
+        assert_eq!(frame.room(), 4);
+        assert_eq!(frame.rest(3), [3, 4, 4, 4]);
+        assert_eq!(frame.rest(6), [3]);
+        assert_eq!(frame.rest(9), [3]);
+        assert!(frame.ids().eq([1, 2, 3, 4]));
+        let open = Frame {
+            fill: None,
+            ..frame
+        };
+        assert_eq!(open.rest(3), [3]);
     }
 }

@@ -9,7 +9,8 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use common::{assert_matches, golden, open, read};
 use difference_inversion::models::clip::ClipModel;
 use difference_inversion::models::clip_image::ClipVisionModel;
-use difference_inversion::models::clip_text::{ClipTextModel, ClipTextOutput, shared_bytes};
+use difference_inversion::models::clip_text::{ClipTextModel, shared_bytes};
+use difference_inversion::models::tower::Encoded;
 use difference_inversion::weights::{Array, Arrays, Values, Weights};
 
 /// The prompts of the maker.
@@ -29,7 +30,7 @@ fn text_model(name: &str) -> (ClipTextModel, Weights) {
     (model, open(&golden(name).join("expected.safetensors")))
 }
 
-fn encode(model: &ClipTextModel) -> ClipTextOutput {
+fn encode(model: &ClipTextModel) -> Encoded {
     let ids = prompts();
     let ends = ids.each_ref().map(|ids| model.eos_position(ids));
     model
@@ -184,8 +185,7 @@ fn gradients_to_the_input_embeddings_equal_finite_differences() {
 #[test]
 fn inputs_that_do_not_fit_are_refused() {
     let (model, _) = text_model("clip/text");
-    let message =
-        |result: difference_inversion::Result<ClipTextOutput>| result.unwrap_err().to_string();
+    let message = |result: difference_inversion::Result<Encoded>| result.unwrap_err().to_string();
     let foreign = model.embed_tokens(&[vec![60]]).unwrap_err().to_string();
     assert!(foreign.contains("token 60"), "{foreign}");
     assert!(model.embed_tokens(&[vec![1], vec![1, 2]]).is_err());

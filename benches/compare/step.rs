@@ -19,8 +19,9 @@ use std::path::Path;
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use difference_inversion::learn::{AdamW, Moments};
-use difference_inversion::models::clip_text::{ClipTextModel, PrefixCache};
+use difference_inversion::models::clip_text::ClipTextModel;
 use difference_inversion::models::denoiser::{How, Memory};
+use difference_inversion::models::tower::Beginning;
 use difference_inversion::models::unet::{AddedConditions, UNet2DConditionModel, UNetConfig};
 use difference_inversion::weights::{Arrays, Values, Weights, compute_dtype, read_config};
 
@@ -93,7 +94,7 @@ fn run() {
 struct Encoder {
     model: ClipTextModel,
     /// The beginnings of both prompts, and the start alone.
-    beginnings: [PrefixCache; 3],
+    beginnings: [Beginning; 3],
     /// What follows the tokens in each, [n, d].
     ends: [Tensor<2>; 3],
     delta: Tensor<2>,

@@ -132,7 +132,7 @@ fn own_solver(pipeline: &Pipeline, observer: Observer<'_>) -> SolverKind {
 }
 
 /// The latents of the picture drawn under the conditions `prompt`, in place of the request's words,
-/// beside what the U-Net is shown of a picture (see [`Pipeline::show`]).
+/// beside what the denoiser is shown of a picture (see [`Pipeline::show`]).
 ///
 /// # Errors
 /// As [`generate_latents`].

@@ -281,14 +281,15 @@ impl Models {
                 }
                 let joint = &self.joints()?[0];
                 let image = joint.image_features(picture.image)?;
-                pez::optimise(
+                let found = pez::optimise(
                     joint,
                     &image,
                     &prefix,
                     config,
                     picture.number,
                     &mut *observer,
-                )?
+                )?;
+                self.pipeline.spelled(found, joint.encoder())?
             }
         };
         let words = self.pipeline.read(&prompt, num_tokens)?;

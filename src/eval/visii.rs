@@ -13,12 +13,12 @@ use crate::analogy::{self, Models, TextToImage};
 use crate::joint_space::JointSpace;
 use crate::learn::{AdamW, LossScale, Moments};
 use crate::loss::{cosine, finite};
-use crate::models::clip_text::PrefixCache;
 use crate::pipeline::{Conditions, Pipeline};
 use crate::progress::{self, Observer, Stage};
 use crate::prompt::{FullPrompt, Prompt, PromptConfig, PromptMode};
 use crate::random::{Purpose, normal, rng, shuffled};
 use crate::settings::Checks;
+use crate::text_encoder::Beginning;
 use crate::tokens::host;
 use crate::weights::{Array, Arrays};
 use crate::{Error, Result, family, pez};
@@ -289,7 +289,7 @@ impl<'a> Inversion<'a> {
         let prompt = pez::optimise(joint, &after, &Prompt::default(), &search, 0, observer)?;
         let words = pipeline.read(&prompt, 0)?;
         let outputs = pipeline.encode_prompts(&[FullPrompt::plain(&words)])?;
-        let end = words.beginnings.first().map_or(1, PrefixCache::len);
+        let end = words.beginnings.first().map_or(1, Beginning::len);
         let (frame, first) = Frame::of(outputs.context, end);
         let Some(shown_a) = pipeline.show(Some(&analogy.a), None)? else {
             return Err(Error::invalid_input("the model is shown no picture"));

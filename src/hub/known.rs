@@ -53,8 +53,9 @@ pub fn joint_spaces(files: &ModelFiles) -> Result<Vec<ModelId>> {
     Ok(found.into_iter().flatten().collect())
 }
 
-/// What tells text encoders apart.
-#[derive(Debug, Deserialize)]
+/// What tells text encoders apart; those of other architectures have other fields, and no joint space.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 struct EncoderSize {
     hidden_size: usize,
     num_hidden_layers: usize,

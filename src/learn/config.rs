@@ -114,7 +114,7 @@ impl LearnConfig {
         self.consistency && self.lambda_before > 0.0
     }
 
-    /// Latents that go through the U-Net in a step with so many pairs.
+    /// Latents that go through the denoiser in a step with so many pairs.
     pub fn rows(&self, pairs: usize) -> usize {
         let halves = 1 + usize::from(self.explains_before());
         halves * self.samples_per_step * pairs

@@ -13,7 +13,7 @@ use crate::prompt::Words;
 use crate::random::{Purpose, normal, places, rng};
 use crate::sample::Noising;
 
-/// Draws per U-Net call when tokens are judged.
+/// Draws per call of the denoiser when tokens are judged.
 const SELECTION_CHUNK: usize = 4;
 
 /// Where the timesteps and noise of a step come from.
@@ -72,7 +72,7 @@ impl Drawn {
         places.map(|place| self.noising.time_at(place)).collect()
     }
 
-    /// The fixed set that tokens are judged on, in chunks that go through the U-Net together:
+    /// The fixed set that tokens are judged on, in chunks that go through the denoiser together:
     /// `count` timesteps spread evenly, the same for every pair.
     pub(super) fn selection_set(&self, count: usize) -> Vec<Draws> {
         let mut rng = rng(self.seed, Purpose::Select, 0);

@@ -1,4 +1,4 @@
-//! Changing what looks at what inside the U-Net, while it runs.
+//! Changing what looks at what inside the denoiser, while it runs.
 
 use std::cell::Cell;
 use std::fmt;
@@ -14,7 +14,7 @@ pub enum AttentionKind {
     ToPrompt,
 }
 
-/// One attention of the U-Net.
+/// One attention of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttentionPlace {
     /// What is looked at.
@@ -25,7 +25,7 @@ pub struct AttentionPlace {
     pub size: [usize; 2],
 }
 
-/// Takes the place of the softmax in some of the U-Net's attentions.
+/// Takes the place of the softmax in some of a denoiser's attentions.
 pub trait AttentionControl: fmt::Debug + Send + Sync {
     /// Whether this attention is changed.
     fn changes(&self, place: &AttentionPlace) -> bool;

@@ -1,13 +1,14 @@
 //! CLIP's text tower, from token embeddings, so that learned tokens can be put among them.
 
+use std::any::Any;
 use std::path::Path;
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use serde::Deserialize;
 
-use super::attention::KeyValues;
 use super::clip::{EncoderLayer, IGNORED, LayerSizes, joint_projection, open_tower, tower_weights};
 use super::layers::{Activation, Embedding, LayerNorm, Linear, Mask, share};
+use super::tower::{Beginning, Encoded, Tower};
 use crate::weights::Weights;
 use crate::{Error, Result};
 
@@ -76,56 +77,6 @@ pub fn shared_bytes(one: &Weights, other: &Weights) -> Result<u64> {
         0 => 0,
         _ => bytes[0].min(bytes[1]),
     })
-}
-
-/// What the text tower makes of prompts.
-#[derive(Clone, Debug)]
-pub struct ClipTextOutput {
-    /// The input of the first layer, then the output of each layer, `[b, n, d]`, without the final
-    /// norm. SDXL reads the last but one.
-    pub hidden_states: Vec<Tensor<3>>,
-    /// The last layer's output behind the final norm, `[b, n, d]`. Stable Diffusion 1 and 2 read
-    /// this.
-    pub last_hidden_state: Tensor<3>,
-    /// The last hidden state where the prompt ends, `[b, d]`.
-    pub pooled: Tensor<2>,
-}
-
-impl ClipTextOutput {
-    /// The last hidden state but one, without the final norm, `[b, n, d]`.
-    ///
-    /// # Errors
-    /// [`Error::InvalidInput`] for a tower without layers.
-    pub fn penultimate_hidden_state(&self) -> Result<Tensor<3>> {
-        let place = self.hidden_states.len().checked_sub(2);
-        place
-            .map(|place| self.hidden_states[place].clone())
-            .ok_or_else(|| {
-                Error::invalid_input("a text encoder without layers has no hidden state but one")
-            })
-    }
-}
-
-/// What the text tower has made of a prompt's beginning. The tower is causal: whatever follows,
-/// this stays the same.
-#[derive(Clone, Debug)]
-pub struct PrefixCache {
-    layers: Vec<KeyValues>,
-    hidden_states: Vec<Tensor<3>>,
-}
-
-impl PrefixCache {
-    /// The number of positions.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.hidden_states.first().map_or(0, |x| x.dims()[1])
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 }
 
 /// CLIP's text tower: transformers' `CLIPTextModel`, `CLIPTextModelWithProjection`, or the one in
@@ -278,7 +229,7 @@ impl ClipTextModel {
         &self,
         inputs_embeds: Tensor<3>,
         eos_positions: &[usize],
-    ) -> Result<ClipTextOutput> {
+    ) -> Result<Encoded> {
         let cache = self.encode(None, inputs_embeds)?;
         self.output(cache.hidden_states, eos_positions)
     }
@@ -290,7 +241,7 @@ impl ClipTextModel {
     ///
     /// # Errors
     /// As [`forward_embeds`](Self::forward_embeds).
-    pub fn prefix(&self, inputs_embeds: Tensor<3>) -> Result<PrefixCache> {
+    pub fn prefix(&self, inputs_embeds: Tensor<3>) -> Result<Beginning> {
         self.encode(None, inputs_embeds)
     }
 
@@ -305,10 +256,10 @@ impl ClipTextModel {
     /// As [`forward_embeds`](Self::forward_embeds).
     pub fn forward_embeds_after(
         &self,
-        prefix: &PrefixCache,
+        prefix: &Beginning,
         inputs_embeds: Tensor<3>,
         eos_positions: &[usize],
-    ) -> Result<ClipTextOutput> {
+    ) -> Result<Encoded> {
         let rest = self.encode(Some(prefix), inputs_embeds)?;
         let whole = prefix.hidden_states.iter().cloned().zip(rest.hidden_states);
         let whole = whole
@@ -340,9 +291,9 @@ impl ClipTextModel {
     }
 
     /// The hidden states of `inputs_embeds` behind `past`, and the keys and values of both.
-    fn encode(&self, past: Option<&PrefixCache>, inputs_embeds: Tensor<3>) -> Result<PrefixCache> {
+    fn encode(&self, past: Option<&Beginning>, inputs_embeds: Tensor<3>) -> Result<Beginning> {
         let [b, n, d] = inputs_embeds.dims();
-        let start = past.map_or(0, PrefixCache::len);
+        let start = past.map_or(0, Beginning::len);
         let longest = self.config.max_position_embeddings;
         let past_b = past
             .and_then(|past| past.hidden_states.first())
@@ -356,7 +307,7 @@ impl ClipTextModel {
         }
         let positions = self.position_embedding.weight().clone().narrow(0, start, n);
         let mut x = inputs_embeds + positions.unsqueeze::<3>();
-        let mut cache = PrefixCache {
+        let mut cache = Beginning {
             layers: Vec::new(),
             hidden_states: vec![x.clone()],
         };
@@ -370,7 +321,7 @@ impl ClipTextModel {
         Ok(cache)
     }
 
-    fn output(&self, hidden_states: Vec<Tensor<3>>, eos: &[usize]) -> Result<ClipTextOutput> {
+    fn output(&self, hidden_states: Vec<Tensor<3>>, eos: &[usize]) -> Result<Encoded> {
         let Some(last) = hidden_states.last() else {
             return Err(Error::invalid_input(
                 "a text encoder has at least its embeddings",
@@ -391,10 +342,54 @@ impl ClipTextModel {
                 .reshape([1, d])
         });
         let pooled = Tensor::cat(rows.collect(), 0);
-        Ok(ClipTextOutput {
+        Ok(Encoded {
             hidden_states,
             last_hidden_state,
             pooled,
         })
+    }
+}
+
+impl Tower for ClipTextModel {
+    fn table(&self) -> &Tensor<2> {
+        self.token_embeddings()
+    }
+
+    fn max_positions(&self) -> usize {
+        self.config.max_position_embeddings
+    }
+
+    fn embed(&self, ids: &[u32]) -> Result<Tensor<2>> {
+        Ok(self.embed_tokens(&[ids.to_vec()])?.squeeze_dim(0))
+    }
+
+    fn begin(&self, embeds: Tensor<2>) -> Result<Beginning> {
+        self.prefix(embeds.unsqueeze())
+    }
+
+    fn finish(
+        &self,
+        beginning: Option<&Beginning>,
+        rest: Tensor<2>,
+        end: usize,
+    ) -> Result<Encoded> {
+        let rest = rest.unsqueeze();
+        match beginning {
+            Some(beginning) => self.forward_embeds_after(beginning, rest, &[end]),
+            None => self.forward_embeds(rest, &[end]),
+        }
+    }
+
+    fn projection_dim(&self) -> Option<usize> {
+        self.projection_dim
+    }
+
+    fn project(&self, pooled: Tensor<2>) -> Result<Tensor<2>> {
+        ClipTextModel::project(self, pooled)
+    }
+
+    fn share(&mut self, other: &(dyn Tower + 'static)) -> u64 {
+        let other = (other as &dyn Any).downcast_ref::<Self>();
+        other.map_or(0, |other| ClipTextModel::share(self, other))
     }
 }

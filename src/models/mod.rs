@@ -21,6 +21,7 @@ mod opt;
 mod qformer;
 mod reader;
 pub mod tokenizer;
+pub mod tower;
 pub mod unet;
 mod unet_blocks;
 mod unet_config;

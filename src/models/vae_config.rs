@@ -31,7 +31,7 @@ pub struct AutoencoderKLConfig {
     pub latent_channels: usize,
     /// Groups of every group normalisation.
     pub norm_num_groups: usize,
-    /// The U-Net sees `(latents - shift_factor) · scaling_factor`.
+    /// The denoiser sees `(latents - shift_factor) · scaling_factor`.
     pub scaling_factor: f64,
     /// See [`scaling_factor`](Self::scaling_factor); null is 0.
     pub shift_factor: Option<f64>,

@@ -36,7 +36,7 @@ impl Pipeline {
         let text_encoders = (family.text_encoders.iter())
             .map(|encoder| (encoder.open)(files, encoder.part, device, dtype))
             .collect::<Result<Vec<_>>>()?;
-        check_vocabularies(files.path(), &text_encoders)?;
+        check_vocabularies(files.path(), family, &text_encoders)?;
         let widths: Vec<usize> = text_encoders.iter().map(TextEncoder::hidden_size).collect();
         let around = Surroundings {
             class: family.class,
@@ -96,10 +96,12 @@ impl Pipeline {
     }
 }
 
-/// Refuses text encoders whose ids do not mean the same words: those of an optimised prompt are read
-/// by all of them.
-fn check_vocabularies(path: &Path, text_encoders: &[TextEncoder]) -> Result<()> {
-    let Some((first, others)) = text_encoders.split_first() else {
+/// Refuses text encoders with joint spaces whose ids do not mean the same words: those of an optimised
+/// prompt are read by all of them.
+fn check_vocabularies(path: &Path, family: &Family, text_encoders: &[TextEncoder]) -> Result<()> {
+    let encoders = family.text_encoders.iter().zip(text_encoders);
+    let mut joint = encoders.filter(|(part, _)| part.joint).map(|(_, one)| one);
+    let Some(first) = joint.next() else {
         return Ok(());
     };
     let vocabulary = |encoder: &TextEncoder| {
@@ -108,7 +110,7 @@ fn check_vocabularies(path: &Path, text_encoders: &[TextEncoder]) -> Result<()> 
         ids.map(|id| tokenizer.token(id)).collect::<Vec<_>>()
     };
     let expected = vocabulary(first);
-    match others.iter().all(|other| vocabulary(other) == expected) {
+    match joint.all(|other| vocabulary(other) == expected) {
         true => Ok(()),
         false => Err(Error::invalid_file(
             path,
