@@ -27,7 +27,7 @@ bench:
 # Accept what `--help` prints now; look at the difference.
 update-help:
     UPDATE_SNAPSHOTS=1 cargo test --release --test cli help
-    git diff tests/cli/snapshots
+    git diff crates/dinv/tests/cli/snapshots
 
 # Damaged files for as long as you like.
 fuzz cases="100000":

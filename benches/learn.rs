@@ -32,7 +32,7 @@ fn main() {
 }
 
 fn run() {
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
+    let demo = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("demo");
     let paths = ModelPaths {
         model: demo.join("model"),
         ..ModelPaths::default()

@@ -23,7 +23,7 @@ const REPEATS: usize = 20;
 
 fn folder() -> PathBuf {
     std::env::var_os("DINV_BENCH_UNET").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/model/unet"),
+        || Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("demo/model/unet"),
         PathBuf::from,
     )
 }

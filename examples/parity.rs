@@ -20,7 +20,6 @@ use difference_inversion::models::unet::{AddedConditions, UNet2DConditionModel, 
 use difference_inversion::models::vae::{AutoencoderKL, AutoencoderKLConfig};
 use difference_inversion::weights::{Arrays, Values, Weights, read_config};
 
-#[cfg(feature = "cli")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -11,7 +11,7 @@
 
 #![expect(clippy::print_stdout, reason = "the results are the result")]
 
-#[cfg(feature = "_gpu")]
+#[cfg(feature = "gpu")]
 #[path = "../gpu/kernels.rs"]
 mod kernels;
 
@@ -41,7 +41,7 @@ fn main() {
 
 fn run() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    #[cfg(feature = "_gpu")]
+    #[cfg(feature = "gpu")]
     if let [kernels, arguments @ ..] = arguments.as_slice()
         && kernels == "kernels"
     {

@@ -1,0 +1,78 @@
+//! Difference Inversion: given three pictures A, A′ and B, make B′ so that A is to A′ as B is
+//! to B′, with any frozen text-to-image diffusion model.
+//!
+//! ```
+//! use std::{ops::ControlFlow, path::Path};
+//!
+//! use burn::tensor::{Device, FloatDType};
+//! use difference_inversion::analogy::{self, AnalogyConfig, Example, ModelPaths, Models, Target};
+//! use difference_inversion::image::load_image;
+//! use difference_inversion::learn::Records;
+//!
+//! # fn main() -> difference_inversion::Result<()> {
+//! let paths = ModelPaths {
+//!     model: "demo/model".into(),
+//!     ..ModelPaths::default()
+//! };
+//! let models = Models::open(&paths, &Device::flex(), FloatDType::F32)?;
+//! let picture = |name| load_image(&Path::new("demo/images").join(name));
+//!
+//! let mut config = AnalogyConfig::default().with_seed(7);
+//! config.learn.steps = 2; // a hundred for the demo model, a thousand for Stable Diffusion
+//! config.learn.select_every = 0;
+//! config.generate.num_inference_steps = 4;
+//!
+//! let example = Example {
+//!     a: picture("a.png")?,
+//!     a_prime: picture("a_prime.png")?,
+//!     caption_a: None, // the captioner's
+//!     caption_a_prime: None,
+//! };
+//! let mut watch = |_: &_| ControlFlow::Continue(()); // or show progress, or break off
+//! let records = Records::default();
+//! let learned = analogy::learn(&models, &[example], &config, &records, &mut watch)?;
+//!
+//! let target = Target {
+//!     b: picture("b.png")?,
+//!     caption_b: Some("a blue boat on water by day".to_owned()),
+//! };
+//! let applied = analogy::apply(&models, &learned.tokens, &target, &config, &mut watch)?;
+//! assert_eq!(applied.b_prime.dimensions(), (128, 128));
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod analogy;
+pub mod delta;
+pub mod error;
+pub mod family;
+pub mod files;
+pub mod hub;
+pub mod image;
+pub mod joint_space;
+pub mod learn;
+pub mod loss;
+pub mod models;
+pub mod noise;
+pub mod pez;
+pub mod pipeline;
+pub mod progress;
+pub mod prompt;
+pub mod random;
+pub mod sample;
+pub mod settings;
+pub mod text_encoder;
+pub mod tokens;
+pub mod weights;
+
+pub use dinv_kernels::vector_instructions;
+pub use error::{Error, Result};
+pub use settings::Unread;
+
+/// Runs `work` on one of the threads that tensor operations on the CPU are shared among.
+///
+/// Elsewhere, each operation has to be handed over to these threads and waited for, hundreds of
+/// times for one call of a network; here, the thread itself does its part of them.
+pub fn on_workers<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    rayon::scope(|_| work())
+}
