@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
-use difference_inversion::models::unet::{UNet2DConditionModel, UNetConfig};
+use difference_inversion::models::denoiser::unet::{UNet2DConditionModel, UNetConfig};
 use difference_inversion::weights::{Weights, read_config};
 
 #[global_allocator]

@@ -18,11 +18,13 @@ mod kernels;
 use std::path::Path;
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
-use difference_inversion::learn::{AdamW, Moments};
-use difference_inversion::models::clip_text::ClipTextModel;
+use difference_inversion::method::learn::{AdamW, Moments};
+use difference_inversion::models::denoiser::unet::{
+    AddedConditions, UNet2DConditionModel, UNetConfig,
+};
 use difference_inversion::models::denoiser::{How, Memory};
-use difference_inversion::models::tower::Beginning;
-use difference_inversion::models::unet::{AddedConditions, UNet2DConditionModel, UNetConfig};
+use difference_inversion::models::text::clip_text::ClipTextModel;
+use difference_inversion::models::text::tower::Beginning;
 use difference_inversion::weights::{Arrays, Values, Weights, compute_dtype, read_config};
 
 #[global_allocator]

@@ -14,7 +14,6 @@ mod known;
 #[cfg(feature = "hub")]
 mod partial;
 mod plan;
-mod problem;
 
 use std::env;
 use std::ffi::OsString;
@@ -24,8 +23,8 @@ pub use self::cache::{CachedModel, model_of, size};
 pub use self::id::ModelId;
 pub use self::known::{CAPTIONER, joint_spaces, licence};
 pub use self::plan::missing;
-pub use self::problem::HubProblem;
-use crate::progress::Observer;
+pub use crate::util::hub_problem::HubProblem;
+use crate::util::progress::Observer;
 use crate::{Error, Result};
 
 /// Where the Hub is, unless `HF_ENDPOINT` names another.

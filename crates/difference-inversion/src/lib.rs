@@ -42,32 +42,17 @@
 //! # }
 //! ```
 
-pub mod analogy;
-pub mod delta;
-pub mod error;
-pub mod family;
-pub mod files;
+pub mod diffusion;
 pub mod hub;
 pub mod image;
-pub mod joint_space;
-pub mod learn;
-pub mod loss;
+pub mod method;
 pub mod models;
-pub mod noise;
-pub mod pez;
-pub mod pipeline;
-pub mod progress;
-pub mod prompt;
-pub mod random;
-pub mod sample;
-pub mod settings;
-pub mod text_encoder;
-pub mod tokens;
+pub mod util;
 pub mod weights;
 
 pub use dinv_kernels::vector_instructions;
-pub use error::{Error, Result};
-pub use settings::Unread;
+pub use util::error::{Error, Result};
+pub use util::settings::Unread;
 
 /// Runs `work` on one of the threads that tensor operations on the CPU are shared among.
 ///

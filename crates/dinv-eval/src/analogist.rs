@@ -10,19 +10,23 @@ use serde_json::{Map, Value};
 
 use super::settings::{recorded, with_settings};
 use super::{Analogy, Captions, EvalModels, Method, Told};
-use difference_inversion::analogy::{GenerateConfig, Models};
+use difference_inversion::diffusion::family;
+use difference_inversion::diffusion::frozen::Models;
+use difference_inversion::diffusion::guide;
+use difference_inversion::diffusion::guide::Guide;
+use difference_inversion::diffusion::pipeline::Pipeline;
+use difference_inversion::diffusion::sample::Ddim;
+use difference_inversion::diffusion::words::FullPrompt;
 use difference_inversion::image::{Filter, fit, resize};
-use difference_inversion::models::attention_control::{
+use difference_inversion::method::generate_config::GenerateConfig;
+use difference_inversion::method::regenerate;
+use difference_inversion::models::denoiser::attention_control::{
     AttentionControl, AttentionKind, AttentionPlace,
 };
-use difference_inversion::noise::{self, Guide};
-use difference_inversion::pipeline::Pipeline;
-use difference_inversion::progress::{self, Observer, Stage};
-use difference_inversion::prompt::FullPrompt;
-use difference_inversion::sample::Ddim;
-use difference_inversion::settings::Checks;
+use difference_inversion::util::progress::{self, Observer, Stage};
+use difference_inversion::util::settings::Checks;
 use difference_inversion::weights::Arrays;
-use difference_inversion::{Error, Result, family};
+use difference_inversion::{Error, Result};
 
 /// Transformer blocks of Stable Diffusion 1, among which layers are counted.
 const LAYERS: usize = 16;
@@ -213,8 +217,8 @@ impl Method for Analogist {
             seed,
             ..GenerateConfig::default()
         };
-        let start = noise::sdedit(pipeline, pipeline.encode_image(&picture), &solver, &noised);
-        let latents = noise::denoise(pipeline, &guide, &mut solver, start, seed, observer)?;
+        let start = regenerate::sdedit(pipeline, pipeline.encode_image(&picture), &solver, &noised);
+        let latents = guide::denoise(pipeline, &guide, &mut solver, start, seed, observer)?;
         let drawn = pipeline.decode(latents)?;
         let [x, y] = [width, height].map(|side| side.div_euclid(2));
         let cell = drawn.view(x, y, width - x, height - y).to_image();

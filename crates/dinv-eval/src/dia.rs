@@ -12,13 +12,14 @@ use serde_json::{Map, Value};
 use self::inversion::Inversion;
 use super::settings::{learned_with, recorded, with_settings};
 use super::{Analogy, EvalModels, Method, Told};
-use difference_inversion::analogy::Models;
-use difference_inversion::joint_space::JointSpace;
-use difference_inversion::pipeline::Conditions;
-use difference_inversion::progress::Observer;
-use difference_inversion::settings::Checks;
+use difference_inversion::diffusion::family;
+use difference_inversion::diffusion::frozen::Models;
+use difference_inversion::diffusion::joint_space::JointSpace;
+use difference_inversion::diffusion::pipeline::Conditions;
+use difference_inversion::util::progress::Observer;
+use difference_inversion::util::settings::Checks;
 use difference_inversion::weights::{Array, Arrays};
-use difference_inversion::{Error, Result, family};
+use difference_inversion::{Error, Result};
 
 /// Diffusion Image Analogies (Šubrtová et al. 2023, SIGGRAPH). It sees A, A′ and B alone.
 ///

@@ -16,8 +16,8 @@ use sha2::{Digest, Sha256};
 use super::metrics::derive;
 use super::suite::Entry;
 use super::{Scores, Told};
-use difference_inversion::files::write_atomically;
 use difference_inversion::image::{fit, load_image, save_png};
+use difference_inversion::util::files::write_atomically;
 use difference_inversion::weights::{Arrays, read_config};
 use difference_inversion::{Error, Result};
 

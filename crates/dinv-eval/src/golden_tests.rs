@@ -10,8 +10,8 @@ use crate::Judge;
 use crate::metrics::stage_distance;
 use burn::tensor::{Device, FloatDType, Tensor};
 use difference_inversion::image::{ImagePreprocessor, RgbImage, load_image};
-use difference_inversion::models::dinov2::Dinov2Model;
-use difference_inversion::models::lpips::Lpips;
+use difference_inversion::models::vision::dinov2::Dinov2Model;
+use difference_inversion::models::vision::lpips::Lpips;
 use safetensors::SafeTensors;
 
 /// The four pictures that the golden files are about.

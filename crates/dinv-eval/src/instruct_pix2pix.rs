@@ -9,9 +9,12 @@ use serde_json::{Map, Value};
 use super::settings::{recorded, with_settings};
 use super::{Analogy, Captions, EvalModels, Method, Told};
 use difference_inversion::Result;
-use difference_inversion::analogy::{self, Inputs, Models, TextToImage};
-use difference_inversion::family;
-use difference_inversion::progress::Observer;
+use difference_inversion::diffusion::draw::TextToImage;
+use difference_inversion::diffusion::family;
+use difference_inversion::diffusion::frozen::Models;
+use difference_inversion::method::generate;
+use difference_inversion::method::generate::Inputs;
+use difference_inversion::util::progress::Observer;
 use difference_inversion::weights::Arrays;
 
 /// InstructPix2Pix (Brooks et al. 2023, [arXiv 2211.09800](https://arxiv.org/abs/2211.09800)). It is
@@ -101,6 +104,6 @@ impl Method for InstructPix2Pix {
             image: Some(&analogy.b),
             ..Inputs::default()
         };
-        analogy::generate(&self.models, &request, inputs, observer)
+        generate::generate(&self.models, &request, inputs, observer)
     }
 }

@@ -10,7 +10,7 @@ use super::{Attributes, SceneAttributes};
 use difference_inversion::image::to_tensor;
 use difference_inversion::models::feature_map::{Conv2d, GroupNorm};
 use difference_inversion::models::layers::{Activation, Linear};
-use difference_inversion::tokens::host;
+use difference_inversion::util::tensors::host;
 use difference_inversion::weights::Weights;
 use difference_inversion::{Error, Result};
 

@@ -13,12 +13,12 @@ use super::metrics::{
 };
 use super::{Analogy, EvalModels};
 use difference_inversion::Result;
+use difference_inversion::diffusion::joint_space::JointSpace;
+use difference_inversion::diffusion::words::Prompt;
 use difference_inversion::image::{ImagePreprocessor, fit, to_tensor};
-use difference_inversion::joint_space::JointSpace;
-use difference_inversion::models::dinov2::Dinov2Model;
-use difference_inversion::models::lpips::Lpips;
-use difference_inversion::prompt::Prompt;
-use difference_inversion::tokens::host;
+use difference_inversion::models::vision::dinov2::Dinov2Model;
+use difference_inversion::models::vision::lpips::Lpips;
+use difference_inversion::util::tensors::host;
 
 /// The scores of one B′ by the name of the [`Metric`].
 pub type Scores = BTreeMap<String, f64>;

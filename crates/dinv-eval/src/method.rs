@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::models::{INPAINTING, INSTRUCT_PIX2PIX, TEXT_TO_IMAGE};
 use super::{Analogy, Captions, EvalModels};
 use super::{analogist, dia, instruct_pix2pix, ours, visii, words};
-use difference_inversion::progress::Observer;
+use difference_inversion::util::progress::Observer;
 use difference_inversion::weights::Arrays;
 use difference_inversion::{Error, Result};
 

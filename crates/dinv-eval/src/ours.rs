@@ -8,12 +8,14 @@ use serde_json::{Map, Value};
 use super::settings::{learned_with, recorded, with_settings};
 use super::{Analogy, Captions, EvalModels, Method, Told};
 use difference_inversion::Result;
-use difference_inversion::analogy::{self, AnalogyConfig, Example, Models, Target};
-use difference_inversion::delta::DeltaMode;
-use difference_inversion::learn::{ClipReading, Initialisation, LearnConfig, Records};
-use difference_inversion::progress::Observer;
-use difference_inversion::prompt::PromptMode;
-use difference_inversion::tokens::DifferenceTokens;
+use difference_inversion::diffusion::frozen::Models;
+use difference_inversion::method::analogy::{self, Example, Target};
+use difference_inversion::method::delta::DeltaMode;
+use difference_inversion::method::difference::DifferenceTokens;
+use difference_inversion::method::generate_config::AnalogyConfig;
+use difference_inversion::method::learn::{ClipReading, Initialisation, LearnConfig, Records};
+use difference_inversion::method::prompt::PromptMode;
+use difference_inversion::util::progress::Observer;
 use difference_inversion::weights::{Array, Arrays};
 
 /// Kim, Kim and Kim 2025 ([arXiv 2506.07750](https://arxiv.org/abs/2506.07750)) with the settings

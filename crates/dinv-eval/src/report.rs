@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::statistics::{Estimate, bootstrap};
 use super::{Folder, METRICS, MethodRecord, Metric, ResultRecord, RunRecord, Status};
-use difference_inversion::files::write_atomically;
+use difference_inversion::util::files::write_atomically;
 use difference_inversion::{Error, Result};
 
 /// The files of a report.

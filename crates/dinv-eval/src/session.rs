@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use super::folder::provenance;
 use super::suite::Entry;
 use super::{Analogy, Folder, Measures, Method, ResultRecord, Scores, Status};
-use difference_inversion::progress::Observer;
+use difference_inversion::util::progress::Observer;
 use difference_inversion::weights::Arrays;
 use difference_inversion::{Error, Result};
 

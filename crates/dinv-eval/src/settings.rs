@@ -10,7 +10,7 @@ use difference_inversion::{Error, Result};
 const SEED: &str = "seed";
 
 /// `defaults` with the values of the named settings. Settings in groups, such as those of an
-/// [`AnalogyConfig`](difference_inversion::analogy::AnalogyConfig), are named without their group.
+/// [`AnalogyConfig`](difference_inversion::method::generate_config::AnalogyConfig), are named without their group.
 ///
 /// # Errors
 /// [`Error::InvalidInput`] for a name that none of them has (the seed is the run's) and for a
@@ -92,7 +92,8 @@ fn names(settings: &Map<String, Value>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use difference_inversion::analogy::{AnalogyConfig, TextToImage};
+    use difference_inversion::diffusion::draw::TextToImage;
+    use difference_inversion::method::generate_config::AnalogyConfig;
 
     fn given(values: &Value) -> Map<String, Value> {
         values.as_object().unwrap().clone()

@@ -6,7 +6,7 @@
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-use difference_inversion::random::{Purpose, rng};
+use difference_inversion::util::random::{Purpose, rng};
 
 /// Resamples of a bootstrap, and flips of a permutation test.
 pub const RESAMPLES: usize = 10_000;

@@ -9,19 +9,24 @@ use serde_json::{Map, Value};
 
 use super::settings::{learned_with, recorded, with_settings};
 use super::{Analogy, EvalModels, Method, Told};
-use difference_inversion::analogy::{self, Models, TextToImage};
-use difference_inversion::joint_space::JointSpace;
-use difference_inversion::learn::{AdamW, LossScale, Moments};
-use difference_inversion::loss::{cosine, finite};
-use difference_inversion::pipeline::{Conditions, Pipeline};
-use difference_inversion::progress::{self, Observer, Stage};
-use difference_inversion::prompt::{FullPrompt, Prompt, PromptConfig, PromptMode};
-use difference_inversion::random::{Purpose, normal, rng, shuffled};
-use difference_inversion::settings::Checks;
-use difference_inversion::text_encoder::Beginning;
-use difference_inversion::tokens::host;
+use difference_inversion::diffusion::draw;
+use difference_inversion::diffusion::draw::TextToImage;
+use difference_inversion::diffusion::family;
+use difference_inversion::diffusion::frozen::Models;
+use difference_inversion::diffusion::joint_space::JointSpace;
+use difference_inversion::diffusion::pipeline::{Conditions, Pipeline};
+use difference_inversion::diffusion::text_encoder::Beginning;
+use difference_inversion::diffusion::words::{FullPrompt, Prompt};
+use difference_inversion::method::learn::{AdamW, LossScale, Moments};
+use difference_inversion::method::loss::finite;
+use difference_inversion::method::pez;
+use difference_inversion::method::prompt::{PromptConfig, PromptMode};
+use difference_inversion::util::progress::{self, Observer, Stage};
+use difference_inversion::util::random::{Purpose, normal, rng, shuffled};
+use difference_inversion::util::settings::Checks;
+use difference_inversion::util::tensors::{cosine, host};
 use difference_inversion::weights::{Array, Arrays};
-use difference_inversion::{Error, Result, family, pez};
+use difference_inversion::{Error, Result};
 
 /// The CLIP term counts no cosine beyond this.
 const LARGEST_COSINE: f64 = 0.5;
@@ -197,7 +202,7 @@ impl Method for Visii {
         let prompt = learned.tensor(config.keep.name(), pipeline.device())?;
         let prompt = Conditions::new(prompt);
         let image = pipeline.show(Some(&analogy.b), None)?;
-        let latents = analogy::draw(pipeline, &request, prompt, image, None, observer)?;
+        let latents = draw::draw(pipeline, &request, prompt, image, None, observer)?;
         pipeline.decode(latents)
     }
 }

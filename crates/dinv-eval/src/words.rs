@@ -8,10 +8,11 @@ use serde_json::{Map, Value};
 use super::settings::{recorded, with_settings};
 use super::{Analogy, Captions, EvalModels, Method, Told};
 use difference_inversion::Result;
-use difference_inversion::analogy::{GenerateConfig, Models};
-use difference_inversion::noise::{self, Branches, Guidance, Inversion};
-use difference_inversion::progress::Observer;
-use difference_inversion::prompt::FullPrompt;
+use difference_inversion::diffusion::frozen::Models;
+use difference_inversion::diffusion::words::FullPrompt;
+use difference_inversion::method::generate_config::GenerateConfig;
+use difference_inversion::method::regenerate::{self, Branches, Guidance, Inversion};
+use difference_inversion::util::progress::Observer;
 use difference_inversion::weights::Arrays;
 
 /// B turned to noise under its caption and made again under the caption of B′; the settings are
@@ -90,7 +91,7 @@ impl Method for Words {
             negative: pipeline.encode_negative_prompt(&config.negative_prompt)?,
         };
         let latents_b = pipeline.encode_image(&analogy.b);
-        let latents = noise::regenerate(pipeline, latents_b, &branches, &config, observer)?;
+        let latents = regenerate::regenerate(pipeline, latents_b, &branches, &config, observer)?;
         pipeline.decode(latents)
     }
 }

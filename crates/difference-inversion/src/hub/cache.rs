@@ -11,8 +11,7 @@
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use super::ModelId;
-use super::plan;
+use crate::hub::{ModelId, plan};
 use crate::{Error, Result};
 
 /// What a repository's folder begins with.
@@ -134,7 +133,7 @@ impl RepoCache {
         let path = self.reference(revision);
         let folder = path.parent().unwrap_or(&self.folder);
         fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        crate::files::write_atomically(&path, commit.as_bytes())
+        crate::util::files::write_atomically(&path, commit.as_bytes())
     }
 }
 

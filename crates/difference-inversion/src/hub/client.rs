@@ -7,7 +7,7 @@ use serde::Deserialize;
 use ureq::Agent;
 use ureq::http::{HeaderMap, Response, Uri, header};
 
-use super::{Hub, HubProblem, ModelId};
+use crate::hub::{Hub, HubProblem, ModelId};
 
 /// How long a connection may take.
 const CONNECT: Duration = Duration::from_secs(15);

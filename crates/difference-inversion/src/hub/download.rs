@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::cache::RepoCache;
-use super::client::{Answer, Client, Listing, RemoteFile, is_digest, reason};
-use super::partial::Partial;
-use super::plan::{self, Plan};
-use super::{Hub, HubProblem, ModelId};
-use crate::family::{self, Family};
-use crate::progress::{self, Observer, Stage};
-use crate::weights::MODEL_INDEX;
+use crate::diffusion::family::{self, Family};
+use crate::diffusion::model_files::MODEL_INDEX;
+use crate::hub::cache::RepoCache;
+use crate::hub::client::{Answer, Client, Listing, RemoteFile, is_digest, reason};
+use crate::hub::partial::Partial;
+use crate::hub::plan::{self, Plan};
+use crate::hub::{Hub, HubProblem, ModelId};
+use crate::util::progress::{self, Observer, Stage};
 use crate::{Error, Result};
 
 /// How long to wait before each further attempt at what did not bring a single byte.

@@ -1,13 +1,14 @@
-//! Models that are known by name beside those of the [families](crate::family): which joint space
+//! Models that are known by name beside those of the [families](crate::diffusion::family): which joint space
 //! belongs to which text encoder, and under which licence models are.
 
 use std::path::Path;
 
 use serde::Deserialize;
 
-use super::ModelId;
-use crate::weights::ModelFiles;
-use crate::{Result, family};
+use crate::Result;
+use crate::diffusion::family;
+use crate::diffusion::model_files::ModelFiles;
+use crate::hub::ModelId;
 
 /// The captioner that the paper uses, for models from the Hub.
 pub const CAPTIONER: &str = "Salesforce/blip2-opt-2.7b";
@@ -40,7 +41,7 @@ const LICENCES: [(&str, &str); 3] = [
 
 /// The joint spaces that a model's text encoders belong to, as far as they are known. An encoder is
 /// known by width, depth and activation in its configuration; whether a joint space truly is its
-/// own, [`JointSpace::check_encoder`](crate::joint_space::JointSpace::check_encoder) decides by the
+/// own, [`JointSpace::check_encoder`](crate::diffusion::joint_space::JointSpace::check_encoder) decides by the
 /// weights.
 ///
 /// # Errors
@@ -100,7 +101,7 @@ fn licence_in(readme: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::FileOptions;
+    use crate::diffusion::model_files::FileOptions;
 
     #[test]
     fn every_known_name_is_a_name() {

@@ -5,8 +5,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::family::{self, FAMILIES, Family};
-use crate::weights::{MODEL_INDEX as INDEX, SCHEDULER, STEMS, suffixes, tokenizer_of};
+use crate::diffusion::family::{self, FAMILIES, Family};
+use crate::diffusion::model_files::MODEL_INDEX as INDEX;
+use crate::diffusion::model_files::{SCHEDULER, tokenizer_of};
+use crate::weights::{STEMS, suffixes};
 
 /// What a folder of a model holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ::image::RgbImage;
 
-use crate::files::write_atomically;
+use crate::util::files::write_atomically;
 use crate::{Error, Result};
 
 /// Writes `image` as an 8-bit RGB PNG with `text` as iTXt chunks (key, UTF-8 text), all at once.

@@ -6,8 +6,8 @@ use ::image::RgbImage;
 use burn::tensor::{Device, Tensor};
 use serde::Deserialize;
 
-use super::resize::{Filter, resize};
-use super::{crop, normalised_tensor};
+use crate::image::resize::{Filter, resize};
+use crate::image::{crop, normalised_tensor};
 use crate::weights::read_config;
 use crate::{Error, Result};
 

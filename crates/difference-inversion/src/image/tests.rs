@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use ::image::{DynamicImage, ImageBuffer, ImageEncoder, ImageFormat, Luma, LumaA, Rgb, Rgba};
 use burn::tensor::FloatDType;
 
-use super::*;
+use crate::image::*;
 use crate::weights::Weights;
 
 fn golden(name: &str) -> PathBuf {

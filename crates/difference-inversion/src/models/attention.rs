@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::layers::{Linear, Mask, multi_head_attention};
+use crate::models::layers::{Linear, Mask, multi_head_attention};
 
 /// The keys and values of some positions.
 #[derive(Clone, Debug)]

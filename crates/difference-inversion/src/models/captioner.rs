@@ -1,17 +1,27 @@
 //! Captions by BLIP or BLIP-2, whichever a folder holds.
 
+mod bert;
+mod blip;
+mod blip2;
+mod blip2_vision;
+pub mod decoding;
+mod opt;
+mod qformer;
+mod reader;
+mod word_pieces;
+
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType};
 use serde::Deserialize;
 use tokenizers::Tokenizer;
 
-pub use super::blip::Blip;
-pub use super::blip2::Blip2;
-pub use super::generate::{EarlyStopping, GenerationConfig};
-use super::tokenizer::open_tokenizer_json;
-use super::word_pieces::open_bert_tokenizer;
 use crate::image::{ImagePreprocessor, RgbImage};
+pub use crate::models::captioner::blip::Blip;
+pub use crate::models::captioner::blip2::Blip2;
+pub use crate::models::captioner::decoding::{EarlyStopping, GenerationConfig};
+use crate::models::captioner::word_pieces::open_bert_tokenizer;
+use crate::models::text::tokenizer::open_tokenizer_json;
 use crate::weights::read_config;
 use crate::{Error, Result};
 

@@ -1,19 +1,27 @@
 //! What every denoising network has in common. Each implements this in a file of its own, and
 //! nothing else knows which it is.
 
+pub mod attention_control;
+pub mod conditions;
+pub mod unet;
+pub(crate) mod unet_blocks;
+pub(crate) mod unet_config;
+pub mod unet_denoiser;
+mod unet_memory;
+
 use std::fmt::Debug;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
-use super::attention_control::AttentionControl;
-use super::conditions::Conditions;
 use crate::Result;
+use crate::models::denoiser::attention_control::AttentionControl;
+use crate::models::denoiser::conditions::Conditions;
 use crate::weights::Weights;
 
 /// A frozen network that predicts what is noise in latents.
 pub trait Denoiser: Debug + Send + Sync {
-    /// The network's output, as [`Noising`](crate::sample::Noising) has it: signs and times that the
+    /// The network's output, as [`Noising`](crate::diffusion::sample::Noising) has it: signs and times that the
     /// network counts otherwise are converted here. It is computed in the latents' type; gradients
     /// flow to the latents and conditions, as far as these are tracked.
     ///

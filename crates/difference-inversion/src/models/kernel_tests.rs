@@ -7,8 +7,8 @@ use dinv_kernels::{available, for_each_instruction_set, vector_instructions};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::feature_map::{Conv2d, GroupNorm, resize_nearest};
-use super::layers::{
+use crate::models::feature_map::{Conv2d, GroupNorm, resize_nearest};
+use crate::models::layers::{
     Activation, LayerNorm, Linear, Mask, gated_gelu, multi_head_attention, weighted_attention,
 };
 use crate::weights::Weights;
@@ -27,7 +27,7 @@ thread_local!(
 /// Normal numbers, other ones at every call, the same in every run of a test.
 fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
     let seed = DRAWN.replace(DRAWN.get() + 1);
-    crate::random::normal(&mut ChaCha8Rng::seed_from_u64(seed), shape, &Device::flex())
+    crate::util::random::normal(&mut ChaCha8Rng::seed_from_u64(seed), shape, &Device::flex())
 }
 
 fn weights(tensors: &[(&str, &[usize])]) -> Weights {

@@ -7,7 +7,8 @@ use burn::tensor::{DType, Int, Tensor, activation};
 
 use dinv_kernels as kernels;
 
-use crate::{Result, weights::Weights};
+use crate::Result;
+use crate::weights::Weights;
 
 /// A pointwise non-linearity, by its name in config files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]

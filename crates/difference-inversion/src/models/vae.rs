@@ -1,12 +1,16 @@
 //! The autoencoder between pictures and latents: `AutoencoderKL` of diffusers.
 
+mod vae_config;
+mod vae_tiles;
+
 use burn::tensor::Tensor;
 
-use super::feature_map::{Conv2d, GroupNorm, channels_first, channels_last};
-use super::layers::{Activation, Linear, Mask, multi_head_attention};
-use super::unet_blocks::{BlockOptions, Downsample, ResnetBlock, Upsample};
-pub use super::vae_config::AutoencoderKLConfig;
-use crate::{Result, weights::Weights};
+use crate::Result;
+use crate::models::denoiser::unet_blocks::{BlockOptions, Downsample, ResnetBlock, Upsample};
+use crate::models::feature_map::{Conv2d, GroupNorm, channels_first, channels_last};
+use crate::models::layers::{Activation, Linear, Mask, multi_head_attention};
+pub use crate::models::vae::vae_config::AutoencoderKLConfig;
+use crate::weights::Weights;
 
 /// Epsilon of every normalisation.
 const NORM_EPSILON: f64 = 1e-6;

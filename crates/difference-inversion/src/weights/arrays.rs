@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 
-use crate::files::write_atomically;
+use crate::util::files::write_atomically;
 use crate::{Error, Result};
 
 /// The numbers of an [`Array`].

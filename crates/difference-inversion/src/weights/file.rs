@@ -22,7 +22,7 @@ enum Source {
 
 /// An opened safetensors file, of which only the header was read.
 #[derive(Debug)]
-pub(super) struct TensorFile {
+pub(crate) struct TensorFile {
     path: PathBuf,
     source: Source,
     data_start: u64,
@@ -31,7 +31,7 @@ pub(super) struct TensorFile {
 
 impl TensorFile {
     /// Opens `path` and reads its header; the header may not claim more than the file holds.
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
         let mut file = File::open(path).map_err(Error::io(path))?;
         let metadata = file.metadata().map_err(Error::io(path))?;
         if metadata.is_dir() {
@@ -50,7 +50,7 @@ impl TensorFile {
     }
 
     /// Takes the bytes of a safetensors file; `name` stands for its path in errors.
-    pub(super) fn from_bytes(bytes: Vec<u8>, name: &Path) -> Result<Self> {
+    pub(crate) fn from_bytes(bytes: Vec<u8>, name: &Path) -> Result<Self> {
         let (data_start, header) = read_header(&mut bytes.as_slice(), bytes.len() as u64, name)?;
         Ok(Self {
             path: name.to_owned(),
@@ -60,15 +60,15 @@ impl TensorFile {
         })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn names(&self) -> Vec<String> {
+    pub(crate) fn names(&self) -> Vec<String> {
         self.header.offset_keys()
     }
 
-    pub(super) fn metadata(&self) -> impl Iterator<Item = (&str, &str)> {
+    pub(crate) fn metadata(&self) -> impl Iterator<Item = (&str, &str)> {
         self.header
             .metadata()
             .iter()
@@ -77,21 +77,21 @@ impl TensorFile {
     }
 
     /// The element type and shape of tensor `name`.
-    pub(super) fn info(&self, name: &str) -> Option<(Dtype, &[usize])> {
+    pub(crate) fn info(&self, name: &str) -> Option<(Dtype, &[usize])> {
         self.header
             .info(name)
             .map(|info| (info.dtype, info.shape.as_slice()))
     }
 
     /// The size of tensor `name` in bytes.
-    pub(super) fn size(&self, name: &str) -> u64 {
+    pub(crate) fn size(&self, name: &str) -> u64 {
         let range = self.header.info(name).map(|info| info.data_offsets);
         range.map_or(0, |(start, end)| (end - start) as u64)
     }
 
     /// The little-endian bytes of tensor `name`: the `part`-th of `parts` equal parts of them,
     /// counted from 0.
-    pub(super) fn bytes(&self, name: &str, [part, parts]: [usize; 2]) -> Result<Vec<u8>> {
+    pub(crate) fn bytes(&self, name: &str, [part, parts]: [usize; 2]) -> Result<Vec<u8>> {
         let Some(info) = self.header.info(name) else {
             return Err(Error::invalid_file(
                 &self.path,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::config::read_config;
+use crate::weights::json::read_config;
 use crate::{Error, Result};
 
 /// File stems under which diffusers and transformers save the weights of one model, in the order
@@ -15,10 +15,10 @@ const PICKLED: [&str; 4] = ["bin", "ckpt", "pt", "pth"];
 
 /// The weight files of one model, and which of them its index says that each tensor is in.
 #[derive(Debug, Default)]
-pub(super) struct Found {
-    pub(super) files: Vec<PathBuf>,
+pub(crate) struct Found {
+    pub(crate) files: Vec<PathBuf>,
     /// The index file and its contents, where the weights are in shards.
-    pub(super) index: Option<(PathBuf, BTreeMap<String, String>)>,
+    pub(crate) index: Option<(PathBuf, BTreeMap<String, String>)>,
 }
 
 /// The suffixes of weight files in the order in which they are looked for. A variant is a suffix such
@@ -33,7 +33,7 @@ pub(crate) fn suffixes(variant: Option<&str>) -> [String; 2] {
 /// Finds the safetensors files of the model in `folder`: those of the `variant`, or, as diffusers does,
 /// those without one in their name where it is not there. Without a `variant`, those of `fp16` are taken
 /// where there are no others.
-pub(super) fn find_files(folder: &Path, variant: Option<&str>) -> Result<Found> {
+pub(crate) fn find_files(folder: &Path, variant: Option<&str>) -> Result<Found> {
     let suffixes = suffixes(variant);
     for suffix in &suffixes {
         if let Some(found) = find_with(folder, suffix) {
@@ -51,7 +51,7 @@ pub(super) fn find_files(folder: &Path, variant: Option<&str>) -> Result<Found> 
 }
 
 /// Whether the weights of the model in `folder` are there as this `variant`.
-pub(super) fn has_variant(folder: &Path, variant: &str) -> bool {
+pub(crate) fn has_variant(folder: &Path, variant: &str) -> bool {
     find_with(folder, &format!(".{variant}")).is_some()
 }
 
@@ -102,7 +102,7 @@ const REFUSAL: &str = "a pickled file is not read, because reading one can run a
     of a `.ckpt` its [\"state_dict\"]";
 
 /// Refuses files whose name says that they are pickled.
-pub(super) fn refuse_pickled(path: &Path) -> Result<()> {
+pub(crate) fn refuse_pickled(path: &Path) -> Result<()> {
     let extension = path.extension().unwrap_or_default();
     match PICKLED
         .iter()

@@ -1,13 +1,10 @@
 //! Reading model weights and their configuration from disk.
 
 mod arrays;
-mod config;
-mod file;
-mod folder;
-mod layout;
-mod model_files;
-mod original;
-mod placement;
+pub(crate) mod file;
+pub(crate) mod folder;
+pub(crate) mod json;
+pub(crate) mod placement;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -18,13 +15,11 @@ use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use safetensors::Dtype;
 
 pub use self::arrays::{Array, Arrays, Values};
-pub use self::config::{OtherFields, PerBlock, check_fixed_fields, parse_config, read_config};
 use self::file::TensorFile;
 use self::folder::Found;
 pub(crate) use self::folder::{STEMS, suffixes};
-pub use self::layout::{Layout, LayoutTextEncoder, TextLayout};
-pub use self::model_files::{
-    FileOptions, MODEL_INDEX, ModelFiles, SCHEDULER, Vocabulary, tokenizer_of,
+pub use self::json::{
+    OtherFields, PerBlock, check_fixed_fields, from_value, parse_config, read_config,
 };
 use self::placement::{Change, Placement};
 use crate::{Error, Result};
@@ -125,7 +120,7 @@ impl Weights {
     }
 
     /// The tensors of a model that lie in `files` as `index` says.
-    fn new(
+    pub(crate) fn new(
         path: &Path,
         files: Vec<Arc<TensorFile>>,
         index: BTreeMap<String, Placement>,

@@ -1,22 +1,22 @@
 //! Where a tensor of a model lies in a file, and what has to be done to it.
 
-use super::file::TensorFile;
 use crate::Result;
+use crate::weights::file::TensorFile;
 
 /// One tensor of a model: the stored tensor that it is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Placement {
+pub(crate) struct Placement {
     /// Index of the file.
-    pub(super) file: usize,
+    pub(crate) file: usize,
     /// Its key there.
-    pub(super) key: String,
+    pub(crate) key: String,
     /// How the model's tensor is made from the stored one.
-    pub(super) change: Change,
+    pub(crate) change: Change,
 }
 
 /// How a tensor is made from the one that is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Change {
+pub(crate) enum Change {
     /// As it is.
     None,
     /// The first, second or last third of its rows, numbered from 0.
@@ -30,7 +30,7 @@ pub(super) enum Change {
 
 impl Change {
     /// The shape of what is made from a tensor of shape `stored`.
-    pub(super) fn shape(self, stored: &[usize]) -> Vec<usize> {
+    pub(crate) fn shape(self, stored: &[usize]) -> Vec<usize> {
         match (self, stored) {
             (Self::Third(_), [rows, columns @ ..]) => {
                 [&[rows / 3], columns].concat() // whether three divides them is checked on opening
@@ -42,7 +42,7 @@ impl Change {
     }
 
     /// The bytes of what is made from tensor `key` of `file`; no more of it is read than needed.
-    pub(super) fn bytes(self, file: &TensorFile, key: &str) -> Result<Vec<u8>> {
+    pub(crate) fn bytes(self, file: &TensorFile, key: &str) -> Result<Vec<u8>> {
         match self {
             Self::None | Self::Squeeze => file.bytes(key, [0, 1]),
             Self::Third(number) => file.bytes(key, [number, 3]),

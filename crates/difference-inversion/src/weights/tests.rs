@@ -3,7 +3,7 @@ use std::fs;
 use half::{bf16, f16};
 use safetensors::tensor::{TensorView, serialize};
 
-use super::*;
+use crate::weights::*;
 
 /// A file with `w` [2, 2] f32, `half` [3] f16, `brain` `[1]` bf16 and `ids` [2] i64.
 fn sample() -> Vec<u8> {

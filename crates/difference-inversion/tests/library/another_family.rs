@@ -8,26 +8,33 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Once};
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
-use difference_inversion::analogy::{
-    self, AnalogyConfig, Example, Inputs, LearningMemory, ModelPaths, Models, Target, TextToImage,
-};
-use difference_inversion::family::{
+use difference_inversion::diffusion::draw::TextToImage;
+use difference_inversion::diffusion::family::{
     self, AutoencoderPart, Beside, DenoiserPart, EncoderPart, Family,
 };
+use difference_inversion::diffusion::frozen::{ModelPaths, Models};
+use difference_inversion::diffusion::memory::LearningMemory;
+use difference_inversion::diffusion::model_files::{ModelFiles, SCHEDULER};
+use difference_inversion::diffusion::sample::{FlowConfig, FlowSchedule, Noising};
+use difference_inversion::diffusion::text_encoder::{Frame, TextEncoder};
 use difference_inversion::image::{RgbImage, load_image};
-use difference_inversion::learn::{Draws, Pair, Records};
-use difference_inversion::models::conditions::Conditions;
+use difference_inversion::method::analogy::{self, Example, Target};
+use difference_inversion::method::difference::DifferenceTokens;
+use difference_inversion::method::generate;
+use difference_inversion::method::generate::Inputs;
+use difference_inversion::method::generate_config::AnalogyConfig;
+use difference_inversion::method::learn::{Draws, Pair, Records};
+use difference_inversion::method::loss;
+use difference_inversion::method::regenerate::Inversion;
+use difference_inversion::models::denoiser::conditions::Conditions;
 use difference_inversion::models::denoiser::{Denoiser, DenoiserConfig, How, Memory, Surroundings};
-use difference_inversion::models::tokenizer::ClipTokenizer;
-use difference_inversion::models::tower::{Beginning, Encoded, Tower};
-use difference_inversion::noise::Inversion;
-use difference_inversion::progress::Progress;
-use difference_inversion::sample::{FlowConfig, FlowSchedule, Noising};
-use difference_inversion::text_encoder::{Frame, TextEncoder};
-use difference_inversion::tokens::DifferenceTokens;
-use difference_inversion::weights::{Array, Arrays, ModelFiles, SCHEDULER, Weights};
-use difference_inversion::{Error, Result, hub, loss};
+use difference_inversion::models::text::tokenizer::ClipTokenizer;
+use difference_inversion::models::text::tower::{Beginning, Encoded, Tower};
+use difference_inversion::util::progress::Progress;
+use difference_inversion::weights::{Array, Arrays, Weights, from_value};
+use difference_inversion::{Error, Result, hub};
 use serde::Deserialize;
+use serde_json::Value;
 
 /// The row.
 static TINY_FLOW: Family = Family {
@@ -87,9 +94,8 @@ struct Transformer {
     output: Tensor<2>,
 }
 
-fn open_denoiser(files: &ModelFiles) -> Result<Box<dyn DenoiserConfig>> {
-    let config: TransformerConfig = files.config("transformer")?;
-    Ok(Box::new(config))
+fn open_denoiser(config: Value, path: &Path) -> Result<Box<dyn DenoiserConfig>> {
+    Ok(Box::new(from_value::<TransformerConfig>(config, path)?))
 }
 
 impl DenoiserConfig for TransformerConfig {
@@ -470,7 +476,7 @@ fn it_draws_with_its_own_solver_and_refuses_those_that_need_another_schedule() {
             scheduler: scheduler.map(str::to_owned),
             ..TextToImage::default()
         };
-        analogy::generate(&models, &request, Inputs::default(), &mut silent)
+        generate::generate(&models, &request, Inputs::default(), &mut silent)
     };
     assert_eq!(draw(None).unwrap(), draw(Some("euler")).unwrap());
     let refused = draw(Some("uni-pc")).unwrap_err().to_string();

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use difference_inversion::learn::Records;
+use difference_inversion::method::learn::Records;
 use difference_inversion::weights::{Array, Arrays, Values};
 
 use crate::learning::{config, run};

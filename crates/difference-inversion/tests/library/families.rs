@@ -1,13 +1,16 @@
 //! Every family of models, on tiny pipelines with random weights, against diffusers.
 
 use burn::tensor::{Device, FloatDType, Tensor};
-use difference_inversion::analogy::{self, InitNoise, Inputs, Models, TextToImage};
-use difference_inversion::family;
+use difference_inversion::diffusion::draw::{InitNoise, TextToImage};
+use difference_inversion::diffusion::family;
+use difference_inversion::diffusion::frozen::Models;
+use difference_inversion::diffusion::pipeline::{Conditions, Pipeline};
+use difference_inversion::diffusion::words::FullPrompt;
 use difference_inversion::image::load_image;
-use difference_inversion::models::unet_denoiser::time_ids;
-use difference_inversion::pipeline::{Conditions, Pipeline};
-use difference_inversion::prompt::FullPrompt;
-use difference_inversion::tokens::DifferenceTokens;
+use difference_inversion::method::difference::DifferenceTokens;
+use difference_inversion::method::generate;
+use difference_inversion::method::generate::Inputs;
+use difference_inversion::models::denoiser::unet_denoiser::time_ids;
 use difference_inversion::weights::Arrays;
 
 use crate::tiny::{
@@ -67,7 +70,7 @@ impl Expected {
             init: Some(self.init()),
             ..inputs.clone()
         };
-        let drawn = analogy::generate_latents(models, request, inputs, &mut silent).unwrap();
+        let drawn = generate::generate_latents(models, request, inputs, &mut silent).unwrap();
         self.check(name, drawn.clone());
         drawn
     }
@@ -221,7 +224,7 @@ fn instruct_pix2pix_changes_a_picture_as_diffusers_does() {
         init: Some(expected.init()),
         ..inputs.clone()
     };
-    let changed = analogy::generate_latents(&models, &guided, with_difference, &mut silent);
+    let changed = generate::generate_latents(&models, &guided, with_difference, &mut silent);
     assert!(relative_error(changed.unwrap(), drawn) > TOLERANCE);
     // Either scale turns guidance off.
     let by_picture_alone = TextToImage {

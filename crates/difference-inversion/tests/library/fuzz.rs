@@ -8,17 +8,19 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::{Device, FloatDType};
+use difference_inversion::diffusion::model_files::layout::Layout;
+use difference_inversion::diffusion::model_files::{FileOptions, MODEL_INDEX, ModelFiles};
+use difference_inversion::diffusion::sample::{
+    AlphaSchedule, Noising, SchedulerConfig, SolverKind,
+};
 use difference_inversion::image::{ImagePreprocessor, RgbImage};
 use difference_inversion::models::captioner::Captioner;
-use difference_inversion::models::clip::ClipModel;
-use difference_inversion::models::clip_text::{ClipTextConfig, ClipTextModel};
-use difference_inversion::models::tokenizer::ClipTokenizer;
-use difference_inversion::models::unet::{UNet2DConditionModel, UNetConfig};
+use difference_inversion::models::denoiser::unet::{UNet2DConditionModel, UNetConfig};
+use difference_inversion::models::text::clip::ClipModel;
+use difference_inversion::models::text::clip_text::{ClipTextConfig, ClipTextModel};
+use difference_inversion::models::text::tokenizer::ClipTokenizer;
 use difference_inversion::models::vae::{AutoencoderKL, AutoencoderKLConfig};
-use difference_inversion::sample::{AlphaSchedule, Noising, SchedulerConfig, SolverKind};
-use difference_inversion::weights::{
-    Arrays, FileOptions, Layout, MODEL_INDEX, ModelFiles, Weights, parse_config,
-};
+use difference_inversion::weights::{Arrays, Weights, parse_config};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};

@@ -3,10 +3,10 @@
 
 use super::common::{assert_matches, golden, open, read};
 use burn::tensor::{Device, FloatDType, Tensor};
-use difference_inversion::models::clip::ClipModel;
-use difference_inversion::models::clip_image::ClipVisionModel;
-use difference_inversion::models::clip_text::{ClipTextModel, shared_bytes};
-use difference_inversion::models::tower::Encoded;
+use difference_inversion::models::text::clip::ClipModel;
+use difference_inversion::models::text::clip_text::{ClipTextModel, shared_bytes};
+use difference_inversion::models::text::tower::Encoded;
+use difference_inversion::models::vision::clip_image::ClipVisionModel;
 use difference_inversion::weights::{Array, Arrays, Values, Weights};
 
 /// The prompts of the maker.

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::{Device, FloatDType, Tensor};
-use difference_inversion::sample::{AlphaSchedule, Noising, SchedulerConfig, SolverKind};
+use difference_inversion::diffusion::sample::{
+    AlphaSchedule, Noising, SchedulerConfig, SolverKind,
+};
 use difference_inversion::weights::{Weights, parse_config, read_config};
 
 /// Largest difference allowed after each step, relative to the largest reference value there.

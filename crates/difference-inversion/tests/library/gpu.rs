@@ -9,17 +9,20 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use burn::tensor::{DType, Device, DeviceType, FloatDType, Tensor};
-use difference_inversion::analogy::{
-    self, AnalogyConfig, Example, InitNoise, Inputs, ModelPaths, Models, TextToImage,
-};
+use difference_inversion::diffusion::draw::{InitNoise, TextToImage};
+use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::image::load_image;
-use difference_inversion::learn::{LearnConfig, Records};
+use difference_inversion::method::analogy::{self, Example};
+use difference_inversion::method::generate;
+use difference_inversion::method::generate::Inputs;
+use difference_inversion::method::generate_config::AnalogyConfig;
+use difference_inversion::method::learn::{LearnConfig, Records};
 use difference_inversion::models::denoiser::Memory;
 use difference_inversion::models::feature_map::{Conv2d, GroupNorm, resize_nearest};
 use difference_inversion::models::layers::{
     Activation, LayerNorm, Linear, Mask, gated_gelu, multi_head_attention,
 };
-use difference_inversion::progress::Progress;
+use difference_inversion::util::progress::Progress;
 use difference_inversion::weights::{Arrays, Weights};
 use safetensors::tensor::{Dtype, TensorView};
 
@@ -383,7 +386,7 @@ fn drawing_gives_the_latents_of_the_cpu() {
             init: Some(init),
             ..Inputs::default()
         };
-        values(analogy::generate_latents(&models, &request, inputs, &mut silent).unwrap())
+        values(generate::generate_latents(&models, &request, inputs, &mut silent).unwrap())
     };
     let cpu = draw(&Device::flex(), FloatDType::F32);
     assert_same("latents", &cpu, &draw(&gpu(), FloatDType::F32));

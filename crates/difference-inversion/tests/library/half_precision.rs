@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
-use difference_inversion::models::unet::{UNet2DConditionModel, UNetConfig};
+use difference_inversion::models::denoiser::unet::{UNet2DConditionModel, UNetConfig};
 use difference_inversion::models::vae::{AutoencoderKL, AutoencoderKLConfig};
 use difference_inversion::weights::{Weights, read_config};
 

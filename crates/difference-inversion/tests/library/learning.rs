@@ -4,15 +4,17 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use difference_inversion::analogy::{self, AnalogyConfig, Models};
-use difference_inversion::delta::DeltaMode;
-use difference_inversion::learn::{
+use difference_inversion::diffusion::frozen::Models;
+use difference_inversion::diffusion::words::Words;
+use difference_inversion::method::analogy;
+use difference_inversion::method::delta::DeltaMode;
+use difference_inversion::method::generate_config::AnalogyConfig;
+use difference_inversion::method::learn::{
     self, ClipReading, Draws, Initialisation, LearnConfig, Outcome, Pair, Records,
 };
-use difference_inversion::loss::{self, ClipLoss};
+use difference_inversion::method::loss::{self, ClipLoss};
 use difference_inversion::models::denoiser::Memory;
-use difference_inversion::progress::Progress;
-use difference_inversion::prompt::Words;
+use difference_inversion::util::progress::Progress;
 use difference_inversion::weights::Arrays;
 use difference_inversion::{Error, Result};
 

@@ -4,12 +4,14 @@ use std::fs;
 use std::path::Path;
 
 use burn::tensor::{Device, FloatDType};
-use difference_inversion::analogy::{self, Inputs, Target};
-use difference_inversion::family;
-use difference_inversion::learn::Records;
-use difference_inversion::pipeline::Pipeline;
-use difference_inversion::tokens::DifferenceTokens;
-use difference_inversion::weights::{FileOptions, ModelFiles};
+use difference_inversion::diffusion::family;
+use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
+use difference_inversion::diffusion::pipeline::Pipeline;
+use difference_inversion::method::analogy::{self, Target};
+use difference_inversion::method::difference::DifferenceTokens;
+use difference_inversion::method::generate;
+use difference_inversion::method::generate::Inputs;
+use difference_inversion::method::learn::Records;
 
 use crate::tiny::{
     copy, edit, example_in, golden, models_in, opened, request, short_analogy, silent,
@@ -25,7 +27,7 @@ fn pictures_and_masks_are_given_to_those_who_take_them() {
             mask: mask.then_some(&picture),
             ..Inputs::default()
         };
-        let drawn = analogy::generate(&models, &request(2, 2.0), inputs, &mut silent);
+        let drawn = generate::generate(&models, &request(2, 2.0), inputs, &mut silent);
         drawn
             .err()
             .map(|error| error.to_string())

@@ -3,16 +3,21 @@
 use std::ops::ControlFlow;
 
 use burn::tensor::{Device, Tensor};
-use difference_inversion::analogy::{
-    self, AnalogyConfig, GenerateConfig, Inputs, Models, Target, TextToImage,
-};
-use difference_inversion::learn::Records;
-use difference_inversion::noise::{Branches, Guidance, Inversion, regenerate};
-use difference_inversion::progress::{Progress, Stage};
-use difference_inversion::prompt::{FullPrompt, Prompt, PromptConfig, PromptMode};
-use difference_inversion::sample::{Ddim, Noising, Solver};
-use difference_inversion::tokens::DifferenceTokens;
-use difference_inversion::{Error, pez};
+use difference_inversion::Error;
+use difference_inversion::diffusion::draw::TextToImage;
+use difference_inversion::diffusion::frozen::Models;
+use difference_inversion::diffusion::sample::{Ddim, Noising, Solver};
+use difference_inversion::diffusion::words::{FullPrompt, Prompt};
+use difference_inversion::method::analogy::{self, Target};
+use difference_inversion::method::difference::DifferenceTokens;
+use difference_inversion::method::generate;
+use difference_inversion::method::generate::Inputs;
+use difference_inversion::method::generate_config::{AnalogyConfig, GenerateConfig};
+use difference_inversion::method::learn::Records;
+use difference_inversion::method::pez;
+use difference_inversion::method::prompt::{PromptConfig, PromptMode};
+use difference_inversion::method::regenerate::{Branches, Guidance, Inversion, regenerate};
+use difference_inversion::util::progress::{Progress, Stage};
 
 use crate::tiny::{example, golden, models, models_in, relative_error, short_analogy, silent};
 
@@ -443,7 +448,7 @@ fn text_becomes_a_picture_with_every_solver() {
             scheduler: scheduler.map(str::to_owned),
             ..TextToImage::default()
         };
-        analogy::generate(&models, &request, Inputs::default(), &mut silent)
+        generate::generate(&models, &request, Inputs::default(), &mut silent)
             .map_err(|e| e.to_string())
     };
     let names = ["ddim", "dpm-solver", "euler", "euler-ancestral", "uni-pc"];

@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use difference_inversion::Result;
-use difference_inversion::family;
+use difference_inversion::diffusion::family;
+use difference_inversion::diffusion::model_files::layout::Layout;
+use difference_inversion::diffusion::model_files::{FileOptions, MODEL_INDEX, ModelFiles};
+use difference_inversion::diffusion::pipeline::Pipeline;
+use difference_inversion::diffusion::sample::{Noising, PredictionType};
+use difference_inversion::diffusion::words::FullPrompt;
 use difference_inversion::image::RgbImage;
-use difference_inversion::models::unet::{UNet2DConditionModel, UNetConfig};
-use difference_inversion::pipeline::Pipeline;
-use difference_inversion::prompt::FullPrompt;
-use difference_inversion::sample::{Noising, PredictionType};
-use difference_inversion::weights::{
-    Array, Arrays, FileOptions, Layout, MODEL_INDEX, ModelFiles, Values, read_config,
-};
+use difference_inversion::models::denoiser::unet::{UNet2DConditionModel, UNetConfig};
+use difference_inversion::weights::{Array, Arrays, Values, read_config};
 use serde_json::{Value, json};
 
 /// The file or folder `name` under `tests/golden`.

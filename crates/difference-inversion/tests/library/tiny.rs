@@ -6,15 +6,16 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use difference_inversion::Error;
-use difference_inversion::analogy::{
-    AnalogyConfig, Example, GenerateConfig, ModelPaths, Models, TextToImage,
-};
-use difference_inversion::delta::{DeltaMode, Features, delta};
+use difference_inversion::diffusion::draw::TextToImage;
+use difference_inversion::diffusion::frozen::{ModelPaths, Models};
+use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
+use difference_inversion::diffusion::pipeline::Pipeline;
 use difference_inversion::image::load_image;
-use difference_inversion::learn::{LearnConfig, Pair};
-use difference_inversion::pipeline::Pipeline;
-use difference_inversion::progress::Progress;
-use difference_inversion::weights::{FileOptions, ModelFiles};
+use difference_inversion::method::analogy::Example;
+use difference_inversion::method::delta::{DeltaMode, Features, delta};
+use difference_inversion::method::generate_config::{AnalogyConfig, GenerateConfig};
+use difference_inversion::method::learn::{LearnConfig, Pair};
+use difference_inversion::util::progress::Progress;
 
 pub(crate) const CAPTION_A: &str = "a red house";
 pub(crate) const CAPTION_A_PRIME: &str = "a blue house at night";

@@ -5,13 +5,16 @@ use std::path::Path;
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use difference_inversion::Error;
-use difference_inversion::analogy::{self, AnalogyConfig, ModelPaths, Models, Target};
-use difference_inversion::learn::{self, LearnConfig, Records};
-use difference_inversion::models::clip_text::shared_bytes;
-use difference_inversion::noise::Guidance;
-use difference_inversion::progress::Progress;
-use difference_inversion::prompt::{FullPrompt, Prompt, PromptConfig, PromptMode};
-use difference_inversion::tokens::DifferenceTokens;
+use difference_inversion::diffusion::frozen::{ModelPaths, Models};
+use difference_inversion::diffusion::words::{FullPrompt, Prompt};
+use difference_inversion::method::analogy::{self, Target};
+use difference_inversion::method::difference::DifferenceTokens;
+use difference_inversion::method::generate_config::AnalogyConfig;
+use difference_inversion::method::learn::{self, LearnConfig, Records};
+use difference_inversion::method::prompt::{PromptConfig, PromptMode};
+use difference_inversion::method::regenerate::Guidance;
+use difference_inversion::models::text::clip_text::shared_bytes;
+use difference_inversion::util::progress::Progress;
 use difference_inversion::weights::Weights;
 
 use crate::tiny::{example_in, golden, models_in, pair_of, relative_error, short_analogy, silent};

@@ -4,8 +4,8 @@ use burn::tensor::Device;
 
 use super::*;
 use crate::tiny;
-use difference_inversion::pipeline::Conditions;
-use difference_inversion::tokens::host;
+use difference_inversion::diffusion::pipeline::Conditions;
+use difference_inversion::util::tensors::host;
 
 fn control(scale: f64) -> GridControl {
     GridControl {

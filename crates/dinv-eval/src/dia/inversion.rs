@@ -5,18 +5,20 @@ use image::{GenericImageView, RgbImage, imageops};
 use rand::Rng;
 
 use super::{DiaConfig, DiaInversion};
-use difference_inversion::analogy::GenerateConfig;
+use difference_inversion::diffusion::guide;
 use difference_inversion::image::{Filter, resize};
-use difference_inversion::learn::{AdamW, LossScale, Moments};
+use difference_inversion::method::generate_config::GenerateConfig;
+use difference_inversion::method::learn::{AdamW, LossScale, Moments};
 
 use crate::lbfgs::{Evaluation, Lbfgs};
-use difference_inversion::loss::finite;
-use difference_inversion::noise::{self, Guide, Start};
-use difference_inversion::pipeline::{Conditions, Pipeline};
-use difference_inversion::progress::{self, Observer, Stage};
-use difference_inversion::random::{Purpose, normal, rng, shuffled};
-use difference_inversion::sample::{Ddim, Solver};
-use difference_inversion::tokens::host;
+use difference_inversion::diffusion::guide::{Guide, Start};
+use difference_inversion::diffusion::pipeline::{Conditions, Pipeline};
+use difference_inversion::diffusion::sample::{Ddim, Solver};
+use difference_inversion::method::loss::finite;
+use difference_inversion::method::regenerate;
+use difference_inversion::util::progress::{self, Observer, Stage};
+use difference_inversion::util::random::{Purpose, normal, rng, shuffled};
+use difference_inversion::util::tensors::host;
 use difference_inversion::{Error, Result};
 
 /// Streams of random numbers that each picture has.
@@ -151,7 +153,8 @@ impl Inversion<'_> {
                 ..GenerateConfig::default()
             };
             let source = Guide::plain(prompt.clone());
-            let start = noise::ddim_inversion(pipeline, latents, &source, &settings, observer)?;
+            let start =
+                regenerate::ddim_inversion(pipeline, latents, &source, &settings, observer)?;
             return Ok(start.latents);
         }
         let solver = Ddim::new(pipeline.noising(), config.num_inference_steps, 0.0)?;
@@ -255,7 +258,7 @@ impl Inversion<'_> {
             residuals: Vec::new(),
             noise: None,
         };
-        let latents = noise::denoise(
+        let latents = guide::denoise(
             self.pipeline,
             &guide,
             &mut solver,

@@ -4,9 +4,9 @@ use image::imageops;
 use super::inversion::{Inversion, Target, tensor};
 use super::*;
 use crate::tiny;
-use difference_inversion::learn::LossScale;
-use difference_inversion::random::{Purpose, normal, rng};
-use difference_inversion::tokens::host;
+use difference_inversion::method::learn::LossScale;
+use difference_inversion::util::random::{Purpose, normal, rng};
+use difference_inversion::util::tensors::host;
 
 fn config() -> DiaConfig {
     DiaConfig {

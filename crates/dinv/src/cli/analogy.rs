@@ -4,8 +4,9 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use difference_inversion::analogy::{self, AnalogyConfig, Applied, Example, Learned, Target};
 use difference_inversion::image::{RgbImage, fit, load_image, save_png};
+use difference_inversion::method::analogy::{self, Applied, Example, Learned, Target};
+use difference_inversion::method::generate_config::AnalogyConfig;
 use serde_json::{Value, json};
 
 use super::fetch::{Fetcher, Needs};

@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use difference_inversion::analogy::{self, Applied, Target};
 use difference_inversion::image::{load_image, save_png};
+use difference_inversion::method::analogy::{self, Applied, Target};
+use difference_inversion::method::difference::DifferenceTokens;
 use difference_inversion::models::denoiser::Memory;
-use difference_inversion::tokens::DifferenceTokens;
 use difference_inversion::{Error, Result};
 use serde_json::{Value, json};
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use difference_inversion::Error;
 use difference_inversion::image::load_image;
-use difference_inversion::progress::Stage;
+use difference_inversion::util::progress::Stage;
 use serde_json::json;
 
 use super::fetch::{Fetcher, Needs};

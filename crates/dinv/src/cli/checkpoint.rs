@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use difference_inversion::Error;
-use difference_inversion::learn::Records;
+use difference_inversion::method::learn::Records;
 
 use super::report::Failure;
 

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
-use difference_inversion::analogy::ModelPaths;
-use difference_inversion::family::{FAMILIES, Family};
+use difference_inversion::diffusion::family::{FAMILIES, Family};
+use difference_inversion::diffusion::frozen::ModelPaths;
+use difference_inversion::diffusion::model_files::{ModelFiles, SCHEDULER, tokenizer_of};
 use difference_inversion::hub::ModelId;
 use difference_inversion::vector_instructions;
-use difference_inversion::weights::{ModelFiles, SCHEDULER, Weights, tokenizer_of};
+use difference_inversion::weights::Weights;
 use serde::Serialize;
 use sysinfo::System;
 

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use difference_inversion::analogy::{AnalogyConfig, ModelPaths};
-use difference_inversion::delta::DeltaMode;
-use difference_inversion::family::Family;
+use difference_inversion::diffusion::family::Family;
+use difference_inversion::diffusion::frozen::ModelPaths;
+use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
 use difference_inversion::hub::{CAPTIONER, Hub, HubProblem, ModelId, joint_spaces};
-use difference_inversion::prompt::{PromptConfig, PromptMode};
-use difference_inversion::weights::{FileOptions, ModelFiles};
+use difference_inversion::method::delta::DeltaMode;
+use difference_inversion::method::generate_config::AnalogyConfig;
+use difference_inversion::method::prompt::{PromptConfig, PromptMode};
 
 use super::flags::ModelSettings;
 use super::locate::{self, Location};

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use difference_inversion::analogy::{Example, ModelPaths, Models};
+use difference_inversion::diffusion::frozen::{ModelPaths, Models};
+use difference_inversion::diffusion::model_files::FileOptions;
+use difference_inversion::diffusion::model_files::layout::Layout;
+use difference_inversion::diffusion::sample::PredictionType;
 use difference_inversion::image::load_image;
-use difference_inversion::sample::PredictionType;
-use difference_inversion::weights::{FileOptions, Layout};
+use difference_inversion::method::analogy::Example;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
@@ -522,8 +524,10 @@ mod tests {
             .get_arguments()
             .map(|arg| arg.get_id().as_str())
             .collect();
-        let config =
-            serde_json::to_value(difference_inversion::analogy::AnalogyConfig::default()).unwrap();
+        let config = serde_json::to_value(
+            difference_inversion::method::generate_config::AnalogyConfig::default(),
+        )
+        .unwrap();
         for group in config.as_object().unwrap().values() {
             for name in group.as_object().unwrap().keys() {
                 assert!(flags.contains(&name.as_str()), "no flag for `{name}`");

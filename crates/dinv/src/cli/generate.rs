@@ -3,10 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use difference_inversion::analogy::{self, InitNoise, Inputs, TextToImage};
+use difference_inversion::diffusion::draw::{InitNoise, TextToImage};
+use difference_inversion::diffusion::sample::SolverKind;
 use difference_inversion::image::{load_image, save_png};
-use difference_inversion::sample::SolverKind;
-use difference_inversion::tokens::DifferenceTokens;
+use difference_inversion::method::difference::DifferenceTokens;
+use difference_inversion::method::generate;
+use difference_inversion::method::generate::Inputs;
 use serde::Serialize;
 use serde_json::json;
 
@@ -126,7 +128,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         image: image.as_ref(),
         mask: mask.as_ref(),
     };
-    let picture = analogy::generate(&models, &request, inputs, &mut |progress| {
+    let picture = generate::generate(&models, &request, inputs, &mut |progress| {
         watcher.observe(progress)
     })?;
     let text = [

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use difference_inversion::analogy;
-use difference_inversion::learn::Records;
+use difference_inversion::method::analogy;
+use difference_inversion::method::learn::Records;
 use serde_json::json;
 
 use super::checkpoint;

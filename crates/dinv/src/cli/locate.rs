@@ -3,7 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use difference_inversion::family;
+use difference_inversion::diffusion::family;
 use difference_inversion::hub::ModelId;
 
 use super::report::Failure;

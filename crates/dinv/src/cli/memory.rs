@@ -3,8 +3,9 @@
 use std::fmt;
 
 use burn::tensor::FloatDType;
-use difference_inversion::analogy::{LearningMemory, ModelPaths};
-use difference_inversion::learn::LearnConfig;
+use difference_inversion::diffusion::frozen::ModelPaths;
+use difference_inversion::diffusion::memory::LearningMemory;
+use difference_inversion::method::learn::LearnConfig;
 use difference_inversion::models::denoiser::Memory;
 use serde::Serialize;
 use sysinfo::System;

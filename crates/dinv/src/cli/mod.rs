@@ -27,7 +27,8 @@ mod watch;
 use std::process::ExitCode;
 
 use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
-use difference_inversion::analogy::{AnalogyConfig, TextToImage};
+use difference_inversion::diffusion::draw::TextToImage;
+use difference_inversion::method::generate_config::AnalogyConfig;
 use serde_json::{Map, Value};
 
 /// Picture analogies: A is to A′ as B is to … B′

@@ -1,6 +1,6 @@
 //! `loss.png`: how the loss and its terms went, step by step.
 
-use difference_inversion::progress::LossTerms;
+use difference_inversion::util::progress::LossTerms;
 use image::{Rgb, RgbImage};
 
 use super::canvas::{ACCENT, Canvas, GREY, INK, RULE, bold, regular};

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, FloatDType};
-use difference_inversion::analogy::{AnalogyConfig, ModelPaths};
-use difference_inversion::family;
-use difference_inversion::files::write_atomically;
+use difference_inversion::diffusion::family;
+use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::hub::model_of;
+use difference_inversion::method::generate_config::AnalogyConfig;
+use difference_inversion::util::files::write_atomically;
 use difference_inversion::weights::Weights;
 use difference_inversion::{Error, Result};
 use serde::Serialize;

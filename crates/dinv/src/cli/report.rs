@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use difference_inversion::Error;
-use difference_inversion::progress::Stage;
+use difference_inversion::util::progress::Stage;
 use serde::Serialize;
 
 use super::fetch;

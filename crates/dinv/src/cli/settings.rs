@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use difference_inversion::Unread;
-use difference_inversion::analogy::{AnalogyConfig, GenerateConfig, TextToImage};
-use difference_inversion::learn::LearnConfig;
-use difference_inversion::prompt::PromptConfig;
+use difference_inversion::diffusion::draw::TextToImage;
+use difference_inversion::method::generate_config::{AnalogyConfig, GenerateConfig};
+use difference_inversion::method::learn::LearnConfig;
+use difference_inversion::method::prompt::PromptConfig;
 use difference_inversion::weights::read_config;
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use clap::Args;
-use difference_inversion::analogy::{AnalogyConfig, ModelPaths};
+use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::hub::joint_spaces;
+use difference_inversion::method::generate_config::AnalogyConfig;
 use dinv_eval::suite::Suite;
 use dinv_eval::{EvalModelPaths, EvalModels, Judge, MeasurePaths, Variant};
 use serde::{Deserialize, Serialize};
@@ -250,7 +251,7 @@ fn judge(
 mod tests {
     use std::fs;
 
-    use difference_inversion::weights::FileOptions;
+    use difference_inversion::diffusion::model_files::FileOptions;
 
     use super::*;
 

@@ -163,7 +163,7 @@ fn take(
 mod tests {
     use std::path::PathBuf;
 
-    use difference_inversion::analogy::AnalogyConfig;
+    use difference_inversion::method::generate_config::AnalogyConfig;
     use dinv_eval::{MeasurePaths, SuiteRecord};
     use serde_json::Value;
 

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::Context;
 use clap::Args;
-use difference_inversion::progress::Progress;
+use difference_inversion::util::progress::Progress;
 use dinv_eval::suite::Suite;
 use dinv_eval::{Folder, Measures, Session, Status};
 use serde::{Deserialize, Serialize};

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use difference_inversion::family;
+use difference_inversion::diffusion::family;
 use difference_inversion::hub::{self, CachedModel, Hub, ModelId, licence};
 use serde::Serialize;
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::Args;
-use difference_inversion::analogy::ModelPaths;
+use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::hub::{self, Hub, ModelId, joint_spaces, licence};
 use serde_json::{Value, json};
 

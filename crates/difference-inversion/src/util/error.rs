@@ -1,0 +1,197 @@
+//! The one error type of the library.
+
+use std::path::{Path, PathBuf};
+
+use crate::util::hub_problem::HubProblem;
+use crate::util::progress::Stage;
+
+/// Everything that can go wrong, each with what was wrong, where, and what was expected.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or folder could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// Whoever watched asked to stop.
+    #[error("stopped after {done} of {total} {} of {stage}", stage.unit())]
+    Stopped {
+        /// The work that was going on.
+        stage: Stage,
+        /// Steps (of a download: bytes) finished.
+        done: usize,
+        /// Steps in all.
+        total: usize,
+        /// The checkpoint that was left, from which learning can go on.
+        checkpoint: Option<PathBuf>,
+    },
+    /// A model could not be had from the Hub.
+    #[error("{id}: {problem}")]
+    Hub {
+        /// The model's name.
+        id: String,
+        /// What stood in the way.
+        problem: HubProblem,
+    },
+    /// A setting has a value that makes no sense.
+    #[error("setting `{name}`: expected {expected}, found {found}")]
+    Setting {
+        /// The setting's name.
+        name: &'static str,
+        /// What it may be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// Something that is needed was not given and cannot be made.
+    #[error("{what} is missing: {reason}")]
+    Missing {
+        /// What is missing.
+        what: String,
+        /// Why it is needed and how to give it.
+        reason: String,
+    },
+    /// A and A′ are the same as far as the joint space can tell.
+    #[error("there is no difference to learn: {reason}")]
+    NoDifference {
+        /// How that shows.
+        reason: String,
+    },
+    /// Difference tokens and models that do not belong together.
+    #[error("{reason}")]
+    WrongBase {
+        /// How they differ.
+        reason: String,
+    },
+    /// A model that cannot do what is asked of it.
+    #[error("{reason}")]
+    WrongModel {
+        /// What is needed, and what the model is.
+        reason: String,
+    },
+    /// The optimisation has blown up.
+    #[error(
+        "the loss is not a finite number at step {step}; a smaller learning rate, a bound on the \
+         tokens' norm (max_norm) or f32 instead of f16 may help"
+    )]
+    Diverged {
+        /// The step, counted from 0.
+        step: usize,
+        /// The last checkpoint written before it.
+        checkpoint: Option<PathBuf>,
+    },
+    /// A file or folder was read, but its contents are not what they should be.
+    #[error("{}: {reason}", path.display())]
+    InvalidFile {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A field of a configuration file is missing, of the wrong type, or has a value that is not
+    /// supported.
+    #[error("{}: field `{field}`: {reason}", path.display())]
+    Config {
+        /// The configuration file.
+        path: PathBuf,
+        /// The field, dotted where nested.
+        field: String,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// A tensor that the model needs is not in the file, or not as the model needs it.
+    #[error("{}: tensor `{name}`: expected {expected}, found {found}", path.display())]
+    Tensor {
+        /// The weights file (or the folder it was looked for in).
+        path: PathBuf,
+        /// The full key of the tensor.
+        name: String,
+        /// What the model needs.
+        expected: String,
+        /// What the file holds.
+        found: String,
+    },
+    /// The file holds tensors that the model described by its config.json does not use.
+    #[error(
+        "{}: {} tensors are not used by the model that config.json describes: {}",
+        path.display(), names.len(), abbreviate(names)
+    )]
+    UnusedTensors {
+        /// The weights file or folder.
+        path: PathBuf,
+        /// The full keys of the tensors.
+        names: Vec<String>,
+    },
+    /// A caller's value cannot be computed with.
+    #[error("{reason}")]
+    InvalidInput {
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// A computation gave NaN or infinity.
+    #[error("{what} is not finite (NaN or infinity)")]
+    NotFinite {
+        /// What was computed.
+        what: &'static str,
+    },
+}
+
+impl Error {
+    /// An [`Error::Io`] for `path`; for use with `map_err`.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+
+    /// An [`Error::InvalidFile`].
+    pub fn invalid_file(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::InvalidFile {
+            path: path.into(),
+            reason: reason.into(),
+        }
+    }
+
+    /// An [`Error::InvalidInput`].
+    pub fn invalid_input(reason: impl Into<String>) -> Self {
+        Self::InvalidInput {
+            reason: reason.into(),
+        }
+    }
+
+    /// An [`Error::Config`]: `field` of the configuration at `path` has a value that is not
+    /// supported.
+    pub fn unsupported(
+        path: &Path,
+        field: &str,
+        expected: &str,
+        found: impl std::fmt::Debug,
+    ) -> Self {
+        Self::Config {
+            path: path.to_owned(),
+            field: field.to_owned(),
+            reason: format!("expected {expected}, found {found:?}"),
+        }
+    }
+}
+
+/// The first of some names.
+pub(crate) fn abbreviate(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let mut text = names
+        .iter()
+        .take(SHOWN)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
+    if names.len() > SHOWN {
+        text.push_str(", …");
+    }
+    text
+}
+
+/// The library's result type.
+pub type Result<T> = std::result::Result<T, Error>;
