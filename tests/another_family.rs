@@ -24,7 +24,7 @@ use difference_inversion::image::{RgbImage, load_image};
 use difference_inversion::learn::{Draws, Pair, Records};
 use difference_inversion::models::conditions::Conditions;
 use difference_inversion::models::denoiser::{Denoiser, DenoiserConfig, How, Memory, Surroundings};
-use difference_inversion::models::tokenizer::ClipTokenizer;
+use difference_inversion::models::tokenizer::Tokenizer;
 use difference_inversion::models::tower::{Beginning, Encoded, Tower};
 use difference_inversion::noise::Inversion;
 use difference_inversion::progress::Progress;
@@ -196,10 +196,11 @@ fn open_text_encoder(
         table: weights.tensor("table", [config.vocab_size, config.d_model])?,
         layer: weights.tensor("layer", [config.d_model, config.d_model])?,
     };
-    let tokenizer = ClipTokenizer::of(&files.vocabulary(part)?)?;
+    let tokenizer = Tokenizer::open(&files.vocabulary(part)?.folder)?;
+    let end = tokenizer.id("<|endoftext|>")?;
     let frame = Frame {
         before: Vec::new(),
-        after: vec![tokenizer.eos(), tokenizer.eos()],
+        after: vec![end, end],
         fill: Some(0),
         length: 14,
     };
@@ -512,4 +513,49 @@ fn what_lists_parts_and_classes_reads_its_row() {
     .unwrap();
     let error = Models::open(&paths(&folder), &Device::flex(), FloatDType::F32).unwrap_err();
     assert!(error.to_string().contains("or TinyFlowPipeline"), "{error}");
+}
+
+#[test]
+fn the_method_names_no_network_and_no_family() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files: Vec<PathBuf> = fs::read_dir(src.join("learn"))
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .collect();
+    for name in [
+        "loss.rs",
+        "learn.rs",
+        "delta.rs",
+        "pez.rs",
+        "prompt.rs",
+        "tokens.rs",
+        "noise.rs",
+        "analogy.rs",
+        "analogy/config.rs",
+        "analogy/generate.rs",
+    ] {
+        files.push(src.join(name));
+    }
+    let classes: Vec<&str> = family::all().map(|family| family.class).collect();
+    let parts = family::networks();
+    let others = [
+        "STABLE_DIFFUSION",
+        "INSTRUCT_PIX2PIX",
+        "INPAINT",
+        "unet",
+        "U-Net",
+        "ClipText",
+    ];
+    for path in files {
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for name in classes.iter().chain(&parts).chain(&others) {
+            let quoted = format!("\"{name}\"");
+            let named = match parts.contains(name) {
+                true => code.contains(&quoted), // a part's name may be a word
+                false => code.contains(name),
+            };
+            assert!(!named, "{} names {name}", path.display());
+        }
+    }
 }
