@@ -20,7 +20,8 @@ use difference_inversion::models::denoiser::unet::{
 use difference_inversion::models::text::clip_text::ClipTextModel;
 use difference_inversion::models::vae::{AutoencoderKL, AutoencoderKLConfig};
 use difference_inversion::models::vision::clip_image::ClipVisionModel;
-use difference_inversion::weights::{Arrays, Values, Weights, read_config};
+use difference_inversion::util::arrays::{Arrays, Values};
+use difference_inversion::weights::{Weights, read_config};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

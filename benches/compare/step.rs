@@ -25,7 +25,8 @@ use difference_inversion::models::denoiser::unet::{
 use difference_inversion::models::denoiser::{How, Memory};
 use difference_inversion::models::text::clip_text::ClipTextModel;
 use difference_inversion::models::text::tower::Beginning;
-use difference_inversion::weights::{Arrays, Values, Weights, compute_dtype, read_config};
+use difference_inversion::util::arrays::{Arrays, Values};
+use difference_inversion::weights::{Weights, compute_dtype, read_config};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -1,5 +1,6 @@
 //! What every room uses: errors, settings, random numbers, progress, files.
 
+pub mod arrays;
 pub mod error;
 pub mod files;
 pub mod hub_problem;

@@ -23,9 +23,9 @@ use difference_inversion::method::regenerate;
 use difference_inversion::models::denoiser::attention_control::{
     AttentionControl, AttentionKind, AttentionPlace,
 };
+use difference_inversion::util::arrays::Arrays;
 use difference_inversion::util::progress::{self, Observer, Stage};
 use difference_inversion::util::settings::Checks;
-use difference_inversion::weights::Arrays;
 use difference_inversion::{Error, Result};
 
 /// Transformer blocks of Stable Diffusion 1, among which layers are counted.

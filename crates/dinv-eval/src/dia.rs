@@ -16,9 +16,9 @@ use difference_inversion::diffusion::family;
 use difference_inversion::diffusion::frozen::Models;
 use difference_inversion::diffusion::joint_space::JointSpace;
 use difference_inversion::diffusion::pipeline::Conditions;
+use difference_inversion::util::arrays::{Array, Arrays};
 use difference_inversion::util::progress::Observer;
 use difference_inversion::util::settings::Checks;
-use difference_inversion::weights::{Array, Arrays};
 use difference_inversion::{Error, Result};
 
 /// Diffusion Image Analogies (Šubrtová et al. 2023, SIGGRAPH). It sees A, A′ and B alone.

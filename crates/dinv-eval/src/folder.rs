@@ -17,8 +17,9 @@ use super::metrics::derive;
 use super::suite::Entry;
 use super::{Scores, Told};
 use difference_inversion::image::{fit, load_image, save_png};
+use difference_inversion::util::arrays::Arrays;
 use difference_inversion::util::files::write_atomically;
-use difference_inversion::weights::{Arrays, read_config};
+use difference_inversion::weights::read_config;
 use difference_inversion::{Error, Result};
 
 /// The form of the folder.

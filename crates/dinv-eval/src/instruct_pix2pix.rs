@@ -14,8 +14,8 @@ use difference_inversion::diffusion::family;
 use difference_inversion::diffusion::frozen::Models;
 use difference_inversion::method::generate;
 use difference_inversion::method::generate::Inputs;
+use difference_inversion::util::arrays::Arrays;
 use difference_inversion::util::progress::Observer;
-use difference_inversion::weights::Arrays;
 
 /// InstructPix2Pix (Brooks et al. 2023, [arXiv 2211.09800](https://arxiv.org/abs/2211.09800)). It is
 /// told the instruction and looks at B; it sees neither A nor A′.

@@ -9,8 +9,8 @@ use serde_json::{Map, Value};
 use super::models::{INPAINTING, INSTRUCT_PIX2PIX, TEXT_TO_IMAGE};
 use super::{Analogy, Captions, EvalModels};
 use super::{analogist, dia, instruct_pix2pix, ours, visii, words};
+use difference_inversion::util::arrays::Arrays;
 use difference_inversion::util::progress::Observer;
-use difference_inversion::weights::Arrays;
 use difference_inversion::{Error, Result};
 
 /// One way to make B′: what it learns from the pictures, if it learns, and how it draws.

@@ -15,8 +15,8 @@ use difference_inversion::method::difference::DifferenceTokens;
 use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::method::learn::{ClipReading, Initialisation, LearnConfig, Records};
 use difference_inversion::method::prompt::PromptMode;
+use difference_inversion::util::arrays::{Array, Arrays};
 use difference_inversion::util::progress::Observer;
-use difference_inversion::weights::{Array, Arrays};
 
 /// Kim, Kim and Kim 2025 ([arXiv 2506.07750](https://arxiv.org/abs/2506.07750)) with the settings
 /// recommended for the model; they are those of [`AnalogyConfig`]. With `reverse` the same analogy is

@@ -10,8 +10,8 @@ use sha2::{Digest, Sha256};
 use super::folder::provenance;
 use super::suite::Entry;
 use super::{Analogy, Folder, Measures, Method, ResultRecord, Scores, Status};
+use difference_inversion::util::arrays::Arrays;
 use difference_inversion::util::progress::Observer;
-use difference_inversion::weights::Arrays;
 use difference_inversion::{Error, Result};
 
 /// What every analogy of a run has in common.
@@ -245,7 +245,7 @@ mod tests {
 
     use super::*;
     use crate::{MeasurePaths, Told, Variant, build, tiny};
-    use difference_inversion::weights::Array;
+    use difference_inversion::util::arrays::Array;
 
     #[test]
     fn seeds_differ_between_analogies_and_are_small_enough_for_any_reader() {

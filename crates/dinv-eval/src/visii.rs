@@ -21,11 +21,11 @@ use difference_inversion::method::learn::{AdamW, LossScale, Moments};
 use difference_inversion::method::loss::finite;
 use difference_inversion::method::pez;
 use difference_inversion::method::prompt::{PromptConfig, PromptMode};
+use difference_inversion::util::arrays::{Array, Arrays};
 use difference_inversion::util::progress::{self, Observer, Stage};
 use difference_inversion::util::random::{Purpose, normal, rng, shuffled};
 use difference_inversion::util::settings::Checks;
 use difference_inversion::util::tensors::{cosine, host};
-use difference_inversion::weights::{Array, Arrays};
 use difference_inversion::{Error, Result};
 
 /// The CLIP term counts no cosine beyond this.

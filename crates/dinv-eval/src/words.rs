@@ -12,8 +12,8 @@ use difference_inversion::diffusion::frozen::Models;
 use difference_inversion::diffusion::words::FullPrompt;
 use difference_inversion::method::generate_config::GenerateConfig;
 use difference_inversion::method::regenerate::{self, Branches, Guidance, Inversion};
+use difference_inversion::util::arrays::Arrays;
 use difference_inversion::util::progress::Observer;
-use difference_inversion::weights::Arrays;
 
 /// B turned to noise under its caption and made again under the caption of B′; the settings are
 /// those of [`GenerateConfig`].

@@ -5,10 +5,10 @@ use crate::diffusion::guide::{self, Guide, Start};
 use crate::diffusion::pipeline::Pipeline;
 use crate::diffusion::sample::SolverKind;
 use crate::models::denoiser::conditions::Conditions;
+use crate::util::arrays::Arrays;
 use crate::util::progress::{self, Observer};
 use crate::util::random::{Purpose, normal, rng};
 use crate::util::settings::Unread;
-use crate::weights::Arrays;
 use crate::{Error, Result};
 use std::path::Path;
 

@@ -38,8 +38,8 @@ pub struct Family {
     pub beside: Beside,
     /// What turns pictures into latents.
     pub autoencoder: AutoencoderPart,
-    /// The layouts of its models that come as one file, by their names on the command line.
-    pub single_files: &'static [(&'static str, fn() -> Layout)],
+    /// The layouts of its models that come as one file.
+    pub single_files: &'static [fn() -> Layout],
 }
 
 /// A model that is known by name.
@@ -153,11 +153,7 @@ pub static STABLE_DIFFUSION: Family = Family {
     noising: discrete_with_offset,
     beside: Beside::Nothing,
     autoencoder: AUTOENCODER,
-    single_files: &[
-        ("sd1", Layout::sd1),
-        ("sd2-base", Layout::sd2_base),
-        ("sd2", Layout::sd2),
-    ],
+    single_files: &[Layout::sd1, Layout::sd2_base, Layout::sd2],
 };
 
 /// Stable Diffusion XL. Its autoencoder overflows in half precision.
@@ -181,7 +177,7 @@ pub static STABLE_DIFFUSION_XL: Family = Family {
         upcast: true,
         ..AUTOENCODER
     },
-    single_files: &[("sdxl", Layout::sdxl)],
+    single_files: &[Layout::sdxl],
 };
 
 /// InstructPix2Pix: an instruction and the picture that it changes.
@@ -253,9 +249,9 @@ pub fn known_models() -> impl Iterator<Item = &'static KnownModel> {
     all().flat_map(|family| family.models)
 }
 
-/// The layouts of single files, by name.
-pub fn layouts() -> impl Iterator<Item = &'static (&'static str, fn() -> Layout)> {
-    all().flat_map(|family| family.single_files)
+/// The layouts of single files.
+pub fn layouts() -> impl Iterator<Item = Layout> {
+    all().flat_map(|family| family.single_files.iter().map(|layout| layout()))
 }
 
 /// The classes of pipelines that there are, for errors.

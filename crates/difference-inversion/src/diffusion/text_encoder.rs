@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::diffusion::model_files::ModelFiles;
 use crate::models::text::clip_text::ClipTextModel;
-use crate::models::text::tokenizer::ClipTokenizer;
+use crate::models::text::tokenizer::{ClipTokenizer, Tokenizer};
 pub use crate::models::text::tower::{Beginning, Encoded, Tower};
 use crate::util::tensors::fingerprint;
 use crate::{Error, Result};
@@ -114,7 +114,7 @@ pub fn open_clip(
 /// A tokenizer and its text tower.
 #[derive(Debug, Clone)]
 pub struct TextEncoder {
-    tokenizer: ClipTokenizer,
+    tokenizer: Tokenizer,
     frame: Frame,
     tower: Arc<dyn Tower>,
     base: EncoderBase,
@@ -125,7 +125,7 @@ impl TextEncoder {
     ///
     /// # Errors
     /// [`Error::WrongBase`] if the tokenizer has ids that the text tower does not know.
-    pub fn new(tokenizer: ClipTokenizer, frame: Frame, tower: impl Tower) -> Result<Self> {
+    pub fn new(tokenizer: Tokenizer, frame: Frame, tower: impl Tower) -> Result<Self> {
         let [vocab_size, _] = tower.table().dims();
         if tokenizer.vocab_size() > vocab_size {
             let reason = format!(
@@ -149,7 +149,7 @@ impl TextEncoder {
     /// As [`new`](Self::new).
     pub fn clip(tokenizer: ClipTokenizer, model: ClipTextModel) -> Result<Self> {
         let frame = Frame::clip(&tokenizer, model.max_positions());
-        Self::new(tokenizer, frame, model)
+        Self::new(tokenizer.into_tokenizer(), frame, model)
     }
 
     /// As [`Tower::share`]; nothing if the tower is held by a copy, too.
@@ -159,7 +159,7 @@ impl TextEncoder {
     }
 
     /// The tokenizer.
-    pub fn tokenizer(&self) -> &ClipTokenizer {
+    pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
 

@@ -6,8 +6,8 @@ use burn::tensor::{DType, Device, Tensor};
 
 use crate::diffusion::text_encoder::{Base, EncoderBase};
 use crate::diffusion::words::signed;
+use crate::util::arrays::{Array, Arrays};
 use crate::util::tensors::host;
-use crate::weights::{Array, Arrays};
 use crate::{Error, Result};
 
 /// Version of the file format, in the metadata of every file.

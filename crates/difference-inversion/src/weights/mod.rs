@@ -1,6 +1,5 @@
 //! Reading model weights and their configuration from disk.
 
-mod arrays;
 pub(crate) mod file;
 pub(crate) mod folder;
 pub(crate) mod json;
@@ -14,7 +13,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use safetensors::Dtype;
 
-pub use self::arrays::{Array, Arrays, Values};
 use self::file::TensorFile;
 use self::folder::Found;
 pub(crate) use self::folder::{STEMS, suffixes};

@@ -28,10 +28,11 @@ use difference_inversion::method::loss;
 use difference_inversion::method::regenerate::Inversion;
 use difference_inversion::models::denoiser::conditions::Conditions;
 use difference_inversion::models::denoiser::{Denoiser, DenoiserConfig, How, Memory, Surroundings};
-use difference_inversion::models::text::tokenizer::ClipTokenizer;
+use difference_inversion::models::text::tokenizer::Tokenizer;
 use difference_inversion::models::text::tower::{Beginning, Encoded, Tower};
+use difference_inversion::util::arrays::{Array, Arrays};
 use difference_inversion::util::progress::Progress;
-use difference_inversion::weights::{Array, Arrays, Weights, from_value};
+use difference_inversion::weights::{Weights, from_value};
 use difference_inversion::{Error, Result, hub};
 use serde::Deserialize;
 use serde_json::Value;
@@ -196,10 +197,11 @@ fn open_text_encoder(
         table: weights.tensor("table", [config.vocab_size, config.d_model])?,
         layer: weights.tensor("layer", [config.d_model, config.d_model])?,
     };
-    let tokenizer = ClipTokenizer::of(&files.vocabulary(part)?)?;
+    let tokenizer = Tokenizer::open(&files.vocabulary(part)?.folder)?;
+    let end = tokenizer.id("<|endoftext|>")?;
     let frame = Frame {
         before: Vec::new(),
-        after: vec![tokenizer.eos(), tokenizer.eos()],
+        after: vec![end, end],
         fill: Some(0),
         length: 14,
     };

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use difference_inversion::method::learn::Records;
-use difference_inversion::weights::{Array, Arrays, Values};
+use difference_inversion::util::arrays::{Array, Arrays, Values};
 
 use crate::learning::{config, run};
 use crate::tiny::{copy, edit, example_in, models_in, pair_of};

@@ -11,7 +11,7 @@ use difference_inversion::method::difference::DifferenceTokens;
 use difference_inversion::method::generate;
 use difference_inversion::method::generate::Inputs;
 use difference_inversion::models::denoiser::unet_denoiser::time_ids;
-use difference_inversion::weights::Arrays;
+use difference_inversion::util::arrays::Arrays;
 
 use crate::tiny::{
     PROMPT, copy, edit, example_in, golden, models_in, opened, opened_in, relative_error, request,

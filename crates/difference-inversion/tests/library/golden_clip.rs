@@ -7,7 +7,8 @@ use difference_inversion::models::text::clip::ClipModel;
 use difference_inversion::models::text::clip_text::{ClipTextModel, shared_bytes};
 use difference_inversion::models::text::tower::Encoded;
 use difference_inversion::models::vision::clip_image::ClipVisionModel;
-use difference_inversion::weights::{Array, Arrays, Values, Weights};
+use difference_inversion::util::arrays::{Array, Arrays, Values};
+use difference_inversion::weights::Weights;
 
 /// The prompts of the maker.
 fn prompts() -> [Vec<u32>; 2] {

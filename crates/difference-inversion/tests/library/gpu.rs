@@ -22,8 +22,9 @@ use difference_inversion::models::feature_map::{Conv2d, GroupNorm, resize_neares
 use difference_inversion::models::layers::{
     Activation, LayerNorm, Linear, Mask, gated_gelu, multi_head_attention,
 };
+use difference_inversion::util::arrays::Arrays;
 use difference_inversion::util::progress::Progress;
-use difference_inversion::weights::{Arrays, Weights};
+use difference_inversion::weights::Weights;
 use safetensors::tensor::{Dtype, TensorView};
 
 /// The largest Euclidean distance of the GPU's results from the CPU's, relative to the norm of the

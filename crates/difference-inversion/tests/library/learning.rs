@@ -14,8 +14,8 @@ use difference_inversion::method::learn::{
 };
 use difference_inversion::method::loss::{self, ClipLoss};
 use difference_inversion::models::denoiser::Memory;
+use difference_inversion::util::arrays::Arrays;
 use difference_inversion::util::progress::Progress;
-use difference_inversion::weights::Arrays;
 use difference_inversion::{Error, Result};
 
 use crate::tiny::{

@@ -25,6 +25,7 @@ mod learning;
 mod misfits;
 mod paper_map;
 mod regeneration;
+mod rooms;
 mod single_file;
 mod tiny;
 mod two_encoders;

@@ -13,7 +13,8 @@ use difference_inversion::diffusion::sample::{Noising, PredictionType};
 use difference_inversion::diffusion::words::FullPrompt;
 use difference_inversion::image::RgbImage;
 use difference_inversion::models::denoiser::unet::{UNet2DConditionModel, UNetConfig};
-use difference_inversion::weights::{Array, Arrays, Values, read_config};
+use difference_inversion::util::arrays::{Array, Arrays, Values};
+use difference_inversion::weights::read_config;
 use serde_json::{Value, json};
 
 /// The file or folder `name` under `tests/golden`.

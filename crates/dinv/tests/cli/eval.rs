@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use difference_inversion::weights::Arrays;
+use difference_inversion::util::arrays::Arrays;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use difference_inversion::image::read_png_text;
-use difference_inversion::weights::{Array, Arrays};
+use difference_inversion::util::arrays::{Array, Arrays};
 use serde_json::Value;
 
 use super::{Done, PAIR, copy_folder, dinv, entries, golden, run, succeed, workplace};
@@ -210,7 +210,8 @@ fn a_trace_can_be_replayed() {
         ),
     );
     let read = |name: &str| {
-        let weights = difference_inversion::weights::Arrays::read(&work.path().join(name)).unwrap();
+        let weights =
+            difference_inversion::util::arrays::Arrays::read(&work.path().join(name)).unwrap();
         weights.arrays
     };
     assert_eq!(

@@ -72,7 +72,7 @@ const CONV_IN: &str = "input_blocks.0.0.weight";
 impl Layout {
     /// Names of all layouts, as [`by_name`](Self::by_name) knows them.
     pub fn names() -> Vec<&'static str> {
-        family::layouts().map(|(name, _)| *name).collect()
+        family::layouts().map(|layout| layout.name).collect()
     }
 
     /// The layout of this name.
@@ -80,8 +80,7 @@ impl Layout {
     /// # Errors
     /// [`Error::Setting`] if there is none.
     pub fn by_name(name: &str) -> Result<Self> {
-        let found = family::layouts().find(|(known, _)| *known == name);
-        let found = found.map(|(_, layout)| layout());
+        let found = family::layouts().find(|layout| layout.name == name);
         found.ok_or_else(|| Error::Setting {
             name: "family",
             expected: Self::names().join(", "),

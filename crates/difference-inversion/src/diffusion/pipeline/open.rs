@@ -55,7 +55,7 @@ impl Pipeline {
         let resolution = resolution(files, family, &*denoiser, &vae_config)?;
         let weights = files.weights(family.denoiser.part, device, dtype)?;
         let denoiser = denoiser.load(&weights, &around)?;
-        let pipeline = Self {
+        let mut pipeline = Self {
             family,
             force_zeros_for_empty_prompt: index.force_zeros_for_empty_prompt,
             text_encoders,
@@ -68,7 +68,7 @@ impl Pipeline {
             vae_dtype: compute_dtype(device, vae_dtype),
             memory: Memory::default(),
         };
-        pipeline.check_resolution()?;
+        pipeline.fit_resolution()?;
         Ok(pipeline)
     }
 
@@ -78,22 +78,25 @@ impl Pipeline {
     /// [`Error::Setting`] if the networks cannot halve them often enough.
     pub fn with_resolution(mut self, resolution: [u32; 2]) -> Result<Self> {
         self.resolution = resolution;
-        self.check_resolution()?;
+        self.fit_resolution()?;
         Ok(self)
     }
 
-    fn check_resolution(&self) -> Result<()> {
+    /// Checks that the networks can draw at its resolution, which noising may depend on.
+    fn fit_resolution(&mut self) -> Result<()> {
         let factor = self.vae.config().downsampling_factor() * self.denoiser.multiple();
         let fits = |side: u32| side > 0 && (side as usize).is_multiple_of(factor);
-        if self.resolution.into_iter().all(fits) {
-            return Ok(());
+        if !self.resolution.into_iter().all(fits) {
+            let [height, width] = self.resolution;
+            return Err(Error::Setting {
+                name: "resolution",
+                expected: format!("multiples of {factor}"),
+                found: format!("{width}×{height}"),
+            });
         }
-        let [height, width] = self.resolution;
-        Err(Error::Setting {
-            name: "resolution",
-            expected: format!("multiples of {factor}"),
-            found: format!("{width}×{height}"),
-        })
+        let tokens = self.resolution.map(|side| side as usize / factor);
+        self.noising = (self.noising.clone()).for_tokens(tokens.iter().product());
+        Ok(())
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 
 /// Fields of which one value is supported.
 const FIXED_FIELDS: &[(&str, &str)] = &[
-    ("use_dynamic_shifting", "false"),
+    ("time_shift_type", "\"exponential\""),
     ("invert_sigmas", "false"),
     ("shift_terminal", "null"),
     ("stochastic_sampling", "false"),
@@ -30,6 +30,16 @@ pub struct FlowConfig {
     pub num_train_timesteps: usize,
     /// s in σ′ = s σ / (1 + (s − 1) σ): more than 1 spends more steps near the noise.
     pub shift: f64,
+    /// Whether s = e^μ instead, with μ linear in the number of the picture's tokens.
+    pub use_dynamic_shifting: bool,
+    /// A number of tokens,
+    pub base_image_seq_len: usize,
+    /// μ there,
+    pub base_shift: f64,
+    /// another number of tokens,
+    pub max_image_seq_len: usize,
+    /// and μ there.
+    pub max_shift: f64,
     /// All other fields.
     #[serde(flatten)]
     pub other: OtherFields,
@@ -41,6 +51,11 @@ impl Default for FlowConfig {
             class_name: None,
             num_train_timesteps: 1000,
             shift: 1.0,
+            use_dynamic_shifting: false,
+            base_image_seq_len: 256,
+            base_shift: 0.5,
+            max_image_seq_len: 4096,
+            max_shift: 1.15,
             other: OtherFields::new(),
         }
     }
@@ -52,6 +67,8 @@ impl Default for FlowConfig {
 #[derive(Debug, Clone)]
 pub struct FlowSchedule {
     config: FlowConfig,
+    /// s
+    shift: f64,
 }
 
 impl FlowSchedule {
@@ -75,9 +92,45 @@ impl FlowSchedule {
         if !(1e-3..=1e3).contains(&shift) {
             return wrong("shift", "0.001 to 1000", shift.to_string());
         }
-        Ok(Self {
+        for (field, mu) in [
+            ("base_shift", config.base_shift),
+            ("max_shift", config.max_shift),
+        ] {
+            if !(-6.0..=6.0).contains(&mu) {
+                return wrong(field, "-6 to 6", mu.to_string());
+            }
+        }
+        let (base, most) = (config.base_image_seq_len, config.max_image_seq_len);
+        if base >= most {
+            return wrong(
+                "max_image_seq_len",
+                &format!("more than {base}"),
+                most.to_string(),
+            );
+        }
+        let schedule = Self {
             config: config.clone(),
-        })
+            shift,
+        };
+        Ok(schedule.for_tokens(base))
+    }
+
+    /// The same for pictures of so many tokens, on which a dynamic shift depends.
+    #[must_use]
+    pub fn for_tokens(mut self, tokens: usize) -> Self {
+        let config = &self.config;
+        if config.use_dynamic_shifting {
+            let (base, most) = (config.base_image_seq_len, config.max_image_seq_len);
+            let slope = (config.max_shift - config.base_shift) / (most as f64 - base as f64);
+            let mu = config.base_shift + slope * (tokens as f64 - base as f64);
+            self.shift = mu.clamp(-6.0, 6.0).exp();
+        }
+        self
+    }
+
+    /// s in σ′ = s σ / (1 + (s − 1) σ).
+    pub fn shift(&self) -> f64 {
+        self.shift
     }
 
     /// The configuration that the schedule was made from.
@@ -87,14 +140,16 @@ impl FlowSchedule {
 
     /// σ′ = s σ / (1 + (s − 1) σ)
     pub(super) fn shifted(&self, sigma: f64) -> f64 {
-        let shift = self.config.shift;
-        shift * sigma / (1.0 + (shift - 1.0) * sigma)
+        self.shift * sigma / (1.0 + (self.shift - 1.0) * sigma)
     }
 
-    /// The σ of `n` steps from 1 down. As diffusers has it, they are evenly spaced down to the least
-    /// σ of training, which is shifted already, and then shifted.
+    /// The σ of `n` steps from 1 down: evenly spaced, then shifted. As diffusers has it, the last of them
+    /// is the least σ of training, which is shifted already; with a dynamic shift, 1 / n.
     pub(super) fn sigmas(&self, n: usize) -> Vec<f64> {
-        let least = self.shifted(1.0 / self.config.num_train_timesteps as f64);
+        let least = match self.config.use_dynamic_shifting {
+            true => 1.0 / n as f64,
+            false => self.shifted(1.0 / self.config.num_train_timesteps as f64),
+        };
         let step = (1.0 - least) / (n.max(2) - 1) as f64;
         (0..n)
             .map(|i| self.shifted(1.0 - step * i as f64))

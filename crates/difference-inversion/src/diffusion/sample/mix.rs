@@ -114,20 +114,24 @@ pub(super) fn mixed(mixes: &[Mix], original: Tensor<4>, noise: Tensor<4>) -> Ten
 /// The clean latents x̂₀ that a network's `output` means, given its input `sample`; shapes as for
 /// [`mixed`].
 pub(super) fn pred_original(levels: &[Level], output: Tensor<4>, sample: Tensor<4>) -> Tensor<4> {
-    estimated(levels.iter().map(|level| level.original()), output, sample)
+    estimated(levels, Level::original, output, sample)
 }
 
 /// The noise ε̂ that a network's `output` means, given its input `sample`; shapes as for [`mixed`].
 pub(super) fn pred_epsilon(levels: &[Level], output: Tensor<4>, sample: Tensor<4>) -> Tensor<4> {
-    estimated(levels.iter().map(|level| level.epsilon()), output, sample)
+    estimated(levels, Level::epsilon, output, sample)
 }
 
 fn estimated(
-    estimates: impl Iterator<Item = Estimate> + Clone,
+    levels: &[Level],
+    estimate: fn(Level) -> Estimate,
     output: Tensor<4>,
     sample: Tensor<4>,
 ) -> Tensor<4> {
-    let of = |part: fn(Estimate) -> f64| column(estimates.clone().map(part), &sample);
+    let of = |part: fn(Estimate) -> f64| {
+        let values = levels.iter().map(|&level| part(estimate(level)));
+        column(values, &sample)
+    };
     let [by_sample, by_output] = [of(|one| one.sample), of(|one| one.output)];
     let divisor = of(|one| one.divisor);
     (sample * by_sample + output * by_output) / divisor

@@ -48,6 +48,15 @@ impl Noising {
         Ok(Self::Discrete(schedule))
     }
 
+    /// The same for pictures of so many tokens of the denoiser, on which the times of a flow may depend.
+    #[must_use]
+    pub fn for_tokens(self, tokens: usize) -> Self {
+        match self {
+            Self::Discrete(_) => self,
+            Self::Flow(schedule) => Self::Flow(schedule.for_tokens(tokens)),
+        }
+    }
+
     /// What the network predicts.
     pub fn prediction_type(&self) -> PredictionType {
         match self {
@@ -181,7 +190,7 @@ impl Noising {
             }
             Self::Flow(schedule) => {
                 hash.update((self.num_train_timesteps() as u64).to_le_bytes());
-                hash.update(schedule.config().shift.to_le_bytes());
+                hash.update(schedule.shift().to_le_bytes());
             }
         }
         hex(hash)

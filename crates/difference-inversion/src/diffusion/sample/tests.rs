@@ -262,14 +262,36 @@ fn the_times_of_a_flow_are_diffusers() {
         }
     };
     near(flow(1.0).times(3).unwrap(), &[1000.0, 500.5, 1.0]);
-    let shifted = |sigma: f64| 3.0 * sigma / (1.0 + 2.0 * sigma);
-    let least = shifted(0.001);
-    let expected = [1.0, (1.0 + least) / 2.0, least].map(|sigma| 1000.0 * shifted(sigma));
-    near(flow(3.0).times(3).unwrap(), &expected);
+    near(flow(3.0).times(3).unwrap(), &[1000.0, 751.1211, 8.9286]);
     let steps = flow(3.0).steps(3).unwrap();
     assert_eq!(steps[2].to, Mix::new(1.0, 0.0));
     assert_eq!(steps[0].from.input, Mix::new(0.0, 1.0));
     assert_eq!(steps[0].to, steps[1].from.input);
+}
+
+#[test]
+fn a_dynamic_shift_grows_with_the_picture() {
+    // As FluxPipeline: calculate_shift, and σ from 1 to 1 / n.
+    let config = FlowConfig {
+        shift: 3.0,
+        use_dynamic_shifting: true,
+        ..FlowConfig::default()
+    };
+    let noising = FlowSchedule::new(&config, Path::new("scheduler_config.json")).unwrap();
+    let noising = Noising::Flow(noising);
+    for (tokens, expected) in [
+        (256, [1000.0, 831.8243, 622.4594, 354.6612]),
+        (1024, [1000.0, 849.2348, 652.4894, 384.9447]),
+        (4096, [1000.0, 904.5308, 759.5109, 512.8441]),
+    ] {
+        let times = noising.clone().for_tokens(tokens).times(4).unwrap();
+        for (found, expected) in times.into_iter().zip(expected) {
+            assert!(
+                (found - expected).abs() < 1e-3,
+                "{tokens}: {found} != {expected}"
+            );
+        }
+    }
 }
 
 #[test]

@@ -8,8 +8,8 @@ use crate::method::learn::adamw::Moments;
 use crate::method::learn::identity::Identity;
 use crate::method::learn::per_encoder;
 use crate::method::learn::scaling::LossScale;
+use crate::util::arrays::{Array, Arrays, Values};
 use crate::util::progress::LossTerms;
-use crate::weights::{Array, Arrays, Values};
 use crate::{Error, Result};
 
 /// Version of the checkpoint format, in the metadata of every checkpoint.

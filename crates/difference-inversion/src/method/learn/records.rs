@@ -7,9 +7,9 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::diffusion::sample::Noising;
 use crate::method::learn::per_encoder;
+use crate::util::arrays::{Array, Arrays, Values};
 use crate::util::progress::LossTerms;
 use crate::util::tensors::host;
-use crate::weights::{Array, Arrays, Values};
 use crate::{Error, Result};
 
 /// The step that a trace begins at, in its metadata.

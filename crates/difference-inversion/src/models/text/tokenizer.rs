@@ -1,4 +1,5 @@
-//! CLIP's tokenizer: lower-cased text to byte-pair ids, as transformers' `CLIPTokenizer`.
+//! Text to ids and back; and CLIP's tokenizer: lower-cased text to byte-pair ids, as transformers'
+//! `CLIPTokenizer`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use tokenizers::normalizers::replace::{Replace, ReplacePattern};
 use tokenizers::normalizers::{Lowercase, NFC, Sequence as Normalizers};
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
+use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer as Rules};
 
 use crate::weights::read_config;
 use crate::{Error, Result};
@@ -59,12 +60,78 @@ struct Specials {
     model_max_length: Option<f64>,
 }
 
-/// The tokenizer of a CLIP text encoder.
+/// Text to ids and back, of whatever text encoder.
 #[derive(Clone, Debug)]
-pub struct ClipTokenizer {
-    inner: Tokenizer,
+pub struct Tokenizer {
+    rules: Rules,
     /// The folder, for errors.
     dir: PathBuf,
+}
+
+impl Tokenizer {
+    /// Opens the `tokenizer.json` of a folder.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] when it is missing or damaged.
+    pub fn open(dir: &Path) -> Result<Self> {
+        Ok(Self {
+            rules: open_tokenizer_json(&dir.join("tokenizer.json"))?,
+            dir: dir.to_owned(),
+        })
+    }
+
+    /// The id of a token, such as a special one.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] when the vocabulary does not have it.
+    pub fn id(&self, token: &str) -> Result<u32> {
+        self.rules.token_to_id(token).ok_or_else(|| {
+            let reason = format!("the special token {token:?} is not in the vocabulary");
+            Error::invalid_file(&self.dir, reason)
+        })
+    }
+
+    /// The ids of `text`, without a start or an end, of whatever length.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] when the vocabulary cannot express the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self
+            .rules
+            .encode_fast(text, false)
+            .map_err(|error| Error::invalid_file(&self.dir, error.to_string()))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`, with spaces between words and without special tokens.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] when the vocabulary cannot express the ids.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        let text = self
+            .rules
+            .decode(ids, true)
+            .map_err(|error| Error::invalid_file(&self.dir, error.to_string()))?;
+        Ok(text.replace(END_OF_WORD, " ").trim().to_owned())
+    }
+
+    /// The number of tokens, special ones included; ids are below it.
+    #[must_use]
+    pub fn vocab_size(&self) -> usize {
+        self.rules.get_vocab_size(true)
+    }
+
+    /// The piece of the vocabulary behind `id`, such as CLIP's with `</w>` where it ends a word.
+    #[must_use]
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.rules.id_to_token(id)
+    }
+}
+
+/// The tokenizer of a CLIP text encoder, and the special ids of its prompts.
+#[derive(Clone, Debug)]
+pub struct ClipTokenizer {
+    tokenizer: Tokenizer,
     bos: u32,
     eos: u32,
     pad: u32,
@@ -99,27 +166,23 @@ impl ClipTokenizer {
         let pad = special(map.pad_token, config.pad_token, &eos);
 
         let path = dir.join("tokenizer.json");
-        let mut inner = if path.exists() {
-            open_tokenizer_json(&path)?
-        } else {
-            from_vocabulary(dir, &unk)?
-        };
-        let specials = [&bos, &eos, &unk, &pad].map(|token| AddedToken::from(token.as_str(), true));
-        let id = |token: &str| {
-            let missing = || format!("the special token {token:?} is not in the vocabulary");
-            inner
-                .token_to_id(token)
-                .ok_or_else(|| Error::invalid_file(dir, missing()))
-        };
-        id(&unk)?;
-        let (bos, eos, pad) = (id(&bos)?, id(&eos)?, id(&pad)?);
-        inner.add_special_tokens(&specials);
-        Ok(Self {
-            inner,
+        let mut tokenizer = Tokenizer {
+            rules: match path.exists() {
+                true => open_tokenizer_json(&path)?,
+                false => from_vocabulary(dir, &unk)?,
+            },
             dir: dir.to_owned(),
-            bos,
-            eos,
-            pad,
+        };
+        tokenizer.id(&unk)?;
+        let [bos_id, eos_id, pad_id] = [&bos, &eos, &pad].map(|token| tokenizer.id(token));
+        let (bos_id, eos_id, pad_id) = (bos_id?, eos_id?, pad_id?);
+        let specials = [&bos, &eos, &unk, &pad].map(|token| AddedToken::from(token.as_str(), true));
+        tokenizer.rules.add_special_tokens(&specials);
+        Ok(Self {
+            tokenizer,
+            bos: bos_id,
+            eos: eos_id,
+            pad: pad_id,
             model_max_length: config
                 .model_max_length
                 .map_or(DEFAULT_LENGTH, bounded_length),
@@ -133,7 +196,8 @@ impl ClipTokenizer {
     pub fn of(vocabulary: &Vocabulary) -> Result<Self> {
         let mut tokenizer = Self::open(&vocabulary.folder)?;
         if let Some(token) = vocabulary.pad_token {
-            tokenizer.pad = tokenizer.inner.token_to_id(token).ok_or_else(|| {
+            let id = tokenizer.tokenizer.rules.token_to_id(token);
+            tokenizer.pad = id.ok_or_else(|| {
                 let reason = format!("the padding token {token:?} is not in the vocabulary");
                 Error::invalid_file(&vocabulary.folder, reason)
             })?;
@@ -141,16 +205,16 @@ impl ClipTokenizer {
         Ok(tokenizer)
     }
 
-    /// The ids of `text`, without a start or an end, of whatever length.
-    ///
-    /// # Errors
-    /// [`Error::InvalidFile`] when the vocabulary cannot express the text.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
-            .map_err(|error| Error::invalid_file(&self.dir, error.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+    /// What turns text into ids.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// The same without the special ids.
+    #[must_use]
+    pub fn into_tokenizer(self) -> Tokenizer {
+        self.tokenizer
     }
 
     /// The text encoder's input: start, `tokens`, end, then padding up to
@@ -164,18 +228,6 @@ impl ClipTokenizer {
         ids.push(self.eos);
         ids.resize(self.model_max_length.max(ids.len()), self.pad);
         ids
-    }
-
-    /// The text of `ids`, with spaces between words and without special tokens.
-    ///
-    /// # Errors
-    /// [`Error::InvalidFile`] when the vocabulary cannot express the ids.
-    pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        let text = self
-            .inner
-            .decode(ids, true)
-            .map_err(|error| Error::invalid_file(&self.dir, error.to_string()))?;
-        Ok(text.replace(END_OF_WORD, " ").trim().to_owned())
     }
 
     /// The id that starts every prompt.
@@ -201,18 +253,6 @@ impl ClipTokenizer {
     pub fn model_max_length(&self) -> usize {
         self.model_max_length
     }
-
-    /// The number of tokens, special ones included; ids are below it.
-    #[must_use]
-    pub fn vocab_size(&self) -> usize {
-        self.inner.get_vocab_size(true)
-    }
-
-    /// The piece of the vocabulary behind `id`, with its `</w>` where it ends a word.
-    #[must_use]
-    pub fn token(&self, id: u32) -> Option<String> {
-        self.inner.id_to_token(id)
-    }
 }
 
 /// A length that a person would write, or [`DEFAULT_LENGTH`] for "no limit".
@@ -233,16 +273,16 @@ fn bounded_length(length: f64) -> usize {
 ///
 /// # Errors
 /// [`Error::InvalidFile`] when it is missing or damaged.
-pub(crate) fn open_tokenizer_json(path: &Path) -> Result<Tokenizer> {
+pub(crate) fn open_tokenizer_json(path: &Path) -> Result<Rules> {
     let invalid = |error: tokenizers::Error| Error::invalid_file(path, error.to_string());
-    let mut tokenizer = Tokenizer::from_file(path).map_err(invalid)?;
+    let mut tokenizer = Rules::from_file(path).map_err(invalid)?;
     tokenizer.with_truncation(None).map_err(invalid)?;
     tokenizer.with_padding(None);
     Ok(tokenizer)
 }
 
 /// CLIP's tokenizer around the `vocab.json` and `merges.txt` of `dir`.
-fn from_vocabulary(dir: &Path, unk: &str) -> Result<Tokenizer> {
+fn from_vocabulary(dir: &Path, unk: &str) -> Result<Rules> {
     let vocab_path = dir.join("vocab.json");
     let vocab: BTreeMap<String, u32> = read_config(&vocab_path)?;
     let merges_path = dir.join("merges.txt");
@@ -271,7 +311,7 @@ fn from_vocabulary(dir: &Path, unk: &str) -> Result<Tokenizer> {
     let split = Split::new(words, SplitDelimiterBehavior::Removed, true).map_err(invalid)?;
     let bytes = ByteLevel::new(false, true, true);
 
-    let mut tokenizer = Tokenizer::new(bpe);
+    let mut tokenizer = Rules::new(bpe);
     tokenizer
         .with_normalizer(Some(Normalizers::new(vec![
             NFC.into(),
@@ -320,14 +360,22 @@ mod tests {
                 "{name}"
             );
             assert_eq!(tokenizer.pad(), layout.pad, "{name}");
-            assert_eq!(tokenizer.vocab_size(), layout.vocab_size, "{name}");
+            assert_eq!(
+                tokenizer.tokenizer().vocab_size(),
+                layout.vocab_size,
+                "{name}"
+            );
             assert_eq!(tokenizer.model_max_length(), 77, "{name}");
             for ((text, ids), decoded) in expected.texts.iter().zip(layout.ids).zip(layout.decoded)
             {
-                assert_eq!(tokenizer.encode(text).unwrap(), ids, "{name}: {text:?}");
+                assert_eq!(
+                    tokenizer.tokenizer().encode(text).unwrap(),
+                    ids,
+                    "{name}: {text:?}"
+                );
                 let framed = tokenizer.frame(&ids);
                 assert_eq!(
-                    tokenizer.decode(&framed).unwrap(),
+                    tokenizer.tokenizer().decode(&framed).unwrap(),
                     decoded,
                     "{name}: {text:?}"
                 );
