@@ -92,7 +92,7 @@ impl Watcher {
                     self.end_stage(*total);
                 }
             }
-            Progress::Notice(notice) => self.notice(notice),
+            Progress::Notice { message } => self.notice(message),
             _ => {}
         }
         if stopping() {

@@ -352,7 +352,7 @@ fn an_optimised_prompt_is_nearer_to_its_picture_than_its_prefix() {
 fn learned_with(prompt: PromptConfig, caption_a: &str) -> (Result<(), String>, Vec<String>) {
     let mut notices = Vec::new();
     let mut observer = |progress: &Progress| {
-        if let Progress::Notice(text) = progress {
+        if let Progress::Notice { message: text } = progress {
             notices.push(text.clone());
         }
         ControlFlow::Continue(())
