@@ -64,6 +64,7 @@ pub mod sample;
 mod settings;
 pub mod text_encoder;
 pub mod tokens;
+pub mod util;
 pub mod weights;
 
 pub use error::{Error, Result};

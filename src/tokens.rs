@@ -7,6 +7,7 @@ use half::f16;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::util::digest::hex;
 use crate::weights::{Array, Arrays};
 use crate::{Error, Result};
 
@@ -252,11 +253,6 @@ pub(crate) fn fingerprint(weights: impl IntoIterator<Item = Tensor<2>>) -> Strin
         hash.update(f16::from_f32(value).to_le_bytes());
     }
     hex(hash)
-}
-
-/// A finished hash in hexadecimal digits.
-pub(crate) fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// The numbers of a tensor as f32 on the host, row-major.

@@ -8,6 +8,7 @@ use clap::Args;
 use difference_inversion::analogy::ModelPaths;
 use difference_inversion::hub::ModelId;
 use difference_inversion::pipeline::PipelineKind;
+use difference_inversion::util::machine::peak_memory;
 use difference_inversion::vector_instructions;
 use difference_inversion::weights::{ModelFiles, Weights};
 use serde::Serialize;
@@ -271,18 +272,8 @@ fn memory_here() -> Memory {
     Memory {
         total: mib(system.total_memory()),
         available: mib(system.available_memory()),
-        peak: peak(),
+        peak: peak_memory().map(|bytes| bytes.div_ceil(1 << 20)),
     }
-}
-
-/// The most memory this process has used, where the system tells (Linux).
-fn peak() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib.div_ceil(1 << 10))
 }
 
 fn mib(bytes: u64) -> u64 {

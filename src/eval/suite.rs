@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Analogy, Attributes, Captions};
 use crate::image::load_image;
+use crate::util::digest::hex;
 use crate::weights::read_config;
 use crate::{Error, Result};
 
@@ -102,7 +103,7 @@ impl Entry {
             std::io::copy(&mut file, &mut picture).map_err(Error::io(path))?;
             hash.update(picture.finalize());
         }
-        Ok(hex(&hash.finalize()))
+        Ok(hex(hash))
     }
 
     /// How many attributes the edit changes, where they are told.
@@ -191,7 +192,7 @@ impl Suite {
                 hash.update(name);
             }
         }
-        hex(&hash.finalize())
+        hex(hash)
     }
 
     /// The first `limit` analogies of an order in which any first part is like the whole: each kind
@@ -218,11 +219,6 @@ impl Suite {
             .take(limit)
             .collect()
     }
-}
-
-/// Bytes as hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Gathers the entries of one list and refuses what cannot be.

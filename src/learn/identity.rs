@@ -7,7 +7,8 @@ use sha2::{Digest, Sha256};
 use super::{LearnConfig, Pair};
 use crate::pipeline::Pipeline;
 use crate::sample::PredictionType;
-use crate::tokens::{Base, fingerprint, hex, host};
+use crate::tokens::{Base, fingerprint, host};
+use crate::util::digest::hex;
 use crate::weights::Arrays;
 use crate::{Error, Result};
 

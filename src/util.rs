@@ -1,0 +1,5 @@
+//! Small things that several rooms need.
+
+pub mod digest;
+pub mod machine;
+pub mod vector;
