@@ -49,6 +49,7 @@ pub mod eval;
 pub mod files;
 pub mod hub;
 pub mod image;
+pub mod job;
 pub mod joint_space;
 mod kernels;
 pub mod learn;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
 use difference_inversion::analogy::{Example, ModelPaths, Models};
-use difference_inversion::image::load_image;
+use difference_inversion::job::PairFiles;
 use difference_inversion::sample::PredictionType;
 use difference_inversion::weights::{Family, FileOptions};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -446,17 +446,15 @@ impl Pairs {
             .collect()
     }
 
-    /// Reads the pictures.
-    pub(crate) fn read(&self) -> anyhow::Result<Vec<Example>> {
+    /// The pairs, each with its captions.
+    pub(crate) fn pairs(&self) -> Vec<PairFiles> {
         let pairs = self.a.iter().zip(&self.a_prime).enumerate();
         pairs
-            .map(|(index, (a, a_prime))| {
-                Ok(Example {
-                    a: load_image(a)?,
-                    a_prime: load_image(a_prime)?,
-                    caption_a: self.caption_a.get(index).cloned(),
-                    caption_a_prime: self.caption_a_prime.get(index).cloned(),
-                })
+            .map(|(index, (a, a_prime))| PairFiles {
+                a: a.clone(),
+                a_prime: a_prime.clone(),
+                caption_a: self.caption_a.get(index).cloned(),
+                caption_a_prime: self.caption_a_prime.get(index).cloned(),
             })
             .collect()
     }

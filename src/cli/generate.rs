@@ -3,10 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use difference_inversion::analogy::{self, InitNoise, Inputs, TextToImage};
-use difference_inversion::image::{load_image, save_png};
+use difference_inversion::image::save_png;
+use difference_inversion::job::{GenerateJob, Job};
 use difference_inversion::sample::SolverKind;
-use difference_inversion::tokens::DifferenceTokens;
 use serde::Serialize;
 use serde_json::json;
 
@@ -54,7 +53,7 @@ pub(crate) struct GenerateArgs {
     general: General,
 }
 
-/// The settings of [`TextToImage`], as far as they were given.
+/// The settings of [`TextToImage`](difference_inversion::analogy::TextToImage), as far as they were given.
 #[derive(Debug, Clone, Args, Serialize)]
 struct TextFlags {
     /// What to draw
@@ -86,29 +85,25 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         .general
         .settings(&[&args.words, &args.model, &args.seed])?;
     let models: ModelSettings = settings.resolve()?;
-    let device = models.device()?;
-
-    let tokens = match &args.embedding {
-        Some(path) => Some(DifferenceTokens::load(path, &device)?),
-        None => None,
+    let mut job = GenerateJob {
+        embedding: args.embedding.clone(),
+        init_latents: args.init_latents.clone(),
+        image: args.image.clone(),
+        mask: args.mask.clone(),
+        ..GenerateJob::default()
     };
-    let init = match &args.init_latents {
-        Some(path) => Some(InitNoise::read(path, &device)?),
-        None => None,
-    };
-    let picture = |path: &Option<PathBuf>| path.as_deref().map(load_image).transpose();
-    let (image, mask) = (picture(&args.image)?, picture(&args.mask)?);
-    let inputs = [&args.image, &args.mask].into_iter().flatten();
-    let inputs: Vec<&Path> = inputs.map(PathBuf::as_path).collect();
-    check_picture(&args.output, args.overwrite, &inputs)?;
+    let inputs = job.open(&models.device()?)?;
+    let pictures = [&args.image, &args.mask].into_iter().flatten();
+    let pictures: Vec<&Path> = pictures.map(PathBuf::as_path).collect();
+    check_picture(&args.output, args.overwrite, &pictures)?;
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
     let mut fetcher = Fetcher::new(&mut watcher)?;
     let model = fetcher.model(&models)?;
-    let request: TextToImage = settings.clone().with_model(&model)?.resolve()?;
+    job.settings = settings.clone().with_model(&model)?.resolve()?;
     let paths = fetcher.paths(&models, model, Needs::default())?;
-    let mut recipe = Recipe::new("generate", &models, &paths, &[&request])?;
+    let mut recipe = Recipe::new("generate", &models, &paths, &[&job.settings])?;
     for (name, file) in [
         ("embedding", &args.embedding),
         ("init_latents", &args.init_latents),
@@ -118,17 +113,10 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         recipe.input(name, file.as_deref().map(text_of))?;
     }
     let models = models.open(&paths, &mut watcher)?;
-    let unread = request.unread(models.pipeline().kind(), tokens.is_some());
+    let (kind, with_tokens) = (models.pipeline().kind(), inputs.tokens.is_some());
+    let unread = job.settings.unread(kind, with_tokens);
     watcher.notices(settings.without_effect(unread));
-    let inputs = Inputs {
-        tokens: tokens.as_ref(),
-        init,
-        image: image.as_ref(),
-        mask: mask.as_ref(),
-    };
-    let picture = analogy::generate(&models, &request, inputs, &mut |progress| {
-        watcher.observe(progress)
-    })?;
+    let picture = job.run(&models, &inputs, &mut |progress| watcher.observe(progress))?;
     let text = [
         ("Software", recipe.program.as_str()),
         ("dinv", &recipe.to_line()?),
