@@ -221,9 +221,10 @@ fn draw_sheet(
         .map(|example| [seen(&example.a), seen(&example.a_prime)])
         .collect();
     let b = seen(&target.b);
-    let done = match config.generate.reverse {
-        false => "B with the difference applied",
-        true => "B with the difference undone",
+    let done = if config.generate.reverse {
+        "B with the difference undone"
+    } else {
+        "B with the difference applied"
     };
     let footer = format!(
         "{} difference tokens, kept from step {} of {} · strength {} · seed {}",

@@ -191,9 +191,10 @@ impl ApplyArgs {
     /// Ends the work with what it gave.
     fn finish(&self, watcher: Watcher, results: &[Value]) -> anyhow::Result<()> {
         let (_, notices) = watcher.finish();
-        match self.general.json {
-            true => report::json(&json!({ "results": results, "notices": notices })),
-            false => Ok(()),
+        if self.general.json {
+            report::json(&json!({ "results": results, "notices": notices }))
+        } else {
+            Ok(())
         }
     }
 

@@ -171,9 +171,10 @@ impl<'a> Fetcher<'a> {
             Some(name) => matches!(locate::locate(name)?, Location::Hub(_)),
             None => false,
         };
-        match from_hub && !paths.captioner_folder().is_dir() {
-            true => self.fetch_beside(&CAPTIONER.parse()?),
-            false => Ok(None),
+        if from_hub && !paths.captioner_folder().is_dir() {
+            self.fetch_beside(&CAPTIONER.parse()?)
+        } else {
+            Ok(None)
         }
     }
 
@@ -197,12 +198,13 @@ impl<'a> Fetcher<'a> {
             None => Vec::new(),
         };
         if self.looks_only {
-            let message = match missing.is_empty() {
-                true => format!("{id}: not downloaded"),
-                false => format!(
+            let message = if missing.is_empty() {
+                format!("{id}: not downloaded")
+            } else {
+                format!(
                     "{id}: not downloaded as a whole: no {}",
                     missing.join(", no ")
-                ),
+                )
             };
             let hint = format!("download it with `dinv models pull {id}`");
             return Err(Failure::new(message).hint(hint).into());

@@ -243,9 +243,10 @@ impl Dia {
         let mut best: Option<(f64, RgbImage)> = None;
         let several = candidates.len() > 1;
         for candidate in candidates {
-            let cosine = match several {
-                false => 0.0,
-                true => clip_direction(&self.models.joints()?[0], analogy, &candidate)?,
+            let cosine = if several {
+                clip_direction(&self.models.joints()?[0], analogy, &candidate)?
+            } else {
+                0.0
             };
             if best.as_ref().is_none_or(|(highest, _)| cosine > *highest) {
                 best = Some((cosine, candidate));

@@ -161,9 +161,10 @@ impl Suite {
                 }
             }
         };
-        match suite.entries.is_empty() {
-            true => Err(Error::invalid_file(path, "there is no analogy in it")),
-            false => Ok(suite),
+        if suite.entries.is_empty() {
+            Err(Error::invalid_file(path, "there is no analogy in it"))
+        } else {
+            Ok(suite)
         }
     }
 
@@ -258,9 +259,10 @@ impl<'a> Entries<'a> {
             return Err(self.wrong(line, reason));
         }
         let path = self.folder.join(name);
-        match path.is_file() {
-            true => Ok(path),
-            false => Err(self.wrong(line, format!("`{field}`: there is no picture `{name}`"))),
+        if path.is_file() {
+            Ok(path)
+        } else {
+            Err(self.wrong(line, format!("`{field}`: there is no picture `{name}`")))
         }
     }
 
