@@ -42,6 +42,9 @@
 //! # }
 //! ```
 
+#[macro_use] // before those that use it
+mod settings;
+
 pub mod analogy;
 pub mod delta;
 pub mod error;
@@ -62,7 +65,6 @@ pub mod progress;
 pub mod prompt;
 mod random;
 pub mod sample;
-mod settings;
 pub mod text_encoder;
 pub mod tokens;
 pub mod util;

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use difference_inversion::about;
 use difference_inversion::image::save_png;
 use difference_inversion::job::{GenerateJob, Job};
 use difference_inversion::sample::SolverKind;
@@ -56,26 +57,19 @@ pub(crate) struct GenerateArgs {
 /// The settings of [`TextToImage`](difference_inversion::analogy::TextToImage), as far as they were given.
 #[derive(Debug, Clone, Args, Serialize)]
 struct TextFlags {
-    /// What to draw
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, help = about!(text.prompt), value_name = "TEXT")]
     prompt: String,
-    /// What to stay away from
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, help = about!(text.negative_prompt), value_name = "TEXT")]
     negative_prompt: Option<String>,
-    /// How closely to follow the prompt; 1 or less is no guidance
-    #[arg(long, value_name = "SCALE", value_parser = finite)]
+    #[arg(long, help = about!(text.guidance_scale), value_name = "SCALE", value_parser = finite)]
     guidance_scale: Option<f64>,
-    /// InstructPix2Pix: how closely to keep to the picture; less than 1 is no guidance at all
-    #[arg(long, value_name = "SCALE", value_parser = finite)]
+    #[arg(long, help = about!(text.image_guidance_scale), value_name = "SCALE", value_parser = finite)]
     image_guidance_scale: Option<f64>,
-    /// Steps of the sampling schedule
-    #[arg(long, value_name = "N")]
+    #[arg(long, help = about!(text.num_inference_steps), value_name = "N")]
     num_inference_steps: Option<usize>,
-    /// How the noise is removed [default: as the model's folder says]
-    #[arg(long, value_parser = SolverKind::ALL.map(SolverKind::name))]
+    #[arg(long, help = concat!(about!(text.scheduler), " [default: as the model's folder says]"), value_parser = SolverKind::ALL.map(SolverKind::name))]
     scheduler: Option<String>,
-    /// How much of the difference tokens to use
-    #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = finite)]
+    #[arg(long, help = about!(text.strength), value_name = "S", allow_negative_numbers = true, value_parser = finite)]
     strength: Option<f64>,
 }
 
