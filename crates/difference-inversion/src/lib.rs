@@ -42,12 +42,15 @@
 //! # }
 //! ```
 
+#[macro_use] // before those that use its texts of settings
+pub mod util;
+
 pub mod diffusion;
 pub mod hub;
 pub mod image;
+pub mod job;
 pub mod method;
 pub mod models;
-pub mod util;
 pub mod weights;
 
 pub use dinv_kernels::vector_instructions;

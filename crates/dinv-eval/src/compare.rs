@@ -247,9 +247,10 @@ pub fn markdown(comparisons: &[Comparison]) -> String {
     let mut text = String::new();
     for comparison in comparisons {
         let [first, second] = &comparison.names;
-        let title = match first == second {
-            true => first.clone(),
-            false => format!("{first} → {second}"),
+        let title = if first == second {
+            first.clone()
+        } else {
+            format!("{first} → {second}")
         };
         let _ = writeln!(
             text,
@@ -270,9 +271,10 @@ pub fn markdown(comparisons: &[Comparison]) -> String {
                 (true, Some(false)) => "worse",
                 _ => "",
             };
-            let relative = match one.first == 0.0 {
-                true => "–".to_owned(),
-                false => format!("{:+.1} %", 100.0 * mean / one.first.abs()),
+            let relative = if one.first == 0.0 {
+                "–".to_owned()
+            } else {
+                format!("{:+.1} %", 100.0 * mean / one.first.abs())
             };
             let _ = writeln!(
                 text,

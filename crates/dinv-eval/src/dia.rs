@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use self::inversion::Inversion;
+use super::metrics::direction;
 use super::settings::{learned_with, recorded, with_settings};
 use super::{Analogy, EvalModels, Method, Told};
 use difference_inversion::diffusion::family;
@@ -234,12 +235,13 @@ impl Dia {
 
     /// The picture whose CLIP direction from B is nearest to that from A to A′; the first of equals.
     fn nearest(&self, analogy: &Analogy, candidates: Vec<RgbImage>) -> Result<RgbImage> {
-        let mut best: Option<(f32, RgbImage)> = None;
+        let mut best: Option<(f64, RgbImage)> = None;
         let several = candidates.len() > 1;
         for candidate in candidates {
-            let cosine = match several {
-                false => 0.0,
-                true => clip_direction(&self.models.joints()?[0], analogy, &candidate)?,
+            let cosine = if several {
+                clip_direction(&self.models.joints()?[0], analogy, &candidate)?
+            } else {
+                0.0
             };
             if best.as_ref().is_none_or(|(highest, _)| cosine > *highest) {
                 best = Some((cosine, candidate));
@@ -254,22 +256,11 @@ impl Dia {
 }
 
 /// cos(E_I(A′) − E_I(A), E_I(B′) − E_I(B)) of unit-norm features; 0 where either is nothing.
-fn clip_direction(joint: &JointSpace, analogy: &Analogy, b_prime: &RgbImage) -> Result<f32> {
-    let difference = |before: &RgbImage, after: &RgbImage| -> Result<Vec<f32>> {
-        let (before, after) = (joint.image_features(before)?, joint.image_features(after)?);
-        Ok(after.iter().zip(&before).map(|(a, b)| a - b).collect())
-    };
-    let (shown, made) = (
-        difference(&analogy.a, &analogy.a_prime)?,
-        difference(&analogy.b, b_prime)?,
-    );
-    let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f32>();
-    let norms = (dot(&shown, &shown) * dot(&made, &made)).sqrt();
-    Ok(if norms > 0.0 {
-        dot(&shown, &made) / norms
-    } else {
-        0.0
-    })
+fn clip_direction(joint: &JointSpace, analogy: &Analogy, b_prime: &RgbImage) -> Result<f64> {
+    let look = |picture| joint.image_features(picture);
+    let (a, a_prime) = (look(&analogy.a)?, look(&analogy.a_prime)?);
+    let (b, b_prime) = (look(&analogy.b)?, look(b_prime)?);
+    Ok(direction([&a, &a_prime], [&b, &b_prime]))
 }
 
 #[cfg(test)]

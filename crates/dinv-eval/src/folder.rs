@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use super::metrics::derive;
 use super::suite::Entry;
 use super::{Scores, Told};
 use difference_inversion::image::{fit, load_image, save_png};
 use difference_inversion::util::arrays::Arrays;
+use difference_inversion::util::digest::sha256;
 use difference_inversion::util::files::write_atomically;
 use difference_inversion::weights::read_config;
 use difference_inversion::{Error, Result};
@@ -380,11 +380,7 @@ impl Folder {
 
     /// Where is kept what is learned from an analogy by `learning`.
     pub fn learned(&self, learning: &Value, name: &str) -> PathBuf {
-        let digest = Sha256::digest(learning.to_string());
-        let what: String = digest[..8]
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let what = &sha256(learning.to_string())[..16];
         let file = format!("{name}.safetensors");
         self.path.join(LEARNED).join(what).join(file)
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::judge::{Judge, Judged};
 use super::metrics::{
-    cosine, derive, direction, edit_shown, mse, others_kept, rescaled, ssim, stage_distance,
+    derive, direction, edit_shown, mse, others_kept, rescaled, ssim, stage_distance,
 };
 use super::{Analogy, EvalModels};
 use difference_inversion::Result;
@@ -19,6 +19,8 @@ use difference_inversion::image::{ImagePreprocessor, fit, to_tensor};
 use difference_inversion::models::vision::dinov2::Dinov2Model;
 use difference_inversion::models::vision::lpips::Lpips;
 use difference_inversion::util::tensors::host;
+use difference_inversion::util::vector::cosine;
+use difference_inversion::util::vector::unit;
 
 /// The scores of one B′ by the name of the [`Metric`].
 pub type Scores = BTreeMap<String, f64>;
@@ -398,14 +400,6 @@ fn judged_scores(
     }
     let features = [a, a_prime, b, b_prime].map(|judged| judged.features);
     directions("judge", &features, scores);
-}
-
-fn unit(features: &[f32]) -> Vec<f32> {
-    let norm = features.iter().map(|v| v * v).sum::<f32>().sqrt();
-    features
-        .iter()
-        .map(|v| v / norm.max(f32::MIN_POSITIVE))
-        .collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ mod similarity;
 use super::{SceneAttributes, Scores};
 
 pub use self::pixels::{mse, ssim};
-pub use self::similarity::{cosine, direction, rescaled, stage_distance};
+pub use self::similarity::{direction, rescaled, stage_distance};
 
 /// The share of the changed attributes that B′ shows as the true B′ does; nothing if none changes.
 ///

@@ -106,9 +106,10 @@ impl Method for DifferenceInversion {
     }
 
     fn learning(&self) -> Option<Value> {
-        let name = match self.config.generate.reverse {
-            false => "difference tokens",
-            true => "difference tokens from A′ to A",
+        let name = if self.config.generate.reverse {
+            "difference tokens from A′ to A"
+        } else {
+            "difference tokens"
         };
         let drawing = ["generate"];
         Some(learned_with(name, &self.config, &drawing))

@@ -165,9 +165,10 @@ impl Report {
     pub fn groups(&self) -> Vec<Group> {
         let results = self.methods.iter().flat_map(|method| &method.results);
         let told: BTreeSet<Option<usize>> = results.map(|result| result.changes).collect();
-        match told.iter().all(Option::is_some) && !told.is_empty() {
-            true => told.into_iter().map(Group).collect(),
-            false => vec![Group(None)],
+        if told.iter().all(Option::is_some) && !told.is_empty() {
+            told.into_iter().map(Group).collect()
+        } else {
+            vec![Group(None)]
         }
     }
 

@@ -1,7 +1,6 @@
 //! Making and measuring one B′ after the other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::time::Instant;
 
 use image::RgbImage;
@@ -11,6 +10,8 @@ use super::folder::provenance;
 use super::suite::Entry;
 use super::{Analogy, Folder, Measures, Method, ResultRecord, Scores, Status};
 use difference_inversion::util::arrays::Arrays;
+use difference_inversion::util::machine::forget_peak_memory;
+use difference_inversion::util::machine::peak_memory;
 use difference_inversion::util::progress::Observer;
 use difference_inversion::{Error, Result};
 
@@ -220,24 +221,9 @@ fn seed_of(seed: u64, name: &str) -> u64 {
         .fold(0, |seed, &byte| seed << 8 | u64::from(byte))
 }
 
-/// Makes the peak memory of this process what it is now, where the system can (Linux).
-fn forget_peak_memory() {
-    let _ = fs::write("/proc/self/clear_refs", "5");
-}
-
-/// The most memory (resident set) of this process since then, in bytes; nothing where the system
-/// does not tell.
-fn peak_memory() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kilobytes * 1024)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use burn::tensor::Device;
@@ -254,17 +240,6 @@ mod tests {
         assert_ne!(seed_of(1, "000"), seeds[0]);
         assert!(seeds.iter().all(|&seed| seed <= u64::from(u32::MAX)));
         assert_eq!(seed_of(0, "000"), seeds[0]);
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn peak_memory_sees_what_was_there_for_a_moment() {
-        forget_peak_memory();
-        let before = peak_memory().unwrap();
-        let block = vec![1u8; 64 << 20];
-        assert!(block.iter().map(|&byte| u64::from(byte)).sum::<u64>() > 0);
-        drop(block);
-        assert!(peak_memory().unwrap() >= before + (50 << 20));
     }
 
     #[test]

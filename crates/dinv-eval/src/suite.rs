@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Analogy, Attributes, Captions};
 use difference_inversion::image::load_image;
+use difference_inversion::util::digest::hex;
 use difference_inversion::weights::read_config;
 use difference_inversion::{Error, Result};
 
@@ -102,7 +103,7 @@ impl Entry {
             std::io::copy(&mut file, &mut picture).map_err(Error::io(path))?;
             hash.update(picture.finalize());
         }
-        Ok(hex(&hash.finalize()))
+        Ok(hex(hash))
     }
 
     /// How many attributes the edit changes, where they are told.
@@ -160,9 +161,10 @@ impl Suite {
                 }
             }
         };
-        match suite.entries.is_empty() {
-            true => Err(Error::invalid_file(path, "there is no analogy in it")),
-            false => Ok(suite),
+        if suite.entries.is_empty() {
+            Err(Error::invalid_file(path, "there is no analogy in it"))
+        } else {
+            Ok(suite)
         }
     }
 
@@ -191,7 +193,7 @@ impl Suite {
                 hash.update(name);
             }
         }
-        hex(&hash.finalize())
+        hex(hash)
     }
 
     /// The first `limit` analogies of an order in which any first part is like the whole: each kind
@@ -218,11 +220,6 @@ impl Suite {
             .take(limit)
             .collect()
     }
-}
-
-/// Bytes as hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Gathers the entries of one list and refuses what cannot be.
@@ -262,9 +259,10 @@ impl<'a> Entries<'a> {
             return Err(self.wrong(line, reason));
         }
         let path = self.folder.join(name);
-        match path.is_file() {
-            true => Ok(path),
-            false => Err(self.wrong(line, format!("`{field}`: there is no picture `{name}`"))),
+        if path.is_file() {
+            Ok(path)
+        } else {
+            Err(self.wrong(line, format!("`{field}`: there is no picture `{name}`")))
         }
     }
 

@@ -19,21 +19,25 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TextToImage {
-    /// What to draw.
+    #[doc = about!(text.prompt)]
     pub prompt: String,
-    /// What to move away from.
+    #[doc = about!(text.negative_prompt)]
     pub negative_prompt: String,
-    /// Strength of guidance; 1 or less is none.
+    #[doc = about!(text.guidance_scale)]
     pub guidance_scale: f64,
-    /// InstructPix2Pix: strength of guidance by the picture; less than 1 is no guidance at all.
+    #[doc = about!(text.image_guidance_scale)]
     pub image_guidance_scale: f64,
-    /// Steps of the sampling schedule.
+    #[doc = about!(text.num_inference_steps)]
     pub num_inference_steps: usize,
-    /// Name of the solver: `ddim`, …; the model's own if absent.
+    #[doc = about!(text.scheduler)]
+    ///
+    /// A name: `ddim`, …; the model's own where absent.
     pub scheduler: Option<String>,
-    /// How much of the difference is applied, where there are difference tokens.
+    #[doc = about!(text.strength)]
+    ///
+    /// Where there are some.
     pub strength: f64,
-    /// Seed of the noise.
+    #[doc = about!(seed)]
     pub seed: u64,
 }
 

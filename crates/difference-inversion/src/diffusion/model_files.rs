@@ -235,14 +235,8 @@ impl ModelFiles {
             return Err(original.has_no(text_encoder));
         };
         let Some(folder) = &self.options.tokenizer else {
-            return Err(Error::Missing {
-                what: "the vocabulary".to_owned(),
-                reason: format!(
-                    "{} is a single file, which holds none; give a folder with CLIP's \
-                     tokenizer.json, or its vocab.json and merges.txt, such as \
-                     openai/clip-vit-large-patch14",
-                    self.path.display()
-                ),
+            return Err(Error::NoVocabulary {
+                path: self.path.clone(),
             });
         };
         Ok(Vocabulary {

@@ -59,8 +59,7 @@ impl Partial {
 
     /// SHA-256 of what is there, in hexadecimal digits.
     pub(super) fn sha256(&self) -> String {
-        let digest = self.digest.clone().finalize();
-        digest.iter().map(|byte| format!("{byte:02x}")).collect()
+        crate::util::digest::hex(self.digest.clone())
     }
 
     /// Gives the whole file its name.

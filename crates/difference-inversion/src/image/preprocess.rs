@@ -167,9 +167,10 @@ impl ImagePreprocessor {
         } else {
             1.0
         };
-        let (mean, std) = match self.do_normalize {
-            true => (self.image_mean, self.image_std),
-            false => ([0.0; 3], [1.0; 3]),
+        let (mean, std) = if self.do_normalize {
+            (self.image_mean, self.image_std)
+        } else {
+            ([0.0; 3], [1.0; 3])
         };
         normalised_tensor(
             &image,

@@ -12,31 +12,41 @@ use crate::util::settings::{Checks, Unread};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GenerateConfig {
-    /// How B becomes noise.
+    #[doc = about!(inversion)]
     pub inversion: Inversion,
-    /// What guidance moves away from.
+    #[doc = about!(guidance)]
     pub guidance: Guidance,
-    /// Strength of guidance; 1 or less is none. Absent: see [`GenerateConfig::guidance_scale`].
+    #[doc = about!(guidance_scale)]
+    ///
+    /// Absent: see [`GenerateConfig::guidance_scale`].
     pub guidance_scale: Option<f64>,
-    /// Ordinary guidance while an edit-friendly inversion turns B into noise.
+    #[doc = about!(source_guidance_scale)]
     pub source_guidance_scale: f64,
-    /// Steps of the sampling schedule.
+    #[doc = about!(num_inference_steps)]
     pub num_inference_steps: usize,
-    /// Edit-friendly inversion: the fraction of the schedule that is skipped at its noisy end.
+    #[doc = about!(skip)]
     pub skip: f64,
-    /// DDIM inversion: fixed-point iterations per step; 1 is the plain inversion.
+    #[doc = about!(inversion_iterations)]
+    ///
+    /// 1 is the plain inversion.
     pub inversion_iterations: usize,
-    /// SDEdit: how far B is noised, 0 to 1.
+    #[doc = about!(sdedit_strength)]
+    ///
+    /// 0 to 1.
     pub sdedit_strength: f64,
-    /// Edit-friendly inversion: stochasticity of its steps, 0 is DDIM, 1 is DDPM.
+    #[doc = about!(eta)]
     pub eta: f64,
-    /// How much of the difference is applied, see [`FullPrompt::with_difference`](crate::diffusion::words::FullPrompt::with_difference).
+    #[doc = about!(strength)]
+    ///
+    /// See [`FullPrompt::with_difference`](crate::diffusion::words::FullPrompt::with_difference).
     pub strength: f64,
-    /// Undo the difference instead: [P_B, −D̃].
+    #[doc = about!(reverse)]
+    ///
+    /// [P_B, −D̃].
     pub reverse: bool,
-    /// What ordinary guidance moves away from.
+    #[doc = about!(negative_prompt)]
     pub negative_prompt: String,
-    /// Seed of the noise.
+    #[doc = about!(seed)]
     pub seed: u64,
 }
 

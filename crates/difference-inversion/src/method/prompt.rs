@@ -29,17 +29,25 @@ pub enum PromptMode {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PromptConfig {
-    /// Where prompts come from.
+    #[doc = about!(prompt_mode)]
     pub prompt_mode: PromptMode,
-    /// Number of words (vocabulary entries) PEZ looks for.
+    #[doc = about!(pez_tokens)]
+    ///
+    /// Entries of the vocabulary, found by PEZ.
     pub pez_tokens: usize,
-    /// PEZ's optimisation steps.
+    #[doc = about!(pez_steps)]
     pub pez_steps: usize,
-    /// PEZ's AdamW learning rate.
+    #[doc = about!(pez_learning_rate)]
+    ///
+    /// That of AdamW in PEZ.
     pub pez_learning_rate: f64,
-    /// PEZ's AdamW weight decay.
+    #[doc = about!(pez_weight_decay)]
+    ///
+    /// That of AdamW in PEZ.
     pub pez_weight_decay: f64,
-    /// Seed of PEZ's starting words.
+    #[doc = about!(seed)]
+    ///
+    /// PEZ's starting words are drawn with it.
     pub seed: u64,
 }
 

@@ -1,5 +1,6 @@
 //! The one error type of the library.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::util::hub_problem::HubProblem;
@@ -46,6 +47,28 @@ pub enum Error {
         expected: String,
         /// What it is.
         found: String,
+    },
+    /// A field of a configuration file has a value for which there is no implementation.
+    #[error("{}: field `{field}`: {found} is not supported, only {supported}", path.display())]
+    UnsupportedField {
+        /// The configuration file.
+        path: PathBuf,
+        /// The field.
+        field: String,
+        /// Its value, as JSON.
+        found: String,
+        /// The value that is supported, as JSON.
+        supported: String,
+    },
+    /// A single file holds a text encoder, but not the vocabulary that it reads with.
+    #[error(
+        "the vocabulary is missing: {} is a single file, which holds none; give a folder with CLIP's \
+         tokenizer.json, or its vocab.json and merges.txt, such as openai/clip-vit-large-patch14",
+        path.display()
+    )]
+    NoVocabulary {
+        /// The single file.
+        path: PathBuf,
     },
     /// Something that is needed was not given and cannot be made.
     #[error("{what} is missing: {reason}")]
@@ -141,6 +164,51 @@ pub enum Error {
 }
 
 impl Error {
+    /// What a user of the program `dinv` can do about it, in a sentence without a full stop.
+    pub fn hint(&self) -> Option<String> {
+        let fixed = match self {
+            Self::Stopped {
+                checkpoint: Some(checkpoint),
+                ..
+            } => {
+                let checkpoint = checkpoint.display();
+                return Some(format!(
+                    "run the same command with `--resume` to go on from {checkpoint}"
+                ));
+            }
+            Self::Hub { id, problem } => return problem.hint(id),
+            Self::Stopped {
+                stage: Stage::Download,
+                ..
+            } => "run the same command again: it goes on where the download stopped",
+            Self::Io { source, .. } => match source.kind() {
+                ErrorKind::NotFound => "check the spelling of the path",
+                ErrorKind::StorageFull => {
+                    "make room on the disk, or choose another place with `-o`"
+                }
+                _ => return None,
+            },
+            Self::UnusedTensors { .. } | Self::Tensor { .. } => {
+                "the weights do not belong to their config.json, or a single file not to its `--family`; \
+                 `dinv doctor` lists what was found"
+            }
+            Self::NoVocabulary { .. } => {
+                "name it with `--tokenizer` or `--clip`: a folder, or a model of the Hub"
+            }
+            // Every solver reads the schedule, which `trained_betas` belongs to; the rest is one solver's own.
+            Self::UnsupportedField { path, field, .. }
+                if path.ends_with("scheduler_config.json") && field != "trained_betas" =>
+            {
+                "`--scheduler` draws with another solver, such as ddim"
+            }
+            Self::Setting { name: "family", .. } => {
+                "without `--family` the family is recognised from the file"
+            }
+            _ => return None,
+        };
+        Some(fixed.to_owned())
+    }
+
     /// An [`Error::Io`] for `path`; for use with `map_err`.
     pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
@@ -195,3 +263,100 @@ pub(crate) fn abbreviate(names: &[String]) -> String {
 
 /// The library's result type.
 pub type Result<T> = std::result::Result<T, Error>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn io(kind: ErrorKind) -> Error {
+        Error::io("x")(kind.into())
+    }
+
+    fn stopped(stage: Stage, checkpoint: Option<&str>) -> Error {
+        Error::Stopped {
+            stage,
+            done: 3,
+            total: 9,
+            checkpoint: checkpoint.map(PathBuf::from),
+        }
+    }
+
+    fn unsupported(file: &str, field: &str) -> Error {
+        Error::UnsupportedField {
+            path: PathBuf::from("model").join(file),
+            field: field.to_owned(),
+            found: "true".to_owned(),
+            supported: "false".to_owned(),
+        }
+    }
+
+    fn setting(name: &'static str) -> Error {
+        Error::Setting {
+            name,
+            expected: "one".to_owned(),
+            found: "another".to_owned(),
+        }
+    }
+
+    #[test]
+    fn what_can_be_done_is_hinted_at() {
+        let path = || PathBuf::from("x");
+        let tensor = Error::Tensor {
+            path: path(),
+            name: "w".to_owned(),
+            expected: "shape [1]".to_owned(),
+            found: "no such tensor".to_owned(),
+        };
+        let unused = Error::UnusedTensors {
+            path: path(),
+            names: vec!["w".to_owned()],
+        };
+        let weights = "the weights do not belong to their config.json, or a single file not to its \
+                       `--family`; `dinv doctor` lists what was found";
+        for (error, expected) in [
+            (
+                stopped(Stage::Learn, Some("d.checkpoint.safetensors")),
+                "run the same command with `--resume` to go on from d.checkpoint.safetensors",
+            ),
+            (
+                stopped(Stage::Download, None),
+                "run the same command again: it goes on where the download stopped",
+            ),
+            (io(ErrorKind::NotFound), "check the spelling of the path"),
+            (
+                io(ErrorKind::StorageFull),
+                "make room on the disk, or choose another place with `-o`",
+            ),
+            (tensor, weights),
+            (unused, weights),
+            (
+                Error::NoVocabulary { path: path() },
+                "name it with `--tokenizer` or `--clip`: a folder, or a model of the Hub",
+            ),
+            (
+                unsupported("scheduler_config.json", "thresholding"),
+                "`--scheduler` draws with another solver, such as ddim",
+            ),
+            (
+                setting("family"),
+                "without `--family` the family is recognised from the file",
+            ),
+        ] {
+            assert_eq!(error.hint().as_deref(), Some(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_hinted_at_where_nothing_helps() {
+        for error in [
+            stopped(Stage::Learn, None),
+            io(ErrorKind::PermissionDenied),
+            unsupported("scheduler_config.json", "trained_betas"),
+            unsupported("config.json", "thresholding"),
+            setting("steps"),
+            Error::NotFinite { what: "the loss" },
+        ] {
+            assert_eq!(error.hint(), None, "{error}");
+        }
+    }
+}

@@ -48,8 +48,15 @@ mod tests {
     fn a_missing_folder_is_an_error_that_names_the_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("absent").join("out.txt");
-        let error = write_atomically(&path, b"x").unwrap_err().to_string();
-        assert!(error.contains("absent"), "{error}");
+        let Err(Error::Io {
+            path: named,
+            source,
+        }) = write_atomically(&path, b"x")
+        else {
+            panic!("no such error");
+        };
+        assert_eq!(named, path);
+        assert_eq!(source.kind(), std::io::ErrorKind::NotFound);
     }
 
     #[cfg(unix)]

@@ -120,6 +120,54 @@ impl HubProblem {
         }
     }
 
+    /// What the user can do about this problem with the model `id`, see [`Error::hint`].
+    pub(crate) fn hint(&self, id: &str) -> Option<String> {
+        let tokens = "a token from https://huggingface.co/settings/tokens";
+        Some(match self {
+            Self::Offline { .. } => {
+                format!("unset HF_HUB_OFFLINE, or give a folder; `dinv models pull {id}` downloads it")
+            }
+            Self::NotBuiltIn => "build with `--features hub`, or give a folder".into(),
+            Self::NotFound => format!(
+                "check the spelling: {id} is no path here either; a private model needs HF_TOKEN, {tokens}"
+            ),
+            Self::NoRevision => {
+                "leave the revision out, or look for it on the model's page".into()
+            }
+            Self::Gated { page, token: false } => {
+                format!("accept the licence at {page}, then set HF_TOKEN to {tokens}")
+            }
+            Self::Gated { page, token: true } => {
+                format!("accept the licence at {page} with the account that HF_TOKEN belongs to")
+            }
+            Self::Denied { token: false, .. } => format!("set HF_TOKEN to {tokens}"),
+            Self::Denied { token: true, .. } => {
+                format!("HF_TOKEN is not accepted: check it, or take {tokens}")
+            }
+            Self::TooMany { .. } => {
+                "wait, then run the same command again; with HF_TOKEN more requests are allowed".into()
+            }
+            Self::Status { .. } | Self::Unreachable { .. } => {
+                "check the network, and HF_ENDPOINT if it is set; with HF_HUB_OFFLINE=1 only what was \
+                 downloaded is used"
+                    .into()
+            }
+            Self::Interrupted { .. } => {
+                "run the same command again: it goes on where the download stopped".into()
+            }
+            Self::Damaged { .. } => "run the same command again".into(),
+            Self::Write { left, .. } => format!(
+                "{left} bytes are still to come: make room, or name another place with HF_HUB_CACHE; \
+                 what came is kept"
+            ),
+            Self::Unusable { .. } => {
+                "give a repository in diffusers' form, or download a single file and give its path"
+                    .into()
+            }
+            Self::Protocol { .. } => return None,
+        })
+    }
+
     /// An answer that cannot be used.
     #[cfg(feature = "hub")]
     pub(crate) fn protocol(reason: impl Into<String>) -> Self {
@@ -148,4 +196,103 @@ fn but_for(missing: &[String]) -> String {
 
 fn in_seconds(seconds: Option<u64>) -> String {
     seconds.map_or_else(String::new, |seconds| format!(", for {seconds} s"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_be_done_is_hinted_at() {
+        let io = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let text = String::new;
+        let gated = |token| HubProblem::Gated {
+            page: "https://page".to_owned(),
+            token,
+        };
+        let denied = |token| HubProblem::Denied { status: 401, token };
+        for (problem, expected) in [
+            (
+                HubProblem::Offline { missing: vec![] },
+                "unset HF_HUB_OFFLINE, or give a folder; `dinv models pull a/b` downloads it",
+            ),
+            (
+                HubProblem::NotBuiltIn,
+                "build with `--features hub`, or give a folder",
+            ),
+            (
+                HubProblem::NotFound,
+                "check the spelling: a/b is no path here either; a private model needs HF_TOKEN, a token \
+                 from https://huggingface.co/settings/tokens",
+            ),
+            (
+                HubProblem::NoRevision,
+                "leave the revision out, or look for it on the model's page",
+            ),
+            (
+                gated(false),
+                "accept the licence at https://page, then set HF_TOKEN to a token from \
+                 https://huggingface.co/settings/tokens",
+            ),
+            (
+                gated(true),
+                "accept the licence at https://page with the account that HF_TOKEN belongs to",
+            ),
+            (
+                denied(false),
+                "set HF_TOKEN to a token from https://huggingface.co/settings/tokens",
+            ),
+            (
+                denied(true),
+                "HF_TOKEN is not accepted: check it, or take a token from \
+                 https://huggingface.co/settings/tokens",
+            ),
+            (
+                HubProblem::TooMany { seconds: None },
+                "wait, then run the same command again; with HF_TOKEN more requests are allowed",
+            ),
+            (
+                HubProblem::Unreachable {
+                    host: text(),
+                    reason: text(),
+                },
+                "check the network, and HF_ENDPOINT if it is set; with HF_HUB_OFFLINE=1 only what was \
+                 downloaded is used",
+            ),
+            (
+                HubProblem::Interrupted {
+                    file: text(),
+                    done: 1,
+                    total: 2,
+                    reason: text(),
+                },
+                "run the same command again: it goes on where the download stopped",
+            ),
+            (
+                HubProblem::Damaged {
+                    file: text(),
+                    expected: text(),
+                    found: text(),
+                },
+                "run the same command again",
+            ),
+            (
+                HubProblem::Write {
+                    path: PathBuf::new(),
+                    left: 7,
+                    source: io(),
+                },
+                "7 bytes are still to come: make room, or name another place with HF_HUB_CACHE; what came \
+                 is kept",
+            ),
+            (
+                HubProblem::Unusable { reason: text() },
+                "give a repository in diffusers' form, or download a single file and give its path",
+            ),
+        ] {
+            assert_eq!(problem.hint("a/b").as_deref(), Some(expected));
+        }
+        let nothing = HubProblem::Protocol { reason: text() };
+        assert_eq!(nothing.hint("a/b"), None);
+    }
 }

@@ -62,8 +62,10 @@ pub struct LossTerms {
     pub clip: f32,
 }
 
-/// One message from the library to whoever watches it.
-#[derive(Debug, Clone, PartialEq)]
+/// One message from the library to whoever watches it. As JSON it is an object whose `type` is `step` or
+/// `notice`, beside the fields of either.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Progress {
     /// `done` of `total` steps of a stage are finished; the first message of a stage has `done` 0.
@@ -77,8 +79,11 @@ pub enum Progress {
         /// The loss of the step just finished, where the stage has one.
         loss: Option<LossTerms>,
     },
-    /// Something a person should know, in one lower-case sentence without a full stop.
-    Notice(String),
+    /// Something a person should know.
+    Notice {
+        /// One lower-case sentence without a full stop.
+        message: String,
+    },
 }
 
 /// Who watches: called after every step; [`ControlFlow::Break`] asks to stop, which ends the work
@@ -108,5 +113,55 @@ pub fn step(observer: Observer<'_>, stage: Stage, done: usize, total: usize) -> 
 
 /// Passes a notice on; a request to stop takes effect at the next step.
 pub(crate) fn notice(observer: Observer<'_>, message: impl Into<String>) {
-    let _ = observer(&Progress::Notice(message.into()));
+    let message = message.into();
+    let _ = observer(&Progress::Notice { message });
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn messages_are_tagged_objects_as_json() {
+        let step = |stage, loss| Progress::Step {
+            stage,
+            done: 3,
+            total: 9,
+            loss,
+        };
+        let loss = LossTerms {
+            total: 1.5,
+            after: 0.25,
+            before: 0.125,
+            clip: 0.5,
+        };
+        let notice = Progress::Notice {
+            message: "equal captions".to_owned(),
+        };
+        for (progress, expected) in [
+            (
+                step(Stage::Learn, Some(loss)),
+                json!({
+                    "type": "step", "stage": "learn", "done": 3, "total": 9,
+                    "loss": { "total": 1.5, "after": 0.25, "before": 0.125, "clip": 0.5 },
+                }),
+            ),
+            (
+                step(Stage::OptimisePrompt, None),
+                json!({
+                    "type": "step", "stage": "optimise-prompt", "done": 3, "total": 9, "loss": null,
+                }),
+            ),
+            (
+                notice,
+                json!({ "type": "notice", "message": "equal captions" }),
+            ),
+        ] {
+            assert_eq!(serde_json::to_value(&progress).unwrap(), expected);
+            let read: Progress = serde_json::from_value(expected).unwrap();
+            assert_eq!(read, progress);
+        }
+    }
 }

@@ -4,6 +4,8 @@ use burn::tensor::{DType, Tensor};
 use half::f16;
 use sha2::{Digest, Sha256};
 
+use super::digest::hex;
+
 /// Keeps the cosine of vectors near zero finite.
 const EPSILON: f64 = 1e-8;
 
@@ -14,11 +16,6 @@ pub(crate) fn fingerprint(weights: impl IntoIterator<Item = Tensor<2>>) -> Strin
         hash.update(f16::from_f32(value).to_le_bytes());
     }
     hex(hash)
-}
-
-/// A finished hash in hexadecimal digits.
-pub(crate) fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// The numbers of a tensor as f32 on the host, row-major.

@@ -113,16 +113,17 @@ pub type OtherFields = serde_json::Map<String, Value>;
 /// A field that is absent or null has the default, which is the supported value.
 ///
 /// # Errors
-/// [`Error::Config`] naming the file, the field, and both values.
+/// [`Error::UnsupportedField`] naming the file, the field, and both values.
 pub fn check_fixed_fields(fields: &OtherFields, fixed: &[(&str, &str)], path: &Path) -> Result<()> {
     for (name, supported) in fixed {
         let found = fields.get(*name).unwrap_or(&Value::Null);
         let same_number = found.as_f64().is_some_and(|x| supported.parse() == Ok(x));
         if !found.is_null() && found.to_string().as_str() != *supported && !same_number {
-            return Err(Error::Config {
+            return Err(Error::UnsupportedField {
                 path: path.to_owned(),
                 field: (*name).to_owned(),
-                reason: format!("{found} is not supported, only {supported}"),
+                found: found.to_string(),
+                supported: (*supported).to_owned(),
             });
         }
     }

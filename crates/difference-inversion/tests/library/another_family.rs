@@ -380,7 +380,7 @@ fn it_learns_a_difference_without_a_joint_space_and_says_so() {
     };
     let mut notices = Vec::new();
     let mut observer = |progress: &Progress| {
-        if let Progress::Notice(text) = progress {
+        if let Progress::Notice { message: text } = progress {
             notices.push(text.clone());
         }
         ControlFlow::Continue(())

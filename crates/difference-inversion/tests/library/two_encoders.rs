@@ -227,7 +227,7 @@ fn one_joint_space_guides_its_own_tokens_and_a_notice_says_so() {
         let models = with_clips(&golden("sdxl"), clip);
         let mut notices = Vec::new();
         let mut observer = |progress: &Progress| {
-            if let Progress::Notice(text) = progress {
+            if let Progress::Notice { message: text } = progress {
                 notices.push(text.clone());
             }
             ControlFlow::Continue(())

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use super::{MethodRecord, ResultRecord, RunRecord};
 use crate::measures::network_of;
-use crate::suite::hex;
+
 use crate::{BUILT_IN, Scores};
+use difference_inversion::util::digest::sha256;
 
 /// Under this name stands [`Entry::identity`](crate::suite::Entry::identity) among what a
 /// result was made with.
@@ -21,7 +21,7 @@ impl RunRecord {
     /// how files are understood, the method's settings, and the networks of the model that it draws
     /// with; of all that is long the first digits of its SHA-256.
     pub fn made_with(&self, method: &MethodRecord) -> BTreeMap<String, String> {
-        let of_text = |text: &str| short(&hex(&Sha256::digest(text)));
+        let of_text = |text: &str| short(&sha256(text));
         let options = Value::Object(self.options.clone());
         let all = [
             ("program", self.program.clone()),

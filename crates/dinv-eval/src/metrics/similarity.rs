@@ -1,15 +1,6 @@
 //! Angles and distances between features.
 
-/// `a·b / (|a| |b|)`, 0 if either is zero.
-pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |x: &[f32], y: &[f32]| -> f64 {
-        (x.iter().zip(y))
-            .map(|(&x, &y)| f64::from(x) * f64::from(y))
-            .sum()
-    };
-    let norms = (dot(a, a) * dot(b, b)).sqrt();
-    if norms > 0.0 { dot(a, b) / norms } else { 0.0 }
-}
+use difference_inversion::util::vector::cosine;
 
 /// The directional similarity `cos(after − before, after′ − before′)` of two changes, each given as
 /// [before, after]: of pictures ([Gal et al. 2021](https://arxiv.org/abs/2108.00946) have it of

@@ -6,8 +6,6 @@ use super::*;
 
 #[test]
 fn directions_are_angles_between_changes() {
-    assert!((cosine(&[3.0, 4.0], &[4.0, 3.0]) - 0.96).abs() < 1e-12);
-    assert_eq!(cosine(&[0.0, 0.0], &[4.0, 3.0]), 0.0);
     let right: [&[f32]; 2] = [&[1.0, 1.0], &[2.0, 1.0]];
     let up: [&[f32]; 2] = [&[0.0, 5.0], &[0.0, 6.0]];
     assert_eq!(direction(right, up), 0.0);

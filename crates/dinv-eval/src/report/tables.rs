@@ -63,9 +63,10 @@ impl Report {
             .methods
             .iter()
             .any(|method| !method.by_kind("edit", group).is_empty());
-        let (metrics, title): (&[&str], _) = match judged {
-            true => (&["edit", "kept"], "edit shown / others kept, %"),
-            false => (&["clip_direction"], "CLIP direction"),
+        let (metrics, title): (&[&str], _) = if judged {
+            (&["edit", "kept"], "edit shown / others kept, %")
+        } else {
+            (&["clip_direction"], "CLIP direction")
         };
         let ran = self
             .methods
@@ -182,13 +183,14 @@ impl Report {
                 let _ = writeln!(text, "- `{name}`: {other} of {solved}");
             }
         }
-        match text.is_empty() {
-            true => text,
-            false => format!(
+        if text.is_empty() {
+            text
+        } else {
+            format!(
                 "\n## Measured with other networks\n\nThese results were not measured with \
                  exactly the networks named below; a run of the method with these networks measures \
                  them again.\n\n{text}"
-            ),
+            )
         }
     }
 
@@ -336,9 +338,10 @@ fn shown(estimate: &Estimate, solved: usize) -> String {
         count,
     } = *estimate;
     let digits = if mean.abs() < 0.05 { 4 } else { 3 };
-    let fewer = match count == solved {
-        true => String::new(),
-        false => format!(" (n = {count})"),
+    let fewer = if count == solved {
+        String::new()
+    } else {
+        format!(" (n = {count})")
     };
     format!("{mean:.digits$} [{low:.digits$}, {high:.digits$}]{fewer}")
 }
@@ -359,8 +362,9 @@ fn table_row(cells: impl IntoIterator<Item = String>) -> String {
 
 /// A value as a CSV file has it (RFC 4180).
 fn quoted(cell: &str) -> String {
-    match cell.contains([',', '"', '\n', '\r']) {
-        true => format!("\"{}\"", cell.replace('"', "\"\"")),
-        false => cell.to_owned(),
+    if cell.contains([',', '"', '\n', '\r']) {
+        format!("\"{}\"", cell.replace('"', "\"\""))
+    } else {
+        cell.to_owned()
     }
 }

@@ -68,12 +68,13 @@ pub(super) fn read(folder: &Path) -> Result<Vec<Entry>> {
             entries.push(number, entry)?;
         }
     }
-    match entries.entries.is_empty() {
-        true => Err(Error::invalid_file(
+    if entries.entries.is_empty() {
+        Err(Error::invalid_file(
             &list,
             "no prompt has two seeds, which an analogy takes",
-        )),
-        false => Ok(entries.entries),
+        ))
+    } else {
+        Ok(entries.entries)
     }
 }
 

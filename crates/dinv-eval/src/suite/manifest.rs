@@ -59,9 +59,10 @@ fn parse(text: &str) -> std::result::Result<Line, String> {
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let line = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let field = error.path().to_string();
-        match error.inner().is_data() && field != "." {
-            true => format!("`{field}`: {}", error.inner()),
-            false => error.inner().to_string(),
+        if error.inner().is_data() && field != "." {
+            format!("`{field}`: {}", error.inner())
+        } else {
+            error.inner().to_string()
         }
     })?;
     deserializer.end().map_err(|error| error.to_string())?;

@@ -196,10 +196,12 @@ fn other_files_and_folders_are_no_suites() {
         message.contains("not a suite: expected suite.json"),
         "{message}"
     );
-    assert!(Suite::open(&folder.path().join("gone")).is_err());
+    let gone = Suite::open(&folder.path().join("gone")).unwrap_err();
+    assert!(gone.to_string().contains("gone: No such file"), "{gone}");
     fs::write(folder.path().join(SUITE), r#"{"name": "x"}"#).unwrap();
     let message = Suite::open(folder.path()).unwrap_err().to_string();
-    assert!(message.contains(MANIFEST), "{message}");
+    let expected = format!("{MANIFEST}: No such file");
+    assert!(message.contains(&expected), "{message}");
 }
 
 /// A small data set in InstructPix2Pix's layout.
@@ -237,14 +239,20 @@ fn two_seeds_of_a_prompt_make_an_analogy_with_its_truth() {
         ["11_0.jpg", "11_1.jpg", "22_0.jpg", "22_1.jpg"]
     );
     let analogy = entry.read().unwrap();
-    assert_eq!(analogy.b_prime.unwrap().dimensions(), (15, 16));
+    let b_prime = analogy.b_prime.unwrap();
+    assert_eq!(b_prime.dimensions(), (15, 16));
+    assert_eq!(b_prime.get_pixel(7, 7).0, [15; 3]);
 }
 
 #[test]
 fn what_is_wrong_with_a_data_set_is_told() {
     let good = json!([["0000007", ["11", "22"]]]);
     let cases = [
-        (json!({"x": 1}), PROMPT, "seeds.json: "),
+        (
+            json!({"x": 1}),
+            PROMPT,
+            "seeds.json: field `.`: invalid type: map",
+        ),
         (
             json!([["0000007", ["11"]]]),
             PROMPT,
@@ -297,7 +305,8 @@ fn any_suite_is_written_out_as_a_folder() {
     assert!(message.ends_with("something is there already"), "{message}");
     fs::remove_file(&suite.entries[0].pictures[2]).unwrap();
     let failed = place.path().join("failed");
-    assert!(suite.export(&failed).is_err());
+    let message = suite.export(&failed).unwrap_err().to_string();
+    assert!(message.contains("22_0.jpg: No such file"), "{message}");
     assert!(!failed.exists());
 }
 
@@ -331,7 +340,8 @@ fn a_suite_is_told_without_reading_its_pictures() {
     let before = suite.identity();
     fs::remove_file(folder.path().join("b.png")).unwrap();
     assert_eq!(suite.identity(), before);
-    assert!(suite.entries[0].identity().is_err());
+    let message = suite.entries[0].identity().unwrap_err().to_string();
+    assert!(message.contains("b.png: No such file"), "{message}");
 }
 
 #[test]

@@ -4,8 +4,11 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use difference_inversion::image::{RgbImage, fit, load_image, save_png};
-use difference_inversion::method::analogy::{self, Applied, Example, Learned, Target};
+use difference_inversion::image::{RgbImage, fit, save_png};
+use difference_inversion::job::AnalogyJob;
+use difference_inversion::job::Job;
+use difference_inversion::job::TargetFile;
+use difference_inversion::method::analogy::{Applied, Example, Learned, Target};
 use difference_inversion::method::generate_config::AnalogyConfig;
 use serde_json::{Value, json};
 
@@ -87,39 +90,45 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
         &args.seed,
     ])?;
     let models: ModelSettings = settings.resolve()?;
-    let examples = args.pairs.read()?;
-    let target = Target {
-        b: load_image(&b_path)?,
-        caption_b: args.caption_b.clone(),
+    let mut job = AnalogyJob {
+        pairs: args.pairs.pairs(),
+        target: TargetFile {
+            b: b_path.clone(),
+            caption_b: args.caption_b.clone(),
+        },
+        ..AnalogyJob::default()
     };
+    let pictures = job.open(&models.device()?)?;
+    let (examples, target) = &pictures;
     let mut inputs = args.pairs.files();
     inputs.push(&b_path);
     let output = OutputFolder::prepare(&args.output, FILES, args.overwrite, &inputs)?;
     let checkpoint = output.path(checkpoint::NAME);
-    let records = checkpoint::records(&checkpoint, args.resume, args.overwrite)?;
+    job.records = checkpoint::records(&checkpoint, args.resume, args.overwrite)?;
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
     let mut fetcher = Fetcher::new(&mut watcher)?;
     let model = fetcher.model_of_words(&models)?;
-    let config = settings.clone().with_model(&model)?.analogy()?;
+    job.settings = settings.clone().with_model(&model)?.analogy()?;
+    let config = &job.settings;
     let captions = args.pairs.have_captions() && args.caption_b.is_some();
-    let needs = Needs::of_learning(captions, &config);
+    let needs = Needs::of_learning(captions, config);
     let paths = fetcher.paths(&models, model, needs)?;
     if args.b.is_some() {
         watcher.notices(models.demo_notice());
     }
     watcher.notices(settings.without_effect(config.unread()));
-    let mut recipe = Recipe::new("analogy", &models, &paths, &groups(&config))?;
+    let mut recipe = Recipe::new("analogy", &models, &paths, &groups(config))?;
     if !args.no_memory_check {
         models.check_memory(&paths, &config.learn, examples.len(), needs.captioner)?;
     }
     let models = models.open(&paths, &mut watcher)?;
-    let mut sizes = args.pairs.sizes(&examples);
+    let mut sizes = args.pairs.sizes(examples);
     sizes.push((&b_path, target.b.dimensions()));
     watcher.notices(fitting::of_pairs(&sizes, models.pipeline().resolution()));
     let mut observe = |progress: &_| watcher.observe(progress);
-    let solved = analogy::solve(&models, &examples, &target, &config, &records, &mut observe);
+    let solved = job.run(&models, &pictures, &mut observe);
     let (learned, applied) = solved.map_err(|error| checkpoint::named(error, &checkpoint))?;
 
     recipe.input("pairs", pairs_record(&args.pairs, &learned))?;
@@ -138,7 +147,7 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
         ("dinv", recipe_line.as_str()),
     ];
     save_png(&staging.path(B_PRIME), &applied.b_prime, &text)?;
-    let sheet = draw_sheet(&examples, &target, &learned, &applied, &config)?;
+    let sheet = draw_sheet(examples, target, &learned, &applied, config)?;
     save_png(&staging.path(SHEET), &sheet, &text)?;
     let plot = plot::of_learning(&learned.history, learned.best_step);
     save_png(&staging.path(LOSS), &plot::draw(&plot)?, &text)?;
@@ -215,9 +224,10 @@ fn draw_sheet(
         .map(|example| [seen(&example.a), seen(&example.a_prime)])
         .collect();
     let b = seen(&target.b);
-    let done = match config.generate.reverse {
-        false => "B with the difference applied",
-        true => "B with the difference undone",
+    let done = if config.generate.reverse {
+        "B with the difference undone"
+    } else {
+        "B with the difference applied"
     };
     let footer = format!(
         "{} difference tokens, kept from step {} of {} · strength {} · seed {}",

@@ -3,11 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use difference_inversion::Error;
 use difference_inversion::image::{load_image, save_png};
-use difference_inversion::method::analogy::{self, Applied, Target};
+use difference_inversion::job::ApplyJob;
+use difference_inversion::job::Job as _;
+use difference_inversion::job::TargetFile;
+use difference_inversion::method::analogy::{self, Applied};
 use difference_inversion::method::difference::DifferenceTokens;
+use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::models::denoiser::Memory;
-use difference_inversion::{Error, Result};
 use serde_json::{Value, json};
 
 use super::fetch::{Fetcher, Needs};
@@ -73,7 +77,8 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<()> {
         args.general
             .settings(&[&args.prompt, &args.generate, &args.model, &args.seed])?;
     let models: ModelSettings = settings.resolve()?;
-    let tokens = DifferenceTokens::load(&args.difference, &models.device()?)?;
+    let device = models.device()?;
+    let tokens = DifferenceTokens::load(&args.difference, &device)?;
     let inputs: Vec<&Path> = (args.b.iter().chain([&args.difference]))
         .map(PathBuf::as_path)
         .collect();
@@ -122,14 +127,17 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<()> {
         // The captioner is closed while a picture is made: all captions first, or it is opened for each.
         for job in &mut jobs {
             let mut observe = |progress: &_| watcher.observe(progress);
-            let caption = analogy::caption(&models, &job.target()?, &config, &mut observe);
+            let (_, target) = args.request(job, &config).open(&device)?;
+            let caption = analogy::caption(&models, &target, &config, &mut observe);
             job.caption = Some(caption.map_err(|error| args.stopped(error, job))?);
         }
     }
     let mut results = Vec::new();
     for job in &jobs {
         let mut observe = |progress: &_| watcher.observe(progress);
-        let applied = analogy::apply(&models, &tokens, &job.target()?, &config, &mut observe)
+        let request = args.request(job, &config);
+        let applied = request
+            .run(&models, &request.open(&device)?, &mut observe)
             .map_err(|error| args.stopped(error, job))?;
         let path = output.path(&job.name);
         let b = job.write(&applied, recipe.clone(), &path)?;
@@ -142,13 +150,6 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<()> {
 }
 
 impl Job<'_> {
-    fn target(&self) -> Result<Target> {
-        Ok(Target {
-            b: load_image(self.b)?,
-            caption_b: self.caption.clone(),
-        })
-    }
-
     /// Writes the result with its recipe to `path`; gives what the recipe says of B.
     fn write(&self, applied: &Applied, mut recipe: Recipe, path: &Path) -> anyhow::Result<Value> {
         let b = json!({
@@ -178,12 +179,25 @@ impl ApplyArgs {
         Ok(jobs.collect())
     }
 
+    /// What is asked for one picture.
+    fn request(&self, job: &Job<'_>, settings: &AnalogyConfig) -> ApplyJob {
+        ApplyJob {
+            difference: self.difference.clone(),
+            target: TargetFile {
+                b: job.b.to_owned(),
+                caption_b: job.caption.clone(),
+            },
+            settings: settings.clone(),
+        }
+    }
+
     /// Ends the work with what it gave.
     fn finish(&self, watcher: Watcher, results: &[Value]) -> anyhow::Result<()> {
         let (_, notices) = watcher.finish();
-        match self.general.json {
-            true => report::json(&json!({ "results": results, "notices": notices })),
-            false => Ok(()),
+        if self.general.json {
+            report::json(&json!({ "results": results, "notices": notices }))
+        } else {
+            Ok(())
         }
     }
 

@@ -350,7 +350,10 @@ mod tests {
         canvas.fill(-5.0, -5.0, 100.0, 100.0, RULE);
         canvas.text("wide text", -20.0, -4.0, bold(30.0, INK));
         canvas.polyline(&[(-10.0, -10.0), (40.0, 40.0)], 3.0, ACCENT, 1.0);
-        assert_eq!(canvas.into_image().dimensions(), (16, 16));
+        let image = canvas.into_image();
+        assert_eq!(image.dimensions(), (16, 16));
+        assert_eq!(*image.get_pixel(8, 8), ACCENT);
+        assert_eq!(*image.get_pixel(15, 0), RULE);
     }
 
     #[test]

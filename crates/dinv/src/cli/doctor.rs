@@ -9,6 +9,7 @@ use difference_inversion::diffusion::family::{FAMILIES, Family};
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::diffusion::model_files::{ModelFiles, SCHEDULER, tokenizer_of};
 use difference_inversion::hub::ModelId;
+use difference_inversion::util::machine::peak_memory;
 use difference_inversion::vector_instructions;
 use difference_inversion::weights::Weights;
 use serde::Serialize;
@@ -275,18 +276,8 @@ fn memory_here() -> Memory {
     Memory {
         total: mib(system.total_memory()),
         available: mib(system.available_memory()),
-        peak: peak(),
+        peak: peak_memory().map(|bytes| bytes.div_ceil(1 << 20)),
     }
-}
-
-/// The most memory this process has used, where the system tells (Linux).
-fn peak() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib.div_ceil(1 << 10))
 }
 
 fn mib(bytes: u64) -> u64 {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use difference_inversion::diffusion::family::Family;
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
-use difference_inversion::hub::{CAPTIONER, Hub, HubProblem, ModelId, joint_spaces};
+use difference_inversion::hub::{CAPTIONER, Hub, ModelId, joint_spaces};
 use difference_inversion::method::delta::DeltaMode;
 use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::method::prompt::{PromptConfig, PromptMode};
@@ -172,9 +172,10 @@ impl<'a> Fetcher<'a> {
             Some(name) => matches!(locate::locate(name)?, Location::Hub(_)),
             None => false,
         };
-        match from_hub && !paths.captioner_folder().is_dir() {
-            true => self.fetch_beside(&CAPTIONER.parse()?),
-            false => Ok(None),
+        if from_hub && !paths.captioner_folder().is_dir() {
+            self.fetch_beside(&CAPTIONER.parse()?)
+        } else {
+            Ok(None)
         }
     }
 
@@ -198,12 +199,13 @@ impl<'a> Fetcher<'a> {
             None => Vec::new(),
         };
         if self.looks_only {
-            let message = match missing.is_empty() {
-                true => format!("{id}: not downloaded"),
-                false => format!(
+            let message = if missing.is_empty() {
+                format!("{id}: not downloaded")
+            } else {
+                format!(
                     "{id}: not downloaded as a whole: no {}",
                     missing.join(", no ")
-                ),
+                )
             };
             let hint = format!("download it with `dinv models pull {id}`");
             return Err(Failure::new(message).hint(hint).into());
@@ -216,54 +218,6 @@ impl<'a> Fetcher<'a> {
         let observe = &mut |progress: &_| watcher.observe(progress);
         Ok(self.hub.pull(id, variant, observe)?)
     }
-}
-
-/// What the user can do about a problem with the Hub.
-pub(crate) fn hint(id: &str, problem: &HubProblem) -> Option<String> {
-    let tokens = "a token from https://huggingface.co/settings/tokens";
-    Some(match problem {
-        HubProblem::Offline { .. } => {
-            format!("unset HF_HUB_OFFLINE, or give a folder; `dinv models pull {id}` downloads it")
-        }
-        HubProblem::NotBuiltIn => "build with `--features hub`, or give a folder".into(),
-        HubProblem::NotFound => format!(
-            "check the spelling: {id} is no path here either; a private model needs HF_TOKEN, {tokens}"
-        ),
-        HubProblem::NoRevision => {
-            "leave the revision out, or look for it on the model's page".into()
-        }
-        HubProblem::Gated { page, token: false } => {
-            format!("accept the licence at {page}, then set HF_TOKEN to {tokens}")
-        }
-        HubProblem::Gated { page, token: true } => {
-            format!("accept the licence at {page} with the account that HF_TOKEN belongs to")
-        }
-        HubProblem::Denied { token: false, .. } => format!("set HF_TOKEN to {tokens}"),
-        HubProblem::Denied { token: true, .. } => {
-            format!("HF_TOKEN is not accepted: check it, or take {tokens}")
-        }
-        HubProblem::TooMany { .. } => {
-            "wait, then run the same command again; with HF_TOKEN more requests are allowed".into()
-        }
-        HubProblem::Status { .. } | HubProblem::Unreachable { .. } => {
-            "check the network, and HF_ENDPOINT if it is set; with HF_HUB_OFFLINE=1 only what was \
-             downloaded is used"
-                .into()
-        }
-        HubProblem::Interrupted { .. } => {
-            "run the same command again: it goes on where the download stopped".into()
-        }
-        HubProblem::Damaged { .. } => "run the same command again".into(),
-        HubProblem::Write { left, .. } => format!(
-            "{left} bytes are still to come: make room, or name another place with HF_HUB_CACHE; \
-             what came is kept"
-        ),
-        HubProblem::Unusable { .. } => {
-            "give a repository in diffusers' form, or download a single file and give its path"
-                .into()
-        }
-        _ => return None,
-    })
 }
 
 #[cfg(test)]

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
+use difference_inversion::about;
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::diffusion::model_files::FileOptions;
 use difference_inversion::diffusion::model_files::layout::Layout;
 use difference_inversion::diffusion::sample::PredictionType;
-use difference_inversion::image::load_image;
+use difference_inversion::job::PairFiles;
 use difference_inversion::method::analogy::Example;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
@@ -236,8 +237,7 @@ impl General {
 #[derive(Debug, Clone, Default, Args, Serialize)]
 #[command(next_help_heading = "General")]
 pub(crate) struct SeedFlag {
-    /// Seed of everything random; the same seed gives the same result
-    #[arg(long)]
+    #[arg(long, help = about!(seed))]
     seed: Option<u64>,
 }
 
@@ -245,20 +245,15 @@ pub(crate) struct SeedFlag {
 #[derive(Debug, Clone, Default, Args, Serialize)]
 #[command(next_help_heading = "Prompts")]
 pub(crate) struct PromptFlags {
-    /// What stands for a picture in words
-    #[arg(long, value_parser = ["caption", "optimised", "caption+optimised", "text"])]
+    #[arg(long, help = about!(prompt_mode), value_parser = ["caption", "optimised", "caption+optimised", "text"])]
     prompt_mode: Option<String>,
-    /// Words of an optimised prompt
-    #[arg(long, value_name = "N", hide_short_help = true)]
+    #[arg(long, help = about!(pez_tokens), value_name = "N", hide_short_help = true)]
     pez_tokens: Option<usize>,
-    /// Steps of the search for an optimised prompt
-    #[arg(long, value_name = "N", hide_short_help = true)]
+    #[arg(long, help = about!(pez_steps), value_name = "N", hide_short_help = true)]
     pez_steps: Option<usize>,
-    /// Learning rate of that search
-    #[arg(long, value_name = "RATE", hide_short_help = true, value_parser = finite)]
+    #[arg(long, help = about!(pez_learning_rate), value_name = "RATE", hide_short_help = true, value_parser = finite)]
     pez_learning_rate: Option<f64>,
-    /// Weight decay of that search
-    #[arg(long, value_name = "DECAY", hide_short_help = true, value_parser = finite)]
+    #[arg(long, help = about!(pez_weight_decay), value_name = "DECAY", hide_short_help = true, value_parser = finite)]
     pez_weight_decay: Option<f64>,
 }
 
@@ -266,67 +261,46 @@ pub(crate) struct PromptFlags {
 #[derive(Debug, Clone, Default, Args, Serialize)]
 #[command(next_help_heading = "Learning")]
 pub(crate) struct LearnFlags {
-    /// Optimisation steps
-    #[arg(long, value_name = "N")]
+    #[arg(long, help = about!(steps), value_name = "N")]
     steps: Option<usize>,
-    /// Difference tokens
-    #[arg(long, value_name = "N")]
+    #[arg(long, help = about!(num_tokens), value_name = "N")]
     num_tokens: Option<usize>,
-    /// AdamW's learning rate
-    #[arg(long, value_name = "RATE", value_parser = finite)]
+    #[arg(long, help = about!(learning_rate), value_name = "RATE", value_parser = finite)]
     learning_rate: Option<f64>,
-    /// Between the image delta (0) and the text delta (1)
-    #[arg(long, value_name = "0..1", value_parser = finite)]
+    #[arg(long, help = about!(alpha), value_name = "0..1", value_parser = finite)]
     alpha: Option<f64>,
-    /// Weight of the CLIP loss; 0 leaves it out
-    #[arg(long, value_name = "WEIGHT", value_parser = finite)]
+    #[arg(long, help = about!(lambda_clip), value_name = "WEIGHT", value_parser = finite)]
     lambda_clip: Option<f64>,
-    /// Weight of the token consistency loss
-    #[arg(long, value_name = "WEIGHT", hide_short_help = true, value_parser = finite)]
+    #[arg(long, help = about!(lambda_mse), value_name = "WEIGHT", hide_short_help = true, value_parser = finite)]
     lambda_mse: Option<f64>,
-    /// Weight of explaining A by taking the difference away, beside explaining A′ by adding it
-    #[arg(long, value_name = "WEIGHT", hide_short_help = true, value_parser = finite)]
+    #[arg(long, help = about!(lambda_before), value_name = "WEIGHT", hide_short_help = true, value_parser = finite)]
     lambda_before: Option<f64>,
-    /// What is read in the CLIP loss: the tokens alone, or what they change in the prompts
-    #[arg(long, value_parser = ["alone", "prompts"], hide_short_help = true)]
+    #[arg(long, help = about!(clip_reading), value_parser = ["alone", "prompts"], hide_short_help = true)]
     clip_reading: Option<String>,
-    /// What the CLIP loss follows; `image` alone is an ablation
-    #[arg(long, value_parser = ["interpolated", "image", "text"], hide_short_help = true)]
+    #[arg(long, help = about!(delta), value_parser = ["interpolated", "image", "text"], hide_short_help = true)]
     delta: Option<String>,
-    /// Whether taking the difference away from A′ must explain A and point back; `false` is an
-    /// ablation
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+    #[arg(long, help = about!(consistency), value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_missing_value = "true", hide_short_help = true)]
     consistency: Option<bool>,
-    /// How the tokens start: `zero`, `random`, or `word:TEXT`; all but zero are ablations
-    #[arg(long, value_name = "START", value_parser = initialisation, hide_short_help = true)]
+    #[arg(long, help = about!(initialisation), value_name = "START", value_parser = initialisation, hide_short_help = true)]
     initialisation: Option<Value>,
-    /// AdamW's weight decay
-    #[arg(long, value_name = "DECAY", hide_short_help = true, value_parser = finite)]
+    #[arg(long, help = about!(weight_decay), value_name = "DECAY", hide_short_help = true, value_parser = finite)]
     weight_decay: Option<f64>,
-    /// Draws of timestep and noise per pair and step
-    #[arg(long, value_name = "N", hide_short_help = true)]
+    #[arg(long, help = about!(samples_per_step), value_name = "N", hide_short_help = true)]
     samples_per_step: Option<usize>,
-    /// Bound on a token's norm, in median norms of the vocabulary
-    #[arg(long, value_name = "NORM", hide_short_help = true, value_parser = finite)]
+    #[arg(long, help = about!(max_norm), value_name = "NORM", hide_short_help = true, value_parser = finite)]
     max_norm: Option<f64>,
-    /// Probability with which a word of both prompts is left out of a step
-    #[arg(long, value_name = "0..1", hide_short_help = true, value_parser = finite)]
+    #[arg(long, help = about!(prompt_dropout), value_name = "0..1", hide_short_help = true, value_parser = finite)]
     prompt_dropout: Option<f64>,
-    /// Latent pixels by which both pictures are moved together at random
-    #[arg(long, value_name = "N", hide_short_help = true)]
+    #[arg(long, help = about!(jitter), value_name = "N", hide_short_help = true)]
     jitter: Option<usize>,
-    /// Judge the tokens every N steps and keep the best; 0 keeps the last
-    #[arg(long, value_name = "N", hide_short_help = true)]
+    #[arg(long, help = about!(select_every), value_name = "N", hide_short_help = true)]
     select_every: Option<usize>,
-    /// Draws of timestep and noise they are judged on
-    #[arg(long, value_name = "N", hide_short_help = true)]
+    #[arg(long, help = about!(select_samples), value_name = "N", hide_short_help = true)]
     select_samples: Option<usize>,
-    /// Stop after N judgements without improvement
-    #[arg(long, value_name = "N", hide_short_help = true)]
+    #[arg(long, help = about!(patience), value_name = "N", hide_short_help = true)]
     patience: Option<usize>,
-    /// Write a checkpoint every N steps
-    #[arg(long, value_name = "N", hide_short_help = true)]
+    #[arg(long, help = about!(checkpoint_every), value_name = "N", hide_short_help = true)]
     checkpoint_every: Option<usize>,
 }
 
@@ -334,42 +308,30 @@ pub(crate) struct LearnFlags {
 #[derive(Debug, Clone, Default, Args, Serialize)]
 #[command(next_help_heading = "Making B′")]
 pub(crate) struct GenerateFlags {
-    /// How B is turned into noise
-    #[arg(long, value_parser = ["edit-friendly", "ddim", "sdedit"])]
+    #[arg(long, help = about!(inversion), value_parser = ["edit-friendly", "ddim", "sdedit"])]
     inversion: Option<String>,
-    /// What guidance moves away from: B's own prompt, or the negative prompt
-    #[arg(long, value_parser = ["difference", "ordinary"])]
+    #[arg(long, help = about!(guidance), value_parser = ["difference", "ordinary"])]
     guidance: Option<String>,
-    /// How far guidance goes; 1 or less is none [default: what suits the inversion]
-    #[arg(long, value_name = "SCALE", value_parser = finite)]
+    #[arg(long, help = concat!(about!(guidance_scale), " [default: what suits the inversion]"), value_name = "SCALE", value_parser = finite)]
     guidance_scale: Option<f64>,
-    /// Steps of the sampling schedule
-    #[arg(long, value_name = "N")]
+    #[arg(long, help = about!(num_inference_steps), value_name = "N")]
     num_inference_steps: Option<usize>,
-    /// How much of the difference is applied: 0 is none of it, 1 all of it
-    #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = finite)]
+    #[arg(long, help = about!(strength), value_name = "S", allow_negative_numbers = true, value_parser = finite)]
     strength: Option<f64>,
-    /// Undo the difference instead of applying it
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true,
+    #[arg(long, help = about!(reverse), value_name = "BOOL", num_args = 0..=1, require_equals = true,
           default_missing_value = "true")]
     reverse: Option<bool>,
-    /// What guidance moves away from; for --guidance ordinary alone
-    #[arg(long, value_name = "TEXT", hide_short_help = true)]
+    #[arg(long, help = concat!(about!(negative_prompt), "; for --guidance ordinary alone"), value_name = "TEXT", hide_short_help = true)]
     negative_prompt: Option<String>,
-    /// Edit-friendly: guidance while B is turned into noise; for --guidance ordinary alone
-    #[arg(long, value_name = "SCALE", hide_short_help = true, value_parser = finite)]
+    #[arg(long, help = concat!(about!(source_guidance_scale), "; for --guidance ordinary alone"), value_name = "SCALE", hide_short_help = true, value_parser = finite)]
     source_guidance_scale: Option<f64>,
-    /// Edit-friendly: fraction of the schedule left out at its noisy end
-    #[arg(long, value_name = "0..1", hide_short_help = true, value_parser = finite)]
+    #[arg(long, help = about!(skip), value_name = "0..1", hide_short_help = true, value_parser = finite)]
     skip: Option<f64>,
-    /// DDIM: fixed-point iterations per inversion step
-    #[arg(long, value_name = "N", hide_short_help = true)]
+    #[arg(long, help = about!(inversion_iterations), value_name = "N", hide_short_help = true)]
     inversion_iterations: Option<usize>,
-    /// SDEdit: how far B is noised
-    #[arg(long, value_name = "0..1", hide_short_help = true, value_parser = finite)]
+    #[arg(long, help = about!(sdedit_strength), value_name = "0..1", hide_short_help = true, value_parser = finite)]
     sdedit_strength: Option<f64>,
-    /// Edit-friendly: randomness of the sampling steps: 0 is DDIM, 1 is DDPM
-    #[arg(long, value_name = "0..1", hide_short_help = true, value_parser = finite)]
+    #[arg(long, help = about!(eta), value_name = "0..1", hide_short_help = true, value_parser = finite)]
     eta: Option<f64>,
 }
 
@@ -449,17 +411,15 @@ impl Pairs {
             .collect()
     }
 
-    /// Reads the pictures.
-    pub(crate) fn read(&self) -> anyhow::Result<Vec<Example>> {
+    /// The pairs, each with its captions.
+    pub(crate) fn pairs(&self) -> Vec<PairFiles> {
         let pairs = self.a.iter().zip(&self.a_prime).enumerate();
         pairs
-            .map(|(index, (a, a_prime))| {
-                Ok(Example {
-                    a: load_image(a)?,
-                    a_prime: load_image(a_prime)?,
-                    caption_a: self.caption_a.get(index).cloned(),
-                    caption_a_prime: self.caption_a_prime.get(index).cloned(),
-                })
+            .map(|(index, (a, a_prime))| PairFiles {
+                a: a.clone(),
+                a_prime: a_prime.clone(),
+                caption_a: self.caption_a.get(index).cloned(),
+                caption_a_prime: self.caption_a_prime.get(index).cloned(),
             })
             .collect()
     }

@@ -3,12 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use difference_inversion::diffusion::draw::{InitNoise, TextToImage};
+use difference_inversion::about;
 use difference_inversion::diffusion::sample::SolverKind;
-use difference_inversion::image::{load_image, save_png};
-use difference_inversion::method::difference::DifferenceTokens;
-use difference_inversion::method::generate;
-use difference_inversion::method::generate::Inputs;
+use difference_inversion::image::save_png;
+use difference_inversion::job::GenerateJob;
+use difference_inversion::job::Job;
 use serde::Serialize;
 use serde_json::json;
 
@@ -56,29 +55,22 @@ pub(crate) struct GenerateArgs {
     general: General,
 }
 
-/// The settings of [`TextToImage`], as far as they were given.
+/// The settings of [`TextToImage`](difference_inversion::analogy::TextToImage), as far as they were given.
 #[derive(Debug, Clone, Args, Serialize)]
 struct TextFlags {
-    /// What to draw
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, help = about!(text.prompt), value_name = "TEXT")]
     prompt: String,
-    /// What to stay away from
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, help = about!(text.negative_prompt), value_name = "TEXT")]
     negative_prompt: Option<String>,
-    /// How closely to follow the prompt; 1 or less is no guidance
-    #[arg(long, value_name = "SCALE", value_parser = finite)]
+    #[arg(long, help = about!(text.guidance_scale), value_name = "SCALE", value_parser = finite)]
     guidance_scale: Option<f64>,
-    /// InstructPix2Pix: how closely to keep to the picture; less than 1 is no guidance at all
-    #[arg(long, value_name = "SCALE", value_parser = finite)]
+    #[arg(long, help = about!(text.image_guidance_scale), value_name = "SCALE", value_parser = finite)]
     image_guidance_scale: Option<f64>,
-    /// Steps of the sampling schedule
-    #[arg(long, value_name = "N")]
+    #[arg(long, help = about!(text.num_inference_steps), value_name = "N")]
     num_inference_steps: Option<usize>,
-    /// How the noise is removed [default: as the model's folder says]
-    #[arg(long, value_parser = SolverKind::ALL.map(SolverKind::name))]
+    #[arg(long, help = concat!(about!(text.scheduler), " [default: as the model's folder says]"), value_parser = SolverKind::ALL.map(SolverKind::name))]
     scheduler: Option<String>,
-    /// How much of the difference tokens to use
-    #[arg(long, value_name = "S", allow_negative_numbers = true, value_parser = finite)]
+    #[arg(long, help = about!(text.strength), value_name = "S", allow_negative_numbers = true, value_parser = finite)]
     strength: Option<f64>,
 }
 
@@ -88,29 +80,25 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         .general
         .settings(&[&args.words, &args.model, &args.seed])?;
     let models: ModelSettings = settings.resolve()?;
-    let device = models.device()?;
-
-    let tokens = match &args.embedding {
-        Some(path) => Some(DifferenceTokens::load(path, &device)?),
-        None => None,
+    let mut job = GenerateJob {
+        embedding: args.embedding.clone(),
+        init_latents: args.init_latents.clone(),
+        image: args.image.clone(),
+        mask: args.mask.clone(),
+        ..GenerateJob::default()
     };
-    let init = match &args.init_latents {
-        Some(path) => Some(InitNoise::read(path, &device)?),
-        None => None,
-    };
-    let picture = |path: &Option<PathBuf>| path.as_deref().map(load_image).transpose();
-    let (image, mask) = (picture(&args.image)?, picture(&args.mask)?);
-    let inputs = [&args.image, &args.mask].into_iter().flatten();
-    let inputs: Vec<&Path> = inputs.map(PathBuf::as_path).collect();
-    check_picture(&args.output, args.overwrite, &inputs)?;
+    let inputs = job.open(&models.device()?)?;
+    let pictures = [&args.image, &args.mask].into_iter().flatten();
+    let pictures: Vec<&Path> = pictures.map(PathBuf::as_path).collect();
+    check_picture(&args.output, args.overwrite, &pictures)?;
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
     let mut fetcher = Fetcher::new(&mut watcher)?;
     let model = fetcher.model(&models)?;
-    let request: TextToImage = settings.clone().with_model(&model)?.resolve()?;
+    job.settings = settings.clone().with_model(&model)?.resolve()?;
     let paths = fetcher.paths(&models, model, Needs::default())?;
-    let mut recipe = Recipe::new("generate", &models, &paths, &[&request])?;
+    let mut recipe = Recipe::new("generate", &models, &paths, &[&job.settings])?;
     for (name, file) in [
         ("embedding", &args.embedding),
         ("init_latents", &args.init_latents),
@@ -120,17 +108,10 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         recipe.input(name, file.as_deref().map(text_of))?;
     }
     let models = models.open(&paths, &mut watcher)?;
-    let unread = request.unread(models.pipeline().family(), tokens.is_some());
+    let family = models.pipeline().family();
+    let unread = job.settings.unread(family, inputs.tokens.is_some());
     watcher.notices(settings.without_effect(unread));
-    let inputs = Inputs {
-        tokens: tokens.as_ref(),
-        init,
-        image: image.as_ref(),
-        mask: mask.as_ref(),
-    };
-    let picture = generate::generate(&models, &request, inputs, &mut |progress| {
-        watcher.observe(progress)
-    })?;
+    let picture = job.run(&models, &inputs, &mut |progress| watcher.observe(progress))?;
     let text = [
         ("Software", recipe.program.as_str()),
         ("dinv", &recipe.to_line()?),

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use difference_inversion::method::analogy;
+use difference_inversion::job::Job;
+use difference_inversion::job::LearnJob;
 use difference_inversion::method::learn::Records;
 use serde_json::json;
 
@@ -78,7 +79,11 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
         .general
         .settings(&[&args.prompt, &args.learn, &args.model, &args.seed])?;
     let models: ModelSettings = settings.resolve()?;
-    let examples = args.pairs.read()?;
+    let mut job = LearnJob {
+        pairs: args.pairs.pairs(),
+        ..LearnJob::default()
+    };
+    let examples = job.open(&models.device()?)?;
     let mut inputs = args.pairs.files();
     inputs.extend(args.replay.as_deref());
     check_file(&args.output, args.overwrite, &inputs)?;
@@ -86,7 +91,7 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
         check_file(trace, args.overwrite || args.resume, &inputs)?;
     }
     let checkpoint = checkpoint::beside(&args.output);
-    let records = Records {
+    job.records = Records {
         replay: args.replay.clone(),
         trace: args.trace.clone(),
         ..checkpoint::records(&checkpoint, args.resume, args.overwrite)?
@@ -96,8 +101,9 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
     let mut watcher = Watcher::new(args.general.quiet);
     let mut fetcher = Fetcher::new(&mut watcher)?;
     let model = fetcher.model_of_words(&models)?;
-    let config = settings.clone().with_model(&model)?.analogy()?;
-    let needs = Needs::of_learning(args.pairs.have_captions(), &config);
+    job.settings = settings.clone().with_model(&model)?.analogy()?;
+    let config = &job.settings;
+    let needs = Needs::of_learning(args.pairs.have_captions(), config);
     let paths = fetcher.paths(&models, model, needs)?;
     if !args.no_memory_check {
         models.check_memory(&paths, &config.learn, examples.len(), needs.captioner)?;
@@ -110,7 +116,7 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
         &args.pairs.sizes(&examples),
         models.pipeline().resolution(),
     ));
-    let learned = analogy::learn(&models, &examples, &config, &records, &mut |progress| {
+    let learned = job.run(&models, &examples, &mut |progress| {
         watcher.observe(progress)
     })?;
     learned.tokens.save(&args.output)?;

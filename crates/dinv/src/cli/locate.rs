@@ -64,9 +64,10 @@ fn short_name(text: &str) -> Option<ModelId> {
 pub(crate) fn relative_to(folder: &Path, name: &str) -> PathBuf {
     let path = folder.join(name);
     let is_name = name == DEMO || name_of(name).is_some();
-    match is_name && !path.exists() {
-        true => PathBuf::from(name),
-        false => path,
+    if is_name && !path.exists() {
+        PathBuf::from(name)
+    } else {
+        path
     }
 }
 

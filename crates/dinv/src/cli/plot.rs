@@ -355,6 +355,7 @@ fn count(panels: usize) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::canvas::PAPER;
     use super::*;
 
     fn curve(name: &str, steps: usize, value: impl Fn(f64) -> f64) -> Curve {
@@ -434,6 +435,10 @@ mod tests {
         for steps in [0, 1, 2, 300] {
             let image = draw(&plot(steps)).unwrap();
             assert_eq!(image.dimensions(), (WIDTH, HEIGHT));
+            let count = |colour| image.pixels().filter(|pixel| **pixel == colour).count();
+            assert!(count(PAPER) > 0 && count(INK) > 0, "{steps}");
+            // The mark of the legend has fewer pixels, a line has more; one step makes no line.
+            assert_eq!(count(ACCENT) > 1000, steps > 1, "{steps}");
         }
     }
 }

@@ -1,21 +1,20 @@
 //! What is written down about a run: `run.json`, and the text inside every PNG.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, FloatDType};
+use difference_inversion::Result;
 use difference_inversion::diffusion::family;
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::hub::model_of;
 use difference_inversion::method::generate_config::AnalogyConfig;
+use difference_inversion::util::digest::sha256_of_file;
 use difference_inversion::util::files::write_atomically;
 use difference_inversion::weights::Weights;
-use difference_inversion::{Error, Result};
 use serde::Serialize;
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use super::flags::ModelSettings;
 use super::watch::StageTimes;
@@ -247,19 +246,7 @@ pub(crate) fn sha256_once(known: &mut BTreeMap<PathBuf, String>, path: &Path) ->
     if let Some(hash) = known.get(path) {
         return Ok(hash.clone());
     }
-    let hash = sha256(path)?;
+    let hash = sha256_of_file(path)?;
     known.insert(path.to_owned(), hash.clone());
     Ok(hash)
-}
-
-/// The SHA-256 of a file.
-pub(crate) fn sha256(path: &Path) -> Result<String> {
-    let mut hash = Sha256::new();
-    let mut file = File::open(path).map_err(Error::io(path))?;
-    std::io::copy(&mut file, &mut hash).map_err(Error::io(path))?;
-    Ok(hash
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
 }

@@ -5,10 +5,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use difference_inversion::Error;
-use difference_inversion::util::progress::Stage;
 use serde::Serialize;
-
-use super::fetch;
 
 /// The exit code after wrong usage.
 const USAGE: u8 = 2;
@@ -130,41 +127,7 @@ fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(failure) = error.downcast_ref::<Failure>() {
         return failure.hint.clone();
     }
-    match error.downcast_ref::<Error>()? {
-        Error::Stopped { checkpoint: Some(checkpoint), .. } => Some(format!(
-            "run the same command with `--resume` to go on from {}",
-            checkpoint.display()
-        )),
-        Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
-            Some("check the spelling of the path".into())
-        }
-        Error::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-            Some("make room on the disk, or choose another place with `-o`".into())
-        }
-        Error::Hub { id, problem } => fetch::hint(id, problem),
-        Error::Stopped { stage: Stage::Download, .. } => {
-            Some("run the same command again: it goes on where the download stopped".into())
-        }
-        Error::UnusedTensors { .. } | Error::Tensor { .. } => Some(
-            "the weights do not belong to their config.json, or a single file not to its `--family`; \
-             `dinv doctor` lists what was found"
-                .into(),
-        ),
-        Error::Missing { what, .. } if what == "the vocabulary" => {
-            Some("name it with `--tokenizer` or `--clip`: a folder, or a model of the Hub".into())
-        }
-        Error::Config { path, field, reason }
-            if path.ends_with("scheduler_config.json")
-                && field != "trained_betas"
-                && reason.contains("is not supported") =>
-        {
-            Some("`--scheduler` draws with another solver, such as ddim".into())
-        }
-        Error::Setting { name: "family", .. } => {
-            Some("without `--family` the family is recognised from the file".into())
-        }
-        _ => None,
-    }
+    error.downcast_ref::<Error>()?.hint()
 }
 
 /// A size in bytes, kB, MB or GB.

@@ -50,18 +50,24 @@ fn wrong_usage_exits_with_2_and_names_the_flag() {
         ("learn", "`--a` and `--a-prime` are missing"),
         (
             "learn --a a.png --a-prime b.png --caption-a x --caption-a y",
-            "`--caption-a`",
+            "`--caption-a` never or once for every `--a`, found 2 and 1",
         ),
-        ("apply d.safetensors --b b.png", "--output <DIR>"),
+        (
+            "apply d.safetensors --b b.png",
+            "arguments were not provided:\n  --output <DIR>",
+        ),
         (
             "apply d.safetensors --b b.png model/b.jpg -o o",
             "both be written to b.png",
         ),
         (
             "apply d.safetensors --b b.png --caption-b x --caption-b y -o o",
-            "`--caption-b`",
+            "`--caption-b` never or once for every `--b`, found 2 and 1",
         ),
-        ("generate -o x.png", "--prompt <TEXT>"),
+        (
+            "generate -o x.png",
+            "arguments were not provided:\n  --prompt <TEXT>",
+        ),
         (
             "generate --prompt x --scheduler magic",
             "[possible values: ddim",
@@ -86,10 +92,10 @@ fn wrong_usage_exits_with_2_and_names_the_flag() {
             "generate --prompt x --model model -o house.jpg",
             "house.jpg: pictures are written as PNG",
         ),
-        ("caption", "<IMAGE>..."),
+        ("caption", "arguments were not provided:\n  <IMAGE>..."),
         (
             "learn --a a.png --a-prime b.png --model model --device metal",
-            "--features metal",
+            "device `metal` is not built into this program\nhint: build it with",
         ),
         (
             "generate --prompt x --model model --resolution large",
@@ -97,7 +103,7 @@ fn wrong_usage_exits_with_2_and_names_the_flag() {
         ),
         (
             "generate --prompt x --model model --resolution 21x16",
-            "`resolution`: expected multiples of",
+            "`resolution`: expected multiples of 4, found 21×16",
         ),
     ];
     for (arguments, expected) in cases {
@@ -112,9 +118,15 @@ fn settings_without_sense_are_named() {
     for (flag, expected) in [
         ("--alpha 1.5", "`alpha`: expected 0 to 1, found 1.5"),
         ("--steps 0", "`steps`: expected at least 1, found 0"),
-        ("--num-tokens 0", "`num_tokens`"),
-        ("--learning-rate=-1", "`learning_rate`"),
-        ("--num-tokens 1000", "`num_tokens`"),
+        (
+            "--num-tokens 0",
+            "`num_tokens`: expected at least 1, found 0",
+        ),
+        (
+            "--learning-rate=-1",
+            "`learning_rate`: expected a positive number, found -1",
+        ),
+        ("--num-tokens 1000", "`num_tokens`: expected at most 38, "),
     ] {
         refuses(
             work.path(),
@@ -125,9 +137,18 @@ fn settings_without_sense_are_named() {
     }
     let analogy = format!("analogy --config tiny.toml {PAIR} {B}");
     for (flag, expected) in [
-        ("--skip 1", "`skip`"),
-        ("--num-inference-steps 0", "`num_inference_steps`"),
-        ("--sdedit-strength 2", "`sdedit_strength`"),
+        (
+            "--skip 1",
+            "`skip`: expected 0 or more, less than 1, found 1",
+        ),
+        (
+            "--num-inference-steps 0",
+            "`num_inference_steps`: expected at least 1, found 0",
+        ),
+        (
+            "--sdedit-strength 2",
+            "`sdedit_strength`: expected 0 to 1, found 2",
+        ),
     ] {
         refuses(
             work.path(),
@@ -252,7 +273,7 @@ fn pictures_that_cannot_be_used_are_named() {
     for (name, expected) in [
         ("absent.png", "absent.png: No such file"),
         ("half.png", "half.png: cannot be decoded"),
-        ("half.jpg", "half.jpg: "),
+        ("half.jpg", "half.jpg: cannot be decoded"),
         ("text.png", "text.png: not a picture"),
         ("empty.png", "empty.png: the file is empty"),
         ("dot.png", "dot.png: 1×1 pixels, expected at least 8×8"),
@@ -304,7 +325,7 @@ fn a_model_that_cannot_be_used_is_named() {
         ),
         (
             |model| fs::remove_file(model.join("vae/config.json")).unwrap(),
-            "model/vae/config.json",
+            "model/vae/config.json: No such file",
         ),
         (
             |model| {
@@ -339,7 +360,7 @@ fn a_model_that_cannot_be_used_is_named() {
                 let path = model.join("unet/config.json");
                 edit(&path, "\"layers_per_block\": 1", "\"layers_per_block\": 2");
             },
-            "tensor `",
+            "tensor `down_blocks.0.resnets.1.time_emb_proj.bias`: expected shape [8], found no such",
         ),
         (
             |model| fs::write(model.join("scheduler/scheduler_config.json"), "{").unwrap(),
@@ -347,7 +368,7 @@ fn a_model_that_cannot_be_used_is_named() {
         ),
         (
             |model| fs::write(model.join("tokenizer/tokenizer.json"), "{}").unwrap(),
-            "tokenizer/tokenizer.json",
+            "tokenizer/tokenizer.json: Model missing",
         ),
     ];
     for (harm, expected) in cases {
@@ -369,14 +390,22 @@ fn a_model_that_cannot_be_used_is_named() {
 fn no_model_at_all_says_where_it_was_looked_for() {
     let work = workplace();
     let learn = format!("learn {PAIR} --model nowhere");
-    refuses(work.path(), &learn, 1, &["nowhere"]);
+    refuses(
+        work.path(),
+        &learn,
+        1,
+        &["nowhere: there is no such file or folder", "hint: give a"],
+    );
     let done: Done = super::dinv(work.path())
         .args(["analogy"])
         .env("DINV_DEMO_MODEL", "nowhere")
         .output()
         .unwrap()
         .into();
-    let expected = ["error: DINV_DEMO_MODEL names nowhere", "hint: "];
+    let expected = [
+        "error: DINV_DEMO_MODEL names nowhere, which is not a model folder",
+        "hint: it should hold a model_index.json",
+    ];
     check(&done, "analogy", 1, &expected);
 }
 
@@ -389,7 +418,7 @@ fn a_difference_that_cannot_be_used_is_named() {
         work.path(),
         &format!("{apply} bad.safetensors"),
         1,
-        &["bad.safetensors: "],
+        &["bad.safetensors: not a usable safetensors file"],
     );
     refuses(
         work.path(),
@@ -426,14 +455,14 @@ fn initial_latents_are_checked() {
         work.path(),
         &format!("{generate} none.safetensors"),
         1,
-        &["none.safetensors"],
+        &["none.safetensors: No such file"],
     );
     let file = "model/vae/diffusion_pytorch_model.safetensors";
     refuses(
         work.path(),
         &format!("{generate} {file}"),
         1,
-        &["tensor `latents`"],
+        &["tensor `latents`: expected an array, found no such tensor"],
     );
 }
 

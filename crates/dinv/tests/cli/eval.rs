@@ -514,10 +514,18 @@ fn wrong_usage_names_what_is_wrong() {
     }
     let done = run(work.path(), "eval run --suite gone -o out");
     assert_eq!(done.code, Some(1));
-    assert!(done.stderr.contains("gone: "), "{}", done.stderr);
+    assert!(
+        done.stderr.contains("gone: No such file"),
+        "{}",
+        done.stderr
+    );
     let done = run(work.path(), "eval report model");
     assert_eq!(done.code, Some(1));
-    assert!(done.stderr.contains("model/run.json: "), "{}", done.stderr);
+    assert!(
+        done.stderr.contains("model/run.json: No such file"),
+        "{}",
+        done.stderr
+    );
 }
 
 #[test]

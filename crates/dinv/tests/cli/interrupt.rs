@@ -114,13 +114,22 @@ fn captions_stop_after_the_picture() {
 #[test]
 fn a_second_interrupt_ends_the_program_at_once() {
     let work = workplace();
-    let child = start(
+    // A step of many samples takes longer than both interrupts: the first alone would wait for its end.
+    let mut child = start(
         work.path(),
-        &format!("learn --config tiny.toml {PAIR} --steps 100000 --checkpoint-every 1"),
+        &format!(
+            "learn --config tiny.toml {PAIR} --steps 20 --checkpoint-every 1 --samples-per-step 100 \
+             --no-memory-check"
+        ),
     );
     wait_for(&work.path().join("difference.checkpoint.safetensors"));
     interrupt(&child);
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut next = || lines.next().transpose().unwrap();
+    while next().expect("nothing was said of the first interrupt")
+        != "stopping after this step; Ctrl-C again stops at once"
+    {}
     interrupt(&child);
-    let done: Done = child.wait_with_output().unwrap().into();
-    assert_eq!(done.code, Some(130), "{}", done.stderr);
+    assert_eq!(next(), None, "the step was waited for");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
 }

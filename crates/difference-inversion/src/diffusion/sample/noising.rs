@@ -10,7 +10,7 @@ use crate::diffusion::sample::alphas::AlphaSchedule;
 use crate::diffusion::sample::flow::FlowSchedule;
 use crate::diffusion::sample::mix::{Level, Mix, mixed};
 use crate::diffusion::sample::scheduler::PredictionType;
-use crate::util::tensors::hex;
+use crate::util::digest::hex;
 use crate::weights::read_config;
 use crate::{Error, Result};
 

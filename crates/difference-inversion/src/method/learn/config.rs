@@ -34,49 +34,66 @@ pub enum ClipReading {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LearnConfig {
-    /// Number of difference tokens n.
+    #[doc = about!(num_tokens)]
+    ///
+    /// n in the paper.
     pub num_tokens: usize,
-    /// Optimisation steps.
+    #[doc = about!(steps)]
     pub steps: usize,
-    /// AdamW's learning rate.
+    #[doc = about!(learning_rate)]
     pub learning_rate: f64,
-    /// AdamW's weight decay.
+    #[doc = about!(weight_decay)]
     pub weight_decay: f64,
-    /// Weight of the token consistency loss.
+    #[doc = about!(lambda_mse)]
     pub lambda_mse: f64,
-    /// Weight of L_before beside L_after; 1 in the paper.
+    #[doc = about!(lambda_before)]
+    ///
+    /// The weight of L_before beside L_after, which is 1 in the paper.
     pub lambda_before: f64,
-    /// Weight of the CLIP loss; 0 switches it off (ablation D).
+    #[doc = about!(lambda_clip)]
+    ///
+    /// 0 is ablation D.
     pub lambda_clip: f64,
-    /// Place of the delta between the image delta (0) and the text delta (1).
+    #[doc = about!(alpha)]
     pub alpha: f64,
-    /// What the text encoder reads in the CLIP loss.
+    #[doc = about!(clip_reading)]
     pub clip_reading: ClipReading,
-    /// Which delta the CLIP loss follows.
+    #[doc = about!(delta)]
     pub delta: DeltaMode,
-    /// Whether [P_A′, −D̃] has to explain A, as far as `lambda_before` says, and to point back in
-    /// the CLIP loss; off is ablation B.
+    #[doc = about!(consistency)]
+    ///
+    /// [P_A′, −D̃] has to explain A as far as `lambda_before` says, and to point back in the CLIP loss; off is
+    /// ablation B.
     pub consistency: bool,
-    /// How the tokens start.
+    #[doc = about!(initialisation)]
     pub initialisation: Initialisation,
-    /// Draws of (timestep, noise) per pair and step.
+    #[doc = about!(samples_per_step)]
     pub samples_per_step: usize,
-    /// Bound on each token's norm, in median norms of the vocabulary's embeddings.
+    #[doc = about!(max_norm)]
     pub max_norm: Option<f64>,
-    /// Probability with which each word of both prompts is left out of a step.
+    #[doc = about!(prompt_dropout)]
     pub prompt_dropout: f64,
-    /// Both pictures' latents are moved together by up to this many latent pixels.
+    #[doc = about!(jitter)]
+    ///
+    /// Up to this many.
     pub jitter: usize,
-    /// Every so many steps the tokens are judged on a fixed set of (timestep, noise) and the best
-    /// are kept; 0 keeps the last.
+    #[doc = about!(select_every)]
+    ///
+    /// They are judged on a fixed set of (timestep, noise).
     pub select_every: usize,
-    /// Size of that fixed set, its timesteps spread evenly.
+    #[doc = about!(select_samples)]
+    ///
+    /// Their timesteps are spread evenly.
     pub select_samples: usize,
-    /// Stop after this many judgements without improvement.
+    #[doc = about!(patience)]
     pub patience: Option<usize>,
-    /// Every so many steps a checkpoint is written, where there is a file for it.
+    #[doc = about!(checkpoint_every)]
+    ///
+    /// Where there is a file for it.
     pub checkpoint_every: usize,
-    /// Seed of timesteps, noise and everything else that is drawn.
+    #[doc = about!(seed)]
+    ///
+    /// Timesteps, noise and everything else that learning draws.
     pub seed: u64,
 }
 

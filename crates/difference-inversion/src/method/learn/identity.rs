@@ -10,7 +10,8 @@ use crate::diffusion::sample::PredictionType;
 use crate::diffusion::text_encoder::Base;
 use crate::method::learn::{LearnConfig, Pair};
 use crate::util::arrays::Arrays;
-use crate::util::tensors::{hex, host};
+use crate::util::digest::hex;
+use crate::util::tensors::host;
 use crate::{Error, Result};
 
 /// Settings that may differ between a checkpoint and the run that goes on from it: none of them

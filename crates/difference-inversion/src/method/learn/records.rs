@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
 
 use crate::diffusion::sample::Noising;
 use crate::method::learn::per_encoder;
@@ -16,7 +17,8 @@ use crate::{Error, Result};
 const FIRST_STEP: &str = "first_step";
 
 /// The files of one learning run, all optional.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Records {
     /// Where checkpoints are written (atomically, each over the last).
     pub checkpoint: Option<PathBuf>,

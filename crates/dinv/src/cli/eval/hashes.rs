@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, FloatDType};
+use difference_inversion::util::digest::sha256_of_file;
 use difference_inversion::weights::Weights;
-use dinv_eval::{EvalModelPaths, MeasurePaths};
+use dinv_eval::EvalModelPaths;
+use dinv_eval::MeasurePaths;
 
-use super::super::record::{named_files, sha256, sha256_once, weight_files};
+use super::super::record::{named_files, sha256_once, weight_files};
 
 /// The hashes of the files of every model, by role and network.
 pub(super) fn of_models(
@@ -35,7 +37,7 @@ pub(super) fn of_measures(paths: &MeasurePaths) -> anyhow::Result<BTreeMap<Strin
         let Some(path) = path else { continue };
         let weights = Weights::open(path, &Device::flex(), FloatDType::F32)?;
         for (name, file) in named_files(name, &weights) {
-            hashes.insert(name, sha256(&file)?);
+            hashes.insert(name, sha256_of_file(&file)?);
         }
     }
     Ok(hashes)

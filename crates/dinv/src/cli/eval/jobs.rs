@@ -137,9 +137,10 @@ impl Queue {
         let late = self
             .deadline
             .is_some_and(|deadline| Instant::now() >= deadline);
-        match late || watch::stopping() {
-            true => None,
-            false => locked(&self.names).pop_front(),
+        if late || watch::stopping() {
+            None
+        } else {
+            locked(&self.names).pop_front()
         }
     }
 }

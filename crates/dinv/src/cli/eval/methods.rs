@@ -85,9 +85,10 @@ fn read_variants(path: &Path) -> anyhow::Result<Vec<Variant>> {
             settings,
         });
     }
-    match variants.is_empty() {
-        true => Err(wrong("there is no variant in it").into()),
-        false => Ok(variants),
+    if variants.is_empty() {
+        Err(wrong("there is no variant in it").into())
+    } else {
+        Ok(variants)
     }
 }
 

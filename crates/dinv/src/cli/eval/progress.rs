@@ -4,9 +4,13 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::Duration;
 
-use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget};
 
 use super::super::report;
+use super::super::watch::style;
+
+/// The look of the bar.
+const TEMPLATE: &str = "{prefix:>20} {bar:32.blue/dim} {pos}/{len} {msg}";
 
 /// The work of one method.
 #[derive(Debug, Clone, Default)]
@@ -50,7 +54,7 @@ impl RunProgress {
         let terminal = std::io::stderr().is_terminal();
         let bar = (terminal && !quiet).then(|| {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            bar.with_style(style())
+            bar.with_style(style(TEMPLATE))
         });
         Self {
             bar,
@@ -169,15 +173,16 @@ impl RunProgress {
     }
 }
 
-fn style() -> ProgressStyle {
-    ProgressStyle::with_template("{prefix:>20} {bar:32.blue/dim} {pos}/{len} {msg}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .progress_chars("━━─")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_bar_shows_how_far_the_run_is() {
+        let text = crate::cli::watch::drawn(TEMPLATE);
+        assert!(text.contains(" PREFIX ━━"), "{text}");
+        assert!(text.ends_with("─ 3/4 MESSAGE"), "{text}");
+    }
 
     #[test]
     fn time_left_is_that_of_each_method_shared_among_the_workers() {

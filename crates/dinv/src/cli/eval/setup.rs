@@ -48,14 +48,13 @@ impl SuiteFlag {
             return Ok(self.suite.clone());
         };
         let path = benchmark()?.join(name.trim_start_matches("demo/"));
-        match path.is_dir() {
-            true => Ok(path),
-            false => {
-                let message = format!("{}: the demo suite is missing", path.display());
-                Err(Failure::new(message)
-                    .hint("give the folder of a suite")
-                    .into())
-            }
+        if path.is_dir() {
+            Ok(path)
+        } else {
+            let message = format!("{}: the demo suite is missing", path.display());
+            Err(Failure::new(message)
+                .hint("give the folder of a suite")
+                .into())
         }
     }
 }
@@ -311,10 +310,10 @@ mod tests {
             let theirs = model(place.path(), "theirs", theirs);
             fs::create_dir_all(ours.join("clip")).unwrap();
             let own_clip = theirs.join("clip");
-            match own {
-                true => fs::create_dir_all(own_clip).unwrap(),
-                false if own_clip.is_dir() => fs::remove_dir(own_clip).unwrap(),
-                false => {}
+            if own {
+                fs::create_dir_all(own_clip).unwrap();
+            } else if own_clip.is_dir() {
+                fs::remove_dir(own_clip).unwrap();
             }
             let settings = ModelSettings {
                 model: Some(ours.clone()),

@@ -60,7 +60,7 @@ pub(super) fn run(_: &WorkerArgs) -> anyhow::Result<()> {
         seed: job.seed,
     };
     let mut observe = |progress: &Progress| {
-        if let Progress::Notice(notice) = progress {
+        if let Progress::Notice { message: notice } = progress {
             let _ = answer(&Answer::Notice(notice.clone()));
         }
         ControlFlow::Continue(())
