@@ -270,8 +270,7 @@ impl<'a> Run<'a> {
         let config = self.config;
         let mut watched = self.report(state, observer);
         while watched.is_continue() && state.step < config.steps && !self.is_settled(state) {
-            let draws = self.source.draws(state.step);
-            let terms = self.step(state, &draws)?;
+            let (draws, terms) = self.step(state)?;
             if let Some(trace) = &mut trace {
                 trace.push(&draws, terms, &state.tokens);
             }
@@ -315,42 +314,40 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// One optimisation step. A loss or update that is not finite leaves the state as it was.
-    fn step(&self, state: &mut State, draws: &Draws) -> Result<LossTerms> {
-        let diverged = || Error::Diverged {
-            step: state.step,
-            checkpoint: self.records.checkpoint.clone().filter(|path| path.exists()),
-        };
+    /// One step of learning: draws timesteps and noise, works out the loss and its gradient by D̃, and steps
+    /// AdamW. A loss or update that is not finite leaves the state as it was.
+    fn step(&self, state: &mut State) -> Result<(Draws, LossTerms)> {
+        let draws = self.source.draws(state.step);
         let pairs = augmented(self.pipeline, self.pairs, self.config, state.step)?;
         let mut terms = LossTerms::default();
-        let mut loss_scale = state.loss_scale;
+        let (mut tokens, mut moments, mut loss_scale) =
+            (state.tokens.clone(), state.moments.clone(), state.loss_scale);
         let gradients = loss_scale.gradients(&state.tokens, |tokens| {
-            let objective = self.objective(&pairs, draws, tokens)?;
+            let objective = self.objective(&pairs, &draws, tokens)?;
             terms = objective.terms();
-            match terms.total.is_finite() {
-                true => Ok(objective.total),
-                false => Err(diverged()),
-            }
+            self.check_finite(terms.total, state)?;
+            Ok(objective.total)
         })?;
-        let mut moments = state.moments.clone();
-        let mut tokens = Vec::with_capacity(gradients.len());
-        for (number, (gradient, moments)) in gradients.into_iter().zip(&mut moments).enumerate() {
-            let parameter = state.tokens[number].clone();
-            let updated = self
-                .optimiser
-                .step(parameter, gradient, moments, state.step);
-            let updated = bounded(updated, self.bounds[number]);
-            if !host(updated.clone().sum())[0].is_finite() {
-                return Err(diverged());
-            }
-            tokens.push(updated);
+        for (number, gradient) in gradients.into_iter().enumerate() {
+            let (parameter, moments) = (tokens[number].clone(), &mut moments[number]);
+            let updated = (self.optimiser).step(parameter, gradient, moments, state.step);
+            tokens[number] = bounded(updated, self.bounds[number]);
+            self.check_finite(host(tokens[number].clone().sum())[0], state)?;
         }
-        state.tokens = tokens;
-        state.moments = moments;
-        state.loss_scale = loss_scale;
+        (state.tokens, state.moments, state.loss_scale) = (tokens, moments, loss_scale);
         state.step += 1;
         state.history.push(terms);
-        Ok(terms)
+        Ok((draws, terms))
+    }
+
+    fn check_finite(&self, number: f32, state: &State) -> Result<()> {
+        if number.is_finite() {
+            return Ok(());
+        }
+        Err(Error::Diverged {
+            step: state.step,
+            checkpoint: self.records.checkpoint.clone().filter(|path| path.exists()),
+        })
     }
 
     /// Whether tokens are judged after `step` steps.

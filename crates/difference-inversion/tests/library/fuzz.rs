@@ -1,7 +1,7 @@
 //! Properties of the readers of files that come from elsewhere: whatever is in a file, reading it
 //! gives a result or an error, without a panic and without more memory than the file has bytes.
 //!
-//! `PROPTEST_CASES=100000 cargo test --release --test fuzz` looks longer, at others. What it found stands at the
+//! `PROPTEST_CASES=100000 cargo test --release --features webgpu fuzz::` looks longer, at others. What it found stands at the
 //! end as tests.
 
 use std::collections::BTreeMap;

@@ -12,9 +12,9 @@ fn code(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }
 
-/// The source of a module and of its parts: `src/a/b.rs` and the files in `src/a/b` for `a::b`.
+/// The source of a module and of its parts: `a/b.rs` and the files in `a/b` for `a::b`.
 fn module(path: &[&str]) -> String {
-    let path = repository().join("src").join(path.join("/"));
+    let path = repository().join("crates/difference-inversion/src").join(path.join("/"));
     let parts = fs::read_dir(&path).into_iter().flatten();
     let mut files: Vec<PathBuf> = parts.map(|entry| entry.unwrap().path()).collect();
     files.push(path.with_extension("rs"));
@@ -69,7 +69,7 @@ fn functions_flags_and_tests_of_the_paper_map_are_there() {
         let (mut source, mut named) = (String::new(), 0);
         for name in code(tests) {
             if name.ends_with(".rs") {
-                source = read(name);
+                source = read(&format!("crates/difference-inversion/{name}"));
             } else {
                 assert!(is_test(&source, name), "{what}: `{name}` is not there");
                 named += 1;
