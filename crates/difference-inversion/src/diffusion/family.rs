@@ -297,6 +297,12 @@ impl Family {
             .chain(encoders)
     }
 
+    /// Whether one of its text encoders was trained beside an image tower, so that there is a space
+    /// that pictures and words share.
+    pub fn has_joint_space(&self) -> bool {
+        self.text_encoders.iter().any(|encoder| encoder.joint)
+    }
+
     /// Whether a picture stands beside the prompt.
     pub fn takes_picture(&self) -> bool {
         self.beside != Beside::Nothing

@@ -70,12 +70,6 @@ impl Pipeline {
         &self.text_encoders
     }
 
-    /// Whether one of its text encoders was trained beside an image tower, so that there is a space
-    /// that pictures and words share.
-    pub fn has_joint_space(&self) -> bool {
-        self.family.text_encoders.iter().any(|one| one.joint)
-    }
-
     /// What difference tokens for this model belong to.
     pub fn base(&self) -> Base {
         let bases = self.text_encoders.iter().map(TextEncoder::base);

@@ -95,7 +95,7 @@ pub fn learn(
     let pipeline = models.pipeline();
     pipeline.check_words_alone()?;
     let mut config = config.clone();
-    if config.learn.lambda_clip > 0.0 && !pipeline.has_joint_space() {
+    if config.learn.lambda_clip > 0.0 && !pipeline.family().has_joint_space() {
         config.learn.lambda_clip = 0.0;
         let notice = "the model's text encoders have no joint space with pictures: there is no CLIP \
                       loss, and `lambda_clip` counts as 0";

@@ -200,7 +200,8 @@ fn components(paths: &ModelPaths) -> Vec<Component> {
     if files.is_ok_and(|files| !learns(&files)) {
         return parts;
     }
-    for folder in paths.clip_folders() {
+    let clip_folders = family.has_joint_space().then(|| paths.clip_folders());
+    for folder in clip_folders.into_iter().flatten() {
         let state = weights_size(&folder);
         add("clip".to_owned(), "learning", folder, state);
     }
