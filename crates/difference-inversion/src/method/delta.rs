@@ -164,7 +164,11 @@ mod tests {
         let found = delta(&image, &text, DeltaMode::Interpolated, 0.8).unwrap();
         assert_eq!(found.mode, DeltaMode::Image);
         assert_close(&found.direction, [0.5f64.sqrt(), -0.5f64.sqrt()]);
-        assert!(delta(&image, &text, DeltaMode::Text, 0.8).is_err());
+        let error = delta(&image, &text, DeltaMode::Text, 0.8).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "there is no difference to learn: the captions of A and A′ have the same place in the joint space"
+        );
     }
 
     #[test]

@@ -214,7 +214,8 @@ mod tests {
                 format!("dtype: bf16 is not supported on device `{device}`")
             );
         }
-        assert!(number_format("f8", "cpu").is_err());
+        let error = number_format("f8", "cpu").unwrap_err().to_string();
+        assert_eq!(error, "dtype: expected f32, f16 or bf16, found `f8`");
     }
 
     #[test]

@@ -467,12 +467,17 @@ mod tests {
             for value in values {
                 settings(name, json!(value.get_name())).unwrap();
             }
-            assert!(settings(name, json!("something else")).is_err());
+            let error = settings(name, json!("something else")).unwrap_err();
+            let expected = "unknown variant `something else`";
+            assert!(error.to_string().contains(expected), "{error}");
         }
         for text in ["zero", "random", "word:blue sky"] {
             settings("initialisation", initialisation(text).unwrap()).unwrap();
         }
-        assert!(initialisation("ones").is_err());
+        assert_eq!(
+            initialisation("ones"),
+            Err("expected `zero`, `random` or `word:TEXT`".to_owned())
+        );
     }
 
     /// Every setting of an analogy can be given by a flag.

@@ -192,8 +192,10 @@ mod tests {
             hub(&format!("{sdxl}@v1"))
         );
         assert_eq!(locate(Path::new("a/b@main")).unwrap(), hub("a/b"));
-        assert!(locate(Path::new("sdxxl")).is_err());
-        assert!(locate(Path::new("a/b/c")).is_err());
+        for name in ["sdxxl", "a/b/c"] {
+            let error = locate(Path::new(name)).unwrap_err().to_string();
+            assert_eq!(error, format!("{name}: there is no such file or folder"));
+        }
     }
 
     #[test]

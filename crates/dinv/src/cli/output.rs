@@ -273,9 +273,11 @@ mod tests {
         let error = OutputFolder::prepare(root.path(), ["a"], false, &[]).unwrap_err();
         assert!(error.to_string().ends_with("a exists already"), "{error}");
         assert!(OutputFolder::prepare(root.path(), ["a"], true, &[]).is_ok());
-        assert!(check_file(&root.path().join("a"), false, &[]).is_err());
+        let error = check_file(&root.path().join("a"), false, &[]).unwrap_err();
+        assert!(error.to_string().ends_with("a exists already"), "{error}");
         assert!(check_file(&root.path().join("a"), true, &[]).is_ok());
-        assert!(check_file(root.path(), true, &[]).is_err());
+        let error = check_file(root.path(), true, &[]).unwrap_err();
+        assert!(error.to_string().ends_with("found a folder"), "{error}");
     }
 
     #[test]
@@ -316,8 +318,11 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("file");
         fs::write(&file, "").unwrap();
-        assert!(OutputFolder::prepare(&file.join("out"), ["a"], false, &[]).is_err());
-        assert!(OutputFolder::prepare(&file, ["a"], false, &[]).is_err());
+        for folder in [&file.join("out"), &file] {
+            let error = OutputFolder::prepare(folder, ["a"], false, &[]).unwrap_err();
+            let expected = format!("cannot write to {}", folder.display());
+            assert!(error.to_string().starts_with(&expected), "{error}");
+        }
         assert_eq!(entries(root.path()), ["file"]);
     }
 }

@@ -118,7 +118,7 @@ fn a_second_interrupt_ends_the_program_at_once() {
     let mut child = start(
         work.path(),
         &format!(
-            "learn --config tiny.toml {PAIR} --steps 20 --checkpoint-every 1 --samples-per-step 100 \
+            "learn --config tiny.toml {PAIR} --steps 20 --checkpoint-every 1 --samples-per-step 300 \
              --no-memory-check"
         ),
     );
