@@ -11,7 +11,7 @@
 
 pub mod conv;
 pub mod fused_attention;
-#[cfg(feature = "gpu")]
+#[cfg(all(feature = "gpu", not(test)))] // its tests, which need a device, are the library's
 mod gpu;
 pub mod gradient;
 mod half;

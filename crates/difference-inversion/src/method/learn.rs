@@ -320,8 +320,11 @@ impl<'a> Run<'a> {
         let draws = self.source.draws(state.step);
         let pairs = augmented(self.pipeline, self.pairs, self.config, state.step)?;
         let mut terms = LossTerms::default();
-        let (mut tokens, mut moments, mut loss_scale) =
-            (state.tokens.clone(), state.moments.clone(), state.loss_scale);
+        let (mut tokens, mut moments, mut loss_scale) = (
+            state.tokens.clone(),
+            state.moments.clone(),
+            state.loss_scale,
+        );
         let gradients = loss_scale.gradients(&state.tokens, |tokens| {
             let objective = self.objective(&pairs, &draws, tokens)?;
             terms = objective.terms();

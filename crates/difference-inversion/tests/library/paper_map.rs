@@ -14,7 +14,9 @@ fn code(cell: &str) -> impl Iterator<Item = &str> {
 
 /// The source of a module and of its parts: `a/b.rs` and the files in `a/b` for `a::b`.
 fn module(path: &[&str]) -> String {
-    let path = repository().join("crates/difference-inversion/src").join(path.join("/"));
+    let path = repository()
+        .join("crates/difference-inversion/src")
+        .join(path.join("/"));
     let parts = fs::read_dir(&path).into_iter().flatten();
     let mut files: Vec<PathBuf> = parts.map(|entry| entry.unwrap().path()).collect();
     files.push(path.with_extension("rs"));
