@@ -1,15 +1,21 @@
 //! Difference Inversion: given three pictures A, A′ and B, make B′ so that A is to A′ as B is
 //! to B′, with any frozen text-to-image diffusion model.
 //!
+//! The method stands in [`method`], in the order of the paper; the frozen models it works with in
+//! [`diffusion`]; their networks in [`models`].
+//!
 //! ```
 //! use std::{ops::ControlFlow, path::Path};
 //!
 //! use burn::tensor::{Device, FloatDType};
-//! use difference_inversion::analogy::{self, AnalogyConfig, Example, ModelPaths, Models, Target};
+//! use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 //! use difference_inversion::image::load_image;
-//! use difference_inversion::learn::Records;
+//! use difference_inversion::method::analogy::{self, Example, Target};
+//! use difference_inversion::method::generate_config::AnalogyConfig;
+//! use difference_inversion::method::learn::Records;
 //!
 //! # fn main() -> difference_inversion::Result<()> {
+//! # std::env::set_current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).unwrap();
 //! let paths = ModelPaths {
 //!     model: "demo/model".into(),
 //!     ..ModelPaths::default()

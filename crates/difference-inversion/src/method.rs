@@ -8,6 +8,7 @@
 //! | [`loss`] | the token consistency loss and the CLIP loss |
 //! | [`learn`](mod@learn) | the optimisation loop |
 //! | [`regenerate`](mod@regenerate) | B′ from B's inverted noise under the Full Prompt |
+//! | [`generate`](mod@generate), [`generate_config`] | drawing from words and D̃; settings |
 //! | [`analogy`] | all of it, end to end |
 
 pub mod analogy;

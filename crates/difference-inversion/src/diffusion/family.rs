@@ -65,6 +65,21 @@ pub struct DenoiserPart {
 }
 
 impl DenoiserPart {
+    /// Checks that the network in the folder `unet` can take this one's place.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if this one is no U-Net.
+    pub fn check_replaced(&self, unet: &Path) -> Result<()> {
+        if self.part == unet_denoiser::PART {
+            return Ok(());
+        }
+        Err(Error::Setting {
+            name: "unet",
+            expected: format!("none, since the model has a {} instead", self.title),
+            found: unet.display().to_string(),
+        })
+    }
+
     /// The denoiser's configuration in a model.
     ///
     /// # Errors
@@ -209,7 +224,7 @@ pub static INPAINT: Family = Family {
 };
 
 /// The table.
-pub static FAMILIES: [&Family; 4] = [
+pub static FAMILIES: &[&Family] = &[
     &STABLE_DIFFUSION,
     &STABLE_DIFFUSION_XL,
     &INSTRUCT_PIX2PIX,
@@ -230,7 +245,7 @@ pub fn add(family: &'static Family) {
 /// All rows.
 pub fn all() -> impl Iterator<Item = &'static Family> {
     let more = MORE.read().unwrap_or_else(PoisonError::into_inner).clone();
-    FAMILIES.into_iter().chain(more)
+    FAMILIES.iter().copied().chain(more)
 }
 
 /// The folders of all networks that some family has, each once.
@@ -414,10 +429,16 @@ mod tests {
 
     #[test]
     fn parts_of_all_families_are_listed_once() {
-        let all = ["unet", "vae", "text_encoder", "text_encoder_2"];
-        assert_eq!(networks(), all);
-        assert_eq!(text_encoders(), all[2..]);
-        assert!(STABLE_DIFFUSION.networks().eq(all[..3].iter().copied()));
+        let parts = networks();
+        assert_eq!(once_each(parts.iter().copied()), parts);
+        let named = ["unet", "vae", "text_encoder"];
+        assert!(STABLE_DIFFUSION.networks().eq(named));
+        assert!(
+            FAMILIES
+                .iter()
+                .all(|family| family.networks().all(|part| parts.contains(&part)))
+        );
+        assert!(text_encoders().iter().all(|part| parts.contains(part)));
     }
 
     #[test]
@@ -425,9 +446,9 @@ mod tests {
         let classes: Vec<&str> = all().map(|family| family.class).collect();
         assert_eq!(once_each(classes.iter().copied()), classes);
         let names: Vec<&str> = known_models().map(|model| model.name).collect();
-        assert_eq!(names, ["sd15", "sd21", "sdxl"]);
+        assert_eq!(once_each(names.iter().copied()), names);
         for family in FAMILIES {
-            assert_eq!(Family::of_class(family.class), Some(family));
+            assert_eq!(Family::of_class(family.class), Some(*family));
         }
         assert_eq!(Family::of_class("X"), None);
     }

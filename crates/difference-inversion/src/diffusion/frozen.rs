@@ -6,6 +6,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use burn::tensor::{Device, FloatDType};
 use image::RgbImage;
 
+use crate::diffusion::joint_space;
 use crate::diffusion::joint_space::JointSpace;
 use crate::diffusion::model_files::{FileOptions, ModelFiles};
 use crate::diffusion::pipeline::Pipeline;
@@ -63,7 +64,7 @@ impl ModelPaths {
         if !self.clip.is_empty() {
             return self.clip.clone();
         }
-        let [first, second] = ["clip", "clip_2"].map(|name| self.beside(name));
+        let [first, second] = joint_space::FOLDERS.map(|name| self.beside(name));
         match (first.is_dir(), second.is_dir()) {
             (true, true) => vec![first, second],
             (false, true) => vec![second],

@@ -102,7 +102,7 @@ pub struct Start {
 /// Runs a solver from a start to the end of its schedule.
 ///
 /// # Errors
-/// [`Error::Stopped`] if the observer asks to stop.
+/// [`Error::Stopped`](crate::Error::Stopped) if the observer asks to stop.
 pub fn denoise(
     pipeline: &Pipeline,
     guide: &Guide,

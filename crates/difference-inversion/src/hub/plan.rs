@@ -5,7 +5,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::diffusion::family::{self, FAMILIES, Family};
+use crate::diffusion::family::{self, Family, STABLE_DIFFUSION};
+use crate::diffusion::joint_space;
 use crate::diffusion::model_files::MODEL_INDEX as INDEX;
 use crate::diffusion::model_files::{SCHEDULER, tokenizer_of};
 use crate::weights::{STEMS, suffixes};
@@ -27,7 +28,7 @@ fn pipeline_parts() -> impl Iterator<Item = (String, Part)> {
     let networks = networks.map(|name| (name.to_owned(), Part::Network));
     let tokenizers = family::text_encoders().into_iter();
     let tokenizers = tokenizers.map(|name| (tokenizer_of(name), Part::Tokenizer));
-    let others = ["clip", "clip_2", "captioner"];
+    let others = joint_space::FOLDERS.into_iter().chain(["captioner"]);
     let others = others.map(|name| (name.to_owned(), Part::Transformer));
     networks
         .chain(tokenizers)
@@ -38,7 +39,9 @@ fn pipeline_parts() -> impl Iterator<Item = (String, Part)> {
 /// The parts that a pipeline needs whatever else its `model_index.json` names.
 fn needed(index: Option<&Map<String, Value>>) -> [&'static str; 3] {
     let class = index.and_then(|index| index.get("_class_name")?.as_str());
-    let family = class.and_then(Family::of_class).unwrap_or(FAMILIES[0]);
+    let family = class
+        .and_then(Family::of_class)
+        .unwrap_or(&STABLE_DIFFUSION);
     [family.denoiser.part, family.autoencoder.part, SCHEDULER]
 }
 

@@ -26,7 +26,7 @@ pub struct Inputs<'a> {
 /// Draws a picture from words and, as far as the model takes them, other inputs.
 ///
 /// # Errors
-/// As [`generate_latents`], or [`Error::NotFinite`] if the picture is not made of numbers.
+/// As [`generate_latents`], or [`Error::NotFinite`](crate::Error::NotFinite) if the picture is not made of numbers.
 pub fn generate(
     models: &Models,
     request: &TextToImage,
@@ -40,10 +40,10 @@ pub fn generate(
 /// The latents of the picture that [`generate()`] draws.
 ///
 /// # Errors
-/// [`Error::WrongBase`] if the tokens were learned on another model, [`Error::Setting`] for
-/// settings that make no sense, [`Error::Missing`] if the model takes a picture or a mask that is
-/// not there, [`Error::InvalidInput`] for one that it does not take or latents of another shape,
-/// [`Error::Stopped`] if the observer asks to stop.
+/// [`Error::WrongBase`](crate::Error::WrongBase) if the tokens were learned on another model, [`Error::Setting`](crate::Error::Setting) for
+/// settings that make no sense, [`Error::Missing`](crate::Error::Missing) if the model takes a picture or a mask that is
+/// not there, [`Error::InvalidInput`](crate::Error::InvalidInput) for one that it does not take or latents of another shape,
+/// [`Error::Stopped`](crate::Error::Stopped) if the observer asks to stop.
 pub fn generate_latents(
     models: &Models,
     request: &TextToImage,

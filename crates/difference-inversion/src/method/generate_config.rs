@@ -1,4 +1,4 @@
-//! Settings of an analogy and of plain text-to-image.
+//! Settings of an analogy: how B′ is generated, and all of them together.
 
 use serde::{Deserialize, Serialize};
 

@@ -25,7 +25,7 @@ use crate::diffusion::joint_space::JointSpace;
 use crate::diffusion::pipeline::Pipeline;
 use crate::diffusion::words::Words;
 use crate::method::difference::DifferenceTokens;
-use crate::method::loss::{self, ClipLoss};
+use crate::method::loss::{self, ClipLoss, Objective};
 use crate::util::progress::{LossTerms, Observer, Progress, Stage};
 use crate::util::random::{Purpose, normal, rng};
 use crate::util::tensors::host;
@@ -97,39 +97,6 @@ pub fn difference(
         });
     }
     run.outcome(state)
-}
-
-/// The loss of one batch, each tensor `[1]`.
-struct Objective {
-    total: Tensor<1>,
-    after: Tensor<1>,
-    before: Option<Tensor<1>>,
-    clip: Option<Tensor<1>>,
-}
-
-impl Objective {
-    /// The numbers, fetched from the device at once.
-    fn terms(&self) -> LossTerms {
-        let zero = self.total.zeros_like();
-        let [before, clip] =
-            [&self.before, &self.clip].map(|term| term.as_ref().unwrap_or(&zero).clone());
-        let terms = Tensor::cat(
-            vec![self.total.clone(), self.after.clone(), before, clip],
-            0,
-        );
-        match host(terms.inner())[..] {
-            [total, after, before, clip] => LossTerms {
-                total,
-                after,
-                before,
-                clip,
-            },
-            _ => LossTerms {
-                total: f32::NAN,
-                ..LossTerms::default()
-            },
-        }
-    }
 }
 
 /// Everything about a run that its steps do not change.
@@ -288,30 +255,7 @@ impl<'a> Run<'a> {
 
     /// The loss of a batch. Words alone are constants: only `tokens` are tracked, if anything is.
     fn objective(&self, pairs: &[Pair], draws: &Draws, tokens: &[Tensor<2>]) -> Result<Objective> {
-        let config = self.config;
-        let with_before = config.explains_before();
-        let consistency =
-            loss::token_consistency(self.pipeline, pairs, draws, tokens, with_before)?;
-        let mut explained = consistency.after.clone();
-        if let Some(before) = &consistency.before {
-            explained = explained + before.clone() * config.lambda_before;
-        }
-        let mut total = explained * config.lambda_mse;
-        let mut clip = None;
-        if config.lambda_clip > 0.0 {
-            let terms = (self.clip.iter())
-                .map(|clip| clip.of(tokens))
-                .collect::<Result<_>>()?;
-            let mean = Tensor::cat(terms, 0).mean();
-            total = total + mean.clone() * config.lambda_clip;
-            clip = Some(mean);
-        }
-        Ok(Objective {
-            total,
-            after: consistency.after,
-            before: consistency.before,
-            clip,
-        })
+        loss::objective(self.pipeline, &self.clip, pairs, draws, tokens, self.config)
     }
 
     /// One step of learning: draws timesteps and noise, works out the loss and its gradient by D̃, and steps

@@ -1,4 +1,4 @@
-//! The two losses of the method, as pure functions of the difference tokens.
+//! The losses of the method, as pure functions of the difference tokens.
 
 use burn::tensor::{DType, Tensor, TensorData};
 
@@ -7,6 +7,7 @@ use crate::diffusion::pipeline::Pipeline;
 use crate::diffusion::text_encoder::Beginning;
 use crate::diffusion::words::{FullPrompt, Prompt, signed};
 use crate::method::learn::{ClipReading, Draws, LearnConfig, Pair};
+use crate::util::progress::LossTerms;
 use crate::util::tensors::{cosine, host, unit};
 use crate::{Error, Result};
 
@@ -32,6 +33,85 @@ pub fn finite(loss: &Tensor<1>, step: usize) -> Result<f64> {
             checkpoint: None,
         }),
     }
+}
+
+/// The loss of one batch and its terms, each `[1]`.
+#[derive(Debug, Clone)]
+pub struct Objective {
+    /// The sum that is minimised.
+    pub total: Tensor<1>,
+    /// L_after.
+    pub after: Tensor<1>,
+    /// L_before, where it counts.
+    pub before: Option<Tensor<1>>,
+    /// The mean of L_CLIP over the joint spaces, where it counts.
+    pub clip: Option<Tensor<1>>,
+}
+
+impl Objective {
+    /// The numbers, fetched from the device at once.
+    pub fn terms(&self) -> LossTerms {
+        let zero = self.total.zeros_like();
+        let [before, clip] =
+            [&self.before, &self.clip].map(|term| term.as_ref().unwrap_or(&zero).clone());
+        let terms = Tensor::cat(
+            vec![self.total.clone(), self.after.clone(), before, clip],
+            0,
+        );
+        match host(terms.inner())[..] {
+            [total, after, before, clip] => LossTerms {
+                total,
+                after,
+                before,
+                clip,
+            },
+            _ => LossTerms {
+                total: f32::NAN,
+                ..LossTerms::default()
+            },
+        }
+    }
+}
+
+/// The loss that is minimised: `λ_mse (L_after + λ_before L_before) + λ_clip L_CLIP`.
+///
+/// # Shapes
+/// As for [`token_consistency`]; `clip` has the CLIP loss of each joint space, and L_CLIP is their mean.
+///
+/// # Errors
+/// As [`token_consistency`] and [`ClipLoss::of`].
+pub fn objective(
+    pipeline: &Pipeline,
+    clip: &[ClipLoss<'_>],
+    pairs: &[Pair],
+    draws: &Draws,
+    difference: &[Tensor<2>],
+    config: &LearnConfig,
+) -> Result<Objective> {
+    let Consistency { after, before } =
+        token_consistency(pipeline, pairs, draws, difference, config.explains_before())?;
+    let mut explained = after.clone();
+    if let Some(before) = &before {
+        explained = explained + before.clone() * config.lambda_before;
+    }
+    let mut total = explained * config.lambda_mse;
+    let clip = if config.lambda_clip > 0.0 {
+        let terms = clip
+            .iter()
+            .map(|clip| clip.of(difference))
+            .collect::<Result<_>>()?;
+        let mean = Tensor::cat(terms, 0).mean();
+        total = total + mean.clone() * config.lambda_clip;
+        Some(mean)
+    } else {
+        None
+    };
+    Ok(Objective {
+        total,
+        after,
+        before,
+        clip,
+    })
 }
 
 /// Token consistency (the paper's loss of the same name): adding the difference to A's prompt must

@@ -106,8 +106,8 @@ pub struct Surroundings<'a> {
     pub class: &'a str,
     /// The width of each text encoder's hidden states.
     pub encoder_widths: &'a [usize],
-    /// The width of the last text encoder's projected prompt, if it has a projection.
-    pub pooled: Option<usize>,
+    /// The width of each text encoder's projected prompt, where it has a projection.
+    pub projections: &'a [Option<usize>],
     /// Channels of the latents.
     pub latent_channels: usize,
     /// Channels that a picture adds to them.

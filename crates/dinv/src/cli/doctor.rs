@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
-use difference_inversion::diffusion::family::{FAMILIES, Family};
+use difference_inversion::diffusion::family::{Family, STABLE_DIFFUSION};
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::diffusion::model_files::{ModelFiles, SCHEDULER, tokenizer_of};
 use difference_inversion::hub::ModelId;
@@ -171,7 +171,7 @@ fn components(paths: &ModelPaths) -> Vec<Component> {
     };
     let drawing = "every picture";
     let family = files.as_ref().ok().and_then(|files| Family::of(files).ok());
-    let family = family.unwrap_or(FAMILIES[0]);
+    let family = family.unwrap_or(&STABLE_DIFFUSION);
     for name in family.networks() {
         add(
             name.to_owned(),

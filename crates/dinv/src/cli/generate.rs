@@ -55,7 +55,7 @@ pub(crate) struct GenerateArgs {
     general: General,
 }
 
-/// The settings of [`TextToImage`](difference_inversion::analogy::TextToImage), as far as they were given.
+/// The settings of [`TextToImage`](difference_inversion::diffusion::draw::TextToImage), as far as they were given.
 #[derive(Debug, Clone, Args, Serialize)]
 struct TextFlags {
     #[arg(long, help = about!(text.prompt), value_name = "TEXT")]

@@ -8,6 +8,7 @@ use burn::tensor::{Device, FloatDType};
 use difference_inversion::Result;
 use difference_inversion::diffusion::family;
 use difference_inversion::diffusion::frozen::ModelPaths;
+use difference_inversion::diffusion::joint_space;
 use difference_inversion::hub::model_of;
 use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::util::digest::sha256_of_file;
@@ -154,7 +155,7 @@ pub(crate) fn weight_files(paths: &ModelPaths) -> Result<Vec<(String, PathBuf)>>
         let weights = model.weights(network, &device, FloatDType::F32)?;
         files.extend(named_files(network, &weights));
     }
-    let joints = ["clip", "clip_2"].into_iter().zip(paths.clip_folders());
+    let joints = joint_space::FOLDERS.into_iter().zip(paths.clip_folders());
     for (network, folder) in joints.chain([("captioner", paths.captioner_folder())]) {
         if folder.is_dir() {
             let weights = Weights::open(&folder, &device, FloatDType::F32)?;

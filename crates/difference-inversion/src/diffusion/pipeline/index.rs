@@ -71,7 +71,7 @@ mod tests {
     fn the_class_decides_the_family() {
         for family in FAMILIES {
             let index = open(&format!(r#"{{"_class_name": "{}"}}"#, family.class)).unwrap();
-            assert_eq!(index.family, family);
+            assert_eq!(index.family, *family);
         }
         let refiner = r#"{"_class_name": "StableDiffusionXLImg2ImgPipeline", "unet": []}"#;
         let message = open(refiner).unwrap_err().to_string();

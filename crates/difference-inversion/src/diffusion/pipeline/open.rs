@@ -31,7 +31,8 @@ impl Pipeline {
         let denoiser = family.denoiser.config(files)?;
         let vae_config: AutoencoderKLConfig = files.config(family.autoencoder.part)?;
         let latent_channels = vae_config.latent_channels;
-        if files.other_unet().is_some() {
+        if let Some(unet) = files.other_unet() {
+            family.denoiser.check_replaced(unet)?;
             family = family.with_channels(denoiser.in_channels(), latent_channels);
         }
         let text_encoders = (family.text_encoders.iter())
@@ -39,10 +40,13 @@ impl Pipeline {
             .collect::<Result<Vec<_>>>()?;
         check_vocabularies(files.path(), family, &text_encoders)?;
         let widths: Vec<usize> = text_encoders.iter().map(TextEncoder::hidden_size).collect();
+        let projections: Vec<Option<usize>> = (text_encoders.iter())
+            .map(TextEncoder::projection_dim)
+            .collect();
         let around = Surroundings {
             class: family.class,
             encoder_widths: &widths,
-            pooled: text_encoders.last().and_then(TextEncoder::projection_dim),
+            projections: &projections,
             latent_channels,
             image_channels: family.image_channels(latent_channels),
             pixels: vae_config.downsampling_factor(),

@@ -144,6 +144,18 @@ fn column(values: impl Iterator<Item = f64>, like: &Tensor<4>) -> Tensor<4> {
     Tensor::<1>::from_data(values.as_slice(), options).reshape([values.len(), 1, 1, 1])
 }
 
+impl PredictionType {
+    /// What the network's output is made of, where its input is `input`.
+    pub fn output(self, input: Mix) -> Mix {
+        match self {
+            Self::Epsilon => Mix::new(0.0, 1.0),
+            Self::Sample => Mix::new(1.0, 0.0),
+            Self::VPrediction => Mix::new(-input.noise, input.signal),
+            Self::Flow => Mix::new(-1.0, 1.0),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use burn::tensor::{DType, Device, Distribution};

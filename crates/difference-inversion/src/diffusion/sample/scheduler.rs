@@ -2,7 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::diffusion::sample::Mix;
 use crate::weights::OtherFields;
 
 /// How the variances grow over the steps of training.
@@ -34,18 +33,6 @@ pub enum PredictionType {
     /// ([Lipman et al. 2023](https://arxiv.org/abs/2210.02747)); no schedule of ᾱ has it.
     #[serde(skip_deserializing)]
     Flow,
-}
-
-impl PredictionType {
-    /// What the network's output is made of, where its input is `input`.
-    pub fn output(self, input: Mix) -> Mix {
-        match self {
-            Self::Epsilon => Mix::new(0.0, 1.0),
-            Self::Sample => Mix::new(1.0, 0.0),
-            Self::VPrediction => Mix::new(-input.noise, input.signal),
-            Self::Flow => Mix::new(-1.0, 1.0),
-        }
-    }
 }
 
 /// Which of the training's timesteps a shorter schedule visits

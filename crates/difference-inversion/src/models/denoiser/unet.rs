@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 
 use crate::Result;
 use crate::models::denoiser::attention_control::Controlled;
-use crate::models::denoiser::unet_blocks::{BlockOptions, Conditions, Downsample, Level, Upsample};
+use crate::models::denoiser::unet_blocks::{BlockInput, BlockOptions, Downsample, Level, Upsample};
 pub use crate::models::denoiser::unet_config::UNetConfig;
 use crate::models::denoiser::{How, Memory};
 use crate::models::feature_map::{Conv2d, GroupNorm, channels_first, channels_last};
@@ -249,7 +249,7 @@ impl UNet2DConditionModel {
             emb = emb + add_embedding.forward(added);
         }
         // Every residual block activates the embedding before projecting it: do so once.
-        let cond = Conditions {
+        let cond = BlockInput {
             emb: config.act_fn.forward(emb),
             context: encoder_hidden_states,
             control: how.control.map(Controlled::new),

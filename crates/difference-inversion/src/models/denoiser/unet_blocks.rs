@@ -297,7 +297,7 @@ impl Transformer2D {
     }
 
     /// `x` `[b, h, w, c]`.
-    fn forward(&self, x: Tensor<4>, cond: &Conditions<'_>) -> Tensor<4> {
+    fn forward(&self, x: Tensor<4>, cond: &BlockInput<'_>) -> Tensor<4> {
         let [b, h, w, c] = x.dims();
         let y = self.norm.forward(x.clone()).reshape([b, h * w, c]);
         let mut y = self.proj_in.forward(y);
@@ -312,7 +312,7 @@ impl Transformer2D {
 /// What conditions every block: the activated time embedding, the prompt's hidden states
 /// `[b, m, cross_attention_dim]`, and who changes attention, if anyone does.
 #[derive(Debug)]
-pub(crate) struct Conditions<'a> {
+pub(crate) struct BlockInput<'a> {
     pub(crate) emb: Tensor<2>,
     pub(crate) context: Tensor<3>,
     pub(crate) control: Option<Controlled<'a>>,
@@ -367,7 +367,7 @@ impl Level {
     }
 
     /// Residual block `i` and the transformer after it, if any.
-    pub(crate) fn forward_layer(&self, i: usize, x: Tensor<4>, cond: &Conditions<'_>) -> Tensor<4> {
+    pub(crate) fn forward_layer(&self, i: usize, x: Tensor<4>, cond: &BlockInput<'_>) -> Tensor<4> {
         let x = self.resnets[i].forward(x, Some(&cond.emb));
         match self.attentions.get(i) {
             Some(attention) => attention.forward(x, cond),
@@ -382,7 +382,7 @@ impl Level {
         &self,
         i: usize,
         x: Tensor<4>,
-        cond: &Conditions<'_>,
+        cond: &BlockInput<'_>,
     ) -> Tensor<4> {
         if !kernels::differentiable(&x) || cond.control.is_some() {
             return self.forward_layer(i, x, cond);
@@ -395,7 +395,7 @@ impl Level {
         let emb = cond.emb.clone().reshape([b, 1, 1, d]);
         let context = cond.context.clone().reshape([b, 1, n, c]);
         recomputed([x, emb, context], move |[x, emb, context]| {
-            let cond = Conditions {
+            let cond = BlockInput {
                 emb: emb.reshape([b, d]),
                 context: context.reshape([b, n, c]),
                 control: None,

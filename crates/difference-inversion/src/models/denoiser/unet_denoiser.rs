@@ -168,7 +168,7 @@ impl DenoiserConfig for Config {
             }
         }
         match self.added {
-            true => self.check_added(around.pooled),
+            true => self.check_added(around.projections.last().copied().flatten()),
             false if self.unet.needs_added_conditions() => self.wrong(
                 "addition_embed_type",
                 &format!("null, as a {} has", around.class),

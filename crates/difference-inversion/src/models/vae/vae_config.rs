@@ -9,7 +9,7 @@ use crate::models::layers::Activation;
 use crate::weights::{OtherFields, check_fixed_fields};
 use crate::{Error, Result};
 
-/// The configuration of an [`AutoencoderKL`](super::vae::AutoencoderKL), with the names and defaults of diffusers.
+/// The configuration of an [`AutoencoderKL`](super::AutoencoderKL), with the names and defaults of diffusers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub struct AutoencoderKLConfig {

@@ -7,6 +7,7 @@ use burn::tensor::{DType, Device, FloatDType, Tensor};
 use clap::Args;
 use difference_inversion::Error;
 use difference_inversion::diffusion::frozen::ModelPaths;
+use difference_inversion::diffusion::joint_space;
 use difference_inversion::diffusion::joint_space::JointSpace;
 use difference_inversion::diffusion::pipeline::Pipeline;
 use difference_inversion::diffusion::words::{FullPrompt, Prompt};
@@ -135,7 +136,7 @@ impl Checker {
             Some(_) => self.captioner(folder),
             None => {
                 let mut checks = self.pipeline(paths)?;
-                for name in ["clip", "clip_2"] {
+                for name in joint_space::FOLDERS {
                     if folder.join(name).is_dir() {
                         checks.extend(self.joint_space(&folder.join(name))?);
                     }
