@@ -14,10 +14,11 @@ mod preprocess;
 mod profile;
 mod resize;
 
+pub use ::image::RgbImage;
+
 pub use self::png::{read_png_text, save_png};
 pub use self::preprocess::ImagePreprocessor;
 pub use self::resize::{Filter, resize};
-pub use ::image::RgbImage;
 
 /// Pictures with a side shorter than this are refused: there is nothing to see in them.
 pub const MIN_SIDE: u32 = 8;

@@ -4,12 +4,6 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor, activation};
-use image::{GenericImageView, Rgb, RgbImage, imageops};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-
-use super::settings::{recorded, with_settings};
-use super::{Analogy, Captions, EvalModels, Method, Told};
 use difference_inversion::diffusion::family;
 use difference_inversion::diffusion::frozen::Models;
 use difference_inversion::diffusion::guide;
@@ -27,6 +21,12 @@ use difference_inversion::util::arrays::Arrays;
 use difference_inversion::util::progress::{self, Observer, Stage};
 use difference_inversion::util::settings::Checks;
 use difference_inversion::{Error, Result};
+use image::{GenericImageView, Rgb, RgbImage, imageops};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::settings::{recorded, with_settings};
+use super::{Analogy, Captions, EvalModels, Method, Told};
 
 /// Transformer blocks of Stable Diffusion 1, among which layers are counted.
 const LAYERS: usize = 16;

@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use difference_inversion::{Error, Result};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
-
-use difference_inversion::{Error, Result};
 
 /// One analogy of a suite, its pictures read.
 #[derive(Debug, Clone)]

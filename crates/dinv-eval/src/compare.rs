@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use difference_inversion::{Error, Result};
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::Value;
@@ -11,7 +12,6 @@ use super::folder::provenance;
 use super::report::{Group, MethodResults, Report};
 use super::statistics::{Estimate, bootstrap, mean_of_means, sign_flip_p};
 use super::{Better, METRICS, Metric, ResultRecord, RunRecord};
-use difference_inversion::{Error, Result};
 
 /// Differences less likely than this by chance are marked.
 const SIGNIFICANT: f64 = 0.05;

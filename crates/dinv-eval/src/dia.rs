@@ -5,14 +5,6 @@ mod inversion;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
-use image::RgbImage;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-
-use self::inversion::Inversion;
-use super::metrics::direction;
-use super::settings::{learned_with, recorded, with_settings};
-use super::{Analogy, EvalModels, Method, Told};
 use difference_inversion::diffusion::family;
 use difference_inversion::diffusion::frozen::Models;
 use difference_inversion::diffusion::joint_space::JointSpace;
@@ -21,6 +13,14 @@ use difference_inversion::util::arrays::{Array, Arrays};
 use difference_inversion::util::progress::Observer;
 use difference_inversion::util::settings::Checks;
 use difference_inversion::{Error, Result};
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use self::inversion::Inversion;
+use super::metrics::direction;
+use super::settings::{learned_with, recorded, with_settings};
+use super::{Analogy, EvalModels, Method, Told};
 
 /// Diffusion Image Analogies (Šubrtová et al. 2023, SIGGRAPH). It sees A, A′ and B alone.
 ///

@@ -8,6 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use difference_inversion::image::{fit, load_image, save_png};
+use difference_inversion::util::arrays::Arrays;
+use difference_inversion::util::digest::sha256;
+use difference_inversion::util::files::write_atomically;
+use difference_inversion::weights::read_config;
+use difference_inversion::{Error, Result};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -15,12 +21,6 @@ use serde_json::{Map, Value};
 use super::metrics::derive;
 use super::suite::Entry;
 use super::{Scores, Told};
-use difference_inversion::image::{fit, load_image, save_png};
-use difference_inversion::util::arrays::Arrays;
-use difference_inversion::util::digest::sha256;
-use difference_inversion::util::files::write_atomically;
-use difference_inversion::weights::read_config;
-use difference_inversion::{Error, Result};
 
 /// The form of the folder.
 const FORMAT: u32 = 1;

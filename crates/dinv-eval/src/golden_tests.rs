@@ -5,14 +5,15 @@ mod common;
 
 use std::path::Path;
 
-use self::common::{assert_matches, golden, open, read};
-use crate::Judge;
-use crate::metrics::stage_distance;
 use burn::tensor::{Device, FloatDType, Tensor};
 use difference_inversion::image::{ImagePreprocessor, RgbImage, load_image};
 use difference_inversion::models::vision::dinov2::Dinov2Model;
 use difference_inversion::models::vision::lpips::Lpips;
 use safetensors::SafeTensors;
+
+use self::common::{assert_matches, golden, open, read};
+use crate::Judge;
+use crate::metrics::stage_distance;
 
 /// The four pictures that the golden files are about.
 const PICTURES: [&str; 4] = ["a", "a_prime", "b", "b_prime"];

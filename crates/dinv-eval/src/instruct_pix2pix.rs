@@ -2,12 +2,6 @@
 
 use std::sync::Arc;
 
-use image::RgbImage;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-
-use super::settings::{recorded, with_settings};
-use super::{Analogy, Captions, EvalModels, Method, Told};
 use difference_inversion::Result;
 use difference_inversion::diffusion::draw::TextToImage;
 use difference_inversion::diffusion::family;
@@ -16,6 +10,12 @@ use difference_inversion::method::generate;
 use difference_inversion::method::generate::Inputs;
 use difference_inversion::util::arrays::Arrays;
 use difference_inversion::util::progress::Observer;
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::settings::{recorded, with_settings};
+use super::{Analogy, Captions, EvalModels, Method, Told};
 
 /// InstructPix2Pix (Brooks et al. 2023, [arXiv 2211.09800](https://arxiv.org/abs/2211.09800)). It is
 /// told the instruction and looks at B; it sees neither A nor A′.

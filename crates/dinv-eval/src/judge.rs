@@ -4,15 +4,15 @@
 use std::path::Path;
 
 use burn::tensor::{Device, FloatDType, Tensor};
-use image::RgbImage;
-
-use super::{Attributes, SceneAttributes};
 use difference_inversion::image::to_tensor;
 use difference_inversion::models::feature_map::{Conv2d, GroupNorm};
 use difference_inversion::models::layers::{Activation, Linear};
 use difference_inversion::util::tensors::host;
 use difference_inversion::weights::Weights;
 use difference_inversion::{Error, Result};
+use image::RgbImage;
+
+use super::{Attributes, SceneAttributes};
 
 /// The channels before and after each stage.
 const WIDTHS: [usize; 5] = [3, 24, 48, 96, 128];

@@ -4,14 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, FloatDType};
-use image::RgbImage;
-use serde::{Deserialize, Serialize};
-
-use super::judge::{Judge, Judged};
-use super::metrics::{
-    derive, direction, edit_shown, mse, others_kept, rescaled, ssim, stage_distance,
-};
-use super::{Analogy, EvalModels};
 use difference_inversion::Result;
 use difference_inversion::diffusion::joint_space::JointSpace;
 use difference_inversion::diffusion::words::Prompt;
@@ -21,6 +13,14 @@ use difference_inversion::models::vision::lpips::Lpips;
 use difference_inversion::util::tensors::host;
 use difference_inversion::util::vector::cosine;
 use difference_inversion::util::vector::unit;
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+
+use super::judge::{Judge, Judged};
+use super::metrics::{
+    derive, direction, edit_shown, mse, others_kept, rescaled, ssim, stage_distance,
+};
+use super::{Analogy, EvalModels};
 
 /// The scores of one B′ by the name of the [`Metric`].
 pub type Scores = BTreeMap<String, f64>;

@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+use difference_inversion::util::arrays::Arrays;
+use difference_inversion::util::progress::Observer;
+use difference_inversion::{Error, Result};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -9,9 +12,6 @@ use serde_json::{Map, Value};
 use super::models::{INPAINTING, INSTRUCT_PIX2PIX, TEXT_TO_IMAGE};
 use super::{Analogy, Captions, EvalModels};
 use super::{analogist, dia, instruct_pix2pix, ours, visii, words};
-use difference_inversion::util::arrays::Arrays;
-use difference_inversion::util::progress::Observer;
-use difference_inversion::{Error, Result};
 
 /// One way to make B′: what it learns from the pictures, if it learns, and how it draws.
 pub trait Method: Send + Sync {

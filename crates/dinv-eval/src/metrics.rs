@@ -3,10 +3,9 @@
 mod pixels;
 mod similarity;
 
-use super::{SceneAttributes, Scores};
-
 pub use self::pixels::{mse, ssim};
 pub use self::similarity::{direction, rescaled, stage_distance};
+use super::{SceneAttributes, Scores};
 
 /// The share of the changed attributes that B′ shows as the true B′ does; nothing if none changes.
 ///

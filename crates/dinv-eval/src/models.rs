@@ -3,7 +3,6 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use burn::tensor::{Device, FloatDType};
-
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::models::denoiser::Memory;

@@ -2,11 +2,6 @@
 
 use std::sync::Arc;
 
-use image::RgbImage;
-use serde_json::{Map, Value};
-
-use super::settings::{learned_with, recorded, with_settings};
-use super::{Analogy, Captions, EvalModels, Method, Told};
 use difference_inversion::Result;
 use difference_inversion::diffusion::frozen::Models;
 use difference_inversion::method::analogy::{self, Example, Target};
@@ -17,6 +12,11 @@ use difference_inversion::method::learn::{ClipReading, Initialisation, LearnConf
 use difference_inversion::method::prompt::PromptMode;
 use difference_inversion::util::arrays::{Array, Arrays};
 use difference_inversion::util::progress::Observer;
+use image::RgbImage;
+use serde_json::{Map, Value};
+
+use super::settings::{learned_with, recorded, with_settings};
+use super::{Analogy, Captions, EvalModels, Method, Told};
 
 /// Kim, Kim and Kim 2025 ([arXiv 2506.07750](https://arxiv.org/abs/2506.07750)) with the settings
 /// recommended for the model; they are those of [`AnalogyConfig`]. With `reverse` the same analogy is

@@ -7,13 +7,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
+use difference_inversion::util::files::write_atomically;
+use difference_inversion::{Error, Result};
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::statistics::{Estimate, bootstrap};
 use super::{Folder, METRICS, MethodRecord, Metric, ResultRecord, RunRecord, Status};
-use difference_inversion::util::files::write_atomically;
-use difference_inversion::{Error, Result};
 
 /// The files of a report.
 pub const FILES: [&str; 4] = ["report.md", "results.csv", "report.json", "report.html"];

@@ -3,17 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
+use difference_inversion::util::arrays::Arrays;
+use difference_inversion::util::machine::forget_peak_memory;
+use difference_inversion::util::machine::peak_memory;
+use difference_inversion::util::progress::Observer;
+use difference_inversion::{Error, Result};
 use image::RgbImage;
 use sha2::{Digest, Sha256};
 
 use super::folder::provenance;
 use super::suite::Entry;
 use super::{Analogy, Folder, Measures, Method, ResultRecord, Scores, Status};
-use difference_inversion::util::arrays::Arrays;
-use difference_inversion::util::machine::forget_peak_memory;
-use difference_inversion::util::machine::peak_memory;
-use difference_inversion::util::progress::Observer;
-use difference_inversion::{Error, Result};
 
 /// What every analogy of a run has in common.
 #[derive(Debug)]

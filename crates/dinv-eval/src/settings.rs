@@ -1,10 +1,9 @@
 //! Settings of methods by name, as they stand in a file of variants.
 
+use difference_inversion::{Error, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
-
-use difference_inversion::{Error, Result};
 
 /// The name under which many settings have a seed; a run has one of its own.
 const SEED: &str = "seed";

@@ -3,10 +3,9 @@
 //! Values come in groups, one for each kind: the mean of every group is taken first, then the mean
 //! of these, so that no kind counts more for being more frequent.
 
+use difference_inversion::util::random::{Purpose, rng};
 use rand::Rng;
 use serde::{Deserialize, Serialize};
-
-use difference_inversion::util::random::{Purpose, rng};
 
 /// Resamples of a bootstrap, and flips of a permutation test.
 pub const RESAMPLES: usize = 10_000;

@@ -2,22 +2,22 @@
 
 mod csv;
 mod export;
-mod instruct_pix2pix;
 mod manifest;
+mod pix2pix_dataset;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::{Component, Path, PathBuf};
 
+use difference_inversion::image::load_image;
+use difference_inversion::util::digest::hex;
+use difference_inversion::weights::read_config;
+use difference_inversion::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::{Analogy, Attributes, Captions};
-use difference_inversion::image::load_image;
-use difference_inversion::util::digest::hex;
-use difference_inversion::weights::read_config;
-use difference_inversion::{Error, Result};
 
 /// The file that makes a folder a suite.
 pub const SUITE: &str = "suite.json";
@@ -142,7 +142,7 @@ impl Suite {
                 entries: manifest::read(&path.join(MANIFEST))?,
             }
         } else if path.join(SEEDS).is_file() {
-            Self::bare(path, instruct_pix2pix::read(path)?)
+            Self::bare(path, pix2pix_dataset::read(path)?)
         } else if path.is_dir() {
             let reason = format!(
                 "not a suite: expected {SUITE} and {MANIFEST}, or {SEEDS} of the InstructPix2Pix \

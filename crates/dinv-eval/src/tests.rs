@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use burn::tensor::Device;
+use difference_inversion::Result;
+use difference_inversion::image::fit;
 use image::RgbImage;
 use serde_json::{Value, json};
 
 use super::tiny::{analogy, eval_models, eval_models_with, settings, silent};
 use super::{Analogy, Captions, MeasurePaths, Measures, Method, Told, Variant, build};
-use difference_inversion::Result;
-use difference_inversion::image::fit;
 
 fn method(name: &str, values: &Value) -> Box<dyn Method> {
     let variant = Variant {

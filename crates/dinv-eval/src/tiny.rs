@@ -5,6 +5,13 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType, Tensor};
+use difference_inversion::diffusion::frozen::{ModelPaths, Models};
+use difference_inversion::diffusion::model_files::FileOptions;
+use difference_inversion::image::load_image;
+use difference_inversion::method::generate_config::AnalogyConfig;
+use difference_inversion::models::denoiser::Memory;
+use difference_inversion::util::progress::Progress;
+use difference_inversion::util::tensors::host;
 use serde_json::{Map, Value};
 
 use super::report::{MethodResults, Report};
@@ -13,13 +20,6 @@ use super::{
     Analogy, Captions, EvalModelPaths, EvalModels, MethodRecord, ResultRecord, RunRecord, Status,
     SuiteRecord,
 };
-use difference_inversion::diffusion::frozen::{ModelPaths, Models};
-use difference_inversion::diffusion::model_files::FileOptions;
-use difference_inversion::image::load_image;
-use difference_inversion::method::generate_config::AnalogyConfig;
-use difference_inversion::models::denoiser::Memory;
-use difference_inversion::util::progress::Progress;
-use difference_inversion::util::tensors::host;
 
 pub(super) fn golden(name: &str) -> PathBuf {
     (Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/golden")).join(name)

@@ -3,12 +3,6 @@
 use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor, TensorData};
-use image::RgbImage;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-
-use super::settings::{learned_with, recorded, with_settings};
-use super::{Analogy, EvalModels, Method, Told};
 use difference_inversion::diffusion::draw;
 use difference_inversion::diffusion::draw::TextToImage;
 use difference_inversion::diffusion::family;
@@ -27,6 +21,12 @@ use difference_inversion::util::random::{Purpose, normal, rng, shuffled};
 use difference_inversion::util::settings::Checks;
 use difference_inversion::util::tensors::{cosine, host};
 use difference_inversion::{Error, Result};
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::settings::{learned_with, recorded, with_settings};
+use super::{Analogy, EvalModels, Method, Told};
 
 /// The CLIP term counts no cosine beyond this.
 const LARGEST_COSINE: f64 = 0.5;

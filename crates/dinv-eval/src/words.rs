@@ -2,11 +2,6 @@
 
 use std::sync::Arc;
 
-use image::RgbImage;
-use serde_json::{Map, Value};
-
-use super::settings::{recorded, with_settings};
-use super::{Analogy, Captions, EvalModels, Method, Told};
 use difference_inversion::Result;
 use difference_inversion::diffusion::frozen::Models;
 use difference_inversion::diffusion::words::FullPrompt;
@@ -14,6 +9,11 @@ use difference_inversion::method::generate_config::GenerateConfig;
 use difference_inversion::method::regenerate::{self, Branches, Guidance, Inversion};
 use difference_inversion::util::arrays::Arrays;
 use difference_inversion::util::progress::Observer;
+use image::RgbImage;
+use serde_json::{Map, Value};
+
+use super::settings::{recorded, with_settings};
+use super::{Analogy, Captions, EvalModels, Method, Told};
 
 /// B turned to noise under its caption and made again under the caption of B′; the settings are
 /// those of [`GenerateConfig`].

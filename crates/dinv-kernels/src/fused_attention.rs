@@ -1,10 +1,9 @@
 //! Attention on the CPU whose scores stay in the cache: those of a few queries with all keys at a
 //! time, in every head by itself.
 
+use burn::tensor::Tensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
-
-use burn::tensor::Tensor;
 
 use super::gradient::with_gradient;
 use super::half::Slice;

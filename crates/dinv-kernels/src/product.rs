@@ -13,11 +13,10 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::half::Slice;
-use super::{instructions, with_scratch};
-
 pub(super) use self::panels::{Panel, Panels, PanelsOf, Right};
 pub(super) use self::tile::{Left, Out, Start, multiply};
+use super::half::Slice;
+use super::{instructions, with_scratch};
 
 /// Steps that a panel is gone through in one go, so that it stays in the second-level cache.
 const STEPS: usize = 1024;

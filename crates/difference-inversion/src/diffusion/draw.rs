@@ -1,5 +1,10 @@
 //! Drawing from noise under given conditions, as diffusers' pipelines do.
 
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
 use crate::diffusion::family::Family;
 use crate::diffusion::guide::{self, Guide, Start};
 use crate::diffusion::pipeline::Pipeline;
@@ -10,10 +15,6 @@ use crate::util::progress::{self, Observer};
 use crate::util::random::{Purpose, normal, rng};
 use crate::util::settings::Unread;
 use crate::{Error, Result};
-use std::path::Path;
-
-use burn::tensor::{Device, Tensor};
-use serde::{Deserialize, Serialize};
 
 /// Plain generation: text-to-image or, with models that take a picture, image-to-image.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

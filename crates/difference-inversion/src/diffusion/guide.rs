@@ -1,5 +1,9 @@
 //! Guidance, and the way from a start along a schedule to the end.
 
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+
 use crate::Result;
 use crate::diffusion::pipeline::Pipeline;
 use crate::diffusion::sample::Solver;
@@ -7,9 +11,6 @@ use crate::models::denoiser::attention_control::AttentionControl;
 use crate::models::denoiser::conditions::Conditions;
 use crate::util::progress::{self, Observer, Stage};
 use crate::util::random::{Purpose, normal, rng};
-use std::sync::Arc;
-
-use burn::tensor::Tensor;
 
 /// The denoiser's output under guidance: `output₀ + Σᵢ scaleᵢ · (outputᵢ − outputᵢ₋₁)` over branches of
 /// conditions, each of which says more than the one before. Two branches, the reference and the

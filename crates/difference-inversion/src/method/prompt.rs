@@ -1,13 +1,14 @@
 //! The frozen prompts of pictures: captions, and words that PEZ finds.
 
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+
 use crate::diffusion::frozen::Models;
 use crate::diffusion::words::{Prompt, Words};
 use crate::method::pez;
 use crate::util::progress::{self, Observer, Stage};
 use crate::util::settings::{Checks, Unread};
 use crate::{Error, Result};
-use image::RgbImage;
-use serde::{Deserialize, Serialize};
 
 /// Where a picture's prompt comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -3,11 +3,11 @@
 use burn::tensor::module::{conv2d, interpolate};
 use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
 use burn::tensor::{DType, Tensor};
+use dinv_kernels::{self as kernels, conv::Geometry};
 
 use crate::Result;
 use crate::models::layers::{Activation, Linear};
 use crate::weights::Weights;
-use dinv_kernels::{self as kernels, conv::Geometry};
 
 /// A two-dimensional convolution with a square kernel.
 #[derive(Debug, Clone)]

@@ -4,7 +4,6 @@
 use burn::tensor::module::{attention, embedding, layer_norm, linear};
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{DType, Int, Tensor, activation};
-
 use dinv_kernels as kernels;
 
 use crate::Result;

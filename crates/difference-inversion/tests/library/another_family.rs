@@ -496,6 +496,13 @@ fn what_lists_parts_and_classes_reads_its_row() {
         captions: false,
     };
     assert!(memory.peak(&paths(&folder)).unwrap() > 64 << 20);
+    let mut with_unet = paths(&folder);
+    with_unet.options.unet = Some(golden("unet"));
+    let error = Models::open(&with_unet, &Device::flex(), FloatDType::F32).unwrap_err();
+    let message = error.to_string();
+    let expected = "setting `unet`: expected none, since the model has a transformer instead";
+    assert!(message.starts_with(expected), "{message}");
+
     fs::remove_dir_all(folder.path().join("transformer")).unwrap();
     let missing = hub::missing(folder.path(), None);
     assert_eq!(

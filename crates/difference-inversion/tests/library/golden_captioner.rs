@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::common::{assert_matches, golden, open, read};
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use difference_inversion::image::load_image;
 use difference_inversion::models::captioner::{
@@ -12,6 +11,8 @@ use difference_inversion::models::captioner::{
 };
 use difference_inversion::weights::read_config;
 use serde_json::Value;
+
+use super::common::{assert_matches, golden, open, read};
 
 const CASES: [&str; 2] = ["captioner/pre_norm", "captioner/post_norm"];
 const BLIP_CASES: [&str; 2] = ["blip/base", "blip/large"];

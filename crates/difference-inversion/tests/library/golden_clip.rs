@@ -1,7 +1,6 @@
 //! CLIP's towers against transformers, on tiny networks with random weights made by
 //! `training/reference/make_golden_clip.py`.
 
-use super::common::{assert_matches, golden, open, read};
 use burn::tensor::{Device, FloatDType, Tensor};
 use difference_inversion::models::text::clip::ClipModel;
 use difference_inversion::models::text::clip_text::{ClipTextModel, shared_bytes};
@@ -9,6 +8,8 @@ use difference_inversion::models::text::tower::Encoded;
 use difference_inversion::models::vision::clip_image::ClipVisionModel;
 use difference_inversion::util::arrays::{Array, Arrays, Values};
 use difference_inversion::weights::Weights;
+
+use super::common::{assert_matches, golden, open, read};
 
 /// The prompts of the maker.
 fn prompts() -> [Vec<u32>; 2] {

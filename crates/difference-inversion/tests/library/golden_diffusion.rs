@@ -1,13 +1,14 @@
 //! The U-Net and the autoencoder against diffusers, on tiny networks with random weights made by
 //! `training/reference/make_golden_diffusion.py`.
 
-use super::common::{assert_matches, golden, open, read};
 use burn::tensor::{Device, FloatDType, Tensor};
 use difference_inversion::models::denoiser::unet::{
     AddedConditions, UNet2DConditionModel, UNetConfig,
 };
 use difference_inversion::models::vae::{AutoencoderKL, AutoencoderKLConfig};
 use difference_inversion::weights::{PerBlock, Weights, read_config};
+
+use super::common::{assert_matches, golden, open, read};
 
 struct UNetCase {
     unet: UNet2DConditionModel,

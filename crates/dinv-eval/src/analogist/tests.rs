@@ -1,11 +1,11 @@
 use std::sync::Mutex;
 
 use burn::tensor::Device;
+use difference_inversion::diffusion::pipeline::Conditions;
+use difference_inversion::util::tensors::host;
 
 use super::*;
 use crate::tiny;
-use difference_inversion::diffusion::pipeline::Conditions;
-use difference_inversion::util::tensors::host;
 
 fn control(scale: f64) -> GridControl {
     GridControl {

@@ -1,25 +1,24 @@
 //! Pictures to prompts and noise, and back.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use image::{GenericImageView, RgbImage, imageops};
-use rand::Rng;
-
-use super::{DiaConfig, DiaInversion};
 use difference_inversion::diffusion::guide;
-use difference_inversion::image::{Filter, resize};
-use difference_inversion::method::generate_config::GenerateConfig;
-use difference_inversion::method::learn::{AdamW, LossScale, Moments};
-
-use crate::lbfgs::{Evaluation, Lbfgs};
 use difference_inversion::diffusion::guide::{Guide, Start};
 use difference_inversion::diffusion::pipeline::{Conditions, Pipeline};
 use difference_inversion::diffusion::sample::{Ddim, Solver};
+use difference_inversion::image::{Filter, resize};
+use difference_inversion::method::generate_config::GenerateConfig;
+use difference_inversion::method::learn::{AdamW, LossScale, Moments};
 use difference_inversion::method::loss::finite;
 use difference_inversion::method::regenerate;
 use difference_inversion::util::progress::{self, Observer, Stage};
 use difference_inversion::util::random::{Purpose, normal, rng, shuffled};
 use difference_inversion::util::tensors::host;
 use difference_inversion::{Error, Result};
+use image::{GenericImageView, RgbImage, imageops};
+use rand::Rng;
+
+use super::{DiaConfig, DiaInversion};
+use crate::lbfgs::{Evaluation, Lbfgs};
 
 /// Streams of random numbers that each picture has.
 const STREAMS: usize = 1 << 20;

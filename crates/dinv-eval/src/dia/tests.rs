@@ -1,12 +1,12 @@
 use burn::tensor::{FloatDType, Tensor};
+use difference_inversion::method::learn::LossScale;
+use difference_inversion::util::random::{Purpose, normal, rng};
+use difference_inversion::util::tensors::host;
 use image::imageops;
 
 use super::inversion::{Inversion, Target, tensor};
 use super::*;
 use crate::tiny;
-use difference_inversion::method::learn::LossScale;
-use difference_inversion::util::random::{Purpose, normal, rng};
-use difference_inversion::util::tensors::host;
 
 fn config() -> DiaConfig {
     DiaConfig {

@@ -2,13 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use difference_inversion::util::digest::sha256;
 use serde_json::Value;
 
 use super::{MethodRecord, ResultRecord, RunRecord};
 use crate::measures::network_of;
-
 use crate::{BUILT_IN, Scores};
-use difference_inversion::util::digest::sha256;
 
 /// Under this name stands [`Entry::identity`](crate::suite::Entry::identity) among what a
 /// result was made with.

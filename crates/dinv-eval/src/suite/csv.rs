@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
-use super::{Captions, Entries, Entry, NO_KIND};
 use difference_inversion::{Error, Result};
+
+use super::{Captions, Entries, Entry, NO_KIND};
 
 /// The columns that a list may have.
 const COLUMNS: [&str; 11] = [

@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::Path;
 
+use difference_inversion::{Error, Result};
 use serde_json::{Map, Value, json};
 
 use super::{Entry, MANIFEST, SUITE, Suite};
-use difference_inversion::{Error, Result};
 
 impl Suite {
     /// Writes the suite to `folder`, which must be empty or absent: `suite.json`,

@@ -3,10 +3,10 @@
 use std::fs;
 use std::path::Path;
 
+use difference_inversion::{Error, Result};
 use serde::Deserialize;
 
 use super::{Attributes, Captions, Entries, Entry, NO_KIND};
-use difference_inversion::{Error, Result};
 
 /// One line.
 #[derive(Debug, Deserialize)]

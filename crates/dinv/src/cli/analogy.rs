@@ -19,8 +19,8 @@ use super::flags::{
 use super::output::OutputFolder;
 use super::plot;
 use super::record::{Recipe, Run, groups, text_of};
-use super::report::{self, Failure};
 use super::sheet::{self, Sheet, Tile};
+use super::terminal::{self, Failure};
 use super::watch::{self, Watcher};
 use super::{checkpoint, fitting, locate};
 
@@ -157,7 +157,7 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     checkpoint::remove(&checkpoint)?;
 
     if args.general.json {
-        return report::json(&json!({
+        return terminal::json(&json!({
             "b_prime": text_of(&written[0]), "sheet": text_of(&written[1]),
             "loss": text_of(&written[2]), "difference": text_of(&written[3]),
             "run": text_of(&written[4]),
@@ -166,7 +166,7 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     }
     written
         .iter()
-        .try_for_each(|path| report::line(path.display()))
+        .try_for_each(|path| terminal::line(path.display()))
 }
 
 impl AnalogyArgs {

@@ -19,7 +19,7 @@ use super::fitting::{self, Measured};
 use super::flags::{General, GenerateFlags, ModelSettings, PromptFlags, SeedFlag, check_captions};
 use super::output::OutputFolder;
 use super::record::{Recipe, text_of};
-use super::report::{self, Failure};
+use super::terminal::{self, Failure};
 use super::watch::{self, Watcher};
 
 /// Apply a learned difference to pictures
@@ -142,7 +142,7 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<()> {
         let path = output.path(&job.name);
         let b = job.write(&applied, recipe.clone(), &path)?;
         if !args.general.json {
-            report::line(path.display())?;
+            terminal::line(path.display())?;
         }
         results.push(json!({ "b": b, "b_prime": text_of(&path) }));
     }
@@ -195,7 +195,7 @@ impl ApplyArgs {
     fn finish(&self, watcher: Watcher, results: &[Value]) -> anyhow::Result<()> {
         let (_, notices) = watcher.finish();
         if self.general.json {
-            report::json(&json!({ "results": results, "notices": notices }))
+            terminal::json(&json!({ "results": results, "notices": notices }))
         } else {
             Ok(())
         }

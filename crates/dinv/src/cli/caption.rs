@@ -11,7 +11,7 @@ use serde_json::json;
 use super::fetch::{Fetcher, Needs};
 use super::flags::{General, ModelSettings};
 use super::record::text_of;
-use super::report;
+use super::terminal;
 use super::watch::{self, Watcher};
 
 /// Describe pictures in words
@@ -63,13 +63,13 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
         if args.general.json {
             captions.push(json!({ "image": text_of(path), "caption": caption }));
         } else if args.images.len() == 1 {
-            report::line(caption)?;
+            terminal::line(caption)?;
         } else {
-            report::line(format_args!("{}: {caption}", path.display()))?;
+            terminal::line(format_args!("{}: {caption}", path.display()))?;
         }
     }
     if args.general.json {
-        report::json(&json!({ "captions": captions }))?;
+        terminal::json(&json!({ "captions": captions }))?;
     }
     Ok(stopped?)
 }

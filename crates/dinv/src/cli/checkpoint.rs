@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use difference_inversion::Error;
 use difference_inversion::method::learn::Records;
 
-use super::report::Failure;
+use super::terminal::Failure;
 
 /// Name of the checkpoint in an output folder.
 pub(crate) const NAME: &str = "checkpoint.safetensors";

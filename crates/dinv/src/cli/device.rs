@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::{Device, FloatDType};
 
-use super::report::Failure;
+use super::terminal::Failure;
 
 /// What `--device` understands: `auto`, the CPU, and GPUs through their cargo features.
 pub(crate) const DEVICES: [&str; 6] = ["auto", "cpu", "cuda", "metal", "vulkan", "webgpu"];

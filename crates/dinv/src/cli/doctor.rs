@@ -18,7 +18,7 @@ use sysinfo::System;
 use super::fetch::{Fetcher, Needs};
 use super::flags::{General, ModelSettings};
 use super::watch::Watcher;
-use super::{device, memory, report};
+use super::{device, memory, terminal};
 
 /// Check the device, the memory and the model files
 #[derive(Debug, Args)]
@@ -72,7 +72,7 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     let models: ModelSettings = args.general.settings(&[&args.model])?.resolve()?;
     let findings = examine(&models);
     if args.general.json {
-        report::json(&findings)
+        terminal::json(&findings)
     } else {
         print(&findings)
     }
@@ -286,8 +286,8 @@ fn mib(bytes: u64) -> u64 {
 }
 
 fn print(findings: &Findings) -> anyhow::Result<()> {
-    let field = |name: &str, value: String| report::line(format_args!("{name:<10} {value}"));
-    report::line(&findings.program)?;
+    let field = |name: &str, value: String| terminal::line(format_args!("{name:<10} {value}"));
+    terminal::line(&findings.program)?;
     field(
         "device",
         format!(
@@ -324,20 +324,20 @@ fn print(findings: &Findings) -> anyhow::Result<()> {
         } in &findings.components
         {
             let state = match state {
-                Ok(bytes) => report::size(*bytes),
+                Ok(bytes) => terminal::size(*bytes),
                 Err(_) => "missing".into(),
             };
-            report::line(format_args!(
+            terminal::line(format_args!(
                 "  {name:<15} {state:>9}  {}",
                 folder.display()
             ))?;
         }
     }
     for problem in &findings.problems {
-        report::line(format_args!("missing: {problem}"))?;
+        terminal::line(format_args!("missing: {problem}"))?;
     }
     if findings.problems.is_empty() {
-        report::line("everything is there")?;
+        terminal::line("everything is there")?;
     }
     Ok(())
 }

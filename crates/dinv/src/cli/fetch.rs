@@ -12,7 +12,7 @@ use difference_inversion::method::prompt::{PromptConfig, PromptMode};
 
 use super::flags::ModelSettings;
 use super::locate::{self, Location};
-use super::report::Failure;
+use super::terminal::Failure;
 use super::watch::Watcher;
 
 /// What a command is going to read beside the diffusion model.

@@ -7,6 +7,7 @@ use burn::tensor::{Device, FloatDType};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use difference_inversion::about;
+use difference_inversion::diffusion::family;
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::diffusion::model_files::FileOptions;
 use difference_inversion::diffusion::model_files::layout::Layout;
@@ -18,8 +19,8 @@ use serde_json::{Value, json};
 
 use super::device::{self, DEVICES, Place};
 use super::fitting::Measured;
-use super::report::Failure;
 use super::settings::{ErasedFlags, Settings};
+use super::terminal::Failure;
 use super::watch::Watcher;
 
 /// The number formats of weights.
@@ -115,9 +116,14 @@ impl ModelSettings {
 
     /// What to tell a user who brings pictures and names no model.
     pub(crate) fn demo_notice(&self) -> Option<String> {
-        let notice = "without `--model` it is the demo model, which knows the little landscapes of its own \
-                      world alone; for photographs there are sd15, sd21 and sdxl";
-        self.model.is_none().then(|| notice.to_owned())
+        let known: Vec<&str> = family::known_models().map(|model| model.name).collect();
+        let (last, others) = known.split_last()?;
+        let notice = format!(
+            "without `--model` it is the demo model, which knows the little landscapes of its own world alone; for \
+             photographs there are {} and {last}",
+            others.join(", ")
+        );
+        self.model.is_none().then_some(notice)
     }
 
     /// Opens the models at `paths`; `watcher` is told how their files were understood, where that
@@ -446,6 +452,24 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[test]
+    fn help_names_every_model_that_is_known_by_name() {
+        let command = crate::cli::Cli::command();
+        for (subcommand, flag) in [("analogy", "model"), ("models", "names")] {
+            let of = |command: &clap::Command| {
+                let flag = command.get_arguments().find(|arg| arg.get_id() == flag)?;
+                Some(flag.get_help()?.to_string())
+            };
+            let found = command.find_subcommand(subcommand).unwrap();
+            let help = of(found)
+                .or_else(|| of(found.find_subcommand("pull")?))
+                .unwrap();
+            for model in family::known_models() {
+                assert!(help.contains(model.name), "{subcommand}: {help}");
+            }
+        }
+    }
 
     /// Every value that `--help` offers for a setting is one that the library reads.
     #[test]

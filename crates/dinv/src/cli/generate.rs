@@ -15,7 +15,7 @@ use super::fetch::{Fetcher, Needs};
 use super::flags::{General, ModelSettings, SeedFlag, finite};
 use super::output::check_picture;
 use super::record::{Recipe, text_of};
-use super::report;
+use super::terminal;
 use super::watch::{self, Watcher};
 
 /// Draw a picture from words, or change one with a model made for that
@@ -120,7 +120,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let (_, notices) = watcher.finish();
 
     if args.general.json {
-        return report::json(&json!({ "image": text_of(&args.output), "notices": notices }));
+        return terminal::json(&json!({ "image": text_of(&args.output), "notices": notices }));
     }
-    report::line(args.output.display())
+    terminal::line(args.output.display())
 }

@@ -15,7 +15,7 @@ use super::fitting;
 use super::flags::{General, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag};
 use super::output::check_file;
 use super::record::text_of;
-use super::report::{self, Failure};
+use super::terminal::{self, Failure};
 use super::watch::{self, Watcher};
 
 /// Learn the difference between A and A′, to apply it later
@@ -124,7 +124,7 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
     let (_, notices) = watcher.finish();
 
     if args.general.json {
-        return report::json(&json!({
+        return terminal::json(&json!({
             "difference": text_of(&args.output),
             "trace": args.trace.as_deref().map(text_of),
             "num_tokens": learned.tokens.num_tokens(),
@@ -136,5 +136,5 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
             "seconds": started.elapsed().as_secs_f64(),
         }));
     }
-    report::line(args.output.display())
+    terminal::line(args.output.display())
 }

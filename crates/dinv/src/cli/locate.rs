@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use difference_inversion::diffusion::family;
 use difference_inversion::hub::ModelId;
 
-use super::report::Failure;
+use super::terminal::Failure;
 
 /// The variable that names another place for the demo model.
 const VARIABLE: &str = "DINV_DEMO_MODEL";

@@ -11,7 +11,7 @@ use serde::Serialize;
 use sysinfo::System;
 
 use super::flags::ModelSettings;
-use super::report::{Failure, size};
+use super::terminal::{Failure, size};
 
 /// About how much memory learning takes in one of the ways there are.
 #[derive(Debug, Serialize)]

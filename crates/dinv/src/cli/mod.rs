@@ -19,9 +19,9 @@ mod models;
 mod output;
 mod plot;
 mod record;
-mod report;
 mod settings;
 mod sheet;
+mod terminal;
 mod watch;
 
 use std::process::ExitCode;
@@ -70,7 +70,7 @@ pub(crate) fn main() -> ExitCode {
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => report::error(&error),
+        Err(error) => terminal::error(&error),
     }
 }
 

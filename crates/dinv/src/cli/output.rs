@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use difference_inversion::Error;
 use tempfile::TempDir;
 
-use super::report::Failure;
+use super::terminal::Failure;
 
 /// A folder for results that appear together at the end.
 ///

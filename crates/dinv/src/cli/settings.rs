@@ -17,7 +17,7 @@ use serde_json::{Map, Value};
 
 use super::flags::ModelSettings;
 use super::locate::relative_to;
-use super::report::Failure;
+use super::terminal::Failure;
 
 /// The file in a model's folder with the settings recommended for it.
 const RECOMMENDED: &str = "dinv.json";

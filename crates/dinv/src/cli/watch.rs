@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use difference_inversion::util::progress::{LossTerms, Progress, Stage};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::report;
+use super::terminal;
 
 /// Set by the first Ctrl-C.
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -20,7 +20,7 @@ pub(crate) fn catch_interrupts() -> anyhow::Result<()> {
         if STOP.swap(true, Ordering::Relaxed) {
             leave();
         }
-        report::message("stopping after this step; Ctrl-C again stops at once");
+        terminal::message("stopping after this step; Ctrl-C again stops at once");
     })?;
     Ok(())
 }
@@ -35,7 +35,7 @@ pub(crate) fn stopping() -> bool {
     reason = "a second Ctrl-C must not wait for the work to end"
 )]
 fn leave() {
-    std::process::exit(report::INTERRUPTED.into());
+    std::process::exit(terminal::INTERRUPTED.into());
 }
 
 /// How long each stage took.
@@ -109,7 +109,7 @@ impl Watcher {
 
     /// Tells the user something, above the progress bar, and keeps it for `run.json`.
     pub(crate) fn notice(&mut self, notice: &str) {
-        let print = || report::message(format_args!("note: {notice}"));
+        let print = || terminal::message(format_args!("note: {notice}"));
         match &self.bar {
             Some(bar) => bar.suspend(print),
             None => print(),
@@ -120,8 +120,8 @@ impl Watcher {
     /// Tells the user what begins, unless quiet.
     pub(crate) fn say(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| report::message(text)),
-            None if self.plain => report::message(text),
+            Some(bar) => bar.suspend(|| terminal::message(text)),
+            None if self.plain => terminal::message(text),
             None => {}
         }
     }
@@ -161,7 +161,7 @@ impl Watcher {
             .last_loss
             .map(|loss| format!(", loss {:.4}", loss.total));
         let amount = match stage {
-            Stage::Download => report::size(total as u64),
+            Stage::Download => terminal::size(total as u64),
             _ if total == 1 => "1 step".to_owned(),
             _ => format!("{total} steps"),
         };
@@ -171,9 +171,9 @@ impl Watcher {
             loss.unwrap_or_default()
         );
         if let Some(bar) = &self.bar {
-            bar.suspend(|| report::message(line));
+            bar.suspend(|| terminal::message(line));
         } else if self.plain {
-            report::message(line);
+            terminal::message(line);
         }
     }
 }

@@ -3,6 +3,7 @@
 //! channels-last, `[b, h, w, c]`.
 
 use burn::tensor::Tensor;
+use dinv_kernels::{self as kernels, gradient::recomputed};
 
 use crate::Result;
 use crate::models::denoiser::attention_control::{AttentionKind, Controlled, ControlledBlock};
@@ -11,7 +12,6 @@ use crate::models::layers::{
     Activation, LayerNorm, Linear, Mask, gated_gelu, multi_head_attention, weighted_attention,
 };
 use crate::weights::Weights;
-use dinv_kernels::{self as kernels, gradient::recomputed};
 
 /// The settings that all blocks of one network share.
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@ use dinv_eval::compare::{compare_methods, compare_runs, markdown};
 use dinv_eval::report::Report;
 use serde_json::json;
 
-use super::super::report::{self, Failure};
+use super::super::terminal::{self, Failure};
 
 /// Say what changed between two runs, or between the methods of one
 ///
@@ -47,14 +47,14 @@ pub(super) fn run(args: &CompareArgs) -> anyhow::Result<()> {
         }
     };
     if args.json {
-        return report::json(&json!({ "changes": changes, "comparisons": comparisons }));
+        return terminal::json(&json!({ "changes": changes, "comparisons": comparisons }));
     }
     if !changes.is_empty() {
-        report::line("Changed:\n")?;
+        terminal::line("Changed:\n")?;
         for change in changes {
-            report::line(format_args!("- {change}"))?;
+            terminal::line(format_args!("- {change}"))?;
         }
-        report::line("")?;
+        terminal::line("")?;
     }
-    report::line(markdown(&comparisons).trim_end())
+    terminal::line(markdown(&comparisons).trim_end())
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use dinv_eval::suite::Suite;
 
-use super::super::report;
+use super::super::terminal;
 use super::setup::SuiteFlag;
 
 /// Write a suite as a folder that any tool can read
@@ -26,6 +26,6 @@ pub(super) struct ExportArgs {
 pub(super) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     let suite = Suite::open(&args.suite.path()?)?;
     suite.export(&args.output)?;
-    report::message(format_args!("{} analogies", suite.entries.len()));
-    report::line(args.output.display())
+    terminal::message(format_args!("{} analogies", suite.entries.len()));
+    terminal::line(args.output.display())
 }

@@ -10,7 +10,7 @@ use std::{env, thread};
 
 use anyhow::Context;
 
-use super::super::report::Failure;
+use super::super::terminal::Failure;
 use super::super::watch;
 use super::setup::Job;
 use super::worker::Answer;

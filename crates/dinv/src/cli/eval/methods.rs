@@ -9,7 +9,7 @@ use dinv_eval::suite::Entry;
 use dinv_eval::{BUILT_IN, EvalModels, Folder, MethodRecord, Variant};
 use serde_json::{Map, Value};
 
-use super::super::report::Failure;
+use super::super::terminal::Failure;
 
 /// The name that stands for every method, built in or of the file of variants.
 const ALL: &str = "all";

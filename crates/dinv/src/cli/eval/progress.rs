@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget};
 
-use super::super::report;
+use super::super::terminal;
 use super::super::watch::style;
 
 /// The look of the bar.
@@ -125,7 +125,7 @@ impl RunProgress {
                 bar.set_prefix(method.to_owned());
                 bar.set_message(left);
             }
-            None if self.plain => report::message(format_args!(
+            None if self.plain => terminal::message(format_args!(
                 "{method} {name}: {seconds:.1} s, {} of {}, {left}",
                 self.done, self.total
             )),
@@ -143,8 +143,8 @@ impl RunProgress {
 
     pub(super) fn say(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| report::message(text)),
-            None => report::message(text),
+            Some(bar) => bar.suspend(|| terminal::message(text)),
+            None => terminal::message(text),
         }
     }
 

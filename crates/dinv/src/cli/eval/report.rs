@@ -7,7 +7,7 @@ use dinv_eval::Folder;
 use dinv_eval::report::Report;
 
 use super::super::record::text_of;
-use super::super::report;
+use super::super::terminal;
 
 /// Write the tables and the page of a run again
 ///
@@ -35,17 +35,17 @@ pub(super) fn run(args: &ReportArgs) -> anyhow::Result<()> {
 pub(super) fn write(folder: &Folder, report: &Report, json: bool) -> anyhow::Result<()> {
     let paths = report.write(folder)?;
     for notice in report.notices() {
-        report::message(format_args!("note: {notice}"));
+        terminal::message(format_args!("note: {notice}"));
     }
     if json {
-        return report::json(
+        return terminal::json(
             &serde_json::json!({ "files": paths.iter().map(text_of).collect::<Vec<_>>() }),
         );
     }
     let tables = report.markdown();
-    report::line(tables.trim_end())?;
+    terminal::line(tables.trim_end())?;
     for path in paths {
-        report::message(path.display());
+        terminal::message(path.display());
     }
     Ok(())
 }

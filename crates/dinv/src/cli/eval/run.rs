@@ -14,7 +14,7 @@ use dinv_eval::{Folder, Measures, RunRecord, SuiteRecord, Variant};
 
 use super::super::fetch::Fetcher;
 use super::super::flags::{General, ModelSettings};
-use super::super::report::Failure;
+use super::super::terminal::Failure;
 use super::super::watch::{self, Watcher};
 use super::progress::RunProgress;
 use super::setup::{Further, Job, SuiteFlag};

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::super::fetch::{Fetcher, Needs};
 use super::super::flags::ModelSettings;
 use super::super::locate;
-use super::super::report::Failure;
+use super::super::terminal::Failure;
 use super::super::watch::Watcher;
 
 /// The suites that come with the demo model, by the names they are called by.

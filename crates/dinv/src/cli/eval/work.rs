@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use dinv_eval::suite::Entry;
 use dinv_eval::{Folder, ResultRecord, RunRecord, Status, Variant};
 
-use super::super::report::Failure;
+use super::super::terminal::Failure;
 use super::super::watch;
 use super::jobs::{self, ENOUGH, Event};
 use super::progress::RunProgress;

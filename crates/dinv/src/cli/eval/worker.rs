@@ -13,7 +13,7 @@ use dinv_eval::{Folder, Measures, Session, Status};
 use serde::{Deserialize, Serialize};
 
 use super::super::fetch::Fetcher;
-use super::super::report;
+use super::super::terminal;
 use super::super::watch::Watcher;
 use super::setup::{self, Job};
 
@@ -84,5 +84,5 @@ pub(super) fn run(_: &WorkerArgs) -> anyhow::Result<()> {
 }
 
 fn answer(answer: &Answer) -> anyhow::Result<()> {
-    report::line(serde_json::to_string(answer)?)
+    terminal::line(serde_json::to_string(answer)?)
 }

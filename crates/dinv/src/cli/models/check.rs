@@ -21,7 +21,7 @@ use crate::cli::device::DEVICES;
 use crate::cli::fetch::{Fetcher, Needs};
 use crate::cli::flags::{DTYPES, ModelSettings};
 use crate::cli::record::text_of;
-use crate::cli::report::{self, Failure};
+use crate::cli::terminal::{self, Failure};
 use crate::cli::watch::Watcher;
 
 /// Side of the picture that is computed with, whatever size the model was trained on.
@@ -91,7 +91,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let checks = checker.all(&paths)?;
     let failed = checks.iter().filter(|check| check.outcome.is_err()).count();
     if args.json {
-        report::json(&json!({
+        terminal::json(&json!({
             "model": text_of(&args.model),
             "folder": text_of(&paths.model),
             "device": settings.device_name(),
@@ -250,7 +250,7 @@ impl Checker {
                 Ok(outcome) => ("ok", outcome),
                 Err(reason) => ("FAILED", reason),
             };
-            report::line(format_args!(
+            terminal::line(format_args!(
                 "{part:<13} {state:<7} {}{outcome} ({:.2} s)",
                 parameters.unwrap_or_default(),
                 check.seconds

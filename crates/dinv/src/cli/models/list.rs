@@ -8,7 +8,7 @@ use difference_inversion::hub::{self, CachedModel, Hub, ModelId, licence};
 use serde::Serialize;
 
 use crate::cli::locate::{DEMO, demo_model};
-use crate::cli::report;
+use crate::cli::terminal;
 
 /// List the models on this machine and those with a short name
 #[derive(Debug, Args)]
@@ -48,14 +48,14 @@ pub(crate) fn run(args: &ListArgs) -> anyhow::Result<()> {
     let hub = Hub::from_env()?;
     let rows = rows(demo_model().ok().as_deref(), hub.list()?)?;
     if args.json {
-        return report::json(&serde_json::json!({ "cache": hub.cache, "models": rows }));
+        return terminal::json(&serde_json::json!({ "cache": hub.cache, "models": rows }));
     }
     let width = rows.iter().map(|row| row.name.chars().count()).max();
     let width = width.unwrap_or(0);
     for row in &rows {
         let size = match row.state {
             State::NotDownloaded => "–".to_owned(),
-            _ => report::size(row.bytes),
+            _ => terminal::size(row.bytes),
         };
         let state = match row.state {
             State::Complete => "complete".to_owned(),
@@ -65,12 +65,12 @@ pub(crate) fn run(args: &ListArgs) -> anyhow::Result<()> {
         let licence = row.licence.as_deref().unwrap_or("licence not stated");
         let id = row.id.as_deref().filter(|id| *id != row.name);
         let id = id.map(|id| format!("  {id}")).unwrap_or_default();
-        report::line(format_args!(
+        terminal::line(format_args!(
             "{:<width$} {size:>9}  {state:<14}  {licence}{id}",
             row.name
         ))?;
     }
-    report::line(format_args!("cache: {}", hub.cache.display()))
+    terminal::line(format_args!("cache: {}", hub.cache.display()))
 }
 
 /// The demo model, the models with a short name, and everything else in the cache.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::cli::locate::{DEMO, demo_model, name_of};
 use crate::cli::record::text_of;
-use crate::cli::report::{self, Failure};
+use crate::cli::terminal::{self, Failure};
 use crate::cli::watch::{self, Watcher};
 
 /// Download models from the Hugging Face Hub
@@ -63,12 +63,12 @@ pub(crate) fn run(args: &PullArgs) -> anyhow::Result<()> {
         };
         match args.json {
             true => pulled.push(describe(name, id.as_ref(), &folder)),
-            false => report::line(folder.display())?,
+            false => terminal::line(folder.display())?,
         }
     }
     let (_, notices) = watcher.finish();
     match args.json {
-        true => report::json(&json!({ "models": pulled, "notices": notices })),
+        true => terminal::json(&json!({ "models": pulled, "notices": notices })),
         false => Ok(()),
     }
 }

@@ -5,12 +5,12 @@
 
 use std::path::Path;
 
+use difference_inversion::weights::read_config;
+use difference_inversion::{Error, Result};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Captions, Entries, Entry, NO_KIND, SEEDS};
-use difference_inversion::weights::read_config;
-use difference_inversion::{Error, Result};
 
 /// `prompt.json`.
 #[derive(Debug, Deserialize)]
