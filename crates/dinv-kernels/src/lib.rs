@@ -52,7 +52,7 @@ thread_local!(
 
 /// The widest set of vector instructions that this processor has, unless a test chose another.
 fn instructions() -> Arch {
-    CHOSEN.get().unwrap_or_else(Arch::new)
+    CHOSEN.get().unwrap_or_default()
 }
 
 /// Runs `test` without vector instructions, and with every set of them that this processor has.

@@ -144,9 +144,9 @@ fn own_solver(pipeline: &Pipeline, observer: Observer<'_>) -> SolverKind {
 /// beside what the denoiser is shown of a picture (see [`Pipeline::show`]).
 ///
 /// # Errors
-/// [`Error::Setting`](crate::Error::Setting) for settings that make no sense,
-/// [`Error::InvalidInput`](crate::Error::InvalidInput) for latents of another shape,
-/// [`Error::Stopped`](crate::Error::Stopped) if the observer asks to stop.
+/// [`Error::Setting`] for settings that make no sense,
+/// [`Error::InvalidInput`] for latents of another shape,
+/// [`Error::Stopped`] if the observer asks to stop.
 pub fn draw(
     pipeline: &Pipeline,
     request: &TextToImage,

@@ -198,7 +198,7 @@ impl Models {
         }
     }
 
-    /// A caption for a picture, for what of it is drawn: its [`middle`](crate::image::middle).
+    /// A caption for a picture, for what of it is drawn: its [`middle`].
     ///
     /// # Errors
     /// [`Error::Missing`] if there is no captioner.

@@ -87,7 +87,7 @@ impl PromptConfig {
     /// Checks that the settings make sense.
     ///
     /// # Errors
-    /// [`Error::Setting`](crate::Error::Setting) naming the first that does not.
+    /// [`Error::Setting`] naming the first that does not.
     pub fn validate(&self) -> Result<()> {
         Checks::default()
             .at_least_1("pez_tokens", self.pez_tokens)
