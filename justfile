@@ -7,13 +7,17 @@ default:
 check:
     bash .ci/run
 
+# The tests of the library whose names contain FILTER, rebuilt in parts: seconds after an edit.
+test filter="":
+    CARGO_INCREMENTAL=1 cargo test --release --features webgpu -p difference-inversion {{filter}}
+
 # The built-in example, with the demo model.
 demo:
     cargo run --release -- analogy --overwrite
 
 # The tiny pipeline on a GPU against the CPU (Vulkan, Metal or DirectX 12, or Mesa's software Vulkan).
 gpu:
-    cargo test --release --features webgpu --test gpu
+    cargo test --release --features webgpu --test library gpu::
 
 # Everything for one run on a machine with a GPU, in one archive; benches/gpu/README.md.
 gpu-day *flags:
@@ -26,12 +30,12 @@ bench:
 
 # Accept what `--help` prints now; look at the difference.
 update-help:
-    UPDATE_SNAPSHOTS=1 cargo test --release --test cli help
-    git diff tests/cli/snapshots
+    UPDATE_SNAPSHOTS=1 cargo test --release --features webgpu --test cli help
+    git diff crates/dinv/tests/cli/snapshots
 
 # Damaged files for as long as you like.
 fuzz cases="100000":
-    PROPTEST_CASES={{cases}} cargo test --release --test fuzz
+    PROPTEST_CASES={{cases}} cargo test --release --features webgpu --test library fuzz::
 
 # Licences, advisories and sources of the dependencies (cargo install cargo-deny).
 deny:

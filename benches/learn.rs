@@ -14,10 +14,12 @@ use std::path::Path;
 use std::time::Instant;
 
 use burn::tensor::{Device, FloatDType};
-use difference_inversion::analogy::{AnalogyConfig, Example, ModelPaths, Models, learn};
+use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::image::load_image;
-use difference_inversion::learn::{LearnConfig, Records};
-use difference_inversion::progress::{Progress, Stage};
+use difference_inversion::method::analogy::{Example, learn};
+use difference_inversion::method::generate_config::AnalogyConfig;
+use difference_inversion::method::learn::{LearnConfig, Records};
+use difference_inversion::util::progress::{Progress, Stage};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -32,7 +34,7 @@ fn main() {
 }
 
 fn run() {
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
+    let demo = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("demo");
     let paths = ModelPaths {
         model: demo.join("model"),
         ..ModelPaths::default()

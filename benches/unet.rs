@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
-use difference_inversion::models::unet::{UNet2DConditionModel, UNetConfig};
+use difference_inversion::models::denoiser::unet::{UNet2DConditionModel, UNetConfig};
 use difference_inversion::weights::{Weights, read_config};
 
 #[global_allocator]
@@ -23,7 +23,7 @@ const REPEATS: usize = 20;
 
 fn folder() -> PathBuf {
     std::env::var_os("DINV_BENCH_UNET").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("demo/model/unet"),
+        || Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("demo/model/unet"),
         PathBuf::from,
     )
 }

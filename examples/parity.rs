@@ -14,13 +14,15 @@ use std::path::Path;
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use difference_inversion::Error;
-use difference_inversion::models::clip_image::ClipVisionModel;
-use difference_inversion::models::clip_text::ClipTextModel;
-use difference_inversion::models::unet::{AddedConditions, UNet2DConditionModel, UNetConfig};
+use difference_inversion::models::denoiser::unet::{
+    AddedConditions, UNet2DConditionModel, UNetConfig,
+};
+use difference_inversion::models::text::clip_text::ClipTextModel;
 use difference_inversion::models::vae::{AutoencoderKL, AutoencoderKLConfig};
-use difference_inversion::weights::{Arrays, Values, Weights, read_config};
+use difference_inversion::models::vision::clip_image::ClipVisionModel;
+use difference_inversion::util::arrays::{Arrays, Values};
+use difference_inversion::weights::{Weights, read_config};
 
-#[cfg(feature = "cli")]
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

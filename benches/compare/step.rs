@@ -11,19 +11,22 @@
 
 #![expect(clippy::print_stdout, reason = "the results are the result")]
 
-#[cfg(feature = "_gpu")]
+#[cfg(feature = "gpu")]
 #[path = "../gpu/kernels.rs"]
 mod kernels;
 
 use std::path::Path;
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
-use difference_inversion::learn::{AdamW, Moments};
-use difference_inversion::models::clip_text::{ClipTextModel, PrefixCache};
-use difference_inversion::models::unet::{
-    AddedConditions, Memory, UNet2DConditionModel, UNetConfig,
+use difference_inversion::method::learn::{AdamW, Moments};
+use difference_inversion::models::denoiser::unet::{
+    AddedConditions, UNet2DConditionModel, UNetConfig,
 };
-use difference_inversion::weights::{Arrays, Values, Weights, compute_dtype, read_config};
+use difference_inversion::models::denoiser::{How, Memory};
+use difference_inversion::models::text::clip_text::ClipTextModel;
+use difference_inversion::models::text::tower::Beginning;
+use difference_inversion::util::arrays::{Arrays, Values};
+use difference_inversion::weights::{Weights, compute_dtype, read_config};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -41,7 +44,7 @@ fn main() {
 
 fn run() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    #[cfg(feature = "_gpu")]
+    #[cfg(feature = "gpu")]
     if let [kernels, arguments @ ..] = arguments.as_slice()
         && kernels == "kernels"
     {
@@ -76,7 +79,7 @@ fn run() {
     };
     let mut step = Step::open(Path::new(model), Path::new(inputs), &device, dtype);
     if flag("--memory") == Some("low") {
-        step.unet.set_memory(Memory::Low);
+        step.memory = Memory::Low;
     }
     println!("ready");
     for line in std::io::stdin().lines() {
@@ -94,7 +97,7 @@ fn run() {
 struct Encoder {
     model: ClipTextModel,
     /// The beginnings of both prompts, and the start alone.
-    beginnings: [PrefixCache; 3],
+    beginnings: [Beginning; 3],
     /// What follows the tokens in each, [n, d].
     ends: [Tensor<2>; 3],
     delta: Tensor<2>,
@@ -179,6 +182,7 @@ struct Step {
     device: Device,
     /// What is computed in.
     dtype: DType,
+    memory: Memory,
     steps: usize,
 }
 
@@ -199,6 +203,7 @@ impl Step {
             inputs,
             device: device.clone(),
             dtype: compute_dtype(device, dtype).into(),
+            memory: Memory::Normal,
             steps: 0,
         }
     }
@@ -220,11 +225,15 @@ impl Step {
             }
         });
         (self.unet)
-            .forward(
+            .forward_with(
                 noisy.cast(self.dtype),
                 self.input("timesteps"),
                 repeat(&states.clone().cast(self.dtype), &rows),
                 added.as_ref(),
+                How {
+                    memory: self.memory,
+                    control: None,
+                },
             )
             .cast(DType::F32)
     }

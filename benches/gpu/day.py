@@ -225,7 +225,7 @@ def device(day: Day) -> None:
     said = day.run([day.bin / "dinv", "doctor", "--device", day.args.device, "--json"], limit=60)
     day.put("device", "doctor", json.loads(said))
     environment = {"DINV_TEST_DEVICE": day.args.device, "DINV_TEST_GOLDEN": str(HERE / "golden")}
-    said = day.run([day.bin / "gpu-tests", "--test-threads", "4"], limit=110, **environment)
+    said = day.run([day.bin / "gpu-tests", "gpu::", "--test-threads", "4"], limit=110, **environment)
     passed = [line for line in said.splitlines() if line.startswith("test ")]
     day.put("device", "tiny pipelines as on the CPU", passed)
 

@@ -38,7 +38,7 @@ def build(features: str) -> dict[str, Path]:
     """The executables by the name of their target."""
     command = [
         "cargo", "build", "--release", "--features", features, "--message-format", "json-render-diagnostics",
-        "--bin", "dinv", "--bench", "compare", "--test", "gpu",
+        "--bin", "dinv", "--bench", "compare", "--test", "library",
     ]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     messages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -48,7 +48,7 @@ def build(features: str) -> dict[str, Path]:
 def collect(folder: Path, demo: bool, features: str) -> None:
     found = build(features)
     (folder / "bin").mkdir(parents=True)
-    for target, name in (("dinv", "dinv"), ("compare", "step"), ("gpu", "gpu-tests")):
+    for target, name in (("dinv", "dinv"), ("compare", "step"), ("library", "gpu-tests")):
         subprocess.run(["strip", "-o", folder / "bin" / name, found[target]], check=True)
     shutil.copy(ROOT / "benches/gpu/day.py", folder)
     (folder / "compare").mkdir()

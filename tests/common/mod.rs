@@ -16,7 +16,7 @@ pub(crate) const TOLERANCE: f32 = 1e-4;
 
 /// The folder or file `name` under `tests/golden`.
 pub(crate) fn golden(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
         .join("tests/golden")
         .join(name)
 }

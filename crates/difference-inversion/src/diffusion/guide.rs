@@ -1,0 +1,136 @@
+//! Guidance, and the way from a start along a schedule to the end.
+
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+
+use crate::Result;
+use crate::diffusion::pipeline::Pipeline;
+use crate::diffusion::sample::Solver;
+use crate::models::denoiser::attention_control::AttentionControl;
+use crate::models::denoiser::conditions::Conditions;
+use crate::util::progress::{self, Observer, Stage};
+use crate::util::random::{Purpose, normal, rng};
+
+/// The denoiser's output under guidance: `output₀ + Σᵢ scaleᵢ · (outputᵢ − outputᵢ₋₁)` over branches of
+/// conditions, each of which says more than the one before. Two branches, the reference and the
+/// condition, are classifier-free guidance (Ho & Salimans 2021); three, InstructPix2Pix's guidance
+/// by picture and text (Brooks et al. 2023, equation 3). It holds for noise and velocity alike.
+#[derive(Debug, Clone)]
+pub struct Guide {
+    first: Conditions,
+    further: Vec<(Conditions, f64)>,
+    control: Option<Arc<dyn AttentionControl>>,
+}
+
+impl Guide {
+    /// One condition without guidance.
+    pub fn plain(conditional: Conditions) -> Self {
+        Self {
+            first: conditional,
+            further: Vec::new(),
+            control: None,
+        }
+    }
+
+    /// Guidance from `reference` through `conditional` and beyond. A scale of 1 or less is none, as in
+    /// diffusers: distilled models are given 0.
+    pub fn new(conditional: Conditions, reference: Conditions, scale: f64) -> Self {
+        if scale <= 1.0 {
+            return Self::plain(conditional);
+        }
+        Self::plain(reference).towards(conditional, scale)
+    }
+
+    /// The same, and from there towards `conditional`.
+    #[must_use]
+    pub fn towards(mut self, conditional: Conditions, scale: f64) -> Self {
+        self.further.push((conditional, scale));
+        self
+    }
+
+    /// The same, while `control` changes what looks at what inside the denoiser, in all branches.
+    #[must_use]
+    pub fn controlled(mut self, control: Arc<dyn AttentionControl>) -> Self {
+        self.control = Some(control);
+        self
+    }
+
+    /// The output for latents [b, c, h, w] at a timestep each.
+    pub(crate) fn predict(
+        &self,
+        pipeline: &Pipeline,
+        latents: Tensor<4>,
+        timesteps: &[f64],
+    ) -> Tensor<4> {
+        let batch = timesteps.len();
+        let branches: Vec<Conditions> = std::iter::once(&self.first)
+            .chain(self.further.iter().map(|(conditions, _)| conditions))
+            .map(|conditions| conditions.clone().repeat_each(batch))
+            .collect();
+        let count = branches.len();
+        let latents = latents.repeat_dim(0, count); // [count · b, c, h, w]
+        let conditions = Conditions::cat(&branches);
+        let timesteps = timesteps.repeat(count);
+        let control = self.control.as_deref();
+        let outputs = pipeline.predict_controlled(latents, &timesteps, &conditions, control);
+        let of = |branch: usize| {
+            let outputs = outputs.clone();
+            outputs.slice([branch * batch..(branch + 1) * batch])
+        };
+        let further = self.further.iter().enumerate();
+        further.fold(of(0), |output, (branch, (_, scale))| {
+            output + (of(branch + 1) - of(branch)) * *scale
+        })
+    }
+}
+
+/// Where denoising starts and what it is told on its way.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// The latents before step `step`.
+    pub latents: Tensor<4>,
+    /// The first step.
+    pub step: usize,
+    /// What is added after each step from the first on: σ_t z_t of an edit-friendly inversion.
+    /// Where there is none, solvers that need noise are given some.
+    pub residuals: Vec<Tensor<4>>,
+    /// The noise of every step of the schedule for solvers that need it, [steps, c, h, w]; drawn
+    /// from the seed where absent.
+    pub noise: Option<Tensor<4>>,
+}
+
+/// Runs a solver from a start to the end of its schedule.
+///
+/// # Errors
+/// [`Error::Stopped`](crate::Error::Stopped) if the observer asks to stop.
+pub fn denoise(
+    pipeline: &Pipeline,
+    guide: &Guide,
+    solver: &mut dyn Solver,
+    start: Start,
+    seed: u64,
+    observer: Observer<'_>,
+) -> Result<Tensor<4>> {
+    let timesteps = solver.timesteps().to_vec();
+    let total = timesteps.len() - start.step;
+    let mut latents = start.latents;
+    for (done, i) in (start.step..timesteps.len()).enumerate() {
+        progress::step(&mut *observer, Stage::Generate, done, total)?;
+        let input = solver.scale_model_input(i, latents.clone());
+        let output = guide.predict(pipeline, input, &timesteps[i..=i]);
+        let fresh = (solver.needs_noise() && start.residuals.is_empty()).then(|| {
+            if let Some(noise) = &start.noise {
+                return noise.clone().slice([i..i + 1]);
+            }
+            let mut rng = rng(seed, Purpose::Sample, i);
+            normal(&mut rng, latents.dims(), pipeline.device())
+        });
+        latents = solver.step(i, output, latents, fresh);
+        if let Some(residual) = start.residuals.get(done) {
+            latents = latents + residual.clone();
+        }
+    }
+    progress::step(observer, Stage::Generate, total, total)?;
+    Ok(latents)
+}

@@ -1,0 +1,201 @@
+//! The space that pictures and words share, in which differences are measured.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ::image::RgbImage;
+use burn::tensor::{DType, Device, FloatDType, Tensor};
+
+use crate::diffusion::text_encoder::{Beginning, TextEncoder};
+use crate::diffusion::words::Prompt;
+use crate::image::ImagePreprocessor;
+use crate::models::text::clip::ClipModel;
+use crate::models::text::tokenizer::ClipTokenizer;
+use crate::models::vision::clip_image::ClipVisionModel;
+use crate::util::tensors::{cosine, host, unit};
+use crate::weights::compute_dtype;
+use crate::{Error, Result};
+
+/// Where the joint spaces of a model are, in its folder or beside its file.
+pub const FOLDERS: [&str; 2] = ["clip", "clip_2"];
+
+/// How alike (mean cosine) two token-embedding tables are if one was fine-tuned from the other.
+const SAME_ORIGIN: f32 = 0.9;
+/// Rows of the tables that are compared.
+const COMPARED_ROWS: usize = 2048;
+
+/// The space that pictures and words share: CLIP with both projections. A copy has the same weights,
+/// and its image tower is closed with the other's.
+#[derive(Debug, Clone)]
+pub struct JointSpace {
+    /// Which of a pipeline's text encoders it belongs to.
+    encoder: usize,
+    /// The bytes of its text encoder that are the pipeline's.
+    shared_bytes: u64,
+    text_encoder: TextEncoder,
+    folder: PathBuf,
+    /// Until it is closed, and when it is needed again.
+    image_tower: Arc<Mutex<Option<ClipVisionModel>>>,
+    preprocessor: ImagePreprocessor,
+    device: Device,
+    dtype: FloatDType,
+}
+
+impl JointSpace {
+    /// Opens a transformers `CLIPModel` folder with its tokenizer and `preprocessor_config.json`.
+    ///
+    /// # Errors
+    /// Whatever is wrong with a file, naming it.
+    pub fn open(folder: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
+        let model = ClipModel::open(folder, device, dtype)?;
+        Ok(Self {
+            encoder: 0,
+            shared_bytes: 0,
+            text_encoder: TextEncoder::clip(ClipTokenizer::open(folder)?, model.text)?,
+            folder: folder.to_owned(),
+            image_tower: Arc::new(Mutex::new(Some(model.vision))),
+            preprocessor: ImagePreprocessor::open(folder)?,
+            device: device.clone(),
+            dtype: compute_dtype(device, dtype),
+        })
+    }
+
+    /// The same as the joint space of that one of a pipeline's text encoders which it fits; the
+    /// weights that both have are held once.
+    ///
+    /// # Errors
+    /// [`Error::WrongBase`] if it fits none, see [`check_encoder`](Self::check_encoder).
+    pub fn of_one_among(mut self, encoders: &[TextEncoder]) -> Result<Self> {
+        let fits = |encoder: &TextEncoder| self.check_encoder(encoder);
+        match encoders.iter().position(|encoder| fits(encoder).is_ok()) {
+            Some(number) => {
+                self.encoder = number;
+                self.shared_bytes = self.text_encoder.share(&encoders[number]);
+            }
+            None => encoders.iter().try_for_each(fits)?,
+        }
+        Ok(self)
+    }
+
+    /// Which of the pipeline's text encoders the joint space belongs to, counted from 0.
+    pub fn encoder(&self) -> usize {
+        self.encoder
+    }
+
+    /// How many bytes of its text encoder are those of the pipeline's, held once for both: 0 if one
+    /// of the two is a fine-tuned copy in every tensor.
+    pub fn shared_bytes(&self) -> u64 {
+        self.shared_bytes
+    }
+
+    /// The text encoder of the joint space.
+    pub fn text_encoder(&self) -> &TextEncoder {
+        &self.text_encoder
+    }
+
+    /// Checks that difference tokens for `encoder` mean something here: the token embeddings must
+    /// be the same, or at least a fine-tuned copy.
+    ///
+    /// # Errors
+    /// [`Error::WrongBase`] if they are not.
+    pub fn check_encoder(&self, encoder: &TextEncoder) -> Result<()> {
+        let (ours, theirs) = (self.text_encoder.token_table(), encoder.token_table());
+        if self.text_encoder.base() == encoder.base() {
+            return Ok(());
+        }
+        if ours.dims() == theirs.dims() {
+            let rows = COMPARED_ROWS.min(ours.dims()[0]);
+            let [ours, theirs] =
+                [ours, theirs].map(|table| table.clone().slice([0..rows]).cast(DType::F32));
+            if host(cosine(ours, theirs).mean())[0] >= SAME_ORIGIN {
+                return Ok(());
+            }
+        }
+        Err(Error::WrongBase {
+            reason: format!(
+                "the joint space (CLIP folder) is not that of the model's text encoder: their \
+                 token embeddings differ ({} and {})",
+                self.text_encoder.base(),
+                encoder.base()
+            ),
+        })
+    }
+
+    /// A picture's unit-norm features, `[e]`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the preprocessor and the network do not fit, and as
+    /// [`open`](Self::open) if the image tower has to be opened once more.
+    pub fn image_features(&self, image: &RgbImage) -> Result<Vec<f32>> {
+        Ok(host(unit(self.picture_features(image)?)))
+    }
+
+    /// A picture's features, not normalised, `[1, e]`.
+    ///
+    /// # Errors
+    /// As [`image_features`](Self::image_features).
+    pub fn picture_features(&self, image: &RgbImage) -> Result<Tensor<2>> {
+        let pixels = self
+            .preprocessor
+            .apply(image, &self.device)
+            .cast(DType::from(self.dtype));
+        let tower = self.image_tower()?;
+        tower.project(tower.forward(pixels)?)
+    }
+
+    /// The image tower, opened once more if it was closed.
+    fn image_tower(&self) -> Result<ClipVisionModel> {
+        let mut held = (self.image_tower.lock()).unwrap_or_else(PoisonError::into_inner);
+        if let Some(tower) = &*held {
+            return Ok(tower.clone());
+        }
+        let model = ClipModel::open(&self.folder, &self.device, self.dtype)?;
+        Ok(held.insert(model.vision).clone())
+    }
+
+    /// Gives the memory of the image tower back; it is opened once more for the next picture.
+    pub fn close_image_tower(&self) {
+        *(self.image_tower.lock()).unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// The unit-norm features of words, `[e]`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the model has no projection.
+    pub fn text_features(&self, prompt: &Prompt) -> Result<Vec<f32>> {
+        Ok(host(unit(self.prompt_features(prompt, None)?)))
+    }
+
+    /// The features of words followed by token embeddings, not normalised.
+    ///
+    /// # Shapes
+    /// `tokens`: [n, d]; result [1, e].
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the tokens have another width, [`Error::Setting`] if there are
+    /// too many.
+    pub fn prompt_features(
+        &self,
+        prompt: &Prompt,
+        tokens: Option<&Tensor<2>>,
+    ) -> Result<Tensor<2>> {
+        let num_tokens = tokens.map_or(0, |tokens| tokens.dims()[0]);
+        let beginning = self.read(prompt, num_tokens)?;
+        self.text_encoder.features(&beginning, tokens)
+    }
+
+    /// Reads the start and the words of a prompt that leaves room for `num_tokens` difference tokens;
+    /// what has no room is cut off.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if not even the difference tokens have room.
+    pub fn read(&self, prompt: &Prompt, num_tokens: usize) -> Result<Beginning> {
+        let (beginning, _) = (self.text_encoder).read(&prompt.ids(self.encoder), num_tokens)?;
+        Ok(beginning)
+    }
+
+    /// Where it is computed.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+}

@@ -1,0 +1,377 @@
+//! The files of one diffusion model, in whatever layout: a diffusers folder, or one file in the
+//! layout of the original code.
+
+pub mod layout;
+mod original;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::tensor::{Device, FloatDType};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::diffusion::family;
+use crate::diffusion::model_files::layout::Layout;
+use crate::diffusion::model_files::original::{MARKS, Networks, networks};
+use crate::diffusion::sample::PredictionType;
+use crate::models::denoiser::unet_denoiser::PART as UNET;
+use crate::models::text::tokenizer::Vocabulary;
+use crate::weights::Weights;
+use crate::weights::file::TensorFile;
+use crate::weights::folder::{has_variant, refuse_pickled};
+use crate::weights::json::{from_value, read_config};
+use crate::{Error, Result};
+
+/// The file of a diffusers folder that says which pipeline it is.
+pub const MODEL_INDEX: &str = "model_index.json";
+
+/// The folder of a diffusers folder that says how latents are noised.
+pub const SCHEDULER: &str = "scheduler";
+
+/// The folder of a text encoder's vocabulary in diffusers' layout.
+pub fn tokenizer_of(text_encoder: &str) -> String {
+    text_encoder.replace("text_encoder", "tokenizer")
+}
+
+/// How the files of a model are to be understood, as far as they do not tell it themselves.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct FileOptions {
+    /// The family of a single file; by default it is recognised.
+    pub family: Option<Layout>,
+    /// What the U-Net predicts; by default what the scheduler's configuration says, of a single
+    /// file the family's.
+    pub prediction_type: Option<PredictionType>,
+    /// The variant of a folder's weights, such as `fp16`; by default see [`Weights::open`].
+    pub variant: Option<String>,
+    /// A folder with CLIP's vocabulary, for a single file, which has none.
+    pub tokenizer: Option<PathBuf>,
+    /// Height and width of the pictures; by default those the U-Net was trained on.
+    pub resolution: Option<[u32; 2]>,
+    /// A folder with another U-Net, in diffusers' layout, which takes the place of the model's own.
+    /// Its input channels decide what it takes beside words: nothing more, a picture, or a picture
+    /// and a mask.
+    pub unet: Option<PathBuf>,
+}
+
+/// The files of one diffusion model, of which configurations and headers were read so far. Its
+/// networks are called what their folders are in diffusers.
+#[derive(Debug)]
+pub struct ModelFiles {
+    path: PathBuf,
+    options: FileOptions,
+    original: Option<Original>,
+    notice: Option<String>,
+}
+
+/// A single file in the original layout.
+#[derive(Debug)]
+struct Original {
+    file: Arc<TensorFile>,
+    layout: Layout,
+    networks: Networks,
+}
+
+impl ModelFiles {
+    /// Opens a diffusers folder, or a single `.safetensors` file in the original layout, whose
+    /// family is recognised by its keys and shapes unless `options` name it.
+    ///
+    /// Stable Diffusion 2 predicts velocity (768 pixels) or noise (512 pixels, base), which a file
+    /// does not tell unless it holds a tensor `v_pred`: it is taken to predict velocity if the
+    /// options say nothing else, which [`notice`](Self::notice) says.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if there is nothing at `path`; [`Error::InvalidFile`] if a single file is
+    /// pickled, damaged, of no known family, or holds tensors that its family does not have;
+    /// [`Error::Setting`] if it is of another family than the options say, or an option is not for
+    /// this layout.
+    pub fn open(path: &Path, options: &FileOptions) -> Result<Self> {
+        std::fs::metadata(path).map_err(Error::io(path))?;
+        let (mut original, mut notice) = (None, None);
+        if path.is_dir() {
+            refuse_for_folder(path, options)?;
+            check_variant(path, options)?;
+        } else {
+            refuse_pickled(path)?;
+            if let Some(variant) = &options.variant {
+                return Err(Error::Setting {
+                    name: "variant",
+                    expected: "none, since the model is a single file".to_owned(),
+                    found: variant.clone(),
+                });
+            }
+            let opened = Original::open(path, options)?;
+            notice = opened.notice(options);
+            original = Some(opened);
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            options: options.clone(),
+            original,
+            notice,
+        })
+    }
+
+    /// The folder or file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Height and width of the pictures, if not those the U-Net was trained on.
+    pub fn resolution(&self) -> Option<[u32; 2]> {
+        self.options.resolution
+    }
+
+    /// Something to tell the user about how the files were understood.
+    pub fn notice(&self) -> Option<&str> {
+        self.notice.as_deref()
+    }
+
+    /// The layout of a single file.
+    pub fn layout(&self) -> Option<&Layout> {
+        Some(&self.original.as_ref()?.layout)
+    }
+
+    /// The folder of the U-Net that takes the place of the model's own, if one does.
+    pub fn other_unet(&self) -> Option<&Path> {
+        self.options.unet.as_deref()
+    }
+
+    /// The folder of a part that does not come with the model.
+    fn replaced(&self, part: &str) -> Option<&Path> {
+        self.other_unet().filter(|_| part == UNET)
+    }
+
+    /// Whether the model has this network.
+    pub fn has(&self, network: &str) -> bool {
+        match &self.original {
+            _ if self.replaced(network).is_some() => true,
+            Some(original) => original.networks.contains_key(network),
+            None => self.path.join(network).is_dir(),
+        }
+    }
+
+    /// The file that errors about a [`config`](Self::config) name.
+    pub fn config_path(&self, network: &str) -> PathBuf {
+        if let Some(folder) = self.replaced(network) {
+            return folder.join("config.json");
+        }
+        match (&self.original, network) {
+            (Some(_), _) => self.path.clone(),
+            (None, MODEL_INDEX) => self.path.join(MODEL_INDEX),
+            (None, SCHEDULER) => self.path.join(SCHEDULER).join("scheduler_config.json"),
+            (None, _) => self.path.join(network).join("config.json"),
+        }
+    }
+
+    /// The configuration of a network, of the `scheduler`, or [`MODEL_INDEX`].
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if the model has no such part; as [`read_config`].
+    pub fn config<T: DeserializeOwned>(&self, part: &str) -> Result<T> {
+        let path = self.config_path(part);
+        let mut config: Value = match &self.original {
+            _ if self.replaced(part).is_some() => read_config(&path)?,
+            Some(original) => original.config(part)?,
+            None if part == MODEL_INDEX && !path.is_file() => {
+                return Err(self.no_folder(&format!("no {MODEL_INDEX}")));
+            }
+            None if part == MODEL_INDEX => read_config(&path)?,
+            None => {
+                self.folder(part)?;
+                read_config(&path)?
+            }
+        };
+        if let (true, Some(prediction_type)) = (part == SCHEDULER, self.options.prediction_type)
+            && config.is_object()
+        {
+            config["prediction_type"] = json!(prediction_type);
+        }
+        from_value(config, &path)
+    }
+
+    /// The weights of a network, under diffusers' keys.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if the model has no such network; as [`Weights::open`].
+    pub fn weights(&self, network: &str, device: &Device, dtype: FloatDType) -> Result<Weights> {
+        if let Some(folder) = self.replaced(network) {
+            return Weights::open(folder, device, dtype);
+        }
+        let Some(original) = &self.original else {
+            let variant = self.options.variant.as_deref();
+            return Weights::open_variant(&self.folder(network)?, variant, device, dtype);
+        };
+        let Some(tensors) = original.networks.get(network) else {
+            return Err(original.has_no(network));
+        };
+        let files = vec![Arc::clone(&original.file)];
+        Ok(Weights::new(
+            &self.path,
+            files,
+            tensors.clone(),
+            device,
+            dtype,
+        ))
+    }
+
+    /// The vocabulary of a text encoder.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if the model has no such text encoder; [`Error::Missing`] if a single
+    /// file was given without a vocabulary.
+    pub fn vocabulary(&self, text_encoder: &str) -> Result<Vocabulary> {
+        let Some(original) = &self.original else {
+            return Ok(Vocabulary {
+                folder: self.folder(&tokenizer_of(text_encoder))?,
+                pad_token: None,
+            });
+        };
+        let encoders = &original.layout.text_encoders;
+        let encoder = encoders
+            .iter()
+            .find(|encoder| encoder.network == text_encoder);
+        let Some(encoder) = encoder else {
+            return Err(original.has_no(text_encoder));
+        };
+        let Some(folder) = &self.options.tokenizer else {
+            return Err(Error::NoVocabulary {
+                path: self.path.clone(),
+            });
+        };
+        Ok(Vocabulary {
+            folder: folder.clone(),
+            pad_token: encoder.pad_token,
+        })
+    }
+
+    /// The folder of a part of a diffusers folder.
+    fn folder(&self, name: &str) -> Result<PathBuf> {
+        let folder = self.path.join(name);
+        match folder.is_dir() {
+            true => Ok(folder),
+            false => Err(self.no_folder(&format!("no folder `{name}`"))),
+        }
+    }
+
+    /// What is wrong with a folder that lacks something; it may hold a single file instead.
+    fn no_folder(&self, lacks: &str) -> Error {
+        let mut reason = format!("not a diffusers pipeline folder: {lacks} in it");
+        let entries = std::fs::read_dir(&self.path)
+            .into_iter()
+            .flatten()
+            .flatten();
+        let single = entries
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|end| end == "safetensors"))
+            .min();
+        if let Some(single) = single {
+            reason.push_str(&format!("; to open {}, name the file", single.display()));
+        }
+        Error::invalid_file(&self.path, reason)
+    }
+}
+
+impl Original {
+    fn open(path: &Path, options: &FileOptions) -> Result<Self> {
+        let file = TensorFile::open(path)?;
+        let marked = file.info(MARKS[0]).is_some();
+        let predicts_noise = match options.prediction_type {
+            Some(prediction_type) => prediction_type == PredictionType::Epsilon,
+            None => false,
+        };
+        let layout = match &options.family {
+            Some(layout) => layout.clone(),
+            None => Layout::recognise(&file, predicts_noise && !marked)?,
+        };
+        let mut layout = layout.adapt_to(&file)?;
+        if marked {
+            layout.scheduler["prediction_type"] = json!(PredictionType::VPrediction);
+        }
+        if file.info(MARKS[1]).is_some() {
+            layout.scheduler["rescale_betas_zero_snr"] = json!(true);
+            layout.scheduler["timestep_spacing"] = json!("trailing");
+        }
+        let networks = networks(&file, &layout)?;
+        Ok(Self {
+            file: Arc::new(file),
+            layout,
+            networks,
+        })
+    }
+
+    fn notice(&self, options: &FileOptions) -> Option<String> {
+        let is_open = options.family.is_none() && options.prediction_type.is_none();
+        let is_marked = self.file.info(MARKS[0]).is_some();
+        (self.layout.name == "sd2" && is_open && !is_marked).then(|| {
+            format!(
+                "{} is taken to predict velocity, as Stable Diffusion 2 for 768 pixels does; the \
+                 file does not tell: the base model for 512 pixels needs the family sd2-base",
+                self.file.path().display()
+            )
+        })
+    }
+
+    fn config(&self, network: &str) -> Result<Value> {
+        let layout = &self.layout;
+        let family = layout.family;
+        if network == MODEL_INDEX {
+            return Ok(json!({ "_class_name": family.class }));
+        }
+        let encoders = (layout.text_encoders.iter()).map(|one| (one.network, &one.config));
+        let mut configs = [
+            (family.denoiser.part, &layout.denoiser),
+            (family.autoencoder.part, &layout.vae),
+            (SCHEDULER, &layout.scheduler),
+        ]
+        .into_iter()
+        .chain(encoders);
+        let config = configs.find(|(name, _)| *name == network);
+        config
+            .map(|(_, config)| config.clone())
+            .ok_or_else(|| self.has_no(network))
+    }
+
+    fn has_no(&self, network: &str) -> Error {
+        let reason = format!("{} has no `{network}`", self.layout.title);
+        Error::invalid_file(self.file.path(), reason)
+    }
+}
+
+/// Refuses a variant that none of the networks in a folder has.
+fn check_variant(path: &Path, options: &FileOptions) -> Result<()> {
+    let Some(variant) = &options.variant else {
+        return Ok(());
+    };
+    let folders = family::networks();
+    let mut folders = folders.iter().map(|name| path.join(name));
+    if folders.any(|folder| has_variant(&folder, variant)) {
+        return Ok(());
+    }
+    Err(Error::Setting {
+        name: "variant",
+        expected: format!("one that a network in {} has", path.display()),
+        found: variant.clone(),
+    })
+}
+
+/// Refuses options that a folder answers itself.
+fn refuse_for_folder(path: &Path, options: &FileOptions) -> Result<()> {
+    let refuse = |name: &'static str, found: String| {
+        Err(Error::Setting {
+            name,
+            expected: format!(
+                "none, since {} is a folder, which has its own",
+                path.display()
+            ),
+            found,
+        })
+    };
+    if let Some(family) = &options.family {
+        return refuse("family", family.name.to_owned());
+    }
+    match &options.tokenizer {
+        Some(tokenizer) => refuse("tokenizer", tokenizer.display().to_string()),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,345 @@
+//! The key layout of the original Stable Diffusion code, in which checkpoints are one file:
+//! which of diffusers' and transformers' keys each of its keys stands for.
+//!
+//! The names are facts of the original repositories (CompVis/stable-diffusion,
+//! Stability-AI/stablediffusion and generative-models, mlfoundations/open_clip) on the one hand, of
+//! diffusers and transformers on the other.
+
+use std::collections::BTreeMap;
+
+use crate::diffusion::model_files::layout::{Layout, TextLayout};
+use crate::util::error::abbreviate;
+use crate::weights::file::TensorFile;
+use crate::weights::placement::{Change, Placement};
+use crate::{Error, Result};
+
+/// What the U-Net's keys start with.
+pub(crate) const UNET: &str = "model.diffusion_model.";
+/// What the autoencoder's keys start with.
+pub(crate) const VAE: &str = "first_stage_model.";
+
+/// Names, and what diffusers calls the same.
+type Names = [(&'static str, &'static str)];
+
+/// Whole parts of the U-Net.
+const UNET_PARTS: &Names = &[
+    ("time_embed.0.", "time_embedding.linear_1."),
+    ("time_embed.2.", "time_embedding.linear_2."),
+    ("label_emb.0.0.", "add_embedding.linear_1."),
+    ("label_emb.0.2.", "add_embedding.linear_2."),
+    ("input_blocks.0.0.", "conv_in."),
+    ("middle_block.1.", "mid_block.attentions.0."),
+    ("out.0.", "conv_norm_out."),
+    ("out.2.", "conv_out."),
+];
+
+/// The layers of the U-Net's residual blocks.
+const UNET_RESNET: &Names = &[
+    ("in_layers.0.", "norm1."),
+    ("in_layers.2.", "conv1."),
+    ("emb_layers.1.", "time_emb_proj."),
+    ("out_layers.0.", "norm2."),
+    ("out_layers.3.", "conv2."),
+    ("skip_connection.", "conv_shortcut."),
+];
+
+/// Parts of either half of the autoencoder.
+const VAE_PARTS: &Names = &[
+    ("conv_in.", "conv_in."),
+    ("norm_out.", "conv_norm_out."),
+    ("conv_out.", "conv_out."),
+    ("mid.block_1.", "mid_block.resnets.0."),
+    ("mid.block_2.", "mid_block.resnets.1."),
+];
+
+/// The layers of the autoencoder's attention, of which all but the norm are 1×1 convolutions.
+const VAE_ATTENTION: &Names = &[
+    ("mid.attn_1.norm.", "mid_block.attentions.0.group_norm."),
+    ("mid.attn_1.q.", "mid_block.attentions.0.to_q."),
+    ("mid.attn_1.k.", "mid_block.attentions.0.to_k."),
+    ("mid.attn_1.v.", "mid_block.attentions.0.to_v."),
+    ("mid.attn_1.proj_out.", "mid_block.attentions.0.to_out.0."),
+];
+
+/// The layers of the autoencoder's residual blocks.
+const VAE_RESNET: &Names = &[
+    ("norm1.", "norm1."),
+    ("conv1.", "conv1."),
+    ("norm2.", "norm2."),
+    ("conv2.", "conv2."),
+    ("nin_shortcut.", "conv_shortcut."),
+];
+
+/// Parts of OpenCLIP's text tower.
+const OPEN_CLIP_PARTS: &Names = &[
+    (
+        "positional_embedding",
+        "embeddings.position_embedding.weight",
+    ),
+    ("token_embedding.", "embeddings.token_embedding."),
+    ("ln_final.", "final_layer_norm."),
+];
+
+/// The layers of its residual blocks, of which queries, keys and values are stored as one.
+const OPEN_CLIP_BLOCK: &Names = &[
+    ("ln_1.", "layer_norm1."),
+    ("ln_2.", "layer_norm2."),
+    ("mlp.c_fc.", "mlp.fc1."),
+    ("mlp.c_proj.", "mlp.fc2."),
+    ("attn.out_proj.", "self_attn.out_proj."),
+];
+
+/// What the keys start with that belong to no network that is used: weights averaged over the
+/// training, the autoencoder's training loss, what some fine-tunings learned words with.
+const UNUSED_PARTS: [&str; 4] = [
+    "model_ema.",
+    "first_stage_model.loss.",
+    "denoiser.",
+    "embedding_manager.",
+];
+
+/// Keys of the noise schedule and of the training, all of which the configuration tells, and the
+/// projection that ComfyUI saved beside text encoders whose hidden states alone are read.
+const UNUSED: [&str; 19] = [
+    "alphas_cumprod",
+    "alphas_cumprod_prev",
+    "betas",
+    "cond_stage_model.text_projection",
+    "conditioner.embedders.0.text_projection",
+    "global_step",
+    "log_one_minus_alphas_cumprod",
+    "logvar",
+    "lvlb_weights",
+    "posterior_log_variance_clipped",
+    "posterior_mean_coef1",
+    "posterior_mean_coef2",
+    "posterior_variance",
+    "scale_factor",
+    "sqrt_alphas_cumprod",
+    "sqrt_one_minus_alphas_cumprod",
+    "sqrt_recip_alphas_cumprod",
+    "sqrt_recipm1_alphas_cumprod",
+    "state_dict",
+];
+
+/// What the keys end with of buffers, and of CLIP's temperature.
+const UNUSED_ENDS: [&str; 3] = [".position_ids", "logit_scale", ".attn_mask"];
+
+/// Empty tensors by which some fine-tuned checkpoints say that their U-Net predicts velocity, and
+/// that their schedule ends in pure noise.
+pub(crate) const MARKS: [&str; 2] = ["v_pred", "ztsnr"];
+
+/// The tensors of each network of a pipeline, by its folder's name in diffusers.
+pub(crate) type Networks = BTreeMap<String, BTreeMap<String, Placement>>;
+
+/// Finds diffusers' tensors in `file`, whose layout is `layout`.
+///
+/// # Errors
+/// [`Error::InvalidFile`] if it holds tensors that are neither known nor known to be unused.
+pub(crate) fn networks(file: &TensorFile, layout: &Layout) -> Result<Networks> {
+    let mut networks = Networks::new();
+    let mut unknown = Vec::new();
+    for key in file.names() {
+        if is_unused(&key) || layout.leaves_out(&key) {
+            continue;
+        }
+        let Some((network, tensors)) = diffusers_keys(&key, layout) else {
+            unknown.push(key);
+            continue;
+        };
+        for (name, change) in tensors {
+            let rows = file
+                .info(&key)
+                .and_then(|(_, shape)| shape.first().copied());
+            if matches!(change, Change::Third(_)) && rows.is_none_or(|rows| rows % 3 != 0) {
+                let reason = format!("tensor `{key}`: its rows cannot be split in three");
+                return Err(Error::invalid_file(file.path(), reason));
+            }
+            let place = Placement {
+                file: 0,
+                key: key.clone(),
+                change,
+            };
+            let tensors = networks.entry(network.to_owned()).or_default();
+            if let Some(other) = tensors.insert(name, place) {
+                let reason = format!("tensors `{}` and `{key}` are the same", other.key);
+                return Err(Error::invalid_file(file.path(), reason));
+            }
+        }
+    }
+    if unknown.is_empty() {
+        return Ok(networks);
+    }
+    unknown.sort();
+    let reason = format!(
+        "{} tensors are not of a checkpoint of {}: {}",
+        unknown.len(),
+        layout.title,
+        abbreviate(&unknown)
+    );
+    Err(Error::invalid_file(file.path(), reason))
+}
+
+fn is_unused(key: &str) -> bool {
+    UNUSED.contains(&key)
+        || MARKS.contains(&key)
+        || UNUSED_PARTS.iter().any(|start| key.starts_with(start))
+        || UNUSED_ENDS.iter().any(|end| key.ends_with(end))
+}
+
+/// The network that `key` belongs to, and its tensors there.
+fn diffusers_keys<'a>(key: &str, layout: &'a Layout) -> Option<(&'a str, Vec<(String, Change)>)> {
+    if let Some(key) = key.strip_prefix(UNET) {
+        let name = unet_key(key, layout.layers_per_block())?;
+        return Some((layout.family.denoiser.part, vec![(name, Change::None)]));
+    }
+    if let Some(key) = key.strip_prefix(VAE) {
+        return Some((
+            layout.family.autoencoder.part,
+            vec![vae_key(key, layout.vae_levels())?],
+        ));
+    }
+    layout.text_encoders.iter().find_map(|encoder| {
+        let key = key.strip_prefix(encoder.prefix)?;
+        let tensors = match encoder.layout {
+            TextLayout::Transformers => vec![(key.to_owned(), Change::None)],
+            TextLayout::OpenClip => open_clip_keys(key)?,
+        };
+        Some((encoder.network, tensors))
+    })
+}
+
+/// `key` with its beginning renamed.
+fn renamed(key: &str, names: &Names) -> Option<String> {
+    names.iter().find_map(|(original, name)| {
+        let rest = key.strip_prefix(original)?;
+        Some(format!("{name}{rest}"))
+    })
+}
+
+/// The number before the first dot, and what is behind it.
+fn numbered(key: &str) -> Option<(usize, &str)> {
+    let (number, rest) = key.split_once('.')?;
+    Some((number.parse().ok()?, rest))
+}
+
+/// The U-Net counts its blocks through all levels, each with `layers` (on the way up one more)
+/// layers and a resampling.
+fn unet_key(key: &str, layers: usize) -> Option<String> {
+    if let Some(name) = renamed(key, UNET_PARTS) {
+        return Some(name);
+    }
+    let (part, rest) = key.split_once('.')?;
+    let (block, rest) = numbered(rest)?;
+    if part == "middle_block" {
+        let resnet = [(0, 0), (2, 1)]
+            .into_iter()
+            .find(|(number, _)| *number == block)?
+            .1;
+        return Some(format!(
+            "mid_block.resnets.{resnet}.{}",
+            renamed(rest, UNET_RESNET)?
+        ));
+    }
+    let (level, block) = match part {
+        "input_blocks" => ("down_blocks", block.checked_sub(1)?),
+        "output_blocks" => ("up_blocks", block),
+        _ => return None,
+    };
+    let (level, layer) = (
+        format!("{level}.{}", block / (layers + 1)),
+        block % (layers + 1),
+    );
+    let (child, rest) = numbered(rest)?;
+    if let Some(rest) = rest.strip_prefix("op.") {
+        return Some(format!("{level}.downsamplers.0.conv.{rest}"));
+    }
+    if let Some(rest) = rest.strip_prefix("conv.") {
+        return Some(format!("{level}.upsamplers.0.conv.{rest}"));
+    }
+    match child {
+        0 => Some(format!(
+            "{level}.resnets.{layer}.{}",
+            renamed(rest, UNET_RESNET)?
+        )),
+        1 => Some(format!("{level}.attentions.{layer}.{rest}")),
+        _ => None,
+    }
+}
+
+/// The autoencoder counts the levels of both halves from the finest, diffusers the decoder's from
+/// the coarsest of `levels`.
+fn vae_key(key: &str, levels: usize) -> Option<(String, Change)> {
+    if key.starts_with("quant_conv.") || key.starts_with("post_quant_conv.") {
+        return Some((key.to_owned(), Change::None));
+    }
+    let (half, rest) = key.split_once('.')?;
+    if !["encoder", "decoder"].contains(&half) {
+        return None;
+    }
+    if let Some(name) = renamed(rest, VAE_ATTENTION) {
+        return Some((format!("{half}.{name}"), Change::Squeeze));
+    }
+    if let Some(name) = renamed(rest, VAE_PARTS) {
+        return Some((format!("{half}.{name}"), Change::None));
+    }
+    let (way, rest) = rest.split_once('.')?;
+    let (level, rest) = numbered(rest)?;
+    let level = match (half, way) {
+        ("encoder", "down") => format!("encoder.down_blocks.{level}"),
+        ("decoder", "up") => {
+            format!(
+                "decoder.up_blocks.{}",
+                levels.checked_sub(1)?.checked_sub(level)?
+            )
+        }
+        _ => return None,
+    };
+    let resampling = [
+        ("downsample.conv.", "downsamplers.0.conv."),
+        ("upsample.conv.", "upsamplers.0.conv."),
+    ];
+    let name = match rest.strip_prefix("block.") {
+        Some(rest) => {
+            let (layer, rest) = numbered(rest)?;
+            format!("resnets.{layer}.{}", renamed(rest, VAE_RESNET)?)
+        }
+        None => renamed(rest, &resampling)?,
+    };
+    Some((format!("{level}.{name}"), Change::None))
+}
+
+/// OpenCLIP stores queries, keys and values as one, and the projection for vectors on its left;
+/// files that diffusers' scripts converted have it as a layer's weight, for vectors on its right.
+fn open_clip_keys(key: &str) -> Option<Vec<(String, Change)>> {
+    let projection = "text_projection.weight";
+    if key == "text_projection" {
+        return Some(vec![(projection.to_owned(), Change::Transpose)]);
+    }
+    if key == projection {
+        return Some(vec![(projection.to_owned(), Change::None)]);
+    }
+    if let Some(name) = renamed(key, OPEN_CLIP_PARTS) {
+        return Some(vec![(format!("text_model.{name}"), Change::None)]);
+    }
+    let (block, rest) = numbered(key.strip_prefix("transformer.resblocks.")?)?;
+    let block = format!("text_model.encoder.layers.{block}");
+    match rest.strip_prefix("attn.in_proj_") {
+        Some(kind @ ("weight" | "bias")) => {
+            let parts = ["q_proj", "k_proj", "v_proj"].into_iter().enumerate();
+            let name = |part| format!("{block}.self_attn.{part}.{kind}");
+            Some(
+                parts
+                    .map(|(number, part)| (name(part), Change::Third(number)))
+                    .collect(),
+            )
+        }
+        _ => {
+            let name = renamed(rest, OPEN_CLIP_BLOCK)?;
+            Some(vec![(format!("{block}.{name}"), Change::None)])
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,258 @@
+//! The frozen models of one checkpoint.
+
+mod index;
+mod open;
+mod picture;
+
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device, FloatDType, Tensor};
+
+pub(crate) use self::open::resolution;
+use crate::diffusion::family::Family;
+use crate::diffusion::sample::Noising;
+use crate::diffusion::text_encoder::{Base, TextEncoder};
+use crate::diffusion::words::{FullPrompt, Prompt, Words};
+use crate::models::denoiser::attention_control::AttentionControl;
+pub use crate::models::denoiser::conditions::Conditions;
+use crate::models::denoiser::{Denoiser, How, Memory};
+use crate::models::vae::AutoencoderKL;
+use crate::{Error, Result};
+
+/// A text-to-image diffusion model saved by diffusers. All weights are constants, which copies share.
+#[derive(Debug, Clone)]
+pub struct Pipeline {
+    family: &'static Family,
+    force_zeros_for_empty_prompt: bool,
+    text_encoders: Vec<TextEncoder>,
+    denoiser: Arc<dyn Denoiser>,
+    vae: AutoencoderKL,
+    noising: Noising,
+    /// Height and width of its pictures.
+    resolution: [u32; 2],
+    device: Device,
+    /// What the networks compute in.
+    dtype: FloatDType,
+    /// That of the autoencoder, which may be wider.
+    vae_dtype: FloatDType,
+    memory: Memory,
+}
+
+impl Pipeline {
+    /// The family it is of.
+    pub fn family(&self) -> &'static Family {
+        self.family
+    }
+
+    /// Checks that it is of the family that is needed.
+    ///
+    /// # Errors
+    /// [`Error::WrongModel`] if it is of another.
+    pub fn check_family(&self, needed: &Family) -> Result<()> {
+        match self.family == needed {
+            true => Ok(()),
+            false => Err(Error::WrongModel {
+                reason: format!(
+                    "a {} is needed, and the model is a {}",
+                    needed.class, self.family.class
+                ),
+            }),
+        }
+    }
+
+    /// The network that predicts what is noise.
+    pub fn denoiser(&self) -> &dyn Denoiser {
+        &*self.denoiser
+    }
+
+    /// The text encoders in the order the denoiser reads them.
+    pub fn text_encoders(&self) -> &[TextEncoder] {
+        &self.text_encoders
+    }
+
+    /// What difference tokens for this model belong to.
+    pub fn base(&self) -> Base {
+        let bases = self.text_encoders.iter().map(TextEncoder::base);
+        bases.cloned().collect()
+    }
+
+    /// How latents were noised in training.
+    pub fn noising(&self) -> &Noising {
+        &self.noising
+    }
+
+    /// Height and width of the pictures.
+    pub fn resolution(&self) -> [u32; 2] {
+        self.resolution
+    }
+
+    /// Sets whether time or memory is saved: with [`Memory::Low`], the backward pass through the
+    /// denoiser computes the inside of each layer once more, and the autoencoder works in tiles.
+    pub fn set_memory(&mut self, memory: Memory) {
+        self.memory = memory;
+    }
+
+    /// Where the models are.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// What the networks compute in.
+    pub fn dtype(&self) -> FloatDType {
+        self.dtype
+    }
+
+    /// The shape of one picture's latents, [1, channels, h, w].
+    pub fn latent_shape(&self) -> [usize; 4] {
+        let factor = self.vae.config().downsampling_factor();
+        let [h, w] = self
+            .resolution
+            .map(|side| (side as usize).checked_div(factor).unwrap_or(0));
+        [1, self.vae.config().latent_channels, h, w]
+    }
+
+    /// Checks that prompts have room for this many difference tokens.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if not.
+    pub fn check_num_tokens(&self, num_tokens: usize) -> Result<()> {
+        self.read(&Prompt::default(), num_tokens).map(|_| ())
+    }
+
+    /// The words of a text.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if the vocabulary cannot express them.
+    pub fn prompt(&self, text: &str) -> Result<Prompt> {
+        let tokenizers = self.text_encoders.iter().map(TextEncoder::tokenizer);
+        Prompt::new(text, &tokenizers.collect::<Vec<_>>())
+    }
+
+    /// A prompt whose words are ids of text encoder `encoder`, spelled anew for those that need not
+    /// have its vocabulary.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if a vocabulary cannot express a word.
+    pub(crate) fn spelled(&self, prompt: Prompt, encoder: usize) -> Result<Prompt> {
+        let encoders = self.family.text_encoders.iter().zip(&self.text_encoders);
+        let others = encoders.map(|(part, one)| (!part.joint).then(|| one.tokenizer()));
+        prompt.spelled(
+            self.text_encoders[encoder].tokenizer(),
+            &others.collect::<Vec<_>>(),
+        )
+    }
+
+    /// Has every text encoder read the words of a prompt that leaves room for `num_tokens`
+    /// difference tokens; words that do not fit are cut off, see [`Words::notice`].
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if not even the difference tokens have room.
+    pub fn read(&self, prompt: &Prompt, num_tokens: usize) -> Result<Words> {
+        let read = (self.text_encoders.iter().enumerate())
+            .map(|(number, encoder)| encoder.read(&prompt.ids(number), num_tokens))
+            .collect::<Result<Vec<_>>>()?;
+        let cut = read.iter().map(|(_, cut)| *cut).max().unwrap_or(0);
+        Ok(Words {
+            prompt: prompt.clone(),
+            beginnings: read.into_iter().map(|(beginning, _)| beginning).collect(),
+            cut,
+        })
+    }
+
+    /// The conditions of Full Prompts: start, words, difference tokens, end, padding.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if difference tokens have the wrong width or no room.
+    pub fn encode_prompts(&self, prompts: &[FullPrompt<'_>]) -> Result<Conditions> {
+        let rows = (prompts.iter())
+            .map(|full| {
+                let whole = self.encode_prompt(full)?;
+                if full.strength == 1.0 {
+                    return Ok(whole);
+                }
+                let without = self.encode_prompt(&FullPrompt::plain(full.words))?;
+                Ok(without.towards(whole, full.strength))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Conditions::cat(&rows))
+    }
+
+    /// The conditions of one Full Prompt at strength 1.
+    fn encode_prompt(&self, full: &FullPrompt<'_>) -> Result<Conditions> {
+        let beginnings = self.text_encoders.iter().zip(&full.words.beginnings);
+        let outputs = (beginnings.enumerate())
+            .map(|(number, (encoder, beginning))| {
+                encoder.finish(beginning, full.difference.get(number))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        (self.family.conditions)(&self.text_encoders, &outputs)
+    }
+
+    /// The conditions of a whole prompt given by token embeddings without positions: start, words,
+    /// end and padding, whatever they are.
+    ///
+    /// # Shapes
+    /// `embeds`: [n, d], n as long as a prompt with its padding
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if there is more than one text encoder, and for another width or too
+    /// many embeddings.
+    pub fn encode_embeds(&self, embeds: Tensor<2>) -> Result<Conditions> {
+        match &self.text_encoders[..] {
+            [encoder] => {
+                let encoded = encoder.encode_embeds(embeds)?;
+                (self.family.conditions)(&self.text_encoders, &[encoded])
+            }
+            _ => Err(Error::invalid_input(format!(
+                "token embeddings cannot stand for a whole prompt of a {}: it is read by more than \
+                 one text encoder",
+                self.family.class
+            ))),
+        }
+    }
+
+    /// The conditions that ordinary guidance moves away from. For an empty text they are those of
+    /// the empty prompt, or zeros where `model_index.json` says `force_zeros_for_empty_prompt`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if the vocabulary cannot express the text.
+    pub fn encode_negative_prompt(&self, text: &str) -> Result<Conditions> {
+        let words = self.read(&self.prompt(text)?, 0)?;
+        let conditions = self.encode_prompts(&[FullPrompt::plain(&words)])?;
+        match text.is_empty() && self.force_zeros_for_empty_prompt {
+            true => Ok(conditions.without_prompt()),
+            false => Ok(conditions),
+        }
+    }
+
+    /// The denoiser's output for noisy latents, as [`Noising`] has it.
+    ///
+    /// # Shapes
+    /// `latents` [b, channels, h, w]; a time in steps of training and a row of `conditions` for each, with an image if
+    /// and only if the family takes a picture.
+    pub fn predict(&self, latents: Tensor<4>, times: &[f64], conditions: &Conditions) -> Tensor<4> {
+        self.predict_controlled(latents, times, conditions, None)
+    }
+
+    /// As [`predict`](Self::predict), while `control` changes what looks at what inside the denoiser.
+    ///
+    /// # Shapes
+    /// As [`predict`](Self::predict).
+    pub fn predict_controlled(
+        &self,
+        latents: Tensor<4>,
+        times: &[f64],
+        conditions: &Conditions,
+        control: Option<&dyn AttentionControl>,
+    ) -> Tensor<4> {
+        let dtype = DType::from(self.dtype);
+        let how = How {
+            memory: self.memory,
+            control,
+        };
+        let (latents, conditions) = (latents.cast(dtype), conditions.clone().cast(dtype));
+        (self.denoiser)
+            .predict(latents, times, &conditions, how)
+            .cast(DType::F32)
+    }
+}

@@ -1,0 +1,143 @@
+//! Pictures to latents and back, and what the denoiser is shown of a picture.
+
+use ::image::RgbImage;
+use burn::tensor::{DType, Int, Tensor};
+
+use crate::diffusion::family::Beside;
+use crate::diffusion::pipeline::Pipeline;
+use crate::image::{to_image, to_tensor};
+use crate::models::denoiser::Memory;
+use crate::{Error, Result};
+
+/// How bright red, green and blue are (ITU-R BT.601).
+const LUMA: [f32; 3] = [0.299, 0.587, 0.114];
+
+impl Pipeline {
+    /// The latents of a picture, fitted to [`resolution`](Self::resolution):
+    /// `(mean − shift_factor) · scaling_factor`. The mean, not a sample, so that a picture has one
+    /// place.
+    ///
+    /// # Shapes
+    /// [1, channels, h, w] as [`latent_shape`](Self::latent_shape), f32
+    pub fn encode_image(&self, image: &RgbImage) -> Tensor<4> {
+        self.scaled(self.mean(self.pixels(image)))
+    }
+
+    /// The picture of latents.
+    ///
+    /// # Errors
+    /// [`Error::NotFinite`] if it is not made of numbers.
+    pub fn decode(&self, latents: Tensor<4>) -> Result<RgbImage> {
+        to_image(self.decode_pixels(latents))
+    }
+
+    /// The picture of latents as pixels; gradients flow to the latents.
+    ///
+    /// # Shapes
+    /// [b, channels, h, w] to [b, 3, height, width], about in [-1, 1], f32
+    pub fn decode_pixels(&self, latents: Tensor<4>) -> Tensor<4> {
+        let config = self.vae.config();
+        let latents = latents.cast(DType::from(self.vae_dtype)) / config.scaling_factor;
+        let latents = latents + config.shift_factor.unwrap_or(0.0);
+        let pixels = match self.memory {
+            Memory::Normal => self.vae.decode(latents),
+            Memory::Low => self.vae.decode_in_tiles(&latents),
+        };
+        pixels.cast(DType::F32)
+    }
+
+    /// What the denoiser is shown of the picture that is to be changed, for
+    /// [`Conditions::image`](super::Conditions::image): for InstructPix2Pix its latents, *not*
+    /// scaled; for inpainting the mask (1 where the picture is drawn anew), then the scaled latents
+    /// of the picture with grey in place of what is masked. Nothing for pipelines that draw from
+    /// words alone.
+    ///
+    /// A mask is fitted like the picture; what is at least half as bright as white is drawn anew.
+    /// Each latent pixel takes its mask from the upper left corner of its place.
+    ///
+    /// # Shapes
+    /// [1, c, h, w] with h and w as in [`latent_shape`](Self::latent_shape), f32
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if the pipeline takes a picture or mask that is not there,
+    /// [`Error::InvalidInput`] for one that it does not take.
+    pub fn show(
+        &self,
+        image: Option<&RgbImage>,
+        mask: Option<&RgbImage>,
+    ) -> Result<Option<Tensor<4>>> {
+        let family = self.family;
+        let inputs = [
+            ("picture", family.takes_picture(), image.is_some()),
+            ("mask", family.takes_mask(), mask.is_some()),
+        ];
+        for (what, takes, given) in inputs {
+            if takes && !given {
+                return Err(Error::Missing {
+                    what: format!("a {what}"),
+                    reason: format!("a {} does not draw without one", family.class),
+                });
+            }
+            if given && !takes {
+                let reason = format!("a {} takes no {what}", family.class);
+                return Err(Error::invalid_input(reason));
+            }
+        }
+        Ok(match (family.beside, image, mask) {
+            (Beside::Picture, Some(image), _) => Some(self.mean(self.pixels(image))),
+            (Beside::PictureAndMask, Some(image), Some(mask)) => Some(self.masked(image, mask)),
+            _ => None,
+        })
+    }
+
+    /// Checks that the pipeline draws from words alone, as difference tokens are learned and
+    /// applied.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if it takes a picture, too.
+    pub fn check_words_alone(&self) -> Result<()> {
+        self.family.check_words_alone()
+    }
+
+    /// Inpainting's mask and picture, [1, 1 + channels, h, w].
+    fn masked(&self, image: &RgbImage, mask: &RgbImage) -> Tensor<4> {
+        let luma = Tensor::<1>::from_floats(LUMA, &self.device).reshape([1, 3, 1, 1]);
+        let brightness = (self.pixels(mask) * luma).sum_dim(1); // [1, 1, height, width]
+        let mask = (brightness.greater_equal_elem(0.0))
+            .float()
+            .cast(DType::F32);
+        let kept = self.pixels(image) * (mask.clone().neg() + 1.0);
+        let latents = self.scaled(self.mean(kept));
+        let [_, _, h, w] = latents.dims();
+        let factor = self.vae.config().downsampling_factor();
+        let corners = |count: usize| {
+            let places = (0..count).map(|i| i64::try_from(i * factor).unwrap_or(i64::MAX));
+            Tensor::<1, Int>::from_ints(places.collect::<Vec<_>>().as_slice(), &self.device)
+        };
+        let mask = mask.select(2, corners(h)).select(3, corners(w)); // [1, 1, h, w]
+        Tensor::cat(vec![mask, latents], 1)
+    }
+
+    /// A picture fitted to [`resolution`](Self::resolution).
+    ///
+    /// # Shapes
+    /// [1, 3, height, width] in [-1, 1], f32
+    pub fn pixels(&self, image: &RgbImage) -> Tensor<4> {
+        to_tensor(image, self.resolution, &self.device)
+    }
+
+    /// The mean of the autoencoder's latents, f32.
+    fn mean(&self, pixels: Tensor<4>) -> Tensor<4> {
+        let pixels = pixels.cast(DType::from(self.vae_dtype));
+        let mean = match self.memory {
+            Memory::Normal => self.vae.encode(pixels).mean,
+            Memory::Low => self.vae.encode_in_tiles(&pixels),
+        };
+        mean.cast(DType::F32)
+    }
+
+    fn scaled(&self, latents: Tensor<4>) -> Tensor<4> {
+        let config = self.vae.config();
+        (latents - config.shift_factor.unwrap_or(0.0)) * config.scaling_factor
+    }
+}

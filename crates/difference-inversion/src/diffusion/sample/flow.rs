@@ -1,0 +1,158 @@
+//! Straight paths from clean latents to noise: the schedule of flow matching.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::weights::{OtherFields, check_fixed_fields};
+use crate::{Error, Result};
+
+/// Fields of which one value is supported.
+const FIXED_FIELDS: &[(&str, &str)] = &[
+    ("time_shift_type", "\"exponential\""),
+    ("invert_sigmas", "false"),
+    ("shift_terminal", "null"),
+    ("stochastic_sampling", "false"),
+    ("use_karras_sigmas", "false"),
+    ("use_exponential_sigmas", "false"),
+    ("use_beta_sigmas", "false"),
+];
+
+/// `scheduler_config.json` of a `FlowMatchEulerDiscreteScheduler`, with diffusers' names and
+/// defaults.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub struct FlowConfig {
+    /// The scheduler the model was saved with.
+    #[serde(rename = "_class_name")]
+    pub class_name: Option<String>,
+    /// What σ = 1 is as a time.
+    pub num_train_timesteps: usize,
+    /// s in σ′ = s σ / (1 + (s − 1) σ): more than 1 spends more steps near the noise.
+    pub shift: f64,
+    /// Whether s = e^μ instead, with μ linear in the number of the picture's tokens.
+    pub use_dynamic_shifting: bool,
+    /// A number of tokens,
+    pub base_image_seq_len: usize,
+    /// μ there,
+    pub base_shift: f64,
+    /// another number of tokens,
+    pub max_image_seq_len: usize,
+    /// and μ there.
+    pub max_shift: f64,
+    /// All other fields.
+    #[serde(flatten)]
+    pub other: OtherFields,
+}
+
+impl Default for FlowConfig {
+    fn default() -> Self {
+        Self {
+            class_name: None,
+            num_train_timesteps: 1000,
+            shift: 1.0,
+            use_dynamic_shifting: false,
+            base_image_seq_len: 256,
+            base_shift: 0.5,
+            max_image_seq_len: 4096,
+            max_shift: 1.15,
+            other: OtherFields::new(),
+        }
+    }
+}
+
+/// Noisy latents `(1 − σ) x₀ + σ ε` at the time T σ, with T for
+/// [`num_train_timesteps`](FlowConfig::num_train_timesteps)
+/// ([Esser et al. 2024](https://arxiv.org/abs/2403.03206)).
+#[derive(Debug, Clone)]
+pub struct FlowSchedule {
+    config: FlowConfig,
+    /// s
+    shift: f64,
+}
+
+impl FlowSchedule {
+    /// The schedule that `config` describes; `path` is named in errors.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if a value is out of range or not supported.
+    pub fn new(config: &FlowConfig, path: &Path) -> Result<Self> {
+        check_fixed_fields(&config.other, FIXED_FIELDS, path)?;
+        let wrong = |field: &str, expected: &str, found: String| {
+            Err(Error::Config {
+                path: path.to_owned(),
+                field: field.to_owned(),
+                reason: format!("expected {expected}, found {found}"),
+            })
+        };
+        let (steps, shift) = (config.num_train_timesteps, config.shift);
+        if !(2..=100_000).contains(&steps) {
+            return wrong("num_train_timesteps", "2 to 100000", steps.to_string());
+        }
+        if !(1e-3..=1e3).contains(&shift) {
+            return wrong("shift", "0.001 to 1000", shift.to_string());
+        }
+        for (field, mu) in [
+            ("base_shift", config.base_shift),
+            ("max_shift", config.max_shift),
+        ] {
+            if !(-6.0..=6.0).contains(&mu) {
+                return wrong(field, "-6 to 6", mu.to_string());
+            }
+        }
+        let (base, most) = (config.base_image_seq_len, config.max_image_seq_len);
+        if base >= most {
+            return wrong(
+                "max_image_seq_len",
+                &format!("more than {base}"),
+                most.to_string(),
+            );
+        }
+        let schedule = Self {
+            config: config.clone(),
+            shift,
+        };
+        Ok(schedule.for_tokens(base))
+    }
+
+    /// The same for pictures of so many tokens, on which a dynamic shift depends.
+    #[must_use]
+    pub fn for_tokens(mut self, tokens: usize) -> Self {
+        let config = &self.config;
+        if config.use_dynamic_shifting {
+            let (base, most) = (config.base_image_seq_len, config.max_image_seq_len);
+            let slope = (config.max_shift - config.base_shift) / (most as f64 - base as f64);
+            let mu = config.base_shift + slope * (tokens as f64 - base as f64);
+            self.shift = mu.clamp(-6.0, 6.0).exp();
+        }
+        self
+    }
+
+    /// s in σ′ = s σ / (1 + (s − 1) σ).
+    pub fn shift(&self) -> f64 {
+        self.shift
+    }
+
+    /// The configuration that the schedule was made from.
+    pub fn config(&self) -> &FlowConfig {
+        &self.config
+    }
+
+    /// σ′ = s σ / (1 + (s − 1) σ)
+    pub(super) fn shifted(&self, sigma: f64) -> f64 {
+        self.shift * sigma / (1.0 + (self.shift - 1.0) * sigma)
+    }
+
+    /// The σ of `n` steps from 1 down: evenly spaced, then shifted. As diffusers has it, the last of them
+    /// is the least σ of training, which is shifted already; with a dynamic shift, 1 / n.
+    pub(super) fn sigmas(&self, n: usize) -> Vec<f64> {
+        let least = match self.config.use_dynamic_shifting {
+            true => 1.0 / n as f64,
+            false => self.shifted(1.0 / self.config.num_train_timesteps as f64),
+        };
+        let step = (1.0 - least) / (n.max(2) - 1) as f64;
+        (0..n)
+            .map(|i| self.shifted(1.0 - step * i as f64))
+            .collect()
+    }
+}

@@ -1,0 +1,341 @@
+//! Words and difference tokens through one text encoder: a tokenizer, a frame and a tower.
+
+use std::sync::Arc;
+
+use burn::tensor::{Device, FloatDType, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::diffusion::model_files::ModelFiles;
+use crate::models::text::clip_text::ClipTextModel;
+use crate::models::text::tokenizer::{ClipTokenizer, Tokenizer};
+pub use crate::models::text::tower::{Beginning, Encoded, Tower};
+use crate::util::tensors::fingerprint;
+use crate::{Error, Result};
+
+/// What a text encoder must share with the one the tokens were learned on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EncoderBase {
+    /// Number of entries of the token-embedding table.
+    pub vocab_size: usize,
+    /// Width of the token embeddings.
+    pub hidden_size: usize,
+    /// SHA-256 of the token-embedding table, rounded to f16 so that an f16 and an f32 copy of one
+    /// model are the same base.
+    pub table: String,
+}
+
+impl EncoderBase {
+    /// The identity of a token-embedding table.
+    ///
+    /// # Shapes
+    /// `table`: [vocab_size, hidden_size]
+    pub fn new(table: Tensor<2>) -> Self {
+        let [vocab_size, hidden_size] = table.dims();
+        Self {
+            vocab_size,
+            hidden_size,
+            table: fingerprint([table]),
+        }
+    }
+}
+
+impl std::fmt::Display for EncoderBase {
+    /// The sizes of the table and the beginning of its hash.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let table = self.table.get(..12).unwrap_or(&self.table);
+        write!(f, "{} × {} ({table})", self.vocab_size, self.hidden_size)
+    }
+}
+
+/// The text encoders that tokens belong to, in the pipeline's order.
+pub type Base = Vec<EncoderBase>;
+
+/// What stands round the words of every prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// The ids before the words.
+    pub before: Vec<u32>,
+    /// The ids after words and difference tokens; the prompt ends with the last of them.
+    pub after: Vec<u32>,
+    /// The id that fills a prompt up to its length, if it is filled up.
+    pub fill: Option<u32>,
+    /// The most ids of a prompt, and how many it has if it is filled up.
+    pub length: usize,
+}
+
+impl Frame {
+    /// CLIP's: start, words, end, padding. `positions` are those of the tower.
+    pub fn clip(tokenizer: &ClipTokenizer, positions: usize) -> Self {
+        Self {
+            before: vec![tokenizer.bos()],
+            after: vec![tokenizer.eos()],
+            fill: Some(tokenizer.pad()),
+            length: tokenizer.model_max_length().min(positions),
+        }
+    }
+
+    /// The ids that have a place of their own, whatever the words.
+    pub fn ids(&self) -> impl Iterator<Item = u32> {
+        let around = self.before.iter().chain(&self.after).copied();
+        around.chain(self.fill)
+    }
+
+    /// How many ids it leaves room for.
+    fn room(&self) -> usize {
+        let around = self.before.len() + self.after.len();
+        self.length.saturating_sub(around)
+    }
+
+    /// What follows the first `count` ids: the end, and the padding.
+    fn rest(&self, count: usize) -> Vec<u32> {
+        let mut ids = self.after.clone();
+        if let Some(fill) = self.fill {
+            ids.resize(self.length.saturating_sub(count).max(ids.len()), fill);
+        }
+        ids
+    }
+}
+
+/// Opens a text tower of CLIP, saved alone, with its tokenizer.
+///
+/// # Errors
+/// Whatever is wrong with a file, naming it.
+pub fn open_clip(
+    files: &ModelFiles,
+    part: &str,
+    device: &Device,
+    dtype: FloatDType,
+) -> Result<TextEncoder> {
+    let tokenizer = ClipTokenizer::of(&files.vocabulary(part)?)?;
+    let (config, weights) = (files.config(part)?, files.weights(part, device, dtype)?);
+    TextEncoder::clip(tokenizer, ClipTextModel::load_alone(&weights, &config)?)
+}
+
+/// A tokenizer and its text tower.
+#[derive(Debug, Clone)]
+pub struct TextEncoder {
+    tokenizer: Tokenizer,
+    frame: Frame,
+    tower: Arc<dyn Tower>,
+    base: EncoderBase,
+}
+
+impl TextEncoder {
+    /// Puts a tokenizer and a frame before a text tower.
+    ///
+    /// # Errors
+    /// [`Error::WrongBase`] if the tokenizer has ids that the text tower does not know.
+    pub fn new(tokenizer: Tokenizer, frame: Frame, tower: impl Tower) -> Result<Self> {
+        let [vocab_size, _] = tower.table().dims();
+        if tokenizer.vocab_size() > vocab_size {
+            let reason = format!(
+                "the tokenizer has {} tokens, the text encoder {vocab_size}: they belong to \
+                 different models",
+                tokenizer.vocab_size(),
+            );
+            return Err(Error::WrongBase { reason });
+        }
+        Ok(Self {
+            tokenizer,
+            frame,
+            base: EncoderBase::new(tower.table().clone()),
+            tower: Arc::new(tower),
+        })
+    }
+
+    /// CLIP's tokenizer, frame and text tower.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn clip(tokenizer: ClipTokenizer, model: ClipTextModel) -> Result<Self> {
+        let frame = Frame::clip(&tokenizer, model.max_positions());
+        Self::new(tokenizer.into_tokenizer(), frame, model)
+    }
+
+    /// As [`Tower::share`]; nothing if the tower is held by a copy, too.
+    pub fn share(&mut self, other: &Self) -> u64 {
+        let own = Arc::get_mut(&mut self.tower);
+        own.map_or(0, |own| own.share(&*other.tower))
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// What stands round the words.
+    pub fn frame(&self) -> &Frame {
+        &self.frame
+    }
+
+    /// What difference tokens for this encoder belong to.
+    pub fn base(&self) -> &EncoderBase {
+        &self.base
+    }
+
+    /// The width d of token embeddings and hidden states.
+    pub fn hidden_size(&self) -> usize {
+        self.base.hidden_size
+    }
+
+    /// The width e of the joint space, if the model has a projection into it.
+    pub fn projection_dim(&self) -> Option<usize> {
+        self.tower.projection_dim()
+    }
+
+    /// The token-embedding table, [vocab_size, d].
+    pub fn token_table(&self) -> &Tensor<2> {
+        self.tower.table()
+    }
+
+    /// The most difference tokens that a prompt has room for.
+    pub fn max_num_tokens(&self) -> usize {
+        self.frame.room()
+    }
+
+    /// Embeddings of token ids without positions, [n, d].
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for no ids or ids that are not in the table.
+    pub fn embed_tokens(&self, ids: &[u32]) -> Result<Tensor<2>> {
+        self.tower.embed(ids)
+    }
+
+    /// Reads what goes before the words and the words (as ids) of a prompt that leaves room for
+    /// `num_tokens` difference tokens; also says how many ids had to be cut off at its end.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if not even the difference tokens have room.
+    pub fn read(&self, words: &[u32], num_tokens: usize) -> Result<(Beginning, usize)> {
+        let most = self.max_num_tokens();
+        let Some(room) = most.checked_sub(num_tokens) else {
+            return Err(Error::Setting {
+                name: "num_tokens",
+                expected: format!("at most {most}, which is what the text encoder has room for"),
+                found: num_tokens.to_string(),
+            });
+        };
+        let cut = words.len().saturating_sub(room);
+        let ids = [&self.frame.before, &words[..words.len() - cut]].concat();
+        let beginning = match ids.is_empty() {
+            true => Beginning::default(),
+            false => self.tower.begin(self.embed_tokens(&ids)?)?,
+        };
+        Ok((beginning, cut))
+    }
+
+    /// Reads the rest of a prompt: difference tokens if there are any, the end, and padding up to
+    /// the full length, as diffusion models were trained with it.
+    ///
+    /// # Shapes
+    /// `difference`: [n, d]; the output is that of the whole prompt.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the tokens have another width or no room.
+    pub fn finish(&self, beginning: &Beginning, difference: Option<&Tensor<2>>) -> Result<Encoded> {
+        let tokens = difference.map_or(0, |tokens| tokens.dims()[0]);
+        let rest = self.frame.rest(beginning.len() + tokens);
+        self.finish_with(beginning, difference, &rest)
+    }
+
+    /// Reads a whole prompt given by token embeddings without positions, start and end included; the
+    /// pooled prompt is read at its last position.
+    ///
+    /// # Shapes
+    /// `embeds`: [n, d]
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for another width, and for more embeddings than there are positions.
+    pub fn encode_embeds(&self, embeds: Tensor<2>) -> Result<Encoded> {
+        let last = embeds.dims()[0].saturating_sub(1);
+        let embeds = embeds.cast(self.token_table().dtype());
+        self.tower.finish(None, embeds, last)
+    }
+
+    /// The embeddings of a prompt without words, [n, d]: start, end, and padding up to the full
+    /// length.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the tokenizer has ids that the text encoder does not know.
+    pub fn empty_embeds(&self) -> Result<Tensor<2>> {
+        let before = &self.frame.before;
+        self.embed_tokens(&[before.clone(), self.frame.rest(before.len())].concat())
+    }
+
+    /// The prompt's place in the joint space, not normalised. Nothing comes after the end: the
+    /// encoder is causal, so padding would change nothing.
+    ///
+    /// # Shapes
+    /// `difference`: [n, d]; result [1, e].
+    ///
+    /// # Errors
+    /// As [`finish`](Self::finish), or if the model has no projection.
+    pub fn features(
+        &self,
+        beginning: &Beginning,
+        difference: Option<&Tensor<2>>,
+    ) -> Result<Tensor<2>> {
+        let output = self.finish_with(beginning, difference, &self.frame.after)?;
+        self.project(output.pooled)
+    }
+
+    /// A pooled prompt's place in the joint space, not normalised.
+    ///
+    /// # Shapes
+    /// [b, d] to [b, e]
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the model has no projection.
+    pub fn project(&self, pooled: Tensor<2>) -> Result<Tensor<2>> {
+        self.tower.project(pooled)
+    }
+
+    /// Difference tokens, then the ids of end and padding.
+    fn finish_with(
+        &self,
+        beginning: &Beginning,
+        difference: Option<&Tensor<2>>,
+        ids: &[u32],
+    ) -> Result<Encoded> {
+        let mut rest = self.embed_tokens(ids)?; // [ids, d]
+        let mut end = (beginning.len() + self.frame.after.len()).saturating_sub(1);
+        if let Some(tokens) = difference {
+            let [count, found] = tokens.dims();
+            let expected = rest.dims()[1];
+            if found != expected {
+                return Err(Error::invalid_input(format!(
+                    "expected difference tokens of width {expected}, found {found}"
+                )));
+            }
+            end += count;
+            rest = Tensor::cat(vec![tokens.clone().cast(rest.dtype()), rest], 0); // [n + ids, d]
+        }
+        let beginning = (!beginning.is_empty()).then_some(beginning);
+        self.tower.finish(beginning, rest, end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_leaves_room_for_words_and_fills_up_what_they_leave() {
+        let frame = Frame {
+            before: vec![1, 2],
+            after: vec![3],
+            fill: Some(4),
+            length: 7,
+        };
+        assert_eq!(frame.room(), 4);
+        assert_eq!(frame.rest(3), [3, 4, 4, 4]);
+        assert_eq!(frame.rest(6), [3]);
+        assert_eq!(frame.rest(9), [3]);
+        assert!(frame.ids().eq([1, 2, 3, 4]));
+        let open = Frame {
+            fill: None,
+            ..frame
+        };
+        assert_eq!(open.rest(3), [3]);
+    }
+}

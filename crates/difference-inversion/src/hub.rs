@@ -1,0 +1,206 @@
+//! Models from the Hugging Face Hub: a name in, a local folder out.
+//!
+//! Downloads go to the cache that Python's `huggingface_hub` uses (`models--OWNER--NAME` with
+//! `blobs`, `refs` and `snapshots`), so that what one of them has fetched the other finds. Only the
+//! files that this library reads are fetched. A snapshot appears when all of its files are there.
+
+mod cache;
+#[cfg(feature = "hub")]
+mod client;
+#[cfg(feature = "hub")]
+mod download;
+mod id;
+mod known;
+#[cfg(feature = "hub")]
+mod partial;
+mod plan;
+
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+pub use self::cache::{CachedModel, model_of, size};
+pub use self::id::ModelId;
+pub use self::known::{CAPTIONER, joint_spaces, licence};
+pub use self::plan::missing;
+pub use crate::util::hub_problem::HubProblem;
+use crate::util::progress::Observer;
+use crate::{Error, Result};
+
+/// Where the Hub is, unless `HF_ENDPOINT` names another.
+const ENDPOINT: &str = "https://huggingface.co";
+
+/// The Hub, and the cache on this machine.
+#[derive(Clone)]
+pub struct Hub {
+    /// The address of the Hub, without a slash at the end.
+    pub endpoint: String,
+    /// The folder of the cache.
+    pub cache: PathBuf,
+    /// What identifies the user; sent to the endpoint and to no other host.
+    pub token: Option<String>,
+    /// Never to touch the network.
+    pub offline: bool,
+}
+
+impl std::fmt::Debug for Hub {
+    /// Without the token.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub")
+            .field("endpoint", &self.endpoint)
+            .field("cache", &self.cache)
+            .field("token", &self.token.as_ref().map(|_| "…"))
+            .field("offline", &self.offline)
+            .finish()
+    }
+}
+
+impl Hub {
+    /// The Hub as the environment describes it, in `huggingface_hub`'s variables:
+    ///
+    /// | variable | what it says |
+    /// |---|---|
+    /// | `HF_HUB_CACHE` | the cache; else `$HF_HOME/hub`, else `~/.cache/huggingface/hub` |
+    /// | `HF_TOKEN` | the token; else the file `HF_TOKEN_PATH`, else `$HF_HOME/token` |
+    /// | `HF_ENDPOINT` | another address |
+    /// | `HF_HUB_OFFLINE` | `1`, `on`, `yes` or `true`: never to touch the network |
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if there is neither one of these variables nor a home folder.
+    pub fn from_env() -> Result<Self> {
+        Self::from_variables(|name| env::var_os(name).filter(|value| !value.is_empty()))
+    }
+
+    fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
+        let text = |name: &str| variable(name).and_then(|value| value.into_string().ok());
+        let home = || {
+            let caches = variable("XDG_CACHE_HOME").map(PathBuf::from);
+            let caches = caches.or_else(|| Some(env::home_dir()?.join(".cache")));
+            let default = || caches.map(|folder| folder.join("huggingface"));
+            variable("HF_HOME").map(PathBuf::from).or_else(default)
+        };
+        let cache = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"]
+            .into_iter()
+            .find_map(|name| variable(name).map(PathBuf::from))
+            .or_else(|| Some(home()?.join("hub")))
+            .ok_or_else(|| Error::Missing {
+                what: "a place for downloaded models".to_owned(),
+                reason: "there is no home folder; name one with HF_HOME".to_owned(),
+            })?;
+        let token_file = || {
+            let path = variable("HF_TOKEN_PATH").map(PathBuf::from);
+            path.or_else(|| Some(home()?.join("token")))
+        };
+        let token = text("HF_TOKEN")
+            .or_else(|| text("HUGGING_FACE_HUB_TOKEN"))
+            .or_else(|| std::fs::read_to_string(token_file()?).ok())
+            .map(|token| token.trim().to_owned())
+            .filter(|token| !token.is_empty());
+        let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
+        let offline = text("HF_HUB_OFFLINE").or_else(|| text("TRANSFORMERS_OFFLINE"));
+        Ok(Self {
+            endpoint: endpoint.trim_end_matches('/').to_owned(),
+            cache,
+            token,
+            offline: offline.is_some_and(|value| {
+                ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str())
+            }),
+        })
+    }
+
+    /// What the cache has of a model, in a variant if one is asked for.
+    pub fn cached(&self, id: &ModelId, variant: Option<&str>) -> Option<CachedModel> {
+        cache::RepoCache::new(&self.cache, id).model(id, variant)
+    }
+
+    /// What the cache has of every model that this library could use, by name.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the cache cannot be read; a cache that is not there is empty.
+    pub fn list(&self) -> Result<Vec<CachedModel>> {
+        cache::list(&self.cache)
+    }
+
+    /// Brings a model's revision, as the Hub has it now, into the cache: the files that are not
+    /// there yet, going on where an earlier download stopped; of the weights those of the `variant`,
+    /// such as `fp16`, where there are any. Gives its folder.
+    ///
+    /// # Errors
+    /// [`Error::Hub`] with what stood in the way, [`Error::Io`] if the cache cannot be written,
+    /// [`Error::Stopped`] if the observer asks to stop. What came so far is kept, and no snapshot
+    /// is left with less than all of its files.
+    #[cfg(feature = "hub")]
+    pub fn pull(
+        &self,
+        id: &ModelId,
+        variant: Option<&str>,
+        observer: Observer<'_>,
+    ) -> Result<PathBuf> {
+        self.online(id, variant)?;
+        download::pull(self, id, variant, observer)
+    }
+
+    /// Says that this build cannot download.
+    ///
+    /// # Errors
+    /// [`Error::Hub`], always.
+    #[cfg(not(feature = "hub"))]
+    pub fn pull(&self, id: &ModelId, variant: Option<&str>, _: Observer<'_>) -> Result<PathBuf> {
+        self.online(id, variant)?;
+        Err(HubProblem::NotBuiltIn.of(id))
+    }
+
+    fn online(&self, id: &ModelId, variant: Option<&str>) -> Result<()> {
+        if !self.offline {
+            return Ok(());
+        }
+        let missing = self.cached(id, variant).map(|model| model.missing);
+        let missing = missing.unwrap_or_default();
+        Err(HubProblem::Offline { missing }.of(id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn hub(variables: &[(&str, &str)]) -> Hub {
+        let find = |name: &str| {
+            let mut all = variables.iter();
+            all.find(|(key, _)| *key == name)
+                .map(|(_, value)| OsString::from(value))
+        };
+        Hub::from_variables(find).unwrap()
+    }
+
+    #[test]
+    fn the_variables_of_huggingface_hub_are_heeded() {
+        let plain = hub(&[("XDG_CACHE_HOME", "/c")]);
+        assert_eq!(plain.cache, Path::new("/c/huggingface/hub"));
+        assert_eq!(plain.endpoint, ENDPOINT);
+        assert!(!plain.offline && plain.token.is_none());
+        let home = hub(&[("HF_HOME", "/h"), ("HF_ENDPOINT", "http://mirror/")]);
+        assert_eq!(home.cache, Path::new("/h/hub"));
+        assert_eq!(home.endpoint, "http://mirror");
+        let both = hub(&[("HF_HOME", "/h"), ("HF_HUB_CACHE", "/x")]);
+        assert_eq!(both.cache, Path::new("/x"));
+        for (value, expected) in [("1", true), ("True", true), ("0", false), ("no", false)] {
+            let hub = hub(&[("HF_HOME", "/h"), ("HF_HUB_OFFLINE", value)]);
+            assert_eq!(hub.offline, expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn the_token_is_found_and_not_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("token"), "hf_secret\n").unwrap();
+        let home = folder.path().to_str().unwrap();
+        let from_file = hub(&[("HF_HOME", home)]);
+        assert_eq!(from_file.token.as_deref(), Some("hf_secret"));
+        assert!(!format!("{from_file:?}").contains("secret"));
+        let given = hub(&[("HF_HOME", home), ("HF_TOKEN", "hf_other")]);
+        assert_eq!(given.token.as_deref(), Some("hf_other"));
+    }
+}

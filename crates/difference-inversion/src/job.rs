@@ -1,0 +1,423 @@
+//! What the program, a server and other languages share: a request, as it may come in JSON, and its answer.
+//!
+//! A job is checked and its files are read by [`Job::open`], before a model is needed, and done by [`Job::run`].
+//! The observer is told how far it is, and stops it by [`ControlFlow::Break`](std::ops::ControlFlow::Break).
+
+use std::path::PathBuf;
+
+use burn::tensor::Device;
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+
+use crate::Error;
+use crate::Result;
+use crate::diffusion::draw::InitNoise;
+use crate::diffusion::draw::TextToImage;
+use crate::diffusion::frozen::Models;
+use crate::image::load_image;
+use crate::method::analogy;
+use crate::method::analogy::Applied;
+use crate::method::analogy::Example;
+use crate::method::analogy::Learned;
+use crate::method::analogy::Target;
+use crate::method::difference::DifferenceTokens;
+use crate::method::generate;
+use crate::method::generate::Inputs;
+use crate::method::generate_config::AnalogyConfig;
+use crate::method::learn::Records;
+use crate::util::progress::Observer;
+use crate::util::settings::Checks;
+
+/// A request that models answer.
+pub trait Job {
+    /// What its files hold.
+    type Inputs;
+    /// What comes of it.
+    type Answer;
+
+    /// Reads and checks the files; tensors are put on `device`.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if something is not named that has to be, and whatever is wrong with a file, naming it.
+    fn open(&self, device: &Device) -> Result<Self::Inputs>;
+
+    /// Does the job.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a setting that makes no sense, [`Error::Stopped`] if the observer asks to stop,
+    /// and as the function of [`analogy`] that the job is named after.
+    fn run(
+        &self,
+        models: &Models,
+        inputs: &Self::Inputs,
+        observer: Observer<'_>,
+    ) -> Result<Self::Answer>;
+
+    /// Both, one after the other.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open) and [`run`](Self::run).
+    fn answer(&self, models: &Models, observer: Observer<'_>) -> Result<Self::Answer> {
+        let inputs = self.open(models.pipeline().device())?;
+        self.run(models, &inputs, observer)
+    }
+}
+
+/// The files of one pair of pictures (A, A′), with their captions.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PairFiles {
+    /// The picture before.
+    pub a: PathBuf,
+    /// The picture after.
+    pub a_prime: PathBuf,
+    /// A's caption; the captioner's where absent.
+    #[serde(default)]
+    pub caption_a: Option<String>,
+    /// The same for A′.
+    #[serde(default)]
+    pub caption_a_prime: Option<String>,
+}
+
+impl PairFiles {
+    fn read(&self) -> Result<Example> {
+        Ok(Example {
+            a: load_image(&self.a)?,
+            a_prime: load_image(&self.a_prime)?,
+            caption_a: self.caption_a.clone(),
+            caption_a_prime: self.caption_a_prime.clone(),
+        })
+    }
+}
+
+/// The file of B, with its caption.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetFile {
+    /// The picture.
+    pub b: PathBuf,
+    /// Its caption; the captioner's where absent.
+    #[serde(default)]
+    pub caption_b: Option<String>,
+}
+
+impl TargetFile {
+    fn read(&self) -> Result<Target> {
+        Ok(Target {
+            b: load_image(&self.b)?,
+            caption_b: self.caption_b.clone(),
+        })
+    }
+}
+
+fn read_pairs(pairs: &[PairFiles]) -> Result<Vec<Example>> {
+    if pairs.is_empty() {
+        return Err(Error::Missing {
+            what: "a pair of pictures".to_owned(),
+            reason: "a difference is learned from at least one pair (A, A′)".to_owned(),
+        });
+    }
+    pairs.iter().map(PairFiles::read).collect()
+}
+
+/// Learns the difference that pairs show: [`analogy::learn`].
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LearnJob {
+    /// The pairs, at least one.
+    pub pairs: Vec<PairFiles>,
+    /// How prompts are made and the difference is learned.
+    #[serde(default)]
+    pub settings: AnalogyConfig,
+    /// Files of the run.
+    #[serde(default)]
+    pub records: Records,
+}
+
+impl Job for LearnJob {
+    type Inputs = Vec<Example>;
+    type Answer = Learned;
+
+    fn open(&self, _: &Device) -> Result<Vec<Example>> {
+        read_pairs(&self.pairs)
+    }
+
+    fn run(
+        &self,
+        models: &Models,
+        examples: &Vec<Example>,
+        observer: Observer<'_>,
+    ) -> Result<Learned> {
+        analogy::learn(models, examples, &self.settings, &self.records, observer)
+    }
+}
+
+/// Applies a learned difference to a picture: [`analogy::apply`].
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ApplyJob {
+    /// The file of the difference.
+    pub difference: PathBuf,
+    /// The picture.
+    pub target: TargetFile,
+    /// How prompts and B′ are made.
+    #[serde(default)]
+    pub settings: AnalogyConfig,
+}
+
+impl Job for ApplyJob {
+    type Inputs = (DifferenceTokens, Target);
+    type Answer = Applied;
+
+    fn open(&self, device: &Device) -> Result<Self::Inputs> {
+        let tokens = DifferenceTokens::load(&self.difference, device)?;
+        Ok((tokens, self.target.read()?))
+    }
+
+    fn run(
+        &self,
+        models: &Models,
+        (tokens, target): &Self::Inputs,
+        observer: Observer<'_>,
+    ) -> Result<Applied> {
+        analogy::apply(models, tokens, target, &self.settings, observer)
+    }
+}
+
+/// Solves A : A′ :: B : B′: [`analogy::solve`].
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnalogyJob {
+    /// The pairs, at least one.
+    pub pairs: Vec<PairFiles>,
+    /// The picture to change.
+    pub target: TargetFile,
+    /// How prompts are made, the difference is learned, and B′ is made.
+    #[serde(default)]
+    pub settings: AnalogyConfig,
+    /// Files of the run.
+    #[serde(default)]
+    pub records: Records,
+}
+
+impl Job for AnalogyJob {
+    type Inputs = (Vec<Example>, Target);
+    type Answer = (Learned, Applied);
+
+    fn open(&self, _: &Device) -> Result<Self::Inputs> {
+        Ok((read_pairs(&self.pairs)?, self.target.read()?))
+    }
+
+    fn run(
+        &self,
+        models: &Models,
+        (examples, target): &Self::Inputs,
+        observer: Observer<'_>,
+    ) -> Result<Self::Answer> {
+        let Self {
+            settings, records, ..
+        } = self;
+        analogy::solve(models, examples, target, settings, records, observer)
+    }
+}
+
+/// Draws a picture from words and, as far as the model takes them, other inputs: [`generate::generate`].
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GenerateJob {
+    /// The words, and how the picture is drawn.
+    pub settings: TextToImage,
+    /// The file of difference tokens that follow the prompt.
+    pub embedding: Option<PathBuf>,
+    /// The file of the noise to start from, see [`InitNoise::read`].
+    pub init_latents: Option<PathBuf>,
+    /// The picture that InstructPix2Pix or an inpainting model changes.
+    pub image: Option<PathBuf>,
+    /// What an inpainting model draws anew.
+    pub mask: Option<PathBuf>,
+}
+
+/// What the files of a [`GenerateJob`] hold.
+#[derive(Debug, Clone)]
+pub struct GenerateInputs {
+    /// Difference tokens.
+    pub tokens: Option<DifferenceTokens>,
+    /// The noise to start from.
+    pub init: Option<InitNoise>,
+    /// The picture to change.
+    pub image: Option<RgbImage>,
+    /// The mask.
+    pub mask: Option<RgbImage>,
+}
+
+impl Job for GenerateJob {
+    type Inputs = GenerateInputs;
+    type Answer = RgbImage;
+
+    fn open(&self, device: &Device) -> Result<GenerateInputs> {
+        let picture = |path: &Option<PathBuf>| path.as_deref().map(load_image).transpose();
+        let tokens = |path| DifferenceTokens::load(path, device);
+        let init = |path| InitNoise::read(path, device);
+        Ok(GenerateInputs {
+            tokens: self.embedding.as_deref().map(tokens).transpose()?,
+            init: self.init_latents.as_deref().map(init).transpose()?,
+            image: picture(&self.image)?,
+            mask: picture(&self.mask)?,
+        })
+    }
+
+    fn run(
+        &self,
+        models: &Models,
+        inputs: &GenerateInputs,
+        observer: Observer<'_>,
+    ) -> Result<RgbImage> {
+        Checks::default()
+            .finite("guidance_scale", self.settings.guidance_scale)
+            .finite("image_guidance_scale", self.settings.image_guidance_scale)
+            .finite("strength", self.settings.strength)
+            .result()?;
+        let inputs = Inputs {
+            tokens: inputs.tokens.as_ref(),
+            init: inputs.init.clone(),
+            image: inputs.image.as_ref(),
+            mask: inputs.mask.as_ref(),
+        };
+        generate::generate(models, &self.settings, inputs, observer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+    use std::path::Path;
+
+    use burn::tensor::FloatDType;
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::diffusion::frozen::ModelPaths;
+    use crate::util::progress::Progress;
+    use crate::util::progress::Stage;
+
+    fn golden(name: &str) -> PathBuf {
+        (Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/golden")).join(name)
+    }
+
+    fn models() -> Models {
+        let paths = ModelPaths {
+            model: golden("learning"),
+            ..ModelPaths::default()
+        };
+        Models::open(&paths, &Device::flex(), FloatDType::F32).unwrap()
+    }
+
+    fn read<T: DeserializeOwned>(request: Value) -> T {
+        serde_json::from_value(request).unwrap()
+    }
+
+    fn silent(_: &Progress) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+
+    fn pair() -> Value {
+        let [a, a_prime] = ["a", "a_prime"].map(|name| golden("learning").join(name));
+        json!({
+            "a": a.with_extension("png"), "a_prime": a_prime.with_extension("png"),
+            "caption_a": "a house by day", "caption_a_prime": "a house by night",
+        })
+    }
+
+    fn settings() -> Value {
+        json!({
+            "learn": { "steps": 2, "num_tokens": 2, "select_every": 0 },
+            "generate": { "num_inference_steps": 3 },
+        })
+    }
+
+    /// What is learned by one request is applied by another, with the result of both in one.
+    #[test]
+    fn requests_in_json_are_answered() {
+        let models = models();
+        let folder = tempfile::tempdir().unwrap();
+        let difference = folder.path().join("difference.safetensors");
+        let target = json!({ "b": golden("learning").join("a.png"), "caption_b": "a barn" });
+        let learn: LearnJob = read(json!({ "pairs": [pair()], "settings": settings() }));
+        let learned = learn.answer(&models, &mut silent).unwrap();
+        assert_eq!(learned.history.len(), 2);
+        learned.tokens.save(&difference).unwrap();
+        let apply: ApplyJob = read(json!({
+            "difference": difference, "target": target, "settings": settings(),
+        }));
+        let applied = apply.answer(&models, &mut silent).unwrap();
+        assert_eq!(applied.caption_b, "a barn");
+        let both: AnalogyJob = read(json!({
+            "pairs": [pair()], "target": target, "settings": settings(),
+        }));
+        let (_, solved) = both.answer(&models, &mut silent).unwrap();
+        assert_eq!(solved.b_prime, applied.b_prime);
+
+        let draw = |more: Value| {
+            let mut request = json!({
+                "settings": { "prompt": "a barn", "num_inference_steps": 3 },
+            });
+            let fields = request.as_object_mut().unwrap();
+            fields.extend(more.as_object().unwrap().clone());
+            let job: GenerateJob = read(request);
+            job.answer(&models, &mut silent).unwrap()
+        };
+        let plain = draw(json!({}));
+        assert_eq!(plain, draw(json!({})));
+        assert_ne!(plain, draw(json!({ "embedding": difference })));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_request_is_told_before_a_model_is_needed() {
+        let device = Device::flex();
+        let message = |job: &LearnJob| job.open(&device).unwrap_err().to_string();
+        let none: LearnJob = read(json!({ "pairs": [] }));
+        assert_eq!(
+            message(&none),
+            "a pair of pictures is missing: a difference is learned from at least one pair (A, A′)"
+        );
+        let gone: LearnJob = read(json!({ "pairs": [{ "a": "gone.png", "a_prime": "x.png" }] }));
+        assert!(message(&gone).starts_with("gone.png: No such file"));
+        let generate: GenerateJob = read(json!({ "embedding": "gone.safetensors" }));
+        let gone = generate.open(&device).unwrap_err().to_string();
+        assert!(gone.starts_with("gone.safetensors: No such file"), "{gone}");
+        let unknown = serde_json::from_value::<GenerateJob>(json!({ "prompt": "x" }));
+        let unknown = unknown.unwrap_err().to_string();
+        assert!(unknown.starts_with("unknown field `prompt`"), "{unknown}");
+    }
+
+    #[test]
+    fn settings_that_make_no_sense_are_named() {
+        let mut job = GenerateJob::default();
+        job.settings.strength = f64::NAN;
+        let error = job.answer(&models(), &mut silent).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "setting `strength`: expected a number, found NaN"
+        );
+    }
+
+    #[test]
+    fn the_observer_stops_a_job() {
+        let job: GenerateJob = read(json!({ "settings": { "num_inference_steps": 3 } }));
+        let mut stop = |progress: &Progress| match progress {
+            Progress::Step { done: 1, .. } => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        };
+        let stopped = job.answer(&models(), &mut stop);
+        assert!(matches!(
+            stopped,
+            Err(Error::Stopped {
+                stage: Stage::Generate,
+                done: 1,
+                total: 3,
+                ..
+            })
+        ));
+    }
+}

@@ -1,0 +1,220 @@
+//! Settings of an analogy: how B′ is generated, and all of them together.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Result;
+use crate::method::learn::LearnConfig;
+use crate::method::prompt::PromptConfig;
+use crate::method::regenerate::{Guidance, Inversion};
+use crate::util::settings::{Checks, Unread};
+
+/// How B′ is generated from B.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct GenerateConfig {
+    #[doc = about!(inversion)]
+    pub inversion: Inversion,
+    #[doc = about!(guidance)]
+    pub guidance: Guidance,
+    #[doc = about!(guidance_scale)]
+    ///
+    /// Absent: see [`GenerateConfig::guidance_scale`].
+    pub guidance_scale: Option<f64>,
+    #[doc = about!(source_guidance_scale)]
+    pub source_guidance_scale: f64,
+    #[doc = about!(num_inference_steps)]
+    pub num_inference_steps: usize,
+    #[doc = about!(skip)]
+    pub skip: f64,
+    #[doc = about!(inversion_iterations)]
+    ///
+    /// 1 is the plain inversion.
+    pub inversion_iterations: usize,
+    #[doc = about!(sdedit_strength)]
+    ///
+    /// 0 to 1.
+    pub sdedit_strength: f64,
+    #[doc = about!(eta)]
+    pub eta: f64,
+    #[doc = about!(strength)]
+    ///
+    /// See [`FullPrompt::with_difference`](crate::diffusion::words::FullPrompt::with_difference).
+    pub strength: f64,
+    #[doc = about!(reverse)]
+    ///
+    /// [P_B, −D̃].
+    pub reverse: bool,
+    #[doc = about!(negative_prompt)]
+    pub negative_prompt: String,
+    #[doc = about!(seed)]
+    pub seed: u64,
+}
+
+impl GenerateConfig {
+    /// The strength of guidance: as set, or else what suits the inversion and the guidance.
+    pub fn guidance_scale(&self) -> f64 {
+        let usual = match (self.guidance, self.inversion) {
+            (Guidance::Difference, Inversion::Ddim) => 3.0,
+            (Guidance::Difference, _) => 2.0,
+            (Guidance::Ordinary, Inversion::Ddim) => 1.0,
+            (Guidance::Ordinary, Inversion::EditFriendly) => 15.0,
+            (Guidance::Ordinary, Inversion::Sdedit) => 7.5,
+        };
+        self.guidance_scale.unwrap_or(usual)
+    }
+
+    /// The strength, negative for the reverse edit.
+    pub fn signed_strength(&self) -> f64 {
+        if self.reverse {
+            -self.strength
+        } else {
+            self.strength
+        }
+    }
+
+    /// The settings that are not read, as the others are.
+    pub fn unread(&self) -> Vec<Unread> {
+        let ordinary = self.guidance == Guidance::Ordinary;
+        let by = |inversion| self.inversion == inversion;
+        let edit_friendly = by(Inversion::EditFriendly);
+        let needs_edit_friendly = "the inversion `edit-friendly`";
+        Unread::among([
+            ("negative_prompt", ordinary, "guidance `ordinary`"),
+            (
+                "source_guidance_scale",
+                ordinary && edit_friendly,
+                "guidance `ordinary` and the inversion `edit-friendly`",
+            ),
+            ("skip", edit_friendly, needs_edit_friendly),
+            ("eta", edit_friendly, needs_edit_friendly),
+            (
+                "inversion_iterations",
+                by(Inversion::Ddim),
+                "the inversion `ddim`",
+            ),
+            (
+                "sdedit_strength",
+                by(Inversion::Sdedit),
+                "the inversion `sdedit`",
+            ),
+        ])
+    }
+
+    /// Checks that the settings make sense; whether the schedule has as many steps is checked with it.
+    ///
+    /// # Errors
+    /// [`Error::Setting`](crate::Error::Setting) naming the first that does not.
+    pub fn validate(&self) -> Result<()> {
+        let skip = (0.0..1.0).contains(&self.skip);
+        Checks::default()
+            .finite("guidance_scale", self.guidance_scale())
+            .finite("source_guidance_scale", self.source_guidance_scale)
+            .that("skip", skip, "0 or more, less than 1", self.skip)
+            .fraction("sdedit_strength", self.sdedit_strength)
+            .fraction("eta", self.eta)
+            .finite("strength", self.strength)
+            .at_least_1("inversion_iterations", self.inversion_iterations)
+            .at_least_1("num_inference_steps", self.num_inference_steps)
+            .result()
+    }
+}
+
+impl Default for GenerateConfig {
+    fn default() -> Self {
+        Self {
+            inversion: Inversion::EditFriendly,
+            guidance: Guidance::Difference,
+            guidance_scale: None,
+            source_guidance_scale: 3.5,
+            num_inference_steps: 100,
+            skip: 0.36,
+            inversion_iterations: 1,
+            sdedit_strength: 0.8,
+            eta: 1.0,
+            strength: 1.0,
+            reverse: false,
+            negative_prompt: String::new(),
+            seed: 0,
+        }
+    }
+}
+
+/// All settings of one analogy.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AnalogyConfig {
+    /// How prompts are made.
+    pub prompt: PromptConfig,
+    /// How the difference is learned.
+    pub learn: LearnConfig,
+    /// How B′ is generated.
+    pub generate: GenerateConfig,
+}
+
+impl AnalogyConfig {
+    /// The settings that are not read, as the others are.
+    pub fn unread(&self) -> Vec<Unread> {
+        [
+            self.prompt.unread(),
+            self.learn.unread(),
+            self.generate.unread(),
+        ]
+        .concat()
+    }
+
+    /// Sets the seed of everything that is drawn.
+    #[must_use]
+    pub fn with_seed(mut self, seed: u64) -> Self {
+        self.prompt.seed = seed;
+        self.learn.seed = seed;
+        self.generate.seed = seed;
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::method::prompt::PromptMode;
+
+    fn names(unread: &[Unread]) -> Vec<&'static str> {
+        unread.iter().map(|unread| unread.setting).collect()
+    }
+
+    #[test]
+    fn settings_without_effect_are_told() {
+        let config = GenerateConfig::default();
+        let unread = config.unread();
+        assert_eq!(
+            unread[0].to_string(),
+            "setting `negative_prompt` has no effect without guidance `ordinary`"
+        );
+        let others = ["inversion_iterations", "sdedit_strength"];
+        assert_eq!(names(&unread[2..]), others);
+        let ordinary = GenerateConfig {
+            guidance: Guidance::Ordinary,
+            ..config
+        };
+        assert_eq!(names(&ordinary.unread()), others);
+        let ddim = GenerateConfig {
+            inversion: Inversion::Ddim,
+            ..ordinary
+        };
+        let others = ["source_guidance_scale", "skip", "eta", "sdedit_strength"];
+        assert_eq!(names(&ddim.unread()), others);
+
+        let mut config = AnalogyConfig::default();
+        config.learn.lambda_clip = 0.0;
+        config.learn.select_every = 0;
+        let unread = [config.prompt.unread(), config.learn.unread()].concat();
+        assert_eq!(unread.len(), 4 + 5);
+        config.prompt.prompt_mode = PromptMode::Optimised;
+        config.learn.lambda_clip = 0.1;
+        config.learn.select_every = 10;
+        assert!(
+            [config.prompt.unread(), config.learn.unread()]
+                .concat()
+                .is_empty()
+        );
+    }
+}

@@ -1,0 +1,388 @@
+//! The optimisation loop: difference tokens D̃ from pairs (A, A′).
+
+mod adamw;
+mod checkpoint;
+mod config;
+mod draws;
+mod identity;
+mod records;
+mod scaling;
+#[cfg(test)]
+mod tests;
+
+use std::ops::ControlFlow;
+
+use burn::tensor::{DType, Tensor};
+
+pub use self::adamw::{AdamW, Moments};
+use self::checkpoint::{Best, State};
+pub use self::config::{ClipReading, Initialisation, LearnConfig};
+use self::draws::{Drawn, Source, augmented};
+use self::identity::Identity;
+pub use self::records::{Draws, Records, Replay, Trace};
+pub use self::scaling::LossScale;
+use crate::diffusion::joint_space::JointSpace;
+use crate::diffusion::pipeline::Pipeline;
+use crate::diffusion::words::Words;
+use crate::method::difference::DifferenceTokens;
+use crate::method::loss::{self, ClipLoss, Objective};
+use crate::util::progress::{LossTerms, Observer, Progress, Stage};
+use crate::util::random::{Purpose, normal, rng};
+use crate::util::tensors::host;
+use crate::{Error, Result};
+
+/// One pair (A, A′), with all that does not depend on D̃ worked out.
+#[derive(Debug, Clone)]
+pub struct Pair {
+    /// z_A [1, channels, h, w], scaled.
+    pub latents_a: Tensor<4>,
+    /// z_A′, the same.
+    pub latents_a_prime: Tensor<4>,
+    /// P_A.
+    pub prompt_a: Words,
+    /// P_A′.
+    pub prompt_a_prime: Words,
+    /// The unit-norm delta in each joint space, `[e]`.
+    pub deltas: Vec<Vec<f32>>,
+}
+
+/// What the optimisation found.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// The best tokens on the fixed set, or the last where nothing is selected.
+    pub tokens: DifferenceTokens,
+    /// After how many steps they were reached.
+    pub best_step: usize,
+    /// The loss of every step, those before a resume included.
+    pub history: Vec<LossTerms>,
+}
+
+/// Learns D̃ by minimising `λ_mse (L_after + λ_before L_before) + λ_clip L_CLIP` with AdamW. L_CLIP is
+/// the mean over `joints`, the joint spaces of some or all of the pipeline's text encoders.
+///
+/// # Errors
+/// [`Error::Setting`] for settings that make no sense, [`Error::Stopped`] after a checkpoint if the
+/// observer asks to stop, [`Error::Missing`] if there is no pair, or no joint space for the CLIP
+/// loss, [`Error::InvalidInput`] for pairs without a delta for each joint space or a pipeline that
+/// draws from more than words, [`Error::Diverged`] if the loss is not finite, and whatever is wrong
+/// with the files of `records`.
+pub fn difference(
+    pipeline: &Pipeline,
+    joints: &[JointSpace],
+    pairs: &[Pair],
+    config: &LearnConfig,
+    records: &Records,
+    observer: Observer<'_>,
+) -> Result<Outcome> {
+    let run = Run::new(pipeline, joints, pairs, config, records)?;
+    let mut state = run.first_state()?;
+    let mut trace = match &records.trace {
+        Some(path) if records.resume.is_some() => {
+            Some(Trace::going_on(path, state.step, &state.tokens)?)
+        }
+        Some(_) => Some(Trace::new(state.step)),
+        None => None,
+    };
+    let watched = run.steps(&mut state, trace.as_mut(), observer);
+    // Also of a run that has diverged.
+    if let (Some(trace), Some(path)) = (&trace, &records.trace) {
+        trace.write(path)?;
+    }
+    if watched?.is_break() {
+        return Err(Error::Stopped {
+            stage: Stage::Learn,
+            done: state.step,
+            total: config.steps,
+            checkpoint: records.checkpoint.clone(),
+        });
+    }
+    run.outcome(state)
+}
+
+/// Everything about a run that its steps do not change.
+struct Run<'a> {
+    pipeline: &'a Pipeline,
+    pairs: &'a [Pair],
+    config: &'a LearnConfig,
+    records: &'a Records,
+    /// What its checkpoints are marked with.
+    identity: Identity<'a>,
+    /// The CLIP loss in each joint space.
+    clip: Vec<ClipLoss<'a>>,
+    source: Source,
+    /// The fixed set that tokens are judged on.
+    selection: Vec<Draws>,
+    optimiser: AdamW,
+    /// Bound on the norm of each token, for each text encoder.
+    bounds: Vec<Option<f64>>,
+}
+
+impl<'a> Run<'a> {
+    fn new(
+        pipeline: &'a Pipeline,
+        joints: &'a [JointSpace],
+        pairs: &'a [Pair],
+        config: &'a LearnConfig,
+        records: &'a Records,
+    ) -> Result<Self> {
+        config.validate()?;
+        let Some(first) = pairs.first() else {
+            return Err(Error::Missing {
+                what: "a pair of pictures".to_owned(),
+                reason: "a difference is learned from at least one pair (A, A′)".to_owned(),
+            });
+        };
+        if joints.is_empty() && config.lambda_clip > 0.0 {
+            return Err(Error::Missing {
+                what: "a joint space".to_owned(),
+                reason: "the CLIP loss needs one; a weight of 0 leaves it out".to_owned(),
+            });
+        }
+        if pairs.iter().any(|pair| pair.deltas.len() != joints.len()) {
+            let reason = "a pair needs a delta for each joint space";
+            return Err(Error::invalid_input(reason));
+        }
+        pipeline.check_words_alone()?;
+        pipeline.check_num_tokens(config.num_tokens)?;
+        let [_, channels, h, w] = first.latents_a.dims();
+        let device = first.latents_a.device();
+        let drawn = Drawn {
+            seed: config.seed,
+            pairs: pairs.len(),
+            samples: config.samples_per_step,
+            latent_shape: [channels, h, w],
+            noising: pipeline.noising().clone(),
+            device: device.clone(),
+        };
+        let selection = match config.select_every {
+            0 => Vec::new(),
+            _ => drawn.selection_set(config.select_samples),
+        };
+        let source = match &records.replay {
+            None => Source::Drawn(drawn),
+            Some(path) => {
+                let shape = drawn.noise_shape();
+                let replay = Replay::read(path, config.steps, shape, pipeline.noising())?;
+                Source::Replayed(replay, device.clone())
+            }
+        };
+        let clip = (joints.iter().enumerate())
+            .map(|(number, joint)| ClipLoss::new(joint, number, pairs, config))
+            .collect::<Result<_>>()?;
+        let bounds = (pipeline.text_encoders().iter())
+            .map(|encoder| Some(config.max_norm? * median_norm(encoder.token_table().clone())))
+            .collect();
+        Ok(Self {
+            pipeline,
+            pairs,
+            config,
+            records,
+            identity: Identity::new(pipeline, pairs, config),
+            clip,
+            source,
+            selection,
+            optimiser: AdamW::new(config.learning_rate, config.weight_decay),
+            bounds,
+        })
+    }
+
+    /// Where the run starts: at its checkpoint, or with D̃ as the settings say.
+    fn first_state(&self) -> Result<State> {
+        let device = self.pipeline.device();
+        let loss_scale = LossScale::new(self.pipeline.dtype());
+        if let Some(path) = &self.records.resume {
+            return State::load(path, &self.identity, loss_scale, device);
+        }
+        let n = self.config.num_tokens;
+        let tokens = match &self.config.initialisation {
+            Initialisation::Zero => {
+                DifferenceTokens::zeros(n, &self.identity.base, device).into_embeddings()
+            }
+            Initialisation::Random => {
+                let mut rng = rng(self.config.seed, Purpose::Initialise, 0);
+                (self.pipeline.text_encoders().iter())
+                    .map(|encoder| {
+                        let table = encoder.token_table().clone().cast(DType::F32);
+                        let width = table.dims()[1];
+                        let deviation = f64::from(host(table.var(0).mean().sqrt())[0]);
+                        normal(&mut rng, [n, width], device) * deviation
+                    })
+                    .collect()
+            }
+            Initialisation::Word(word) => (self.pipeline.text_encoders().iter())
+                .map(|encoder| {
+                    let ids = encoder.tokenizer().encode(word)?;
+                    if ids.is_empty() {
+                        return Err(Error::Setting {
+                            name: "initialisation",
+                            expected: "a word".to_owned(),
+                            found: format!("`{word}`"),
+                        });
+                    }
+                    let ids: Vec<u32> = ids.iter().copied().cycle().take(n).collect();
+                    Ok(encoder.embed_tokens(&ids)?.cast(DType::F32))
+                })
+                .collect::<Result<_>>()?,
+        };
+        Ok(State::new(tokens, loss_scale))
+    }
+
+    /// All steps that are left, as long as the observer does not ask to stop, and a checkpoint.
+    fn steps(
+        &self,
+        state: &mut State,
+        mut trace: Option<&mut Trace>,
+        observer: Observer<'_>,
+    ) -> Result<ControlFlow<()>> {
+        let config = self.config;
+        let mut watched = self.report(state, observer);
+        while watched.is_continue() && state.step < config.steps && !self.is_settled(state) {
+            let (draws, terms) = self.step(state)?;
+            if let Some(trace) = &mut trace {
+                trace.push(&draws, terms, &state.tokens);
+            }
+            if self.is_judged_at(state.step) {
+                self.judge(state)?;
+            }
+            if state.step.is_multiple_of(config.checkpoint_every.max(1)) {
+                self.checkpoint(state)?;
+            }
+            watched = self.report(state, observer);
+        }
+        self.checkpoint(state)?;
+        Ok(watched)
+    }
+
+    /// The loss of a batch. Words alone are constants: only `tokens` are tracked, if anything is.
+    fn objective(&self, pairs: &[Pair], draws: &Draws, tokens: &[Tensor<2>]) -> Result<Objective> {
+        loss::objective(self.pipeline, &self.clip, pairs, draws, tokens, self.config)
+    }
+
+    /// One step of learning: draws timesteps and noise, works out the loss and its gradient by D̃, and steps
+    /// AdamW. A loss or update that is not finite leaves the state as it was.
+    fn step(&self, state: &mut State) -> Result<(Draws, LossTerms)> {
+        let draws = self.source.draws(state.step);
+        let pairs = augmented(self.pipeline, self.pairs, self.config, state.step)?;
+        let mut terms = LossTerms::default();
+        let (mut tokens, mut moments, mut loss_scale) = (
+            state.tokens.clone(),
+            state.moments.clone(),
+            state.loss_scale,
+        );
+        let gradients = loss_scale.gradients(&state.tokens, |tokens| {
+            let objective = self.objective(&pairs, &draws, tokens)?;
+            terms = objective.terms();
+            self.check_finite(terms.total, state)?;
+            Ok(objective.total)
+        })?;
+        for (number, gradient) in gradients.into_iter().enumerate() {
+            let (parameter, moments) = (tokens[number].clone(), &mut moments[number]);
+            let updated = (self.optimiser).step(parameter, gradient, moments, state.step);
+            tokens[number] = bounded(updated, self.bounds[number]);
+            self.check_finite(host(tokens[number].clone().sum())[0], state)?;
+        }
+        (state.tokens, state.moments, state.loss_scale) = (tokens, moments, loss_scale);
+        state.step += 1;
+        state.history.push(terms);
+        Ok((draws, terms))
+    }
+
+    fn check_finite(&self, number: f32, state: &State) -> Result<()> {
+        if number.is_finite() {
+            return Ok(());
+        }
+        Err(Error::Diverged {
+            step: state.step,
+            checkpoint: self.records.checkpoint.clone().filter(|path| path.exists()),
+        })
+    }
+
+    /// Whether tokens are judged after `step` steps.
+    fn is_judged_at(&self, step: usize) -> bool {
+        let every = self.config.select_every;
+        every > 0 && (step.is_multiple_of(every) || step == self.config.steps)
+    }
+
+    /// Judges the tokens on the fixed set and keeps them if they are the best so far.
+    fn judge(&self, state: &mut State) -> Result<()> {
+        let (mut sum, mut count) = (0.0, 0.0);
+        for draws in &self.selection {
+            let weight = draws.timesteps.len() as f32;
+            let objective = self.objective(self.pairs, draws, &state.tokens)?;
+            sum += objective.terms().total * weight;
+            count += weight;
+        }
+        let loss = sum / count;
+        match &mut state.best {
+            Some(best) if loss.is_nan() || loss >= best.loss => best.waiting += 1,
+            best => {
+                *best = Some(Best {
+                    tokens: state.tokens.clone(),
+                    step: state.step,
+                    loss,
+                    waiting: 0,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the tokens have not become better for as long as the settings wait.
+    fn is_settled(&self, state: &State) -> bool {
+        match (&state.best, self.config.patience) {
+            (Some(best), Some(patience)) => best.waiting >= patience,
+            _ => false,
+        }
+    }
+
+    fn report(&self, state: &State, observer: Observer<'_>) -> ControlFlow<()> {
+        observer(&Progress::Step {
+            stage: Stage::Learn,
+            done: state.step,
+            total: self.config.steps,
+            loss: state.history.last().copied(),
+        })
+    }
+
+    fn checkpoint(&self, state: &State) -> Result<()> {
+        match &self.records.checkpoint {
+            Some(path) => state.save(path, &self.identity),
+            None => Ok(()),
+        }
+    }
+
+    fn outcome(&self, state: State) -> Result<Outcome> {
+        let (tokens, best_step) = match state.best {
+            Some(best) => (best.tokens, best.step),
+            None => (state.tokens, state.step),
+        };
+        Ok(Outcome {
+            tokens: DifferenceTokens::new(tokens, self.identity.base.clone())?,
+            best_step,
+            history: state.history,
+        })
+    }
+}
+
+/// Tokens whose rows are no longer than `bound`.
+fn bounded(tokens: Tensor<2>, bound: Option<f64>) -> Tensor<2> {
+    let Some(bound) = bound else { return tokens };
+    let norms = tokens.clone().powi_scalar(2).sum_dim(1).sqrt(); // [n, 1]
+    let scale = norms.clamp_min(bound).recip() * bound;
+    tokens * scale
+}
+
+/// The median norm of the rows of a table.
+fn median_norm(table: Tensor<2>) -> f64 {
+    let mut norms = host(table.cast(DType::F32).powi_scalar(2).sum_dim(1).sqrt());
+    norms.sort_by(f32::total_cmp);
+    norms.get(norms.len() >> 1).copied().map_or(0.0, f64::from)
+}
+
+/// The name of text encoder `number`'s array: `name` for the first, then `name.1`.
+fn per_encoder(name: &str, number: usize) -> String {
+    match number {
+        0 => name.to_owned(),
+        _ => format!("{name}.{number}"),
+    }
+}

@@ -1,0 +1,271 @@
+//! The losses of the method, as pure functions of the difference tokens.
+
+use burn::tensor::{DType, Tensor, TensorData};
+
+use crate::diffusion::joint_space::JointSpace;
+use crate::diffusion::pipeline::Pipeline;
+use crate::diffusion::text_encoder::Beginning;
+use crate::diffusion::words::{FullPrompt, Prompt, signed};
+use crate::method::learn::{ClipReading, Draws, LearnConfig, Pair};
+use crate::util::progress::LossTerms;
+use crate::util::tensors::{cosine, host, unit};
+use crate::{Error, Result};
+
+/// The two terms of the token consistency loss, each `[1]`.
+#[derive(Debug, Clone)]
+pub struct Consistency {
+    /// `L_after = ‖target − prediction(noisy z_A′, t, c([P_A, +D̃]))‖²`
+    pub after: Tensor<1>,
+    /// `L_before = ‖target − prediction(noisy z_A, t, c([P_A′, −D̃]))‖²`
+    pub before: Option<Tensor<1>>,
+}
+
+/// The value of the loss `[1]` of a step.
+///
+/// # Errors
+/// [`Error::Diverged`] if it is not finite.
+pub fn finite(loss: &Tensor<1>, step: usize) -> Result<f64> {
+    let value = f64::from(host(loss.clone().inner())[0]);
+    match value.is_finite() {
+        true => Ok(value),
+        false => Err(Error::Diverged {
+            step,
+            checkpoint: None,
+        }),
+    }
+}
+
+/// The loss of one batch and its terms, each `[1]`.
+#[derive(Debug, Clone)]
+pub struct Objective {
+    /// The sum that is minimised.
+    pub total: Tensor<1>,
+    /// L_after.
+    pub after: Tensor<1>,
+    /// L_before, where it counts.
+    pub before: Option<Tensor<1>>,
+    /// The mean of L_CLIP over the joint spaces, where it counts.
+    pub clip: Option<Tensor<1>>,
+}
+
+impl Objective {
+    /// The numbers, fetched from the device at once.
+    pub fn terms(&self) -> LossTerms {
+        let zero = self.total.zeros_like();
+        let [before, clip] =
+            [&self.before, &self.clip].map(|term| term.as_ref().unwrap_or(&zero).clone());
+        let terms = Tensor::cat(
+            vec![self.total.clone(), self.after.clone(), before, clip],
+            0,
+        );
+        match host(terms.inner())[..] {
+            [total, after, before, clip] => LossTerms {
+                total,
+                after,
+                before,
+                clip,
+            },
+            _ => LossTerms {
+                total: f32::NAN,
+                ..LossTerms::default()
+            },
+        }
+    }
+}
+
+/// The loss that is minimised: `λ_mse (L_after + λ_before L_before) + λ_clip L_CLIP`.
+///
+/// # Shapes
+/// As for [`token_consistency`]; `clip` has the CLIP loss of each joint space, and L_CLIP is their mean.
+///
+/// # Errors
+/// As [`token_consistency`] and [`ClipLoss::of`].
+pub fn objective(
+    pipeline: &Pipeline,
+    clip: &[ClipLoss<'_>],
+    pairs: &[Pair],
+    draws: &Draws,
+    difference: &[Tensor<2>],
+    config: &LearnConfig,
+) -> Result<Objective> {
+    let Consistency { after, before } =
+        token_consistency(pipeline, pairs, draws, difference, config.explains_before())?;
+    let mut explained = after.clone();
+    if let Some(before) = &before {
+        explained = explained + before.clone() * config.lambda_before;
+    }
+    let mut total = explained * config.lambda_mse;
+    let clip = if config.lambda_clip > 0.0 {
+        let terms = clip
+            .iter()
+            .map(|clip| clip.of(difference))
+            .collect::<Result<_>>()?;
+        let mean = Tensor::cat(terms, 0).mean();
+        total = total + mean.clone() * config.lambda_clip;
+        Some(mean)
+    } else {
+        None
+    };
+    Ok(Objective {
+        total,
+        after,
+        before,
+        clip,
+    })
+}
+
+/// Token consistency (the paper's loss of the same name): adding the difference to A's prompt must
+/// explain A′, and taking it from the prompt of A′ must explain A, with the same timestep and noise
+/// for both. The target is what the model predicts, noise or velocity; ‖·‖² is the mean
+/// over all elements. Both terms go through the denoiser as one batch.
+///
+/// # Shapes
+/// `draws`: a batch of `pairs.len()` · samples, all samples of the first pair first.
+/// `difference`: one [n, d] per text encoder.
+///
+/// # Errors
+/// As [`Pipeline::encode_prompts`].
+pub fn token_consistency(
+    pipeline: &Pipeline,
+    pairs: &[Pair],
+    draws: &Draws,
+    difference: &[Tensor<2>],
+    with_before: bool,
+) -> Result<Consistency> {
+    let batch = draws.timesteps.len();
+    let samples = batch.checked_div(pairs.len()).unwrap_or(0);
+    let mut latents: Vec<Tensor<4>> = pairs.iter().map(|p| p.latents_a_prime.clone()).collect();
+    let mut prompts: Vec<FullPrompt<'_>> = (pairs.iter())
+        .map(|pair| FullPrompt::with_difference(&pair.prompt_a, difference, 1.0))
+        .collect();
+    let mut timesteps = draws.timesteps.clone();
+    let mut noise = draws.noise.clone();
+    if with_before {
+        latents.extend(pairs.iter().map(|pair| pair.latents_a.clone()));
+        prompts.extend(
+            pairs
+                .iter()
+                .map(|pair| FullPrompt::with_difference(&pair.prompt_a_prime, difference, -1.0)),
+        );
+        timesteps.extend_from_within(..);
+        noise = Tensor::cat(vec![noise.clone(), noise], 0); // [2 batch, c, h, w]
+    }
+    let conditions = pipeline.encode_prompts(&prompts)?.repeat_each(samples);
+    let latents: Vec<_> = latents
+        .into_iter()
+        .map(|z| z.repeat_dim(0, samples))
+        .collect();
+    let latents = Tensor::cat(latents, 0); // [(1 or 2) batch, c, h, w]
+    let noising = pipeline.noising();
+    let noisy = noising.add_noise(latents.clone(), noise.clone(), &timesteps);
+    let target = noising.target(latents, noise, &timesteps);
+    let prediction = pipeline.predict(noisy, &timesteps, &conditions);
+    let squares = (prediction.cast(DType::F32) - target.cast(DType::F32)).powi_scalar(2);
+    let after = squares.clone().slice([0..batch]).mean();
+    let before = with_before.then(|| squares.slice([batch..2 * batch]).mean());
+    Ok(Consistency { after, before })
+}
+
+/// The CLIP loss in one joint space: read by the text encoder, the difference tokens must point
+/// from A to A′.
+///
+/// It is the mean of `1 − cos(E_T([P, ±D̃]) − E_T([P]), ±delta)`, features of unit norm, over what is
+/// read. [`ClipReading::Prompts`], ours, compares like with like, a difference of features with a
+/// difference of features: it reads `[P_A, +D̃]` and, unless [`LearnConfig::consistency`] is off,
+/// `[P_A′, −D̃]` of every pair. [`ClipReading::Alone`] is the paper's
+/// `1 − cos(E_T([D̃]), delta)`: P is empty, and what it says by itself is not taken away.
+#[derive(Debug)]
+pub struct ClipLoss<'a> {
+    joint: &'a JointSpace,
+    readings: Vec<Reading>,
+}
+
+/// A prompt as the CLIP loss sees it.
+#[derive(Debug)]
+struct Reading {
+    /// Its start and words.
+    beginning: Beginning,
+    /// What is taken from its features: those without difference tokens, [1, e] of unit norm, or
+    /// nothing.
+    without: Option<Tensor<2>>,
+    /// Where the rest has to point, [k, e].
+    deltas: Tensor<2>,
+    /// +1 where the difference is added, −1 where it is taken away.
+    sign: f64,
+}
+
+impl<'a> ClipLoss<'a> {
+    /// The loss in `joint`, where the pairs' deltas have the number `number`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if a pair has no such delta, and as
+    /// [`JointSpace::read`].
+    pub fn new(
+        joint: &'a JointSpace,
+        number: usize,
+        pairs: &[Pair],
+        config: &LearnConfig,
+    ) -> Result<Self> {
+        let deltas = (pairs.iter())
+            .map(|pair| {
+                let delta = pair.deltas.get(number).ok_or_else(|| {
+                    Error::invalid_input("a pair needs a delta for each joint space")
+                })?;
+                let data = TensorData::new(delta.clone(), [1, delta.len()]);
+                Ok(Tensor::from_data(data, (joint.device(), DType::F32)))
+            })
+            .collect::<Result<Vec<Tensor<2>>>>()?;
+        let read = |prompt: &Prompt| joint.read(prompt, config.num_tokens);
+        let mut readings = Vec::new();
+        match config.clip_reading {
+            ClipReading::Alone => readings.push(Reading {
+                beginning: read(&Prompt::default())?,
+                without: None,
+                deltas: Tensor::cat(deltas, 0),
+                sign: 1.0,
+            }),
+            ClipReading::Prompts => {
+                for (pair, delta) in pairs.iter().zip(deltas) {
+                    let sides = [(&pair.prompt_a, 1.0), (&pair.prompt_a_prime, -1.0)];
+                    let sides = sides.into_iter().take(1 + usize::from(config.consistency));
+                    for (words, sign) in sides {
+                        let beginning = read(words.prompt())?;
+                        let features = joint.text_encoder().features(&beginning, None)?;
+                        readings.push(Reading {
+                            beginning,
+                            without: Some(unit(features)),
+                            deltas: delta.clone() * sign,
+                            sign,
+                        });
+                    }
+                }
+            }
+        }
+        Ok(Self { joint, readings })
+    }
+
+    /// The loss `[1]` of difference tokens, one [n, d] per text encoder of the pipeline.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if there are none for the joint space's text encoder, or of another
+    /// width.
+    pub fn of(&self, difference: &[Tensor<2>]) -> Result<Tensor<1>> {
+        let Some(tokens) = difference.get(self.joint.encoder()) else {
+            return Err(Error::invalid_input(
+                "there are no difference tokens for the text encoder of a joint space",
+            ));
+        };
+        let cosines = self.readings.iter().map(|reading| {
+            let tokens = signed(tokens, reading.sign);
+            let encoder = self.joint.text_encoder();
+            let features = unit(encoder.features(&reading.beginning, Some(&tokens))?); // [1, e]
+            let change = match &reading.without {
+                Some(without) => features - without.clone(),
+                None => features,
+            };
+            Ok(cosine(change, reading.deltas.clone()))
+        });
+        let cosines = Tensor::cat(cosines.collect::<Result<_>>()?, 0);
+        Ok(cosines.mean().neg().add_scalar(1.0))
+    }
+}

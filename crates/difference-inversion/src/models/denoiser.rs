@@ -1,0 +1,117 @@
+//! What every denoising network has in common. Each implements this in a file of its own, and
+//! nothing else knows which it is.
+
+pub mod attention_control;
+pub mod conditions;
+pub mod unet;
+pub(crate) mod unet_blocks;
+pub(crate) mod unet_config;
+pub mod unet_denoiser;
+mod unet_memory;
+
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+
+use crate::Result;
+use crate::models::denoiser::attention_control::AttentionControl;
+use crate::models::denoiser::conditions::Conditions;
+use crate::weights::Weights;
+
+/// A frozen network that predicts what is noise in latents.
+pub trait Denoiser: Debug + Send + Sync {
+    /// The network's output, as [`Noising`](crate::diffusion::sample::Noising) has it: signs and times that the
+    /// network counts otherwise are converted here. It is computed in the latents' type; gradients
+    /// flow to the latents and conditions, as far as these are tracked.
+    ///
+    /// # Shapes
+    /// `latents` [b, channels, h, w] with h and w multiples of [`multiple`](Self::multiple); a time in
+    /// steps of training and a row of `conditions` for each. The result is like the latents.
+    ///
+    /// # Panics
+    /// If the conditions are not those of the network's family.
+    fn predict(
+        &self,
+        latents: Tensor<4>,
+        times: &[f64],
+        conditions: &Conditions,
+        how: How<'_>,
+    ) -> Tensor<4>;
+
+    /// What height and width of the latents must be multiples of.
+    fn multiple(&self) -> usize;
+
+    /// SHA-256 of a few weights that tell the network from others of its shape, fine-tuned copies of
+    /// itself among them.
+    fn fingerprint(&self) -> String;
+
+    /// The number of layers whose attention an [`AttentionControl`] can change.
+    fn attention_layers(&self) -> usize;
+}
+
+/// How a network computes what it predicts.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct How<'a> {
+    /// What to save.
+    pub memory: Memory,
+    /// What changes what looks at what.
+    pub control: Option<&'a dyn AttentionControl>,
+}
+
+/// What to save where there is a choice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Memory {
+    /// Time: what the backward pass needs is kept.
+    #[default]
+    Normal,
+    /// Memory: the backward pass computes the inside of each layer once more.
+    Low,
+}
+
+/// The configuration of a [`Denoiser`], from which it is built.
+pub trait DenoiserConfig {
+    /// Height and width of the latents that it was trained on, if the configuration tells.
+    fn trained_on(&self) -> Option<[u64; 2]>;
+
+    /// The channels that it reads, those of a picture beside the noisy latents included.
+    fn in_channels(&self) -> usize;
+
+    /// Checks that it fits the other parts of its pipeline.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) or [`Error::WrongBase`](crate::Error::WrongBase)
+    /// naming what does not.
+    fn check(&self, around: &Surroundings<'_>) -> Result<()>;
+
+    /// Builds the network, which must use all of the weights.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) for a configuration that is contradictory or not
+    /// supported, and whatever is wrong with a tensor.
+    fn load(&self, weights: &Weights, around: &Surroundings<'_>) -> Result<Arc<dyn Denoiser>>;
+
+    /// About how many bytes of activations an optimisation step on the CPU holds at its peak, if
+    /// `rows` latents of height and width `latents` go through the network at once.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config) as for [`load`](Self::load).
+    fn step_bytes(&self, rows: usize, latents: [usize; 2], memory: Memory) -> Result<u64>;
+}
+
+/// What stands around a denoiser in its pipeline.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// The class of the pipeline, for errors.
+    pub class: &'a str,
+    /// The width of each text encoder's hidden states.
+    pub encoder_widths: &'a [usize],
+    /// The width of each text encoder's projected prompt, where it has a projection.
+    pub projections: &'a [Option<usize>],
+    /// Channels of the latents.
+    pub latent_channels: usize,
+    /// Channels that a picture adds to them.
+    pub image_channels: usize,
+    /// Pixels for each side of a latent pixel.
+    pub pixels: usize,
+}

@@ -1,0 +1,193 @@
+//! What a denoiser is told besides the noisy latents.
+
+use burn::tensor::{DType, Tensor};
+
+/// What a denoiser is conditioned on, a row for each prompt.
+#[derive(Debug, Clone)]
+pub struct Conditions {
+    /// The prompt as the denoiser attends to it, [b, n, d]: the text encoders' hidden states.
+    pub context: Tensor<3>,
+    /// How many of the n positions belong to the prompt of each row; what follows is padding.
+    pub lengths: Vec<usize>,
+    /// The prompt as one vector, [b, e], where the denoiser takes one.
+    pub pooled: Option<Tensor<2>>,
+    /// What is shown of a picture, [b, c, h, w]: the latents of InstructPix2Pix's picture, or
+    /// inpainting's mask and the latents of its picture.
+    pub image: Option<Tensor<4>>,
+}
+
+impl Conditions {
+    /// A prompt that fills all of its positions, and nothing else.
+    ///
+    /// # Shapes
+    /// `context`: [b, n, d]
+    pub fn new(context: Tensor<3>) -> Self {
+        let [b, n, _] = context.dims();
+        Self {
+            context,
+            lengths: vec![n; b],
+            pooled: None,
+            image: None,
+        }
+    }
+
+    /// The same beside a picture.
+    ///
+    /// # Shapes
+    /// `image`: [b, c, h, w]
+    #[must_use]
+    pub fn with_image(self, image: Tensor<4>) -> Self {
+        Self {
+            image: Some(image),
+            ..self
+        }
+    }
+
+    /// Each row `count` times in a row.
+    #[must_use]
+    pub fn repeat_each(self, count: usize) -> Self {
+        if count == 1 {
+            return self;
+        }
+        let lengths = self.lengths.iter();
+        Self {
+            context: repeat_rows(self.context, count),
+            lengths: lengths.flat_map(|&n| vec![n; count]).collect(),
+            pooled: self.pooled.map(|pooled| repeat_rows(pooled, count)),
+            image: self.image.map(|image| repeat_rows(image, count)),
+        }
+    }
+
+    /// The rows of all, which are conditions of one pipeline; shorter prompts are filled up with
+    /// zeros.
+    ///
+    /// # Panics
+    /// If there are none.
+    #[must_use]
+    pub fn cat(all: &[Self]) -> Self {
+        let longest = all.iter().map(|one| one.context.dims()[1]).max();
+        let contexts = (all.iter()).map(|one| filled_up(one.context.clone(), longest.unwrap_or(0)));
+        let pooled: Option<Vec<_>> = all.iter().map(|one| one.pooled.clone()).collect();
+        let images: Option<Vec<_>> = all.iter().map(|one| one.image.clone()).collect();
+        Self {
+            context: Tensor::cat(contexts.collect(), 0),
+            lengths: all.iter().flat_map(|one| one.lengths.clone()).collect(),
+            pooled: pooled.map(|pooled| Tensor::cat(pooled, 0)),
+            image: images.map(|images| Tensor::cat(images, 0)),
+        }
+    }
+
+    /// The prompt's share `strength` of the way to another, or beyond it; the picture stays.
+    #[must_use]
+    pub fn towards(self, other: Self, strength: f64) -> Self {
+        let longest = self.context.dims()[1].max(other.context.dims()[1]);
+        let [from, to] = [self.context, other.context].map(|one| filled_up(one, longest));
+        let lengths = self.lengths.iter().zip(&other.lengths);
+        Self {
+            context: towards(from, to, strength),
+            lengths: lengths.map(|(&own, &other)| own.max(other)).collect(),
+            pooled: (self.pooled.zip(other.pooled))
+                .map(|(own, other)| towards(own, other, strength)),
+            image: self.image,
+        }
+    }
+
+    /// The same without a prompt: context and pooled prompt are zeros.
+    #[must_use]
+    pub fn without_prompt(&self) -> Self {
+        Self {
+            context: self.context.zeros_like(),
+            lengths: self.lengths.clone(),
+            pooled: self.pooled.as_ref().map(Tensor::zeros_like),
+            image: self.image.clone(),
+        }
+    }
+
+    /// The same in another type of numbers.
+    #[must_use]
+    pub fn cast(self, dtype: DType) -> Self {
+        Self {
+            context: self.context.cast(dtype),
+            lengths: self.lengths,
+            pooled: self.pooled.map(|pooled| pooled.cast(dtype)),
+            image: self.image.map(|image| image.cast(dtype)),
+        }
+    }
+}
+
+/// `from + strength · (to − from)`
+fn towards<const D: usize>(from: Tensor<D>, to: Tensor<D>, strength: f64) -> Tensor<D> {
+    from.clone() + (to - from) * strength
+}
+
+/// A context [b, n, d] of `length` positions, zeros behind those that it has.
+fn filled_up(context: Tensor<3>, length: usize) -> Tensor<3> {
+    let [b, n, d] = context.dims();
+    if n >= length {
+        return context;
+    }
+    let options = (&context.device().without_autodiff(), context.dtype());
+    let zeros = Tensor::zeros([b, length - n, d], options);
+    Tensor::cat(vec![context, zeros], 1) // [b, length, d]
+}
+
+/// Each row of `x` `count` times in a row.
+fn repeat_rows<const D: usize>(x: Tensor<D>, count: usize) -> Tensor<D> {
+    let mut shape = x.dims();
+    let [rows, length] = [shape[0], shape[1..].iter().product()];
+    shape[0] *= count;
+    x.reshape([rows, 1, length])
+        .repeat_dim(1, count) // [rows, count, length]
+        .reshape(shape)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+    use crate::util::tensors::host;
+
+    fn conditions(value: f32) -> Conditions {
+        let device = Device::flex();
+        let floats = |values: [f32; 2]| Tensor::<1>::from_floats(values, &device);
+        Conditions {
+            pooled: Some(floats([value, -value]).reshape([1, 2])),
+            image: Some(floats([value, 7.0]).reshape([1, 1, 1, 2])),
+            ..Conditions::new(floats([value, value + 0.5]).reshape([1, 2, 1]))
+        }
+    }
+
+    #[test]
+    fn every_part_is_repeated_and_joined_row_by_row() {
+        let both = Conditions::cat(&[conditions(1.0), conditions(2.0)]).repeat_each(2);
+        let states = host(both.context);
+        assert_eq!(states, [1.0, 1.5, 1.0, 1.5, 2.0, 2.5, 2.0, 2.5]);
+        assert_eq!(both.lengths, [2; 4]);
+        let pooled = host(both.pooled.unwrap());
+        assert_eq!(pooled, [1.0, -1.0, 1.0, -1.0, 2.0, -2.0, 2.0, -2.0]);
+        let image = host(both.image.unwrap());
+        assert_eq!(image, [1.0, 7.0, 1.0, 7.0, 2.0, 7.0, 2.0, 7.0]);
+    }
+
+    #[test]
+    fn shorter_prompts_are_filled_up() {
+        let long = Tensor::<1>::from_floats([1.0, 2.0, 3.0], &Device::flex());
+        let long = Conditions::new(long.reshape([1, 3, 1]));
+        let short = Conditions::new(conditions(4.0).context);
+        let both = Conditions::cat(&[short.clone(), long.clone()]);
+        assert_eq!(host(both.context), [4.0, 4.5, 0.0, 1.0, 2.0, 3.0]);
+        assert_eq!(both.lengths, [2, 3]);
+        let between = short.towards(long, 0.5);
+        assert_eq!(host(between.context), [2.5, 3.25, 1.5]);
+        assert_eq!(between.lengths, [3]);
+    }
+
+    #[test]
+    fn conditions_without_prompt_keep_the_picture() {
+        let empty = conditions(3.0).without_prompt();
+        assert_eq!(host(empty.context), [0.0, 0.0]);
+        assert_eq!(host(empty.pooled.unwrap()), [0.0, 0.0]);
+        assert_eq!(host(empty.image.unwrap()), [3.0, 7.0]);
+    }
+}

@@ -1,0 +1,143 @@
+//! What an optimisation step through the U-Net needs to hold, from the configuration alone.
+
+use std::path::Path;
+
+use crate::Result;
+use crate::models::denoiser::Memory;
+use crate::models::denoiser::unet::UNetConfig;
+
+/// Bytes of a number; activations are f32.
+const FLOAT: usize = 4;
+/// Tensors of `positions × channels` that a transformer block keeps: the inputs of its three
+/// normalisations, queries, keys and values, the prompt's queries, and values with gates (8).
+const BLOCK: usize = 15;
+/// Such tensors that are held besides at the same time: gradients of values and gates.
+const AT_WORK: usize = 16;
+/// What kernels work with at most, in bytes: gathered neighbourhoods, transformed tiles, scores.
+const KERNELS: usize = 64 << 20;
+
+/// A residual block and the transformer after it.
+struct Layer {
+    channels: [usize; 2],
+    positions: usize,
+    /// Blocks of the transformer.
+    blocks: usize,
+}
+
+impl Layer {
+    /// Floats kept of its inside and of its input.
+    fn kept(&self) -> usize {
+        let [c_in, c] = self.channels;
+        let transformer = if self.blocks > 0 {
+            1 + BLOCK * self.blocks
+        } else {
+            0
+        };
+        self.positions * (c_in + c + transformer * c)
+    }
+
+    fn input(&self) -> usize {
+        self.positions * self.channels[0]
+    }
+
+    fn at_work(&self) -> usize {
+        let tensors = if self.blocks > 0 { AT_WORK } else { 4 };
+        self.positions * self.channels[1] * tensors
+    }
+}
+
+impl UNetConfig {
+    /// About how many bytes of activations an optimisation step on the CPU holds at its peak, if
+    /// `rows` latents of `height` and `width` go through the network at once.
+    ///
+    /// # Errors
+    /// [`Error::Config`](crate::Error::Config), naming `path`, as for the network itself.
+    pub fn step_bytes(
+        &self,
+        path: &Path,
+        rows: usize,
+        [height, width]: [usize; 2],
+        memory: Memory,
+    ) -> Result<u64> {
+        let layers = self.layers(path, rows, [height, width])?;
+        let kept = match memory {
+            Memory::Normal => layers.iter().map(Layer::kept).sum::<usize>(),
+            Memory::Low => {
+                let inputs = layers.iter().map(Layer::input).sum::<usize>();
+                inputs + layers.iter().map(Layer::kept).max().unwrap_or(0)
+            }
+        };
+        let at_work = layers.iter().map(Layer::at_work).max().unwrap_or(0);
+        Ok(((kept + at_work) * FLOAT + KERNELS) as u64)
+    }
+
+    /// The layers in the order they are gone through, as the network is built.
+    fn layers(&self, path: &Path, rows: usize, [height, width]: [usize; 2]) -> Result<Vec<Layer>> {
+        let levels = self.levels(path)?;
+        let positions = |level: usize| {
+            let [height, width] = [height, width].map(|size| size.div_ceil(1 << level));
+            rows * height * width
+        };
+        let mut layers = Vec::new();
+        let mut c_in = self.block_out_channels[0];
+        for (number, level) in levels.iter().enumerate() {
+            for _ in 0..level.layers {
+                layers.push(Layer {
+                    channels: [c_in, level.channels],
+                    positions: positions(number),
+                    blocks: level.down_transformer.as_ref().map_or(0, |t| t.layers),
+                });
+                c_in = level.channels;
+            }
+        }
+        if let Some(transformer) = self.mid_block(&levels) {
+            let blocks = transformer.map_or(0, |transformer| transformer.layers);
+            layers.extend([blocks, 0].map(|blocks| Layer {
+                channels: [c_in; 2],
+                positions: positions(levels.len() - 1),
+                blocks,
+            }));
+        }
+        for (number, level) in levels.iter().enumerate().rev() {
+            let above = levels[number.saturating_sub(1)].channels;
+            for layer in 0..=level.layers {
+                let skip = if layer == level.layers {
+                    above
+                } else {
+                    level.channels
+                };
+                layers.push(Layer {
+                    channels: [c_in + skip, level.channels],
+                    positions: positions(number),
+                    blocks: level.up_transformer.as_ref().map_or(0, |t| t.layers),
+                });
+                c_in = level.channels;
+            }
+        }
+        Ok(layers)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_of_stable_diffusion_1() {
+        let config = UNetConfig::default();
+        let path = Path::new("unet/config.json");
+        let layers = config.layers(path, 2, [64, 64]).unwrap();
+        assert_eq!(layers.len(), 8 + 2 + 12);
+        let channels: Vec<usize> = layers.iter().map(|layer| layer.channels[0]).collect();
+        assert_eq!(channels[..8], [320, 320, 320, 640, 640, 1280, 1280, 1280]);
+        assert_eq!(
+            channels[10..],
+            [
+                2560, 2560, 2560, 2560, 2560, 1920, 1920, 1280, 960, 960, 640, 640
+            ]
+        );
+        let bytes = |size, memory| config.step_bytes(path, 2, [size, size], memory).unwrap();
+        assert!(bytes(64, Memory::Normal) > 3 * bytes(32, Memory::Normal));
+        assert!(bytes(64, Memory::Low) < bytes(64, Memory::Normal) / 2);
+    }
+}

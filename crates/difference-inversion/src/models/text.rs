@@ -1,0 +1,6 @@
+//! Text towers and their tokenizers.
+
+pub mod clip;
+pub mod clip_text;
+pub mod tokenizer;
+pub mod tower;

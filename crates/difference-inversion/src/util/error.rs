@@ -1,0 +1,362 @@
+//! The one error type of the library.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use crate::util::hub_problem::HubProblem;
+use crate::util::progress::Stage;
+
+/// Everything that can go wrong, each with what was wrong, where, and what was expected.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file or folder could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// Whoever watched asked to stop.
+    #[error("stopped after {done} of {total} {} of {stage}", stage.unit())]
+    Stopped {
+        /// The work that was going on.
+        stage: Stage,
+        /// Steps (of a download: bytes) finished.
+        done: usize,
+        /// Steps in all.
+        total: usize,
+        /// The checkpoint that was left, from which learning can go on.
+        checkpoint: Option<PathBuf>,
+    },
+    /// A model could not be had from the Hub.
+    #[error("{id}: {problem}")]
+    Hub {
+        /// The model's name.
+        id: String,
+        /// What stood in the way.
+        problem: HubProblem,
+    },
+    /// A setting has a value that makes no sense.
+    #[error("setting `{name}`: expected {expected}, found {found}")]
+    Setting {
+        /// The setting's name.
+        name: &'static str,
+        /// What it may be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// A field of a configuration file has a value for which there is no implementation.
+    #[error("{}: field `{field}`: {found} is not supported, only {supported}", path.display())]
+    UnsupportedField {
+        /// The configuration file.
+        path: PathBuf,
+        /// The field.
+        field: String,
+        /// Its value, as JSON.
+        found: String,
+        /// The value that is supported, as JSON.
+        supported: String,
+    },
+    /// A single file holds a text encoder, but not the vocabulary that it reads with.
+    #[error(
+        "the vocabulary is missing: {} is a single file, which holds none; give a folder with CLIP's \
+         tokenizer.json, or its vocab.json and merges.txt, such as openai/clip-vit-large-patch14",
+        path.display()
+    )]
+    NoVocabulary {
+        /// The single file.
+        path: PathBuf,
+    },
+    /// Something that is needed was not given and cannot be made.
+    #[error("{what} is missing: {reason}")]
+    Missing {
+        /// What is missing.
+        what: String,
+        /// Why it is needed and how to give it.
+        reason: String,
+    },
+    /// A and A′ are the same as far as the joint space can tell.
+    #[error("there is no difference to learn: {reason}")]
+    NoDifference {
+        /// How that shows.
+        reason: String,
+    },
+    /// Difference tokens and models that do not belong together.
+    #[error("{reason}")]
+    WrongBase {
+        /// How they differ.
+        reason: String,
+    },
+    /// A model that cannot do what is asked of it.
+    #[error("{reason}")]
+    WrongModel {
+        /// What is needed, and what the model is.
+        reason: String,
+    },
+    /// The optimisation has blown up.
+    #[error(
+        "the loss is not a finite number at step {step}; a smaller learning rate, a bound on the \
+         tokens' norm (max_norm) or f32 instead of f16 may help"
+    )]
+    Diverged {
+        /// The step, counted from 0.
+        step: usize,
+        /// The last checkpoint written before it.
+        checkpoint: Option<PathBuf>,
+    },
+    /// A file or folder was read, but its contents are not what they should be.
+    #[error("{}: {reason}", path.display())]
+    InvalidFile {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A field of a configuration file is missing, of the wrong type, or has a value that is not
+    /// supported.
+    #[error("{}: field `{field}`: {reason}", path.display())]
+    Config {
+        /// The configuration file.
+        path: PathBuf,
+        /// The field, dotted where nested.
+        field: String,
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// A tensor that the model needs is not in the file, or not as the model needs it.
+    #[error("{}: tensor `{name}`: expected {expected}, found {found}", path.display())]
+    Tensor {
+        /// The weights file (or the folder it was looked for in).
+        path: PathBuf,
+        /// The full key of the tensor.
+        name: String,
+        /// What the model needs.
+        expected: String,
+        /// What the file holds.
+        found: String,
+    },
+    /// The file holds tensors that the model described by its config.json does not use.
+    #[error(
+        "{}: {} tensors are not used by the model that config.json describes: {}",
+        path.display(), names.len(), abbreviate(names)
+    )]
+    UnusedTensors {
+        /// The weights file or folder.
+        path: PathBuf,
+        /// The full keys of the tensors.
+        names: Vec<String>,
+    },
+    /// A caller's value cannot be computed with.
+    #[error("{reason}")]
+    InvalidInput {
+        /// What was expected and what was found.
+        reason: String,
+    },
+    /// A computation gave NaN or infinity.
+    #[error("{what} is not finite (NaN or infinity)")]
+    NotFinite {
+        /// What was computed.
+        what: &'static str,
+    },
+}
+
+impl Error {
+    /// What a user of the program `dinv` can do about it, in a sentence without a full stop.
+    pub fn hint(&self) -> Option<String> {
+        let fixed = match self {
+            Self::Stopped {
+                checkpoint: Some(checkpoint),
+                ..
+            } => {
+                let checkpoint = checkpoint.display();
+                return Some(format!(
+                    "run the same command with `--resume` to go on from {checkpoint}"
+                ));
+            }
+            Self::Hub { id, problem } => return problem.hint(id),
+            Self::Stopped {
+                stage: Stage::Download,
+                ..
+            } => "run the same command again: it goes on where the download stopped",
+            Self::Io { source, .. } => match source.kind() {
+                ErrorKind::NotFound => "check the spelling of the path",
+                ErrorKind::StorageFull => {
+                    "make room on the disk, or choose another place with `-o`"
+                }
+                _ => return None,
+            },
+            Self::UnusedTensors { .. } | Self::Tensor { .. } => {
+                "the weights do not belong to their config.json, or a single file not to its `--family`; \
+                 `dinv doctor` lists what was found"
+            }
+            Self::NoVocabulary { .. } => {
+                "name it with `--tokenizer` or `--clip`: a folder, or a model of the Hub"
+            }
+            // Every solver reads the schedule, which `trained_betas` belongs to; the rest is one solver's own.
+            Self::UnsupportedField { path, field, .. }
+                if path.ends_with("scheduler_config.json") && field != "trained_betas" =>
+            {
+                "`--scheduler` draws with another solver, such as ddim"
+            }
+            Self::Setting { name: "family", .. } => {
+                "without `--family` the family is recognised from the file"
+            }
+            _ => return None,
+        };
+        Some(fixed.to_owned())
+    }
+
+    /// An [`Error::Io`] for `path`; for use with `map_err`.
+    pub fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+
+    /// An [`Error::InvalidFile`].
+    pub fn invalid_file(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::InvalidFile {
+            path: path.into(),
+            reason: reason.into(),
+        }
+    }
+
+    /// An [`Error::InvalidInput`].
+    pub fn invalid_input(reason: impl Into<String>) -> Self {
+        Self::InvalidInput {
+            reason: reason.into(),
+        }
+    }
+
+    /// An [`Error::Config`]: `field` of the configuration at `path` has a value that is not
+    /// supported.
+    pub fn unsupported(
+        path: &Path,
+        field: &str,
+        expected: &str,
+        found: impl std::fmt::Debug,
+    ) -> Self {
+        Self::Config {
+            path: path.to_owned(),
+            field: field.to_owned(),
+            reason: format!("expected {expected}, found {found:?}"),
+        }
+    }
+}
+
+/// The first of some names.
+pub(crate) fn abbreviate(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let mut text = names
+        .iter()
+        .take(SHOWN)
+        .cloned()
+        .collect::<Vec<_>>()
+        .join(", ");
+    if names.len() > SHOWN {
+        text.push_str(", …");
+    }
+    text
+}
+
+/// The library's result type.
+pub type Result<T> = std::result::Result<T, Error>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn io(kind: ErrorKind) -> Error {
+        Error::io("x")(kind.into())
+    }
+
+    fn stopped(stage: Stage, checkpoint: Option<&str>) -> Error {
+        Error::Stopped {
+            stage,
+            done: 3,
+            total: 9,
+            checkpoint: checkpoint.map(PathBuf::from),
+        }
+    }
+
+    fn unsupported(file: &str, field: &str) -> Error {
+        Error::UnsupportedField {
+            path: PathBuf::from("model").join(file),
+            field: field.to_owned(),
+            found: "true".to_owned(),
+            supported: "false".to_owned(),
+        }
+    }
+
+    fn setting(name: &'static str) -> Error {
+        Error::Setting {
+            name,
+            expected: "one".to_owned(),
+            found: "another".to_owned(),
+        }
+    }
+
+    #[test]
+    fn what_can_be_done_is_hinted_at() {
+        let path = || PathBuf::from("x");
+        let tensor = Error::Tensor {
+            path: path(),
+            name: "w".to_owned(),
+            expected: "shape [1]".to_owned(),
+            found: "no such tensor".to_owned(),
+        };
+        let unused = Error::UnusedTensors {
+            path: path(),
+            names: vec!["w".to_owned()],
+        };
+        let weights = "the weights do not belong to their config.json, or a single file not to its \
+                       `--family`; `dinv doctor` lists what was found";
+        for (error, expected) in [
+            (
+                stopped(Stage::Learn, Some("d.checkpoint.safetensors")),
+                "run the same command with `--resume` to go on from d.checkpoint.safetensors",
+            ),
+            (
+                stopped(Stage::Download, None),
+                "run the same command again: it goes on where the download stopped",
+            ),
+            (io(ErrorKind::NotFound), "check the spelling of the path"),
+            (
+                io(ErrorKind::StorageFull),
+                "make room on the disk, or choose another place with `-o`",
+            ),
+            (tensor, weights),
+            (unused, weights),
+            (
+                Error::NoVocabulary { path: path() },
+                "name it with `--tokenizer` or `--clip`: a folder, or a model of the Hub",
+            ),
+            (
+                unsupported("scheduler_config.json", "thresholding"),
+                "`--scheduler` draws with another solver, such as ddim",
+            ),
+            (
+                setting("family"),
+                "without `--family` the family is recognised from the file",
+            ),
+        ] {
+            assert_eq!(error.hint().as_deref(), Some(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_hinted_at_where_nothing_helps() {
+        for error in [
+            stopped(Stage::Learn, None),
+            io(ErrorKind::PermissionDenied),
+            unsupported("scheduler_config.json", "trained_betas"),
+            unsupported("config.json", "thresholding"),
+            setting("steps"),
+            Error::NotFinite { what: "the loss" },
+        ] {
+            assert_eq!(error.hint(), None, "{error}");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! What the library tells its caller while it works, and how the caller stops it.
+
+use std::fmt;
+use std::ops::ControlFlow;
+
+use serde::{Deserialize, Serialize};
+
+/// The kinds of long work, in the order in which an analogy goes through them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Stage {
+    /// Bringing a model's files from the Hub; its steps are bytes.
+    Download,
+    /// Writing captions for pictures.
+    Caption,
+    /// Searching for an optimised prompt.
+    OptimisePrompt,
+    /// Learning the difference tokens.
+    Learn,
+    /// Turning a picture into noise.
+    Invert,
+    /// Denoising.
+    Generate,
+}
+
+impl Stage {
+    /// What its steps are.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Download => "bytes",
+            _ => "steps",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Download => "download",
+            Self::Caption => "captions",
+            Self::OptimisePrompt => "optimised prompts",
+            Self::Learn => "learning",
+            Self::Invert => "inversion",
+            Self::Generate => "generation",
+        })
+    }
+}
+
+/// The loss of one optimisation step and the terms it is made of, averaged over the batch.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct LossTerms {
+    /// λ_mse (after + λ_before before) + λ_clip clip.
+    pub total: f32,
+    /// How badly [P_A, +D̃] explains A′.
+    pub after: f32,
+    /// How badly [P_A′, −D̃] explains A; 0 where the consistency loss is switched off
+    /// or L_before has no weight.
+    pub before: f32,
+    /// How far what the text encoder reads points from the delta, 1 − cos: what D̃ changes in the
+    /// prompts, or D̃ alone, see [`ClipLoss`](crate::method::loss::ClipLoss); 0 where the CLIP loss is switched off.
+    pub clip: f32,
+}
+
+/// One message from the library to whoever watches it. As JSON it is an object whose `type` is `step` or
+/// `notice`, beside the fields of either.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Progress {
+    /// `done` of `total` steps of a stage are finished; the first message of a stage has `done` 0.
+    Step {
+        /// Which work it is.
+        stage: Stage,
+        /// Steps finished so far.
+        done: usize,
+        /// Steps in all.
+        total: usize,
+        /// The loss of the step just finished, where the stage has one.
+        loss: Option<LossTerms>,
+    },
+    /// Something a person should know.
+    Notice {
+        /// One lower-case sentence without a full stop.
+        message: String,
+    },
+}
+
+/// Who watches: called after every step; [`ControlFlow::Break`] asks to stop, which ends the work
+/// with [`Error::Stopped`](crate::Error::Stopped) (learning leaves a checkpoint first).
+pub type Observer<'a> = &'a mut dyn FnMut(&Progress) -> ControlFlow<()>;
+
+/// Reports a step.
+///
+/// # Errors
+/// [`Error::Stopped`](crate::Error::Stopped) when the observer asks to stop.
+pub fn step(observer: Observer<'_>, stage: Stage, done: usize, total: usize) -> crate::Result<()> {
+    match observer(&Progress::Step {
+        stage,
+        done,
+        total,
+        loss: None,
+    }) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(crate::Error::Stopped {
+            stage,
+            done,
+            total,
+            checkpoint: None,
+        }),
+    }
+}
+
+/// Passes a notice on; a request to stop takes effect at the next step.
+pub(crate) fn notice(observer: Observer<'_>, message: impl Into<String>) {
+    let message = message.into();
+    let _ = observer(&Progress::Notice { message });
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn messages_are_tagged_objects_as_json() {
+        let step = |stage, loss| Progress::Step {
+            stage,
+            done: 3,
+            total: 9,
+            loss,
+        };
+        let loss = LossTerms {
+            total: 1.5,
+            after: 0.25,
+            before: 0.125,
+            clip: 0.5,
+        };
+        let notice = Progress::Notice {
+            message: "equal captions".to_owned(),
+        };
+        for (progress, expected) in [
+            (
+                step(Stage::Learn, Some(loss)),
+                json!({
+                    "type": "step", "stage": "learn", "done": 3, "total": 9,
+                    "loss": { "total": 1.5, "after": 0.25, "before": 0.125, "clip": 0.5 },
+                }),
+            ),
+            (
+                step(Stage::OptimisePrompt, None),
+                json!({
+                    "type": "step", "stage": "optimise-prompt", "done": 3, "total": 9, "loss": null,
+                }),
+            ),
+            (
+                notice,
+                json!({ "type": "notice", "message": "equal captions" }),
+            ),
+        ] {
+            assert_eq!(serde_json::to_value(&progress).unwrap(), expected);
+            let read: Progress = serde_json::from_value(expected).unwrap();
+            assert_eq!(read, progress);
+        }
+    }
+}

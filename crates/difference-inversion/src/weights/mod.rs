@@ -1,0 +1,393 @@
+//! Reading model weights and their configuration from disk.
+
+pub(crate) mod file;
+pub(crate) mod folder;
+pub(crate) mod json;
+pub(crate) mod placement;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
+use safetensors::Dtype;
+
+use self::file::TensorFile;
+use self::folder::Found;
+pub(crate) use self::folder::{STEMS, suffixes};
+pub use self::json::{
+    OtherFields, PerBlock, check_fixed_fields, from_value, parse_config, read_config,
+};
+use self::placement::{Change, Placement};
+use crate::{Error, Result};
+
+/// The tensors of one model, addressed by their dotted keys and read on demand.
+///
+/// A `Weights` is a view under a key prefix ([`scope`](Self::scope)); views of the same model are
+/// cheap and share the record of which tensors were read, so that
+/// [`check_all_used`](Self::check_all_used) can tell whether the model made use of all of them.
+#[derive(Debug, Clone)]
+pub struct Weights {
+    store: Arc<Store>,
+    prefix: String,
+}
+
+#[derive(Debug)]
+struct Store {
+    /// The file or folder given by the user.
+    path: PathBuf,
+    files: Vec<Arc<TensorFile>>,
+    /// Where every tensor is.
+    index: BTreeMap<String, Placement>,
+    used: Mutex<BTreeSet<String>>,
+    device: Device,
+    /// The element type of matrices and kernels.
+    dtype: FloatDType,
+    /// The element type of everything else, and of computations.
+    compute: FloatDType,
+}
+
+/// The element type that computations on `device` are done in when weights are of type `dtype`:
+/// f32 on the CPU, which has no fast arithmetic of half precision, and `dtype` elsewhere.
+#[must_use]
+pub fn compute_dtype(device: &Device, dtype: FloatDType) -> FloatDType {
+    if *device == Device::flex() {
+        FloatDType::F32
+    } else {
+        dtype
+    }
+}
+
+impl Weights {
+    /// Opens a safetensors file, or the folder of a model saved by diffusers or transformers:
+    /// `diffusion_pytorch_model` or `model`, `.safetensors` or `.fp16.safetensors`, in one file or
+    /// in shards listed by `….safetensors.index.json`. Where there are both, the one without `fp16`
+    /// is taken. Tensors are converted to `dtype` on `device` when they are asked for.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a file cannot be read; [`Error::InvalidFile`] if the folder holds no
+    /// safetensors, a file is truncated or not a safetensors file, or shards and their index
+    /// disagree.
+    pub fn open(path: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
+        Self::open_variant(path, None, device, dtype)
+    }
+
+    /// As [`open`](Self::open), of the weights saved as a variant such as `fp16` if there are any.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_variant(
+        path: &Path,
+        variant: Option<&str>,
+        device: &Device,
+        dtype: FloatDType,
+    ) -> Result<Self> {
+        let found = if path.is_dir() {
+            folder::find_files(path, variant)?
+        } else {
+            folder::refuse_pickled(path)?;
+            Found {
+                files: vec![path.to_owned()],
+                index: None,
+            }
+        };
+        let files = (found.files.iter())
+            .map(|path| TensorFile::open(path).map(Arc::new))
+            .collect::<Result<Vec<_>>>()?;
+        let index = index_of(&files)?;
+        if let Some((path, weight_map)) = &found.index {
+            check_index(path, weight_map, &files, &index)?;
+        }
+        Ok(Self::new(path, files, index, device, dtype))
+    }
+
+    /// Takes the bytes of one safetensors file; `name` stands for its path in errors.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if the bytes are truncated or not a safetensors file.
+    pub fn from_bytes(
+        bytes: Vec<u8>,
+        name: impl AsRef<Path>,
+        device: &Device,
+        dtype: FloatDType,
+    ) -> Result<Self> {
+        let files = vec![Arc::new(TensorFile::from_bytes(bytes, name.as_ref())?)];
+        let index = index_of(&files)?;
+        Ok(Self::new(name.as_ref(), files, index, device, dtype))
+    }
+
+    /// The tensors of a model that lie in `files` as `index` says.
+    pub(crate) fn new(
+        path: &Path,
+        files: Vec<Arc<TensorFile>>,
+        index: BTreeMap<String, Placement>,
+        device: &Device,
+        dtype: FloatDType,
+    ) -> Self {
+        let store = Store {
+            path: path.to_owned(),
+            files,
+            index,
+            used: Mutex::new(BTreeSet::new()),
+            device: device.clone(),
+            dtype,
+            compute: compute_dtype(device, dtype),
+        };
+        Self {
+            store: Arc::new(store),
+            prefix: String::new(),
+        }
+    }
+
+    /// The view of the tensors whose keys start with this view's prefix, `name` and a dot.
+    #[must_use]
+    pub fn scope(&self, name: impl Display) -> Self {
+        Self {
+            store: Arc::clone(&self.store),
+            prefix: format!("{}{name}.", self.prefix),
+        }
+    }
+
+    /// Whether the tensor `name` exists in this view.
+    pub fn contains(&self, name: &str) -> bool {
+        self.store.index.contains_key(&self.key(name))
+    }
+
+    /// Whether any tensor exists in this view.
+    pub fn is_empty(&self) -> bool {
+        !self.keys().any(|_| true)
+    }
+
+    /// The shape of tensor `name`, if it exists.
+    pub fn shape(&self, name: &str) -> Option<Vec<usize>> {
+        let place = self.store.index.get(&self.key(name))?;
+        let (_, stored) = self.store.files[place.file].info(&place.key)?;
+        Some(place.change.shape(stored))
+    }
+
+    /// The full keys of this view's tensors, sorted.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
+        self.store
+            .index
+            .keys()
+            .map(String::as_str)
+            .filter(|key| key.starts_with(&self.prefix))
+    }
+
+    /// The key-value pairs of the files' `__metadata__`.
+    pub fn metadata(&self) -> BTreeMap<String, String> {
+        let pairs = self.store.files.iter().flat_map(|file| file.metadata());
+        pairs
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect()
+    }
+
+    /// The file or folder that was opened.
+    pub fn path(&self) -> &Path {
+        &self.store.path
+    }
+
+    /// The path that errors about the model's configuration name: `config.json` beside the
+    /// weights.
+    pub fn config_path(&self) -> PathBuf {
+        let path = self.path();
+        if path.is_dir() {
+            path.join("config.json")
+        } else {
+            path.with_file_name("config.json")
+        }
+    }
+
+    /// The files that hold the tensors.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.store.files.iter().map(|file| file.path())
+    }
+
+    /// The size of this view's tensors as they are stored, in bytes.
+    pub fn bytes(&self) -> u64 {
+        let tensors = self.store.index.iter();
+        let of_view = tensors.filter(|(key, _)| key.starts_with(&self.prefix));
+        let places: BTreeSet<(usize, &str)> = of_view
+            .map(|(_, place)| (place.file, place.key.as_str()))
+            .collect();
+        let size = |(file, key): (usize, &str)| self.store.files[file].size(key);
+        places.into_iter().map(size).sum()
+    }
+
+    /// The device tensors are put on.
+    pub fn device(&self) -> &Device {
+        &self.store.device
+    }
+
+    /// The element type of matrices, see [`matrix`](Self::matrix).
+    pub fn dtype(&self) -> FloatDType {
+        self.store.dtype
+    }
+
+    /// Reads tensor `name`, which must have this `shape` and hold floating-point numbers, in the
+    /// type that is [computed in](compute_dtype).
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if it is missing, of another shape, or not of floating-point numbers;
+    /// [`Error::Io`] if it cannot be read.
+    pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>> {
+        self.read(name, shape, self.store.compute)
+    }
+
+    /// As [`tensor`](Self::tensor), in the type that was asked for: the large matrices and
+    /// kernels, which their layers convert whenever they use them.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn matrix<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>> {
+        self.read(name, shape, self.store.dtype)
+    }
+
+    fn read<const D: usize>(
+        &self,
+        name: &str,
+        shape: [usize; D],
+        as_dtype: FloatDType,
+    ) -> Result<Tensor<D>> {
+        let key = self.key(name);
+        let wrong = |path: &Path, name: String, found: String| Error::Tensor {
+            path: path.to_owned(),
+            name,
+            expected: format!("shape {shape:?}"),
+            found,
+        };
+        let stored = self.store.index.get(&key).and_then(|place| {
+            let file = &self.store.files[place.file];
+            Some((file, place, file.info(&place.key)?))
+        });
+        let Some((file, place, (dtype, stored))) = stored else {
+            return Err(wrong(self.path(), key, "no such tensor".to_owned()));
+        };
+        let name = match place.key == key {
+            true => key.clone(),
+            false => format!("{key}` from `{}", place.key),
+        };
+        let found = place.change.shape(stored);
+        if found != shape {
+            return Err(wrong(file.path(), name, format!("shape {found:?}")));
+        }
+        let Some(dtype) = float_dtype(dtype) else {
+            let found = format!("elements of type {dtype:?}, not f16, bf16, f32 or f64");
+            return Err(wrong(file.path(), name, found));
+        };
+        let bytes = place.change.bytes(file, &place.key)?;
+        let data = TensorData::from_bytes_vec(bytes, shape, dtype);
+        let data = data.convert_dtype(as_dtype.into());
+        self.store
+            .used
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(key);
+        Ok(Tensor::from_data(
+            data,
+            (&self.store.device, as_dtype.into()),
+        ))
+    }
+
+    /// The bytes that this view's tensors take in memory: matrices and kernels in the type that
+    /// was asked for, everything else in the one that is computed in.
+    pub fn bytes_in_memory(&self) -> u64 {
+        let size = |key: &str| {
+            let shape = self.shape(key.strip_prefix(&self.prefix)?)?;
+            let is_matrix = shape.len() > 1 && !key.contains("embedding");
+            let dtype = match is_matrix {
+                true => self.store.dtype,
+                false => self.store.compute,
+            };
+            let elements: u64 = shape.iter().map(|&size| size as u64).product();
+            Some(elements * DType::from(dtype).size() as u64)
+        };
+        self.keys().filter_map(size).sum()
+    }
+
+    /// Checks that every tensor of this view has been read, except those whose key ends with one of
+    /// `ignored` (buffers such as `position_ids`): what a model does not use is a sign that its
+    /// configuration is wrong.
+    ///
+    /// # Errors
+    /// [`Error::UnusedTensors`] naming them.
+    pub fn check_all_used(&self, ignored: &[&str]) -> Result<()> {
+        let used = self
+            .store
+            .used
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let names: Vec<String> = self
+            .keys()
+            .filter(|key| !used.contains(*key) && !ignored.iter().any(|end| key.ends_with(end)))
+            .map(str::to_owned)
+            .collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        Err(Error::UnusedTensors {
+            path: self.path().to_owned(),
+            names,
+        })
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+}
+
+/// The tensors of some files under their own keys.
+fn index_of(files: &[Arc<TensorFile>]) -> Result<BTreeMap<String, Placement>> {
+    let mut index = BTreeMap::new();
+    for (number, file) in files.iter().enumerate() {
+        for key in file.names() {
+            let place = Placement {
+                file: number,
+                key: key.clone(),
+                change: Change::None,
+            };
+            if index.insert(key.clone(), place).is_some() {
+                let reason = format!("tensor `{key}` is also in another file of this model");
+                return Err(Error::invalid_file(file.path(), reason));
+            }
+        }
+    }
+    Ok(index)
+}
+
+/// Checks that shards hold the tensors that their index says, and no others.
+fn check_index(
+    path: &Path,
+    weight_map: &BTreeMap<String, String>,
+    files: &[Arc<TensorFile>],
+    index: &BTreeMap<String, Placement>,
+) -> Result<()> {
+    for (key, shard) in weight_map {
+        let holder = index.get(key).map(|place| files[place.file].path());
+        if holder != Some(&path.with_file_name(shard)) {
+            let reason = format!("says that tensor `{key}` is in `{shard}`, where it is not");
+            return Err(Error::invalid_file(path, reason));
+        }
+    }
+    match index.keys().find(|key| !weight_map.contains_key(*key)) {
+        Some(key) => {
+            let reason = format!("does not name tensor `{key}`, which a shard holds");
+            Err(Error::invalid_file(path, reason))
+        }
+        None => Ok(()),
+    }
+}
+
+fn float_dtype(dtype: Dtype) -> Option<DType> {
+    match dtype {
+        Dtype::F64 => Some(DType::F64),
+        Dtype::F32 => Some(DType::F32),
+        Dtype::F16 => Some(DType::F16),
+        Dtype::BF16 => Some(DType::BF16),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

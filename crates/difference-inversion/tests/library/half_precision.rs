@@ -1,0 +1,70 @@
+//! Weights of half precision on the CPU: computed with in f32.
+
+use std::path::Path;
+
+use burn::tensor::{Device, Distribution, FloatDType, Tensor};
+use difference_inversion::models::denoiser::unet::{UNet2DConditionModel, UNetConfig};
+use difference_inversion::models::vae::{AutoencoderKL, AutoencoderKLConfig};
+use difference_inversion::weights::{Weights, read_config};
+
+/// The demo model is stored in f16.
+fn part(name: &str) -> std::path::PathBuf {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
+        .join("demo/model")
+        .join(name)
+}
+
+fn assert_equal<const D: usize>(what: &str, found: Tensor<D>, expected: Tensor<D>) {
+    let largest = expected.clone().abs().max().into_scalar::<f32>();
+    let error = (found - expected).abs().max().into_scalar::<f32>() / largest;
+    assert!(error <= 1e-6, "{what}: relative error {error:.1e}");
+}
+
+#[test]
+fn stored_halves_give_what_their_values_in_f32_give() {
+    let (folder, device) = (part("unet"), Device::flex());
+    let config: UNetConfig = read_config(&folder.join("config.json")).unwrap();
+    let normal = Distribution::Normal(0.0, 1.0);
+    let sample = Tensor::<4>::random([2, config.in_channels, 16, 16], normal, &device);
+    let context = Tensor::<3>::random([2, 8, config.context_dim()], normal, &device);
+    let timesteps = Tensor::<1>::from_floats([100.0, 900.0], &device);
+    let [half, full] = [FloatDType::F16, FloatDType::F32].map(|dtype| {
+        let weights = Weights::open(&folder, &device, dtype).unwrap();
+        let unet = UNet2DConditionModel::load(&weights, &config).unwrap();
+        let context = context.clone().autodiff().require_grad();
+        let output = unet.forward(sample.clone(), timesteps.clone(), context.clone(), None);
+        let gradients = output.clone().square().mean().backward();
+        (output.inner(), context.grad(&gradients).unwrap())
+    });
+    assert_equal("prediction", half.0, full.0);
+    assert_equal("gradient", half.1, full.1);
+}
+
+#[test]
+fn tiles_of_a_smooth_picture_are_close_to_the_whole() {
+    let (folder, device) = (part("vae"), Device::flex());
+    let config: AutoencoderKLConfig = read_config(&folder.join("config.json")).unwrap();
+    let weights = Weights::open(&folder, &device, FloatDType::F32).unwrap();
+    let vae = AutoencoderKL::load(&weights, &config).unwrap();
+    let factor = config.downsampling_factor();
+    let (height, width) = (64 * factor, 48 * factor);
+    let pixels: Vec<f32> = (0..3 * height * width)
+        .map(|i| {
+            let (c, y, x) = (i / (height * width), i / width % height, i % width);
+            let waves =
+                (y as f32 / height as f32 * 3.0).sin() * (x as f32 / width as f32 * 5.0).cos();
+            0.5 * waves + 0.1 * c as f32
+        })
+        .collect();
+    let image = Tensor::<1>::from_floats(pixels.as_slice(), &device).reshape([1, 3, height, width]);
+    let whole = vae.encode(image.clone()).mean;
+    let error = (vae.encode_in_tiles(&image) - whole.clone()).abs().mean();
+    let spread = whole.clone().square().mean().sqrt();
+    let error = error.into_scalar::<f32>() / spread.into_scalar::<f32>();
+    assert!(error < 0.1, "latents: mean error {error}");
+    let error = (vae.decode_in_tiles(&whole) - vae.decode(whole))
+        .abs()
+        .mean();
+    let error = error.into_scalar::<f32>();
+    assert!(error < 0.05, "picture: mean error {error}");
+}

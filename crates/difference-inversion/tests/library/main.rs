@@ -1,0 +1,31 @@
+//! The library against diffusers and transformers, and the method on tiny pipelines with random weights.
+
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test may fail where it stands, and shows its figures"
+)]
+
+#[path = "../../../../tests/common/mod.rs"]
+mod common;
+
+mod another_family;
+mod checkpoints;
+mod families;
+mod fuzz;
+mod golden_captioner;
+mod golden_clip;
+mod golden_diffusion;
+mod golden_samplers;
+#[cfg(feature = "webgpu")]
+mod gpu;
+mod half_precision;
+mod learning;
+mod misfits;
+mod paper_map;
+mod regeneration;
+mod rooms;
+mod single_file;
+mod tiny;
+mod two_encoders;

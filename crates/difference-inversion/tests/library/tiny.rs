@@ -1,0 +1,172 @@
+//! The tiny pipelines of tests/golden, ready to draw with and to learn on.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, FloatDType, Tensor};
+use difference_inversion::Error;
+use difference_inversion::diffusion::draw::TextToImage;
+use difference_inversion::diffusion::frozen::{ModelPaths, Models};
+use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
+use difference_inversion::diffusion::pipeline::Pipeline;
+use difference_inversion::image::load_image;
+use difference_inversion::method::analogy::Example;
+use difference_inversion::method::delta::{DeltaMode, Features, delta};
+use difference_inversion::method::generate_config::{AnalogyConfig, GenerateConfig};
+use difference_inversion::method::learn::{LearnConfig, Pair};
+use difference_inversion::util::progress::Progress;
+
+pub(crate) const CAPTION_A: &str = "a red house";
+pub(crate) const CAPTION_A_PRIME: &str = "a blue house at night";
+
+/// The file or folder `name` under `tests/golden`.
+pub(crate) fn golden(name: &str) -> PathBuf {
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    root.join("tests/golden").join(name)
+}
+
+/// Largest absolute difference over the largest absolute reference value.
+pub(crate) fn relative_error<const D: usize>(found: Tensor<D>, reference: Tensor<D>) -> f32 {
+    let largest = reference.clone().abs().max().into_scalar::<f32>();
+    (found - reference).abs().max().into_scalar::<f32>() / largest
+}
+
+/// The models of `tests/golden/learning`, in f32 on the CPU.
+pub(crate) fn models() -> Models {
+    models_in(&golden("learning"))
+}
+
+/// The models in `folder`, in f32 on the CPU.
+pub(crate) fn models_in(folder: &Path) -> Models {
+    let paths = ModelPaths {
+        model: folder.to_owned(),
+        ..ModelPaths::default()
+    };
+    Models::open(&paths, &Device::flex(), FloatDType::F32).unwrap()
+}
+
+/// The pictures A and A′ of `tests/golden/learning` with their captions.
+pub(crate) fn example() -> Example {
+    example_in("learning")
+}
+
+/// The pictures A and A′ of a golden folder with their captions.
+pub(crate) fn example_in(folder: &str) -> Example {
+    Example {
+        a: load_image(&golden(folder).join("a.png")).unwrap(),
+        a_prime: load_image(&golden(folder).join("a_prime.png")).unwrap(),
+        caption_a: Some(CAPTION_A.to_owned()),
+        caption_a_prime: Some(CAPTION_A_PRIME.to_owned()),
+    }
+}
+
+/// The pictures of `tests/golden/learning`, prepared for the optimisation.
+pub(crate) fn pair(models: &Models, num_tokens: usize) -> Pair {
+    pair_of(models, &example(), num_tokens)
+}
+
+/// Two pictures, prepared for the optimisation.
+pub(crate) fn pair_of(models: &Models, example: &Example, num_tokens: usize) -> Pair {
+    let pipeline = models.pipeline();
+    let words = |text: &str| {
+        let prompt = pipeline.prompt(text).unwrap();
+        pipeline.read(&prompt, num_tokens).unwrap()
+    };
+    let deltas = models.joints().unwrap().iter().map(|joint| {
+        let image = |image| joint.image_features(image).unwrap();
+        let text = |text| {
+            let prompt = pipeline.prompt(text).unwrap();
+            joint.text_features(&prompt).unwrap()
+        };
+        let image = Features {
+            a: image(&example.a),
+            a_prime: image(&example.a_prime),
+        };
+        let text = Features {
+            a: text(CAPTION_A),
+            a_prime: text(CAPTION_A_PRIME),
+        };
+        let delta = delta(&image, &text, DeltaMode::Interpolated, 0.8).unwrap();
+        delta.direction
+    });
+    Pair {
+        latents_a: pipeline.encode_image(&example.a),
+        latents_a_prime: pipeline.encode_image(&example.a_prime),
+        prompt_a: words(CAPTION_A),
+        prompt_a_prime: words(CAPTION_A_PRIME),
+        deltas: deltas.collect(),
+    }
+}
+
+/// Watches nothing and never asks to stop.
+pub(crate) fn silent(_: &Progress) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+/// What is drawn in every golden folder.
+pub(crate) const PROMPT: &str = "a blue house by a lake!";
+
+/// That prompt, drawn in so many steps.
+pub(crate) fn request(steps: usize, guidance_scale: f64) -> TextToImage {
+    TextToImage {
+        prompt: PROMPT.to_owned(),
+        guidance_scale,
+        num_inference_steps: steps,
+        ..TextToImage::default()
+    }
+}
+
+/// A golden folder to be harmed.
+pub(crate) fn copy(folder: &str) -> tempfile::TempDir {
+    fn copy_folder(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let (from, to) = (
+                entry.as_ref().unwrap().path(),
+                to.join(entry.unwrap().file_name()),
+            );
+            match from.is_dir() {
+                true => copy_folder(&from, &to),
+                false => fs::copy(&from, &to).map(|_| ()).unwrap(),
+            }
+        }
+    }
+    let copy = tempfile::tempdir().unwrap();
+    copy_folder(&golden(folder), copy.path());
+    copy
+}
+
+/// Replaces what must be there in a text file.
+pub(crate) fn edit(path: &Path, from: &str, to: &str) {
+    let text = fs::read_to_string(path).unwrap();
+    assert!(text.contains(from), "{from} is not in {text}");
+    fs::write(path, text.replace(from, to)).unwrap();
+}
+
+/// The pipeline of a folder, in f32.
+pub(crate) fn opened(folder: &Path) -> Result<Pipeline, Error> {
+    opened_in(folder, FloatDType::F32)
+}
+
+/// The pipeline of a folder.
+pub(crate) fn opened_in(folder: &Path, dtype: FloatDType) -> Result<Pipeline, Error> {
+    let files = ModelFiles::open(folder, &FileOptions::default())?;
+    Pipeline::open(&files, &Device::flex(), dtype)
+}
+
+/// A short analogy.
+pub(crate) fn short_analogy() -> AnalogyConfig {
+    AnalogyConfig {
+        learn: LearnConfig {
+            num_tokens: 2,
+            steps: 3,
+            ..LearnConfig::default()
+        },
+        generate: GenerateConfig {
+            num_inference_steps: 4,
+            ..GenerateConfig::default()
+        },
+        ..AnalogyConfig::default()
+    }
+}

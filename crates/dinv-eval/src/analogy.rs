@@ -1,0 +1,120 @@
+//! One analogy with everything that is known about it.
+
+use std::collections::BTreeMap;
+
+use difference_inversion::{Error, Result};
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+
+/// One analogy of a suite, its pictures read.
+#[derive(Debug, Clone)]
+pub struct Analogy {
+    /// Its name, which no other analogy of the suite has; a folder can be called so.
+    pub name: String,
+    /// The kind of edit; means are taken over each kind first.
+    pub kind: String,
+    /// A, the picture before.
+    pub a: RgbImage,
+    /// A′, the picture after.
+    pub a_prime: RgbImage,
+    /// B, the picture to change.
+    pub b: RgbImage,
+    /// The true B′, where it is known.
+    pub b_prime: Option<RgbImage>,
+    /// What the pictures show, in words.
+    pub captions: Option<Captions>,
+    /// The edit as an instruction, such as "make it snow".
+    pub instruction: Option<String>,
+    /// What the pictures show, attribute by attribute.
+    pub attributes: Option<Attributes>,
+}
+
+/// What the pictures of an analogy show, in words.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Captions {
+    /// Caption of A.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub a: Option<String>,
+    /// Caption of A′.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub a_prime: Option<String>,
+    /// Caption of B.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub b: Option<String>,
+    /// Caption of the true B′.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub b_prime: Option<String>,
+}
+
+impl Captions {
+    /// Those of A and A′, if both are told.
+    pub fn of_a(&self) -> Option<[&str; 2]> {
+        Some([self.a.as_deref()?, self.a_prime.as_deref()?])
+    }
+
+    /// Those of B and of the true B′, if both are told.
+    pub fn of_b(&self) -> Option<[&str; 2]> {
+        Some([self.b.as_deref()?, self.b_prime.as_deref()?])
+    }
+}
+
+/// The value of each attribute of one picture, by the attribute's name.
+pub type SceneAttributes = BTreeMap<String, String>;
+
+/// The attributes of the pictures of an analogy.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Attributes {
+    /// Those of A.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub a: SceneAttributes,
+    /// Those of A′.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub a_prime: SceneAttributes,
+    /// Those of B.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub b: SceneAttributes,
+    /// Those of the true B′.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub b_prime: SceneAttributes,
+}
+
+impl Analogy {
+    /// The captions of A and A′.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if the suite does not tell them.
+    pub fn captions_of_a(&self) -> Result<[&str; 2]> {
+        let both = self.captions.as_ref().and_then(Captions::of_a);
+        both.ok_or_else(|| Error::Missing {
+            what: "a caption".to_owned(),
+            reason: "the method is told what A and A′ show, and the suite does not say it"
+                .to_owned(),
+        })
+    }
+
+    /// The captions of B and of the true B′.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if the suite does not tell them.
+    pub fn captions_of_b(&self) -> Result<[&str; 2]> {
+        let both = self.captions.as_ref().and_then(Captions::of_b);
+        both.ok_or_else(|| Error::Missing {
+            what: "a caption".to_owned(),
+            reason: "the method is told what B and B′ show, and the suite does not say it"
+                .to_owned(),
+        })
+    }
+
+    /// The instruction.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if the suite has none.
+    pub fn told_instruction(&self) -> Result<&str> {
+        self.instruction.as_deref().ok_or_else(|| Error::Missing {
+            what: "an instruction".to_owned(),
+            reason: "the method is told what to do, and the suite does not say it".to_owned(),
+        })
+    }
+}

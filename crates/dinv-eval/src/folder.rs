@@ -1,0 +1,464 @@
+//! The folder of a run: `run.json`, and for every method and analogy `METHOD/NAME/b_prime.png` and
+//! `result.json`; what methods learned in `learned/WHAT/NAME.safetensors`. Every file is written
+//! whole, and `result.json` last, so that whatever is there counts, however the program ended.
+
+pub(super) mod provenance;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use difference_inversion::image::{fit, load_image, save_png};
+use difference_inversion::util::arrays::Arrays;
+use difference_inversion::util::digest::sha256;
+use difference_inversion::util::files::write_atomically;
+use difference_inversion::weights::read_config;
+use difference_inversion::{Error, Result};
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::metrics::derive;
+use super::suite::Entry;
+use super::{Scores, Told};
+
+/// The form of the folder.
+const FORMAT: u32 = 1;
+const RUN: &str = "run.json";
+const RESULT: &str = "result.json";
+const B_PRIME: &str = "b_prime.png";
+/// What methods learned, for others that learn the same.
+const LEARNED: &str = "learned";
+/// The suite's pictures, for the report.
+const PICTURES: &str = "pictures";
+/// The longer side of these, at most.
+const SHOWN_SIDE: u32 = 512;
+
+/// What a run is made with; results made with anything else are not mixed with it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// The form of the folder.
+    pub format: u32,
+    /// The program and its version.
+    pub program: String,
+    /// The suite.
+    pub suite: SuiteRecord,
+    /// The seed that the seed of every analogy is derived from.
+    pub seed: u64,
+    /// Where and in which number format the models ran.
+    pub device: String,
+    /// How the text-to-image model's files were understood, where that was said.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub options: Map<String, Value>,
+    /// SHA-256 of the files of every model, by the model's role and the network; those that no
+    /// method of the run reads may be left out.
+    pub models: BTreeMap<String, BTreeMap<String, String>>,
+    /// SHA-256 of the networks of metrics, of this run and of earlier ones.
+    pub measures: BTreeMap<String, String>,
+    /// The methods in the order of the tables.
+    pub methods: Vec<MethodRecord>,
+}
+
+/// Which suite was run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SuiteRecord {
+    /// Its name.
+    pub name: String,
+    /// Its version, where it has one.
+    pub version: Value,
+    /// [`Suite::identity`](super::suite::Suite::identity).
+    pub identity: String,
+    /// How many analogies it has.
+    pub analogies: usize,
+}
+
+/// A method of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MethodRecord {
+    /// Its name in tables and folders.
+    pub name: String,
+    /// The built-in method.
+    pub method: String,
+    /// What it is told beside A, A′ and B.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub told: Option<Told>,
+    /// All its settings.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub settings: Value,
+    /// Why it could not run, if it could not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
+}
+
+/// How an analogy ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    /// B′ was made and measured.
+    Done,
+    /// It was not, for this reason; another run tries again.
+    Failed(String),
+}
+
+/// What came of one analogy with one method.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ResultRecord {
+    /// The analogy.
+    pub name: String,
+    /// Its kind of edit.
+    pub kind: String,
+    /// How many attributes the edit changes, where the suite tells attributes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub changes: Option<usize>,
+    /// How it ended.
+    pub status: Status,
+    /// The seed of everything drawn.
+    pub seed: u64,
+    /// Time to make B′, without opening the model.
+    pub seconds: f64,
+    /// The most memory the process had while B′ was made, in bytes, where the system tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_memory: Option<u64>,
+    /// What it was made with: [`RunRecord::made_with`], and under `pictures`
+    /// [`Entry::identity`]. Nothing is known of a result that an older program made.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub made_with: BTreeMap<String, String>,
+    /// SHA-256 of the networks of metrics that it was measured with.
+    pub measured_with: BTreeMap<String, String>,
+    /// The scores.
+    pub scores: Scores,
+}
+
+impl RunRecord {
+    /// A record of this program and this form of the folder.
+    pub fn new(suite: SuiteRecord, seed: u64, device: String) -> Self {
+        Self {
+            format: FORMAT,
+            program: format!("dinv {}", env!("CARGO_PKG_VERSION")),
+            suite,
+            seed,
+            device,
+            options: Map::new(),
+            models: BTreeMap::new(),
+            measures: BTreeMap::new(),
+            methods: Vec::new(),
+        }
+    }
+
+    /// What differs in another record so that results of the two cannot stand side by side. Methods,
+    /// models and networks of models that only one of them has do not matter, nor what is measured:
+    /// that can be done again.
+    fn conflict(&self, there: &Self) -> Option<String> {
+        let differs = |what: &str, here: &dyn std::fmt::Display, there: &dyn std::fmt::Display| {
+            let (here, there) = (here.to_string(), there.to_string());
+            (here != there).then(|| format!("{what} was {there}, and is {here}"))
+        };
+        let suite = |record: &Self| match &record.suite.version {
+            Value::Null => record.suite.name.clone(),
+            version => format!("{} (version {version})", record.suite.name),
+        };
+        let plain = differs("the form of the folder", &self.format, &there.format)
+            .or_else(|| differs("the program", &self.program, &there.program))
+            .or_else(|| differs("the suite", &suite(self), &suite(there)))
+            .or_else(|| differs("the seed", &self.seed, &there.seed))
+            .or_else(|| differs("the device", &self.device, &there.device));
+        if plain.is_some() {
+            return plain;
+        }
+        if self.options != there.options {
+            return Some("the model's files are understood in another way".to_owned());
+        }
+        if self.suite != there.suite {
+            return Some("the analogies of the suite have changed".to_owned());
+        }
+        for (role, files) in &self.models {
+            let others = there.models.get(role);
+            let differs = |(network, hash): &(&String, &String)| {
+                let other = others.and_then(|others| others.get(*network));
+                other.is_some_and(|other| other != *hash)
+            };
+            if let Some((network, _)) = files.iter().find(differs) {
+                return Some(format!("{role} is another model: its {network} differs"));
+            }
+        }
+        let of_methods = self.methods.iter().find(|method| {
+            let same_name = there.methods.iter().find(|other| other.name == method.name);
+            let ran = same_name.filter(|other| other.skipped.is_none() && method.skipped.is_none());
+            ran.is_some_and(|other| other != *method)
+        });
+        of_methods.map(|method| format!("the method `{}` has other settings", method.name))
+    }
+
+    /// Takes over the methods, models and networks that only the other record has; its methods come
+    /// first, as they did in the tables.
+    fn join(&mut self, there: Self) {
+        provenance::join(&mut self.measures, there.measures);
+        let own = std::mem::replace(&mut self.methods, there.methods);
+        for method in own {
+            match self
+                .methods
+                .iter_mut()
+                .find(|other| other.name == method.name)
+            {
+                Some(other) if other.skipped.is_some() => *other = method,
+                Some(_) => {}
+                None => self.methods.push(method),
+            }
+        }
+        for (role, files) in there.models {
+            let own = self.models.entry(role).or_default();
+            for (network, hash) in files {
+                own.entry(network).or_insert(hash);
+            }
+        }
+    }
+}
+
+/// The folder of a run.
+#[derive(Debug, Clone)]
+pub struct Folder {
+    path: PathBuf,
+}
+
+impl Folder {
+    /// The folder at a path, whatever is in it.
+    pub fn at(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+        }
+    }
+
+    /// Makes the folder ready for a run of these analogies, or finds it ready for more of the same;
+    /// gives the record as it is now, with the methods of earlier runs. A run that left no result
+    /// is forgotten if it was another one.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] for a folder with the results of another suite, seed, program or
+    /// model, or of a method with other settings, and for one with anything else in it.
+    pub fn prepare(&self, mut record: RunRecord, entries: &[Entry]) -> Result<RunRecord> {
+        fs::create_dir_all(&self.path).map_err(Error::io(&self.path))?;
+        let run = self.path.join(RUN);
+        if run.is_file() {
+            let there = self.record()?;
+            let conflict = record
+                .conflict(&there)
+                .or_else(|| self.changed_pictures(entries));
+            match conflict {
+                Some(conflict) if self.has_results() => {
+                    let reason = format!("holds results of another run: {conflict}");
+                    return Err(Error::invalid_file(&self.path, reason));
+                }
+                Some(_) => self.forget()?,
+                None => record.join(there),
+            }
+        } else {
+            let mut entries = fs::read_dir(&self.path).map_err(Error::io(&self.path))?;
+            if entries.next().is_some() {
+                let reason = format!("is not empty and holds no {RUN} of an evaluation");
+                return Err(Error::invalid_file(&self.path, reason));
+            }
+        }
+        write_json(&run, &record)?;
+        Ok(record)
+    }
+
+    /// Whether a B′ is there that was made from other pictures than its analogy has now.
+    fn changed_pictures(&self, entries: &[Entry]) -> Option<String> {
+        let methods = names_in(&self.path);
+        let changed = entries.iter().find(|entry| {
+            let finished = methods
+                .iter()
+                .filter_map(|method| self.finished(method, &entry.name));
+            let made_from =
+                finished.filter_map(|mut result| result.made_with.remove(provenance::PICTURES));
+            let made_from: BTreeSet<String> = made_from.collect();
+            let now = || entry.identity().ok(); // what cannot be read fails by itself
+            !made_from.is_empty() && now().is_some_and(|now| made_from != BTreeSet::from([now]))
+        });
+        changed.map(|entry| format!("the pictures of `{}` have changed", entry.name))
+    }
+
+    /// Whether there is any result in it.
+    fn has_results(&self) -> bool {
+        let methods = names_in(&self.path);
+        methods.iter().any(|name| !self.results(name).is_empty())
+    }
+
+    /// Removes what a run has left that counts without any result.
+    fn forget(&self) -> Result<()> {
+        let left = [LEARNED, PICTURES].map(|name| self.path.join(name));
+        for folder in left.iter().filter(|folder| folder.is_dir()) {
+            fs::remove_dir_all(folder).map_err(Error::io(folder))?;
+        }
+        Ok(())
+    }
+
+    /// What the run was made with.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::InvalidFile`] if there is no such record or it is damaged.
+    pub fn record(&self) -> Result<RunRecord> {
+        let path = self.path.join(RUN);
+        let form: Value = read_config(&path)?;
+        match form.get("format").and_then(Value::as_u64) {
+            Some(format) if format == u64::from(FORMAT) => read_config(&path),
+            Some(format) => {
+                let reason = format!(
+                    "of another version of the program: format {format}, expected {FORMAT}"
+                );
+                Err(Error::invalid_file(path, reason))
+            }
+            None => Err(Error::invalid_file(path, "not the record of an evaluation")),
+        }
+    }
+
+    /// The path of the folder.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What came of an analogy, if it was tried: a result is there if it can be read, and its B′
+    /// beside it if it is done.
+    pub fn result(&self, method: &str, name: &str) -> Option<ResultRecord> {
+        let folder = self.path.join(method).join(name);
+        let mut result: ResultRecord = read_config(&folder.join(RESULT)).ok()?;
+        derive(&mut result.scores); // an older program may have known fewer
+        let there = result.status != Status::Done || folder.join(B_PRIME).is_file();
+        there.then_some(result)
+    }
+
+    /// The result of an analogy that need not be made again.
+    pub fn finished(&self, method: &str, name: &str) -> Option<ResultRecord> {
+        let result = self.result(method, name)?;
+        (result.status == Status::Done).then_some(result)
+    }
+
+    /// All results of a method, by name.
+    pub fn results(&self, method: &str) -> Vec<ResultRecord> {
+        let names = names_in(&self.path.join(method));
+        names
+            .iter()
+            .filter_map(|name| self.result(method, name))
+            .collect()
+    }
+
+    /// The B′ that a method made.
+    ///
+    /// # Errors
+    /// As [`load_image`].
+    pub fn b_prime(&self, method: &str, name: &str) -> Result<RgbImage> {
+        load_image(&self.path.join(Self::b_prime_name(method, name)))
+    }
+
+    /// Where the B′ of a method is, from the folder.
+    pub fn b_prime_name(method: &str, name: &str) -> String {
+        format!("{method}/{name}/{B_PRIME}")
+    }
+
+    /// Where a picture of the suite is kept for the report, from the folder.
+    pub fn picture_name(name: &str, picture: &str) -> String {
+        format!("{PICTURES}/{name}/{picture}.png")
+    }
+
+    /// Keeps what came of an analogy.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written.
+    pub fn keep(
+        &self,
+        method: &str,
+        result: &ResultRecord,
+        b_prime: Option<&RgbImage>,
+    ) -> Result<()> {
+        let folder = self.path.join(method).join(&result.name);
+        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        if let Some(b_prime) = b_prime {
+            save_png(&folder.join(B_PRIME), b_prime, &[])?;
+        }
+        write_json(&folder.join(RESULT), result)
+    }
+
+    /// Where is kept what is learned from an analogy by `learning`.
+    pub fn learned(&self, learning: &Value, name: &str) -> PathBuf {
+        let what = &sha256(learning.to_string())[..16];
+        let file = format!("{name}.safetensors");
+        self.path.join(LEARNED).join(what).join(file)
+    }
+
+    /// Keeps what was learned at a [place](Self::learned) of it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written.
+    pub fn keep_learned(&self, path: &Path, learned: &Arrays) -> Result<()> {
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(Error::io(folder))?;
+        }
+        learned.write(path)
+    }
+
+    /// Copies the pictures of an analogy for the report, made smaller where they are large. Those that
+    /// are there stay if a B′ was made from them.
+    ///
+    /// # Errors
+    /// As [`load_image`], and [`Error::Io`] if a file cannot be written.
+    pub fn show(&self, entry: &Entry) -> Result<()> {
+        let folder = self.path.join(PICTURES).join(&entry.name);
+        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        let mut methods = names_in(&self.path).into_iter();
+        let stays = methods.any(|method| self.finished(&method, &entry.name).is_some());
+        for (name, path) in entry.named_pictures() {
+            let shown = folder.join(format!("{name}.png"));
+            if !stays || !shown.is_file() {
+                save_png(&shown, &at_most(&load_image(path)?, SHOWN_SIDE), &[])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a method can have this name.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if it cannot be that of a folder beside the others.
+    pub fn check_method_name(name: &str) -> Result<()> {
+        let odd = |c: char| !(c.is_alphanumeric() || "-_.+=".contains(c));
+        if name.is_empty()
+            || name.starts_with('.')
+            || name.contains(odd)
+            || [PICTURES, LEARNED].contains(&name)
+        {
+            return Err(Error::invalid_input(format!(
+                "`{name}` cannot be the name of a method; use letters, digits, - and _"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// The names of what is in a folder, sorted; none if there is no such folder.
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name());
+    let mut names: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
+    names.sort();
+    names
+}
+
+/// The picture, made smaller if its longer side has more pixels.
+fn at_most(image: &RgbImage, side: u32) -> RgbImage {
+    let (width, height) = image.dimensions();
+    let long = width.max(height);
+    if long <= side {
+        return image.clone();
+    }
+    let scaled = |length: u32| (length * side).div_ceil(long).max(1);
+    fit(image, scaled(width), scaled(height))
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Error::invalid_input(format!("cannot be written as JSON: {error}")))?;
+    write_atomically(path, (text + "\n").as_bytes())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,213 @@
+//! What a method is, and the methods that are built in.
+
+use std::fmt;
+
+use difference_inversion::util::arrays::Arrays;
+use difference_inversion::util::progress::Observer;
+use difference_inversion::{Error, Result};
+use image::RgbImage;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::models::{INPAINTING, INSTRUCT_PIX2PIX, TEXT_TO_IMAGE};
+use super::{Analogy, Captions, EvalModels};
+use super::{analogist, dia, instruct_pix2pix, ours, visii, words};
+
+/// One way to make B′: what it learns from the pictures, if it learns, and how it draws.
+pub trait Method: Send + Sync {
+    /// Its settings but the seed, for the record; a result that was made with others is not valid.
+    fn settings(&self) -> Value;
+
+    /// What the method is told beside A, A′ and B.
+    fn told(&self) -> Told;
+
+    /// Whether an analogy with these captions and this instruction tells all of it.
+    fn is_told(&self, _captions: &Captions, _instruction: Option<&str>) -> bool {
+        true
+    }
+
+    /// The settings that [`Method::learn`] depends on, with the name of what is learned. Methods of
+    /// a run for which this is equal learn the same, so it is learned once. Nothing for a method
+    /// that learns nothing.
+    fn learning(&self) -> Option<Value> {
+        None
+    }
+
+    /// What is learned from the pictures of one analogy: all of the work that the settings of
+    /// drawing do not change.
+    ///
+    /// # Errors
+    /// As [`Method::draw`].
+    fn learn(&self, _: &Analogy, _seed: u64, _: Observer<'_>) -> Result<Arrays> {
+        Ok(Arrays::default())
+    }
+
+    /// B′ of one analogy, from what was learned with the same seed.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if the suite does not tell what the method must be told, and whatever
+    /// else keeps it from making a picture.
+    fn draw(
+        &self,
+        analogy: &Analogy,
+        learned: &Arrays,
+        seed: u64,
+        observer: Observer<'_>,
+    ) -> Result<RgbImage>;
+}
+
+/// What a method is told beside A, A′ and B.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Told {
+    /// Nothing.
+    Nothing,
+    /// Captions from the suite.
+    Captions,
+    /// The instruction from the suite.
+    Instruction,
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Nothing => "nothing",
+            Self::Captions => "captions",
+            Self::Instruction => "the instruction",
+        })
+    }
+}
+
+/// Makes a method from the settings that differ from its own.
+pub type Build = fn(&EvalModels, &Map<String, Value>) -> Result<Box<dyn Method>>;
+
+/// A method that is built in.
+#[derive(Debug, Clone, Copy)]
+pub struct BuiltIn {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is, in a few words.
+    pub summary: &'static str,
+    /// The role of the model that it draws with: see
+    /// [`EvalModelPaths::by_role`](super::EvalModelPaths::by_role).
+    pub model: &'static str,
+    /// How it is made.
+    pub build: Build,
+}
+
+/// The methods that are built in, in the order of the tables.
+pub const BUILT_IN: &[BuiltIn] = &[
+    BuiltIn {
+        name: "difference-inversion",
+        summary: "the method",
+        model: TEXT_TO_IMAGE,
+        build: ours::full,
+    },
+    BuiltIn {
+        name: "image-delta",
+        summary: "ablation A: the CLIP loss follows the image delta alone",
+        model: TEXT_TO_IMAGE,
+        build: ours::image_delta,
+    },
+    BuiltIn {
+        name: "no-consistency",
+        summary: "ablation B: taking the difference away need not explain A",
+        model: TEXT_TO_IMAGE,
+        build: ours::no_consistency,
+    },
+    BuiltIn {
+        name: "random-start",
+        summary: "ablation C: the difference tokens do not start at zero",
+        model: TEXT_TO_IMAGE,
+        build: ours::random_start,
+    },
+    BuiltIn {
+        name: "no-clip",
+        summary: "ablation D: no CLIP loss",
+        model: TEXT_TO_IMAGE,
+        build: ours::no_clip,
+    },
+    BuiltIn {
+        name: "clip-alone",
+        summary: "the CLIP loss as it is published: the difference tokens read alone",
+        model: TEXT_TO_IMAGE,
+        build: ours::clip_alone,
+    },
+    BuiltIn {
+        name: "text-swap",
+        summary: "B inverted under its caption, made again under that of B′",
+        model: TEXT_TO_IMAGE,
+        build: words::text_swap,
+    },
+    BuiltIn {
+        name: "sdedit",
+        summary: "SDEdit: B noised, denoised under the caption of B′",
+        model: TEXT_TO_IMAGE,
+        build: words::sdedit,
+    },
+    BuiltIn {
+        name: "instruct-pix2pix",
+        summary: "InstructPix2Pix: a U-Net taught to follow the instruction",
+        model: INSTRUCT_PIX2PIX,
+        build: instruct_pix2pix::instruct_pix2pix,
+    },
+    BuiltIn {
+        name: "visii",
+        summary: "VISII: an instruction for InstructPix2Pix, learned from A and A′",
+        model: INSTRUCT_PIX2PIX,
+        build: visii::visii,
+    },
+    BuiltIn {
+        name: "analogist",
+        summary: "Analogist: B′ filled into a grid by an inpainting model",
+        model: INPAINTING,
+        build: analogist::analogist,
+    },
+    BuiltIn {
+        name: "dia",
+        summary: "Diffusion Image Analogies: the difference of two inverted prompts, added to a third",
+        model: TEXT_TO_IMAGE,
+        build: dia::dia,
+    },
+];
+
+/// A method under a name of its own, some of its settings changed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Variant {
+    /// Its name in tables and folders.
+    pub name: String,
+    /// The built-in method.
+    pub method: String,
+    /// The settings that differ from the method's own, by name.
+    pub settings: Map<String, Value>,
+}
+
+impl Variant {
+    /// A built-in method as it is.
+    pub fn plain(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            method: name.to_owned(),
+            settings: Map::new(),
+        }
+    }
+}
+
+/// Makes the method of a variant.
+///
+/// # Errors
+/// [`Error::InvalidInput`] if there is no such method or one of its settings is wrong,
+/// [`Error::Missing`] if a model that it needs was not given, [`Error::WrongModel`] if it cannot use
+/// the one that was, and whatever is wrong with the model's files.
+pub fn build(variant: &Variant, models: &EvalModels) -> Result<Box<dyn Method>> {
+    let known = BUILT_IN.iter().find(|known| known.name == variant.method);
+    let Some(known) = known else {
+        let names: Vec<&str> = BUILT_IN.iter().map(|known| known.name).collect();
+        return Err(Error::invalid_input(format!(
+            "there is no method `{}`; there are {}",
+            variant.method,
+            names.join(", ")
+        )));
+    };
+    (known.build)(models, &variant.settings)
+}

@@ -1,0 +1,238 @@
+//! Operations of the networks with their own kernels and gradients: for f32 on the CPU, where weights
+//! may be of half precision, and for f32 and f16 on GPUs (`gpu`).
+//!
+//! Burn composes normalisation, attention and gates from elementary operations, and its autodiff
+//! stores each of their results. These do the work in one or two passes over the memory and keep
+//! only their input for the backward pass, whose gradient goes to the inputs alone: weights are
+//! constants. Layers use them where [`available`], and Burn's own operations elsewhere.
+//!
+//! Feature maps are channels-last here, so that a convolution is a matrix product without
+//! transpositions and transformers need none at all.
+
+pub mod conv;
+pub mod fused_attention;
+#[cfg(all(feature = "gpu", not(test)))] // its tests, which need a device, are the library's
+mod gpu;
+pub mod gradient;
+mod half;
+mod math;
+pub mod norm;
+pub mod pointwise;
+mod product;
+mod winograd;
+
+use std::cell::{Cell, RefCell};
+
+use burn::backend::Flex;
+use burn::tensor::{DType, Device, GradientCheckpointingStrategy, Tensor};
+use pulp::Arch;
+use rayon::prelude::*;
+
+/// Floats that one task should at least touch.
+const TASK: usize = 1 << 14;
+
+/// The vector instructions that operations on the CPU use here, if any: `avx512`, `avx2, fma` or
+/// `neon`. Without them they take many times as long.
+pub fn vector_instructions() -> Option<&'static str> {
+    match instructions() {
+        #[cfg(target_arch = "x86_64")]
+        Arch::V4(_) => Some("avx512"),
+        #[cfg(target_arch = "x86_64")]
+        Arch::V3(_) => Some("avx2, fma"),
+        #[cfg(target_arch = "aarch64")]
+        Arch::Neon(_) => Some("neon"),
+        _ => None,
+    }
+}
+
+thread_local!(
+    /// The vector instructions that are used on this thread in place of the widest.
+    static CHOSEN: Cell<Option<Arch>> = const { Cell::new(None) };
+);
+
+/// The widest set of vector instructions that this processor has, unless a test chose another.
+fn instructions() -> Arch {
+    CHOSEN.get().unwrap_or_default()
+}
+
+/// Runs `test` without vector instructions, and with every set of them that this processor has.
+#[doc(hidden)]
+pub fn for_each_instruction_set<T>(mut test: impl FnMut() -> T) {
+    let mut sets = vec![Arch::Scalar];
+    #[cfg(target_arch = "x86_64")]
+    {
+        sets.extend(pulp::x86::V3::try_new().map(Arch::V3));
+        sets.extend(pulp::x86::V4::try_new().map(Arch::V4));
+    }
+    #[cfg(target_arch = "aarch64")]
+    sets.extend(pulp::aarch64::Neon::try_new().map(Arch::Neon));
+    for set in sets {
+        CHOSEN.set(Some(set));
+        test();
+    }
+    CHOSEN.set(None);
+}
+
+/// Whether these operations can be used on `x`: f32 on the CPU back end, any type on a GPU, without
+/// Burn's checkpointing.
+pub fn available<const D: usize>(x: &Tensor<D>) -> bool {
+    differentiable(x) && (x.dtype() == DType::F32 || !on_cpu(x))
+}
+
+/// Whether operations on `x` can be given a gradient of their own: without Burn's checkpointing.
+pub fn differentiable<const D: usize>(x: &Tensor<D>) -> bool {
+    matches!(
+        x.gradient_checkpointing_strategy(),
+        None | Some(GradientCheckpointingStrategy::Disabled)
+    )
+}
+
+/// Whether `x` is on the CPU back end.
+fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
+    x.device() == Device::flex()
+}
+
+/// A tensor's elements in row-major order, to be read.
+struct Values(<Flex as burn::backend::BackendTypes>::FloatTensorPrimitive);
+
+impl Values {
+    /// `x` must be on the CPU and without autodiff, as [`available`] and
+    /// [`gradient::with_gradient`] see to.
+    #[expect(clippy::expect_used, reason = "checked by all callers")]
+    fn of<const D: usize>(x: Tensor<D>) -> Self {
+        let primitive = x.try_into_primitive::<Flex>().expect("a tensor on the CPU");
+        Self(primitive.to_contiguous())
+    }
+
+    fn as_slice(&self) -> &[f32] {
+        &self.0.storage()[self.range()]
+    }
+
+    /// Where the elements lie in the tensor's storage.
+    fn range(&self) -> std::ops::Range<usize> {
+        let start = self.0.layout().start_offset();
+        start..start + self.0.layout().num_elements()
+    }
+}
+
+/// A tensor of the given elements.
+fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
+    Tensor::from_data(
+        burn::tensor::TensorData::new(values, shape),
+        &Device::flex(),
+    )
+}
+
+/// So many zeros. All threads clear them: fresh memory costs the time that the system takes to
+/// give it, when it is first touched.
+fn zeros(len: usize) -> Vec<f32> {
+    const PART: usize = 1 << 10;
+    if len < 2 * TASK {
+        return vec![0.0; len];
+    }
+    let parts = (0..len.div_ceil(PART)).into_par_iter();
+    let parts: Vec<[f32; PART]> = parts
+        .with_min_len(TASK / PART)
+        .map(|_| [0.0; PART])
+        .collect();
+    let mut zeros = parts.into_flattened();
+    zeros.truncate(len);
+    zeros
+}
+
+/// Lends `work` a buffer of so many floats, which may hold anything, and keeps it for the next time:
+/// fresh memory would be cleared first, which takes as long as to fill it.
+fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
+    thread_local!(static KEPT: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) });
+    let mut buffer = KEPT.with_borrow_mut(Vec::pop).unwrap_or_default();
+    if buffer.len() < len {
+        buffer = vec![0.0; len];
+    }
+    let result = work(&mut buffer[..len]);
+    KEPT.with_borrow_mut(|kept| kept.push(buffer));
+    result
+}
+
+/// What is done to every chunk of an output.
+///
+/// Arithmetic is in `#[inline(always)]` methods of structs, which become part of the function
+/// that is compiled for each instruction set; closures, which do not, are for copies.
+trait Kernel: Sync {
+    /// Computes chunk `index`.
+    fn run(&self, index: usize, out: &mut [f32]);
+}
+
+impl<F: Fn(usize, &mut [f32]) + Sync> Kernel for F {
+    fn run(&self, index: usize, out: &mut [f32]) {
+        self(index, out);
+    }
+}
+
+/// The chunks of one task, the first of which has the number `first`.
+struct Task<'a, K> {
+    kernel: &'a K,
+    first: usize,
+    len: usize,
+    out: &'a mut [f32],
+}
+
+impl<K: Kernel> pulp::WithSimd for Task<'_, K> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: pulp::Simd>(self, _simd: S) {
+        for (i, chunk) in self.out.chunks_mut(self.len).enumerate() {
+            self.kernel.run(self.first + i, chunk);
+        }
+    }
+}
+
+/// Runs `kernel` on every chunk of `len` elements of `out`, in parallel where there is enough to
+/// do, with the widest vector instructions there are.
+fn for_chunks<K: Kernel>(out: &mut [f32], len: usize, kernel: &K) {
+    let simd = instructions();
+    let chunks_per_task = if out.len() < 2 * TASK {
+        out.len()
+    } else {
+        (TASK / len).max(1)
+    };
+    let run = |(task, out)| {
+        simd.dispatch(Task {
+            kernel,
+            first: task * chunks_per_task,
+            len,
+            out,
+        });
+    };
+    if out.len() < 2 * TASK {
+        run((0, out));
+    } else {
+        out.par_chunks_mut(chunks_per_task * len)
+            .enumerate()
+            .for_each(run);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_widest_vectors_of_the_processor_are_used() {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            let avx2 = has!("avx2") && has!("fma") && has!("bmi2") && has!("lzcnt");
+            let avx512 =
+                has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl");
+            let expected = match (avx512, avx2) {
+                (true, _) => Some("avx512"),
+                (false, true) => Some("avx2, fma"),
+                (false, false) => None,
+            };
+            assert_eq!(vector_instructions(), expected);
+        }
+        #[cfg(target_arch = "aarch64")]
+        assert_eq!(vector_instructions(), Some("neon"));
+    }
+}

@@ -1,0 +1,239 @@
+//! The product of a few rows with a panel, whose sums stay in registers.
+
+use pulp::Simd;
+
+use super::panels::Panel;
+use crate::math::{load, store};
+
+/// Rows of the left matrix, and vectors of a panel, whose sums are in registers at once: 24 of 32, or
+/// 10 of 16. (Of 12, the compiler keeps one in memory, and each step waits for it: half the speed.)
+pub(super) const fn tile_size<S: Simd>() -> [usize; 2] {
+    if S::REGISTER_COUNT < 32 {
+        [5, 2]
+    } else {
+        [6, 4]
+    }
+}
+
+/// The matrix on the left, `[rows, steps]`; a product sums up its steps.
+#[derive(Clone, Copy)]
+pub(crate) enum Left<'a> {
+    /// Row after row, `stride` apart.
+    Rows { values: &'a [f32], stride: usize },
+    /// Step after step, `stride` apart.
+    Steps { values: &'a [f32], stride: usize },
+}
+
+/// Where a product with a panel goes.
+pub(crate) enum Out<'a, 'b> {
+    /// Rows that are `stride` apart, in whole vectors.
+    Sums {
+        sums: &'a mut [f32],
+        stride: usize,
+        start: Start<'a>,
+    },
+    /// The columns of a panel, in rows that are apart.
+    Rows {
+        rows: &'a mut [&'b mut [f32]],
+        panel: Panel,
+        start: Start<'a>,
+    },
+    /// The same, rows and columns exchanged: a row of the product is a column of `rows`, and the
+    /// panel's columns are some of the rows.
+    Turned {
+        rows: &'a mut [&'b mut [f32]],
+        panel: Panel,
+        start: Start<'a>,
+    },
+}
+
+/// What products are added to.
+#[derive(Clone, Copy)]
+pub(crate) enum Start<'a> {
+    Zero,
+    /// One number for each column of the result, from the first that is written on.
+    Bias(&'a [f32]),
+    /// What is there.
+    Sums,
+}
+
+impl Start<'_> {
+    /// What the products of one vector are added to; `out` is there.
+    #[inline(always)]
+    fn vector<S: Simd>(self, simd: S, vector: usize, out: &[f32]) -> S::f32s {
+        match self {
+            Self::Zero => simd.splat_f32s(0.0),
+            Self::Bias(bias) => load(simd, &bias[vector * S::F32_LANES..][..out.len()]),
+            Self::Sums => load(simd, out),
+        }
+    }
+}
+
+impl Out<'_, '_> {
+    #[inline(always)]
+    fn rows(&self, width: usize) -> usize {
+        match self {
+            Self::Sums { sums, stride, .. } => (sums.len() + stride - width) / stride,
+            Self::Rows { rows, .. } => rows.len(),
+            Self::Turned { rows, .. } => rows.first().map_or(0, |row| row.len()),
+        }
+    }
+
+    /// Takes the products of the rows from `first` on.
+    #[inline(always)]
+    fn put<S: Simd, const ROWS: usize, const VECTORS: usize>(
+        &mut self,
+        simd: S,
+        first: usize,
+        products: [[S::f32s; VECTORS]; ROWS],
+    ) {
+        match self {
+            Self::Sums {
+                sums,
+                stride,
+                start,
+            } => {
+                let rows = sums[first * *stride..].chunks_mut(*stride);
+                for (row, products) in rows.zip(products) {
+                    let out = row.chunks_exact_mut(S::F32_LANES);
+                    for (vector, (out, product)) in out.zip(products).enumerate() {
+                        let start = start.vector(simd, vector, out);
+                        store(simd, out, simd.add_f32s(start, product));
+                    }
+                }
+            }
+            Self::Rows { rows, panel, start } => {
+                for (row, products) in rows[first..].iter_mut().zip(products) {
+                    let out = row[panel.first..][..panel.columns].chunks_mut(S::F32_LANES);
+                    for (vector, (out, product)) in out.zip(products).enumerate() {
+                        let start = start.vector(simd, vector, out);
+                        store(simd, out, simd.add_f32s(start, product));
+                    }
+                }
+            }
+            Self::Turned { rows, panel, start } => {
+                // Of no more than 16 lanes, see `Panels`.
+                let mut values = [[[0.0; 16]; VECTORS]; ROWS];
+                for (values, products) in values.iter_mut().zip(products) {
+                    for (values, product) in values.iter_mut().zip(products) {
+                        store(simd, &mut values[..S::F32_LANES], product);
+                    }
+                }
+                let rows = &mut rows[panel.first..][..panel.columns];
+                for (column, row) in rows.iter_mut().enumerate() {
+                    let (vector, lane) = (column / S::F32_LANES, column % S::F32_LANES);
+                    let out = &mut row[first..][..ROWS];
+                    for (i, (out, values)) in out.iter_mut().zip(&values).enumerate() {
+                        let product = values[vector][lane];
+                        *out = match start {
+                            Start::Zero => product,
+                            Start::Bias(bias) => bias[first + i] + product,
+                            Start::Sums => *out + product,
+                        };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The product of `left` and a panel `[steps, width]`.
+#[inline(always)]
+pub(crate) fn multiply<S: Simd>(
+    simd: S,
+    left: Left<'_>,
+    panel: &[f32],
+    width: usize,
+    out: &mut Out<'_, '_>,
+) {
+    match width / S::F32_LANES {
+        1 => multiply_vectors::<S, 1>(simd, left, panel, out),
+        2 => multiply_vectors::<S, 2>(simd, left, panel, out),
+        3 => multiply_vectors::<S, 3>(simd, left, panel, out),
+        _ => multiply_vectors::<S, 4>(simd, left, panel, out),
+    }
+}
+
+#[inline(always)]
+fn multiply_vectors<S: Simd, const VECTORS: usize>(
+    simd: S,
+    left: Left<'_>,
+    panel: &[f32],
+    out: &mut Out<'_, '_>,
+) {
+    let (panel, _) = S::as_simd_f32s(panel);
+    let (panel, _) = panel.as_chunks::<VECTORS>();
+    let ([tile_rows, _], mut row) = (tile_size::<S>(), 0);
+    if VECTORS == 1 {
+        // Twice the rows: the sums of one tile of the usual size would wait for one another.
+        row = match tile_rows {
+            5 => multiply_tiles::<S, 10, VECTORS>(simd, left, row, panel, out),
+            _ => multiply_tiles::<S, 12, VECTORS>(simd, left, row, panel, out),
+        };
+    }
+    row = match tile_rows {
+        5 => multiply_tiles::<S, 5, VECTORS>(simd, left, row, panel, out),
+        _ => multiply_tiles::<S, 6, VECTORS>(simd, left, row, panel, out),
+    };
+    let row = multiply_tiles::<S, 2, VECTORS>(simd, left, row, panel, out);
+    multiply_tiles::<S, 1, VECTORS>(simd, left, row, panel, out);
+}
+
+/// [`multiply`] for whole tiles from a row on; gives the first that is left.
+#[inline(always)]
+fn multiply_tiles<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    left: Left<'_>,
+    mut row: usize,
+    panel: &[[S::f32s; VECTORS]],
+    out: &mut Out<'_, '_>,
+) -> usize {
+    let rows = out.rows(VECTORS * S::F32_LANES);
+    while row + ROWS <= rows {
+        let products = multiply_tile::<S, ROWS, VECTORS>(simd, left, row, panel);
+        out.put(simd, row, products);
+        row += ROWS;
+    }
+    row
+}
+
+/// [`multiply`] for the rows from `first` on.
+#[inline(always)]
+fn multiply_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    left: Left<'_>,
+    first: usize,
+    panel: &[[S::f32s; VECTORS]],
+) -> [[S::f32s; VECTORS]; ROWS] {
+    let mut total = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
+    match left {
+        Left::Rows { values, stride } => {
+            let steps = panel.len();
+            let rows: [&[f32]; ROWS] =
+                std::array::from_fn(|row| &values[(first + row) * stride..][..steps]);
+            for (step, vectors) in panel.iter().enumerate() {
+                for row in 0..ROWS {
+                    let value = simd.splat_f32s(rows[row][step]);
+                    for vector in 0..VECTORS {
+                        let sum = total[row][vector];
+                        total[row][vector] = simd.mul_add_e_f32s(value, vectors[vector], sum);
+                    }
+                }
+            }
+        }
+        Left::Steps { values, stride } => {
+            let steps = values[first..].chunks(stride);
+            for (step, vectors) in steps.zip(panel) {
+                let step = &step[..ROWS];
+                for row in 0..ROWS {
+                    let value = simd.splat_f32s(step[row]);
+                    for vector in 0..VECTORS {
+                        let sum = total[row][vector];
+                        total[row][vector] = simd.mul_add_e_f32s(value, vectors[vector], sum);
+                    }
+                }
+            }
+        }
+    }
+    total
+}

@@ -1,0 +1,263 @@
+//! `dinv analogy`: three pictures in, B′ out.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use difference_inversion::image::{RgbImage, fit, save_png};
+use difference_inversion::job::AnalogyJob;
+use difference_inversion::job::Job;
+use difference_inversion::job::TargetFile;
+use difference_inversion::method::analogy::{Applied, Example, Learned, Target};
+use difference_inversion::method::generate_config::AnalogyConfig;
+use serde_json::{Value, json};
+
+use super::fetch::{Fetcher, Needs};
+use super::flags::{
+    General, GenerateFlags, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag,
+};
+use super::output::OutputFolder;
+use super::plot;
+use super::record::{Recipe, Run, groups, text_of};
+use super::sheet::{self, Sheet, Tile};
+use super::terminal::{self, Failure};
+use super::watch::{self, Watcher};
+use super::{checkpoint, fitting, locate};
+
+const B_PRIME: &str = "b_prime.png";
+const SHEET: &str = "sheet.png";
+const LOSS: &str = "loss.png";
+const DIFFERENCE: &str = "difference.safetensors";
+const RUN: &str = "run.json";
+const FILES: [&str; 5] = [B_PRIME, SHEET, LOSS, DIFFERENCE, RUN];
+
+/// Make B′ so that A is to A′ as B is to B′
+///
+/// Learns the difference between A and A′ and applies it to B. Without pictures, a built-in example
+/// is solved on the demo model, which knows its own little landscapes alone: photographs need
+/// `--model`. The output folder holds b_prime.png, sheet.png (all pictures with their captions),
+/// loss.png, difference.safetensors (for `dinv apply`) and run.json (every setting).
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  dinv analogy
+  dinv analogy --model sd15 --a day.jpg --a-prime night.jpg --b street.jpg -o night-street
+  dinv analogy --model sd15 --a a.png --a-prime a2.png --b b.png \\
+      --caption-a \"a cat\" --caption-a-prime \"a cat in a hat\" --caption-b \"a dog\"")]
+pub(crate) struct AnalogyArgs {
+    #[command(flatten)]
+    pairs: Pairs,
+    /// B, the picture to change
+    #[arg(long, value_name = "FILE")]
+    b: Option<PathBuf>,
+    /// Folder for the results
+    #[arg(long, short, value_name = "DIR", default_value = "out")]
+    output: PathBuf,
+    /// Replace results of an earlier run in that folder
+    #[arg(long)]
+    overwrite: bool,
+    /// Go on from the checkpoint that an interrupted run left in that folder
+    #[arg(long)]
+    resume: bool,
+    /// Learn even if the memory is unlikely to suffice
+    #[arg(long)]
+    no_memory_check: bool,
+    /// Caption of B in place of the captioner's
+    #[arg(long, value_name = "TEXT", help_heading = "Prompts")]
+    caption_b: Option<String>,
+    #[command(flatten)]
+    prompt: PromptFlags,
+    #[command(flatten)]
+    learn: LearnFlags,
+    #[command(flatten)]
+    generate: GenerateFlags,
+    #[command(flatten)]
+    model: ModelSettings,
+    #[command(flatten)]
+    seed: SeedFlag,
+    #[command(flatten)]
+    general: General,
+}
+
+/// Solves the analogy.
+pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let b_path = args.inputs()?;
+    let settings = args.general.settings(&[
+        &args.prompt,
+        &args.learn,
+        &args.generate,
+        &args.model,
+        &args.seed,
+    ])?;
+    let models: ModelSettings = settings.resolve()?;
+    let mut job = AnalogyJob {
+        pairs: args.pairs.pairs(),
+        target: TargetFile {
+            b: b_path.clone(),
+            caption_b: args.caption_b.clone(),
+        },
+        ..AnalogyJob::default()
+    };
+    let pictures = job.open(&models.device()?)?;
+    let (examples, target) = &pictures;
+    let mut inputs = args.pairs.files();
+    inputs.push(&b_path);
+    let output = OutputFolder::prepare(&args.output, FILES, args.overwrite, &inputs)?;
+    let checkpoint = output.path(checkpoint::NAME);
+    job.records = checkpoint::records(&checkpoint, args.resume, args.overwrite)?;
+
+    watch::catch_interrupts()?;
+    let mut watcher = Watcher::new(args.general.quiet);
+    let mut fetcher = Fetcher::new(&mut watcher)?;
+    let model = fetcher.model_of_words(&models)?;
+    job.settings = settings.clone().with_model(&model)?.analogy()?;
+    let config = &job.settings;
+    let captions = args.pairs.have_captions() && args.caption_b.is_some();
+    let needs = Needs::of_learning(captions, config);
+    let paths = fetcher.paths(&models, model, needs)?;
+    if args.b.is_some() {
+        watcher.notices(models.demo_notice());
+    }
+    watcher.notices(settings.without_effect(config.unread()));
+    let mut recipe = Recipe::new("analogy", &models, &paths, &groups(config))?;
+    if !args.no_memory_check {
+        models.check_memory(&paths, &config.learn, examples.len(), needs.captioner)?;
+    }
+    let models = models.open(&paths, &mut watcher)?;
+    let mut sizes = args.pairs.sizes(examples);
+    sizes.push((&b_path, target.b.dimensions()));
+    watcher.notices(fitting::of_pairs(&sizes, models.pipeline().resolution()));
+    let mut observe = |progress: &_| watcher.observe(progress);
+    let solved = job.run(&models, &pictures, &mut observe);
+    let (learned, applied) = solved.map_err(|error| checkpoint::named(error, &checkpoint))?;
+
+    recipe.input("pairs", pairs_record(&args.pairs, &learned))?;
+    recipe.input(
+        "b",
+        json!({ "file": text_of(&b_path), "caption": applied.caption_b, "prompt": applied.prompt_b }),
+    )?;
+    let mut run = Run::new(&recipe, &paths, started, watcher.finish())?;
+    run.result("best_step", learned.best_step)?;
+    run.result("loss", learned.history.last())?;
+
+    let staging = output.stage()?;
+    let recipe_line = recipe.to_line()?;
+    let text = [
+        ("Software", recipe.program.as_str()),
+        ("dinv", recipe_line.as_str()),
+    ];
+    save_png(&staging.path(B_PRIME), &applied.b_prime, &text)?;
+    let sheet = draw_sheet(examples, target, &learned, &applied, config)?;
+    save_png(&staging.path(SHEET), &sheet, &text)?;
+    let plot = plot::of_learning(&learned.history, learned.best_step);
+    save_png(&staging.path(LOSS), &plot::draw(&plot)?, &text)?;
+    learned.tokens.save(&staging.path(DIFFERENCE))?;
+    run.write(&staging.path(RUN))?;
+    let written = staging.publish()?;
+    checkpoint::remove(&checkpoint)?;
+
+    if args.general.json {
+        return terminal::json(&json!({
+            "b_prime": text_of(&written[0]), "sheet": text_of(&written[1]),
+            "loss": text_of(&written[2]), "difference": text_of(&written[3]),
+            "run": text_of(&written[4]),
+            "caption_b": applied.caption_b, "prompt_b": applied.prompt_b,
+        }));
+    }
+    written
+        .iter()
+        .try_for_each(|path| terminal::line(path.display()))
+}
+
+impl AnalogyArgs {
+    /// Checks that A, A′ and B are there, all or none, and takes the built-in example for none;
+    /// gives B.
+    fn inputs(&mut self) -> anyhow::Result<PathBuf> {
+        if let Some(b) = &self.b {
+            if self.pairs.a.is_empty() {
+                return Err(Failure::usage("`--b` needs `--a` and `--a-prime`").into());
+            }
+            self.pairs.check()?;
+            return Ok(b.clone());
+        }
+        if !self.pairs.a.is_empty() || !self.pairs.a_prime.is_empty() {
+            let failure = Failure::usage("`--b` is missing: the picture to change");
+            return Err(failure
+                .hint("`dinv learn` learns a difference without a B")
+                .into());
+        }
+        let example = locate::example()?;
+        self.pairs.a = vec![example.a];
+        self.pairs.a_prime = vec![example.a_prime];
+        self.pairs.check()?;
+        Ok(example.b)
+    }
+}
+
+/// What `run.json` says about the pairs.
+fn pairs_record(pairs: &Pairs, learned: &Learned) -> Vec<Value> {
+    let files = pairs.a.iter().zip(&pairs.a_prime);
+    let words = learned.captions.iter().zip(&learned.prompts);
+    files
+        .zip(words)
+        .map(|((a, a_prime), (captions, prompts))| {
+            json!({
+                "a": { "file": text_of(a), "caption": captions[0], "prompt": prompts[0] },
+                "a_prime": { "file": text_of(a_prime), "caption": captions[1], "prompt": prompts[1] },
+            })
+        })
+        .collect()
+}
+
+/// The sheet of all pictures, as the model saw them.
+fn draw_sheet(
+    examples: &[Example],
+    target: &Target,
+    learned: &Learned,
+    applied: &Applied,
+    config: &AnalogyConfig,
+) -> anyhow::Result<RgbImage> {
+    let (width, height) = applied.b_prime.dimensions();
+    let seen = |picture: &RgbImage| fit(picture, width, height);
+    let pairs: Vec<[RgbImage; 2]> = examples
+        .iter()
+        .map(|example| [seen(&example.a), seen(&example.a_prime)])
+        .collect();
+    let b = seen(&target.b);
+    let done = if config.generate.reverse {
+        "B with the difference undone"
+    } else {
+        "B with the difference applied"
+    };
+    let footer = format!(
+        "{} difference tokens, kept from step {} of {} · strength {} · seed {}",
+        learned.tokens.num_tokens(),
+        learned.best_step,
+        learned.history.len(),
+        config.generate.signed_strength(),
+        config.generate.seed,
+    );
+    let tile = |picture, name, caption| Tile {
+        picture,
+        name,
+        caption,
+    };
+    let sheet = Sheet {
+        examples: pairs
+            .iter()
+            .zip(&learned.captions)
+            .map(|([a, a_prime], [caption_a, caption_a_prime])| {
+                [
+                    tile(a, "A", caption_a),
+                    tile(a_prime, "A′", caption_a_prime),
+                ]
+            })
+            .collect(),
+        results: vec![[
+            tile(&b, "B", &applied.caption_b),
+            tile(&applied.b_prime, "B′", done),
+        ]],
+        footer: &footer,
+    };
+    sheet::draw(&sheet)
+}

@@ -1,0 +1,100 @@
+//! The checkpoint of an interrupted run, and going on from it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use difference_inversion::Error;
+use difference_inversion::method::learn::Records;
+
+use super::terminal::Failure;
+
+/// Name of the checkpoint in an output folder.
+pub(crate) const NAME: &str = "checkpoint.safetensors";
+
+/// The checkpoint that belongs to an output file: `x.checkpoint.safetensors` for `x.safetensors`.
+pub(crate) fn beside(output: &Path) -> PathBuf {
+    output.with_extension(NAME)
+}
+
+/// Where learning leaves its checkpoints, and whether it goes on from one. A checkpoint that is
+/// there is neither ignored nor overwritten in silence.
+pub(crate) fn records(
+    checkpoint: &Path,
+    resume: bool,
+    overwrite: bool,
+) -> Result<Records, Failure> {
+    let exists = checkpoint.exists();
+    if resume && !exists {
+        let message = format!(
+            "{}: there is no checkpoint to go on from",
+            checkpoint.display()
+        );
+        return Err(Failure::new(message).hint("leave `--resume` out to start from the beginning"));
+    }
+    if exists && !resume && !overwrite {
+        let message = format!(
+            "{}: an interrupted run left a checkpoint",
+            checkpoint.display()
+        );
+        return Err(Failure::new(message)
+            .hint("go on from it with `--resume`, or start again with `--overwrite`"));
+    }
+    Ok(Records {
+        checkpoint: Some(checkpoint.to_owned()),
+        resume: resume.then(|| checkpoint.to_owned()),
+        ..Records::default()
+    })
+}
+
+/// The error of a stopped run, naming the checkpoint also where the work stopped after learning.
+pub(crate) fn named(error: Error, path: &Path) -> Error {
+    match error {
+        Error::Stopped {
+            stage,
+            done,
+            total,
+            checkpoint: None,
+        } if path.exists() => Error::Stopped {
+            stage,
+            done,
+            total,
+            checkpoint: Some(path.to_owned()),
+        },
+        other => other,
+    }
+}
+
+/// Removes the checkpoint of a run that is finished.
+pub(crate) fn remove(checkpoint: &Path) -> Result<(), Error> {
+    match fs::remove_file(checkpoint) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io(checkpoint)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_is_only_used_or_replaced_when_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = beside(&folder.path().join("x.safetensors"));
+        assert!(path.ends_with("x.checkpoint.safetensors"));
+        let refused = |resume| records(&path, resume, false).unwrap_err().to_string();
+        assert!(refused(true).ends_with("there is no checkpoint to go on from"));
+        assert_eq!(records(&path, false, false).unwrap().resume, None);
+        fs::write(&path, "").unwrap();
+        assert!(refused(false).ends_with("an interrupted run left a checkpoint"));
+        assert_eq!(records(&path, false, true).unwrap().resume, None);
+        assert_eq!(
+            records(&path, true, false).unwrap().resume,
+            Some(path.clone())
+        );
+        remove(&path).unwrap();
+        remove(&path).unwrap();
+        assert!(!path.exists());
+    }
+}

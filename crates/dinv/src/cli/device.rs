@@ -1,0 +1,239 @@
+//! Where the models run: the CPU, or a GPU that was built in and is there.
+
+use std::any::Any;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::tensor::{Device, FloatDType};
+
+use super::terminal::Failure;
+
+/// What `--device` understands: `auto`, the CPU, and GPUs through their cargo features.
+pub(crate) const DEVICES: [&str; 6] = ["auto", "cpu", "cuda", "metal", "vulkan", "webgpu"];
+
+/// GPU back ends of this program, the fastest first.
+const BUILT_IN: &[&str] = &[
+    #[cfg(feature = "cuda")]
+    "cuda",
+    #[cfg(feature = "metal")]
+    "metal",
+    #[cfg(feature = "vulkan")]
+    "vulkan",
+    #[cfg(feature = "webgpu")]
+    "webgpu",
+];
+
+/// The back ends of this program.
+pub(crate) fn built_in() -> impl Iterator<Item = &'static str> {
+    std::iter::once("cpu").chain(BUILT_IN.iter().copied())
+}
+
+/// A device that is there.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    /// The name it is asked for by.
+    pub(crate) name: &'static str,
+    pub(crate) device: Device,
+    /// Which GPU it is.
+    pub(crate) adapter: Option<String>,
+}
+
+impl Place {
+    fn cpu() -> Self {
+        Self {
+            name: "cpu",
+            device: Device::flex(),
+            adapter: None,
+        }
+    }
+
+    /// The device that `name` stands for; `auto` is the first GPU there is, or else the CPU.
+    ///
+    /// Software that plays a GPU runs only where it is asked for by name: the CPU back end is
+    /// faster.
+    pub(crate) fn named(name: &str) -> anyhow::Result<Self> {
+        static AUTO: OnceLock<Place> = OnceLock::new();
+        match name {
+            "auto" => {
+                let gpus = || BUILT_IN.iter().copied().find_map(|name| gpu(name, false));
+                Ok(AUTO.get_or_init(|| gpus().unwrap_or_else(Self::cpu)).clone())
+            }
+            "cpu" => Ok(Self::cpu()),
+            _ => match BUILT_IN.iter().find(|built_in| **built_in == name) {
+                Some(name) => gpu(name, true).ok_or_else(|| {
+                    let message = format!("device `{name}` finds no GPU on this machine");
+                    let hint = "check the driver (for Vulkan: `vulkaninfo --summary`), or use `--device cpu`";
+                    Failure::new(message).hint(hint).into()
+                }),
+                None => {
+                    let message = format!("device `{name}` is not built into this program");
+                    let hint = format!("build it with `cargo build --release --features {name}`");
+                    Err(Failure::usage(message).hint(hint).into())
+                }
+            },
+        }
+    }
+}
+
+/// The first GPU that a back end reaches; software that plays one only if `software`.
+#[cfg(feature = "gpu")]
+fn gpu(name: &'static str, software: bool) -> Option<Place> {
+    let device = match name {
+        #[cfg(feature = "cuda")]
+        "cuda" => (Device::enumerate(burn::tensor::DeviceType::Cuda)
+            .iter()
+            .next())
+        .cloned(),
+        #[cfg(feature = "metal")]
+        "metal" => graphics(burn::tensor::DeviceType::Metal, Device::metal, software),
+        #[cfg(feature = "vulkan")]
+        "vulkan" => graphics(burn::tensor::DeviceType::Vulkan, Device::vulkan, software),
+        #[cfg(feature = "webgpu")]
+        "webgpu" => graphics(burn::tensor::DeviceType::Wgpu, Device::wgpu, software),
+        _ => None,
+    }?;
+    let adapter = device.identity().map(|identity| identity.name);
+    Some(Place {
+        name,
+        device,
+        adapter,
+    })
+}
+
+#[cfg(not(feature = "gpu"))]
+fn gpu(_: &'static str, _: bool) -> Option<Place> {
+    None
+}
+
+/// The best adapter that a graphics API reaches.
+#[cfg(any(feature = "metal", feature = "vulkan", feature = "webgpu"))]
+fn graphics(
+    api: burn::tensor::DeviceType,
+    of_kind: impl Fn(burn::tensor::DeviceKind) -> Device,
+    software: bool,
+) -> Option<Device> {
+    use burn::tensor::DeviceKind::{Cpu, DiscreteGpu, IntegratedGpu, VirtualGpu};
+
+    let there = Device::enumerate(api);
+    let hardware = [DiscreteGpu(0), IntegratedGpu(0), VirtualGpu(0)];
+    let kinds = hardware.into_iter().chain(software.then_some(Cpu));
+    let devices = kinds.map(of_kind).collect::<Vec<_>>();
+    devices.into_iter().find(|device| there.contains(device))
+}
+
+/// The number format of weights that `dtype` names, if `device` computes in it.
+pub(crate) fn number_format(dtype: &str, device: &str) -> anyhow::Result<FloatDType> {
+    match (dtype, device) {
+        ("f32", _) => Ok(FloatDType::F32),
+        ("f16", _) => Ok(FloatDType::F16),
+        // WebGPU has no such type; through Vulkan, products of it were infinite on an H100
+        // (docs/performance.md).
+        ("bf16", "vulkan" | "webgpu") => {
+            let message = format!("dtype: bf16 is not supported on device `{device}`");
+            let hint = "use `--dtype f16`";
+            Err(Failure::usage(message).hint(hint).into())
+        }
+        ("bf16", _) => Ok(FloatDType::BF16),
+        _ => {
+            let message = format!("dtype: expected f32, f16 or bf16, found `{dtype}`");
+            Err(Failure::usage(message).into())
+        }
+    }
+}
+
+/// Runs `work`. The back end panics when a result is read that a GPU had no memory for: that is an error here.
+pub(crate) fn with_memory_errors(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    /// Whether any thread ran out of memory: the back end's own do, and others panic because of it.
+    static SEEN: AtomicBool = AtomicBool::new(false);
+    let report = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if ran_out_of_memory(info.payload()) {
+            SEEN.store(true, Ordering::Relaxed);
+        }
+        if !SEEN.load(Ordering::Relaxed) {
+            report(info);
+        }
+    }));
+    match panic::catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => done,
+        Err(_) if SEEN.swap(false, Ordering::Relaxed) => {
+            let hint = "try `--dtype f16`, `--memory low` or a smaller `--resolution`, or run on the CPU \
+                        with `--device cpu`";
+            Err(Failure::new("the GPU has too little memory for this run")
+                .hint(hint)
+                .into())
+        }
+        Err(payload) => panic::resume_unwind(payload),
+    }
+}
+
+/// Whether a panic says that memory could not be had on a GPU, in the words of the back end.
+fn ran_out_of_memory(payload: &(dyn Any + Send)) -> bool {
+    const WORDS: [&str; 3] = [
+        "can't allocate buffer of size",
+        "out of device memory",
+        "wgpu error: Out of Memory",
+    ];
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+    text.is_some_and(|text| WORDS.iter().any(|words| text.contains(words)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_always_a_device() {
+        let place = Place::named("auto").unwrap();
+        assert!(built_in().any(|name| name == place.name));
+        assert_eq!(place.adapter.is_some(), place.name != "cpu");
+        assert_eq!(Place::named("cpu").unwrap().device, Device::flex());
+    }
+
+    #[test]
+    fn what_is_not_built_in_is_refused_with_the_feature_that_brings_it() {
+        let missing = DEVICES[1..]
+            .iter()
+            .find(|name| !built_in().any(|built| built == **name));
+        if let Some(name) = missing {
+            let error = Place::named(name).unwrap_err();
+            assert!(error.to_string().contains("is not built into"), "{error}");
+        }
+    }
+
+    #[test]
+    fn number_formats_that_a_device_lacks_are_refused() {
+        assert_eq!(number_format("bf16", "cpu").unwrap(), FloatDType::BF16);
+        assert_eq!(number_format("f16", "vulkan").unwrap(), FloatDType::F16);
+        for device in ["vulkan", "webgpu"] {
+            let error = number_format("bf16", device).unwrap_err().to_string();
+            assert_eq!(
+                error,
+                format!("dtype: bf16 is not supported on device `{device}`")
+            );
+        }
+        let error = number_format("f8", "cpu").unwrap_err().to_string();
+        assert_eq!(error, "dtype: expected f32, f16 or bf16, found `f8`");
+    }
+
+    #[test]
+    fn a_gpu_without_memory_is_an_error_and_other_panics_stay_panics() {
+        let run =
+            |text: &'static str| panic::catch_unwind(|| with_memory_errors(|| panic!("{text}")));
+        for text in [
+            "Error while reading data: can't allocate buffer of size: 268435200",
+            "caused by: out of device memory allocating 1024 bytes",
+            "wgpu error: Out of Memory",
+        ] {
+            let error = run(text).unwrap().unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "the GPU has too little memory for this run"
+            );
+        }
+        assert!(run("index out of bounds").is_err());
+        assert!(with_memory_errors(|| Ok(())).is_ok());
+    }
+}

@@ -1,0 +1,222 @@
+//! How far a run is, and how long it will take.
+
+use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget};
+
+use super::super::terminal;
+use super::super::watch::style;
+
+/// The look of the bar.
+const TEMPLATE: &str = "{prefix:>20} {bar:32.blue/dim} {pos}/{len} {msg}";
+
+/// The work of one method.
+#[derive(Debug, Clone, Default)]
+struct Work {
+    left: usize,
+    /// What an analogy is charged with on average, of those that were there before this run.
+    charged: Option<f64>,
+    /// Analogies that this run has ended, and what they took together.
+    ended: usize,
+    seconds: f64,
+}
+
+impl Work {
+    /// What one more analogy takes. What was charged is a first guess: it counts what is learned
+    /// once for several methods each time.
+    fn mean(&self) -> Option<f64> {
+        match self.ended {
+            0 => self.charged,
+            ended => Some(self.seconds / ended as f64),
+        }
+    }
+}
+
+/// How far a run is; drawn as a bar on a terminal, printed as lines elsewhere.
+#[derive(Debug)]
+pub(super) struct RunProgress {
+    bar: Option<ProgressBar>,
+    plain: bool,
+    workers: usize,
+    /// The time of each method, if it is limited.
+    time: Option<Duration>,
+    total: usize,
+    done: usize,
+    methods: BTreeMap<String, Work>,
+    notices: Vec<String>,
+}
+
+impl RunProgress {
+    /// Of so many workers at a time, where a method begins no analogy after `time`.
+    pub(super) fn new(quiet: bool, workers: usize, time: Option<Duration>) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let bar = (terminal && !quiet).then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            bar.with_style(style(TEMPLATE))
+        });
+        Self {
+            bar,
+            plain: !terminal && !quiet,
+            workers,
+            time,
+            total: 0,
+            done: 0,
+            methods: BTreeMap::new(),
+            notices: Vec::new(),
+        }
+    }
+
+    /// Announces the work of a method: how many analogies are to be done, and what those are charged
+    /// with that are done already.
+    pub(super) fn plan(&mut self, method: &str, left: usize, seconds: &[f64]) {
+        self.total += left;
+        let work = Work {
+            left,
+            charged: (!seconds.is_empty())
+                .then(|| seconds.iter().sum::<f64>() / seconds.len() as f64),
+            ..Work::default()
+        };
+        self.methods.insert(method.to_owned(), work);
+    }
+
+    /// Tells that the work of a method begins.
+    pub(super) fn begin(&self, method: &str) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(self.total as u64);
+            bar.set_prefix(method.to_owned());
+            bar.tick();
+        }
+    }
+
+    /// Tells that a method begins no more analogies, though there may be some left, and whether that
+    /// is because its time is over.
+    pub(super) fn leave(&mut self, method: &str, late: bool) {
+        let Some(work) = self.methods.get_mut(method) else {
+            return;
+        };
+        let left = std::mem::take(&mut work.left);
+        self.total -= left;
+        if late && left > 0 {
+            self.say(&format!("{method}: its time is over, with {left} to go"));
+        }
+    }
+
+    /// Tells that an analogy has ended, after so many seconds of a worker.
+    pub(super) fn ended(&mut self, method: &str, name: &str, seconds: f64, failed: Option<&str>) {
+        self.done += 1;
+        if let Some(work) = self.methods.get_mut(method) {
+            work.left = work.left.saturating_sub(1);
+            work.ended += 1;
+            work.seconds += seconds;
+        }
+        let left = match self.time_left() {
+            Some(left) => format!("{} left", HumanDuration(left)),
+            None => String::new(),
+        };
+        if let Some(reason) = failed {
+            self.say(&format!("{method} {name}: failed: {reason}"));
+        }
+        match &self.bar {
+            Some(bar) => {
+                bar.set_length(self.total as u64);
+                bar.set_position(self.done as u64);
+                bar.set_prefix(method.to_owned());
+                bar.set_message(left);
+            }
+            None if self.plain => terminal::message(format_args!(
+                "{method} {name}: {seconds:.1} s, {} of {}, {left}",
+                self.done, self.total
+            )),
+            None => {}
+        }
+    }
+
+    /// Tells the user something once, whatever else is shown.
+    pub(super) fn notice(&mut self, notice: String) {
+        if !self.notices.contains(&notice) {
+            self.say(&format!("note: {notice}"));
+            self.notices.push(notice);
+        }
+    }
+
+    pub(super) fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| terminal::message(text)),
+            None => terminal::message(text),
+        }
+    }
+
+    pub(super) fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// How long the rest takes if every method goes on as it did, and those of which nothing is
+    /// known take as long as the others on average; none begins another analogy after its time.
+    fn time_left(&self) -> Option<Duration> {
+        let means: Vec<f64> = self.methods.values().filter_map(Work::mean).collect();
+        if means.is_empty() {
+            return None;
+        }
+        let usual = means.iter().sum::<f64>() / means.len() as f64;
+        let workers = self.workers as f64;
+        let time = self.time.map_or(f64::INFINITY, |time| time.as_secs_f64());
+        let seconds = self.methods.values().map(|work| {
+            let mean = work.mean().unwrap_or(usual);
+            let budget = (time - work.seconds / workers).max(0.0);
+            (mean * work.left as f64 / workers).min(budget + mean)
+        });
+        Duration::try_from_secs_f64(seconds.sum()).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_shows_how_far_the_run_is() {
+        let text = crate::cli::watch::drawn(TEMPLATE);
+        assert!(text.contains(" PREFIX ━━"), "{text}");
+        assert!(text.ends_with("─ 3/4 MESSAGE"), "{text}");
+    }
+
+    #[test]
+    fn time_left_is_that_of_each_method_shared_among_the_workers() {
+        let mut progress = RunProgress::new(true, 2, None);
+        progress.plan("slow", 3, &[]);
+        progress.plan("quick", 10, &[1.0, 1.0]);
+        progress.plan("unknown", 4, &[]);
+        progress.ended("slow", "000", 7.0, None);
+        // 2 · 7 s, 10 · 1 s, 4 · 4 s, by two workers
+        assert_eq!(progress.time_left(), Some(Duration::from_secs(20)));
+        assert_eq!((progress.done, progress.total), (1, 17));
+        progress.leave("unknown", false);
+        assert_eq!(progress.time_left(), Some(Duration::from_secs(12)));
+        assert_eq!((progress.done, progress.total), (1, 13));
+    }
+
+    #[test]
+    fn no_method_begins_an_analogy_after_its_time() {
+        let mut progress = RunProgress::new(true, 2, Some(Duration::from_secs(60)));
+        progress.plan("slow", 100, &[]);
+        progress.plan("quick", 10, &[1.0]);
+        progress.ended("slow", "000", 30.0, None);
+        // 60 s less what one worker of two has used, the analogy that is begun then, and 10 · 1 s by two
+        assert_eq!(progress.time_left(), Some(Duration::from_secs(45 + 30 + 5)));
+        progress.ended("slow", "001", 100.0, None);
+        assert_eq!(progress.time_left(), Some(Duration::from_secs(65 + 5)));
+    }
+
+    #[test]
+    fn what_was_charged_counts_until_something_has_ended() {
+        let mut progress = RunProgress::new(true, 1, None);
+        progress.plan("shares what it learned", 3, &[20.0, 10.0]);
+        assert_eq!(progress.time_left(), Some(Duration::from_secs(45)));
+        progress.ended("shares what it learned", "000", 2.0, None);
+        assert_eq!(progress.time_left(), Some(Duration::from_secs(4)));
+    }
+}

@@ -1,0 +1,262 @@
+//! `dinv eval run`: every analogy of a suite solved by every method.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, value_parser};
+use difference_inversion::Error;
+use difference_inversion::models::denoiser::Memory;
+use dinv_eval::report::Report;
+use dinv_eval::suite::{Entry, Suite};
+use dinv_eval::{Folder, Measures, RunRecord, SuiteRecord, Variant};
+
+use super::super::fetch::Fetcher;
+use super::super::flags::{General, ModelSettings};
+use super::super::terminal::Failure;
+use super::super::watch::{self, Watcher};
+use super::progress::RunProgress;
+use super::setup::{Further, Job, SuiteFlag};
+use super::work::{self, Prepared};
+use super::{hashes, methods, setup};
+
+/// How many analogies `--quick` takes: one of each kind of the demo suites' single edits.
+const QUICK: usize = 8;
+/// The minutes that each method has for these.
+const QUICK_MINUTES: u64 = 1;
+/// A year, so that the deadline is a time that the clock knows.
+const MOST_MINUTES: u64 = 365 * 24 * 60;
+
+/// Solve every analogy of a suite with every method, and measure
+///
+/// What is finished is kept: after an interruption, or a change of --limit or --methods, the same
+/// command goes on where it stopped. The folder holds METHOD/NAME/b_prime.png and result.json,
+/// run.json (suite, seeds, settings, hashes of the models), and the report: report.md, results.csv,
+/// report.json and report.html.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  dinv eval run --quick -o quick
+  dinv eval run --suite demo/test --jobs 2 -o night
+  dinv eval run --suite demo/test --jobs 2 --minutes-per-method 45 -o night
+  dinv eval run --methods difference-inversion,alpha-0 --variants alpha.toml -o sweep
+
+A file of variants has a section for each, named by what tables call it; `method` is one of the
+built-in methods, everything else a setting of it, by the name it has in a --config file:
+  [alpha-0]
+  method = \"difference-inversion\"
+  alpha = 0.0")]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    suite: SuiteFlag,
+    /// Folder for the results
+    #[arg(long, short, value_name = "DIR", default_value = "eval")]
+    output: PathBuf,
+    /// The methods, separated by commas: built-in ones and variants
+    /// [default: those of --variants, or all that are built in]; `all` is every built-in method and every variant
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    methods: Vec<String>,
+    /// A TOML file of variants: methods under other names with other settings
+    #[arg(long, value_name = "FILE.toml")]
+    variants: Option<PathBuf>,
+    /// Seed of everything random; the same seed gives the same result
+    #[arg(long, default_value_t = 0, help_heading = "General")]
+    seed: u64,
+    /// Processes that work at the same time and share the processor; each opens the models
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    jobs: usize,
+    /// Only the i-th of n parts of the analogies; other machines do the others, and the folders are
+    /// copied together
+    #[arg(long, value_name = "i/n")]
+    shard: Option<Shard>,
+    /// At most n analogies, as many of one kind as of another
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// A method that has taken so many minutes begins no further analogy; tables say how many each
+    /// has solved. The same command goes on, for as many minutes again
+    #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..=MOST_MINUTES))]
+    minutes_per_method: Option<u64>,
+    /// A first look: --limit 8 --minutes-per-method 1
+    #[arg(long, conflicts_with_all = ["limit", "minutes_per_method"])]
+    quick: bool,
+    #[command(flatten)]
+    further: Further,
+    #[command(flatten)]
+    model: ModelSettings,
+    #[command(flatten)]
+    general: General,
+}
+
+impl RunArgs {
+    /// The analogies that the run is about.
+    fn entries(&self, suite: &Suite) -> Vec<Entry> {
+        let limit = self.limit.or(self.quick.then_some(QUICK));
+        let shard = self.shard.unwrap_or(Shard { number: 1, of: 1 });
+        let all = suite.balanced(limit).into_iter().enumerate();
+        let chosen = all.filter(|(i, _)| i % shard.of == shard.number - 1);
+        chosen.map(|(_, entry)| entry).collect()
+    }
+
+    /// After how long a method begins no further analogy, if ever.
+    fn time(&self) -> Option<Duration> {
+        let minutes = (self.minutes_per_method).or(self.quick.then_some(QUICK_MINUTES));
+        minutes.map(|minutes| Duration::from_secs(60 * minutes))
+    }
+}
+
+/// The i-th of n parts, counted from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shard {
+    number: usize,
+    of: usize,
+}
+
+impl FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split_once('/').and_then(|(number, of)| {
+            let shard = Self {
+                number: number.parse().ok()?,
+                of: of.parse().ok()?,
+            };
+            (1..=shard.of).contains(&shard.number).then_some(shard)
+        });
+        parts.ok_or_else(|| "expected i/n with i from 1 to n, such as 1/4".to_owned())
+    }
+}
+
+/// Runs the methods that can run, and reports.
+pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
+    if args.jobs == 0 {
+        return Err(Failure::usage("--jobs: expected at least 1, found 0").into());
+    }
+    watch::catch_interrupts()?;
+    let prepared = prepare(args)?;
+    let time = args.time();
+    let mut progress = RunProgress::new(args.general.quiet, args.jobs, time);
+    let worked = work::work(&prepared, args.jobs, time, &mut progress);
+    progress.finish();
+    let failures = worked?;
+    let report = Report::gather(&prepared.folder)?;
+    super::report::write(&prepared.folder, &report, args.general.json)?;
+    Ok(failures.told()?)
+}
+
+/// Everything up to the first picture.
+fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
+    let variants = methods::chosen(&args.methods, args.variants.as_deref())?;
+    let settings = args.general.settings(&[&args.model])?;
+    let model_settings: ModelSettings = settings.resolve()?;
+    let suite_path = args.suite.path()?;
+    let suite = Suite::open(&suite_path)?;
+
+    let mut watcher = Watcher::new(args.general.quiet);
+    let mut fetcher = Fetcher::new(&mut watcher)?;
+    let model = fetcher.model(&model_settings)?;
+    let recommended = settings.with_model(&model)?.analogy()?;
+    let paths = setup::model_paths(
+        &mut fetcher,
+        &model_settings,
+        &args.further,
+        model,
+        &variants,
+    )?;
+    let measures = setup::measure_paths(&args.further, &suite, &mut watcher)?;
+    let measured_with = hashes::of_measures(&measures)?;
+
+    let about = SuiteRecord {
+        name: suite.about.name.clone(),
+        version: suite.about.version.clone(),
+        identity: suite.identity(),
+        analogies: suite.entries.len(),
+    };
+    let mut device = format!(
+        "{}, {}",
+        model_settings.device_name(),
+        model_settings.dtype_name()
+    );
+    // Large pictures are encoded and decoded in tiles.
+    if model_settings.memory()? == Memory::Low {
+        device += ", memory low";
+    }
+    let mut record = RunRecord::new(about, args.seed, device);
+    record.options = model_settings.file_settings().collect();
+    record.models = hashes::of_models(&paths)?;
+    record.measures.clone_from(&measured_with);
+    let models = setup::models(paths, &model_settings, recommended.clone())?;
+    // A network that cannot be opened is told before any worker needs it.
+    Measures::open(&measures, &models, &model_settings.device()?)?;
+    let entries = args.entries(&suite);
+    record.methods = methods::records(&variants, &models, &entries)?;
+    // A method that is skipped now may have run before, so what is recorded then is something else.
+    let skipped: Vec<_> = (record.methods.iter())
+        .map(|method| method.skipped.clone())
+        .collect();
+    let folder = Folder::at(&args.output);
+    let record = folder.prepare(record, &entries).map_err(other_run)?;
+    for entry in &entries {
+        // The analogy fails by itself.
+        if let Err(error) = folder.show(entry) {
+            watcher.notice(&format!(
+                "a picture of `{}` cannot be shown: {error}",
+                entry.name
+            ));
+        }
+    }
+    let job = Job {
+        suite: suite_path,
+        output: args.output.clone(),
+        seed: args.seed,
+        models: model_settings,
+        further: args.further.clone(),
+        recommended,
+        measures,
+        measured_with,
+        made_with: BTreeMap::new(),
+        variant: Variant::plain(""),
+    };
+    Ok(Prepared {
+        job,
+        record,
+        folder,
+        entries,
+        methods: variants.into_iter().zip(skipped).collect(),
+    })
+}
+
+/// A folder that is not that of this run.
+fn other_run(error: Error) -> anyhow::Error {
+    match error {
+        Error::InvalidFile { .. } => {
+            let hint = "write elsewhere with `-o`, or delete the folder";
+            Failure::new(error.to_string()).hint(hint).into()
+        }
+        error => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Program {
+        #[command(flatten)]
+        run: RunArgs,
+    }
+
+    #[test]
+    fn a_method_has_the_minutes_that_were_given() {
+        let seconds = |arguments: &str| {
+            let arguments = ["dinv"].into_iter().chain(arguments.split_whitespace());
+            let time = Program::parse_from(arguments).run.time();
+            time.map(|time| time.as_secs())
+        };
+        assert_eq!(seconds("--minutes-per-method 45"), Some(2700));
+        assert_eq!(seconds("--quick"), Some(60));
+        assert_eq!(seconds("--limit 8"), None);
+    }
+}

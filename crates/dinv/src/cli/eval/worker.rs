@@ -1,0 +1,88 @@
+//! `dinv eval worker`: the process that makes pictures for a run. A process of its own has the
+//! memory of one method only, and if it is killed, the run goes on.
+
+use std::io::{self, BufRead};
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::Args;
+use difference_inversion::util::progress::Progress;
+use dinv_eval::suite::Suite;
+use dinv_eval::{Folder, Measures, Session, Status};
+use serde::{Deserialize, Serialize};
+
+use super::super::fetch::Fetcher;
+use super::super::terminal;
+use super::super::watch::Watcher;
+use super::setup::{self, Job};
+
+/// Solve the analogies named on stdin, after a line that says how
+#[derive(Debug, Args)]
+pub(super) struct WorkerArgs {}
+
+/// What a worker answers, one line of JSON each.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Answer {
+    /// Something a person should know.
+    Notice(String),
+    /// An analogy has ended.
+    Ended {
+        name: String,
+        /// What the worker took for it, measuring included.
+        seconds: f64,
+        failed: Option<String>,
+    },
+}
+
+/// Answers until there are no more names.
+pub(super) fn run(_: &WorkerArgs) -> anyhow::Result<()> {
+    let mut lines = io::stdin().lock().lines();
+    let job = lines.next().context("no job was given")??;
+    let job: Job = serde_json::from_str(&job).context("the job cannot be read")?;
+    let suite = Suite::open(&job.suite)?;
+
+    let mut watcher = Watcher::new(true);
+    let mut fetcher = Fetcher::new(&mut watcher)?;
+    let model = fetcher.model(&job.models)?;
+    let variants = std::slice::from_ref(&job.variant);
+    let paths = setup::model_paths(&mut fetcher, &job.models, &job.further, model, variants)?;
+    let models = setup::models(paths, &job.models, job.recommended.clone())?;
+    let device = job.models.device()?;
+    // Before the networks of metrics, which then need not open a model of the method's once more.
+    let method = dinv_eval::build(&job.variant, &models)?;
+    let session = Session {
+        made_with: job.made_with.clone(),
+        measures: Measures::open(&job.measures, &models, &device)?,
+        measured_with: job.measured_with.clone(),
+        folder: Folder::at(&job.output),
+        seed: job.seed,
+    };
+    let mut observe = |progress: &Progress| {
+        if let Progress::Notice { message: notice } = progress {
+            let _ = answer(&Answer::Notice(notice.clone()));
+        }
+        ControlFlow::Continue(())
+    };
+    for name in lines {
+        let name = name?;
+        let entry = suite.entries.iter().find(|entry| entry.name == name);
+        let entry = entry.with_context(|| format!("there is no analogy `{name}`"))?;
+        let started = Instant::now();
+        let result = session.solve(&job.variant.name, &*method, entry, &mut observe)?;
+        answer(&Answer::Ended {
+            name,
+            seconds: started.elapsed().as_secs_f64(),
+            failed: match result.status {
+                Status::Done => None,
+                Status::Failed(reason) => Some(reason),
+            },
+        })?;
+    }
+    Ok(())
+}
+
+fn answer(answer: &Answer) -> anyhow::Result<()> {
+    terminal::line(serde_json::to_string(answer)?)
+}

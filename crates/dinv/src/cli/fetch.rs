@@ -1,0 +1,246 @@
+//! From what the user calls a model to where it is: on this disk, or first brought from the Hub.
+
+use std::path::{Path, PathBuf};
+
+use difference_inversion::diffusion::family::Family;
+use difference_inversion::diffusion::frozen::ModelPaths;
+use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
+use difference_inversion::hub::{CAPTIONER, Hub, ModelId, joint_spaces};
+use difference_inversion::method::delta::DeltaMode;
+use difference_inversion::method::generate_config::AnalogyConfig;
+use difference_inversion::method::prompt::{PromptConfig, PromptMode};
+
+use super::flags::ModelSettings;
+use super::locate::{self, Location};
+use super::terminal::Failure;
+use super::watch::Watcher;
+
+/// What a command is going to read beside the diffusion model.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Needs {
+    pub(crate) joint_spaces: bool,
+    pub(crate) captioner: bool,
+}
+
+impl Needs {
+    /// What it takes to make prompts, where captions are given or not.
+    pub(crate) fn of_prompts(captions_given: bool, config: &PromptConfig) -> Self {
+        let mode = config.prompt_mode;
+        Self {
+            joint_spaces: matches!(mode, PromptMode::Optimised | PromptMode::CaptionOptimised),
+            captioner: !captions_given
+                && matches!(mode, PromptMode::Caption | PromptMode::CaptionOptimised),
+        }
+    }
+
+    /// What it takes to learn.
+    pub(crate) fn of_learning(captions_given: bool, config: &AnalogyConfig) -> Self {
+        let of_prompts = Self::of_prompts(captions_given, &config.prompt);
+        let has_delta = config.learn.lambda_clip > 0.0;
+        let of_delta = has_delta && config.learn.delta != DeltaMode::Image;
+        let optimised = config.prompt.prompt_mode == PromptMode::Optimised;
+        Self {
+            joint_spaces: of_prompts.joint_spaces || has_delta,
+            captioner: of_prompts.captioner || (optimised && of_delta && !captions_given),
+        }
+    }
+}
+
+/// Finds models, and downloads those that are not there.
+pub(crate) struct Fetcher<'a> {
+    hub: Hub,
+    watcher: &'a mut Watcher,
+    /// Only to look at what is there.
+    looks_only: bool,
+    /// What would have been downloaded.
+    pub(crate) absent: Vec<ModelId>,
+}
+
+impl<'a> Fetcher<'a> {
+    /// Downloads what is needed.
+    pub(crate) fn new(watcher: &'a mut Watcher) -> anyhow::Result<Self> {
+        Ok(Self {
+            hub: Hub::from_env()?,
+            watcher,
+            looks_only: false,
+            absent: Vec::new(),
+        })
+    }
+
+    /// Downloads nothing.
+    pub(crate) fn looking_only(watcher: &'a mut Watcher) -> anyhow::Result<Self> {
+        Ok(Self {
+            looks_only: true,
+            ..Self::new(watcher)?
+        })
+    }
+
+    /// Where the diffusion model is; without `--model`, the demo model.
+    pub(crate) fn model(&mut self, settings: &ModelSettings) -> anyhow::Result<PathBuf> {
+        settings.device()?; // no download for a device that is not there,
+        settings.dtype()?; // or for one that does not compute in this type
+        settings.file_options()?;
+        match &settings.model {
+            Some(name) => self.find(name, settings.variant.as_deref()),
+            None => locate::demo_model(),
+        }
+    }
+
+    /// The same, for a model that differences are learned or applied with: one that draws from words alone.
+    /// Another is refused before what goes with it is downloaded.
+    pub(crate) fn model_of_words(&mut self, settings: &ModelSettings) -> anyhow::Result<PathBuf> {
+        let model = self.model(settings)?;
+        if settings.unet.is_none() {
+            let options = FileOptions {
+                tokenizer: None,
+                ..settings.file_options()?
+            };
+            Family::of(&ModelFiles::open(&model, &options)?)?.check_words_alone()?;
+        }
+        Ok(model)
+    }
+
+    /// Where everything else is that goes with the diffusion model at `model`.
+    pub(crate) fn paths(
+        &mut self,
+        settings: &ModelSettings,
+        model: PathBuf,
+        needs: Needs,
+    ) -> anyhow::Result<ModelPaths> {
+        let mut paths = ModelPaths {
+            model,
+            options: settings.file_options()?,
+            ..ModelPaths::default()
+        };
+        if let Some(name) = &settings.tokenizer {
+            paths.options.tokenizer = Some(self.find(name, None)?);
+        }
+        // A single file takes its vocabulary from a joint space.
+        let for_words = paths.model.is_file() && settings.tokenizer.is_none();
+        for name in settings.clip.iter().flatten() {
+            let needed = needs.joint_spaces || for_words;
+            paths.clip.extend(self.find_if(name, needed)?);
+        }
+        if settings.clip.is_none() && (needs.joint_spaces || for_words) {
+            let number = if needs.joint_spaces { usize::MAX } else { 1 };
+            paths.clip = self.joint_spaces(&paths, number)?;
+        }
+        paths.captioner = match &settings.captioner {
+            Some(name) => self.find_if(name, needs.captioner)?,
+            None if needs.captioner => self.captioner(settings, &paths)?,
+            None => None,
+        };
+        Ok(paths)
+    }
+
+    /// The folder or file that a name means.
+    fn find(&mut self, name: &Path, variant: Option<&str>) -> anyhow::Result<PathBuf> {
+        match locate::locate(name)? {
+            Location::Disk(path) => Ok(path),
+            Location::Hub(id) => self.fetch(&id, variant),
+        }
+    }
+
+    /// As `find`, but nothing is downloaded that is not needed.
+    fn find_if(&mut self, name: &Path, needed: bool) -> anyhow::Result<Option<PathBuf>> {
+        match locate::locate(name)? {
+            Location::Disk(path) => Ok(Some(path)),
+            Location::Hub(id) if needed => self.fetch(&id, None).map(Some),
+            Location::Hub(_) => Ok(None),
+        }
+    }
+
+    /// The joint spaces, at most so many, that the text encoders of a model without any belong to.
+    fn joint_spaces(&mut self, paths: &ModelPaths, number: usize) -> anyhow::Result<Vec<PathBuf>> {
+        let mut folders = Vec::new();
+        if paths.clip_folders().iter().any(|folder| folder.is_dir()) {
+            return Ok(folders);
+        }
+        for id in joint_spaces(&paths.files()?)?.iter().take(number) {
+            folders.extend(self.fetch_beside(id)?);
+        }
+        Ok(folders)
+    }
+
+    /// The captioner of a model from the Hub; of a folder the user gives it.
+    fn captioner(
+        &mut self,
+        settings: &ModelSettings,
+        paths: &ModelPaths,
+    ) -> anyhow::Result<Option<PathBuf>> {
+        let from_hub = match &settings.model {
+            Some(name) => matches!(locate::locate(name)?, Location::Hub(_)),
+            None => false,
+        };
+        if from_hub && !paths.captioner_folder().is_dir() {
+            self.fetch_beside(&CAPTIONER.parse()?)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// As `fetch`, of a model that nobody named: while only looking, its absence is noted.
+    fn fetch_beside(&mut self, id: &ModelId) -> anyhow::Result<Option<PathBuf>> {
+        match self.fetch(id, None) {
+            Err(_) if self.looks_only => {
+                self.absent.push(id.clone());
+                Ok(None)
+            }
+            fetched => fetched.map(Some),
+        }
+    }
+
+    /// The folder of a model of the Hub.
+    fn fetch(&mut self, id: &ModelId, variant: Option<&str>) -> anyhow::Result<PathBuf> {
+        let cached = self.hub.cached(id, variant);
+        let missing = match cached {
+            Some(model) if model.missing.is_empty() => return Ok(model.folder),
+            Some(model) => model.missing,
+            None => Vec::new(),
+        };
+        if self.looks_only {
+            let message = if missing.is_empty() {
+                format!("{id}: not downloaded")
+            } else {
+                format!(
+                    "{id}: not downloaded as a whole: no {}",
+                    missing.join(", no ")
+                )
+            };
+            let hint = format!("download it with `dinv models pull {id}`");
+            return Err(Failure::new(message).hint(hint).into());
+        }
+        if !self.hub.offline {
+            let cache = self.hub.cache.display();
+            self.watcher.say(&format!("downloading {id} to {cache}"));
+        }
+        let watcher = &mut *self.watcher;
+        let observe = &mut |progress: &_| watcher.observe(progress);
+        Ok(self.hub.pull(id, variant, observe)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_captioner_is_needed_where_captions_are_read() {
+        let needed = |mode, delta, lambda_clip| {
+            let mut config = AnalogyConfig::default();
+            config.prompt.prompt_mode = mode;
+            config.learn.delta = delta;
+            config.learn.lambda_clip = lambda_clip;
+            let learning = Needs::of_learning(false, &config).captioner;
+            assert!(!Needs::of_learning(true, &config).captioner);
+            [Needs::of_prompts(false, &config.prompt).captioner, learning]
+        };
+        use DeltaMode::{Image, Interpolated};
+        use PromptMode::{Caption, Optimised, Text};
+        assert_eq!(needed(Caption, Image, 0.0), [true, true]);
+        assert_eq!(needed(Text, Interpolated, 0.1), [false, false]);
+        assert_eq!(needed(Optimised, Interpolated, 0.1), [false, true]);
+        assert_eq!(needed(Optimised, Image, 0.1), [false, false]);
+        assert_eq!(needed(Optimised, Interpolated, 0.0), [false, false]);
+    }
+}

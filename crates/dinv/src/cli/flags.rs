@@ -1,0 +1,526 @@
+//! The flags that several subcommands share. Every field is a setting of the same name in a
+//! `--config` file; what is not given stays `None`.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, FloatDType};
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+use difference_inversion::about;
+use difference_inversion::diffusion::family;
+use difference_inversion::diffusion::frozen::{ModelPaths, Models};
+use difference_inversion::diffusion::model_files::FileOptions;
+use difference_inversion::diffusion::model_files::layout::Layout;
+use difference_inversion::diffusion::sample::PredictionType;
+use difference_inversion::job::PairFiles;
+use difference_inversion::method::analogy::Example;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, json};
+
+use super::device::{self, DEVICES, Place};
+use super::fitting::Measured;
+use super::settings::{ErasedFlags, Settings};
+use super::terminal::Failure;
+use super::watch::Watcher;
+
+/// The number formats of weights.
+pub(crate) const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
+
+/// Which models, and where they run.
+#[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
+#[serde(default)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct ModelSettings {
+    /// A diffusers pipeline: a folder, a single .safetensors file, sd15, sd21, sdxl, or OWNER/NAME or
+    /// OWNER/NAME@REVISION of the Hugging Face Hub; a dinv.json in its folder replaces other defaults
+    /// [default: demo]
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: Option<PathBuf>,
+    /// The family of a single file [default: as recognised]
+    #[arg(long, value_parser = PossibleValuesParser::new(Layout::names()))]
+    pub(crate) family: Option<String>,
+    /// What the U-Net predicts [default: as the model says]
+    #[arg(long, value_parser = ["epsilon", "v_prediction"])]
+    pub(crate) prediction_type: Option<String>,
+    /// The variant of a folder's weights, such as fp16 [default: the plain ones, else fp16]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) variant: Option<String>,
+    /// The vocabulary of a single file: a folder with tokenizer.json or vocab.json and merges.txt, or a
+    /// model of the Hub
+    /// [default: that of --clip]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) tokenizer: Option<PathBuf>,
+    /// A folder with another U-Net, such as one fine-tuned to change pictures, in place of the model's own
+    #[arg(long, value_name = "DIR")]
+    pub(crate) unet: Option<PathBuf>,
+    /// The joint space, a transformers CLIPModel: a folder or a name of the Hub; SDXL has one for each of
+    /// its two text encoders, in any order [default: clip and clip_2 in the model's folder or beside its
+    /// file, or those of the Hub that the text encoders belong to]
+    #[arg(long, value_name = "MODEL")]
+    #[serde(deserialize_with = "one_or_several")]
+    pub(crate) clip: Option<Vec<PathBuf>>,
+    /// The captioner, transformers' BLIP or BLIP-2: a folder or a name of the Hub [default: captioner in
+    /// the model's folder or beside its file, or for a model of the Hub Salesforce/blip2-opt-2.7b]
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) captioner: Option<PathBuf>,
+    /// Size of the pictures in pixels, as a side or WIDTHxHEIGHT [default: what the model was trained on]
+    #[arg(long, value_name = "SIZE")]
+    #[serde(deserialize_with = "number_or_text")]
+    pub(crate) resolution: Option<String>,
+    /// Where the models run; `auto` is the fastest GPU that was built in and is there, or else the CPU
+    /// [default: auto]
+    #[arg(long, value_parser = DEVICES)]
+    pub(crate) device: Option<String>,
+    /// Number format of the weights; the CPU computes in f32 regardless, and `vulkan` and `webgpu` have no
+    /// bf16 [default: f32]
+    #[arg(long, value_parser = DTYPES)]
+    pub(crate) dtype: Option<String>,
+    /// What to save; `low` computes more than once what `normal` keeps [default: normal]
+    #[arg(long, value_parser = ["normal", "low"])]
+    pub(crate) memory: Option<String>,
+}
+
+impl ModelSettings {
+    /// Where the models run.
+    pub(crate) fn place(&self) -> anyhow::Result<Place> {
+        Place::named(self.device.as_deref().unwrap_or("auto"))
+    }
+
+    /// The device.
+    pub(crate) fn device(&self) -> anyhow::Result<Device> {
+        Ok(self.place()?.device)
+    }
+
+    /// Name of the device, or of the one that was asked for if it is not there.
+    pub(crate) fn device_name(&self) -> &str {
+        match self.place() {
+            Ok(place) => place.name,
+            Err(_) => self.device.as_deref().unwrap_or_default(),
+        }
+    }
+
+    /// The number format of the weights.
+    pub(crate) fn dtype(&self) -> anyhow::Result<FloatDType> {
+        device::number_format(self.dtype_name(), self.device_name())
+    }
+
+    /// Name of the number format.
+    pub(crate) fn dtype_name(&self) -> &str {
+        self.dtype.as_deref().unwrap_or("f32")
+    }
+
+    /// What is saved.
+    pub(crate) fn memory_name(&self) -> &str {
+        self.memory.as_deref().unwrap_or("normal")
+    }
+
+    /// What to tell a user who brings pictures and names no model.
+    pub(crate) fn demo_notice(&self) -> Option<String> {
+        let known: Vec<&str> = family::known_models().map(|model| model.name).collect();
+        let (last, others) = known.split_last()?;
+        let notice = format!(
+            "without `--model` it is the demo model, which knows the little landscapes of its own world alone; for \
+             photographs there are {} and {last}",
+            others.join(", ")
+        );
+        self.model.is_none().then_some(notice)
+    }
+
+    /// Opens the models at `paths`; `watcher` is told how their files were understood, where that
+    /// was not certain.
+    pub(crate) fn open(&self, paths: &ModelPaths, watcher: &mut Watcher) -> anyhow::Result<Models> {
+        let memory = self.memory()?;
+        let place = self.place()?;
+        let models = Models::open(paths, &place.device, self.dtype()?)?.with_memory(memory);
+        if let Some(notice) = models.notice() {
+            watcher.notice(notice);
+        }
+        if let Some(adapter) = place.adapter {
+            watcher.notice(&format!("running on {adapter} ({})", place.name));
+        }
+        Ok(models)
+    }
+
+    /// How the model's files are to be understood.
+    pub(crate) fn file_options(&self) -> anyhow::Result<FileOptions> {
+        let prediction_type = match self.prediction_type.as_deref() {
+            None => None,
+            Some("epsilon") => Some(PredictionType::Epsilon),
+            Some("v_prediction") => Some(PredictionType::VPrediction),
+            Some(other) => {
+                let message = "prediction_type: expected epsilon or v_prediction, found";
+                return Err(Failure::usage(format!("{message} `{other}`")).into());
+            }
+        };
+        Ok(FileOptions {
+            family: self.family.as_deref().map(Layout::by_name).transpose()?,
+            prediction_type,
+            variant: self.variant.clone(),
+            tokenizer: self.tokenizer.clone(),
+            resolution: self.resolution.as_deref().map(resolution).transpose()?,
+            unet: self.unet.clone(),
+        })
+    }
+
+    /// The settings that say how the model's files are to be understood, as far as they were given;
+    /// of folders the name.
+    pub(crate) fn file_settings(&self) -> impl Iterator<Item = (String, Value)> {
+        let name = |folder: &Option<PathBuf>| {
+            let name = folder.as_deref().and_then(Path::file_name);
+            name.map(|name| name.to_string_lossy().into_owned())
+        };
+        let settings = [
+            ("family", self.family.clone()),
+            ("prediction_type", self.prediction_type.clone()),
+            ("variant", self.variant.clone()),
+            ("resolution", self.resolution.clone()),
+            ("tokenizer", name(&self.tokenizer)),
+            ("unet", name(&self.unet)),
+        ];
+        let given = |(name, value): (&str, Option<String>)| Some((name.to_owned(), json!(value?)));
+        settings.into_iter().filter_map(given)
+    }
+}
+
+/// Height and width of pictures, from a side or `WIDTHxHEIGHT`.
+fn resolution(text: &str) -> anyhow::Result<[u32; 2]> {
+    let (width, height) = text.split_once(['x', '×']).unwrap_or((text, text));
+    match (height.trim().parse(), width.trim().parse()) {
+        (Ok(height), Ok(width)) => Ok([height, width]),
+        _ => {
+            let message = format!("resolution: expected 512 or 768x512, found `{text}`");
+            Err(Failure::usage(message).into())
+        }
+    }
+}
+
+/// A text that a settings file may write as a number.
+fn number_or_text<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
+    Ok(match Option::<Value>::deserialize(value)? {
+        Some(Value::String(text)) => Some(text),
+        other => other.map(|value| value.to_string()),
+    })
+}
+
+/// Paths, of which a settings file may write a single one without brackets.
+fn one_or_several<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Vec<PathBuf>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Paths {
+        One(PathBuf),
+        Several(Vec<PathBuf>),
+    }
+    let paths = Option::<Paths>::deserialize(value)?;
+    Ok(paths.map(|paths| match paths {
+        Paths::One(path) => vec![path],
+        Paths::Several(paths) => paths,
+    }))
+}
+
+/// What every subcommand understands.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "General")]
+pub(crate) struct General {
+    /// Settings from a TOML file; flags go before it
+    #[arg(long, value_name = "FILE.toml")]
+    pub(crate) config: Option<PathBuf>,
+    /// Print the results as one JSON object
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// No progress, only errors and notes
+    #[arg(long, short)]
+    pub(crate) quiet: bool,
+}
+
+impl General {
+    /// The settings given by flags and by the `--config` file.
+    pub(crate) fn settings(&self, flags: &[&dyn ErasedFlags]) -> anyhow::Result<Settings> {
+        Settings::new(self.config.as_deref(), flags)
+    }
+}
+
+/// The seed of everything random.
+#[derive(Debug, Clone, Default, Args, Serialize)]
+#[command(next_help_heading = "General")]
+pub(crate) struct SeedFlag {
+    #[arg(long, help = about!(seed))]
+    seed: Option<u64>,
+}
+
+/// How prompts are made.
+#[derive(Debug, Clone, Default, Args, Serialize)]
+#[command(next_help_heading = "Prompts")]
+pub(crate) struct PromptFlags {
+    #[arg(long, help = about!(prompt_mode), value_parser = ["caption", "optimised", "caption+optimised", "text"])]
+    prompt_mode: Option<String>,
+    #[arg(long, help = about!(pez_tokens), value_name = "N", hide_short_help = true)]
+    pez_tokens: Option<usize>,
+    #[arg(long, help = about!(pez_steps), value_name = "N", hide_short_help = true)]
+    pez_steps: Option<usize>,
+    #[arg(long, help = about!(pez_learning_rate), value_name = "RATE", hide_short_help = true, value_parser = finite)]
+    pez_learning_rate: Option<f64>,
+    #[arg(long, help = about!(pez_weight_decay), value_name = "DECAY", hide_short_help = true, value_parser = finite)]
+    pez_weight_decay: Option<f64>,
+}
+
+/// How the difference is learned.
+#[derive(Debug, Clone, Default, Args, Serialize)]
+#[command(next_help_heading = "Learning")]
+pub(crate) struct LearnFlags {
+    #[arg(long, help = about!(steps), value_name = "N")]
+    steps: Option<usize>,
+    #[arg(long, help = about!(num_tokens), value_name = "N")]
+    num_tokens: Option<usize>,
+    #[arg(long, help = about!(learning_rate), value_name = "RATE", value_parser = finite)]
+    learning_rate: Option<f64>,
+    #[arg(long, help = about!(alpha), value_name = "0..1", value_parser = finite)]
+    alpha: Option<f64>,
+    #[arg(long, help = about!(lambda_clip), value_name = "WEIGHT", value_parser = finite)]
+    lambda_clip: Option<f64>,
+    #[arg(long, help = about!(lambda_mse), value_name = "WEIGHT", hide_short_help = true, value_parser = finite)]
+    lambda_mse: Option<f64>,
+    #[arg(long, help = about!(lambda_before), value_name = "WEIGHT", hide_short_help = true, value_parser = finite)]
+    lambda_before: Option<f64>,
+    #[arg(long, help = about!(clip_reading), value_parser = ["alone", "prompts"], hide_short_help = true)]
+    clip_reading: Option<String>,
+    #[arg(long, help = about!(delta), value_parser = ["interpolated", "image", "text"], hide_short_help = true)]
+    delta: Option<String>,
+    #[arg(long, help = about!(consistency), value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true", hide_short_help = true)]
+    consistency: Option<bool>,
+    #[arg(long, help = about!(initialisation), value_name = "START", value_parser = initialisation, hide_short_help = true)]
+    initialisation: Option<Value>,
+    #[arg(long, help = about!(weight_decay), value_name = "DECAY", hide_short_help = true, value_parser = finite)]
+    weight_decay: Option<f64>,
+    #[arg(long, help = about!(samples_per_step), value_name = "N", hide_short_help = true)]
+    samples_per_step: Option<usize>,
+    #[arg(long, help = about!(max_norm), value_name = "NORM", hide_short_help = true, value_parser = finite)]
+    max_norm: Option<f64>,
+    #[arg(long, help = about!(prompt_dropout), value_name = "0..1", hide_short_help = true, value_parser = finite)]
+    prompt_dropout: Option<f64>,
+    #[arg(long, help = about!(jitter), value_name = "N", hide_short_help = true)]
+    jitter: Option<usize>,
+    #[arg(long, help = about!(select_every), value_name = "N", hide_short_help = true)]
+    select_every: Option<usize>,
+    #[arg(long, help = about!(select_samples), value_name = "N", hide_short_help = true)]
+    select_samples: Option<usize>,
+    #[arg(long, help = about!(patience), value_name = "N", hide_short_help = true)]
+    patience: Option<usize>,
+    #[arg(long, help = about!(checkpoint_every), value_name = "N", hide_short_help = true)]
+    checkpoint_every: Option<usize>,
+}
+
+/// How B′ is made from B.
+#[derive(Debug, Clone, Default, Args, Serialize)]
+#[command(next_help_heading = "Making B′")]
+pub(crate) struct GenerateFlags {
+    #[arg(long, help = about!(inversion), value_parser = ["edit-friendly", "ddim", "sdedit"])]
+    inversion: Option<String>,
+    #[arg(long, help = about!(guidance), value_parser = ["difference", "ordinary"])]
+    guidance: Option<String>,
+    #[arg(long, help = concat!(about!(guidance_scale), " [default: what suits the inversion]"), value_name = "SCALE", value_parser = finite)]
+    guidance_scale: Option<f64>,
+    #[arg(long, help = about!(num_inference_steps), value_name = "N")]
+    num_inference_steps: Option<usize>,
+    #[arg(long, help = about!(strength), value_name = "S", allow_negative_numbers = true, value_parser = finite)]
+    strength: Option<f64>,
+    #[arg(long, help = about!(reverse), value_name = "BOOL", num_args = 0..=1, require_equals = true,
+          default_missing_value = "true")]
+    reverse: Option<bool>,
+    #[arg(long, help = concat!(about!(negative_prompt), "; for --guidance ordinary alone"), value_name = "TEXT", hide_short_help = true)]
+    negative_prompt: Option<String>,
+    #[arg(long, help = concat!(about!(source_guidance_scale), "; for --guidance ordinary alone"), value_name = "SCALE", hide_short_help = true, value_parser = finite)]
+    source_guidance_scale: Option<f64>,
+    #[arg(long, help = about!(skip), value_name = "0..1", hide_short_help = true, value_parser = finite)]
+    skip: Option<f64>,
+    #[arg(long, help = about!(inversion_iterations), value_name = "N", hide_short_help = true)]
+    inversion_iterations: Option<usize>,
+    #[arg(long, help = about!(sdedit_strength), value_name = "0..1", hide_short_help = true, value_parser = finite)]
+    sdedit_strength: Option<f64>,
+    #[arg(long, help = about!(eta), value_name = "0..1", hide_short_help = true, value_parser = finite)]
+    eta: Option<f64>,
+}
+
+/// A number that settings can be made of: JSON has neither infinity nor what is not a number.
+pub(crate) fn finite(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        Ok(_) => Err("expected a finite number".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn initialisation(text: &str) -> Result<Value, String> {
+    match text.split_once(':') {
+        Some(("word", words)) if !words.trim().is_empty() => Ok(json!({ "word": words })),
+        None if ["zero", "random"].contains(&text) => Ok(json!(text)),
+        _ => Err("expected `zero`, `random` or `word:TEXT`".into()),
+    }
+}
+
+/// The pictures that show the difference, and what is said about them.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Pairs {
+    /// A, the picture before; give several pairs for one difference
+    #[arg(long, value_name = "FILE")]
+    pub(crate) a: Vec<PathBuf>,
+    /// A′, the picture after
+    #[arg(long, value_name = "FILE")]
+    pub(crate) a_prime: Vec<PathBuf>,
+    /// Caption of A in place of the captioner's; once per pair
+    #[arg(long, value_name = "TEXT", help_heading = "Prompts")]
+    pub(crate) caption_a: Vec<String>,
+    /// Caption of A′ in place of the captioner's; once per pair
+    #[arg(long, value_name = "TEXT", help_heading = "Prompts")]
+    pub(crate) caption_a_prime: Vec<String>,
+}
+
+impl Pairs {
+    /// Whether every picture has a caption.
+    pub(crate) fn have_captions(&self) -> bool {
+        !self.caption_a.is_empty() && !self.caption_a_prime.is_empty()
+    }
+
+    /// Checks that everything was given as often as it has to be.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        let count = self.a.len();
+        if self.a_prime.len() != count {
+            let message = format!(
+                "expected an `--a-prime` for every `--a`, found {} and {count}",
+                self.a_prime.len()
+            );
+            return Err(Failure::usage(message).into());
+        }
+        check_captions("--caption-a", self.caption_a.len(), "--a", count)?;
+        check_captions(
+            "--caption-a-prime",
+            self.caption_a_prime.len(),
+            "--a",
+            count,
+        )
+    }
+
+    /// The files of the pictures.
+    pub(crate) fn files(&self) -> Vec<&Path> {
+        let files = self.a.iter().chain(&self.a_prime);
+        files.map(PathBuf::as_path).collect()
+    }
+
+    /// The size of each picture, A before its A′.
+    pub(crate) fn sizes(&self, examples: &[Example]) -> Vec<Measured<'_>> {
+        let pairs = self.a.iter().zip(&self.a_prime).zip(examples);
+        pairs
+            .flat_map(|((a, a_prime), example)| {
+                let [of_a, of_a_prime] = [&example.a, &example.a_prime].map(|x| x.dimensions());
+                [(a.as_path(), of_a), (a_prime.as_path(), of_a_prime)]
+            })
+            .collect()
+    }
+
+    /// The pairs, each with its captions.
+    pub(crate) fn pairs(&self) -> Vec<PairFiles> {
+        let pairs = self.a.iter().zip(&self.a_prime).enumerate();
+        pairs
+            .map(|(index, (a, a_prime))| PairFiles {
+                a: a.clone(),
+                a_prime: a_prime.clone(),
+                caption_a: self.caption_a.get(index).cloned(),
+                caption_a_prime: self.caption_a_prime.get(index).cloned(),
+            })
+            .collect()
+    }
+}
+
+/// Captions are given for all pictures of a kind or for none.
+pub(crate) fn check_captions(
+    flag: &str,
+    captions: usize,
+    picture_flag: &str,
+    pictures: usize,
+) -> anyhow::Result<()> {
+    if captions == 0 || captions == pictures {
+        return Ok(());
+    }
+    let message = format!(
+        "expected `{flag}` never or once for every `{picture_flag}`, found {captions} and {pictures}"
+    );
+    Err(Failure::usage(message).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn help_names_every_model_that_is_known_by_name() {
+        let command = crate::cli::Cli::command();
+        for (subcommand, flag) in [("analogy", "model"), ("models", "names")] {
+            let of = |command: &clap::Command| {
+                let flag = command.get_arguments().find(|arg| arg.get_id() == flag)?;
+                Some(flag.get_help()?.to_string())
+            };
+            let found = command.find_subcommand(subcommand).unwrap();
+            let help = of(found)
+                .or_else(|| of(found.find_subcommand("pull")?))
+                .unwrap();
+            for model in family::known_models() {
+                assert!(help.contains(model.name), "{subcommand}: {help}");
+            }
+        }
+    }
+
+    /// Every value that `--help` offers for a setting is one that the library reads.
+    #[test]
+    fn offered_values_are_understood() {
+        let command = crate::cli::Cli::command();
+        let analogy = command.find_subcommand("analogy").unwrap();
+        let settings = |name: &str, value: Value| {
+            Settings::new(None, &[&json!({ name: value })])
+                .unwrap()
+                .analogy()
+        };
+        for name in ["prompt_mode", "delta", "inversion", "guidance"] {
+            let flag = analogy
+                .get_arguments()
+                .find(|arg| arg.get_id() == name)
+                .unwrap();
+            let values = flag.get_possible_values();
+            assert!(values.len() >= 2);
+            for value in values {
+                settings(name, json!(value.get_name())).unwrap();
+            }
+            let error = settings(name, json!("something else")).unwrap_err();
+            let expected = "unknown variant `something else`";
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+        for text in ["zero", "random", "word:blue sky"] {
+            settings("initialisation", initialisation(text).unwrap()).unwrap();
+        }
+        assert_eq!(
+            initialisation("ones"),
+            Err("expected `zero`, `random` or `word:TEXT`".to_owned())
+        );
+    }
+
+    /// Every setting of an analogy can be given by a flag.
+    #[test]
+    fn every_setting_has_a_flag() {
+        let command = crate::cli::Cli::command();
+        let analogy = command.find_subcommand("analogy").unwrap();
+        let flags: Vec<&str> = analogy
+            .get_arguments()
+            .map(|arg| arg.get_id().as_str())
+            .collect();
+        let config = serde_json::to_value(
+            difference_inversion::method::generate_config::AnalogyConfig::default(),
+        )
+        .unwrap();
+        for group in config.as_object().unwrap().values() {
+            for name in group.as_object().unwrap().keys() {
+                assert!(flags.contains(&name.as_str()), "no flag for `{name}`");
+            }
+        }
+    }
+}

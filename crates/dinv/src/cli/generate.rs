@@ -1,0 +1,126 @@
+//! `dinv generate`: plain text-to-image, with or without a learned difference.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use difference_inversion::about;
+use difference_inversion::diffusion::sample::SolverKind;
+use difference_inversion::image::save_png;
+use difference_inversion::job::GenerateJob;
+use difference_inversion::job::Job;
+use serde::Serialize;
+use serde_json::json;
+
+use super::fetch::{Fetcher, Needs};
+use super::flags::{General, ModelSettings, SeedFlag, finite};
+use super::output::check_picture;
+use super::record::{Recipe, text_of};
+use super::terminal;
+use super::watch::{self, Watcher};
+
+/// Draw a picture from words, or change one with a model made for that
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  dinv generate --prompt \"a red house on a hill\" -o house.png
+  dinv generate --prompt \"a red house on a hill\" --embedding night.safetensors -o night-house.png
+  dinv generate --model ~/instruct-pix2pix --image street.jpg --prompt \"make it snow\" -o snow.png
+  dinv generate --model ~/inpainting --image street.jpg --mask sky.png --prompt \"a sunset\"")]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    words: TextFlags,
+    /// Difference tokens to put behind the prompt
+    #[arg(long, value_name = "FILE")]
+    embedding: Option<PathBuf>,
+    /// The picture to change, with InstructPix2Pix and inpainting models
+    #[arg(long, value_name = "FILE")]
+    image: Option<PathBuf>,
+    /// What an inpainting model draws anew: a picture that is white there and black elsewhere
+    #[arg(long, value_name = "FILE")]
+    mask: Option<PathBuf>,
+    /// Start from the tensor `latents` [1, 4, h, w] in a safetensors file instead of the seed's noise;
+    /// a tensor `noise` [steps, 4, h, w] beside it is what euler-ancestral adds
+    #[arg(long, value_name = "FILE")]
+    init_latents: Option<PathBuf>,
+    /// File for the picture
+    #[arg(long, short, value_name = "FILE", default_value = "generated.png")]
+    output: PathBuf,
+    /// Replace the file if it exists
+    #[arg(long)]
+    overwrite: bool,
+    #[command(flatten)]
+    model: ModelSettings,
+    #[command(flatten)]
+    seed: SeedFlag,
+    #[command(flatten)]
+    general: General,
+}
+
+/// The settings of [`TextToImage`](difference_inversion::diffusion::draw::TextToImage), as far as they were given.
+#[derive(Debug, Clone, Args, Serialize)]
+struct TextFlags {
+    #[arg(long, help = about!(text.prompt), value_name = "TEXT")]
+    prompt: String,
+    #[arg(long, help = about!(text.negative_prompt), value_name = "TEXT")]
+    negative_prompt: Option<String>,
+    #[arg(long, help = about!(text.guidance_scale), value_name = "SCALE", value_parser = finite)]
+    guidance_scale: Option<f64>,
+    #[arg(long, help = about!(text.image_guidance_scale), value_name = "SCALE", value_parser = finite)]
+    image_guidance_scale: Option<f64>,
+    #[arg(long, help = about!(text.num_inference_steps), value_name = "N")]
+    num_inference_steps: Option<usize>,
+    #[arg(long, help = concat!(about!(text.scheduler), " [default: as the model's folder says]"), value_parser = SolverKind::ALL.map(SolverKind::name))]
+    scheduler: Option<String>,
+    #[arg(long, help = about!(text.strength), value_name = "S", allow_negative_numbers = true, value_parser = finite)]
+    strength: Option<f64>,
+}
+
+/// Draws the picture.
+pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
+    let settings = args
+        .general
+        .settings(&[&args.words, &args.model, &args.seed])?;
+    let models: ModelSettings = settings.resolve()?;
+    let mut job = GenerateJob {
+        embedding: args.embedding.clone(),
+        init_latents: args.init_latents.clone(),
+        image: args.image.clone(),
+        mask: args.mask.clone(),
+        ..GenerateJob::default()
+    };
+    let inputs = job.open(&models.device()?)?;
+    let pictures = [&args.image, &args.mask].into_iter().flatten();
+    let pictures: Vec<&Path> = pictures.map(PathBuf::as_path).collect();
+    check_picture(&args.output, args.overwrite, &pictures)?;
+
+    watch::catch_interrupts()?;
+    let mut watcher = Watcher::new(args.general.quiet);
+    let mut fetcher = Fetcher::new(&mut watcher)?;
+    let model = fetcher.model(&models)?;
+    job.settings = settings.clone().with_model(&model)?.resolve()?;
+    let paths = fetcher.paths(&models, model, Needs::default())?;
+    let mut recipe = Recipe::new("generate", &models, &paths, &[&job.settings])?;
+    for (name, file) in [
+        ("embedding", &args.embedding),
+        ("init_latents", &args.init_latents),
+        ("image", &args.image),
+        ("mask", &args.mask),
+    ] {
+        recipe.input(name, file.as_deref().map(text_of))?;
+    }
+    let models = models.open(&paths, &mut watcher)?;
+    let family = models.pipeline().family();
+    let unread = job.settings.unread(family, inputs.tokens.is_some());
+    watcher.notices(settings.without_effect(unread));
+    let picture = job.run(&models, &inputs, &mut |progress| watcher.observe(progress))?;
+    let text = [
+        ("Software", recipe.program.as_str()),
+        ("dinv", &recipe.to_line()?),
+    ];
+    save_png(&args.output, &picture, &text)?;
+    let (_, notices) = watcher.finish();
+
+    if args.general.json {
+        return terminal::json(&json!({ "image": text_of(&args.output), "notices": notices }));
+    }
+    terminal::line(args.output.display())
+}

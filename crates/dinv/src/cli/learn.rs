@@ -1,0 +1,140 @@
+//! `dinv learn`: the difference between A and A′, as a file.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use difference_inversion::job::Job;
+use difference_inversion::job::LearnJob;
+use difference_inversion::method::learn::Records;
+use serde_json::json;
+
+use super::checkpoint;
+use super::fetch::{Fetcher, Needs};
+use super::fitting;
+use super::flags::{General, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag};
+use super::output::check_file;
+use super::record::text_of;
+use super::terminal::{self, Failure};
+use super::watch::{self, Watcher};
+
+/// Learn the difference between A and A′, to apply it later
+///
+/// The file holds the difference tokens in the form of a textual-inversion embedding, the settings,
+/// and which text encoder they belong to.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  dinv learn --a day.png --a-prime night.png -o night.safetensors
+  dinv learn --a 1.png --a-prime 1n.png --a 2.png --a-prime 2n.png -o night.safetensors")]
+pub(crate) struct LearnArgs {
+    #[command(flatten)]
+    pairs: Pairs,
+    /// File for the difference
+    #[arg(
+        long,
+        short,
+        value_name = "FILE",
+        default_value = "difference.safetensors"
+    )]
+    output: PathBuf,
+    /// Replace the file if it exists
+    #[arg(long)]
+    overwrite: bool,
+    /// Go on from the checkpoint that an interrupted run left beside the file
+    #[arg(long)]
+    resume: bool,
+    /// Learn even if the memory is unlikely to suffice
+    #[arg(long)]
+    no_memory_check: bool,
+    /// Take timesteps and noise from a safetensors file, such as a trace from step 0 on, instead of
+    /// drawing them
+    #[arg(long, value_name = "FILE")]
+    replay: Option<PathBuf>,
+    /// Write timesteps, noise, loss terms and tokens of every step to a safetensors file; with --resume
+    /// the file of the interrupted run goes on
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    #[command(flatten)]
+    prompt: PromptFlags,
+    #[command(flatten)]
+    learn: LearnFlags,
+    #[command(flatten)]
+    model: ModelSettings,
+    #[command(flatten)]
+    seed: SeedFlag,
+    #[command(flatten)]
+    general: General,
+}
+
+/// Learns the difference.
+pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
+    let started = Instant::now();
+    args.pairs.check()?;
+    if args.pairs.a.is_empty() {
+        return Err(
+            Failure::usage("`--a` and `--a-prime` are missing: the pair to learn from").into(),
+        );
+    }
+    let settings = args
+        .general
+        .settings(&[&args.prompt, &args.learn, &args.model, &args.seed])?;
+    let models: ModelSettings = settings.resolve()?;
+    let mut job = LearnJob {
+        pairs: args.pairs.pairs(),
+        ..LearnJob::default()
+    };
+    let examples = job.open(&models.device()?)?;
+    let mut inputs = args.pairs.files();
+    inputs.extend(args.replay.as_deref());
+    check_file(&args.output, args.overwrite, &inputs)?;
+    if let Some(trace) = &args.trace {
+        check_file(trace, args.overwrite || args.resume, &inputs)?;
+    }
+    let checkpoint = checkpoint::beside(&args.output);
+    job.records = Records {
+        replay: args.replay.clone(),
+        trace: args.trace.clone(),
+        ..checkpoint::records(&checkpoint, args.resume, args.overwrite)?
+    };
+
+    watch::catch_interrupts()?;
+    let mut watcher = Watcher::new(args.general.quiet);
+    let mut fetcher = Fetcher::new(&mut watcher)?;
+    let model = fetcher.model_of_words(&models)?;
+    job.settings = settings.clone().with_model(&model)?.analogy()?;
+    let config = &job.settings;
+    let needs = Needs::of_learning(args.pairs.have_captions(), config);
+    let paths = fetcher.paths(&models, model, needs)?;
+    if !args.no_memory_check {
+        models.check_memory(&paths, &config.learn, examples.len(), needs.captioner)?;
+    }
+    watcher.notices(models.demo_notice());
+    watcher
+        .notices(settings.without_effect([config.prompt.unread(), config.learn.unread()].concat()));
+    let models = models.open(&paths, &mut watcher)?;
+    watcher.notices(fitting::of_pairs(
+        &args.pairs.sizes(&examples),
+        models.pipeline().resolution(),
+    ));
+    let learned = job.run(&models, &examples, &mut |progress| {
+        watcher.observe(progress)
+    })?;
+    learned.tokens.save(&args.output)?;
+    checkpoint::remove(&checkpoint)?;
+    let (_, notices) = watcher.finish();
+
+    if args.general.json {
+        return terminal::json(&json!({
+            "difference": text_of(&args.output),
+            "trace": args.trace.as_deref().map(text_of),
+            "num_tokens": learned.tokens.num_tokens(),
+            "best_step": learned.best_step,
+            "loss": learned.history.last(),
+            "captions": learned.captions,
+            "prompts": learned.prompts,
+            "notices": notices,
+            "seconds": started.elapsed().as_secs_f64(),
+        }));
+    }
+    terminal::line(args.output.display())
+}

@@ -1,0 +1,211 @@
+//! What names of models mean, and where the demo model and its example pictures are.
+
+use std::env;
+use std::path::{Path, PathBuf};
+
+use difference_inversion::diffusion::family;
+use difference_inversion::hub::ModelId;
+
+use super::terminal::Failure;
+
+/// The variable that names another place for the demo model.
+const VARIABLE: &str = "DINV_DEMO_MODEL";
+
+/// The short name of the demo model.
+pub(crate) const DEMO: &str = "demo";
+
+/// Where a model is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Location {
+    /// A folder or file that exists.
+    Disk(PathBuf),
+    /// A model of the Hub, downloaded or not.
+    Hub(ModelId),
+}
+
+/// What a name means: a path that exists, else a short name, else a model of the Hub. A folder that
+/// is no model does not hide a short name.
+pub(crate) fn locate(name: &Path) -> anyhow::Result<Location> {
+    let text = name.to_string_lossy();
+    let id = name_of(&text);
+    let is_short = text == DEMO || short_name(&text).is_some();
+    if name.is_file() || is_model(name) || (name.exists() && !is_short) {
+        return Ok(Location::Disk(name.to_owned()));
+    }
+    if text == DEMO {
+        return Ok(Location::Disk(demo_model()?));
+    }
+    if let Some(id) = id {
+        return Ok(Location::Hub(id));
+    }
+    let names: Vec<&str> = family::known_models().map(|model| model.name).collect();
+    let failure = Failure::new(format!("{text}: there is no such file or folder"));
+    Err(failure
+        .hint(format!(
+            "give a folder, a model of the Hub (OWNER/NAME), or one of {DEMO}, {}",
+            names.join(", ")
+        ))
+        .into())
+}
+
+/// The model of the Hub that a name stands for, if it is one.
+pub(crate) fn name_of(text: &str) -> Option<ModelId> {
+    short_name(text).or_else(|| text.parse().ok())
+}
+
+/// The model that a short name, with or without a revision, stands for.
+fn short_name(text: &str) -> Option<ModelId> {
+    let name = text.split('@').next()?;
+    let short = family::known_models().find(|model| model.name == name)?;
+    text.replacen(name, short.repository, 1).parse().ok()
+}
+
+/// What a name in a settings file in `folder` means: paths are relative to it.
+pub(crate) fn relative_to(folder: &Path, name: &str) -> PathBuf {
+    let path = folder.join(name);
+    let is_name = name == DEMO || name_of(name).is_some();
+    if is_name && !path.exists() {
+        PathBuf::from(name)
+    } else {
+        path
+    }
+}
+
+/// The folder of the demo model: the one `DINV_DEMO_MODEL` names, or the first that exists of those
+/// beside the program and in the sources it was built from.
+pub(crate) fn demo_model() -> anyhow::Result<PathBuf> {
+    if let Some(folder) = env::var_os(VARIABLE).map(PathBuf::from) {
+        if is_model(&folder) {
+            return Ok(folder);
+        }
+        let message = format!(
+            "{VARIABLE} names {}, which is not a model folder",
+            folder.display()
+        );
+        return Err(Failure::new(message)
+            .hint("it should hold a model_index.json")
+            .into());
+    }
+    let places = demo_places();
+    if let Some(folder) = places.iter().find(|folder| is_model(folder)) {
+        return Ok(folder.clone());
+    }
+    let places: Vec<String> = places
+        .iter()
+        .map(|place| place.display().to_string())
+        .collect();
+    let failure = Failure::new(format!(
+        "the demo model was not found; looked in {}",
+        places.join(", ")
+    ));
+    Err(failure
+        .hint(format!(
+            "name a model with `--model`, or the demo's folder with {VARIABLE}"
+        ))
+        .into())
+}
+
+/// The places looked in when `DINV_DEMO_MODEL` is not set.
+fn demo_places() -> Vec<PathBuf> {
+    let beside_program = env::current_exe().ok().and_then(|program| {
+        let folder = program
+            .canonicalize()
+            .unwrap_or(program)
+            .parent()?
+            .to_owned();
+        Some([
+            folder.join("demo/model"),
+            folder.join("../share/dinv/demo/model"),
+        ])
+    });
+    let sources = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("demo/model");
+    beside_program
+        .into_iter()
+        .flatten()
+        .chain([sources])
+        .collect()
+}
+
+fn is_model(folder: &Path) -> bool {
+    folder.join("model_index.json").is_file()
+}
+
+/// The pictures of the built-in example, beside the demo model.
+pub(crate) struct Example {
+    pub(crate) a: PathBuf,
+    pub(crate) a_prime: PathBuf,
+    pub(crate) b: PathBuf,
+}
+
+/// The built-in example: `images/{a,a_prime,b}.png` beside the demo model's folder.
+pub(crate) fn example() -> anyhow::Result<Example> {
+    let model = demo_model()?;
+    let images = model.parent().unwrap_or(Path::new("..")).join("images");
+    let picture = |name: &str| -> anyhow::Result<PathBuf> {
+        let path = images.join(name);
+        if path.is_file() {
+            return Ok(path);
+        }
+        let failure = Failure::new(format!(
+            "{}: the example picture is missing",
+            path.display()
+        ));
+        Err(failure
+            .hint("give your own with `--a`, `--a-prime` and `--b`")
+            .into())
+    };
+    Ok(Example {
+        a: picture("a.png")?,
+        a_prime: picture("a_prime.png")?,
+        b: picture("b.png")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hub(text: &str) -> Location {
+        Location::Hub(text.parse().unwrap())
+    }
+
+    #[test]
+    fn a_path_goes_before_a_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("owner/name");
+        std::fs::create_dir_all(&path).unwrap();
+        assert_eq!(locate(&path).unwrap(), Location::Disk(path));
+        let absent = folder.path().join("absent");
+        let error = locate(&absent).unwrap_err().to_string();
+        assert!(
+            error.ends_with("absent: there is no such file or folder"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn names_stand_for_models_of_the_hub() {
+        let sdxl = "stabilityai/stable-diffusion-xl-base-1.0";
+        assert_eq!(locate(Path::new("sdxl")).unwrap(), hub(sdxl));
+        assert_eq!(
+            locate(Path::new("sdxl@v1")).unwrap(),
+            hub(&format!("{sdxl}@v1"))
+        );
+        assert_eq!(locate(Path::new("a/b@main")).unwrap(), hub("a/b"));
+        for name in ["sdxxl", "a/b/c"] {
+            let error = locate(Path::new(name)).unwrap_err().to_string();
+            assert_eq!(error, format!("{name}: there is no such file or folder"));
+        }
+    }
+
+    #[test]
+    fn names_in_a_settings_file_are_paths_relative_to_it_or_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let relative = |name: &str| relative_to(folder.path(), name);
+        assert_eq!(relative("sd15"), Path::new("sd15"));
+        assert_eq!(relative("owner/name@rev"), Path::new("owner/name@rev"));
+        assert_eq!(relative("../model"), folder.path().join("../model"));
+        std::fs::create_dir(folder.path().join("sd15")).unwrap();
+        assert_eq!(relative("sd15"), folder.path().join("sd15"));
+    }
+}

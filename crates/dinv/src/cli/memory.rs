@@ -1,0 +1,116 @@
+//! Whether there is memory enough to learn.
+
+use std::fmt;
+
+use burn::tensor::FloatDType;
+use difference_inversion::diffusion::frozen::ModelPaths;
+use difference_inversion::diffusion::memory::LearningMemory;
+use difference_inversion::method::learn::LearnConfig;
+use difference_inversion::models::denoiser::Memory;
+use serde::Serialize;
+use sysinfo::System;
+
+use super::flags::ModelSettings;
+use super::terminal::{Failure, size};
+
+/// About how much memory learning takes in one of the ways there are.
+#[derive(Debug, Serialize)]
+pub(crate) struct Way {
+    dtype: &'static str,
+    memory: &'static str,
+    /// In MiB.
+    peak: u64,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            dtype,
+            memory,
+            peak,
+        } = self;
+        write!(f, "about {peak} MiB with --dtype {dtype} --memory {memory}")
+    }
+}
+
+/// What learning takes on the CPU from one pair whose captions are given, in every way there is;
+/// nothing where the files do not tell.
+pub(crate) fn ways(paths: &ModelPaths) -> Vec<Way> {
+    let dtypes = [("f32", FloatDType::F32), ("f16", FloatDType::F16)];
+    let memories = [("normal", Memory::Normal), ("low", Memory::Low)];
+    let ways = (dtypes.into_iter()).flat_map(|dtype| memories.map(|memory| (dtype, memory)));
+    let way = |((dtype, as_dtype), (memory, as_memory))| {
+        let learning = LearningMemory {
+            dtype: as_dtype,
+            memory: as_memory,
+            rows: 2,
+            captions: false,
+        };
+        Some(Way {
+            dtype,
+            memory,
+            peak: learning.peak(paths).ok()? >> 20,
+        })
+    };
+    ways.filter_map(way).collect()
+}
+
+impl ModelSettings {
+    /// What to save, time or memory.
+    pub(crate) fn memory(&self) -> anyhow::Result<Memory> {
+        match self.memory.as_deref() {
+            None | Some("normal") => Ok(Memory::Normal),
+            Some("low") => Ok(Memory::Low),
+            Some(other) => {
+                let message = format!("memory: expected normal or low, found `{other}`");
+                Err(Failure::usage(message).into())
+            }
+        }
+    }
+
+    /// Refuses to learn, from so many pairs and with the captioner if there are captions to be made, what does
+    /// not fit into the memory there is. On a GPU, and where the files
+    /// do not tell, nothing is refused.
+    pub(crate) fn check_memory(
+        &self,
+        paths: &ModelPaths,
+        config: &LearnConfig,
+        pairs: usize,
+        captions: bool,
+    ) -> anyhow::Result<()> {
+        let peak = |dtype, memory| {
+            let learning = LearningMemory {
+                dtype,
+                memory,
+                rows: config.rows(pairs),
+                captions,
+            };
+            learning.peak(paths).ok()
+        };
+        let (dtype, memory) = (self.dtype()?, self.memory()?);
+        let mut system = System::new();
+        system.refresh_memory();
+        let available = system.available_memory();
+        let needed = match peak(dtype, memory) {
+            Some(needed) if self.device_name() == "cpu" && needed > available => needed,
+            _ => return Ok(()),
+        };
+        let ways = [
+            ("--memory low", dtype, Memory::Low),
+            ("--dtype f16", FloatDType::F16, memory),
+            ("--memory low --dtype f16", FloatDType::F16, Memory::Low),
+        ];
+        let fits = (ways.into_iter()).find_map(|(flags, dtype, memory)| {
+            let needed = peak(dtype, memory).filter(|&needed| needed <= available)?;
+            Some(format!("`{flags}` needs about {}; ", size(needed)))
+        });
+        let message = format!(
+            "learning needs about {} of memory, and {} are available",
+            size(needed),
+            size(available)
+        );
+        let fits = fits.unwrap_or_default();
+        let hint = format!("{fits}`--no-memory-check` tries it all the same");
+        Err(Failure::new(message).hint(hint).into())
+    }
+}

@@ -1,0 +1,132 @@
+//! `dinv models list`: what is on disk, and what could be.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use difference_inversion::diffusion::family;
+use difference_inversion::hub::{self, CachedModel, Hub, ModelId, licence};
+use serde::Serialize;
+
+use crate::cli::locate::{DEMO, demo_model};
+use crate::cli::terminal;
+
+/// List the models on this machine and those with a short name
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  dinv models list")]
+pub(crate) struct ListArgs {
+    /// Print the list as one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// A model.
+#[derive(Debug, Serialize)]
+struct Row {
+    /// What to type.
+    name: String,
+    /// What it is called on the Hub.
+    id: Option<String>,
+    state: State,
+    folder: Option<PathBuf>,
+    bytes: u64,
+    /// Files that an incomplete copy lacks.
+    missing: Vec<String>,
+    licence: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum State {
+    Complete,
+    Incomplete,
+    NotDownloaded,
+}
+
+/// Lists the models.
+pub(crate) fn run(args: &ListArgs) -> anyhow::Result<()> {
+    let hub = Hub::from_env()?;
+    let rows = rows(demo_model().ok().as_deref(), hub.list()?)?;
+    if args.json {
+        return terminal::json(&serde_json::json!({ "cache": hub.cache, "models": rows }));
+    }
+    let width = rows.iter().map(|row| row.name.chars().count()).max();
+    let width = width.unwrap_or(0);
+    for row in &rows {
+        let size = match row.state {
+            State::NotDownloaded => "–".to_owned(),
+            _ => terminal::size(row.bytes),
+        };
+        let state = match row.state {
+            State::Complete => "complete".to_owned(),
+            State::Incomplete => format!("incomplete: no {}", row.missing.join(", no ")),
+            State::NotDownloaded => "not downloaded".to_owned(),
+        };
+        let licence = row.licence.as_deref().unwrap_or("licence not stated");
+        let id = row.id.as_deref().filter(|id| *id != row.name);
+        let id = id.map(|id| format!("  {id}")).unwrap_or_default();
+        terminal::line(format_args!(
+            "{:<width$} {size:>9}  {state:<14}  {licence}{id}",
+            row.name
+        ))?;
+    }
+    terminal::line(format_args!("cache: {}", hub.cache.display()))
+}
+
+/// The demo model, the models with a short name, and everything else in the cache.
+fn rows(demo: Option<&Path>, mut cached: Vec<CachedModel>) -> anyhow::Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    if let Some(folder) = demo {
+        let missing = hub::missing(folder, None);
+        rows.push(Row {
+            name: DEMO.to_owned(),
+            id: None,
+            state: state(&missing),
+            folder: Some(folder.to_owned()),
+            bytes: hub::size(folder),
+            missing,
+            licence: Some(env!("CARGO_PKG_LICENSE").to_owned()),
+        });
+    }
+    for short in family::known_models() {
+        let id: ModelId = short.repository.parse()?;
+        let found = cached.iter().position(|model| model.id == id);
+        rows.push(match found.map(|index| cached.remove(index)) {
+            Some(model) => row(short.name.to_owned(), model),
+            None => Row {
+                name: short.name.to_owned(),
+                id: Some(id.to_string()),
+                state: State::NotDownloaded,
+                folder: None,
+                bytes: 0,
+                missing: Vec::new(),
+                licence: licence(None, id.repository()),
+            },
+        });
+    }
+    rows.extend(
+        cached
+            .into_iter()
+            .map(|model| row(model.id.to_string(), model)),
+    );
+    Ok(rows)
+}
+
+fn row(name: String, model: CachedModel) -> Row {
+    Row {
+        name,
+        state: state(&model.missing),
+        licence: licence(Some(&model.folder), model.id.repository()),
+        id: Some(model.id.to_string()),
+        folder: Some(model.folder),
+        bytes: model.bytes,
+        missing: model.missing,
+    }
+}
+
+fn state(missing: &[String]) -> State {
+    match missing {
+        [] => State::Complete,
+        _ => State::Incomplete,
+    }
+}

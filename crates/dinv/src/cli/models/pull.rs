@@ -1,0 +1,117 @@
+//! `dinv models pull`: models from the Hub into the cache.
+
+use std::path::Path;
+
+use clap::Args;
+use difference_inversion::diffusion::frozen::ModelPaths;
+use difference_inversion::hub::{self, Hub, ModelId, joint_spaces, licence};
+use serde_json::{Value, json};
+
+use crate::cli::locate::{DEMO, demo_model, name_of};
+use crate::cli::record::text_of;
+use crate::cli::terminal::{self, Failure};
+use crate::cli::watch::{self, Watcher};
+
+/// Download models from the Hugging Face Hub
+///
+/// Only the files that are read come, in one number format. What is there is not fetched again; an
+/// interrupted download goes on where it stopped. Prints the folder of every model.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  dinv models pull sd15 openai/clip-vit-large-patch14
+  dinv models pull sdxl --variant fp16
+  dinv models pull owner/name@refs/pr/1")]
+pub(crate) struct PullArgs {
+    /// sd15, sd21, sdxl, OWNER/NAME or OWNER/NAME@REVISION
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<String>,
+    /// The variant of the weights, where there are several: fp16 is half the size
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
+    /// Print the results as one JSON object
+    #[arg(long)]
+    json: bool,
+    /// No progress, only errors and notes
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+/// Downloads the models one after the other.
+pub(crate) fn run(args: &PullArgs) -> anyhow::Result<()> {
+    let names = (args.names.iter())
+        .map(|name| Ok((name.as_str(), wanted(name)?)))
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    let hub = Hub::from_env()?;
+    watch::catch_interrupts()?;
+    let mut watcher = Watcher::new(args.quiet);
+    let mut pulled = Vec::new();
+    for (name, id) in names {
+        let folder = match &id {
+            None => demo_model()?,
+            Some(id) => {
+                watcher.say(&format!("looking for {id} at {}", hub.endpoint));
+                let observe = &mut |progress: &_| watcher.observe(progress);
+                let folder = hub.pull(id, args.variant.as_deref(), observe)?;
+                for other in also_needed(&hub, &folder)? {
+                    watcher.notice(&format!(
+                        "learning with {name} needs {other} too; `dinv models pull {other}` \
+                         downloads it now instead of then"
+                    ));
+                }
+                folder
+            }
+        };
+        match args.json {
+            true => pulled.push(describe(name, id.as_ref(), &folder)),
+            false => terminal::line(folder.display())?,
+        }
+    }
+    let (_, notices) = watcher.finish();
+    match args.json {
+        true => terminal::json(&json!({ "models": pulled, "notices": notices })),
+        false => Ok(()),
+    }
+}
+
+/// The model of the Hub that a name means; none for the demo model, which is there.
+fn wanted(name: &str) -> anyhow::Result<Option<ModelId>> {
+    if name == DEMO {
+        return Ok(None);
+    }
+    let failure = || Failure::usage(format!("{name}: not a name of the Hub"));
+    let hint = "give sd15, sd21, sdxl, OWNER/NAME or OWNER/NAME@REVISION";
+    Ok(Some(name_of(name).ok_or_else(|| failure().hint(hint))?))
+}
+
+/// The joint spaces of the model in `folder` that are not on this disk.
+fn also_needed(hub: &Hub, folder: &Path) -> anyhow::Result<Vec<ModelId>> {
+    let paths = ModelPaths {
+        model: folder.to_owned(),
+        ..ModelPaths::default()
+    };
+    if paths.clip_folders().iter().any(|folder| folder.is_dir()) {
+        return Ok(Vec::new());
+    }
+    let is_absent = |id: &ModelId| {
+        let cached = hub.cached(id, None);
+        cached.is_none_or(|model| !model.missing.is_empty())
+    };
+    let spaces = joint_spaces(&paths.files()?)?;
+    Ok(spaces.into_iter().filter(is_absent).collect())
+}
+
+fn describe(name: &str, id: Option<&ModelId>, folder: &Path) -> Value {
+    let commit = hub::model_of(folder).map(|id| id.revision().to_owned());
+    let licence = match id {
+        Some(id) => licence(Some(folder), id.repository()),
+        None => Some(env!("CARGO_PKG_LICENSE").to_owned()),
+    };
+    json!({
+        "name": name,
+        "id": id.map(ToString::to_string),
+        "commit": commit,
+        "folder": text_of(folder),
+        "bytes": hub::size(folder),
+        "licence": licence,
+    })
+}

@@ -1,0 +1,253 @@
+//! What is written down about a run: `run.json`, and the text inside every PNG.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use burn::tensor::{Device, FloatDType};
+use difference_inversion::Result;
+use difference_inversion::diffusion::family;
+use difference_inversion::diffusion::frozen::ModelPaths;
+use difference_inversion::diffusion::joint_space;
+use difference_inversion::hub::model_of;
+use difference_inversion::method::generate_config::AnalogyConfig;
+use difference_inversion::util::digest::sha256_of_file;
+use difference_inversion::util::files::write_atomically;
+use difference_inversion::weights::Weights;
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::flags::ModelSettings;
+use super::watch::StageTimes;
+
+/// Names of the inputs that are files.
+const FILES: [&str; 6] = [
+    "file",
+    "difference",
+    "embedding",
+    "image",
+    "init_latents",
+    "mask",
+];
+
+/// Everything that decides a result, and with it everything that is needed to get it again.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Recipe {
+    pub(crate) program: String,
+    pub(crate) command: &'static str,
+    pub(crate) model: String,
+    pub(crate) clip: Vec<String>,
+    pub(crate) captioner: String,
+    pub(crate) device: String,
+    pub(crate) dtype: String,
+    pub(crate) memory: String,
+    /// By name, as in a `--config` file.
+    pub(crate) settings: Map<String, Value>,
+    /// Inputs, captions and prompts.
+    #[serde(flatten)]
+    pub(crate) inputs: Map<String, Value>,
+}
+
+impl Recipe {
+    /// A recipe without inputs yet.
+    pub(crate) fn new(
+        command: &'static str,
+        models: &ModelSettings,
+        paths: &ModelPaths,
+        groups: &[&dyn super::settings::ErasedFlags],
+    ) -> anyhow::Result<Self> {
+        let mut settings = Map::new();
+        for group in groups {
+            settings.extend(group.values()?);
+        }
+        settings.extend(models.file_settings());
+        Ok(Self {
+            program: format!("{} {}", env!("CARGO_BIN_NAME"), env!("CARGO_PKG_VERSION")),
+            command,
+            model: text_of(&paths.model),
+            clip: paths.clip_folders().iter().map(text_of).collect(),
+            captioner: text_of(paths.captioner_folder()),
+            device: models.device_name().to_owned(),
+            dtype: models.dtype_name().to_owned(),
+            memory: models.memory_name().to_owned(),
+            settings,
+            inputs: Map::new(),
+        })
+    }
+
+    /// Adds an input.
+    pub(crate) fn input(&mut self, name: &str, value: impl Serialize) -> anyhow::Result<()> {
+        self.inputs
+            .insert(name.to_owned(), serde_json::to_value(value)?);
+        Ok(())
+    }
+
+    /// The recipe as one line of JSON, which PNGs carry under the key `dinv`. A picture travels
+    /// further than `run.json`: of folders and files it tells the names, not where they lie.
+    pub(crate) fn to_line(&self) -> anyhow::Result<String> {
+        let travelling = Self {
+            model: last_names(&self.model),
+            clip: self.clip.iter().map(|clip| last_names(clip)).collect(),
+            captioner: last_names(&self.captioner),
+            inputs: without_folders(&self.inputs),
+            ..self.clone()
+        };
+        Ok(serde_json::to_string(&travelling)?)
+    }
+}
+
+/// A path as people read it: JSON holds nothing but Unicode, and not all paths are.
+pub(crate) fn text_of(path: impl AsRef<Path>) -> String {
+    path.as_ref().to_string_lossy().into_owned()
+}
+
+/// Settings of an analogy in the order a reader looks for them.
+pub(crate) fn groups(config: &AnalogyConfig) -> [&dyn super::settings::ErasedFlags; 3] {
+    [&config.prompt, &config.learn, &config.generate]
+}
+
+/// What a model is called elsewhere: by the Hub's name and commit, or else by the last two names of
+/// its path, such as `demo/model`.
+fn last_names(path: &str) -> String {
+    let path = Path::new(path);
+    if let Some(id) = model_of(path) {
+        return id.to_string();
+    }
+    let names: Vec<_> = path.iter().collect();
+    text_of(
+        names[names.len().saturating_sub(2)..]
+            .iter()
+            .collect::<PathBuf>(),
+    )
+}
+
+/// Inputs whose files are told by their names alone.
+fn without_folders(inputs: &Map<String, Value>) -> Map<String, Value> {
+    let shortened = |name: &str, value: &Value| match value {
+        Value::String(path) if FILES.contains(&name) => Path::new(path)
+            .file_name()
+            .map_or_else(|| path.clone(), |name| name.to_string_lossy().into_owned())
+            .into(),
+        Value::Object(parts) => without_folders(parts).into(),
+        Value::Array(parts) => (parts.iter())
+            .map(|part| match part {
+                Value::Object(parts) => without_folders(parts).into(),
+                other => other.clone(),
+            })
+            .collect(),
+        other => other.clone(),
+    };
+    (inputs.iter())
+        .map(|(name, value)| (name.clone(), shortened(name, value)))
+        .collect()
+}
+
+/// The files with weights of the model, the joint spaces and the captioner, as they would be read,
+/// each with the name of its network, which is the same wherever the file lies.
+pub(crate) fn weight_files(paths: &ModelPaths) -> Result<Vec<(String, PathBuf)>> {
+    let device = Device::flex();
+    let model = paths.files()?;
+    let mut files = Vec::new();
+    for network in family::networks()
+        .into_iter()
+        .filter(|name| model.has(name))
+    {
+        let weights = model.weights(network, &device, FloatDType::F32)?;
+        files.extend(named_files(network, &weights));
+    }
+    let joints = joint_space::FOLDERS.into_iter().zip(paths.clip_folders());
+    for (network, folder) in joints.chain([("captioner", paths.captioner_folder())]) {
+        if folder.is_dir() {
+            let weights = Weights::open(&folder, &device, FloatDType::F32)?;
+            files.extend(named_files(network, &weights));
+        }
+    }
+    Ok(files)
+}
+
+/// The files of a network, called by its name, further shards by their number as well.
+pub(crate) fn named_files(network: &str, weights: &Weights) -> Vec<(String, PathBuf)> {
+    let name = |number| match number {
+        0 => network.to_owned(),
+        _ => format!("{network} ({number})"),
+    };
+    let files = weights.files().enumerate();
+    files
+        .map(|(number, file)| (name(number), file.to_owned()))
+        .collect()
+}
+
+/// A run with its circumstances.
+#[derive(Debug, Serialize)]
+pub(crate) struct Run<'a> {
+    #[serde(flatten)]
+    recipe: &'a Recipe,
+    results: Map<String, Value>,
+    notices: Vec<String>,
+    threads: usize,
+    /// Time of each stage and of everything, in seconds.
+    seconds: BTreeMap<String, f64>,
+    /// SHA-256 of every file of weights.
+    model_files: BTreeMap<String, String>,
+}
+
+impl<'a> Run<'a> {
+    /// Gathers the circumstances of a run; hashes the weights.
+    pub(crate) fn new(
+        recipe: &'a Recipe,
+        paths: &ModelPaths,
+        started: Instant,
+        (times, notices): (StageTimes, Vec<String>),
+    ) -> anyhow::Result<Self> {
+        let mut seconds: BTreeMap<String, f64> = times
+            .iter()
+            .map(|(stage, time)| (stage.to_string(), in_seconds(*time)))
+            .collect();
+        seconds.insert("total".into(), in_seconds(started.elapsed()));
+        let mut hashes = BTreeMap::new();
+        for (_, file) in weight_files(paths)? {
+            sha256_once(&mut hashes, &file)?;
+        }
+        let model_files = (hashes.into_iter())
+            .map(|(file, hash)| (text_of(file), hash))
+            .collect();
+        let threads = rayon::current_num_threads();
+        Ok(Self {
+            recipe,
+            results: Map::new(),
+            notices,
+            threads,
+            seconds,
+            model_files,
+        })
+    }
+
+    /// Adds a result.
+    pub(crate) fn result(&mut self, name: &str, value: impl Serialize) -> anyhow::Result<()> {
+        self.results
+            .insert(name.to_owned(), serde_json::to_value(value)?);
+        Ok(())
+    }
+
+    /// Writes `run.json`.
+    pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let mut text = serde_json::to_string_pretty(self)?;
+        text.push('\n');
+        Ok(write_atomically(path, text.as_bytes())?)
+    }
+}
+
+/// Seconds to the millisecond.
+fn in_seconds(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e3).round() / 1e3
+}
+
+/// The SHA-256 of a file, which is not read if it is known already.
+pub(crate) fn sha256_once(known: &mut BTreeMap<PathBuf, String>, path: &Path) -> Result<String> {
+    if let Some(hash) = known.get(path) {
+        return Ok(hash.clone());
+    }
+    let hash = sha256_of_file(path)?;
+    known.insert(path.to_owned(), hash.clone());
+    Ok(hash)
+}

@@ -1,0 +1,237 @@
+//! Settings from all their places, in order of precedence: flags, the `--config` file, the model's
+//! `dinv.json`, the built-in defaults.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use difference_inversion::Unread;
+use difference_inversion::diffusion::draw::TextToImage;
+use difference_inversion::method::generate_config::{AnalogyConfig, GenerateConfig};
+use difference_inversion::method::learn::LearnConfig;
+use difference_inversion::method::prompt::PromptConfig;
+use difference_inversion::weights::read_config;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::flags::ModelSettings;
+use super::locate::relative_to;
+use super::terminal::Failure;
+
+/// The file in a model's folder with the settings recommended for it.
+const RECOMMENDED: &str = "dinv.json";
+
+/// Settings from one place, by name.
+#[derive(Debug, Clone)]
+struct Layer {
+    origin: Origin,
+    values: Map<String, Value>,
+}
+
+#[derive(Debug, Clone)]
+enum Origin {
+    Flags,
+    /// The file the user named.
+    Config(PathBuf),
+    /// The model's own file.
+    Model(PathBuf),
+}
+
+/// Every setting that was given somewhere, lowest precedence first.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    layers: Vec<Layer>,
+}
+
+impl Settings {
+    /// Takes the flags and reads the `--config` file.
+    pub(crate) fn new(config: Option<&Path>, flags: &[&dyn ErasedFlags]) -> anyhow::Result<Self> {
+        let mut layers = Vec::new();
+        if let Some(path) = config {
+            layers.push(read_toml(path)?);
+        }
+        let mut values = Map::new();
+        for group in flags {
+            values.extend(group.values()?);
+        }
+        layers.push(Layer {
+            origin: Origin::Flags,
+            values,
+        });
+        Ok(Self { layers })
+    }
+
+    /// Puts the settings that the model in `folder` recommends below all others.
+    pub(crate) fn with_model(mut self, folder: &Path) -> anyhow::Result<Self> {
+        let path = folder.join(RECOMMENDED);
+        if path.is_file() {
+            let values: Map<String, Value> = read_config(&path)?;
+            let names = names::<AnalogyConfig>()?;
+            let layer = Layer {
+                origin: Origin::Model(path),
+                values,
+            };
+            layer.check_names(&names)?;
+            self.layers.insert(0, layer);
+        }
+        Ok(self)
+    }
+
+    /// All settings of an analogy, checked.
+    pub(crate) fn analogy(&self) -> anyhow::Result<AnalogyConfig> {
+        let config = AnalogyConfig {
+            prompt: self.resolve::<PromptConfig>()?,
+            learn: self.resolve::<LearnConfig>()?,
+            generate: self.resolve::<GenerateConfig>()?,
+        };
+        config.learn.validate()?;
+        config.generate.validate()?;
+        Ok(config)
+    }
+
+    /// What to tell the user about settings that were given and are not read; of those that a model
+    /// recommends, which are for all cases, nothing.
+    pub(crate) fn without_effect(&self, unread: Vec<Unread>) -> impl Iterator<Item = String> {
+        let of_user = |layer: &&Layer| !matches!(layer.origin, Origin::Model(_));
+        let given = move |name| {
+            (self.layers.iter().filter(of_user)).any(|layer| layer.values.contains_key(name))
+        };
+        let told = unread
+            .into_iter()
+            .filter(move |unread| given(unread.setting));
+        told.map(|unread| unread.to_string())
+    }
+
+    /// One group of settings: the defaults, with whatever the layers say about its fields.
+    pub(crate) fn resolve<T: Default + Serialize + DeserializeOwned>(&self) -> anyhow::Result<T> {
+        let mut fields = object(&T::default())?;
+        let mut resolved = T::default();
+        for layer in &self.layers {
+            for (name, value) in &layer.values {
+                if let Some(field) = fields.get_mut(name) {
+                    field.clone_from(value);
+                }
+            }
+            resolved = serde_path_to_error::deserialize(Value::Object(fields.clone()))
+                .map_err(|error| layer.complain(&error.path().to_string(), error.inner()))?;
+        }
+        Ok(resolved)
+    }
+}
+
+impl Layer {
+    /// Refuses names that mean nothing, with the nearest one that does.
+    fn check_names(&self, known: &[String]) -> anyhow::Result<()> {
+        let Some(unknown) = self.values.keys().find(|name| !known.contains(name)) else {
+            return Ok(());
+        };
+        let nearest = known
+            .iter()
+            .map(|name| (strsim::jaro_winkler(name, unknown), name))
+            .max_by(|(one, _), (other, _)| one.total_cmp(other));
+        let failure = self.failure(&format!("there is no setting `{unknown}`"));
+        Err(match nearest {
+            Some((_, name)) => failure.hint(format!("did you mean `{name}`?")),
+            None => failure,
+        }
+        .into())
+    }
+
+    fn complain(&self, name: &str, reason: &serde_json::Error) -> anyhow::Error {
+        let name = match self.origin {
+            Origin::Flags => format!("--{}", name.replace('_', "-")),
+            _ => format!("`{name}`"),
+        };
+        self.failure(&format!("{name}: {reason}")).into()
+    }
+
+    fn failure(&self, message: &str) -> Failure {
+        match &self.origin {
+            Origin::Flags => Failure::usage(message),
+            Origin::Config(path) => Failure::usage(format!("{}: {message}", path.display())),
+            Origin::Model(path) => Failure::new(format!("{}: {message}", path.display())),
+        }
+    }
+}
+
+/// Flags of one kind, as far as they were given.
+pub(crate) trait ErasedFlags {
+    /// The value of every flag that was given, by setting.
+    fn values(&self) -> anyhow::Result<Map<String, Value>>;
+}
+
+impl<T: Serialize> ErasedFlags for T {
+    fn values(&self) -> anyhow::Result<Map<String, Value>> {
+        let mut values = object(self)?;
+        values.retain(|_, value| !value.is_null());
+        Ok(values)
+    }
+}
+
+/// Reads a settings file, whose names may belong to any subcommand; paths in it are relative to it.
+fn read_toml(path: &Path) -> anyhow::Result<Layer> {
+    let text = fs::read_to_string(path).map_err(difference_inversion::Error::io(path))?;
+    let mut values: Map<String, Value> = toml::from_str(&text).map_err(|error| {
+        Failure::usage(format!(
+            "{}: {}",
+            path.display(),
+            error.to_string().trim_end()
+        ))
+    })?;
+    let paths = names::<ModelSettings>()?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    for name in paths
+        .iter()
+        .filter(|name| ["model", "tokenizer", "unet", "clip", "captioner"].contains(&name.as_str()))
+    {
+        let paths = match values.get_mut(name) {
+            Some(Value::Array(paths)) => paths.as_mut_slice(),
+            Some(path) => std::slice::from_mut(path),
+            None => continue,
+        };
+        for path in paths {
+            if let Value::String(value) = path {
+                *value = relative_to(folder, value).to_string_lossy().into_owned();
+            }
+        }
+    }
+    let layer = Layer {
+        origin: Origin::Config(path.to_owned()),
+        values,
+    };
+    let mut known = names::<AnalogyConfig>()?;
+    known.extend(paths);
+    known.extend(names::<TextToImage>()?);
+    layer.check_names(&known)?;
+    Ok(layer)
+}
+
+/// The names of a group's settings; of a group of groups, the names of all.
+fn names<T: Default + Serialize>() -> anyhow::Result<Vec<String>> {
+    Ok(values(&T::default())?
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect())
+}
+
+/// A group's settings by name; of a group of groups, those of all.
+pub(crate) fn values(settings: &impl Serialize) -> anyhow::Result<Map<String, Value>> {
+    let mut values = Map::new();
+    for (name, value) in object(settings)? {
+        match value {
+            Value::Object(group) => values.extend(group),
+            _ => {
+                values.insert(name, value);
+            }
+        }
+    }
+    Ok(values)
+}
+
+fn object(value: &impl Serialize) -> anyhow::Result<Map<String, Value>> {
+    match serde_json::to_value(value).context("settings cannot be written as JSON")? {
+        Value::Object(map) => Ok(map),
+        _ => Err(Failure::new("settings are not a list of names and values").into()),
+    }
+}

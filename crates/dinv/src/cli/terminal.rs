@@ -1,0 +1,177 @@
+//! What the user reads: results on stdout, messages on stderr, and how errors are put.
+
+use std::fmt::{self, Display};
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use difference_inversion::Error;
+use serde::Serialize;
+
+/// The exit code after wrong usage.
+const USAGE: u8 = 2;
+/// The exit code after an interrupt, as shells have it: 128 + SIGINT.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+/// A failure that the command line itself finds, with what to do about it.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    message: String,
+    hint: Option<String>,
+    exit_code: u8,
+}
+
+impl Failure {
+    /// Something went wrong.
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            hint: None,
+            exit_code: 1,
+        }
+    }
+
+    /// The command was not put right.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self {
+            exit_code: USAGE,
+            ..Self::new(message)
+        }
+    }
+
+    /// The user has stopped the work.
+    pub(crate) fn interrupted(message: impl Into<String>) -> Self {
+        Self {
+            exit_code: INTERRUPTED,
+            ..Self::new(message)
+        }
+    }
+
+    /// Adds what the user can do.
+    pub(crate) fn hint(self, hint: impl Into<String>) -> Self {
+        Self {
+            hint: Some(hint.into()),
+            ..self
+        }
+    }
+}
+
+impl Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// Prints a message for the user on stderr; a closed stderr is nobody's loss.
+pub(crate) fn message(text: impl Display) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Prints one line of results on stdout.
+///
+/// # Errors
+/// When stdout cannot be written, except that a reader who has left (`| head`) is no error.
+pub(crate) fn line(text: impl Display) -> anyhow::Result<()> {
+    match writeln!(io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(format!("cannot write to stdout: {error}")).into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints one JSON object on stdout.
+pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
+    line(serde_json::to_string_pretty(value)?)
+}
+
+/// Prints an error with its causes and a hint, and gives the exit code for it.
+pub(crate) fn error(error: &anyhow::Error) -> ExitCode {
+    match exit_code(error) {
+        INTERRUPTED => message(format_args!("{error:#}")),
+        _ => message(format_args!("error: {}", chain(error))),
+    }
+    if let Some(hint) = hint(error) {
+        message(format_args!("hint: {hint}"));
+    }
+    ExitCode::from(exit_code(error))
+}
+
+/// The error and its causes in one line; a cause that the text before it already tells is left out.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if let Some(failure) = error.downcast_ref::<Failure>() {
+        return failure.exit_code;
+    }
+    match error.downcast_ref() {
+        Some(Error::Stopped { .. }) => INTERRUPTED,
+        Some(Error::Setting { .. }) => USAGE,
+        _ => 1,
+    }
+}
+
+fn hint(error: &anyhow::Error) -> Option<String> {
+    if let Some(failure) = error.downcast_ref::<Failure>() {
+        return failure.hint.clone();
+    }
+    error.downcast_ref::<Error>()?.hint()
+}
+
+/// A size in bytes, kB, MB or GB.
+pub(crate) fn size(bytes: u64) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+    let value = bytes as f64;
+    match bytes {
+        0..1_000 => format!("{bytes} B"),
+        1_000..1_000_000 => format!("{:.1} kB", value / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", value / 1e6),
+        _ => format!("{:.2} GB", value / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let source = io::Error::new(io::ErrorKind::NotFound, "no such file");
+        let library = Error::io("a.png")(source);
+        let error = Err::<(), _>(library).context("cannot read A").unwrap_err();
+        assert_eq!(chain(&error), "cannot read A: a.png: no such file");
+        assert_eq!(
+            hint(&error).as_deref(),
+            Some("check the spelling of the path")
+        );
+    }
+
+    #[test]
+    fn exit_codes_tell_usage_from_failure() {
+        assert_eq!(exit_code(&Failure::usage("x").into()), 2);
+        assert_eq!(exit_code(&Failure::new("x").into()), 1);
+        assert_eq!(exit_code(&anyhow::anyhow!("x")), 1);
+    }
+
+    #[test]
+    fn sizes_are_put_for_people() {
+        assert_eq!(size(12), "12 B");
+        assert_eq!(size(1_500), "1.5 kB");
+        assert_eq!(size(17_600_000), "17.6 MB");
+        assert_eq!(size(3_440_000_000), "3.44 GB");
+    }
+}

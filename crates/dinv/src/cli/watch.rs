@@ -1,0 +1,298 @@
+//! Watching long work: the progress bar, notices, stage times, and Ctrl-C.
+
+use std::io::IsTerminal;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use difference_inversion::util::progress::{LossTerms, Progress, Stage};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::terminal;
+
+/// Set by the first Ctrl-C.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Makes the first Ctrl-C (or SIGTERM) ask for a stop at the next step, and the second one end the
+/// program at once.
+pub(crate) fn catch_interrupts() -> anyhow::Result<()> {
+    ctrlc::set_handler(|| {
+        if STOP.swap(true, Ordering::Relaxed) {
+            leave();
+        }
+        terminal::message("stopping after this step; Ctrl-C again stops at once");
+    })?;
+    Ok(())
+}
+
+/// Whether a stop was asked for.
+pub(crate) fn stopping() -> bool {
+    STOP.load(Ordering::Relaxed)
+}
+
+#[expect(
+    clippy::exit,
+    reason = "a second Ctrl-C must not wait for the work to end"
+)]
+fn leave() {
+    std::process::exit(terminal::INTERRUPTED.into());
+}
+
+/// How long each stage took.
+pub(crate) type StageTimes = Vec<(Stage, Duration)>;
+
+/// Shows progress and remembers what should go into `run.json`.
+pub(crate) struct Watcher {
+    /// `None`: do not print anything but notices.
+    bar: Option<ProgressBar>,
+    plain: bool,
+    current: Option<(Stage, Instant)>,
+    last_loss: Option<LossTerms>,
+    times: StageTimes,
+    notices: Vec<String>,
+}
+
+impl Watcher {
+    /// A watcher that draws a bar on a terminal, and otherwise prints a line per stage, unless
+    /// `quiet`.
+    pub(crate) fn new(quiet: bool) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        Self {
+            bar: (terminal && !quiet)
+                .then(|| ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())),
+            plain: !terminal && !quiet,
+            current: None,
+            last_loss: None,
+            times: Vec::new(),
+            notices: Vec::new(),
+        }
+    }
+
+    /// Takes a message from the library.
+    pub(crate) fn observe(&mut self, progress: &Progress) -> ControlFlow<()> {
+        match progress {
+            Progress::Step {
+                stage,
+                done,
+                total,
+                loss,
+            } => {
+                if self.current.is_none_or(|(current, _)| current != *stage) {
+                    self.begin(*stage, *done, *total);
+                }
+                self.last_loss = loss.or(self.last_loss);
+                if let Some(bar) = &self.bar {
+                    bar.set_length(*total as u64);
+                    bar.set_position(*done as u64);
+                    if let Some(loss) = loss {
+                        bar.set_message(format!("loss {:.4}", loss.total));
+                    }
+                }
+                if done == total {
+                    self.end_stage(*total);
+                }
+            }
+            Progress::Notice { message } => self.notice(message),
+            _ => {}
+        }
+        if stopping() {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    }
+
+    /// Gives the user all of these notices.
+    pub(crate) fn notices(&mut self, notices: impl IntoIterator<Item = String>) {
+        notices.into_iter().for_each(|notice| self.notice(&notice));
+    }
+
+    /// Tells the user something, above the progress bar, and keeps it for `run.json`.
+    pub(crate) fn notice(&mut self, notice: &str) {
+        let print = || terminal::message(format_args!("note: {notice}"));
+        match &self.bar {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        }
+        self.notices.push(notice.to_owned());
+    }
+
+    /// Tells the user what begins, unless quiet.
+    pub(crate) fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| terminal::message(text)),
+            None if self.plain => terminal::message(text),
+            None => {}
+        }
+    }
+
+    /// What there is to tell about the run: the time each stage took, and the notices.
+    pub(crate) fn finish(self) -> (StageTimes, Vec<String>) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+        (self.times, self.notices)
+    }
+
+    fn begin(&mut self, stage: Stage, done: usize, total: usize) {
+        self.current = Some((stage, Instant::now()));
+        self.last_loss = None;
+        if let Some(bar) = &self.bar {
+            bar.reset();
+            bar.set_style(style(template(stage)));
+            bar.set_prefix(stage.to_string());
+            bar.set_message("");
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+            bar.reset_eta();
+        }
+    }
+
+    fn end_stage(&mut self, total: usize) {
+        let Some((stage, started)) = self.current.take() else {
+            return;
+        };
+        let time = started.elapsed();
+        match self.times.iter_mut().find(|(known, _)| *known == stage) {
+            Some((_, sum)) => *sum += time,
+            None => self.times.push((stage, time)),
+        }
+        let loss = self
+            .last_loss
+            .map(|loss| format!(", loss {:.4}", loss.total));
+        let amount = match stage {
+            Stage::Download => terminal::size(total as u64),
+            _ if total == 1 => "1 step".to_owned(),
+            _ => format!("{total} steps"),
+        };
+        let line = format!(
+            "{stage}: {amount} in {:.1} s{}",
+            time.as_secs_f64(),
+            loss.unwrap_or_default()
+        );
+        if let Some(bar) = &self.bar {
+            bar.suspend(|| terminal::message(line));
+        } else if self.plain {
+            terminal::message(line);
+        }
+    }
+}
+
+/// Denoising and learning have a rate worth reading; a handful of captions does not.
+fn template(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Download => {
+            "{prefix:>17} {bar:32.blue/dim} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left"
+        }
+        Stage::Caption => "{prefix:>17} {bar:32.blue/dim} {pos}/{len} {msg}",
+        _ => "{prefix:>17} {bar:32.blue/dim} {pos}/{len} {per_sec}, {eta} left {msg}",
+    }
+}
+
+/// The look of a progress bar. A malformed template is replaced by indicatif's own: tests draw each.
+pub(crate) fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template)
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("━━─")
+}
+
+/// What a bar with this template shows at 3 of 4; indicatif leaves out what it does not know.
+#[cfg(test)]
+pub(crate) fn drawn(template: &str) -> String {
+    use std::io::Result;
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    #[derive(Debug, Default)]
+    struct Screen(Arc<Mutex<String>>);
+
+    impl indicatif::TermLike for Screen {
+        fn width(&self) -> u16 {
+            120
+        }
+        fn move_cursor_up(&self, _: usize) -> Result<()> {
+            Ok(())
+        }
+        fn move_cursor_down(&self, _: usize) -> Result<()> {
+            Ok(())
+        }
+        fn move_cursor_right(&self, _: usize) -> Result<()> {
+            Ok(())
+        }
+        fn move_cursor_left(&self, _: usize) -> Result<()> {
+            Ok(())
+        }
+        fn write_line(&self, text: &str) -> Result<()> {
+            self.write_str(text)
+        }
+        fn write_str(&self, text: &str) -> Result<()> {
+            let mut screen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            screen.push_str(text);
+            Ok(())
+        }
+        fn clear_line(&self) -> Result<()> {
+            let mut screen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            screen.clear();
+            Ok(())
+        }
+        fn flush(&self) -> Result<()> {
+            Ok(())
+        }
+    }
+
+    let screen = Arc::default();
+    let target = ProgressDrawTarget::term_like(Box::new(Screen(Arc::clone(&screen))));
+    let bar = ProgressBar::with_draw_target(Some(4), target);
+    bar.set_style(style(template));
+    bar.set_prefix("PREFIX");
+    bar.set_message("MESSAGE");
+    bar.set_position(3);
+    bar.abandon();
+    let text = screen.lock().unwrap_or_else(PoisonError::into_inner);
+    text.trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(stage: Stage, done: usize, total: usize) -> Progress {
+        Progress::Step {
+            stage,
+            done,
+            total,
+            loss: None,
+        }
+    }
+
+    #[test]
+    fn every_stage_is_timed_once_and_notices_are_kept() {
+        let mut watcher = Watcher::new(true);
+        for stage in [Stage::Caption, Stage::Learn, Stage::Caption] {
+            for done in 0..=2 {
+                assert!(watcher.observe(&step(stage, done, 2)).is_continue());
+            }
+        }
+        watcher.notice("equal captions");
+        let (times, notices) = watcher.finish();
+        let stages: Vec<Stage> = times.iter().map(|(stage, _)| *stage).collect();
+        assert_eq!(stages, [Stage::Caption, Stage::Learn]);
+        assert_eq!(notices, ["equal captions"]);
+    }
+
+    #[test]
+    fn bars_show_how_far_each_stage_is() {
+        for (stage, expected) in [
+            (Stage::Caption, "─ 3/4 MESSAGE"),
+            (Stage::Download, "─ 3 B/4 B "),
+            (Stage::Learn, "─ 3/4 "),
+        ] {
+            let text = drawn(template(stage));
+            assert!(text.contains(" PREFIX ━━"), "{text}");
+            assert!(text.contains(expected), "{text}");
+            let timed = stage != Stage::Caption;
+            assert_eq!(text.contains("/s, "), timed, "{text}");
+            assert_eq!(text.contains(" left"), timed, "{text}");
+            assert_eq!(text.contains("MESSAGE"), stage != Stage::Download, "{text}");
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! Ctrl-C, the checkpoint it leaves, and going on from it.
+#![cfg(unix)]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::{Done, PAIR, dinv, run, succeed, workplace};
+
+/// Long enough to be caught in the middle.
+const LONG: &str = "--steps 150 --checkpoint-every 1 --select-every 0";
+
+fn start(folder: &Path, arguments: &str) -> Child {
+    dinv(folder)
+        .args(arguments.split_whitespace())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn interrupt(child: &Child) {
+    let id = child.id().to_string();
+    assert!(
+        Command::new("kill")
+            .args(["-INT", &id])
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
+fn wait_for(path: &Path) {
+    let started = Instant::now();
+    while !path.exists() {
+        assert!(
+            started.elapsed() < Duration::from_secs(120),
+            "{} never came",
+            path.display()
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn an_interrupted_run_goes_on_to_the_same_result() {
+    let work = workplace();
+    let learn = format!("learn --config tiny.toml {PAIR} {LONG}");
+    succeed(
+        work.path(),
+        &format!("{learn} -q -o straight.safetensors --trace straight_trace.safetensors"),
+    );
+
+    let trace = "--trace trace.safetensors";
+    let child = start(work.path(), &format!("{learn} -o d.safetensors {trace}"));
+    let checkpoint = work.path().join("d.checkpoint.safetensors");
+    wait_for(&checkpoint);
+    interrupt(&child);
+    let done: Done = child.wait_with_output().unwrap().into();
+    assert_eq!(done.code, Some(130), "{}", done.stderr);
+    assert!(
+        done.stderr.contains("of 150 steps of learning"),
+        "{}",
+        done.stderr
+    );
+    assert!(done.stderr.contains("with `--resume`"), "{}", done.stderr);
+    assert!(checkpoint.exists() && !work.path().join("d.safetensors").exists());
+
+    let again = run(work.path(), &format!("{learn} -o d.safetensors"));
+    assert_eq!(again.code, Some(1));
+    assert!(
+        again
+            .stderr
+            .contains("an interrupted run left a checkpoint"),
+        "{}",
+        again.stderr
+    );
+
+    succeed(
+        work.path(),
+        &format!("{learn} -q -o d.safetensors --resume {trace}"),
+    );
+    assert!(!checkpoint.exists());
+    let read = |name: &str| fs::read(work.path().join(name)).unwrap();
+    assert!(
+        read("d.safetensors") == read("straight.safetensors"),
+        "the results differ"
+    );
+    // The trace goes on as well, where it stopped.
+    assert!(
+        read("trace.safetensors") == read("straight_trace.safetensors"),
+        "the traces differ"
+    );
+}
+
+#[test]
+fn captions_stop_after_the_picture() {
+    let work = workplace();
+    let images = "b.png ".repeat(2000);
+    let mut child = start(work.path(), &format!("caption --config tiny.toml {images}"));
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    lines.next().unwrap().unwrap();
+    interrupt(&child);
+    let printed = 1 + lines.count();
+    let done: Done = child.wait_with_output().unwrap().into();
+    assert_eq!(done.code, Some(130), "{}", done.stderr);
+    assert!(printed < 2000, "{printed}");
+    let stopped = format!("stopped after {printed} of 2000 ");
+    assert!(done.stderr.contains(&stopped), "{}", done.stderr);
+}
+
+#[test]
+fn a_second_interrupt_ends_the_program_at_once() {
+    let work = workplace();
+    // A step of many samples takes longer than both interrupts: the first alone would wait for its end.
+    let mut child = start(
+        work.path(),
+        &format!(
+            "learn --config tiny.toml {PAIR} --steps 20 --checkpoint-every 1 --samples-per-step 300 \
+             --no-memory-check"
+        ),
+    );
+    wait_for(&work.path().join("difference.checkpoint.safetensors"));
+    interrupt(&child);
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut next = || lines.next().transpose().unwrap();
+    while next().expect("nothing was said of the first interrupt")
+        != "stopping after this step; Ctrl-C again stops at once"
+    {}
+    interrupt(&child);
+    assert_eq!(next(), None, "the step was waited for");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
