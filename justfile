@@ -7,9 +7,10 @@ default:
 check:
     bash .ci/run
 
-# The tests of the library whose names contain FILTER, rebuilt in parts: seconds after an edit.
+# The tests of the libraries whose names contain FILTER, compiled incrementally after an edit. Not `-p`, which
+# would compile the dependencies with other features.
 test filter="":
-    CARGO_INCREMENTAL=1 cargo test --release --features webgpu -p difference-inversion {{filter}}
+    CARGO_INCREMENTAL=1 cargo test --release --features webgpu --lib --test library {{filter}}
 
 # The built-in example, with the demo model.
 demo:

@@ -64,7 +64,7 @@ class Muon(torch.optim.Optimizer):
     For weight matrices; convolutions are seen as [out, in * h * w]. Matrices of one shape are
     orthogonalised together."""
 
-    def __init__(self, parameters, lr: float, momentum: float = 0.95, weight_decay: float = 0.01):
+    def __init__(self, parameters, lr: torch.Tensor, momentum: float = 0.95, weight_decay: float = 0.01):
         shapes: dict[tuple[int, int], list] = {}
         for p in parameters:
             shapes.setdefault((p.shape[0], p[0].numel()), []).append(p)
@@ -96,9 +96,9 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
             looked_ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])
             updates = self.orthogonalise(torch.stack([g.flatten(1) for g in looked_ahead]))
-            scale = 0.2 * max(updates.shape[1:]) ** 0.5
+            updates = updates * (-0.2 * max(updates.shape[1:]) ** 0.5 * group["lr"])
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(parameters, [u.view(p.shape) for u, p in zip(updates, parameters)], alpha=-group["lr"] * scale)
+            torch._foreach_add_(parameters, [u.view(p.shape) for u, p in zip(updates, parameters)])
 
 
 def is_matrix(module: torch.nn.Module, p: torch.nn.Parameter) -> bool:
@@ -115,9 +115,15 @@ class Run:
         torch.set_float32_matmul_precision("high")
         self.parameters = [p for p in modules.parameters() if p.requires_grad]
         matrices = {id(p) for m in modules.modules() for p in m.parameters(recurse=False) if is_matrix(m, p)}
+        # Numbers that change from step to step are tensors, so that a CUDA graph can read them.
+        self.lr, self.decay = torch.zeros((), device=args.device), torch.zeros((), device=args.device)
+        self.graph, on_gpu = None, torch.device(args.device).type == "cuda"
+        self.steps_until_graph = 3 if on_gpu else None
         self.optimizers = [
-            Muon([p for p in self.parameters if id(p) in matrices], lr=args.lr),
-            torch.optim.AdamW([p for p in self.parameters if id(p) not in matrices], lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01, foreach=True),
+            Muon([p for p in self.parameters if id(p) in matrices], lr=self.lr),
+            torch.optim.AdamW(
+                [p for p in self.parameters if id(p) not in matrices], lr=self.lr, betas=(0.9, 0.98), weight_decay=0.01, foreach=on_gpu, capturable=on_gpu
+            ),
         ]
         self.ema_decay = ema
         self.ema = copy.deepcopy(modules).requires_grad_(False) if ema else None
@@ -130,6 +136,8 @@ class Run:
             if not getattr(args, "export", None):
                 for optimizer, saved in zip(self.optimizers, state["optimizers"]):
                     optimizer.load_state_dict(saved)
+                    for group in optimizer.param_groups:
+                        group["lr"] = self.lr
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
             self.step, self.seconds = state["step"], state["seconds"]
@@ -169,17 +177,36 @@ class Run:
         self.save()
 
     def update(self, loss: torch.Tensor, **terms: torch.Tensor):
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(self.step, self.steps, self.args.lr)
-            optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.lr.fill_(learning_rate(self.step, self.steps, self.args.lr))
+        self.decay.fill_(min(self.ema_decay, (1 + self.step) / (10 + self.step)))
+        self.apply()
+        for name, value in {"loss": loss, **terms}.items():
+            self.recent.setdefault(name, []).append(value.detach())
+
+    def apply(self):
+        """Steps the optimizers and the moving average. On a GPU this is over a thousand small kernels, which
+        take longer to launch than to run: after a few steps they are captured once as a CUDA graph."""
+        if self.graph is not None:
+            self.graph.replay()
+        elif self.steps_until_graph == 0:
+            torch.cuda.synchronize()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.apply_now()
+            self.graph.replay()  # capturing does not run it
+        else:
+            self.apply_now()
+            if self.steps_until_graph is not None:
+                self.steps_until_graph -= 1
+
+    @torch.no_grad()
+    def apply_now(self):
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
+        torch._foreach_zero_([p.grad for p in self.parameters if p.grad is not None])
         if self.ema is not None:
-            decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(self.ema.parameters()), list(self.module.parameters()), 1 - decay)
-        for name, value in {"loss": loss, **terms}.items():
-            self.recent.setdefault(name, []).append(value.detach())
+            averages, values = list(self.ema.parameters()), list(self.module.parameters())
+            torch._foreach_mul_(averages, self.decay)
+            torch._foreach_add_(averages, torch._foreach_mul(values, 1 - self.decay))
