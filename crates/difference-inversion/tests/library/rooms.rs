@@ -59,14 +59,47 @@ fn room(name: &str) -> Vec<(PathBuf, String)> {
     paths.into_iter().filter(is_code).map(read).collect()
 }
 
-/// The rooms that follow `crate::` in some code.
-fn imported(code: &str) -> impl Iterator<Item = &'static str> {
+/// The paths in a pair of braces, the first of which is open already.
+fn paths(group: &str) -> Vec<&str> {
+    let (mut depth, mut start, mut paths) = (0, 0, Vec::new());
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            ',' | '}' if depth == 0 => {
+                paths.push(group[start..at].trim_start());
+                start = at + 1;
+            }
+            _ => {}
+        }
+        if c == '}' && start == at + 1 {
+            break;
+        }
+    }
+    paths
+}
+
+/// The rooms that follow `crate::` in some code, by themselves or in braces.
+fn imported(code: &str) -> Vec<&'static str> {
     let after = code.split("crate::").skip(1);
-    after.filter_map(|rest| {
-        let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_');
-        let first = &rest[..end.unwrap_or(rest.len())];
+    let all = after.flat_map(|rest| match rest.strip_prefix('{') {
+        Some(group) => paths(group),
+        None => vec![rest],
+    });
+    let named = all.filter_map(|path| {
+        let end = path.find(|c: char| !c.is_alphanumeric() && c != '_');
+        let first = &path[..end.unwrap_or(path.len())];
         ROOMS.into_iter().find(|room| *room == first)
-    })
+    });
+    named.collect()
+}
+
+#[test]
+fn imports_are_seen_by_themselves_and_in_braces() {
+    let alone = "use crate::weights::Weights; crate::hub::missing(x);";
+    assert_eq!(imported(alone), ["weights", "hub"]);
+    let braces = "use crate::{\n    Result, models::{layers::Linear, text::tower}, image::fit,\n};\nlet util = 1;";
+    assert_eq!(imported(braces), ["models", "image"]);
 }
 
 #[test]
