@@ -152,6 +152,15 @@ impl TextEncoder {
         Self::new(tokenizer.into_tokenizer(), frame, model)
     }
 
+    /// Adds the rows that the table of `other` has more, those of words added to its vocabulary.
+    pub(crate) fn extend(&mut self, other: &Self) {
+        let [own, theirs] = [&self.base, &other.base].map(|base| base.vocab_size);
+        if let (true, Some(tower)) = (theirs > own, Arc::get_mut(&mut self.tower)) {
+            tower.extend(other.token_table().clone().slice([own..theirs]));
+            self.base = EncoderBase::new(tower.table().clone());
+        }
+    }
+
     /// As [`Tower::share`]; nothing if the tower is held by a copy, too.
     pub fn share(&mut self, other: &Self) -> u64 {
         let own = Arc::get_mut(&mut self.tower);

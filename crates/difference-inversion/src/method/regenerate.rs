@@ -88,6 +88,9 @@ pub fn regenerate(
         Inversion::Ddim | Inversion::Sdedit => 0.0,
     };
     let mut solver = Ddim::new(pipeline.noising(), config.num_inference_steps, eta)?;
+    if let Some(notice) = pipeline.noising().notice(solver.timesteps()) {
+        progress::notice(&mut *observer, notice);
+    }
     let start = match config.inversion {
         Inversion::Ddim => {
             let source = Guide::plain(branches.source.clone());

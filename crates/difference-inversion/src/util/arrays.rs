@@ -172,7 +172,7 @@ impl Arrays {
     /// The array `name`.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if there is none.
+    /// [`Error::InvalidFile`] if there is none.
     pub fn array(&self, name: &str) -> Result<&Array> {
         self.arrays
             .get(name)
@@ -182,7 +182,7 @@ impl Arrays {
     /// The array `name` as a tensor with `D` dimensions on `device`.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if there is none, or it has another number of dimensions or no
+    /// [`Error::InvalidFile`] if there is none, or it has another number of dimensions or no
     /// floating-point numbers.
     pub fn tensor<const D: usize>(&self, name: &str, device: &Device) -> Result<Tensor<D>> {
         let array = self.array(name)?;
@@ -198,14 +198,10 @@ impl Arrays {
         Ok(Tensor::from_data(data, (device, DType::F32)))
     }
 
-    /// An [`Error::Tensor`] about array `name` of this file.
+    /// An [`Error::InvalidFile`] about array `name` of this file.
     pub fn wrong(&self, name: &str, expected: &str, found: &str) -> Error {
-        Error::Tensor {
-            path: self.path.clone(),
-            name: name.to_owned(),
-            expected: expected.to_owned(),
-            found: found.to_owned(),
-        }
+        let reason = format!("tensor `{name}`: expected {expected}, found {found}");
+        Error::invalid_file(&self.path, reason)
     }
 }
 

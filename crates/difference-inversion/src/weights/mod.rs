@@ -15,7 +15,7 @@ use safetensors::Dtype;
 
 use self::file::TensorFile;
 use self::folder::Found;
-pub(crate) use self::folder::{STEMS, suffixes};
+pub(crate) use self::folder::{STEMS, shards_come_first, suffixes};
 pub use self::json::{
     OtherFields, PerBlock, check_fixed_fields, from_value, parse_config, read_config,
 };
@@ -273,7 +273,12 @@ impl Weights {
             return Err(wrong(file.path(), name, format!("shape {found:?}")));
         }
         let Some(dtype) = float_dtype(dtype) else {
-            let found = format!("elements of type {dtype:?}, not f16, bf16, f32 or f64");
+            let found = match size_in_bits(dtype) {
+                Some(bits) => format!(
+                    "elements of {bits} bits ({dtype:?}), which are not read: take the file in fp16, bf16 or fp32"
+                ),
+                None => format!("elements of type {dtype:?}, not f16, bf16, f32 or f64"),
+            };
             return Err(wrong(file.path(), name, found));
         };
         let bytes = place.change.bytes(file, &place.key)?;
@@ -332,6 +337,19 @@ impl Weights {
         })
     }
 
+    /// Counts tensors of this view as read whose keys behind its prefix `are_known` says.
+    pub(crate) fn ignore(&self, are_known: impl Fn(&str) -> bool) {
+        let keys = self
+            .keys()
+            .filter(|key| are_known(&key[self.prefix.len()..]));
+        let mut used = self
+            .store
+            .used
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        used.extend(keys.map(str::to_owned));
+    }
+
     fn key(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
@@ -377,6 +395,12 @@ fn check_index(
         }
         None => Ok(()),
     }
+}
+
+/// The bits of an element, if they are so few that the weights are quantised.
+fn size_in_bits(dtype: Dtype) -> Option<usize> {
+    let bits = dtype.bitsize();
+    (bits <= 8 && dtype != Dtype::BOOL).then_some(bits)
 }
 
 fn float_dtype(dtype: Dtype) -> Option<DType> {

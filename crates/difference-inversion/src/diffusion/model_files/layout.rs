@@ -70,6 +70,11 @@ const IN_CHANNELS: [usize; 3] = [LATENTS, EDITING, INPAINTING];
 const CONV_IN: &str = "input_blocks.0.0.weight";
 
 impl Layout {
+    /// Whether another layout differs in what the U-Net predicts alone: Stable Diffusion 2's.
+    pub(crate) fn has_twin(&self) -> bool {
+        self.context_dim() == 1024
+    }
+
     /// Names of all layouts, as [`by_name`](Self::by_name) knows them.
     pub fn names() -> Vec<&'static str> {
         family::layouts().map(|layout| layout.name).collect()
@@ -239,7 +244,11 @@ impl Layout {
                 return false;
             };
             match encoder.layout {
-                TextLayout::Transformers => key == "text_projection.weight",
+                TextLayout::Transformers => {
+                    let parts = ["vision_model.", "visual_projection."];
+                    key == "text_projection.weight"
+                        || parts.iter().any(|part| key.starts_with(part))
+                }
                 TextLayout::OpenClip => {
                     let layers = number(&encoder.config["num_hidden_layers"]);
                     let last = format!("transformer.resblocks.{layers}.");
@@ -360,7 +369,7 @@ fn context_dim(file: &TensorFile) -> Result<usize> {
     let what = if starts_with("lora_") || names.iter().any(|name| name.contains(".lora")) {
         "a LoRA, not a whole model"
     } else if starts_with("down_blocks.") || starts_with("decoder.") || starts_with("text_model.") {
-        "one network of a diffusers folder: name that folder"
+        "one network of a diffusers folder: name the folder that its model_index.json is in"
     } else {
         "not a checkpoint of Stable Diffusion in its original layout"
     };

@@ -62,6 +62,9 @@ pub trait Tower: Any + Debug + Send + Sync {
         ))
     }
 
+    /// Adds the embeddings of further tokens, [m, d], behind those of the table, if the tower can.
+    fn extend(&mut self, _embeddings: Tensor<2>) {}
+
     /// Holds the weights of `other` in the place of its own wherever both are the same. Gives the
     /// bytes that are shared.
     fn share(&mut self, _other: &(dyn Tower + 'static)) -> u64 {

@@ -17,9 +17,8 @@ use difference_inversion::weights::{Weights, read_config};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::cli::device::DEVICES;
 use crate::cli::fetch::{Fetcher, Needs};
-use crate::cli::flags::{DTYPES, ModelSettings};
+use crate::cli::flags::ModelSettings;
 use crate::cli::record::text_of;
 use crate::cli::terminal::{self, Failure};
 use crate::cli::watch::Watcher;
@@ -36,19 +35,15 @@ const TIMESTEP: f64 = 500.0;
 /// parameters and times. Exits with 1 if anything fails or is not a finite number. Downloads
 /// nothing.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(mut_arg("model", |flag| flag.hide(true)), after_help = "Examples:
   dinv models check demo
   dinv models check ~/stable-diffusion-v1-5 --dtype f16")]
 pub(crate) struct CheckArgs {
-    /// A folder, or the name of a model that was downloaded
+    /// A folder, a single file, or the name of a model that was downloaded
     #[arg(value_name = "MODEL")]
-    model: PathBuf,
-    /// Where the model runs [default: auto]
-    #[arg(long, value_parser = DEVICES)]
-    device: Option<String>,
-    /// Number format of the weights [default: f32]
-    #[arg(long, value_parser = DTYPES)]
-    dtype: Option<String>,
+    name: PathBuf,
+    #[command(flatten)]
+    model: ModelSettings,
     /// Print the results as one JSON object
     #[arg(long)]
     json: bool,
@@ -68,16 +63,15 @@ struct Check {
 /// Checks a model.
 pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let settings = ModelSettings {
-        model: Some(args.model.clone()),
-        device: args.device.clone(),
-        dtype: args.dtype.clone(),
-        ..ModelSettings::default()
+        model: Some(args.name.clone()),
+        ..args.model.clone()
     };
     let mut watcher = Watcher::new(true);
     let mut fetcher = Fetcher::looking_only(&mut watcher)?;
     let folder = fetcher.model(&settings)?;
     let alone = ModelPaths {
         model: folder.clone(),
+        options: settings.file_options()?,
         ..ModelPaths::default()
     };
     // What is wrong with a single file is told by its check.
@@ -92,7 +86,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let failed = checks.iter().filter(|check| check.outcome.is_err()).count();
     if args.json {
         terminal::json(&json!({
-            "model": text_of(&args.model),
+            "model": text_of(&args.name),
             "folder": text_of(&paths.model),
             "device": settings.device_name(),
             "dtype": settings.dtype_name(),
@@ -103,7 +97,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     if failed == 0 {
         return Ok(());
     }
-    let name = args.model.display();
+    let name = args.name.display();
     let failure = Failure::new(format!(
         "{name}: {failed} of {} checks failed",
         checks.len()
@@ -153,7 +147,7 @@ impl Checker {
         let mut checks = Vec::new();
         let opened = self.attempt(&mut checks, "pipeline", Vec::new(), || {
             let mut paths = paths.clone();
-            paths.options.resolution = Some([SIDE; 2]);
+            paths.options.resolution = paths.options.resolution.or(Some([SIDE; 2]));
             let files = paths.files()?;
             let pipeline = Pipeline::open(&files, &self.device, self.dtype)?;
             Ok(("loaded".to_owned(), (files, pipeline)))
