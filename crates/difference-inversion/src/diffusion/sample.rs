@@ -143,6 +143,14 @@ pub trait Solver {
     /// Latents with as much noise as step `i` starts from.
     fn add_noise(&self, i: usize, original: Tensor<4>, noise: Tensor<4>) -> Tensor<4>;
 
+    /// Checks that the network's output says something at step `i`, the first that is taken.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for pure noise and a network that predicts noise.
+    fn check_start(&self, _i: usize) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether [`step`](Solver::step) needs fresh noise.
     fn needs_noise(&self) -> bool {
         false

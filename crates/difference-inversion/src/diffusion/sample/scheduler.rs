@@ -165,17 +165,18 @@ pub(crate) fn complete(config: &mut Value) {
         .as_str()
         .unwrap_or_default()
         .to_owned();
-    let betas = OF_BETAS.iter().find(|(name, ..)| *name == class);
-    let (Some((_, start, end, schedule)), Some(fields)) = (betas, config.as_object_mut()) else {
+    let Some(fields) = config.as_object_mut() else {
         return;
     };
     let mut put = |name: &str, value: Value| {
         fields.entry(name).or_insert(value);
     };
-    put("beta_start", json!(start));
-    put("beta_end", json!(end));
-    put("beta_schedule", json!(schedule));
     put("clip_sample", json!(CLIPPING.contains(&class.as_str())));
+    if let Some((_, start, end, schedule)) = OF_BETAS.iter().find(|(name, ..)| *name == class) {
+        put("beta_start", json!(start));
+        put("beta_end", json!(end));
+        put("beta_schedule", json!(schedule));
+    }
 }
 
 /// Refuses a configuration whose noise is not a schedule of β: by its class, or by a field that no other
@@ -203,6 +204,13 @@ pub(crate) fn check_kind(config: &Value, path: &Path) -> Result<()> {
         if !plain.contains(&found.as_str()) {
             return wrong(field, &found);
         }
+    }
+    if config.get("timestep_spacing").is_some_and(Value::is_null) {
+        return Err(Error::Config {
+            path: path.to_owned(),
+            field: "timestep_spacing".to_owned(),
+            reason: "expected leading, trailing or linspace, found null".to_owned(),
+        });
     }
     match config["_class_name"].as_str() {
         Some(class) if !OF_BETAS.iter().any(|(name, ..)| *name == class) => {

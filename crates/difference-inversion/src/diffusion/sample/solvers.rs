@@ -2,11 +2,11 @@
 
 use burn::tensor::Tensor;
 
-use crate::Result;
 use crate::diffusion::sample::mix::{self, Level, Mix};
 use crate::diffusion::sample::noising::{Noising, Step};
 use crate::diffusion::sample::{AlphaSchedule, PredictionType, Solver, TimestepSpacing};
 use crate::util::settings::Checks;
+use crate::{Error, Result};
 
 /// Denoising diffusion implicit models ([Song et al. 2021](https://arxiv.org/abs/2010.02502)):
 /// equation 12, with the noise of equation 16 scaled by η.
@@ -49,6 +49,17 @@ impl Solver for Ddim {
 
     fn add_noise(&self, i: usize, original: Tensor<4>, noise: Tensor<4>) -> Tensor<4> {
         mix::mixed(&[self.steps[i].from.input], original, noise)
+    }
+
+    fn check_start(&self, i: usize) -> Result<()> {
+        match self.steps.get(i).map(|step| step.from.step_to(step.to)) {
+            Some(None) => Err(Error::invalid_input(
+                "the noise schedule ends in pure noise (rescale_betas_zero_snr), from which a model that \
+                 predicts noise cannot tell a picture; if it was trained so, it predicts velocity \
+                 (prediction_type v_prediction), and else the schedule is wrong",
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn needs_noise(&self) -> bool {
