@@ -58,7 +58,7 @@ pub struct FileOptions {
     pub resolution: Option<[u32; 2]>,
     /// A folder with another U-Net, in diffusers' layout, which takes the place of the model's own.
     /// Its input channels decide what it takes beside words: nothing more, a picture, or a picture
-    /// and a mask.
+    /// and a mask. Or a file with the weights of a U-Net that is configured as the model's own.
     pub unet: Option<PathBuf>,
 }
 
@@ -151,14 +151,15 @@ impl ModelFiles {
         Some(&self.original.as_ref()?.layout)
     }
 
-    /// The folder of the U-Net that takes the place of the model's own, if one does.
+    /// The folder or file of the U-Net that takes the place of the model's own, if one does.
     pub fn other_unet(&self) -> Option<&Path> {
         self.options.unet.as_deref()
     }
 
     /// The folder of a part that does not come with the model.
     fn replaced(&self, part: &str) -> Option<&Path> {
-        self.other_unet().filter(|_| part == UNET)
+        self.other_unet()
+            .filter(|path| part == UNET && !path.is_file())
     }
 
     /// Whether the model has this network.
@@ -233,8 +234,8 @@ impl ModelFiles {
     /// # Errors
     /// [`Error::InvalidFile`] if the model has no such network; as [`Weights::open`].
     pub fn weights(&self, network: &str, device: &Device, dtype: FloatDType) -> Result<Weights> {
-        if let Some(folder) = self.replaced(network) {
-            return Weights::open(folder, device, dtype);
+        if let Some(path) = self.other_unet().filter(|_| network == UNET) {
+            return Weights::open(path, device, dtype);
         }
         let Some(original) = &self.original else {
             let variant = self.options.variant.as_deref();

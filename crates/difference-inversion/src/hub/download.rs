@@ -99,11 +99,11 @@ fn unusable(missing: &[String]) -> HubProblem {
 
 impl Download<'_> {
     /// Brings all files, then makes the snapshot, then the name of the revision.
-    fn all(&mut self, files: &[RemoteFile]) -> Result<()> {
+    fn all(&mut self, planned: &[RemoteFile]) -> Result<()> {
         self.cache.prepare()?;
         // What is a file there, and not a link, was put there by a program that could make no links.
         let is_linked = |file: &&RemoteFile| !self.cache.holds(&self.commit, &file.path, file.size);
-        let mut files: Vec<&RemoteFile> = files.iter().filter(is_linked).collect();
+        let mut files: Vec<&RemoteFile> = planned.iter().filter(is_linked).collect();
         // What tells whether the model can be used comes before its weights.
         files.sort_by_key(|file| (file.path != MODEL_INDEX, is_weights(file)));
         let mut counted = BTreeSet::new(); // files with the same contents are one blob
@@ -117,7 +117,7 @@ impl Download<'_> {
         let mut blobs = Vec::new();
         for (number, &file) in files.iter().enumerate() {
             if Some(number) == weights {
-                self.check_configs(&files, &blobs)?;
+                self.check_configs(files.iter().zip(&blobs), planned)?;
             }
             let blob = match &file.blob {
                 Some(blob) if self.is_there(file) => blob.clone(),
@@ -134,15 +134,28 @@ impl Download<'_> {
         self.cache.set_reference(self.id.revision(), &self.commit)
     }
 
-    /// Refuses a pipeline whose configurations tell that it cannot be opened, before its weights come.
-    /// `blobs` are those of the first of its files.
-    fn check_configs(&self, files: &[&RemoteFile], blobs: &[String]) -> Result<()> {
+    /// Refuses a pipeline whose configurations tell that it cannot be opened, before its weights come:
+    /// those that have come, with the names of their blobs, and those that were there.
+    fn check_configs<'f>(
+        &self,
+        come: impl Iterator<Item = (&'f &'f RemoteFile, &'f String)>,
+        planned: &[RemoteFile],
+    ) -> Result<()> {
         let folder = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
-        for (file, blob) in files.iter().zip(blobs) {
-            let path = folder.path().join(&file.path);
-            let above = path.parent().unwrap_or(folder.path());
+        let copy = |from: PathBuf, path: &str| {
+            let to = folder.path().join(path);
+            let above = to.parent().unwrap_or(folder.path());
             std::fs::create_dir_all(above).map_err(Error::io(above))?;
-            std::fs::copy(self.cache.blob(blob), &path).map_err(Error::io(&path))?;
+            std::fs::copy(from, &to).map(|_| ()).map_err(Error::io(&to))
+        };
+        for (file, blob) in come {
+            copy(self.cache.blob(blob), &file.path)?;
+        }
+        for file in planned.iter().filter(|file| !is_weights(file)) {
+            if self.cache.holds(&self.commit, &file.path, file.size) {
+                let there = self.cache.snapshot(&self.commit).join(&file.path);
+                copy(there, &file.path)?;
+            }
         }
         if !folder.path().join(MODEL_INDEX).is_file() {
             return Ok(());

@@ -11,6 +11,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 
 use crate::util::files::write_atomically;
+use crate::util::foreign::{BEGINNING, what_else};
 use crate::{Error, Result};
 
 /// The numbers of an [`Array`].
@@ -112,8 +113,10 @@ impl Arrays {
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let invalid = |reason: String| Error::invalid_file(path, reason);
-        let (_, header) = SafeTensors::read_metadata(&bytes)
-            .map_err(|error| invalid(format!("not a usable safetensors file: {error}")))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| {
+            let found = what_else(bytes.get(..BEGINNING).unwrap_or(&bytes));
+            invalid(found.unwrap_or_else(|| format!("not a usable safetensors file: {error}")))
+        })?;
         let file = SafeTensors::deserialize(&bytes)
             .map_err(|error| invalid(format!("not a usable safetensors file: {error}")))?;
         let mut arrays = BTreeMap::new();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use crate::util::foreign::REFUSAL;
 use crate::weights::json::read_config;
 use crate::{Error, Result};
 
@@ -121,12 +122,6 @@ fn find_shards(index: PathBuf) -> Result<Found> {
         index: Some((index, weight_map)),
     })
 }
-
-/// Why pickled files are not read, and what to do about it.
-pub(crate) const REFUSAL: &str = "a pickled file is not read, because reading one can run any code; \
-    convert it to safetensors, in Python for instance by \
-    `safetensors.torch.save_file(torch.load(\"FILE\", weights_only=True), \"FILE.safetensors\")`, \
-    of a `.ckpt` its [\"state_dict\"]";
 
 /// Refuses files whose name says that they are pickled.
 pub(crate) fn refuse_pickled(path: &Path) -> Result<()> {

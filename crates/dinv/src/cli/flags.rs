@@ -60,8 +60,9 @@ pub(crate) struct ModelSettings {
     /// [default: that of --clip]
     #[arg(long, value_name = "DIR")]
     pub(crate) tokenizer: Option<PathBuf>,
-    /// A folder with another U-Net, such as one fine-tuned to change pictures, in place of the model's own
-    #[arg(long, value_name = "DIR")]
+    /// Another U-Net, such as one fine-tuned to change pictures, in place of the model's own: a folder, or a
+    /// file of weights for the model's own configuration
+    #[arg(long, value_name = "PATH")]
     pub(crate) unet: Option<PathBuf>,
     /// The joint space, a transformers CLIPModel: a folder or a name of the Hub; SDXL has one for each of
     /// its two text encoders, in any order [default: clip and clip_2 in the model's folder or beside its

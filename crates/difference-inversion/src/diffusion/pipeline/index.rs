@@ -85,7 +85,8 @@ impl ModelIndex {
         let default = family.force_zeros_for_empty_prompt;
         Ok(Self {
             family,
-            force_zeros_for_empty_prompt: fields.force_zeros_for_empty_prompt.unwrap_or(default),
+            force_zeros_for_empty_prompt: default
+                && fields.force_zeros_for_empty_prompt.unwrap_or(true),
         })
     }
 }

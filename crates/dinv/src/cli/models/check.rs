@@ -5,10 +5,12 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use difference_inversion::Error;
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::diffusion::joint_space;
 use difference_inversion::diffusion::joint_space::JointSpace;
+use difference_inversion::diffusion::model_files::layout::Layout;
 use difference_inversion::diffusion::pipeline::Pipeline;
 use difference_inversion::diffusion::words::{FullPrompt, Prompt};
 use difference_inversion::image::RgbImage;
@@ -17,8 +19,9 @@ use difference_inversion::weights::{Weights, read_config};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::cli::device::DEVICES;
 use crate::cli::fetch::{Fetcher, Needs};
-use crate::cli::flags::ModelSettings;
+use crate::cli::flags::{DTYPES, ModelSettings};
 use crate::cli::record::text_of;
 use crate::cli::terminal::{self, Failure};
 use crate::cli::watch::Watcher;
@@ -35,15 +38,37 @@ const TIMESTEP: f64 = 500.0;
 /// parameters and times. Exits with 1 if anything fails or is not a finite number. Downloads
 /// nothing.
 #[derive(Debug, Args)]
-#[command(mut_arg("model", |flag| flag.hide(true)), after_help = "Examples:
+#[command(after_help = "Examples:
   dinv models check demo
   dinv models check ~/stable-diffusion-v1-5 --dtype f16")]
 pub(crate) struct CheckArgs {
     /// A folder, a single file, or the name of a model that was downloaded
     #[arg(value_name = "MODEL")]
     name: PathBuf,
-    #[command(flatten)]
-    model: ModelSettings,
+    /// The family of a single file [default: as recognised]
+    #[arg(long, value_parser = PossibleValuesParser::new(Layout::names()))]
+    family: Option<String>,
+    /// What the U-Net predicts [default: as the model says]
+    #[arg(long, value_parser = ["epsilon", "v_prediction", "sample"])]
+    prediction_type: Option<String>,
+    /// The variant of a folder's weights, such as fp16 [default: the plain ones, else fp16]
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
+    /// The vocabulary of a single file: a folder, or a model of the Hub [default: that of --clip]
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+    /// Another U-Net in place of the model's own: a folder, or a file of weights
+    #[arg(long, value_name = "PATH")]
+    unet: Option<PathBuf>,
+    /// The joint space: a folder or a name of the Hub, once for each text encoder
+    #[arg(long, value_name = "MODEL")]
+    clip: Option<Vec<PathBuf>>,
+    /// Where the model runs [default: auto]
+    #[arg(long, value_parser = DEVICES)]
+    device: Option<String>,
+    /// Number format of the weights [default: f32]
+    #[arg(long, value_parser = DTYPES)]
+    dtype: Option<String>,
     /// Print the results as one JSON object
     #[arg(long)]
     json: bool,
@@ -64,7 +89,15 @@ struct Check {
 pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let settings = ModelSettings {
         model: Some(args.name.clone()),
-        ..args.model.clone()
+        family: args.family.clone(),
+        prediction_type: args.prediction_type.clone(),
+        variant: args.variant.clone(),
+        tokenizer: args.tokenizer.clone(),
+        unet: args.unet.clone(),
+        clip: args.clip.clone(),
+        device: args.device.clone(),
+        dtype: args.dtype.clone(),
+        ..ModelSettings::default()
     };
     let mut watcher = Watcher::new(true);
     let mut fetcher = Fetcher::looking_only(&mut watcher)?;
@@ -147,7 +180,7 @@ impl Checker {
         let mut checks = Vec::new();
         let opened = self.attempt(&mut checks, "pipeline", Vec::new(), || {
             let mut paths = paths.clone();
-            paths.options.resolution = paths.options.resolution.or(Some([SIDE; 2]));
+            paths.options.resolution = Some([SIDE; 2]);
             let files = paths.files()?;
             let pipeline = Pipeline::open(&files, &self.device, self.dtype)?;
             Ok(("loaded".to_owned(), (files, pipeline)))
