@@ -14,7 +14,7 @@ use difference_inversion::diffusion::words::FullPrompt;
 use difference_inversion::image::RgbImage;
 use difference_inversion::models::denoiser::unet::{UNet2DConditionModel, UNetConfig};
 use difference_inversion::util::arrays::{Array, Arrays, Values};
-use difference_inversion::weights::read_config;
+use difference_inversion::weights::{Weights, read_config};
 use serde_json::{Value, json};
 
 /// The file or folder `name` under `tests/golden`.
@@ -297,6 +297,87 @@ fn what_the_unet_predicts_is_as_marked_asked_for_or_usual() {
     );
 }
 
+#[test]
+fn what_merges_leave_behind_is_left_out_with_a_note() {
+    let plain = FileOptions::default();
+    let strays = ["control_model.x", "lora_te_x.alpha", "safety_checker.y"];
+    let (_, _, notices) = said(768, &strays, &[], &plain);
+    let expected = "it: 3 tensors are of no network of a Stable Diffusion 1 and are left out: \
+                    control_model.x, lora_te_x.alpha, safety_checker.y";
+    assert_eq!(notices, [expected]);
+    let tower = ["conditioner.embedders.0.transformer.vision_model.post_layernorm.bias"];
+    assert_eq!(said(2048, &tower, &[], &plain).2, [""; 0]);
+
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |width, encoders: &[&str], key: &str| {
+        let path = marks(folder.path(), width, 4, encoders, &[key]);
+        message(ModelFiles::open(&path, &plain))
+    };
+    for (key, expected) in [
+        (
+            "edm_vpred.sigma_max",
+            "its noise is not a schedule of betas but that of EDM",
+        ),
+        (
+            "edm_mean",
+            "its noise is not a schedule of betas but that of EDM",
+        ),
+        ("scaled_fp8", "8 bits with scales"),
+        ("noise_augmentor.data_mean", "drawn from pictures"),
+    ] {
+        let found = refused(2048, &BOTH, key);
+        assert!(found.contains(expected), "{found}");
+    }
+}
+
+#[test]
+fn an_autoencoders_attention_may_have_newer_or_older_names() {
+    let (family, folder, file) = case("sd1");
+    let original = Arrays::read(&file).unwrap();
+    let expected = Weights::open(&folder.join("vae"), &Device::flex(), FloatDType::F32).unwrap();
+    let names = [
+        ("q", "to_q", "query"),
+        ("k", "to_k", "key"),
+        ("v", "to_v", "value"),
+        ("proj_out", "to_out.0", "proj_attn"),
+    ];
+    for newer in [true, false] {
+        let mut arrays = original.clone();
+        for (name, new, old) in names {
+            for half in ["encoder", "decoder"] {
+                for kind in ["weight", "bias"] {
+                    let start = format!("first_stage_model.{half}.mid.attn_1");
+                    let array = arrays
+                        .arrays
+                        .remove(&format!("{start}.{name}.{kind}"))
+                        .unwrap();
+                    let name = if newer { new } else { old };
+                    arrays
+                        .arrays
+                        .insert(format!("{start}.{name}.{kind}"), array);
+                }
+            }
+        }
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("model.safetensors");
+        arrays.write(&path).unwrap();
+        let files = ModelFiles::open(&path, &options(family.clone())).unwrap();
+        let weights = files
+            .weights("vae", &Device::flex(), FloatDType::F32)
+            .unwrap();
+        for half in ["encoder", "decoder"] {
+            let name = format!("{half}.mid_block.attentions.0.to_v.weight");
+            let shape: [usize; 2] = weights.shape(&name).unwrap().try_into().unwrap();
+            let found = numbers(weights.tensor(&name, shape).unwrap());
+            assert_eq!(
+                found,
+                numbers(expected.tensor(&name, shape).unwrap()),
+                "{name}"
+            );
+        }
+    }
+}
+
 /// What a file of the U-Net's width with these metadata is taken for, and the notices.
 fn said(
     width: usize,
@@ -462,9 +543,9 @@ fn files_that_are_something_else_say_what() {
                 768,
                 4,
                 &[CLIP],
-                &["model.diffusion_model.surprise", "control_model.x"],
+                &["model.diffusion_model.surprise", "first_stage_model.x"],
             ),
-            "2 tensors are not of a checkpoint of Stable Diffusion 1: control_model.x, \
+            "2 tensors are not of a checkpoint of Stable Diffusion 1: first_stage_model.x, \
              model.diffusion_model.surprise",
         ),
         (
