@@ -62,6 +62,8 @@ const INPAINTING: usize = 9;
 const SD2_ENCODER: &str = "cond_stage_model.model.";
 /// The same in the layout of the code of SDXL.
 const SGM_ENCODER: &str = "conditioner.embedders.0.model.";
+/// Tokens of CLIP.
+const VOCABULARY: usize = 49408;
 /// Channels of the latents.
 const LATENTS: usize = 4;
 /// Channels that a U-Net may read.
@@ -324,6 +326,18 @@ impl Layout {
                     self.title
                 );
                 return Err(Error::invalid_file(file.path(), reason));
+            }
+        }
+        for encoder in &mut self.text_encoders {
+            let table = match encoder.layout {
+                TextLayout::Transformers => "text_model.embeddings.token_embedding.weight",
+                TextLayout::OpenClip => "token_embedding.weight",
+            };
+            // Fine-tunings that learned words have rows more.
+            if let Some((_, &[rows, _])) = file.info(&format!("{}{table}", encoder.prefix))
+                && rows > VOCABULARY
+            {
+                encoder.config["vocab_size"] = json!(rows);
             }
         }
         let channels = match in_channels(file) {

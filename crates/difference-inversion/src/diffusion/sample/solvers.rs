@@ -1,6 +1,7 @@
 //! Every solver, each with the paper and the algorithm that it comes from.
 
 use burn::tensor::Tensor;
+use serde_json::Value;
 
 use crate::diffusion::sample::mix::{self, Level, Mix};
 use crate::diffusion::sample::noising::{Noising, Step};
@@ -266,13 +267,19 @@ impl DpmSolverMultistep {
     /// # Errors
     /// As [`SolverKind::build`](super::SolverKind::build).
     pub fn new(schedule: &AlphaSchedule, num_inference_steps: usize) -> Result<Self> {
-        let kinds = [
-            ("algorithm_type", "\"dpmsolver++\""),
-            ("solver_type", "\"midpoint\""),
-            ("euler_at_final", "false"),
-            ("variance_type", "null"),
-        ];
-        let supported = [&kinds, MULTISTEP, SIGMAS].concat();
+        let kinds = [("euler_at_final", "false"), ("variance_type", "null")];
+        let mut supported = [&kinds, MULTISTEP, SIGMAS].concat();
+        // Names of other schedulers are these to diffusers.
+        let field = |name: &str| schedule.config().other.get(name).and_then(Value::as_str);
+        if field("algorithm_type") != Some("deis") {
+            supported.push(("algorithm_type", "\"dpmsolver++\""));
+        }
+        if !["logrho", "bh1", "bh2"]
+            .map(Some)
+            .contains(&field("solver_type"))
+        {
+            supported.push(("solver_type", "\"midpoint\""));
+        }
         let class = "DPMSolverMultistepScheduler";
         schedule.check_solver(class, &supported)?;
         let train = schedule.num_train_timesteps();

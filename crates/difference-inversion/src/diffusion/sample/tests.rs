@@ -300,6 +300,7 @@ fn a_solver_minds_its_own_settings_alone() {
         r#"{"_class_name": "DDPMScheduler", "variance_type": "fixed_small"}"#,
         r#"{"_class_name": "DPMSolverSinglestepScheduler", "lower_order_final": false, "solver_order": 3}"#,
         r#"{"_class_name": "UniPCMultistepScheduler", "solver_type": "midpoint"}"#,
+        r#"{"_class_name": "DPMSolverMultistepScheduler", "solver_type": "bh2", "algorithm_type": "deis"}"#,
         r#"{"use_karras_sigmas": true}"#,
     ] {
         assert_eq!(solvers(config).0, SolverKind::ALL, "{config}");
