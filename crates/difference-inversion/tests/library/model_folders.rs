@@ -264,6 +264,27 @@ fn a_word_may_be_added_for_one_text_encoder_of_two() {
 }
 
 #[test]
+fn an_added_word_is_where_outdated_text_encoders_pool() {
+    // transformers 5.24: with `eos_token_id` 2 at the largest id, which an added word has, and what
+    // follows it is not pooled.
+    let model = copy("sdxl");
+    add_word(model.path(), "text_encoder_2", "tokenizer_2");
+    let pooled = |text: &str| {
+        let pipeline = opened(model.path()).unwrap();
+        let words = pipeline.read(&pipeline.prompt(text).unwrap(), 0).unwrap();
+        let conditions = pipeline.encode_prompts(&[FullPrompt::plain(&words)]);
+        let pooled = conditions.unwrap().pooled.unwrap();
+        pooled.try_into_vec_as::<f32>().unwrap()
+    };
+    let texts = ["a <x> house", "a <x> boat at night"];
+    assert_ne!(pooled(texts[0]), pooled(texts[1]));
+    let config = model.path().join("text_encoder_2/config.json");
+    set(&config, json!({ "eos_token_id": 2 }));
+    assert_eq!(pooled(texts[0]), pooled(texts[1]));
+    assert_ne!(pooled("a house"), pooled("a boat at night"));
+}
+
+#[test]
 fn a_text_encoder_may_have_layers_that_its_configuration_leaves_out() {
     let model = copy("learning");
     set(

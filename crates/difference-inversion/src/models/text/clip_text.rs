@@ -316,8 +316,8 @@ impl ClipTextModel {
         let positions = self.position_embedding.weight().clone().narrow(0, start, n);
         let mut x = inputs_embeds + positions.unsqueeze::<3>();
         let mut cache = Beginning {
-            layers: Vec::new(),
             hidden_states: vec![x.clone()],
+            ..Beginning::default()
         };
         for (number, layer) in self.layers.iter().enumerate() {
             let past = past.map(|past| &past.layers[number]);
@@ -386,6 +386,10 @@ impl Tower for ClipTextModel {
             Some(beginning) => self.forward_embeds_after(beginning, rest, &[end]),
             None => self.forward_embeds(rest, &[end]),
         }
+    }
+
+    fn pooled_at(&self, ids: &[u32]) -> Option<usize> {
+        Some(self.eos_position(ids))
     }
 
     fn projection_dim(&self) -> Option<usize> {
