@@ -30,7 +30,7 @@ TEXTS = [
     "tab\there \x00 null \x07 bell", "<|endoftext|>", "a <|startoftext|> b<|endoftext|>c",
     "<|ENDOFTEXT|>", "</w> cat</w>", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     "a <my-boat> on snow", "a <my-boat>s, a<MY-BOAT>", "wombat wombats WOMBAT a wombat!", "the two words here, two words",
-    "x <left> y <right> z", "<left><right>", "Straße <Straße> <STRASSE>", "a  two  words", "<my-boat>", "twotwo words",
+    "x <left> y <right> z", "x <LEFT> y <RIGHT>", "<left><right>", "Straße <Straße> <STRASSE>", "a  two  words", "<my-boat>", "twotwo words",
     "ﬁne ①②③ Ⅷ ™", "a\u0301\u0302\u0303 combining", "\ufeffbom \ufffd replacement", "“quotes” ‘single’ — dash…",
 ]
 
@@ -93,6 +93,12 @@ def main():
     (old / "special_tokens_map.json").write_text(json.dumps(
         {**special, "pad_token": EOS, "additional_special_tokens": ["<left>"]}
     ))
+    # The same, named where transformers 5 takes them for special.
+    named = OUT / "added_tokens_special"
+    shutil.copytree(old, named)
+    (named / "tokenizer_config.json").write_text(json.dumps(
+        {**config, **special, "pad_token": EOS, "additional_special_tokens": ["<left>"]}
+    ))
 
     # Since then: in tokenizer_config.json, which alone is heard, with where each of them counts.
     def token(content, **what):
@@ -116,7 +122,8 @@ def main():
     CLIPTokenizer.from_pretrained(decoder).save_pretrained(OUT / "added_json")
 
     expected = {}
-    for name in ["files", "bang", "json", "added_tokens", "added_decoder", "added_json"]:
+    for name in ["files", "bang", "json", "added_tokens", "added_tokens_special", "added_decoder",
+                 "added_json"]:
         tokenizer = AutoTokenizer.from_pretrained(OUT / name)
         expected[name] = {
             "bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id,

@@ -96,6 +96,15 @@ enum Further {
     Named(BTreeMap<String, Written>),
 }
 
+impl Further {
+    fn tokens(&self) -> Box<dyn Iterator<Item = &Written> + '_> {
+        match self {
+            Self::List(tokens) => Box::new(tokens.iter()),
+            Self::Named(tokens) => Box::new(tokens.values()),
+        }
+    }
+}
+
 /// The fields of `tokenizer_config.json` and `special_tokens_map.json` that matter here.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -158,8 +167,8 @@ impl Specials {
         }
     }
 
-    /// All of them.
-    fn tokens(&self) -> impl Iterator<Item = Written> {
+    /// Those that have a name.
+    fn named(&self) -> impl Iterator<Item = &Written> {
         let named = [
             &self.bos_token,
             &self.eos_token,
@@ -169,15 +178,14 @@ impl Specials {
             &self.cls_token,
             &self.mask_token,
         ];
+        named.into_iter().flatten()
+    }
+
+    /// All of them.
+    fn tokens(&self) -> impl Iterator<Item = &Written> {
         let further = [&self.additional_special_tokens, &self.extra_special_tokens];
-        let further = further
-            .into_iter()
-            .flatten()
-            .flat_map(|further| match further {
-                Further::List(tokens) => tokens.clone(),
-                Further::Named(tokens) => tokens.values().cloned().collect(),
-            });
-        named.into_iter().flatten().cloned().chain(further)
+        self.named()
+            .chain(further.into_iter().flatten().flat_map(Further::tokens))
     }
 }
 
@@ -316,6 +324,7 @@ impl ClipTokenizer {
         let mut specials = read("tokenizer_config.json")?;
         specials.check(&dir.join("tokenizer_config.json"))?;
         let decoder = specials.added_tokens_decoder.take();
+        let configured = specials.additional_special_tokens.clone();
         if decoder.is_none() {
             specials = specials.overridden_by(read("special_tokens_map.json")?);
         }
@@ -339,7 +348,12 @@ impl ClipTokenizer {
         let added = match decoder {
             Some(added) => added,
             None => {
-                let mut added = open_added(dir, &specials)?;
+                // To transformers 5, those that the map alone adds are not special here.
+                let further = configured.iter().chain(&specials.extra_special_tokens);
+                let known: Vec<&Written> = (specials.named())
+                    .chain(further.flat_map(Further::tokens))
+                    .collect();
+                let mut added = open_added(dir, &known)?;
                 added.extend(of_rules);
                 added
             }
@@ -351,7 +365,7 @@ impl ClipTokenizer {
         let known = tokenizer.rules.get_added_tokens_decoder();
         let is_new = |token: &AddedToken| !known.values().any(|old| old.content == token.content);
         let named = [bos, eos, unk, pad].map(|token| AddedToken::from(token, true));
-        let specials_of_files = specials.tokens().map(Written::special);
+        let specials_of_files = specials.tokens().cloned().map(Written::special);
         let rest: Vec<AddedToken> = specials_of_files.chain(named).filter(is_new).collect();
         tokenizer.rules.add_tokens(&rest);
         Ok(Self {
@@ -479,14 +493,14 @@ fn open_without_added(path: &Path) -> Result<(Rules, BTreeMap<u32, WrittenToken>
     Ok((rules, added.map(|added| (added.id, added.token)).collect()))
 }
 
-/// The tokens in `added_tokens.json`, of which those that `specials` names are special.
-fn open_added(dir: &Path, specials: &Specials) -> Result<BTreeMap<u32, WrittenToken>> {
+/// The tokens in `added_tokens.json`, of which those among `specials` are special.
+fn open_added(dir: &Path, specials: &[&Written]) -> Result<BTreeMap<u32, WrittenToken>> {
     let path = dir.join("added_tokens.json");
     if !path.exists() {
         return Ok(BTreeMap::new());
     }
     let ids: BTreeMap<String, u32> = read_config(&path)?;
-    let is_special = |content: &str| specials.tokens().any(|token| token.content() == content);
+    let is_special = |content: &str| specials.iter().any(|token| token.content() == content);
     let token = |content: String| WrittenToken {
         special: is_special(&content),
         content,
