@@ -387,9 +387,9 @@ fn what_cannot_be_opened_is_refused_before_its_weights_come() {
         ),
         (
             "scheduler/scheduler_config.json",
-            "DDIMScheduler",
-            "EDMEulerScheduler",
-            "scheduler/scheduler_config.json: field `_class_name`: EDMEulerScheduler is another kind",
+            r#""prediction_type": "v_prediction""#,
+            r#""prediction_type": "flow_prediction""#,
+            "scheduler/scheduler_config.json: field `prediction_type`: flow_prediction is another kind",
         ),
         (
             "vae/config.json",
