@@ -99,7 +99,7 @@ impl Weights {
         if let Some((path, weight_map)) = &found.index {
             check_index(path, weight_map, &files, &index)?;
         }
-        Ok(Self::new(path, files, index, device, dtype))
+        Ok(Self::new(path, files, unwrapped(index), device, dtype))
     }
 
     /// Takes the bytes of one safetensors file; `name` stands for its path in errors.
@@ -273,12 +273,14 @@ impl Weights {
             return Err(wrong(file.path(), name, format!("shape {found:?}")));
         }
         let Some(dtype) = float_dtype(dtype) else {
-            let found = match size_in_bits(dtype) {
-                Some(bits) => format!(
-                    "elements of {bits} bits ({dtype:?}), which are not read: take the file in fp16, bf16 or fp32"
-                ),
-                None => format!("elements of type {dtype:?}, not f16, bf16, f32 or f64"),
-            };
+            if let Some(bits) = size_in_bits(dtype) {
+                let reason = format!(
+                    "its numbers have {bits} bits ({dtype:?}, such as those of `{name}`), which are not read: \
+                     take the file in fp16, bf16 or fp32"
+                );
+                return Err(Error::invalid_file(file.path(), reason));
+            }
+            let found = format!("elements of type {dtype:?}, not f16, bf16, f32 or f64");
             return Err(wrong(file.path(), name, found));
         };
         let bytes = place.change.bytes(file, &place.key)?;
@@ -372,6 +374,19 @@ fn index_of(files: &[Arc<TensorFile>]) -> Result<BTreeMap<String, Placement>> {
         }
     }
     Ok(index)
+}
+
+/// What wrappers of training put before every key: `torch.compile` and `DataParallel`.
+const WRAPPERS: [&str; 2] = ["_orig_mod.", "module."];
+
+/// The same without the wrapper that a model was saved with.
+fn unwrapped(index: BTreeMap<String, Placement>) -> BTreeMap<String, Placement> {
+    let is_around = |wrapper: &&&str| index.keys().all(|key| key.starts_with(**wrapper));
+    let Some(wrapper) = WRAPPERS.iter().find(is_around) else {
+        return index;
+    };
+    let bare = |(key, place): (String, Placement)| (key[wrapper.len()..].to_owned(), place);
+    unwrapped(index.into_iter().map(bare).collect())
 }
 
 /// Checks that shards hold the tensors that their index says, and no others.

@@ -325,6 +325,44 @@ fn files_that_are_no_weights_say_what_they_are() {
 }
 
 #[test]
+fn weights_may_be_wrapped_and_say_when_they_are_quantised() {
+    let model = copy("learning");
+    let file = model
+        .path()
+        .join("unet/diffusion_pytorch_model.safetensors");
+    let arrays = Arrays::read(&file).unwrap();
+    for wrapper in ["_orig_mod.", "module.", "module._orig_mod."] {
+        let wrapped = arrays.arrays.iter();
+        let wrapped = wrapped.fold(Arrays::default(), |all, (name, array)| {
+            all.with(format!("{wrapper}{name}"), array.clone())
+        });
+        wrapped.write(&file).unwrap();
+        assert_eq!(message(model.path()), "", "{wrapper}");
+    }
+    let plain = Arrays::default().with("conv_in.bias", Array::floats([8], vec![0.0; 8]));
+    plain.write(&file).unwrap();
+    let one = fs::read(&file).unwrap();
+    let header = String::from_utf8_lossy(&one[8..one.len() - 32]).into_owned();
+    let eight = header
+        .replace("\"F32\"", "\"F8_E4M3\"")
+        .replace("[0,32]", "[0,8]");
+    assert_ne!(eight, header);
+    let mut file_of_eight = (eight.len() as u64).to_le_bytes().to_vec();
+    file_of_eight.extend(eight.as_bytes());
+    file_of_eight.extend([0; 8]);
+    fs::write(&file, file_of_eight).unwrap();
+    let weights = Weights::open(&file, &Device::flex(), FloatDType::F32).unwrap();
+    let found = weights.tensor::<1>("conv_in.bias", [8]).unwrap_err();
+    assert!(
+        found
+            .to_string()
+            .contains("its numbers have 8 bits (F8_E4M3"),
+        "{found}"
+    );
+    assert_eq!(found.hint(), None);
+}
+
+#[test]
 fn a_byte_order_mark_is_no_part_of_a_file() {
     let model = copy("learning");
     for name in [

@@ -64,9 +64,17 @@ fn meant_by(path: &Path) -> Option<PathBuf> {
     Hub::snapshot_in(path)
 }
 
-/// The model of the Hub that a name stands for, if it is one; also that of its folder in a cache.
+/// The model of the Hub that a name stands for, if it is one; also the address of its page, and its
+/// folder in a cache.
 pub(crate) fn name_of(text: &str) -> Option<ModelId> {
-    let id = text.parse().ok();
+    let addresses = [
+        "https://huggingface.co/",
+        "https://hf.co/",
+        "huggingface.co/",
+        "hf.co/",
+    ];
+    let copied = addresses.iter().find_map(|start| text.strip_prefix(start));
+    let id = copied.unwrap_or(text).trim_end_matches('/').parse().ok();
     short_name(text).or(id).or_else(|| hub::repository_of(text))
 }
 
@@ -225,6 +233,9 @@ mod tests {
             hub(&format!("{sdxl}@v1"))
         );
         assert_eq!(locate(Path::new("a/b@main")).unwrap(), hub("a/b"));
+        for page in ["https://huggingface.co/a/b", "hf.co/a/b/"] {
+            assert_eq!(locate(Path::new(page)).unwrap(), hub("a/b"));
+        }
         for name in ["sdxxl", "a/b/c"] {
             let error = locate(Path::new(name)).unwrap_err().to_string();
             assert_eq!(error, format!("{name}: there is no such file or folder"));
