@@ -11,7 +11,7 @@
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use crate::hub::{ModelId, plan};
+use crate::hub::{ModelId, Wanted, plan};
 use crate::{Error, Result};
 
 /// What a repository's folder begins with.
@@ -52,7 +52,7 @@ impl RepoCache {
     }
 
     /// What there is of a model's revision.
-    pub(super) fn model(&self, id: &ModelId, variant: Option<&str>) -> Option<CachedModel> {
+    pub(super) fn model(&self, id: &ModelId, wanted: Wanted<'_>) -> Option<CachedModel> {
         let known = fs::read_to_string(self.reference(id.revision())).ok();
         let commit = match &known {
             Some(commit) => commit.trim(),
@@ -63,7 +63,7 @@ impl RepoCache {
             folder: self.snapshot(commit),
             commit: commit.to_owned(),
             bytes: size(&self.snapshot(commit)),
-            missing: plan::missing(&self.snapshot(commit), variant),
+            missing: plan::missing(&self.snapshot(commit), wanted),
         })
     }
 

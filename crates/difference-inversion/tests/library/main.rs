@@ -26,6 +26,7 @@ mod misfits;
 mod paper_map;
 mod regeneration;
 mod rooms;
+mod sd3;
 mod single_file;
 mod tiny;
 mod two_encoders;
