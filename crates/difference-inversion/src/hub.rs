@@ -128,11 +128,7 @@ impl Hub {
     }
 
     /// What the cache has of what is wanted of a model.
-    pub fn cached<'a>(
-        &self,
-        id: &ModelId,
-        wanted: impl Into<Wanted<'a>>,
-    ) -> Option<CachedModel> {
+    pub fn cached<'a>(&self, id: &ModelId, wanted: impl Into<Wanted<'a>>) -> Option<CachedModel> {
         cache::RepoCache::new(&self.cache, id).model(id, wanted.into())
     }
 

@@ -9,9 +9,7 @@ use serde_json::Value;
 
 use crate::diffusion::model_files::layout::Layout;
 use crate::diffusion::model_files::{MODEL_INDEX, ModelFiles, SCHEDULER};
-use crate::diffusion::sample::{
-    AlphaSchedule, FlowConfig, FlowSchedule, Noising, SchedulerConfig,
-};
+use crate::diffusion::sample::{AlphaSchedule, FlowConfig, FlowSchedule, Noising, SchedulerConfig};
 use crate::diffusion::text_encoder::{Encoded, TextEncoder, open_clip, open_t5};
 use crate::models::denoiser::conditions::Conditions;
 use crate::models::denoiser::{DenoiserConfig, sd3_denoiser, unet_denoiser};
@@ -395,7 +393,8 @@ impl Family {
         if leaves_out && !self.text_encoders.iter().any(|encoder| encoder.optional) {
             return Err(Error::Setting {
                 name: "without_t5",
-                expected: "a model that can do without its T5, such as Stable Diffusion 3".to_owned(),
+                expected: "a model that can do without its T5, such as Stable Diffusion 3"
+                    .to_owned(),
                 found: format!("a {}", self.class),
             });
         }
@@ -591,7 +590,10 @@ mod tests {
             let learned: Vec<bool> = (family.text_encoders.iter())
                 .map(|encoder| encoder.learned)
                 .collect();
-            assert!(learned.is_sorted_by(|one, other| one >= other), "{learned:?}");
+            assert!(
+                learned.is_sorted_by(|one, other| one >= other),
+                "{learned:?}"
+            );
             assert!(learned[0]);
         }
     }

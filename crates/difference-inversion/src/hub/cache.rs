@@ -164,13 +164,13 @@ pub(super) fn list(cache: &Path) -> Result<Vec<CachedModel>> {
         let mut revisions = Vec::new();
         names_under(&repository.folder.join("refs"), "", &mut revisions);
         let mut found: Vec<CachedModel> = (revisions.iter())
-            .filter_map(|revision| repository.model(&id.at(revision), None))
+            .filter_map(|revision| repository.model(&id.at(revision), Wanted::default()))
             .collect();
         let mut commits = Vec::new();
         names_under(&repository.folder.join(SNAPSHOTS), "", &mut commits);
         for commit in commits.iter().filter_map(|path| path.split('/').next()) {
             if !found.iter().any(|model| model.commit == commit) {
-                found.extend(repository.model(&id.at(commit), None));
+                found.extend(repository.model(&id.at(commit), Wanted::default()));
             }
         }
         models.extend(found.into_iter().filter(|model| is_ours(&model.folder)));
@@ -264,12 +264,16 @@ mod tests {
         fs::write(repository.blob("f00"), "{\"model_type\": \"clip\"}").unwrap();
         repository.link("c0ffee", "config.json", "f00").unwrap();
         repository.link("c0ffee", "config.json", "f00").unwrap();
-        assert_eq!(repository.model(&id("a/b"), None), None);
+        assert_eq!(repository.model(&id("a/b"), Wanted::default()), None);
         repository.set_reference("main", "c0ffee").unwrap();
-        let model = repository.model(&id("a/b"), None).unwrap();
+        let model = repository.model(&id("a/b"), Wanted::default()).unwrap();
         assert_eq!((model.commit.as_str(), model.bytes), ("c0ffee", 22));
         assert_eq!(model.missing[0], "*.safetensors");
-        assert!(repository.model(&id("a/b@c0ffee"), None).is_some());
+        assert!(
+            repository
+                .model(&id("a/b@c0ffee"), Wanted::default())
+                .is_some()
+        );
         assert_eq!(list(cache.path()).unwrap(), [model]);
         repository.link("beef", "unet/config.json", "f00").unwrap();
         let linked = repository.snapshot("beef").join("unet/config.json");

@@ -409,7 +409,11 @@ mod tests {
         let is_third = |path: &&String| path.contains("_3/");
         let third: Vec<&String> = whole.files.iter().filter(is_third).collect();
         assert_eq!(third.len(), 5, "{third:?}");
-        assert!(!whole.files.contains("sd3_medium_incl_clips_t5xxlfp8.safetensors"));
+        assert!(
+            !whole
+                .files
+                .contains("sd3_medium_incl_clips_t5xxlfp8.safetensors")
+        );
         let without = plan(sd3, true);
         assert_eq!(without.missing, Vec::<String>::new());
         let others = whole.files.iter().filter(|path| !is_third(path));

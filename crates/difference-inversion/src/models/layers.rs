@@ -426,10 +426,10 @@ pub(super) mod tests {
         let x: Tensor<3> = tensor([1, 1, 4], &[1., 7., 5., -5.]);
         assert_close(norm.forward_heads(x), &[0.2, 4.2, 1., -3.]);
         let norm = RmsNorm::load(&w, 2, 7.).unwrap();
-        assert_close(norm.forward(tensor([1, 2], &[1., 1.9f32.sqrt()])), &[
-            1. / 8.45f32.sqrt(),
-            3. * (1.9f32 / 8.45).sqrt(),
-        ]);
+        assert_close(
+            norm.forward(tensor([1, 2], &[1., 1.9f32.sqrt()])),
+            &[1. / 8.45f32.sqrt(), 3. * (1.9f32 / 8.45).sqrt()],
+        );
     }
 
     #[test]

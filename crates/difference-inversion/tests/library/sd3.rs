@@ -7,11 +7,11 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use difference_inversion::diffusion::draw::{InitNoise, TextToImage};
 use difference_inversion::diffusion::family;
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
+use difference_inversion::diffusion::memory::LearningMemory;
 use difference_inversion::diffusion::pipeline::{Conditions, Pipeline};
 use difference_inversion::diffusion::text_encoder::TextEncoder;
 use difference_inversion::diffusion::words::FullPrompt;
 use difference_inversion::image::load_image;
-use difference_inversion::diffusion::memory::LearningMemory;
 use difference_inversion::method::analogy::{self, Target};
 use difference_inversion::method::difference::DifferenceTokens;
 use difference_inversion::method::generate;
@@ -169,7 +169,12 @@ fn sd3_joins_its_text_encoders_as_diffusers_does() {
 #[test]
 fn the_times_of_a_shifted_flow_equal_diffusers() {
     let (models, io) = (models_in(&golden("sd3")), io());
-    for (steps, name) in [(1, "sigmas.1"), (4, "sigmas"), (5, "sigmas.5"), (28, "sigmas.28")] {
+    for (steps, name) in [
+        (1, "sigmas.1"),
+        (4, "sigmas"),
+        (5, "sigmas.5"),
+        (28, "sigmas.28"),
+    ] {
         let times = models.pipeline().noising().times(steps).unwrap();
         let sigmas: Vec<f32> = times.iter().map(|time| (time / 1000.0) as f32).collect();
         let expected: Tensor<1> = read(&io, name);
@@ -177,7 +182,10 @@ fn the_times_of_a_shifted_flow_equal_diffusers() {
         assert_eq!(expected.pop(), Some(0.0));
         assert_eq!(sigmas.len(), expected.len());
         for (found, expected) in sigmas.iter().zip(&expected) {
-            assert!((found - expected).abs() < 1e-6, "{name}: {found} {expected}");
+            assert!(
+                (found - expected).abs() < 1e-6,
+                "{name}: {found} {expected}"
+            );
         }
     }
 }
@@ -229,7 +237,12 @@ fn sd3_draws_what_diffusers_draws() {
     let models = models_of([16, 16], false);
     let drawn = check("drawn", &models, &request(4, 4.0), "latents");
     check_picture(&models, drawn, &io, "picture");
-    check("drawn_without_guidance", &models, &request(4, 1.0), "latents");
+    check(
+        "drawn_without_guidance",
+        &models,
+        &request(4, 1.0),
+        "latents",
+    );
     let without_t5 = models_of([16, 16], true);
     check("without_t5.drawn", &without_t5, &request(4, 4.0), "latents");
     let wide = models_of([16, 24], false);
@@ -399,7 +412,10 @@ fn parts_that_are_missing_or_do_not_fit_are_named() {
     }
     for part in ["text_encoder", "text_encoder_2", "transformer", "vae"] {
         let message = refused(|folder| std::fs::remove_dir_all(folder.join(part)).unwrap());
-        assert!(message.contains(&format!("no folder `{part}`")), "{message}");
+        assert!(
+            message.contains(&format!("no folder `{part}`")),
+            "{message}"
+        );
     }
     let remove_t5 = |folder: &std::path::Path| {
         std::fs::remove_dir_all(folder.join("text_encoder_3")).unwrap();

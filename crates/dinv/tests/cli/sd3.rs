@@ -26,7 +26,10 @@ fn write_latents(path: &Path, shape: [usize; 4]) {
     let count: usize = shape.iter().product();
     let wave = (0..count).map(|i| 1.4 * (0.37 * i as f32 * i as f32).sin());
     let array = Array::floats(shape, wave.collect());
-    Arrays::default().with("latents", array).write(path).unwrap();
+    Arrays::default()
+        .with("latents", array)
+        .write(path)
+        .unwrap();
 }
 
 #[test]
@@ -41,9 +44,15 @@ fn a_difference_is_learned_applied_and_drawn_with() {
         work.path(),
         &format!("learn -q {MODEL} {PAIR} -o d.safetensors --trace t.safetensors"),
     );
-    assert_eq!(bytes(&at("d.safetensors")), bytes(&at("out/difference.safetensors")));
+    assert_eq!(
+        bytes(&at("d.safetensors")),
+        bytes(&at("out/difference.safetensors"))
+    );
     let learned = Arrays::read(&at("d.safetensors")).unwrap().arrays;
-    let shapes: Vec<_> = learned.iter().map(|(name, array)| (name.as_str(), array.shape())).collect();
+    let shapes: Vec<_> = learned
+        .iter()
+        .map(|(name, array)| (name.as_str(), array.shape()))
+        .collect();
     assert_eq!(shapes, [("clip_g", &[3, 20][..]), ("clip_l", &[3, 16])]);
     for inversion in ["edit-friendly", "ddim", "sdedit"] {
         let flags = format!("--inversion {inversion} -o {inversion}");
@@ -52,12 +61,16 @@ fn a_difference_is_learned_applied_and_drawn_with() {
             &format!("apply d.safetensors -q {MODEL} {B} {flags}"),
         );
     }
-    let [first, again] = ["out/b_prime.png", "edit-friendly/b_prime.png"].map(|name| image::open(at(name)).unwrap());
+    let [first, again] =
+        ["out/b_prime.png", "edit-friendly/b_prime.png"].map(|name| image::open(at(name)).unwrap());
     assert_eq!(first, again);
     write_latents(&at("latents.safetensors"), [1, 16, 8, 8]);
     let drawn = |flags: &str| {
         let common = "--prompt red --init-latents latents.safetensors --overwrite -o red.png";
-        succeed(work.path(), &format!("generate -q {MODEL} {common} {flags}"));
+        succeed(
+            work.path(),
+            &format!("generate -q {MODEL} {common} {flags}"),
+        );
         image::open(at("red.png")).unwrap()
     };
     let plain = drawn("");
@@ -95,7 +108,10 @@ fn the_model_is_examined() {
     let listed = succeed(work.path(), "models list").stdout;
     for name in ["sd3 ", "sd35 ", "sd35-large "] {
         let line = listed.lines().find(|line| line.starts_with(name));
-        assert!(line.unwrap().contains("stabilityai-ai-community"), "{listed}");
+        assert!(
+            line.unwrap().contains("stabilityai-ai-community"),
+            "{listed}"
+        );
     }
 }
 
@@ -117,7 +133,11 @@ fn what_does_not_fit_is_refused_in_words() {
         1,
         &["expected latents of shape [1, 16, 8, 8], found [1, 4, 8, 8]"],
     );
-    refuses(&format!("{generate} --scheduler uni-pc"), 2, &["euler or ddim"]);
+    refuses(
+        &format!("{generate} --scheduler uni-pc"),
+        2,
+        &["euler or ddim"],
+    );
     refuses(&format!("{generate} --resolution 64"), 2, &["at most 36"]);
     refuses(
         &format!("{generate} --unet model/unet"),
@@ -140,7 +160,11 @@ fn what_does_not_fit_is_refused_in_words() {
         &["learned through a U-Net", "a multimodal transformer"],
     );
     std::fs::remove_dir_all(work.path().join("tiny-sd3/text_encoder_3")).unwrap();
-    refuses(&generate, 1, &["names `text_encoder_3`", "hint: `--without-t5`"]);
+    refuses(
+        &generate,
+        1,
+        &["names `text_encoder_3`", "hint: `--without-t5`"],
+    );
     succeed(work.path(), &format!("{generate} -q --without-t5"));
     assert!(work.path().join("red.png").is_file());
 }

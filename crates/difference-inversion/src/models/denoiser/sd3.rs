@@ -107,7 +107,11 @@ impl SD3Config {
         let width = self.width();
         if self.caption_projection_dim != width {
             let expected = format!("{width}, the width of all heads");
-            return wrong("caption_projection_dim", &expected, &self.caption_projection_dim);
+            return wrong(
+                "caption_projection_dim",
+                &expected,
+                &self.caption_projection_dim,
+            );
         }
         if let Some(kind) = self.qk_norm.as_deref().filter(|kind| *kind != "rms_norm") {
             return wrong("qk_norm", "null or \"rms_norm\"", &kind);

@@ -4,9 +4,7 @@
 use burn::tensor::Tensor;
 
 use crate::Result;
-use crate::models::layers::{
-    Activation, LayerNorm, Linear, Mask, RmsNorm, multi_head_attention,
-};
+use crate::models::layers::{Activation, LayerNorm, Linear, Mask, RmsNorm, multi_head_attention};
 use crate::weights::Weights;
 
 /// The small constant of every norm.
@@ -256,7 +254,9 @@ impl JointBlock {
         let heads = self.options.heads;
         let parts = self.modulation.parts(told);
         let normed = self.modulation.norm.forward(x.clone());
-        let own = self.projections.forward(&modulated(normed.clone(), &parts[0], &parts[1]));
+        let own = self
+            .projections
+            .forward(&modulated(normed.clone(), &parts[0], &parts[1]));
         let prompt_parts = match &self.prompt {
             PromptHalf::Whole(modulation, _) => modulation.parts(told),
             PromptHalf::Last(_) => Vec::new(),
@@ -273,14 +273,20 @@ impl JointBlock {
         let [query, key, value] = joined(own, added);
         let attended = multi_head_attention(query, key, value, heads, Mask::None); // [b, n + m, d]
 
-        let mut x = x + self.further.output.forward(attended.clone().narrow(1, 0, n)) * parts[2].clone();
+        let mut x = x + self
+            .further
+            .output
+            .forward(attended.clone().narrow(1, 0, n))
+            * parts[2].clone();
         if let Some(dual) = &self.dual {
             let normed = modulated(normed, &parts[6], &parts[7]);
             let [query, key, value] = dual.projections.forward(&normed);
             let attended = multi_head_attention(query, key, value, heads, Mask::None);
             x = x + dual.output.forward(attended) * parts[8].clone();
         }
-        let x = self.further.feed_forward(x, &self.modulation.norm, &parts[3..6]);
+        let x = self
+            .further
+            .feed_forward(x, &self.modulation.norm, &parts[3..6]);
         let prompt = match &self.prompt {
             PromptHalf::Whole(modulation, further) => {
                 let attended = further.output.forward(attended.narrow(1, n, m));

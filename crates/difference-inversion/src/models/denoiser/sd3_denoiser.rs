@@ -129,8 +129,13 @@ impl DenoiserConfig for Config {
                 return self.wrong(field, &expected, found);
             }
         }
-        let (clip, t5) = around.encoder_widths.split_at(CLIP_ENCODERS.min(around.encoder_widths.len()));
-        let (width, found) = (clip.iter().sum::<usize>(), self.transformer.joint_attention_dim);
+        let (clip, t5) = around
+            .encoder_widths
+            .split_at(CLIP_ENCODERS.min(around.encoder_widths.len()));
+        let (width, found) = (
+            clip.iter().sum::<usize>(),
+            self.transformer.joint_attention_dim,
+        );
         if found < width {
             let expected = format!("at least {width}, the width of both CLIP text encoders");
             return self.wrong("joint_attention_dim", &expected, found);
@@ -141,7 +146,8 @@ impl DenoiserConfig for Config {
         }
         let projections = around.projections.iter().take(CLIP_ENCODERS).copied();
         let Some(pooled) = projections.sum::<Option<usize>>() else {
-            let reason = "a CLIP text encoder has no `text_projection`, which Stable Diffusion 3 needs";
+            let reason =
+                "a CLIP text encoder has no `text_projection`, which Stable Diffusion 3 needs";
             return Err(Error::WrongBase {
                 reason: reason.to_owned(),
             });

@@ -16,7 +16,11 @@ pub(crate) struct TimestepEmbedding {
 
 impl TimestepEmbedding {
     /// Reads `linear_1` and `linear_2`.
-    pub(crate) fn load(weights: &Weights, [d_in, d_out]: [usize; 2], act_fn: Activation) -> Result<Self> {
+    pub(crate) fn load(
+        weights: &Weights,
+        [d_in, d_out]: [usize; 2],
+        act_fn: Activation,
+    ) -> Result<Self> {
         Ok(Self {
             linear_1: Linear::load(&weights.scope("linear_1"), d_in, d_out)?,
             linear_2: Linear::load(&weights.scope("linear_2"), d_out, d_out)?,

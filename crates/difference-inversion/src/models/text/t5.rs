@@ -65,7 +65,11 @@ impl T5Config {
             Err(Error::unsupported(path, field, expected, found))
         };
         if self.feed_forward_proj != "gated-gelu" {
-            return wrong("feed_forward_proj", "\"gated-gelu\"", &self.feed_forward_proj);
+            return wrong(
+                "feed_forward_proj",
+                "\"gated-gelu\"",
+                &self.feed_forward_proj,
+            );
         }
         for (field, value, most) in [
             ("num_layers", self.num_layers, MOST_LAYERS),
@@ -80,7 +84,11 @@ impl T5Config {
         }
         let buckets = self.relative_attention_num_buckets;
         if !(4..=1 << 16).contains(&buckets) || !buckets.is_multiple_of(4) {
-            return wrong("relative_attention_num_buckets", "a multiple of 4", &buckets);
+            return wrong(
+                "relative_attention_num_buckets",
+                "a multiple of 4",
+                &buckets,
+            );
         }
         let distance = self.relative_attention_max_distance;
         if distance <= buckets / 4 {
@@ -236,7 +244,8 @@ impl T5EncoderModel {
             .map(|distance| self.config.bucket(distance))
             .collect();
         let table = self.position_bias.weight();
-        let ids = Tensor::<2, Int>::from_data(TensorData::new(buckets, [1, n * n]), &table.device());
+        let ids =
+            Tensor::<2, Int>::from_data(TensorData::new(buckets, [1, n * n]), &table.device());
         let heads = self.config.num_heads;
         (self.position_bias.forward(ids)) // [1, n · n, heads]
             .reshape([1, n, n, heads])
