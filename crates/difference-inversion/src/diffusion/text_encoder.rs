@@ -70,7 +70,7 @@ impl std::fmt::Display for Base {
         let encoders: Vec<String> = self.encoders.iter().map(EncoderBase::to_string).collect();
         write!(
             f,
-            "a {} on text encoders with token embeddings {}",
+            "a {} with text encoders of token embeddings {}",
             self.denoiser,
             encoders.join(" and ")
         )

@@ -117,7 +117,7 @@ impl DifferenceTokens {
             return Ok(());
         }
         let reason = format!(
-            "the difference was learned through {}, this model is {base}",
+            "the difference was learned on {}, this model is {base}",
             self.base
         );
         Err(Error::WrongBase { reason })
@@ -278,7 +278,7 @@ mod tests {
             ..base(&[3])
         };
         let message = tokens().check_base(&other).unwrap_err().to_string();
-        let expected = "learned through a network on text encoders with token embeddings 7 × 3";
+        let expected = "learned on a network with text encoders of token embeddings 7 × 3";
         assert!(message.contains(expected), "{message}");
         assert!(message.contains("this model is a transformer"), "{message}");
     }

@@ -352,7 +352,7 @@ fn a_difference_of_another_family_on_the_same_text_encoders_is_refused() {
     let tokens = DifferenceTokens::zeros(2, &base, &Device::flex());
     let error = analogy::check_apply(&models, &tokens, &short_analogy()).unwrap_err();
     let message = error.to_string();
-    assert!(message.contains("learned through a U-Net"), "{message}");
+    assert!(message.contains("learned on a U-Net"), "{message}");
     let expected = "this model is a multimodal transformer";
     assert!(message.contains(expected), "{message}");
 }

@@ -62,7 +62,7 @@ fn a_difference_is_learned_applied_and_drawn_with() {
         );
     }
     let [first, again] =
-        ["out/b_prime.png", "edit-friendly/b_prime.png"].map(|name| image::open(at(name)).unwrap());
+        ["out/b_prime.png", "edit-friendly/b.png"].map(|name| image::open(at(name)).unwrap());
     assert_eq!(first, again);
     write_latents(&at("latents.safetensors"), [1, 16, 8, 8]);
     let drawn = |flags: &str| {
@@ -157,7 +157,7 @@ fn what_does_not_fit_is_refused_in_words() {
     refuses(
         &format!("apply d.safetensors {MODEL} {B} -o out"),
         1,
-        &["learned through a U-Net", "a multimodal transformer"],
+        &["learned on a U-Net", "a multimodal transformer"],
     );
     std::fs::remove_dir_all(work.path().join("tiny-sd3/text_encoder_3")).unwrap();
     refuses(
