@@ -164,14 +164,6 @@ struct Further {
     feed_forward: FeedForward,
 }
 
-/// The prompt's half of a block.
-#[derive(Debug, Clone)]
-enum PromptHalf {
-    Whole(Modulation, Further),
-    /// That of the last block, which leaves nothing of the prompt.
-    Last(LastNorm),
-}
-
 /// The second attention of a block, of the picture to itself.
 #[derive(Debug, Clone)]
 struct SelfAttention {
@@ -188,7 +180,10 @@ pub(super) struct JointBlock {
     prompt_projections: Projections,
     dual: Option<SelfAttention>,
     further: Further,
-    prompt: PromptHalf,
+    /// Of the last block, scale and shift alone.
+    prompt_modulation: Modulation,
+    /// Not in the last block, which leaves nothing of the prompt.
+    prompt_further: Option<Further>,
 }
 
 impl JointBlock {
@@ -197,16 +192,11 @@ impl JointBlock {
         let attention = weights.scope("attn");
         let output = |weights: &Weights, name: &str| Linear::load(&weights.scope(name), d, d);
         let parts = if options.dual { 9 } else { 6 };
-        let norm = weights.scope("norm1_context");
-        let prompt = match options.last {
-            true => PromptHalf::Last(LastNorm::load(&norm, d)?),
-            false => PromptHalf::Whole(
-                Modulation::load(&norm, d, 6)?,
-                Further {
-                    output: output(&attention, "to_add_out")?,
-                    feed_forward: FeedForward::load(&weights.scope("ff_context"), d)?,
-                },
-            ),
+        let prompt_further = || {
+            Ok(Further {
+                output: output(&attention, "to_add_out")?,
+                feed_forward: FeedForward::load(&weights.scope("ff_context"), d)?,
+            })
         };
         let dual = || {
             let attention = weights.scope("attn2");
@@ -225,7 +215,12 @@ impl JointBlock {
                 output: output(&attention, "to_out.0")?,
                 feed_forward: FeedForward::load(&weights.scope("ff"), d)?,
             },
-            prompt,
+            prompt_modulation: Modulation::load(
+                &weights.scope("norm1_context"),
+                d,
+                if options.last { 2 } else { 6 },
+            )?,
+            prompt_further: (!options.last).then(prompt_further).transpose()?,
         })
     }
 
@@ -257,18 +252,13 @@ impl JointBlock {
         let own = self
             .projections
             .forward(&modulated(normed.clone(), &parts[0], &parts[1]));
-        let prompt_parts = match &self.prompt {
-            PromptHalf::Whole(modulation, _) => modulation.parts(told),
-            PromptHalf::Last(_) => Vec::new(),
+        let prompt_parts = self.prompt_modulation.parts(told);
+        let normed_prompt = self.prompt_modulation.norm.forward(prompt.clone());
+        let (shift, scale) = match self.options.last {
+            true => (&prompt_parts[1], &prompt_parts[0]), // as of a last norm
+            false => (&prompt_parts[0], &prompt_parts[1]),
         };
-        let normed_prompt = match &self.prompt {
-            PromptHalf::Whole(modulation, _) => modulated(
-                modulation.norm.forward(prompt.clone()),
-                &prompt_parts[0],
-                &prompt_parts[1],
-            ),
-            PromptHalf::Last(norm) => norm.forward(prompt.clone(), told),
-        };
+        let normed_prompt = modulated(normed_prompt, shift, scale);
         let added = self.prompt_projections.forward(&normed_prompt);
         let [query, key, value] = joined(own, added);
         let attended = multi_head_attention(query, key, value, heads, Mask::None); // [b, n + m, d]
@@ -287,13 +277,14 @@ impl JointBlock {
         let x = self
             .further
             .feed_forward(x, &self.modulation.norm, &parts[3..6]);
-        let prompt = match &self.prompt {
-            PromptHalf::Whole(modulation, further) => {
+        let prompt = match &self.prompt_further {
+            Some(further) => {
                 let attended = further.output.forward(attended.narrow(1, n, m));
                 let prompt = prompt + attended * prompt_parts[2].clone();
-                further.feed_forward(prompt, &modulation.norm, &prompt_parts[3..6])
+                let norm = &self.prompt_modulation.norm;
+                further.feed_forward(prompt, norm, &prompt_parts[3..6])
             }
-            PromptHalf::Last(_) => prompt,
+            None => prompt,
         };
         [x, prompt]
     }
