@@ -7,6 +7,7 @@ use burn::tensor::{DType, Device, Tensor};
 use crate::diffusion::text_encoder::{Base, EncoderBase};
 use crate::diffusion::words::signed;
 use crate::util::arrays::{Array, Arrays};
+use crate::util::digest::sha256;
 use crate::util::tensors::host;
 use crate::{Error, Result};
 
@@ -96,6 +97,15 @@ impl DifferenceTokens {
     /// Number of tokens n.
     pub fn num_tokens(&self) -> usize {
         self.embeddings.first().map_or(0, |e| e.dims()[0])
+    }
+
+    /// SHA-256 of the embeddings, by which two differences are told apart.
+    pub fn fingerprint(&self) -> String {
+        let numbers = self
+            .embeddings
+            .iter()
+            .flat_map(|embedding| host(embedding.clone()));
+        sha256(numbers.flat_map(f32::to_le_bytes).collect::<Vec<u8>>())
     }
 
     /// −D̃, the difference from A′ to A.

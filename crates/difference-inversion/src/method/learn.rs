@@ -26,6 +26,7 @@ use crate::diffusion::pipeline::Pipeline;
 use crate::diffusion::words::Words;
 use crate::method::difference::DifferenceTokens;
 use crate::method::loss::{self, ClipLoss, Objective};
+use crate::util::files::Existing;
 use crate::util::progress::{LossTerms, Observer, Progress, Stage};
 use crate::util::random::{Purpose, normal, rng};
 use crate::util::tensors::host;
@@ -76,6 +77,11 @@ pub fn difference(
 ) -> Result<Outcome> {
     let run = Run::new(pipeline, joints, pairs, config, records)?;
     let mut state = run.first_state()?;
+    // A trace is written in the end, and replaces none that appears until then.
+    let existing = match &records.trace {
+        Some(path) if path.exists() => Existing::Replace,
+        _ => Existing::Keep,
+    };
     let mut trace = match &records.trace {
         Some(path) if records.resume.is_some() => {
             Some(Trace::going_on(path, state.step, &state.tokens)?)
@@ -86,7 +92,7 @@ pub fn difference(
     let watched = run.steps(&mut state, trace.as_mut(), observer);
     // Also of a run that has diverged.
     if let (Some(trace), Some(path)) = (&trace, &records.trace) {
-        trace.write(path)?;
+        trace.write(path, existing)?;
     }
     if watched?.is_break() {
         return Err(Error::Stopped {

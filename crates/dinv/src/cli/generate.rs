@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::fetch::{Fetcher, Needs};
 use super::flags::{General, ModelSettings, SeedFlag, finite};
-use super::output::check_picture;
+use super::output::{Kind, Outputs};
 use super::record::{Recipe, text_of};
 use super::terminal;
 use super::watch::{self, Watcher};
@@ -88,9 +88,24 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         ..GenerateJob::default()
     };
     let inputs = job.open(&models.device()?)?;
-    let pictures = [&args.image, &args.mask].into_iter().flatten();
-    let pictures: Vec<&Path> = pictures.map(PathBuf::as_path).collect();
-    check_picture(&args.output, args.overwrite, &pictures)?;
+    let files = [
+        &args.image,
+        &args.mask,
+        &args.embedding,
+        &args.init_latents,
+        &args.general.config,
+    ];
+    let files: Vec<&Path> = (files.into_iter().flatten())
+        .map(PathBuf::as_path)
+        .collect();
+    let mut output = Outputs::file(&args.output, Kind::Picture, args.overwrite, &files)?;
+    let name = args
+        .output
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy();
+    output.claim(&name)?;
+    output.check()?;
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
@@ -116,7 +131,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         ("Software", recipe.program.as_str()),
         ("dinv", &recipe.to_line()?),
     ];
-    save_png(&args.output, &picture, &text)?;
+    output.publish_one(&name, |path| Ok(save_png(path, &picture, &text)?))?;
     let (_, notices) = watcher.finish();
 
     if args.general.json {
