@@ -140,6 +140,27 @@ impl DifferenceTokens {
         })
     }
 
+    /// Checks that the tokens are as wide as the text encoders of a model, one of each, of which no more is known yet
+    /// than their configurations.
+    ///
+    /// # Errors
+    /// [`Error::WrongBase`] saying how they differ.
+    pub fn check_widths(&self, widths: &[usize]) -> Result<()> {
+        let ours: Vec<usize> = self
+            .base
+            .iter()
+            .map(|encoder| encoder.hidden_size)
+            .collect();
+        if ours == widths {
+            return Ok(());
+        }
+        let reason = format!(
+            "the difference was learned on text encoders with token embeddings of width {ours:?}, this model's \
+             have {widths:?}"
+        );
+        Err(Error::WrongBase { reason })
+    }
+
     /// Writes the tokens as a textual-inversion embedding that other tools read too: one tensor
     /// `emb_params` [n, d], or `clip_l` and `clip_g` where there are two text encoders. Base,
     /// settings and format version are in the metadata.

@@ -112,6 +112,9 @@ impl Arrays {
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let invalid = |reason: String| Error::invalid_file(path, reason);
+        if let Some(what) = something_else(&bytes) {
+            return Err(invalid(format!("{what}, expected a safetensors file")));
+        }
         let (_, header) = SafeTensors::read_metadata(&bytes)
             .map_err(|error| invalid(format!("not a usable safetensors file: {error}")))?;
         let file = SafeTensors::deserialize(&bytes)
@@ -245,6 +248,34 @@ fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Values> {
         Dtype::U8 => Values::I64(read!(u8, i64::from)),
         _ => return None,
     })
+}
+
+/// What a file is that people take for safetensors, by its first bytes.
+fn something_else(bytes: &[u8]) -> Option<&'static str> {
+    let starts = |starts: &[&[u8]]| starts.iter().any(|start| bytes.starts_with(start));
+    let pictures: [&[u8]; 6] = [
+        b"\x89PNG",
+        b"\xff\xd8\xff",
+        b"RIFF",
+        b"GIF8",
+        b"II*\0",
+        b"MM\0*",
+    ];
+    if bytes.is_empty() {
+        Some("an empty file")
+    } else if starts(&pictures) {
+        Some("a picture")
+    } else if starts(&[b"PK\x03\x04", b"\x80\x02"]) {
+        Some("a pickle, as in .pt, .bin and .ckpt files")
+    } else if starts(&[b"version https://git-lfs"]) {
+        Some("a Git LFS pointer in place of the file")
+    } else if starts(&[b"<!DOCTYPE", b"<!doctype", b"<html"]) {
+        Some("a web page")
+    } else if starts(&[b"{\n", b"{\"", b"{ ", b"{\r"]) && bytes.get(8) != Some(&b'{') {
+        Some("JSON")
+    } else {
+        None
+    }
 }
 
 #[cfg(test)]

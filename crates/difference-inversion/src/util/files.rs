@@ -356,7 +356,7 @@ pub fn sweep(folder: &Path) -> Vec<String> {
     finished
 }
 
-/// Whether a folder holds nothing but what systems leave in any.
+/// Whether a folder holds nothing but what systems leave in any, and hidden files of this module.
 pub fn is_empty(folder: &Path) -> bool {
     const OF_SYSTEMS: [&str; 5] = [
         ".DS_Store",
@@ -370,7 +370,7 @@ pub fn is_empty(folder: &Path) -> bool {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let of_system = OF_SYSTEMS.contains(&&*name) || name.starts_with("._");
-        of_system && entry.path().is_file()
+        (of_system || is_hidden(&name)) && entry.path().is_file()
     })
 }
 

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use difference_inversion::Error;
+use difference_inversion::diffusion::family::Family;
+use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
 use difference_inversion::image::{read_png_text, save_png};
 use difference_inversion::method::analogy::{self, Applied, Target};
 use difference_inversion::method::difference::DifferenceTokens;
@@ -113,6 +115,10 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     }
     let mut fetcher = Fetcher::new(&mut watcher)?;
     let model = fetcher.model_of_words(&models)?;
+    // Before what goes with the model is downloaded.
+    if let Some(widths) = text_widths(&model, &models)? {
+        tokens.check_widths(&widths)?;
+    }
     let config = settings.clone().with_model(&model)?.analogy()?;
     let needs = Needs::of_prompts(!args.caption_b.is_empty(), &config.prompt);
     let paths = fetcher.paths(&models, model, needs)?;
@@ -286,6 +292,26 @@ impl ApplyArgs {
             error => error.into(),
         }
     }
+}
+
+/// The widths of the token embeddings of a model's text encoders, as far as its configurations tell.
+fn text_widths(
+    model: &Path,
+    settings: &ModelSettings,
+) -> Result<Option<Vec<usize>>, anyhow::Error> {
+    let options = FileOptions {
+        tokenizer: None,
+        ..settings.file_options()?
+    };
+    let files = ModelFiles::open(model, &options)?;
+    let widths = Family::of(&files)?.text_encoders.iter().map(|encoder| {
+        let config: Value = files.config(encoder.part).ok()?;
+        let width = config
+            .get("hidden_size")
+            .or_else(|| config.get("d_model"))?;
+        usize::try_from(width.as_u64()?).ok()
+    });
+    Ok(widths.collect())
 }
 
 /// How a result was made otherwise than another run would, by the recipes of both.

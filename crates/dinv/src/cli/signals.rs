@@ -41,31 +41,33 @@ fn leave() {
     std::process::exit(exit().code().into());
 }
 
-#[cfg(unix)]
-use signal_hook::consts::SIGINT;
-/// As everywhere.
-#[cfg(not(unix))]
+/// The number of Ctrl-C's signal, on every system.
 const SIGINT: i32 = 2;
 
 /// Makes the first Ctrl-C (or SIGTERM, or SIGHUP when the terminal is closed) ask for a stop at the next step, and
 /// the second one end the program at once. A signal that was ignored when the program started stays ignored: so
 /// `nohup`, and shells for what they start in the background, mean it.
-#[cfg(unix)]
 pub(crate) fn catch_interrupts() -> anyhow::Result<()> {
+    #[cfg(unix)]
+    catch_others()?;
+    #[cfg(unix)]
+    if is_ignored(SIGINT) {
+        return Ok(());
+    }
+    Ok(ctrlc::set_handler(|| take(SIGINT))?)
+}
+
+/// The signals that there are on Unix beside that of Ctrl-C.
+#[cfg(unix)]
+fn catch_others() -> anyhow::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGTERM};
-    let caught = [SIGINT, SIGTERM, SIGHUP].into_iter();
+    let caught = [SIGTERM, SIGHUP].into_iter();
     let caught: Vec<i32> = caught.filter(|signal| !is_ignored(*signal)).collect();
     let mut signals = signal_hook::iterator::Signals::new(caught)?;
     std::thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || signals.forever().for_each(take))?;
     Ok(())
-}
-
-/// The same for Ctrl-C, the one signal there is elsewhere.
-#[cfg(not(unix))]
-pub(crate) fn catch_interrupts() -> anyhow::Result<()> {
-    Ok(ctrlc::set_handler(|| take(SIGINT))?)
 }
 
 /// Whether this program was started with a signal ignored.

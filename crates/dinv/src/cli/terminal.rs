@@ -121,7 +121,8 @@ fn exit_of(error: &anyhow::Error) -> Exit {
     }
 }
 
-fn hint(error: &anyhow::Error) -> Option<String> {
+/// What the user can do about an error.
+pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(failure) = error.downcast_ref::<Failure>() {
         return failure.hint.clone();
     }
