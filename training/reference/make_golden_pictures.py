@@ -165,7 +165,7 @@ def read(data):
         image = Image.fromarray(np.round(np.asarray(image).astype(np.float64) / 257).astype(np.uint8))
     if profile is not None and image.mode in ("L", "RGB"):
         srgb = ImageCms.createProfile("sRGB")
-        image = ImageCms.profileToProfile(image, BytesIO(profile), srgb, outputMode="RGB")
+        image = ImageCms.profileToProfile(image, BytesIO(profile), srgb, outputMode="RGB", flags=ImageCms.Flags.NOOPTIMIZE)
     if image.has_transparency_data or image.mode in ("La", "RGBa"):
         if image.mode == "La":
             image = image.convert("LA")

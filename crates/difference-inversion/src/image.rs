@@ -19,6 +19,7 @@ mod resize;
 mod tiff;
 
 pub use ::image::RgbImage;
+use ::image::RgbaImage;
 
 pub use self::mask::{Mask, load_mask};
 pub use self::png::{read_png_text, save_png};
@@ -154,7 +155,16 @@ fn over_white(image: DynamicImage) -> RgbImage {
     if !image.color().has_alpha() {
         return image.into_rgb8();
     }
-    let image = image.into_rgba8();
+    let image = match image {
+        // As Pillow, which keeps the upper of two bytes.
+        DynamicImage::ImageRgba16(_) | DynamicImage::ImageLumaA16(_) => {
+            let wide = image.into_rgba16();
+            let upper = |value: &u16| value.to_be_bytes()[0];
+            let bytes: Vec<u8> = wide.iter().map(upper).collect();
+            RgbaImage::from_raw(wide.width(), wide.height(), bytes).unwrap_or_default()
+        }
+        image => image.into_rgba8(),
+    };
     RgbImage::from_fn(image.width(), image.height(), |x, y| {
         let [r, g, b, alpha] = image.get_pixel(x, y).0.map(u32::from);
         ::image::Rgb([r, g, b].map(|value| {

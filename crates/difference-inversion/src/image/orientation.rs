@@ -5,6 +5,7 @@
 //! ImageMagick writes.
 
 use std::io::Read;
+use std::ops::Range;
 
 use ::image::ImageFormat;
 use ::image::metadata::Orientation;
@@ -252,15 +253,21 @@ impl<'a> Directory<'a> {
         })
     }
 
-    /// The type, the count and the bytes of a tag's values.
+    /// The type and the bytes of a tag's values.
     fn entry(&self, tag: u16) -> Option<(u64, &'a [u8])> {
+        let (kind, place) = self.place(tag)?;
+        Some((kind, &self.bytes[place]))
+    }
+
+    /// The type of a tag's values, and where they are.
+    fn place(&self, tag: u16) -> Option<(u64, Range<usize>)> {
         let (size, width) = if self.big { (20, 8) } else { (12, 4) };
         let read = |bytes: &[u8]| number(bytes, self.big_endian);
         let mut entries = (0..self.entries).map_while(|entry| {
             let at = self.at.checked_add(entry * size)?;
-            self.bytes.get(at..at.checked_add(size)?)
+            Some((at, self.bytes.get(at..at.checked_add(size)?)?))
         });
-        let entry = entries.find(|entry| read(&entry[..2]) == u64::from(tag))?;
+        let (place, entry) = entries.find(|(_, entry)| read(&entry[..2]) == u64::from(tag))?;
         let kind = read(&entry[2..4]);
         let count = usize::try_from(read(&entry[4..4 + width])).ok()?;
         let length = count.checked_mul(match kind {
@@ -270,20 +277,22 @@ impl<'a> Directory<'a> {
             5 | 10 | 12 | 16 | 17 | 18 => 8,
             _ => return None,
         })?;
-        let value = &entry[4 + width..];
-        if length <= width {
-            return Some((kind, &value[..length]));
-        }
-        let at = usize::try_from(read(value)).ok()?;
-        Some((kind, self.bytes.get(at..at.checked_add(length)?)?))
+        let inside = place + 4 + width;
+        let at = match length <= width {
+            true => inside,
+            false => usize::try_from(read(&entry[4 + width..])).ok()?,
+        };
+        let place = at..at.checked_add(length)?;
+        self.bytes.get(place.clone())?;
+        Some((kind, place))
     }
 
-    /// The one whole number that a tag has.
+    /// The one whole number that a tag has; a byte is none, as Pillow has it.
     pub(super) fn number_of(&self, tag: u16) -> Option<u64> {
         let (kind, value) = self.entry(tag)?;
         let read = |bytes: &[u8]| number(bytes, self.big_endian);
         match (kind, value.len()) {
-            (1, 1) | (3 | 8, 2) | (4 | 9 | 13, 4) | (16..=18, 8) => Some(read(value)),
+            (3 | 8, 2) | (4 | 9 | 13, 4) | (16..=18, 8) => Some(read(value)),
             (5 | 10, 8) => {
                 let (numerator, denominator) = (read(&value[..4]), read(&value[4..]));
                 let whole = denominator > 0 && numerator.is_multiple_of(denominator);
@@ -309,6 +318,22 @@ impl<'a> Directory<'a> {
             .chunks_exact(width)
             .map(|bytes| number(bytes, self.big_endian))
             .collect()
+    }
+
+    /// The file with another first value of a tag of short numbers, if it has one.
+    pub(super) fn with_short(&self, tag: u16, value: u16) -> Option<Vec<u8>> {
+        let (3, place) = self.place(tag)? else {
+            return None;
+        };
+        let value = match self.big_endian {
+            true => value.to_be_bytes(),
+            false => value.to_le_bytes(),
+        };
+        let mut bytes = self.bytes.to_vec();
+        bytes
+            .get_mut(place.start..place.start + 2)?
+            .copy_from_slice(&value);
+        Some(bytes)
     }
 
     /// The bytes that a tag has.

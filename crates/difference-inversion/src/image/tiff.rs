@@ -1,5 +1,6 @@
 //! TIFF, as Pillow's table of modes reads it (`TiffImagePlugin.OPEN_INFO`), or refused in words.
 
+use std::borrow::Cow;
 use std::io::Cursor;
 
 use ::image::{DynamicImage, RgbImage, RgbaImage};
@@ -37,6 +38,12 @@ mod photometric {
     pub(super) const LINEAR_RAW: u64 = 34_892;
 }
 
+/// As a value of the tag: [`photometric::BLACK_IS_ZERO`].
+const GREYS: u16 = 1;
+/// What Corel Draw 10 calls straight alpha, and what it is called.
+const COREL: u64 = 999;
+const STRAIGHT: u16 = 2;
+
 /// What a sample beside the colours means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Alpha {
@@ -49,7 +56,7 @@ enum Alpha {
 
 /// A TIFF whose header is read.
 pub(super) struct Tiff<'a> {
-    decoder: Decoder<Cursor<&'a [u8]>>,
+    decoder: Decoder<Cursor<Cow<'a, [u8]>>>,
     /// Width and height.
     pub(super) size: (u32, u32),
     pub(super) icc: Option<Vec<u8>>,
@@ -85,21 +92,30 @@ impl<'a> Tiff<'a> {
         if is_raw {
             return Err(formats::raw());
         }
+        let photometric = photometric.ok_or("cannot be decoded: the kind of colours is missing")?;
+        let extra = directory.numbers_of(tag::EXTRA_SAMPLES);
+        // The decoder knows no palette, whose indices it reads as greys, and not Corel Draw's name for alpha.
+        let as_known = match photometric {
+            photometric::PALETTE => directory.with_short(tag::PHOTOMETRIC, GREYS),
+            _ if extra.first() == Some(&COREL) => {
+                directory.with_short(tag::EXTRA_SAMPLES, STRAIGHT)
+            }
+            _ => None,
+        };
+        let file = as_known.map_or(Cow::Borrowed(bytes), Cow::Owned);
         let mut limits = Limits::default();
         let most = usize::try_from(MAX_DECODED).unwrap_or(usize::MAX);
         limits.decoding_buffer_size = most;
         limits.intermediate_buffer_size = most;
         limits.ifd_value_size = bytes.len();
-        let mut decoder = (Decoder::new(Cursor::new(bytes)).map_err(damaged)?).with_limits(limits);
+        let mut decoder = (Decoder::new(Cursor::new(file)).map_err(damaged)?).with_limits(limits);
         let size = decoder.dimensions().map_err(damaged)?;
-        let photometric = photometric.ok_or("cannot be decoded: the kind of colours is missing")?;
         let bits = directory
             .numbers_of(tag::BITS_PER_SAMPLE)
             .first()
             .copied()
             .unwrap_or(1);
         let samples = directory.number_of(tag::SAMPLES_PER_PIXEL).unwrap_or(1);
-        let extra = directory.numbers_of(tag::EXTRA_SAMPLES);
         let this = Self {
             size,
             icc: directory.bytes_of(tag::ICC),
@@ -225,6 +241,12 @@ impl<'a> Tiff<'a> {
         if samples.len() != pixels * channels {
             return Err("cannot be decoded: fewer pixels than the header says".to_owned());
         }
+        if self.bits == 16 && self.alpha == Alpha::Associated {
+            // As Pillow, which divides what is left of 8 bits.
+            let samples: Vec<u16> = samples.into_iter().map(|value| value >> 8).collect();
+            self.bits = 8;
+            return self.coloured(colour, &samples);
+        }
         self.coloured(colour, &samples)
     }
 
@@ -281,6 +303,7 @@ impl<'a> Tiff<'a> {
             }
         };
         let (width, height) = self.size;
+        let is_grey = self.photometric <= photometric::BLACK_IS_ZERO;
         let pixels = samples.chunks_exact(channels).map(pixel);
         let kept = if has_alpha { 4 } else { 3 };
         if self.bits == 16 {
@@ -293,7 +316,12 @@ impl<'a> Tiff<'a> {
                 false => ::image::ImageBuffer::from_raw(width, height, values)
                     .map(DynamicImage::ImageRgb16),
             };
-            return picture.ok_or_else(|| "cannot be decoded: too few pixels".to_owned());
+            let picture = picture.ok_or("cannot be decoded: too few pixels")?;
+            return Ok(match (is_grey, has_alpha) {
+                (true, true) => picture.into_luma_alpha16().into(),
+                (true, false) => picture.into_luma16().into(),
+                (false, _) => picture,
+            });
         }
         let byte = |value: u16| u8::try_from(value).unwrap_or(u8::MAX);
         let values: Vec<u8> = pixels
@@ -303,7 +331,12 @@ impl<'a> Tiff<'a> {
             true => RgbaImage::from_raw(width, height, values).map(DynamicImage::from),
             false => RgbImage::from_raw(width, height, values).map(DynamicImage::from),
         };
-        picture.ok_or_else(|| "cannot be decoded: too few pixels".to_owned())
+        let picture = picture.ok_or("cannot be decoded: too few pixels")?;
+        Ok(match (is_grey, has_alpha) {
+            (true, true) => picture.into_luma_alpha8().into(),
+            (true, false) => picture.into_luma8().into(),
+            (false, _) => picture,
+        })
     }
 }
 
@@ -314,8 +347,8 @@ fn damaged(error: ::tiff::TiffError) -> String {
 /// What the samples beside the colours mean: the first of them may be alpha. Some programs leave out to say so.
 fn alpha(photometric: u64, samples: u64, extra: &[u64]) -> Alpha {
     match extra.first() {
-        Some(1) => Alpha::Associated,
-        Some(2 | 999) => Alpha::Straight, // 999: Corel Draw 10
+        Some(&1) => Alpha::Associated,
+        Some(&(2 | COREL)) => Alpha::Straight,
         None if photometric == photometric::RGB && samples == 4 => Alpha::Straight,
         _ => Alpha::None,
     }
