@@ -9,13 +9,19 @@ use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::{Error, Result};
 
+mod formats;
+mod mask;
+mod orientation;
 mod png;
 mod preprocess;
 mod profile;
 mod resize;
+mod tiff;
 
 pub use ::image::RgbImage;
+use ::image::RgbaImage;
 
+pub use self::mask::{Mask, load_mask};
 pub use self::png::{read_png_text, save_png};
 pub use self::preprocess::ImagePreprocessor;
 pub use self::resize::{Filter, resize};
@@ -23,23 +29,33 @@ pub use self::resize::{Filter, resize};
 /// Pictures with a side shorter than this are refused: there is nothing to see in them.
 pub const MIN_SIDE: u32 = 8;
 /// Pictures with more pixels than this are refused before they are decoded.
-pub const MAX_PIXELS: u64 = 100_000_000;
-/// The largest file read, and the most memory a decoder may take, in bytes.
+pub const MAX_PIXELS: u64 = 300_000_000;
+/// The largest file read, in bytes.
 const MAX_BYTES: u64 = 1 << 30;
+/// The most memory a decoder may take, in bytes.
+const MAX_DECODED: u64 = 4 << 30;
 
 /// Reads a PNG, JPEG, WebP, GIF (first frame), BMP or TIFF file as 8-bit RGB.
 ///
-/// The format is told from the content, not from the name. The EXIF orientation is applied; an embedded
-/// colour profile is, too, so that the result is sRGB; transparent pixels are laid over white; grey, palette, 16-bit and CMYK pictures are converted.
+/// The format is told from the content, not from the name. The picture is turned as its file says, in EXIF or XMP; its
+/// colours become those of sRGB by its colour profile, or a PNG's `cICP`, `gAMA` and `cHRM`; transparent pixels are
+/// laid over white; grey, palette, 16-bit and CMYK pictures are converted. What Pillow reads is read as Pillow does,
+/// or refused.
 ///
 /// # Errors
 /// [`Error::Io`] when the file cannot be read. [`Error::InvalidFile`], naming the file, when it is not a
-/// picture, is truncated or damaged, has a side of less than [`MIN_SIDE`] or more than
-/// [`MAX_PIXELS`] pixels (checked from the header, before decoding).
+/// picture or one of a format that is not read, is truncated or damaged, has a side of less than [`MIN_SIDE`] or more
+/// than [`MAX_PIXELS`] pixels (checked from the header, before decoding).
 pub fn load_image(path: &Path) -> Result<RgbImage> {
-    let invalid = |reason: String| Error::invalid_file(path, reason);
-    let damaged = |error: ImageError| invalid(format!("cannot be decoded: {error}"));
+    Ok(over_white(load_transparent(path)?))
+}
 
+/// As [`load_image`], before transparent pixels are laid over white.
+pub(crate) fn load_transparent(path: &Path) -> Result<DynamicImage> {
+    let invalid = |reason: String| Error::invalid_file(path, reason);
+    if path.is_dir() {
+        return Err(invalid("a folder, expected a picture".into()));
+    }
     let mut bytes = Vec::new();
     File::open(path)
         .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes))
@@ -50,43 +66,74 @@ pub fn load_image(path: &Path) -> Result<RgbImage> {
     if bytes.is_empty() {
         return Err(invalid("the file is empty".into()));
     }
-    let mut reader = ImageReader::new(Cursor::new(&bytes))
-        .with_guessed_format()
-        .map_err(Error::io(path))?;
-    let Some(format) = reader.format() else {
-        return Err(invalid(
-            "not a picture (expected PNG, JPEG, WebP, GIF, BMP or TIFF)".into(),
-        ));
-    };
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(MAX_BYTES);
-    reader.limits(limits);
-    let mut decoder = reader.into_decoder().map_err(damaged)?;
+    decode(&bytes).map_err(invalid)
+}
 
-    let (width, height) = decoder.dimensions();
-    if width < MIN_SIDE || height < MIN_SIDE {
-        return Err(invalid(format!(
-            "{width}×{height} pixels, expected at least {MIN_SIDE}×{MIN_SIDE}"
-        )));
-    }
-    if u64::from(width) * u64::from(height) > MAX_PIXELS || decoder.total_bytes() > MAX_BYTES {
-        return Err(invalid(format!(
-            "{width}×{height} pixels, expected at most {} megapixels",
-            MAX_PIXELS.div_euclid(1_000_000)
-        )));
-    }
-    if format == ImageFormat::Jpeg && !jpeg_is_complete(&bytes) {
-        return Err(invalid("the JPEG is truncated".into()));
-    }
-    let orientation = decoder.orientation().map_err(damaged)?;
-    let profile = decoder.icc_profile().map_err(damaged)?;
-    let mut image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
-    image.apply_orientation(orientation);
-    let image = over_white(image);
-    Ok(match profile {
-        Some(profile) => profile::to_srgb(image, &profile),
+/// The picture that a file holds; the error says why not.
+fn decode(bytes: &[u8]) -> std::result::Result<DynamicImage, String> {
+    let (mut image, format, icc) = match tiff::is_tiff(bytes) {
+        true => {
+            let mut tiff = tiff::Tiff::open(bytes)?;
+            check_size(tiff.size, tiff.decoded_bytes()?)?;
+            let icc = tiff.icc.clone();
+            (tiff.decode()?, ImageFormat::Tiff, icc)
+        }
+        false => {
+            let (image, format, icc) = decode_by_image(bytes)?;
+            (image, format, icc)
+        }
+    };
+    let colours = profile::of_file(bytes, format, icc.as_deref());
+    image.apply_orientation(orientation::orientation(bytes, format));
+    Ok(match colours {
+        Some(colours) => profile::to_srgb(image, &colours),
         None => image,
     })
+}
+
+/// The same for the formats that the crate `image` reads whole: the picture as it is stored, its format and its
+/// profile.
+fn decode_by_image(
+    bytes: &[u8],
+) -> std::result::Result<(DynamicImage, ImageFormat, Option<Vec<u8>>), String> {
+    let damaged = |error: ImageError| format!("cannot be decoded: {error}");
+    let mut reader = ImageReader::new(Cursor::new(bytes))
+        .with_guessed_format()
+        .map_err(|error| error.to_string())?;
+    let format = match formats::named(bytes) {
+        Some(other) => return Err(other),
+        None => reader.format(),
+    };
+    let Some(format) = format else {
+        return Err("not a picture (expected PNG, JPEG, WebP, GIF, BMP or TIFF)".into());
+    };
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MAX_DECODED);
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(damaged)?;
+    check_size(decoder.dimensions(), decoder.total_bytes())?;
+    if format == ImageFormat::Jpeg && !jpeg_is_complete(bytes) {
+        return Err("the JPEG is truncated".into());
+    }
+    let icc = decoder.icc_profile().map_err(damaged)?;
+    let image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+    Ok((image, format, icc))
+}
+
+/// Refuses pictures that are too small to see anything in, and those that are too large.
+fn check_size((width, height): (u32, u32), decoded: u64) -> std::result::Result<(), String> {
+    if width < MIN_SIDE || height < MIN_SIDE {
+        return Err(format!(
+            "{width}×{height} pixels, expected at least {MIN_SIDE}×{MIN_SIDE}"
+        ));
+    }
+    if u64::from(width) * u64::from(height) > MAX_PIXELS || decoded > MAX_DECODED {
+        return Err(format!(
+            "{width}×{height} pixels, expected at most {} megapixels",
+            MAX_PIXELS.div_euclid(1_000_000)
+        ));
+    }
+    Ok(())
 }
 
 /// Whether a JPEG has its end-of-image marker; the decoder fills what is missing with grey.
@@ -108,7 +155,16 @@ fn over_white(image: DynamicImage) -> RgbImage {
     if !image.color().has_alpha() {
         return image.into_rgb8();
     }
-    let image = image.into_rgba8();
+    let image = match image {
+        // As Pillow, which keeps the upper of two bytes.
+        DynamicImage::ImageRgba16(_) | DynamicImage::ImageLumaA16(_) => {
+            let wide = image.into_rgba16();
+            let upper = |value: &u16| value.to_be_bytes()[0];
+            let bytes: Vec<u8> = wide.iter().map(upper).collect();
+            RgbaImage::from_raw(wide.width(), wide.height(), bytes).unwrap_or_default()
+        }
+        image => image.into_rgba8(),
+    };
     RgbImage::from_fn(image.width(), image.height(), |x, y| {
         let [r, g, b, alpha] = image.get_pixel(x, y).0.map(u32::from);
         ::image::Rgb([r, g, b].map(|value| {

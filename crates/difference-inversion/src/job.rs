@@ -14,7 +14,7 @@ use crate::Result;
 use crate::diffusion::draw::InitNoise;
 use crate::diffusion::draw::TextToImage;
 use crate::diffusion::frozen::Models;
-use crate::image::load_image;
+use crate::image::{Mask, load_image, load_mask};
 use crate::method::analogy;
 use crate::method::analogy::Applied;
 use crate::method::analogy::Example;
@@ -25,7 +25,7 @@ use crate::method::generate;
 use crate::method::generate::Inputs;
 use crate::method::generate_config::AnalogyConfig;
 use crate::method::learn::Records;
-use crate::util::progress::Observer;
+use crate::util::progress::{self, Observer};
 use crate::util::settings::Checks;
 
 /// A request that models answer.
@@ -247,7 +247,7 @@ pub struct GenerateInputs {
     /// The picture to change.
     pub image: Option<RgbImage>,
     /// The mask.
-    pub mask: Option<RgbImage>,
+    pub mask: Option<Mask>,
 }
 
 impl Job for GenerateJob {
@@ -262,7 +262,7 @@ impl Job for GenerateJob {
             tokens: self.embedding.as_deref().map(tokens).transpose()?,
             init: self.init_latents.as_deref().map(init).transpose()?,
             image: picture(&self.image)?,
-            mask: picture(&self.mask)?,
+            mask: self.mask.as_deref().map(load_mask).transpose()?,
         })
     }
 
@@ -277,11 +277,14 @@ impl Job for GenerateJob {
             .finite("image_guidance_scale", self.settings.image_guidance_scale)
             .finite("strength", self.settings.strength)
             .result()?;
+        if let Some(notice) = inputs.mask.as_ref().and_then(|mask| mask.notice.clone()) {
+            progress::notice(&mut *observer, notice);
+        }
         let inputs = Inputs {
             tokens: inputs.tokens.as_ref(),
             init: inputs.init.clone(),
             image: inputs.image.as_ref(),
-            mask: inputs.mask.as_ref(),
+            mask: inputs.mask.as_ref().map(|mask| &mask.image),
         };
         generate::generate(models, &self.settings, inputs, observer)
     }

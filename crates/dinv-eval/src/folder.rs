@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use difference_inversion::image::{fit, load_image, save_png};
 use difference_inversion::util::arrays::Arrays;
 use difference_inversion::util::digest::sha256;
-use difference_inversion::util::files::write_atomically;
+use difference_inversion::util::files::{Claim, is_empty, sweep, write_atomically};
 use difference_inversion::weights::read_config;
 use difference_inversion::{Error, Result};
 use image::RgbImage;
@@ -237,6 +237,7 @@ impl Folder {
     /// model, or of a method with other settings, and for one with anything else in it.
     pub fn prepare(&self, mut record: RunRecord, entries: &[Entry]) -> Result<RunRecord> {
         fs::create_dir_all(&self.path).map_err(Error::io(&self.path))?;
+        self.sweep();
         let run = self.path.join(RUN);
         if run.is_file() {
             let there = self.record()?;
@@ -251,15 +252,33 @@ impl Folder {
                 Some(_) => self.forget()?,
                 None => record.join(there),
             }
-        } else {
-            let mut entries = fs::read_dir(&self.path).map_err(Error::io(&self.path))?;
-            if entries.next().is_some() {
-                let reason = format!("is not empty and holds no {RUN} of an evaluation");
-                return Err(Error::invalid_file(&self.path, reason));
-            }
+        } else if !is_empty(&self.path) {
+            let reason = format!("is not empty and holds no {RUN} of an evaluation");
+            return Err(Error::invalid_file(&self.path, reason));
         }
         write_json(&run, &record)?;
         Ok(record)
+    }
+
+    /// Keeps other runs from working in the folder, which is made if need be; `None` if one does.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if it cannot be written.
+    pub fn claim(&self) -> Result<Option<Claim>> {
+        fs::create_dir_all(&self.path).map_err(Error::io(&self.path))?;
+        Claim::on(&self.path.join(RUN))
+    }
+
+    /// Removes what processes that were killed have left hidden in it.
+    fn sweep(&self) {
+        sweep(&self.path);
+        for what in names_in(&self.path) {
+            let folder = self.path.join(what);
+            sweep(&folder);
+            for name in names_in(&folder) {
+                sweep(&folder.join(name));
+            }
+        }
     }
 
     /// Whether a B′ is there that was made from other pictures than its analogy has now.
@@ -434,11 +453,12 @@ impl Folder {
     }
 }
 
-/// The names of what is in a folder, sorted; none if there is no such folder.
+/// The names of what is in a folder, sorted, but for hidden files; none if there is no such folder.
 fn names_in(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name());
-    let mut names: Vec<String> = names.filter_map(|name| name.into_string().ok()).collect();
+    let names = names.filter_map(|name| name.into_string().ok());
+    let mut names: Vec<String> = names.filter(|name| !name.starts_with('.')).collect();
     names.sort();
     names
 }

@@ -7,6 +7,7 @@ use burn::tensor::{Device, FloatDType};
 use crate::Result;
 use crate::diffusion::family::Family;
 use crate::diffusion::frozen::ModelPaths;
+use crate::diffusion::model_files::layout::Layout;
 use crate::diffusion::pipeline::resolution;
 use crate::models::denoiser::Memory;
 use crate::models::text::clip_text::shared_bytes;
@@ -81,11 +82,115 @@ impl LearningMemory {
         let latents = resolution(&files, family, &*denoiser, &vae)?
             .map(|side| (side as usize).checked_div(factor).unwrap_or(0));
         let step = denoiser.step_bytes(self.rows, latents, self.memory)?;
-        Ok(PROGRAM
+        Ok(self.total(weights, viewers, step))
+    }
+}
+
+/// Parameters of a model that is known by name, as published, in millions: what is known of it before its download.
+#[derive(Debug)]
+struct Published {
+    name: &'static str,
+    /// The layout that it is configured as.
+    layout: &'static str,
+    denoiser: u64,
+    autoencoder: u64,
+    text_encoders: u64,
+    /// The image towers of its joint spaces.
+    image_towers: u64,
+}
+
+const PUBLISHED: [Published; 3] = [
+    Published {
+        name: "sd15",
+        layout: "sd1",
+        denoiser: 860,
+        autoencoder: 84,
+        text_encoders: 123,
+        image_towers: 304,
+    },
+    Published {
+        name: "sd21",
+        layout: "sd2",
+        denoiser: 866,
+        autoencoder: 84,
+        text_encoders: 340,
+        image_towers: 632,
+    },
+    Published {
+        name: "sdxl",
+        layout: "sdxl",
+        denoiser: 2567,
+        autoencoder: 84,
+        text_encoders: 123 + 695,
+        image_towers: 304 + 1845,
+    },
+];
+
+impl LearningMemory {
+    /// As [`peak`](Self::peak), of a model that is known by this name and is not there, without the captioner; `None`
+    /// if its sizes are not known.
+    pub fn peak_of_known(&self, name: &str) -> Option<u64> {
+        let published = PUBLISHED.iter().find(|published| published.name == name)?;
+        let layout = Layout::by_name(published.layout).ok()?;
+        let part = &layout.family.denoiser;
+        let denoiser = (part.open)(layout.denoiser.clone(), Path::new(part.part)).ok()?;
+        let vae: AutoencoderKLConfig = serde_json::from_value(layout.vae.clone()).ok()?;
+        let bytes = |millions: u64, dtype: FloatDType| match dtype {
+            FloatDType::F16 | FloatDType::BF16 => 2 * millions * 1_000_000,
+            _ => 4 * millions * 1_000_000,
+        };
+        let vae_dtype = layout.family.autoencoder.dtype(&vae, self.dtype);
+        let weights = bytes(published.denoiser + published.text_encoders, self.dtype)
+            + bytes(published.autoencoder, vae_dtype);
+        let viewers = bytes(published.image_towers, self.dtype);
+        let latents = denoiser
+            .trained_on()?
+            .map(|side| usize::try_from(side).unwrap_or(0));
+        let step = denoiser.step_bytes(self.rows, latents, self.memory).ok()?;
+        Some(self.total(weights, viewers, step))
+    }
+
+    /// What is held at once: weights, what looks at pictures, and a step.
+    fn total(&self, weights: u64, viewers: u64, step: u64) -> u64 {
+        PROGRAM
             + weights
             + match self.memory {
                 Memory::Normal => viewers + step,
                 Memory::Low => viewers.max(step),
-            })
+            }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A model that is known by name says how much it takes before it is there.
+    #[test]
+    fn the_memory_of_known_models_is_known() {
+        for model in crate::diffusion::family::known_models() {
+            let learning = |dtype, memory| LearningMemory {
+                dtype,
+                memory,
+                rows: 2,
+                captions: false,
+            };
+            let normal = learning(FloatDType::F32, Memory::Normal).peak_of_known(model.name);
+            let saved = learning(FloatDType::F16, Memory::Low).peak_of_known(model.name);
+            let (Some(normal), Some(saved)) = (normal, saved) else {
+                continue; // a model whose layout is no single file's
+            };
+            assert!(
+                (4 << 30..60 << 30).contains(&normal),
+                "{}: {normal}",
+                model.name
+            );
+            assert!(saved < normal / 2 + (2 << 30), "{}: {saved}", model.name);
+        }
+        assert!(
+            PUBLISHED
+                .iter()
+                .all(|published| Layout::by_name(published.layout).is_ok())
+        );
     }
 }

@@ -1,42 +1,160 @@
-//! Colour profiles: models were trained on sRGB, and cameras and telephones write other colours.
+//! Colours: models were trained on sRGB, and cameras, telephones and scanners write others.
 
-use ::image::RgbImage;
-use moxcms::{ColorProfile, DataColorSpace, Layout, TransformOptions};
+use ::image::{DynamicImage, ImageFormat, RgbImage, RgbaImage};
+use moxcms::{
+    Chromaticity, CicpColorPrimaries, CicpProfile, ColorPrimaries, ColorProfile, DataColorSpace,
+    Layout, MatrixCoefficients, ToneReprCurve, TransferCharacteristics, TransformOptions, XyY,
+};
 
 /// Levels of a colour that are tried to see whether a profile changes anything.
 const STEP: usize = 17;
+/// The exponent of sRGB's curve, about, as PNG writes it.
+const GAMMA_OF_SRGB: f64 = 0.45455;
+/// A curve that is off by less is meant to be sRGB's, as libpng has it.
+const NEAR: f64 = 0.05;
 
-/// The picture in sRGB, if `profile` is the ICC profile of its RGB colours. As it is, if the profile cannot
-/// be read, is one of other colours (of a CMYK picture that the decoder has converted), or changes none by
-/// more than the rounding.
-pub(super) fn to_srgb(image: RgbImage, profile: &[u8]) -> RgbImage {
+/// The colours that a picture is in, where its file says so: its ICC profile, or what a PNG says in its chunks.
+pub(super) fn of_file(
+    bytes: &[u8],
+    format: ImageFormat,
+    icc: Option<&[u8]>,
+) -> Option<ColorProfile> {
+    let of_chunks = || match format {
+        ImageFormat::Png => of_png(bytes),
+        _ => None,
+    };
+    match icc {
+        Some(icc) => ColorProfile::new_from_slice(icc).ok(),
+        None => of_chunks(),
+    }
+}
+
+/// The colours by the chunks of a PNG, the first of these that is there: `cICP`, `sRGB`, `gAMA` with `cHRM`.
+fn of_png(bytes: &[u8]) -> Option<ColorProfile> {
+    let reader = ::png::Decoder::new(std::io::Cursor::new(bytes))
+        .read_info()
+        .ok()?;
+    let info = reader.info();
+    if let Some(cicp) = info.coding_independent_code_points {
+        return Some(ColorProfile::new_from_cicp(CicpProfile {
+            color_primaries: CicpColorPrimaries::try_from(cicp.color_primaries).ok()?,
+            transfer_characteristics: TransferCharacteristics::try_from(cicp.transfer_function)
+                .ok()?,
+            matrix_coefficients: MatrixCoefficients::Identity,
+            full_range: true,
+        }));
+    }
+    let gamma = f64::from(info.gama_chunk?.into_value());
+    if info.srgb.is_some() || gamma <= 0.0 {
+        return None;
+    }
+    let mut profile = ColorProfile::new_srgb();
+    if let Some(primaries) = info.chrm_chunk {
+        let pair =
+            |(x, y): (::png::ScaledFloat, ::png::ScaledFloat)| (x.into_value(), y.into_value());
+        let of = |pair: (f32, f32)| Chromaticity::new(pair.0, pair.1);
+        let (x, y) = pair(primaries.white);
+        let white = XyY {
+            x: f64::from(x),
+            y: f64::from(y),
+            yb: 1.0,
+        };
+        let primaries = ColorPrimaries {
+            red: of(pair(primaries.red)),
+            green: of(pair(primaries.green)),
+            blue: of(pair(primaries.blue)),
+        };
+        profile.update_rgb_colorimetry(white, primaries);
+    }
+    if (gamma / GAMMA_OF_SRGB - 1.0).abs() > NEAR {
+        #[expect(clippy::cast_possible_truncation, reason = "a small number")]
+        let curve = ToneReprCurve::Parametric(vec![(1.0 / gamma) as f32]);
+        profile.cicp = None;
+        profile.red_trc = Some(curve.clone());
+        profile.green_trc = Some(curve.clone());
+        profile.blue_trc = Some(curve);
+    }
+    Some(profile)
+}
+
+/// The picture in sRGB. As it is, if `profile` is one of other colours (of a CMYK picture that the decoder has
+/// converted), or changes none by more than the rounding. Numbers of 16 bits are converted as such.
+pub(super) fn to_srgb(image: DynamicImage, profile: &ColorProfile) -> DynamicImage {
     converted(&image, profile).unwrap_or(image)
 }
 
-fn converted(image: &RgbImage, profile: &[u8]) -> Option<RgbImage> {
-    let profile = ColorProfile::new_from_slice(profile).ok()?;
-    if profile.color_space != DataColorSpace::Rgb {
-        return None;
-    }
-    let (srgb, options) = (ColorProfile::new_srgb(), TransformOptions::default());
-    let transform = profile.create_transform_8bit(Layout::Rgb, &srgb, Layout::Rgb, options);
-    let transform = transform.ok()?;
-    let apply = |pixels: &[u8]| {
-        let mut converted = vec![0; pixels.len()];
-        transform.transform(pixels, &mut converted).ok()?;
-        Some(converted)
+fn converted(image: &DynamicImage, profile: &ColorProfile) -> Option<DynamicImage> {
+    let colour = image.color();
+    let (from, to) = match (profile.color_space, colour.has_color(), colour.has_alpha()) {
+        (DataColorSpace::Rgb, _, false) => (Layout::Rgb, Layout::Rgb),
+        (DataColorSpace::Rgb, _, true) => (Layout::Rgba, Layout::Rgba),
+        (DataColorSpace::Gray, false, false) => (Layout::Gray, Layout::Rgb),
+        (DataColorSpace::Gray, false, true) => (Layout::GrayAlpha, Layout::Rgba),
+        _ => return None,
     };
-    let levels = || (0..=u8::MAX).step_by(STEP);
-    let colours: Vec<u8> = levels()
-        .flat_map(|r| levels().flat_map(move |g| levels().flat_map(move |b| [r, g, b])))
-        .collect();
-    let changed = apply(&colours)?;
-    if colours
-        .iter()
-        .zip(&changed)
-        .all(|(x, y)| x.abs_diff(*y) <= 1)
-    {
+    if !changes(profile)? {
         return None;
     }
-    RgbImage::from_raw(image.width(), image.height(), apply(image.as_raw())?)
+    let (width, height) = (image.width(), image.height());
+    let pixels = usize::try_from(u64::from(width) * u64::from(height)).ok()?;
+    let (srgb, options) = (ColorProfile::new_srgb(), TransformOptions::default());
+    let channels = to.channels();
+    let result = if colour.bytes_per_pixel().div_euclid(colour.channel_count()) > 1 {
+        let source = match from {
+            Layout::Rgb => image.to_rgb16().into_raw(),
+            Layout::Rgba => image.to_rgba16().into_raw(),
+            Layout::Gray => image.to_luma16().into_raw(),
+            _ => image.to_luma_alpha16().into_raw(),
+        };
+        let transform = profile
+            .create_transform_16bit(from, &srgb, to, options)
+            .ok()?;
+        let mut converted = vec![0_u16; pixels * channels];
+        transform.transform(&source, &mut converted).ok()?;
+        let byte =
+            |value: u16| u8::try_from((u32::from(value) + 128).div_euclid(257)).unwrap_or(u8::MAX);
+        converted.into_iter().map(byte).collect()
+    } else {
+        let source = match from {
+            Layout::Rgb => image.to_rgb8().into_raw(),
+            Layout::Rgba => image.to_rgba8().into_raw(),
+            Layout::Gray => image.to_luma8().into_raw(),
+            _ => image.to_luma_alpha8().into_raw(),
+        };
+        let transform = profile
+            .create_transform_8bit(from, &srgb, to, options)
+            .ok()?;
+        let mut converted = vec![0_u8; pixels * channels];
+        transform.transform(&source, &mut converted).ok()?;
+        converted
+    };
+    match to {
+        Layout::Rgb => RgbImage::from_raw(width, height, result).map(DynamicImage::from),
+        _ => RgbaImage::from_raw(width, height, result).map(DynamicImage::from),
+    }
+}
+
+/// Whether a profile changes any colour by more than the rounding.
+fn changes(profile: &ColorProfile) -> Option<bool> {
+    let (srgb, options) = (ColorProfile::new_srgb(), TransformOptions::default());
+    let levels = || (0..=u8::MAX).step_by(STEP);
+    let (layout, colours): (_, Vec<u8>) = match profile.color_space {
+        DataColorSpace::Gray => (Layout::Gray, levels().collect()),
+        _ => (
+            Layout::Rgb,
+            levels()
+                .flat_map(|r| levels().flat_map(move |g| levels().flat_map(move |b| [r, g, b])))
+                .collect(),
+        ),
+    };
+    let transform = profile
+        .create_transform_8bit(layout, &srgb, Layout::Rgb, options)
+        .ok()?;
+    let mut changed = vec![0; colours.len().div_euclid(layout.channels()) * 3];
+    transform.transform(&colours, &mut changed).ok()?;
+    let repeated = colours.iter().flat_map(|&value| match layout {
+        Layout::Gray => std::iter::repeat_n(value, 3),
+        _ => std::iter::repeat_n(value, 1),
+    });
+    Some(repeated.zip(&changed).any(|(x, y)| x.abs_diff(*y) > 1))
 }

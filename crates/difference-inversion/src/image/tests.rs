@@ -85,10 +85,85 @@ fn a_missing_file_is_named() {
 #[test]
 fn a_folder_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
-    let Err(Error::Io { source, .. }) = load_image(folder.path()) else {
-        panic!("no such error");
-    };
-    assert_eq!(source.kind(), std::io::ErrorKind::IsADirectory);
+    let message = load_image(folder.path()).unwrap_err().to_string();
+    assert!(
+        message.ends_with("a folder, expected a picture"),
+        "{message}"
+    );
+}
+
+/// Every form that people have: what Pillow reads, or refused in words.
+#[test]
+fn pictures_are_what_pillow_reads() {
+    let folder = golden("../pictures");
+    let read = |name: &str| load_image(&folder.join(name));
+    let names = std::fs::read_dir(&folder).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let expected: Vec<String> = names
+        .filter(|name| name.ends_with(".expected.png"))
+        .collect();
+    assert!(expected.len() > 70, "{}", expected.len());
+    let mut wrong = Vec::new();
+    for expected in expected {
+        let name = expected.trim_end_matches(".expected.png");
+        let expected = read(&expected).unwrap();
+        match read(name) {
+            Ok(found) if found.dimensions() == expected.dimensions() => {
+                let pairs = found.iter().zip(expected.iter());
+                let worst = pairs.map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+                if worst > 1 {
+                    wrong.push(format!("{name}: {worst} off"));
+                }
+            }
+            Ok(found) => wrong.push(format!(
+                "{name}: {:?}, not {:?}",
+                found.dimensions(),
+                expected.dimensions()
+            )),
+            Err(error) => wrong.push(error.to_string()),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn what_is_not_read_is_called_by_its_name() {
+    let folder = golden("../pictures");
+    let names = std::fs::read_to_string(folder.join("refused.json")).unwrap();
+    let names: Vec<String> = serde_json::from_str(&names).unwrap();
+    for name in names {
+        let message = load_image(&folder.join(&name)).unwrap_err().to_string();
+        let told = ["which is not read", "expected PNG, JPEG"];
+        assert!(told.iter().any(|told| message.contains(told)), "{message}");
+    }
+    for (bytes, expected) in [
+        (
+            &b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"[..],
+            "the format HEIC",
+        ),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", "the format AVIF"),
+        (b"\0\0\0\x14ftypisom\0\0\x02\0isom", "a film"),
+        (
+            b"\0\0\0\x18ftypcrx \0\0\0\x01crx isom",
+            "a camera's raw photograph",
+        ),
+        (b"\xff\x0a and so on", "the format JPEG XL"),
+        (b"8BPS\0\x01", "the format Photoshop"),
+        (
+            b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+            "the format SVG",
+        ),
+        (b"<!DOCTYPE html><title>404</title>", "a web page"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "git lfs pull",
+        ),
+        (b"PK\x03\x04 and so on", "a ZIP archive"),
+        (b"{\"a\": 1}", "JSON"),
+    ] {
+        let reason = refusal(bytes);
+        assert!(reason.contains(expected), "{reason}");
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use burn::tensor::{DType, Device, Tensor};
 use crate::diffusion::text_encoder::{Base, EncoderBase};
 use crate::diffusion::words::signed;
 use crate::util::arrays::{Array, Arrays};
+use crate::util::digest::sha256;
 use crate::util::tensors::host;
 use crate::{Error, Result};
 
@@ -98,6 +99,15 @@ impl DifferenceTokens {
         self.embeddings.first().map_or(0, |e| e.dims()[0])
     }
 
+    /// SHA-256 of the embeddings, by which two differences are told apart.
+    pub fn fingerprint(&self) -> String {
+        let numbers = self
+            .embeddings
+            .iter()
+            .flat_map(|embedding| host(embedding.clone()));
+        sha256(numbers.flat_map(f32::to_le_bytes).collect::<Vec<u8>>())
+    }
+
     /// −D̃, the difference from A′ to A.
     #[must_use]
     pub fn reversed(&self) -> Self {
@@ -119,6 +129,27 @@ impl DifferenceTokens {
         let reason = format!(
             "the difference was learned on {}, this model is {base}",
             self.base
+        );
+        Err(Error::WrongBase { reason })
+    }
+
+    /// Checks that the tokens are as wide as the text encoders of a model, one of each, of which no more is known yet
+    /// than their configurations.
+    ///
+    /// # Errors
+    /// [`Error::WrongBase`] saying how they differ.
+    pub fn check_widths(&self, widths: &[usize]) -> Result<()> {
+        let ours: Vec<usize> = self
+            .base
+            .iter()
+            .map(|encoder| encoder.hidden_size)
+            .collect();
+        if ours == widths {
+            return Ok(());
+        }
+        let reason = format!(
+            "the difference was learned on text encoders with token embeddings of width {ours:?}, this model's \
+             have {widths:?}"
         );
         Err(Error::WrongBase { reason })
     }

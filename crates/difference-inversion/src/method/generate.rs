@@ -23,7 +23,8 @@ pub struct Inputs<'a> {
     pub mask: Option<&'a RgbImage>,
 }
 
-/// Draws a picture from words and, as far as the model takes them, other inputs.
+/// Draws a picture from words and, as far as the model takes them, other inputs. What a mask keeps is that of the
+/// picture, to the pixel.
 ///
 /// # Errors
 /// As [`generate_latents`], or [`Error::NotFinite`](crate::Error::NotFinite) if the picture is not made of numbers.
@@ -33,8 +34,13 @@ pub fn generate(
     inputs: Inputs<'_>,
     observer: Observer<'_>,
 ) -> Result<RgbImage> {
-    let latents = generate_latents(models, request, inputs, observer)?;
-    models.pipeline().decode(latents)
+    let pipeline = models.pipeline();
+    let beside = inputs.image.zip(inputs.mask);
+    let drawn = pipeline.decode(generate_latents(models, request, inputs, observer)?)?;
+    Ok(match beside {
+        Some((image, mask)) => pipeline.keep(&drawn, image, mask),
+        None => drawn,
+    })
 }
 
 /// The latents of the picture that [`generate()`] draws.

@@ -26,6 +26,7 @@ use crate::diffusion::pipeline::Pipeline;
 use crate::diffusion::words::Words;
 use crate::method::difference::DifferenceTokens;
 use crate::method::loss::{self, ClipLoss, Objective};
+use crate::util::files::Existing;
 use crate::util::progress::{LossTerms, Observer, Progress, Stage};
 use crate::util::random::{Purpose, normal, rng};
 use crate::util::tensors::host;
@@ -76,6 +77,11 @@ pub fn difference(
 ) -> Result<Outcome> {
     let run = Run::new(pipeline, joints, pairs, config, records)?;
     let mut state = run.first_state()?;
+    // A trace is written in the end, and replaces none that appears until then.
+    let existing = match &records.trace {
+        Some(path) if path.exists() => Existing::Replace,
+        _ => Existing::Keep,
+    };
     let mut trace = match &records.trace {
         Some(path) if records.resume.is_some() => {
             Some(Trace::going_on(path, state.step, &state.tokens)?)
@@ -86,7 +92,7 @@ pub fn difference(
     let watched = run.steps(&mut state, trace.as_mut(), observer);
     // Also of a run that has diverged.
     if let (Some(trace), Some(path)) = (&trace, &records.trace) {
-        trace.write(path)?;
+        trace.write(path, existing)?;
     }
     if watched?.is_break() {
         return Err(Error::Stopped {
@@ -191,7 +197,15 @@ impl<'a> Run<'a> {
         let device = self.pipeline.device();
         let loss_scale = LossScale::new(self.pipeline.dtype());
         if let Some(path) = &self.records.resume {
-            return State::load(path, &self.identity, loss_scale, device);
+            let state = State::load(path, &self.identity, loss_scale, device)?;
+            if state.step > self.config.steps {
+                return Err(Error::Setting {
+                    name: "steps",
+                    expected: format!("at least {}, where the checkpoint is", state.step),
+                    found: self.config.steps.to_string(),
+                });
+            }
+            return Ok(state);
         }
         let n = self.config.num_tokens;
         let tokens = match &self.config.initialisation {
@@ -278,8 +292,11 @@ impl<'a> Run<'a> {
         for (number, gradient) in gradients.into_iter().enumerate() {
             let (parameter, moments) = (tokens[number].clone(), &mut moments[number]);
             let updated = (self.optimiser).step(parameter, gradient, moments, state.step);
+            // A second moment that overflows would hold the tokens where they are.
+            let overflows = moments.second.clone().sum() * 0.0;
             tokens[number] = bounded(updated, self.bounds[number]);
-            self.check_finite(host(tokens[number].clone().sum())[0], state)?;
+            let sum = tokens[number].clone().sum() + overflows;
+            self.check_finite(host(sum)[0], state)?;
         }
         (state.tokens, state.moments, state.loss_scale) = (tokens, moments, loss_scale);
         state.step += 1;
@@ -356,6 +373,14 @@ impl<'a> Run<'a> {
             Some(best) => (best.tokens, best.step),
             None => (state.tokens, state.step),
         };
+        let is_zero = |tokens: &Tensor<2>| host(tokens.clone()).iter().all(|value| *value == 0.0);
+        if tokens.iter().all(is_zero) {
+            return Err(Error::NoDifference {
+                reason: "the tokens have stayed zero, as nothing in the loss moves them; see `lambda_mse` and \
+                         `lambda_clip`"
+                    .to_owned(),
+            });
+        }
         Ok(Outcome {
             tokens: DifferenceTokens::new(tokens, self.identity.base.clone())?,
             best_step,
@@ -367,7 +392,12 @@ impl<'a> Run<'a> {
 /// Tokens whose rows are no longer than `bound`.
 fn bounded(tokens: Tensor<2>, bound: Option<f64>) -> Tensor<2> {
     let Some(bound) = bound else { return tokens };
-    let norms = tokens.clone().powi_scalar(2).sum_dim(1).sqrt(); // [n, 1]
+    let most = tokens.clone().abs().max_dim(1).clamp_min(f32::MIN_POSITIVE); // no square overflows
+    let norms = (tokens.clone() / most.clone())
+        .powi_scalar(2)
+        .sum_dim(1)
+        .sqrt()
+        * most; // [n, 1]
     let scale = norms.clamp_min(bound).recip() * bound;
     tokens * scale
 }

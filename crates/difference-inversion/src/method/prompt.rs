@@ -92,8 +92,8 @@ impl PromptConfig {
         Checks::default()
             .at_least_1("pez_tokens", self.pez_tokens)
             .at_least_1("pez_steps", self.pez_steps)
-            .positive("pez_learning_rate", self.pez_learning_rate)
-            .not_negative("pez_weight_decay", self.pez_weight_decay)
+            .rate("pez_learning_rate", self.pez_learning_rate)
+            .weight("pez_weight_decay", self.pez_weight_decay)
             .result()
     }
 }

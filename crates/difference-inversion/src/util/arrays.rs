@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 
-use crate::util::files::write_atomically;
+use crate::util::files::{self, Existing};
 use crate::util::foreign::{BEGINNING, what_else};
 use crate::{Error, Result};
 
@@ -144,10 +144,18 @@ impl Arrays {
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
     pub fn write(&self, path: &Path) -> Result<()> {
+        self.write_over(path, Existing::Replace)
+    }
+
+    /// As [`write`](Self::write); also says what becomes of a file that is there.
+    ///
+    /// # Errors
+    /// As [`files::write`].
+    pub fn write_over(&self, path: &Path, existing: Existing) -> Result<()> {
         let bytes = self
             .to_bytes()
             .map_err(|error| Error::invalid_file(path, error.to_string()))?;
-        write_atomically(path, &bytes)
+        files::write(path, &bytes, existing)
     }
 
     /// The file's bytes. The header is put together here, because `safetensors::serialize` takes the

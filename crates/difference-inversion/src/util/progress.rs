@@ -12,6 +12,8 @@ use serde::{Deserialize, Serialize};
 pub enum Stage {
     /// Bringing a model's files from the Hub; its steps are bytes.
     Download,
+    /// Reading pictures.
+    Read,
     /// Writing captions for pictures.
     Caption,
     /// Searching for an optimised prompt.
@@ -29,6 +31,7 @@ impl Stage {
     pub fn unit(self) -> &'static str {
         match self {
             Self::Download => "bytes",
+            Self::Read => "pictures",
             _ => "steps",
         }
     }
@@ -38,6 +41,7 @@ impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Download => "download",
+            Self::Read => "reading",
             Self::Caption => "captions",
             Self::OptimisePrompt => "optimised prompts",
             Self::Learn => "learning",

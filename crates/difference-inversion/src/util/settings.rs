@@ -181,11 +181,17 @@ impl Checks {
         self.that(name, holds, "a positive number", found)
     }
 
-    /// A finite number, 0 or above.
+    /// A learning rate: above 0, and no more than moves a token out of every vocabulary in one step.
     #[must_use]
-    pub fn not_negative(self, name: &'static str, found: f64) -> Self {
-        let holds = found >= 0.0 && found.is_finite();
-        self.that(name, holds, "0 or more", found)
+    pub fn rate(self, name: &'static str, found: f64) -> Self {
+        let holds = found > 0.0 && found <= 100.0;
+        self.that(name, holds, "a number above 0 and at most 100", found)
+    }
+
+    /// A weight in a sum: 0 or above, and no more than can be squared in 32 bits.
+    #[must_use]
+    pub fn weight(self, name: &'static str, found: f64) -> Self {
+        self.that(name, (0.0..=1e6).contains(&found), "0 to 1000000", found)
     }
 
     /// A number from 0 to 1.

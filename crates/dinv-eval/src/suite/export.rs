@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use difference_inversion::util::files::{HiddenFolder, folder_of, is_empty, sweep};
 use difference_inversion::{Error, Result};
 use serde_json::{Map, Value, json};
 
@@ -17,29 +18,21 @@ impl Suite {
     /// be read or written.
     pub fn export(&self, folder: &Path) -> Result<()> {
         let occupied = match fs::read_dir(folder) {
-            Ok(mut entries) => entries.next().is_some(),
+            Ok(_) => !is_empty(folder),
             Err(_) => folder.exists(),
         };
         if occupied {
             return Err(Error::invalid_file(folder, "something is there already"));
         }
-        let parent = match folder.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
+        let parent = folder_of(folder);
         fs::create_dir_all(parent).map_err(Error::io(parent))?;
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".dinv-");
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777)); // less the umask
-        let staging = builder.tempdir_in(parent).map_err(Error::io(folder))?;
+        sweep(parent);
+        let staging = HiddenFolder::new(parent)?;
         self.write_to(staging.path())?;
         if folder.is_dir() {
-            fs::remove_dir(folder).map_err(Error::io(folder))?;
+            fs::remove_dir_all(folder).map_err(Error::io(folder))?; // what systems leave hidden in it
         }
-        fs::rename(staging.path(), folder).map_err(Error::io(folder))?;
-        let _ = staging.keep(); // it is gone from where it was
-        Ok(())
+        staging.publish(folder)
     }
 
     fn write_to(&self, folder: &Path) -> Result<()> {

@@ -10,13 +10,14 @@ use difference_inversion::job::Job;
 use difference_inversion::job::TargetFile;
 use difference_inversion::method::analogy::{Applied, Example, Learned, Target};
 use difference_inversion::method::generate_config::AnalogyConfig;
+use difference_inversion::weights::read_config;
 use serde_json::{Value, json};
 
 use super::fetch::{Fetcher, Needs};
 use super::flags::{
     General, GenerateFlags, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag,
 };
-use super::output::OutputFolder;
+use super::output::Outputs;
 use super::plot;
 use super::record::{Recipe, Run, groups, text_of};
 use super::sheet::{self, Sheet, Tile};
@@ -102,7 +103,13 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     let (examples, target) = &pictures;
     let mut inputs = args.pairs.files();
     inputs.push(&b_path);
-    let output = OutputFolder::prepare(&args.output, FILES, args.overwrite, &inputs)?;
+    inputs.extend(args.general.config.as_deref());
+    let mut output = Outputs::folder(&args.output, FILES, args.overwrite, &inputs)?;
+    output.claim(checkpoint::NAME)?;
+    if args.resume && output.is_finished() {
+        return args.tell(&output.paths());
+    }
+    output.check()?;
     let checkpoint = output.path(checkpoint::NAME);
     job.records = checkpoint::records(&checkpoint, args.resume, args.overwrite)?;
 
@@ -140,36 +147,38 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     run.result("best_step", learned.best_step)?;
     run.result("loss", learned.history.last())?;
 
-    let staging = output.stage()?;
     let recipe_line = recipe.to_line()?;
     let text = [
         ("Software", recipe.program.as_str()),
         ("dinv", recipe_line.as_str()),
     ];
-    save_png(&staging.path(B_PRIME), &applied.b_prime, &text)?;
     let sheet = draw_sheet(examples, target, &learned, &applied, config)?;
-    save_png(&staging.path(SHEET), &sheet, &text)?;
-    let plot = plot::of_learning(&learned.history, learned.best_step);
-    save_png(&staging.path(LOSS), &plot::draw(&plot)?, &text)?;
-    learned.tokens.save(&staging.path(DIFFERENCE))?;
-    run.write(&staging.path(RUN))?;
-    let written = staging.publish()?;
-    checkpoint::remove(&checkpoint)?;
-
-    if args.general.json {
-        return terminal::json(&json!({
-            "b_prime": text_of(&written[0]), "sheet": text_of(&written[1]),
-            "loss": text_of(&written[2]), "difference": text_of(&written[3]),
-            "run": text_of(&written[4]),
-            "caption_b": applied.caption_b, "prompt_b": applied.prompt_b,
-        }));
-    }
-    written
-        .iter()
-        .try_for_each(|path| terminal::line(path.display()))
+    let plot = plot::draw(&plot::of_learning(&learned.history, learned.best_step))?;
+    let written = output.publish(Some(checkpoint::NAME), |place| {
+        save_png(&place(B_PRIME), &applied.b_prime, &text)?;
+        save_png(&place(SHEET), &sheet, &text)?;
+        save_png(&place(LOSS), &plot, &text)?;
+        learned.tokens.save(&place(DIFFERENCE))?;
+        run.write(&place(RUN))
+    })?;
+    args.tell(&written)
 }
 
 impl AnalogyArgs {
+    /// Tells where the results are.
+    fn tell(&self, written: &[PathBuf]) -> anyhow::Result<()> {
+        if !self.general.json {
+            return (written.iter()).try_for_each(|path| terminal::line(path.display()));
+        }
+        let run: Value = read_config(&written[4])?;
+        terminal::json(&json!({
+            "b_prime": text_of(&written[0]), "sheet": text_of(&written[1]),
+            "loss": text_of(&written[2]), "difference": text_of(&written[3]),
+            "run": text_of(&written[4]),
+            "caption_b": run["b"]["caption"], "prompt_b": run["b"]["prompt"],
+        }))
+    }
+
     /// Checks that A, A′ and B are there, all or none, and takes the built-in example for none;
     /// gives B.
     fn inputs(&mut self) -> anyhow::Result<PathBuf> {

@@ -4,20 +4,19 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use difference_inversion::Error;
-use difference_inversion::image::{load_image, save_png};
-use difference_inversion::job::ApplyJob;
-use difference_inversion::job::Job as _;
-use difference_inversion::job::TargetFile;
-use difference_inversion::method::analogy::{self, Applied};
+use difference_inversion::diffusion::family::Family;
+use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
+use difference_inversion::image::{read_png_text, save_png};
+use difference_inversion::method::analogy::{self, Applied, Target};
 use difference_inversion::method::difference::DifferenceTokens;
-use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::models::denoiser::Memory;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::fetch::{Fetcher, Needs};
 use super::fitting::{self, Measured};
 use super::flags::{General, GenerateFlags, ModelSettings, PromptFlags, SeedFlag, check_captions};
-use super::output::OutputFolder;
+use super::output::Outputs;
+use super::pictures::{self, Picture};
 use super::record::{Recipe, text_of};
 use super::terminal::{self, Failure};
 use super::watch::{self, Watcher};
@@ -26,16 +25,19 @@ use super::watch::{self, Watcher};
 ///
 /// Every B gives a PNG of the same name in the output folder.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
+#[command(
+    override_usage = "dinv apply [OPTIONS] <DIFFERENCE> --b <FILE>... --output <DIR>",
+    after_help = "Examples:
   dinv apply night.safetensors --b street.jpg -o nights
-  dinv apply night.safetensors --b photos/*.jpg -o nights --strength 0.7
+  dinv apply night.safetensors --b photos -o nights --strength 0.7
   dinv apply night.safetensors --b photos/*.jpg -o nights --strength 0.7 --skip-existing
-  dinv apply night.safetensors --b evening.png -o days --reverse")]
+  dinv apply night.safetensors --b evening.png -o days --reverse"
+)]
 pub(crate) struct ApplyArgs {
     /// The difference, as `dinv learn` or `dinv analogy` wrote it
     #[arg(value_name = "DIFFERENCE")]
-    difference: PathBuf,
-    /// B, the pictures to change
+    difference: Option<PathBuf>,
+    /// B, the pictures to change; a folder stands for the pictures in it
     #[arg(long, value_name = "FILE", required = true, num_args = 1..)]
     b: Vec<PathBuf>,
     /// Folder for the results
@@ -71,34 +73,40 @@ struct Job<'a> {
 }
 
 /// Applies the difference to every picture.
-pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<()> {
+pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
+    let difference = args.difference()?;
+    args.b = pictures::in_folders(&args.b)?;
+    let args = &args;
     let mut jobs = args.jobs()?;
     let settings =
         args.general
             .settings(&[&args.prompt, &args.generate, &args.model, &args.seed])?;
     let models: ModelSettings = settings.resolve()?;
     let device = models.device()?;
-    let tokens = DifferenceTokens::load(&args.difference, &device)?;
-    let inputs: Vec<&Path> = (args.b.iter().chain([&args.difference]))
+    let tokens = DifferenceTokens::load(&difference, &device)?;
+    let mut inputs: Vec<&Path> = (args.b.iter().chain([&difference]))
         .map(PathBuf::as_path)
         .collect();
+    inputs.extend(args.general.config.as_deref());
     let names = jobs.iter().map(|job| job.name.as_str());
-    let may_exist = args.overwrite || args.skip_existing;
-    let output = OutputFolder::prepare(&args.output, names, may_exist, &inputs)?;
-    if args.skip_existing {
-        jobs.retain(|job| !output.path(&job.name).exists());
-    }
-    // One picture at a time: hundreds of photographs are more than the memory holds.
-    let sizes = (jobs.iter())
-        .map(|job| Ok((job.b, load_image(job.b)?.dimensions())))
-        .collect::<anyhow::Result<Vec<Measured<'_>>>>()?;
+    let mut output = Outputs::folder(&args.output, names, args.overwrite, &inputs)?;
+    let there = match args.skip_existing {
+        true => output.leave_out_existing(),
+        false => Vec::new(),
+    };
+    output.check().map_err(|error| args.or_skip(error))?;
+    let (left_out, left): (Vec<_>, Vec<_>) =
+        (jobs.into_iter()).partition(|job| there.contains(&job.name));
+    jobs = left;
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
-    let there = args.b.len() - jobs.len();
-    if there > 0 {
+    let read = pictures::check(jobs.iter().map(|job| job.b), &mut watcher)?;
+    let sizes: Vec<Measured<'_>> = read.iter().map(|b| (b.path, b.size)).collect();
+    if !there.is_empty() {
         watcher.notice(&format!(
-            "results that are there stay, {there} of {}",
+            "results that are there stay, {} of {}",
+            there.len(),
             args.b.len()
         ));
     }
@@ -107,6 +115,10 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<()> {
     }
     let mut fetcher = Fetcher::new(&mut watcher)?;
     let model = fetcher.model_of_words(&models)?;
+    // Before what goes with the model is downloaded.
+    if let Some(widths) = text_widths(&model, &models)? {
+        tokens.check_widths(&widths)?;
+    }
     let config = settings.clone().with_model(&model)?.analogy()?;
     let needs = Needs::of_prompts(!args.caption_b.is_empty(), &config.prompt);
     let paths = fetcher.paths(&models, model, needs)?;
@@ -118,31 +130,53 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<()> {
         &paths,
         &[&config.prompt, &config.generate],
     )?;
-    recipe.input("difference", text_of(&args.difference))?;
+    recipe.input("difference", text_of(&difference))?;
+    recipe.input("difference_tokens", tokens.fingerprint())?;
+    for job in &left_out {
+        args.check_same(&recipe, job, &output.path(&job.name))?;
+    }
     let memory = models.memory()?;
     let models = models.open(&paths, &mut watcher)?;
     analogy::check_apply(&models, &tokens, &config)?;
     watcher.notices(fitting::of_pictures(&sizes, models.pipeline().resolution()));
+    let target = |job: &Job<'_>, b: &Picture<'_>| -> Result<Target, Error> {
+        Ok(Target {
+            b: b.read()?,
+            caption_b: job.caption.clone(),
+        })
+    };
     if memory == Memory::Low {
         // The captioner is closed while a picture is made: all captions first, or it is opened for each.
-        for job in &mut jobs {
+        for (job, b) in jobs.iter_mut().zip(&read) {
             let mut observe = |progress: &_| watcher.observe(progress);
-            let (_, target) = args.request(job, &config).open(&device)?;
-            let caption = analogy::caption(&models, &target, &config, &mut observe);
+            let caption = target(job, b)
+                .and_then(|target| analogy::caption(&models, &target, &config, &mut observe));
             job.caption = Some(caption.map_err(|error| args.stopped(error, job))?);
         }
     }
     let mut results = Vec::new();
-    for job in &jobs {
-        let mut observe = |progress: &_| watcher.observe(progress);
-        let request = args.request(job, &config);
-        let applied = request
-            .run(&models, &request.open(&device)?, &mut observe)
-            .map_err(|error| args.stopped(error, job))?;
+    for (job, b) in jobs.iter().zip(&read) {
         let path = output.path(&job.name);
-        let b = job.write(&applied, recipe.clone(), &path)?;
+        // Another run may be at work in the folder.
+        if args.skip_existing && (path.exists() || output.claim(&job.name).is_err()) {
+            watcher.notice(&format!("{} is left to another run", path.display()));
+            continue;
+        }
+        if !args.skip_existing {
+            output.claim(&job.name)?;
+        }
+        let mut observe = |progress: &_| watcher.observe(progress);
+        let applied = target(job, b)
+            .and_then(|target| analogy::apply(&models, &tokens, &target, &config, &mut observe))
+            .map_err(|error| args.stopped(error, job))?;
+        let mut b = Value::Null;
+        output.publish_one(&job.name, |path| {
+            b = job.write(&applied, recipe.clone(), path)?;
+            Ok(())
+        })?;
+        output.give_back();
         if !args.general.json {
-            terminal::line(path.display())?;
+            watcher.result(path.display())?;
         }
         results.push(json!({ "b": b, "b_prime": text_of(&path) }));
     }
@@ -166,6 +200,24 @@ impl Job<'_> {
 }
 
 impl ApplyArgs {
+    /// The difference. `--b` takes all that follows it, so that the difference may be the last of these.
+    fn difference(&mut self) -> Result<PathBuf, Failure> {
+        let is_difference = |path: &PathBuf| {
+            let extension = path.extension().unwrap_or_default();
+            extension.eq_ignore_ascii_case("safetensors")
+        };
+        let among = self.b.iter().position(is_difference);
+        match (self.difference.take(), among) {
+            (Some(difference), _) => Ok(difference),
+            (None, Some(at)) if self.b.len() > 1 => Ok(self.b.remove(at)),
+            (None, _) => {
+                let failure = Failure::usage("the difference is missing");
+                Err(failure
+                    .hint("put it first: `dinv apply night.safetensors --b street.jpg -o nights`"))
+            }
+        }
+    }
+
     /// What there is to do.
     fn jobs(&self) -> anyhow::Result<Vec<Job<'_>>> {
         check_captions("--caption-b", self.caption_b.len(), "--b", self.b.len())?;
@@ -179,15 +231,38 @@ impl ApplyArgs {
         Ok(jobs.collect())
     }
 
-    /// What is asked for one picture.
-    fn request(&self, job: &Job<'_>, settings: &AnalogyConfig) -> ApplyJob {
-        ApplyJob {
-            difference: self.difference.clone(),
-            target: TargetFile {
-                b: job.b.to_owned(),
-                caption_b: job.caption.clone(),
-            },
-            settings: settings.clone(),
+    /// Checks that a result which is there is what this run would make, as far as it tells.
+    fn check_same(&self, ours: &Recipe, job: &Job<'_>, path: &Path) -> anyhow::Result<()> {
+        let text = read_png_text(path).unwrap_or_default();
+        let theirs = text.iter().find(|(key, _)| key == "dinv");
+        let theirs = theirs.and_then(|(_, text)| serde_json::from_str::<Value>(text).ok());
+        let mut ours = ours.clone();
+        ours.input("b", json!({ "file": text_of(job.b) }))?;
+        let ours: Value = serde_json::from_str(&ours.to_line()?)?;
+        let difference = match theirs {
+            Some(theirs) => difference_of(&theirs, &ours),
+            None => Some("by something else".to_owned()),
+        };
+        let Some(difference) = difference else {
+            return Ok(());
+        };
+        let message = format!("{} is there, but was made {difference}", path.display());
+        Err(Failure::new(message)
+            .hint("write elsewhere with `-o`, or make all of them anew with `--overwrite`")
+            .into())
+    }
+
+    /// What exists can be left out, too.
+    fn or_skip(&self, error: anyhow::Error) -> anyhow::Error {
+        match error.downcast::<Failure>() {
+            Ok(failure) if failure.to_string().ends_with("exists already") => failure
+                .hint(
+                    "write elsewhere with `-o`, add `--skip-existing` to make only those that are missing, or \
+                     `--overwrite`",
+                )
+                .into(),
+            Ok(failure) => failure.into(),
+            Err(error) => error,
         }
     }
 
@@ -217,6 +292,60 @@ impl ApplyArgs {
             error => error.into(),
         }
     }
+}
+
+/// The widths of the token embeddings of a model's text encoders, as far as its configurations tell.
+fn text_widths(
+    model: &Path,
+    settings: &ModelSettings,
+) -> Result<Option<Vec<usize>>, anyhow::Error> {
+    let options = FileOptions {
+        tokenizer: None,
+        ..settings.file_options()?
+    };
+    let files = ModelFiles::open(model, &options)?;
+    let widths = Family::of(&files)?.text_encoders.iter().map(|encoder| {
+        let config: Value = files.config(encoder.part).ok()?;
+        let width = config
+            .get("hidden_size")
+            .or_else(|| config.get("d_model"))?;
+        usize::try_from(width.as_u64()?).ok()
+    });
+    Ok(widths.collect())
+}
+
+/// How a result was made otherwise than another run would, by the recipes of both.
+fn difference_of(theirs: &Value, ours: &Value) -> Option<String> {
+    let file = "/b/file";
+    if let (Some(theirs), Some(ours)) = (theirs.pointer(file), ours.pointer(file))
+        && theirs != ours
+    {
+        return Some(format!("from {theirs}, not from {ours}"));
+    }
+    for name in ["command", "difference_tokens", "difference", "model"] {
+        match (&theirs[name], &ours[name]) {
+            (Value::Null, _) => {} // of an older program
+            (theirs, ours) if theirs == ours => {}
+            _ if name == "difference_tokens" => return Some("with another difference".to_owned()),
+            (theirs, ours) => return Some(format!("with the {name} {theirs}, not {ours}")),
+        }
+    }
+    let (theirs, ours) = (
+        theirs["settings"].as_object()?,
+        ours["settings"].as_object()?,
+    );
+    let names = ours.keys().chain(theirs.keys());
+    let differing = |name: &&String| theirs.get(*name) != ours.get(*name);
+    let name = names.into_iter().find(differing)?;
+    let value = |settings: &Map<String, Value>| match settings.get(name) {
+        Some(value) => value.to_string(),
+        None => "the default".to_owned(),
+    };
+    Some(format!(
+        "with {name} {}, not {}",
+        value(theirs),
+        value(ours)
+    ))
 }
 
 /// The name of each result, which no two may share.
@@ -252,6 +381,30 @@ mod tests {
             names(&["x/cat.jpg", "dog.v2.png"]).unwrap(),
             ["cat.png", "dog.v2.png"]
         );
+    }
+
+    #[test]
+    fn results_of_another_recipe_are_told() {
+        let recipe = |difference: &str, strength: f64, file: &str| {
+            json!({
+                "command": "apply", "model": "demo/model", "difference": "d.safetensors",
+                "difference_tokens": difference, "settings": { "strength": strength },
+                "b": { "file": file },
+            })
+        };
+        let ours = recipe("1", 1.0, "b.png");
+        let told = |theirs: &Value| difference_of(theirs, &ours);
+        assert_eq!(told(&ours), None);
+        for (theirs, expected) in [
+            (recipe("2", 1.0, "b.png"), "with another difference"),
+            (recipe("1", 0.2, "b.png"), "with strength 0.2, not 1.0"),
+            (
+                recipe("1", 1.0, "b.jpg"),
+                "from \"b.jpg\", not from \"b.png\"",
+            ),
+        ] {
+            assert_eq!(told(&theirs).as_deref(), Some(expected));
+        }
     }
 
     #[test]

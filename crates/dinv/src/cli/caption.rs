@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use difference_inversion::Error;
-use difference_inversion::image::load_image;
 use difference_inversion::util::progress::Stage;
 use serde_json::json;
 
 use super::fetch::{Fetcher, Needs};
 use super::flags::{General, ModelSettings};
+use super::pictures;
 use super::record::text_of;
 use super::terminal;
 use super::watch::{self, Watcher};
@@ -21,7 +21,7 @@ use super::watch::{self, Watcher};
 #[command(after_help = "Example:
   dinv caption street.jpg")]
 pub(crate) struct CaptionArgs {
-    /// The pictures
+    /// The pictures; a folder stands for the pictures in it
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<PathBuf>,
     #[command(flatten)]
@@ -33,11 +33,10 @@ pub(crate) struct CaptionArgs {
 /// Captions every picture.
 pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
     let models: ModelSettings = args.general.settings(&[&args.model])?.resolve()?;
-    for path in &args.images {
-        load_image(path)?; // all that is wrong is told before the work
-    }
+    let images = pictures::in_folders(&args.images)?;
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
+    let pictures = pictures::check(images.iter().map(PathBuf::as_path), &mut watcher)?;
     let mut fetcher = Fetcher::new(&mut watcher)?;
     let model = fetcher.model(&models)?;
     let needs = Needs {
@@ -49,25 +48,27 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
     let models = models.open(&paths, &mut watcher)?;
     let mut captions = Vec::new();
     let mut stopped = Ok(());
-    for (done, path) in args.images.iter().enumerate() {
+    for (done, picture) in pictures.iter().enumerate() {
         if watch::stopping() {
             stopped = Err(Error::Stopped {
                 stage: Stage::Caption,
                 done,
-                total: args.images.len(),
+                total: pictures.len(),
                 checkpoint: None,
             });
             break;
         }
-        let caption = models.caption(&load_image(path)?)?;
+        watcher.count("captions", done, pictures.len());
+        let caption = models.caption(&picture.read()?)?;
         if args.general.json {
-            captions.push(json!({ "image": text_of(path), "caption": caption }));
-        } else if args.images.len() == 1 {
-            terminal::line(caption)?;
+            captions.push(json!({ "image": text_of(picture.path), "caption": caption }));
+        } else if pictures.len() == 1 {
+            watcher.result(caption)?;
         } else {
-            terminal::line(format_args!("{}: {caption}", path.display()))?;
+            watcher.result(format_args!("{}: {caption}", picture.path.display()))?;
         }
     }
+    watcher.finish();
     if args.general.json {
         terminal::json(&json!({ "captions": captions }))?;
     }

@@ -1,6 +1,5 @@
 //! The checkpoint of an interrupted run, and going on from it.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use difference_inversion::Error;
@@ -11,9 +10,17 @@ use super::terminal::Failure;
 /// Name of the checkpoint in an output folder.
 pub(crate) const NAME: &str = "checkpoint.safetensors";
 
-/// The checkpoint that belongs to an output file: `x.checkpoint.safetensors` for `x.safetensors`.
+/// The checkpoint that belongs to an output file: `x.checkpoint.safetensors` for `x.safetensors`, and
+/// `lr0.01.checkpoint` for `lr0.01`. No two outputs have the same.
 pub(crate) fn beside(output: &Path) -> PathBuf {
-    output.with_extension(NAME)
+    match output.extension() {
+        Some(extension) if extension == "safetensors" => output.with_extension(NAME),
+        _ => {
+            let mut name = output.file_name().unwrap_or_default().to_owned();
+            name.push(".checkpoint");
+            output.with_file_name(name)
+        }
+    }
 }
 
 /// Where learning leaves its checkpoints, and whether it goes on from one. A checkpoint that is
@@ -64,18 +71,10 @@ pub(crate) fn named(error: Error, path: &Path) -> Error {
     }
 }
 
-/// Removes the checkpoint of a run that is finished.
-pub(crate) fn remove(checkpoint: &Path) -> Result<(), Error> {
-    match fs::remove_file(checkpoint) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::io(checkpoint)(error))
-        }
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -93,8 +92,25 @@ mod tests {
             records(&path, true, false).unwrap().resume,
             Some(path.clone())
         );
-        remove(&path).unwrap();
-        remove(&path).unwrap();
-        assert!(!path.exists());
+    }
+
+    #[test]
+    fn no_two_outputs_share_a_checkpoint() {
+        let outputs = [
+            "lr0.01",
+            "lr0.001",
+            "lr0",
+            "lr0.safetensors",
+            "lr0.01.safetensors",
+            "lr0.SAFETENSORS",
+        ];
+        let checkpoints = outputs.map(|output| beside(&Path::new("sweep").join(output)));
+        let distinct: std::collections::BTreeSet<_> = checkpoints.iter().collect();
+        assert_eq!(distinct.len(), outputs.len());
+        assert_eq!(checkpoints[0], Path::new("sweep/lr0.01.checkpoint"));
+        assert_eq!(
+            checkpoints[4],
+            Path::new("sweep/lr0.01.checkpoint.safetensors")
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
-use difference_inversion::diffusion::family::{Family, STABLE_DIFFUSION};
+use difference_inversion::diffusion::family::{self, Family, STABLE_DIFFUSION};
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::diffusion::model_files::{ModelFiles, SCHEDULER, tokenizer_of};
 use difference_inversion::hub::ModelId;
@@ -17,6 +17,7 @@ use sysinfo::System;
 
 use super::fetch::{Fetcher, Needs};
 use super::flags::{General, ModelSettings};
+use super::terminal::Failure;
 use super::watch::Watcher;
 use super::{device, memory, terminal};
 
@@ -67,14 +68,18 @@ struct Component {
     state: Result<u64, String>,
 }
 
-/// Reports what was found; a missing part is a finding, not a failure.
+/// Reports what was found; a missing part is a finding, not a failure, unless it is the whole model.
 pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     let models: ModelSettings = args.general.settings(&[&args.model])?.resolve()?;
     let findings = examine(&models);
     if args.general.json {
-        terminal::json(&findings)
+        terminal::json(&findings)?;
     } else {
-        print(&findings)
+        print(&findings)?;
+    }
+    match findings.model {
+        Some(_) => Ok(()),
+        None => Err(Failure::new("the model cannot be used as it is").into()),
     }
 }
 
@@ -96,10 +101,17 @@ fn examine(models: &ModelSettings) -> Findings {
                 (Some(paths.model.clone()), components(&paths), learning)
             }
             Err(error) => {
-                let hint = format!("{error}; name a model with --model");
+                let hint = match terminal::hint(&error) {
+                    Some(hint) => format!("{error}; {hint}"),
+                    None => format!("{error:#}"),
+                };
                 // What is wrong with the device keeps the model from being looked for.
                 problems.extend(problems.is_empty().then_some(hint));
-                (None, Vec::new(), Vec::new())
+                let learning = match models.model.as_deref().and_then(known) {
+                    Some(name) => memory::ways_of_known(name),
+                    None => Vec::new(),
+                };
+                (None, Vec::new(), learning)
             }
         };
     let simd = vector_instructions();
@@ -130,6 +142,15 @@ fn examine(models: &ModelSettings) -> Findings {
         components,
         problems,
     }
+}
+
+/// The short name of a model that is called by it or by its repository.
+fn known(model: &Path) -> Option<&'static str> {
+    let text = model.to_string_lossy();
+    let name = text.split('@').next()?;
+    let mut models = family::known_models();
+    let found = models.find(|model| [model.name, model.repository].contains(&name));
+    found.map(|model| model.name)
 }
 
 /// Where the models are as far as they are on this disk, and what would be downloaded.

@@ -55,6 +55,18 @@ pub(crate) fn of_pictures(pictures: &[Measured<'_>], [height, width]: [u32; 2]) 
     Some(notice)
 }
 
+/// A notice about a mask of other proportions than its picture.
+pub(crate) fn of_mask(picture: Measured<'_>, mask: Measured<'_>) -> Option<String> {
+    let same = common(aspect(picture.1), aspect(mask.1)) >= 1.0 - LITTLE;
+    (!same).then(|| {
+        format!(
+            "{} has other proportions than {} and is cut in other places",
+            told(&mask),
+            told(&picture)
+        )
+    })
+}
+
 fn told((path, (width, height)): &Measured<'_>) -> String {
     format!("{} ({width}×{height})", path.display())
 }
@@ -105,6 +117,18 @@ mod tests {
         // Nothing of 128 pixels would be nearer.
         let notice = of_pictures(&[street], [128, 128]).unwrap();
         assert!(!notice.contains("--resolution"), "{notice}");
+    }
+
+    #[test]
+    fn a_mask_of_other_proportions_is_told() {
+        let [street, mask] = [("street.jpg", (3000, 2000)), ("sky.png", (512, 512))]
+            .map(|(name, size)| (Path::new(name), size));
+        let notice = of_mask(street, mask).unwrap();
+        assert!(
+            notice.starts_with("sky.png (512×512) has other proportions"),
+            "{notice}"
+        );
+        assert_eq!(of_mask(street, (mask.0, (1500, 1000))), None);
     }
 
     #[test]

@@ -12,8 +12,9 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::fetch::{Fetcher, Needs};
+use super::fitting;
 use super::flags::{General, ModelSettings, SeedFlag, finite};
-use super::output::check_picture;
+use super::output::{Kind, Outputs};
 use super::record::{Recipe, text_of};
 use super::terminal;
 use super::watch::{self, Watcher};
@@ -34,7 +35,8 @@ pub(crate) struct GenerateArgs {
     /// The picture to change, with InstructPix2Pix and inpainting models
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
-    /// What an inpainting model draws anew: a picture that is white there and black elsewhere
+    /// What an inpainting model draws anew, the rest stays as it is: a picture that is white there and black elsewhere,
+    /// a brush on nothing, or the picture with a hole in it
     #[arg(long, value_name = "FILE")]
     mask: Option<PathBuf>,
     /// Start from the tensor `latents` [1, 4, h, w] in a safetensors file instead of the seed's noise;
@@ -88,9 +90,24 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         ..GenerateJob::default()
     };
     let inputs = job.open(&models.device()?)?;
-    let pictures = [&args.image, &args.mask].into_iter().flatten();
-    let pictures: Vec<&Path> = pictures.map(PathBuf::as_path).collect();
-    check_picture(&args.output, args.overwrite, &pictures)?;
+    let files = [
+        &args.image,
+        &args.mask,
+        &args.embedding,
+        &args.init_latents,
+        &args.general.config,
+    ];
+    let files: Vec<&Path> = (files.into_iter().flatten())
+        .map(PathBuf::as_path)
+        .collect();
+    let mut output = Outputs::file(&args.output, Kind::Picture, args.overwrite, &files)?;
+    let name = args
+        .output
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy();
+    output.claim(&name)?;
+    output.check()?;
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
@@ -111,12 +128,22 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let family = models.pipeline().family();
     let unread = job.settings.unread(family, inputs.tokens.is_some());
     watcher.notices(settings.without_effect(unread));
+    if let (Some(path), Some(image)) = (&args.image, &inputs.image) {
+        let image = (path.as_path(), image.dimensions());
+        watcher.notices(fitting::of_pictures(
+            &[image],
+            models.pipeline().resolution(),
+        ));
+        let mask = args.mask.as_deref().zip(inputs.mask.as_ref());
+        let mask = mask.map(|(path, mask)| (path, mask.image.dimensions()));
+        watcher.notices(mask.and_then(|mask| fitting::of_mask(image, mask)));
+    }
     let picture = job.run(&models, &inputs, &mut |progress| watcher.observe(progress))?;
     let text = [
         ("Software", recipe.program.as_str()),
         ("dinv", &recipe.to_line()?),
     ];
-    save_png(&args.output, &picture, &text)?;
+    output.publish_one(&name, |path| Ok(save_png(path, &picture, &text)?))?;
     let (_, notices) = watcher.finish();
 
     if args.general.json {

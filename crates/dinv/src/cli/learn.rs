@@ -1,6 +1,6 @@
 //! `dinv learn`: the difference between A and A′, as a file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
@@ -13,8 +13,8 @@ use super::checkpoint;
 use super::fetch::{Fetcher, Needs};
 use super::fitting;
 use super::flags::{General, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag};
-use super::output::check_file;
-use super::record::text_of;
+use super::output::{Kind, Outputs, refuse_same};
+use super::record::{text_of, weight_paths};
 use super::terminal::{self, Failure};
 use super::watch::{self, Watcher};
 
@@ -86,11 +86,13 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
     let examples = job.open(&models.device()?)?;
     let mut inputs = args.pairs.files();
     inputs.extend(args.replay.as_deref());
-    check_file(&args.output, args.overwrite, &inputs)?;
-    if let Some(trace) = &args.trace {
-        check_file(trace, args.overwrite || args.resume, &inputs)?;
-    }
+    inputs.extend(args.general.config.as_deref());
+    let mut output = Outputs::file(&args.output, Kind::Tensors, args.overwrite, &inputs)?;
     let checkpoint = checkpoint::beside(&args.output);
+    let spent = checkpoint.file_name().unwrap_or_default().to_string_lossy();
+    output.claim(&spent)?;
+    output.check()?;
+    let trace = args.traced(&checkpoint, &inputs)?;
     job.records = Records {
         replay: args.replay.clone(),
         trace: args.trace.clone(),
@@ -105,6 +107,9 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
     let config = &job.settings;
     let needs = Needs::of_learning(args.pairs.have_captions(), config);
     let paths = fetcher.paths(&models, model, needs)?;
+    for output in [Some(&output), trace.as_ref()].into_iter().flatten() {
+        output.refuse_inputs(&weight_paths(&paths)?)?;
+    }
     if !args.no_memory_check {
         models.check_memory(&paths, &config.learn, examples.len(), needs.captioner)?;
     }
@@ -119,8 +124,10 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
     let learned = job.run(&models, &examples, &mut |progress| {
         watcher.observe(progress)
     })?;
-    learned.tokens.save(&args.output)?;
-    checkpoint::remove(&checkpoint)?;
+    output.publish(Some(&spent), |place| {
+        let name = args.output.file_name().unwrap_or_default();
+        Ok(learned.tokens.save(&place(&name.to_string_lossy()))?)
+    })?;
     let (_, notices) = watcher.finish();
 
     if args.general.json {
@@ -137,4 +144,24 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
         }));
     }
     terminal::line(args.output.display())
+}
+
+impl LearnArgs {
+    /// The trace, if there is to be one: a file of its own, which goes on with the run.
+    fn traced(&self, checkpoint: &Path, inputs: &[&Path]) -> anyhow::Result<Option<Outputs>> {
+        let Some(path) = &self.trace else {
+            return Ok(None);
+        };
+        let outputs = [
+            ("the difference", self.output.as_path()),
+            ("the checkpoint", checkpoint),
+            ("the trace", path),
+        ];
+        refuse_same(&outputs)?;
+        let replace = self.overwrite || self.resume;
+        let mut trace = Outputs::file(path, Kind::Tensors, replace, inputs)?;
+        trace.claim(&path.file_name().unwrap_or_default().to_string_lossy())?;
+        trace.check()?;
+        Ok(Some(trace))
+    }
 }

@@ -36,6 +36,15 @@ impl fmt::Display for Way {
 /// What learning takes on the CPU from one pair whose captions are given, in every way there is;
 /// nothing where the files do not tell.
 pub(crate) fn ways(paths: &ModelPaths) -> Vec<Way> {
+    ways_by(|learning| learning.peak(paths).ok())
+}
+
+/// The same of a model that is known by name and is not there.
+pub(crate) fn ways_of_known(name: &str) -> Vec<Way> {
+    ways_by(|learning| learning.peak_of_known(name))
+}
+
+fn ways_by(peak: impl Fn(&LearningMemory) -> Option<u64>) -> Vec<Way> {
     let dtypes = [("f32", FloatDType::F32), ("f16", FloatDType::F16)];
     let memories = [("normal", Memory::Normal), ("low", Memory::Low)];
     let ways = (dtypes.into_iter()).flat_map(|dtype| memories.map(|memory| (dtype, memory)));
@@ -49,7 +58,7 @@ pub(crate) fn ways(paths: &ModelPaths) -> Vec<Way> {
         Some(Way {
             dtype,
             memory,
-            peak: learning.peak(paths).ok()? >> 20,
+            peak: peak(&learning)? >> 20,
         })
     };
     ways.filter_map(way).collect()

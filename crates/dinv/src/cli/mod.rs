@@ -8,6 +8,7 @@ mod checkpoint;
 mod device;
 mod doctor;
 mod eval;
+mod exit;
 mod fetch;
 mod fitting;
 mod flags;
@@ -17,10 +18,12 @@ mod locate;
 mod memory;
 mod models;
 mod output;
+mod pictures;
 mod plot;
 mod record;
 mod settings;
 mod sheet;
+mod signals;
 mod terminal;
 mod watch;
 
@@ -31,12 +34,14 @@ use difference_inversion::diffusion::draw::TextToImage;
 use difference_inversion::method::generate_config::AnalogyConfig;
 use serde_json::{Map, Value};
 
+use self::exit::Exit;
+
 /// Picture analogies: A is to A′ as B is to … B′
 ///
 /// Learns the difference between two pictures and applies it to others, with a frozen text-to-image
 /// diffusion model (Difference Inversion, CVPR 2025).
 #[derive(Debug, Parser)]
-#[command(name = "dinv", version, after_help = "Start with: dinv analogy")]
+#[command(name = "dinv", version, after_help = exit::ABOUT)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -61,7 +66,7 @@ pub(crate) fn main() -> ExitCode {
     let done = device::with_memory_errors(|| match cli.command {
         Command::Analogy(args) => analogy::run(*args),
         Command::Learn(args) => learn::run(&args),
-        Command::Apply(args) => apply::run(&args),
+        Command::Apply(args) => apply::run(*args),
         Command::Generate(args) => generate::run(&args),
         Command::Caption(args) => caption::run(&args),
         Command::Eval(args) => eval::run(&args),
@@ -69,9 +74,10 @@ pub(crate) fn main() -> ExitCode {
         Command::Models(args) => models::run(&args),
     });
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => Exit::Done,
         Err(error) => terminal::error(&error),
     }
+    .into()
 }
 
 /// The command line, with the default of every setting behind its help.

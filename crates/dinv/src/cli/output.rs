@@ -1,38 +1,73 @@
-//! Output folders and files: checked before the long work, written whole or not at all.
+//! Output folders and files: checked before the long work by making them, written whole or not at all.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use difference_inversion::Error;
-use tempfile::TempDir;
+use difference_inversion::util::files::{self, Claim, Existing, Set, folder_of};
 
-use super::terminal::Failure;
+use super::terminal::{self, Failure};
 
-/// A folder for results that appear together at the end.
-///
-/// Files are first written to a hidden folder inside it ([`Staging::path`]) and then renamed, so
-/// that a failure leaves nothing half-written.
-#[derive(Debug)]
-pub(crate) struct OutputFolder {
-    folder: PathBuf,
-    names: Vec<String>,
-    /// The folders that were made for this one, outermost first.
-    created: Vec<PathBuf>,
+/// What files of each kind are called.
+const ENDINGS: [(&str, &[&str]); 4] = [
+    (
+        "a picture",
+        &[
+            "png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "heic", "heif", "avif",
+            "jxl", "ppm", "svg",
+        ],
+    ),
+    ("safetensors", &["safetensors"]),
+    (
+        "another format of weights",
+        &[
+            "pt", "pth", "bin", "ckpt", "pkl", "npz", "npy", "gguf", "onnx",
+        ],
+    ),
+    (
+        "text",
+        &[
+            "json", "jsonl", "toml", "yaml", "yml", "txt", "md", "csv", "html", "log",
+        ],
+    ),
+];
+
+/// What an output file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Picture,
+    Tensors,
 }
 
-impl OutputFolder {
-    /// Makes the folder if need be, and checks that it can be written and that none of the files
-    /// `names` is there yet, unless they may be overwritten, nor is one of the `inputs`.
-    pub(crate) fn prepare(
+/// Files of one folder that appear together, or one by one.
+#[derive(Debug)]
+pub(crate) struct Outputs {
+    folder: PathBuf,
+    names: Vec<String>,
+    existing: Existing,
+    /// What keeps other runs from writing the same.
+    claims: Vec<Claim>,
+    /// The folders that were made for this one, outermost first.
+    created: Vec<PathBuf>,
+    /// Of a run that was killed while it moved its results: they are in their places now.
+    finished: Vec<String>,
+}
+
+impl Outputs {
+    /// Makes the folder if need be, and checks that each of the files `names` can be made in it, and that none of
+    /// them is there yet, unless they may be overwritten, nor is one of the `inputs`.
+    pub(crate) fn folder(
         folder: &Path,
         names: impl IntoIterator<Item = impl Into<String>>,
         overwrite: bool,
         inputs: &[&Path],
     ) -> anyhow::Result<Self> {
-        let names: Vec<String> = names.into_iter().map(Into::into).collect();
-        if !folder.exists() && is_named_like_a_picture(folder) {
+        if !folder.exists()
+            && let Some((kind, _)) = kind_of(folder)
+        {
             let message = format!(
-                "{}: expected the name of a folder, found that of a picture",
+                "{}: expected the name of a folder, found that of {kind}",
                 folder.display()
             );
             let failure = Failure::usage(message);
@@ -40,26 +75,117 @@ impl OutputFolder {
                 .hint("results are written to a folder, such as `-o results`")
                 .into());
         }
-        refuse_inputs(names.iter().map(|name| folder.join(name)), inputs)?;
-        if !overwrite {
-            for name in &names {
-                refuse_existing(&folder.join(name))?;
-            }
-        }
+        let names = names.into_iter().map(Into::into).collect();
+        Self::prepare(folder, names, overwrite, inputs, true)
+    }
+
+    /// Checks that a single file can be made: its folder exists, its name is one for what it holds, it is none of
+    /// the `inputs`, and nothing is there yet unless it may be overwritten.
+    pub(crate) fn file(
+        path: &Path,
+        kind: Kind,
+        overwrite: bool,
+        inputs: &[&Path],
+    ) -> anyhow::Result<Self> {
+        let ends = path.as_os_str().as_encoded_bytes();
+        let is_folder = path.is_dir() || ends.ends_with(b"/") || ends.ends_with(b"/.");
+        let name = path.file_name().filter(|_| !is_folder);
+        let Some(name) = name else {
+            let message = format!(
+                "{}: expected the name of a file, found a folder",
+                path.display()
+            );
+            let example = match kind {
+                Kind::Picture => "picture.png",
+                Kind::Tensors => "difference.safetensors",
+            };
+            let hint = format!("such as `-o {}`", path.join(example).display());
+            return Err(Failure::usage(message).hint(hint).into());
+        };
+        kind.check(path)?;
+        let names = vec![unicode(name)?];
+        Self::prepare(folder_of(path), names, overwrite, inputs, false)
+    }
+
+    fn prepare(
+        folder: &Path,
+        names: Vec<String>,
+        overwrite: bool,
+        inputs: &[&Path],
+        make: bool,
+    ) -> anyhow::Result<Self> {
         let missing: Vec<PathBuf> = folder
             .ancestors()
             .take_while(|ancestor| !ancestor.as_os_str().is_empty() && !ancestor.exists())
             .map(Path::to_owned)
             .collect();
-        let created = missing.into_iter().rev().collect();
-        let output = Self {
+        let existing = match overwrite {
+            true => Existing::Replace,
+            false => Existing::Keep,
+        };
+        let mut output = Self {
             folder: folder.to_owned(),
             names,
-            created,
+            existing,
+            claims: Vec::new(),
+            created: missing.into_iter().rev().collect(),
+            finished: Vec::new(),
         };
-        fs::create_dir_all(folder).map_err(|source| cannot_write(folder, &source))?;
-        check_writable(folder)?;
+        output.refuse_inputs(inputs)?;
+        if make {
+            fs::create_dir_all(folder).map_err(|source| cannot_write(folder, source))?;
+        }
+        output.finished = files::sweep(folder);
+        if !output.finished.is_empty() {
+            terminal::message(format_args!(
+                "note: the results of a run that was killed are in their places now: {} in {}",
+                output.finished.join(", "),
+                folder.display()
+            ));
+        }
         Ok(output)
+    }
+
+    /// Leaves out the files that are there already, and gives their names.
+    pub(crate) fn leave_out_existing(&mut self) -> Vec<String> {
+        let names = std::mem::take(&mut self.names);
+        let (there, left) = (names.into_iter()).partition(|name| self.path(name).exists());
+        self.names = left;
+        there
+    }
+
+    /// The check that nothing is replaced and that every file can be made.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        for name in &self.names {
+            let path = self.path(name);
+            match fs::symlink_metadata(&path) {
+                Ok(_) if self.existing == Existing::Keep => return Err(exists(&path).into()),
+                Ok(_) => check_replaceable(&path)?,
+                Err(_) => check_makeable(&path)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps other runs from writing the file called `name`, or one that goes with it, until the end.
+    pub(crate) fn claim(&mut self, name: &str) -> anyhow::Result<()> {
+        let path = self.path(name);
+        let claim = Claim::on(&path).map_err(|error| match error {
+            Error::Io { source, .. } => cannot_write(&self.folder, source),
+            error => error.into(),
+        })?;
+        let Some(claim) = claim else {
+            let message = format!("{}: another run is writing it", path.display());
+            let hint = "wait for its end, or write elsewhere with `-o`";
+            return Err(Failure::new(message).hint(hint).into());
+        };
+        self.claims.push(claim);
+        Ok(())
+    }
+
+    /// Gives back the last claim.
+    pub(crate) fn give_back(&mut self) {
+        self.claims.pop();
     }
 
     /// The path one of the files will have in the end.
@@ -67,21 +193,93 @@ impl OutputFolder {
         self.folder.join(name)
     }
 
-    /// Starts writing.
-    pub(crate) fn stage(&self) -> anyhow::Result<Staging<'_>> {
-        let folder = hidden()
-            .tempdir_in(&self.folder)
-            .map_err(|source| cannot_write(&self.folder, &source))?;
-        Ok(Staging {
-            output: self,
-            folder,
-        })
+    /// The paths of all files.
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        self.names.iter().map(|name| self.path(name)).collect()
+    }
+
+    /// Whether a run that was killed while it moved its results to their places had all of these.
+    pub(crate) fn is_finished(&self) -> bool {
+        !self.names.is_empty() && self.names.iter().all(|name| self.finished.contains(name))
+    }
+
+    /// Nothing that a result is made from is replaced by it.
+    pub(crate) fn refuse_inputs<P: AsRef<Path>>(&self, inputs: &[P]) -> anyhow::Result<()> {
+        let inputs: Vec<PathBuf> = (inputs.iter())
+            .filter_map(|input| fs::canonicalize(input).ok())
+            .collect();
+        for output in self.paths() {
+            if fs::canonicalize(&output).is_ok_and(|output| inputs.contains(&output)) {
+                let message = format!(
+                    "{}: this is one of the inputs, which the result would replace",
+                    output.display()
+                );
+                return Err(Failure::new(message)
+                    .hint("write elsewhere with `-o`")
+                    .into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes all files with `write`, which is given the place of each by its name, and then moves them to where
+    /// they belong, together; the file called `spent` in the same folder goes. Gives their paths.
+    pub(crate) fn publish(
+        &self,
+        spent: Option<&str>,
+        write: impl FnOnce(&dyn Fn(&str) -> PathBuf) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Vec<PathBuf>> {
+        self.publish_some(&self.names, spent, write)?;
+        Ok(self.paths())
+    }
+
+    /// The same, of one file.
+    pub(crate) fn publish_one(
+        &self,
+        name: &str,
+        write: impl FnOnce(&Path) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        self.publish_some(&[name.to_owned()], None, |place| write(&place(name)))
+    }
+
+    fn publish_some(
+        &self,
+        names: &[String],
+        spent: Option<&str>,
+        write: impl FnOnce(&dyn Fn(&str) -> PathBuf) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let set = Set::new(&self.folder)?;
+        write(&|name| set.path(name)).map_err(|error| self.in_place(error, &set))?;
+        set.publish(names, self.existing, spent)
+            .map_err(|error| match error {
+                Error::Io { path, source } if source.kind() == ErrorKind::AlreadyExists => {
+                    appeared(&path, spent.is_some()).into()
+                }
+                error => error.into(),
+            })
+    }
+
+    /// An error at a hidden file, with the name that the file would have had.
+    fn in_place(&self, error: anyhow::Error, set: &Set) -> anyhow::Error {
+        match error.downcast::<Error>() {
+            Ok(Error::Io { path, source }) => {
+                let hidden = set.path("");
+                let path = match path.strip_prefix(&hidden) {
+                    Ok(name) => self.folder.join(name),
+                    Err(_) => path,
+                };
+                Error::Io { path, source }.into()
+            }
+            Ok(error) => error.into(),
+            Err(error) => error,
+        }
     }
 }
 
-impl Drop for OutputFolder {
+impl Drop for Outputs {
     /// Takes back the folders that were made and stayed empty.
     fn drop(&mut self) {
+        self.claims.clear();
         for folder in self.created.iter().rev() {
             if fs::remove_dir(folder).is_err() {
                 return;
@@ -90,135 +288,154 @@ impl Drop for OutputFolder {
     }
 }
 
-/// The files of an [`OutputFolder`] while they are written.
-#[derive(Debug)]
-pub(crate) struct Staging<'a> {
-    output: &'a OutputFolder,
-    folder: TempDir,
-}
-
-impl Staging<'_> {
-    /// Where to write the file called `name`.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// Moves every file to its place; returns their paths in the order of their names.
-    pub(crate) fn publish(self) -> anyhow::Result<Vec<PathBuf>> {
-        let mut paths = Vec::new();
-        for name in &self.output.names {
-            let path = self.output.path(name);
-            fs::rename(self.path(name), &path).map_err(Error::io(&path))?;
-            paths.push(path);
+impl Kind {
+    /// Refuses names that promise something else.
+    fn check(self, path: &Path) -> Result<(), Failure> {
+        let (written, ending) = match self {
+            Self::Picture => ("pictures are written as PNG", "png"),
+            Self::Tensors => (
+                "differences and traces are written as safetensors",
+                "safetensors",
+            ),
+        };
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if self == Self::Tensors && is_checkpoint(&name) {
+            let message = format!("{}: this is what a checkpoint is called", path.display());
+            return Err(Failure::usage(message).hint("choose another name with `-o`"));
         }
-        Ok(paths)
+        let extension = path.extension().unwrap_or_default();
+        let fits = match (self, kind_of(path)) {
+            (_, _) if extension.eq_ignore_ascii_case(ending) => true,
+            // As in `lr0.01`, which is no ending of anything.
+            (Self::Tensors, None) => true,
+            (Self::Picture, None) => extension.is_empty(),
+            _ => false,
+        };
+        if fits {
+            return Ok(());
+        }
+        let name = match kind_of(path) {
+            Some(_) => path.with_extension(ending),
+            None => path.with_file_name(format!("{name}.{ending}")),
+        };
+        let message = format!("{}: {written}", path.display());
+        Err(Failure::usage(message).hint(format!("call it {}", name.display())))
     }
 }
 
-/// [`check_file`] for a picture, which is written as PNG.
-pub(crate) fn check_picture(path: &Path, overwrite: bool, inputs: &[&Path]) -> anyhow::Result<()> {
-    let extension = path.extension().unwrap_or_default();
-    if !extension.is_empty() && !extension.eq_ignore_ascii_case("png") {
-        let message = format!("{}: pictures are written as PNG", path.display());
-        let name = path.with_extension("png");
-        let failure = Failure::usage(message);
-        return Err(failure.hint(format!("call it {}", name.display())).into());
-    }
-    check_file(path, overwrite, inputs)
+/// Whether a file is called as a checkpoint would be.
+fn is_checkpoint(name: &str) -> bool {
+    name == "checkpoint.safetensors"
+        || name.ends_with(".checkpoint.safetensors")
+        || name.ends_with(".checkpoint")
 }
 
-/// Checks that a single output file can be written: its folder exists and takes files, it is none of the
-/// `inputs`, and nothing is there yet unless it may be overwritten.
-pub(crate) fn check_file(path: &Path, overwrite: bool, inputs: &[&Path]) -> anyhow::Result<()> {
-    if path.is_dir() {
+/// What a name promises, by its ending.
+fn kind_of(path: &Path) -> Option<&'static (&'static str, &'static [&'static str])> {
+    let extension = path.extension()?;
+    let mut kinds = ENDINGS.iter();
+    kinds.find(|(_, endings)| {
+        endings
+            .iter()
+            .any(|ending| extension.eq_ignore_ascii_case(ending))
+    })
+}
+
+/// Whether a file is called as pictures are.
+pub(crate) fn is_named_like_a_picture(path: &Path) -> bool {
+    kind_of(path).is_some_and(|(_, endings)| endings.contains(&"png"))
+}
+
+/// Refuses outputs of one run of which two would be the same file.
+pub(crate) fn refuse_same(outputs: &[(&str, &Path)]) -> Result<(), Failure> {
+    let place = |path: &Path| {
+        let folder = folder_of(path);
+        let folder = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+        fs::canonicalize(path).unwrap_or(folder.join(path.file_name().unwrap_or_default()))
+    };
+    for (number, (what, path)) in outputs.iter().enumerate() {
+        let mut others = outputs[..number].iter();
+        if let Some((other, _)) = others.find(|(_, other)| place(other) == place(path)) {
+            let message = format!("{}: {what} would replace {other}", path.display());
+            return Err(Failure::usage(message).hint("give each a name of its own"));
+        }
+    }
+    Ok(())
+}
+
+fn unicode(name: &std::ffi::OsStr) -> Result<String, Failure> {
+    let text = name.to_str().map(str::to_owned);
+    text.ok_or_else(|| {
+        Failure::usage(format!(
+            "{}: expected a name in Unicode",
+            Path::new(name).display()
+        ))
+    })
+}
+
+fn exists(path: &Path) -> Failure {
+    Failure::new(format!("{} exists already", path.display()))
+        .hint("write elsewhere with `-o`, or add `--overwrite`")
+}
+
+/// Something is there that was not when the run began.
+fn appeared(path: &Path, has_checkpoint: bool) -> Failure {
+    let message = format!(
+        "{} exists already: it has appeared while this run worked, and stays",
+        path.display()
+    );
+    Failure::new(message).hint(match has_checkpoint {
+        true => {
+            "move it elsewhere, and run the same command with `--resume`: the checkpoint is kept"
+        }
+        false => "write elsewhere with `-o`, or add `--overwrite`",
+    })
+}
+
+/// Finds out by making it: permissions and names alone do not tell of read-only or full disks, or of names that are
+/// too long.
+fn check_makeable(path: &Path) -> anyhow::Result<()> {
+    let make = || -> std::io::Result<()> {
+        let mut file = fs::File::create_new(path)?;
+        let written = std::io::Write::write_all(&mut file, b"?");
+        drop(file);
+        fs::remove_file(path)?;
+        written
+    };
+    make().map_err(|source| match source.kind() {
+        ErrorKind::InvalidFilename | ErrorKind::InvalidInput => cannot_write(path, source),
+        _ => cannot_write(folder_of(path), source),
+    })
+}
+
+/// What is there can be replaced if it is a file that can be written.
+fn check_replaceable(path: &Path) -> anyhow::Result<()> {
+    let metadata = fs::metadata(path).or_else(|_| fs::symlink_metadata(path));
+    if metadata.is_ok_and(|metadata| !metadata.is_file() && !metadata.is_symlink()) {
         let message = format!(
-            "{}: expected the name of a file, found a folder",
+            "{}: expected a file to replace, found something else",
             path.display()
         );
-        return Err(Failure::usage(message).into());
-    }
-    refuse_inputs([path.to_owned()], inputs)?;
-    if !overwrite {
-        refuse_existing(path)?;
-    }
-    check_writable(parent(path))
-}
-
-/// The folder a file lies in.
-fn parent(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-fn is_named_like_a_picture(path: &Path) -> bool {
-    let endings = ["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff"];
-    let extension = path.extension().unwrap_or_default();
-    (endings.iter()).any(|ending| extension.eq_ignore_ascii_case(ending))
-}
-
-/// Nothing that a result is made from is replaced by it.
-fn refuse_inputs(
-    outputs: impl IntoIterator<Item = PathBuf>,
-    inputs: &[&Path],
-) -> anyhow::Result<()> {
-    let inputs: Vec<PathBuf> = (inputs.iter())
-        .filter_map(|input| fs::canonicalize(input).ok())
-        .collect();
-    for output in outputs {
-        if fs::canonicalize(&output).is_ok_and(|output| inputs.contains(&output)) {
-            let message = format!(
-                "{}: this is one of the inputs, which the result would replace",
-                output.display()
-            );
-            return Err(Failure::new(message)
-                .hint("write elsewhere with `-o`")
-                .into());
-        }
-    }
-    Ok(())
-}
-
-fn refuse_existing(path: &Path) -> anyhow::Result<()> {
-    if fs::symlink_metadata(path).is_ok() {
-        let failure = Failure::new(format!("{} exists already", path.display()));
-        return Err(failure
-            .hint("write elsewhere with `-o`, or add `--overwrite`")
+        return Err(Failure::new(message)
+            .hint("choose another place with `-o`")
             .into());
     }
-    Ok(())
+    if path.exists() {
+        let opened = fs::File::options().write(true).open(path);
+        opened.map_err(|source| cannot_write(path, source))?;
+    }
+    check_makeable(&folder_of(path).join(format!(".dinv-{:06}", std::process::id() % 1_000_000)))
 }
 
-/// Finds out by writing a byte: permissions alone do not tell of read-only or full disks.
-fn check_writable(folder: &Path) -> anyhow::Result<()> {
-    let probe = || -> std::io::Result<()> {
-        let mut file = hidden().tempfile_in(folder)?;
-        std::io::Write::write_all(&mut file, b"?")
-    };
-    probe().map_err(|source| cannot_write(folder, &source))
-}
-
-fn cannot_write(folder: &Path, source: &std::io::Error) -> anyhow::Error {
-    let message = format!("cannot write to {}: {}", folder.display(), reason(source));
+fn cannot_write(path: &Path, source: std::io::Error) -> anyhow::Error {
+    let message = format!(
+        "cannot write to {}: {}",
+        path.display(),
+        files::plain(source)
+    );
     Failure::new(message)
         .hint("choose another place with `-o`")
         .into()
-}
-
-/// The operating system's reason, without the path of a temporary file that means nothing to the
-/// user.
-fn reason(error: &std::io::Error) -> String {
-    match error.get_ref().and_then(|inner| inner.source()) {
-        Some(inner) => inner.to_string(),
-        None => error.to_string(),
-    }
-}
-
-fn hidden() -> tempfile::Builder<'static, 'static> {
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".dinv-");
-    builder
 }
 
 #[cfg(test)]
@@ -234,34 +451,50 @@ mod tests {
         names
     }
 
+    fn folder(path: &Path, names: &[&str], overwrite: bool) -> anyhow::Result<Outputs> {
+        let output = Outputs::folder(path, names.iter().copied(), overwrite, &[])?;
+        output.check()?;
+        Ok(output)
+    }
+
+    fn file(path: &Path, kind: Kind, overwrite: bool) -> anyhow::Result<Outputs> {
+        let output = Outputs::file(path, kind, overwrite, &[])?;
+        output.check()?;
+        Ok(output)
+    }
+
+    fn message<T>(result: anyhow::Result<T>) -> String {
+        result.err().unwrap().to_string()
+    }
+
     #[test]
     fn files_appear_together_and_nothing_else_stays() {
         let root = tempfile::tempdir().unwrap();
-        let folder = root.path().join("deep/er");
-        let output = OutputFolder::prepare(&folder, ["a", "b"], false, &[]).unwrap();
-        let staging = output.stage().unwrap();
-        fs::write(staging.path("a"), "1").unwrap();
-        fs::write(staging.path("b"), "2").unwrap();
-        assert!(
-            entries(&folder)
-                .iter()
-                .all(|name| name.starts_with(".dinv-"))
-        );
-        assert_eq!(
-            staging.publish().unwrap(),
-            [folder.join("a"), folder.join("b")]
-        );
+        let path = root.path().join("deep/er");
+        let output = folder(&path, &["a", "b"], false).unwrap();
+        let paths = output.publish(None, |place| {
+            fs::write(place("a"), "1")?;
+            fs::write(place("b"), "2")?;
+            assert!(entries(&path).iter().all(|name| name.starts_with(".dinv-")));
+            Ok(())
+        });
+        assert_eq!(paths.unwrap(), [path.join("a"), path.join("b")]);
         drop(output);
-        assert_eq!(entries(&folder), ["a", "b"]);
+        assert_eq!(entries(&path), ["a", "b"]);
     }
 
     #[test]
     fn an_unfinished_output_leaves_no_trace() {
         let root = tempfile::tempdir().unwrap();
-        let output = OutputFolder::prepare(&root.path().join("x/y"), ["a"], false, &[]).unwrap();
-        let staging = output.stage().unwrap();
-        fs::write(staging.path("a"), "half").unwrap();
-        drop(staging);
+        let mut output = folder(&root.path().join("x/y"), &["a"], false).unwrap();
+        output.claim("a").unwrap();
+        let failed = output.publish(None, |place| {
+            fs::write(place("a"), "half")?;
+            Err(Error::io(place("a"))(ErrorKind::StorageFull.into()).into())
+        });
+        // No hidden path is told.
+        let expected = format!("{}: no storage space", root.path().join("x/y/a").display());
+        assert_eq!(message(failed), expected);
         drop(output);
         assert!(entries(root.path()).is_empty());
     }
@@ -269,15 +502,59 @@ mod tests {
     #[test]
     fn what_exists_is_kept_unless_told() {
         let root = tempfile::tempdir().unwrap();
-        fs::write(root.path().join("a"), "old").unwrap();
-        let error = OutputFolder::prepare(root.path(), ["a"], false, &[]).unwrap_err();
-        assert!(error.to_string().ends_with("a exists already"), "{error}");
-        assert!(OutputFolder::prepare(root.path(), ["a"], true, &[]).is_ok());
-        let error = check_file(&root.path().join("a"), false, &[]).unwrap_err();
-        assert!(error.to_string().ends_with("a exists already"), "{error}");
-        assert!(check_file(&root.path().join("a"), true, &[]).is_ok());
-        let error = check_file(root.path(), true, &[]).unwrap_err();
-        assert!(error.to_string().ends_with("found a folder"), "{error}");
+        let [a, link, sub] = ["a", "link", "sub"].map(|name| root.path().join(name));
+        fs::write(&a, "old").unwrap();
+        fs::create_dir(&sub).unwrap();
+        assert!(message(folder(root.path(), &["a"], false)).ends_with("a exists already"));
+        assert!(folder(root.path(), &["a"], true).is_ok());
+        assert!(message(folder(root.path(), &["sub"], true)).contains("found something else"));
+        assert!(message(file(&a, Kind::Tensors, false)).ends_with("a exists already"));
+        assert!(file(&a, Kind::Tensors, true).is_ok());
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink("nowhere", &link).unwrap();
+            assert!(message(file(&link, Kind::Tensors, false)).ends_with("link exists already"));
+            let null = file(Path::new("/dev/null"), Kind::Tensors, true);
+            assert!(message(null).contains("found something else"));
+        }
+        drop(link);
+    }
+
+    #[test]
+    fn what_appears_meanwhile_is_kept_unless_told() {
+        let root = tempfile::tempdir().unwrap();
+        for (overwrite, left) in [(false, "theirs"), (true, "ours")] {
+            let output = folder(root.path(), &["a", "b"], overwrite).unwrap();
+            fs::write(root.path().join("spent"), "").unwrap();
+            fs::write(root.path().join("b"), "theirs").unwrap();
+            let published = output.publish(Some("spent"), |place| {
+                fs::write(place("a"), "ours")?;
+                Ok(fs::write(place("b"), "ours")?)
+            });
+            assert_eq!(published.is_ok(), overwrite);
+            if let Err(error) = published {
+                assert!(error.to_string().contains("b exists already"), "{error}");
+            }
+            assert_eq!(fs::read_to_string(root.path().join("b")).unwrap(), left);
+            assert_eq!(root.path().join("a").exists(), overwrite);
+            assert_eq!(root.path().join("spent").exists(), !overwrite);
+        }
+    }
+
+    #[test]
+    fn two_runs_do_not_write_the_same() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("x.safetensors");
+        let mut first = file(&path, Kind::Tensors, false).unwrap();
+        let mut second = file(&path, Kind::Tensors, false).unwrap();
+        first.claim("x.safetensors").unwrap();
+        let refused = message(second.claim("x.safetensors"));
+        assert!(
+            refused.ends_with("x.safetensors: another run is writing it"),
+            "{refused}"
+        );
+        drop(first);
+        second.claim("x.safetensors").unwrap();
     }
 
     #[test]
@@ -288,29 +565,91 @@ mod tests {
         let roundabout = root.path().join("x/../a.png");
         fs::create_dir(root.path().join("x")).unwrap();
         for overwrite in [false, true] {
-            let folder = OutputFolder::prepare(root.path(), ["a.png"], overwrite, &[&roundabout]);
-            let file = check_file(&input, overwrite, &[&other, &roundabout]);
-            for error in [folder.unwrap_err(), file.unwrap_err()] {
-                assert!(error.to_string().contains("one of the inputs"), "{error}");
+            let folder = Outputs::folder(root.path(), ["a.png"], overwrite, &[&roundabout]);
+            let file = Outputs::file(&input, Kind::Picture, overwrite, &[&other, &roundabout]);
+            for refused in [message(folder), message(file)] {
+                assert!(refused.contains("one of the inputs"), "{refused}");
             }
         }
-        assert!(check_file(&other, false, &[&input]).is_ok());
+        assert!(Outputs::file(&other, Kind::Picture, false, &[&input]).is_ok());
     }
 
     #[test]
-    fn a_folder_is_not_named_like_a_picture_nor_a_picture_like_another_format() {
+    fn two_outputs_of_a_run_are_two_files() {
         let root = tempfile::tempdir().unwrap();
-        let [folder, jpeg] = ["out.png", "out.JPG"].map(|name| root.path().join(name));
-        let error = OutputFolder::prepare(&folder, ["a"], false, &[]).unwrap_err();
+        let [one, same, other] = ["x", "./x", "y"].map(|name| root.path().join(name));
+        let refused = refuse_same(&[("the difference", &one), ("--trace", &same)]);
+        let refused = refused.unwrap_err().to_string();
         assert!(
-            error.to_string().contains("the name of a folder"),
-            "{error}"
+            refused.ends_with("--trace would replace the difference"),
+            "{refused}"
         );
-        let error = check_picture(&jpeg, false, &[]).unwrap_err();
-        assert!(error.to_string().contains("written as PNG"), "{error}");
-        assert!(check_picture(&folder, false, &[]).is_ok());
-        fs::create_dir(&folder).unwrap();
-        assert!(OutputFolder::prepare(&folder, ["a"], false, &[]).is_ok());
+        assert!(refuse_same(&[("the difference", &one), ("--trace", &other)]).is_ok());
+    }
+
+    #[test]
+    fn names_are_those_of_what_is_written() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        for name in ["out.png", "out.safetensors", "out.json"] {
+            let refused = message(folder(&path(name), &["a"], false));
+            assert!(
+                refused.contains("expected the name of a folder"),
+                "{refused}"
+            );
+        }
+        for (kind, name, hint) in [
+            (Kind::Picture, "out.JPG", "call it out.png"),
+            (Kind::Picture, "out.v2", "call it out.v2.png"),
+            (Kind::Picture, "out.safetensors", "call it out.png"),
+            (Kind::Tensors, "night.png", "call it night.safetensors"),
+            (Kind::Tensors, "night.pt", "call it night.safetensors"),
+            (Kind::Tensors, "night.toml", "call it night.safetensors"),
+        ] {
+            let refused = kind.check(Path::new(name)).unwrap_err();
+            assert!(
+                format!("{refused:?}").contains(&format!("Some(\"{hint}\")")),
+                "{refused:?}"
+            );
+        }
+        for (kind, name) in [
+            (Kind::Picture, "out"),
+            (Kind::Picture, "out.png"),
+            (Kind::Tensors, "lr0.01"),
+            (Kind::Tensors, "night"),
+        ] {
+            file(&path(name), kind, false).unwrap();
+        }
+        for name in [
+            "checkpoint.safetensors",
+            "x.checkpoint.safetensors",
+            "x.checkpoint",
+        ] {
+            let refused = message(file(&path(name), Kind::Tensors, false));
+            assert!(refused.contains("what a checkpoint is called"), "{refused}");
+        }
+        // A folder that is there may be called anything.
+        fs::create_dir(path("out.png")).unwrap();
+        assert!(folder(&path("out.png"), &["a"], false).is_ok());
+    }
+
+    #[test]
+    fn an_output_that_cannot_be_made_is_told_at_once() {
+        let root = tempfile::tempdir().unwrap();
+        let place = root.path().display();
+        for name in ["sub/", "sub/.", ".", ""] {
+            let path = PathBuf::from(format!("{place}/{name}"));
+            for kind in [Kind::Picture, Kind::Tensors] {
+                let refused = message(file(&path, kind, true));
+                assert!(refused.ends_with("found a folder"), "{refused}");
+            }
+        }
+        let long = root.path().join("x".repeat(300));
+        let refused = message(file(&long, Kind::Tensors, false));
+        assert!(refused.contains("cannot write to"), "{refused}");
+        let absent = message(file(&root.path().join("absent/x"), Kind::Tensors, false));
+        assert!(absent.contains("absent: No such file"), "{absent}");
+        assert!(entries(root.path()).is_empty());
     }
 
     #[test]
@@ -318,10 +657,10 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let file = root.path().join("file");
         fs::write(&file, "").unwrap();
-        for folder in [&file.join("out"), &file] {
-            let error = OutputFolder::prepare(folder, ["a"], false, &[]).unwrap_err();
-            let expected = format!("cannot write to {}", folder.display());
-            assert!(error.to_string().starts_with(&expected), "{error}");
+        for path in [&file.join("out"), &file] {
+            let expected = format!("cannot write to {}", path.display());
+            let refused = message(folder(path, &["a"], false));
+            assert!(refused.starts_with(&expected), "{refused}");
         }
         assert_eq!(entries(root.path()), ["file"]);
     }

@@ -162,6 +162,14 @@ pub(crate) fn weight_files(paths: &ModelPaths) -> Result<Vec<(String, PathBuf)>>
     Ok(files)
 }
 
+/// The files of [`weight_files`] alone.
+pub(crate) fn weight_paths(paths: &ModelPaths) -> Result<Vec<PathBuf>> {
+    Ok(weight_files(paths)?
+        .into_iter()
+        .map(|(_, file)| file)
+        .collect())
+}
+
 /// The files of a network, called by its name, further shards by their number as well.
 pub(crate) fn named_files(network: &str, weights: &Weights) -> Vec<(String, PathBuf)> {
     let name = |number| match number {

@@ -2,22 +2,19 @@
 
 use std::fmt::{self, Display};
 use std::io::{self, Write};
-use std::process::ExitCode;
 
 use difference_inversion::Error;
 use serde::Serialize;
 
-/// The exit code after wrong usage.
-const USAGE: u8 = 2;
-/// The exit code after an interrupt, as shells have it: 128 + SIGINT.
-pub(crate) const INTERRUPTED: u8 = 130;
+use super::exit::Exit;
+use super::signals;
 
 /// A failure that the command line itself finds, with what to do about it.
 #[derive(Debug)]
 pub(crate) struct Failure {
     message: String,
     hint: Option<String>,
-    exit_code: u8,
+    exit: Exit,
 }
 
 impl Failure {
@@ -26,14 +23,14 @@ impl Failure {
         Self {
             message: message.into(),
             hint: None,
-            exit_code: 1,
+            exit: Exit::Failed,
         }
     }
 
     /// The command was not put right.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self {
-            exit_code: USAGE,
+            exit: Exit::Usage,
             ..Self::new(message)
         }
     }
@@ -41,7 +38,7 @@ impl Failure {
     /// The user has stopped the work.
     pub(crate) fn interrupted(message: impl Into<String>) -> Self {
         Self {
-            exit_code: INTERRUPTED,
+            exit: signals::exit(),
             ..Self::new(message)
         }
     }
@@ -86,16 +83,17 @@ pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     line(serde_json::to_string_pretty(value)?)
 }
 
-/// Prints an error with its causes and a hint, and gives the exit code for it.
-pub(crate) fn error(error: &anyhow::Error) -> ExitCode {
-    match exit_code(error) {
-        INTERRUPTED => message(format_args!("{error:#}")),
+/// Prints an error with its causes and a hint, and says how the program ends with it.
+pub(crate) fn error(error: &anyhow::Error) -> Exit {
+    let exit = exit_of(error);
+    match exit {
+        Exit::Stopped(_) => message(format_args!("{error:#}")),
         _ => message(format_args!("error: {}", chain(error))),
     }
     if let Some(hint) = hint(error) {
         message(format_args!("hint: {hint}"));
     }
-    ExitCode::from(exit_code(error))
+    exit
 }
 
 /// The error and its causes in one line; a cause that the text before it already tells is left out.
@@ -112,18 +110,19 @@ fn chain(error: &anyhow::Error) -> String {
     text
 }
 
-fn exit_code(error: &anyhow::Error) -> u8 {
+fn exit_of(error: &anyhow::Error) -> Exit {
     if let Some(failure) = error.downcast_ref::<Failure>() {
-        return failure.exit_code;
+        return failure.exit;
     }
     match error.downcast_ref() {
-        Some(Error::Stopped { .. }) => INTERRUPTED,
-        Some(Error::Setting { .. }) => USAGE,
-        _ => 1,
+        Some(Error::Stopped { .. }) => signals::exit(),
+        Some(Error::Setting { .. }) => Exit::Usage,
+        _ => Exit::Failed,
     }
 }
 
-fn hint(error: &anyhow::Error) -> Option<String> {
+/// What the user can do about an error.
+pub(crate) fn hint(error: &anyhow::Error) -> Option<String> {
     if let Some(failure) = error.downcast_ref::<Failure>() {
         return failure.hint.clone();
     }
@@ -162,9 +161,9 @@ mod tests {
 
     #[test]
     fn exit_codes_tell_usage_from_failure() {
-        assert_eq!(exit_code(&Failure::usage("x").into()), 2);
-        assert_eq!(exit_code(&Failure::new("x").into()), 1);
-        assert_eq!(exit_code(&anyhow::anyhow!("x")), 1);
+        assert_eq!(exit_of(&Failure::usage("x").into()), Exit::Usage);
+        assert_eq!(exit_of(&Failure::new("x").into()), Exit::Failed);
+        assert_eq!(exit_of(&anyhow::anyhow!("x")), Exit::Failed);
     }
 
     #[test]

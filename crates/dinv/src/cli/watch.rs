@@ -1,8 +1,8 @@
-//! Watching long work: the progress bar, notices, stage times, and Ctrl-C.
+//! Watching long work: the progress bar, notices, stage times, and being asked to stop.
 
+use std::fmt::Display;
 use std::io::IsTerminal;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use difference_inversion::util::progress::{LossTerms, Progress, Stage};
@@ -10,43 +10,25 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::terminal;
 
-/// Set by the first Ctrl-C.
-static STOP: AtomicBool = AtomicBool::new(false);
-
-/// Makes the first Ctrl-C (or SIGTERM) ask for a stop at the next step, and the second one end the
-/// program at once.
-pub(crate) fn catch_interrupts() -> anyhow::Result<()> {
-    ctrlc::set_handler(|| {
-        if STOP.swap(true, Ordering::Relaxed) {
-            leave();
-        }
-        terminal::message("stopping after this step; Ctrl-C again stops at once");
-    })?;
-    Ok(())
-}
-
-/// Whether a stop was asked for.
-pub(crate) fn stopping() -> bool {
-    STOP.load(Ordering::Relaxed)
-}
-
-#[expect(
-    clippy::exit,
-    reason = "a second Ctrl-C must not wait for the work to end"
-)]
-fn leave() {
-    std::process::exit(terminal::INTERRUPTED.into());
-}
+pub(crate) use super::signals::{catch_interrupts, stopping};
 
 /// How long each stage took.
 pub(crate) type StageTimes = Vec<(Stage, Duration)>;
 
+/// What is counted for less is not worth a bar.
+const PATIENCE: Duration = Duration::from_millis(700);
+
 /// Shows progress and remembers what should go into `run.json`.
 pub(crate) struct Watcher {
-    /// `None`: do not print anything but notices.
-    bar: Option<ProgressBar>,
+    /// Whether bars are drawn.
+    terminal: bool,
+    /// Whether lines are printed in their place.
     plain: bool,
+    /// Of what is going on; between two stages there is none, so that nothing stale is ever seen.
+    bar: Option<ProgressBar>,
     current: Option<(Stage, Instant)>,
+    /// Since when something is counted.
+    counting: Option<Instant>,
     last_loss: Option<LossTerms>,
     times: StageTimes,
     notices: Vec<String>,
@@ -58,10 +40,11 @@ impl Watcher {
     pub(crate) fn new(quiet: bool) -> Self {
         let terminal = std::io::stderr().is_terminal();
         Self {
-            bar: (terminal && !quiet)
-                .then(|| ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())),
+            terminal: terminal && !quiet,
             plain: !terminal && !quiet,
+            bar: None,
             current: None,
+            counting: None,
             last_loss: None,
             times: Vec::new(),
             notices: Vec::new(),
@@ -102,6 +85,26 @@ impl Watcher {
         }
     }
 
+    /// Shows how many of `total` are done, once that has taken a while; the last call says that all are.
+    pub(crate) fn count(&mut self, what: &'static str, done: usize, total: usize) {
+        let since = *self.counting.get_or_insert_with(Instant::now);
+        if done >= total {
+            self.counting = None;
+            self.clear();
+        } else if since.elapsed() > PATIENCE {
+            if self.bar.is_none() {
+                self.show(Stage::Read, what.to_owned(), total);
+                if self.plain && done < total {
+                    terminal::message(format_args!("{what}: {done} of {total} so far"));
+                    self.counting = Some(Instant::now() + Duration::from_secs(60));
+                }
+            }
+            if let Some(bar) = &self.bar {
+                bar.set_position(done as u64);
+            }
+        }
+    }
+
     /// Gives the user all of these notices.
     pub(crate) fn notices(&mut self, notices: impl IntoIterator<Item = String>) {
         notices.into_iter().for_each(|notice| self.notice(&notice));
@@ -112,40 +115,35 @@ impl Watcher {
         if self.notices.iter().any(|told| told == notice) {
             return; // such as of every picture
         }
-        let print = || terminal::message(format_args!("note: {notice}"));
-        match &self.bar {
-            Some(bar) => bar.suspend(print),
-            None => print(),
-        }
+        self.above(|| terminal::message(format_args!("note: {notice}")));
         self.notices.push(notice.to_owned());
+    }
+
+    /// Prints a line of results, above the progress bar.
+    pub(crate) fn result(&self, text: impl Display) -> anyhow::Result<()> {
+        self.above(|| terminal::line(text))
     }
 
     /// Tells the user what begins, unless quiet.
     pub(crate) fn say(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| terminal::message(text)),
-            None if self.plain => terminal::message(text),
-            None => {}
+        if self.terminal || self.plain {
+            self.above(|| terminal::message(text));
         }
     }
 
     /// What there is to tell about the run: the time each stage took, and the notices.
-    pub(crate) fn finish(self) -> (StageTimes, Vec<String>) {
-        if let Some(bar) = self.bar {
-            bar.finish_and_clear();
-        }
-        (self.times, self.notices)
+    pub(crate) fn finish(mut self) -> (StageTimes, Vec<String>) {
+        self.clear();
+        let Self { times, notices, .. } = &mut self;
+        (std::mem::take(times), std::mem::take(notices))
     }
 
     fn begin(&mut self, stage: Stage, done: usize, total: usize) {
         self.current = Some((stage, Instant::now()));
         self.last_loss = None;
+        self.clear();
+        self.show(stage, stage.to_string(), total);
         if let Some(bar) = &self.bar {
-            bar.reset();
-            bar.set_style(style(template(stage)));
-            bar.set_prefix(stage.to_string());
-            bar.set_message("");
-            bar.set_length(total as u64);
             bar.set_position(done as u64);
             bar.reset_eta();
         }
@@ -173,11 +171,41 @@ impl Watcher {
             time.as_secs_f64(),
             loss.unwrap_or_default()
         );
-        if let Some(bar) = &self.bar {
-            bar.suspend(|| terminal::message(line));
-        } else if self.plain {
-            terminal::message(line);
+        self.clear();
+        self.say(&line);
+    }
+
+    /// Draws a bar, on a terminal.
+    fn show(&mut self, stage: Stage, what: String, total: usize) {
+        if self.terminal {
+            let bar =
+                ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
+            bar.set_style(style(template(stage)));
+            bar.set_prefix(what);
+            self.bar = Some(bar);
         }
+    }
+
+    /// Takes the bar away.
+    fn clear(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    /// Prints something where no bar overwrites it.
+    fn above<T>(&self, print: impl FnOnce() -> T) -> T {
+        match &self.bar {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        }
+    }
+}
+
+impl Drop for Watcher {
+    /// An error is printed where the bar was.
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -187,7 +215,7 @@ fn template(stage: Stage) -> &'static str {
         Stage::Download => {
             "{prefix:>17} {bar:32.blue/dim} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left"
         }
-        Stage::Caption => "{prefix:>17} {bar:32.blue/dim} {pos}/{len} {msg}",
+        Stage::Caption | Stage::Read => "{prefix:>17} {bar:32.blue/dim} {pos}/{len} {msg}",
         _ => "{prefix:>17} {bar:32.blue/dim} {pos}/{len} {per_sec}, {eta} left {msg}",
     }
 }

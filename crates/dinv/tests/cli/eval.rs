@@ -14,7 +14,7 @@ mod skipped;
 mod workers;
 
 /// A workplace with a suite of three analogies of two kinds in `list.jsonl`.
-fn workplace_with_suite() -> TempDir {
+pub(super) fn workplace_with_suite() -> TempDir {
     let work = workplace();
     let line = |name: &str, kind: &str, [a, a_prime, b]: [&str; 3]| {
         let picture = |name: &str| format!("{name}.png");
@@ -35,7 +35,7 @@ fn workplace_with_suite() -> TempDir {
 }
 
 /// Runs on the tiny model.
-fn eval(arguments: &str) -> String {
+pub(super) fn eval(arguments: &str) -> String {
     format!("eval run --config tiny.toml --suite list.jsonl {arguments}")
 }
 

@@ -95,6 +95,52 @@ fn an_interrupted_run_goes_on_to_the_same_result() {
     );
 }
 
+fn signal(child: &Child, signal: &str) {
+    let id = child.id().to_string();
+    let sent = Command::new("kill").args([signal, &id]).status();
+    assert!(sent.unwrap().success());
+}
+
+#[test]
+fn the_exit_code_tells_the_signal() {
+    let work = workplace();
+    for (name, code) in [("TERM", 143), ("HUP", 129)] {
+        let child = start(
+            work.path(),
+            &format!("learn --config tiny.toml {PAIR} {LONG} --steps 100000 -o {name}"),
+        );
+        wait_for(&work.path().join(format!("{name}.checkpoint")));
+        signal(&child, &format!("-{name}"));
+        let done: Done = child.wait_with_output().unwrap().into();
+        assert_eq!(done.code, Some(code), "{}", done.stderr);
+        assert!(done.stderr.contains("with `--resume`"), "{}", done.stderr);
+    }
+}
+
+/// As `nohup` starts it.
+#[test]
+fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
+    let work = workplace();
+    let learn = format!("learn --config tiny.toml {PAIR} {LONG} -o d.safetensors");
+    for signals in ["HUP", "INT TERM"] {
+        let script = format!("trap '' {signals}; exec \"$0\" {learn} --overwrite");
+        let child = Command::new("sh")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_dinv")])
+            .current_dir(work.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_for(&work.path().join("d.checkpoint.safetensors"));
+        for name in signals.split(' ') {
+            signal(&child, &format!("-{name}"));
+        }
+        let done: Done = child.wait_with_output().unwrap().into();
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        assert!(!done.stderr.contains("stopping"), "{}", done.stderr);
+    }
+}
+
 #[test]
 fn captions_stop_after_the_picture() {
     let work = workplace();

@@ -15,6 +15,7 @@ mod hub;
 mod hub_server;
 mod interrupt;
 mod model_files;
+mod outputs;
 mod runs;
 mod sd3;
 

@@ -5,8 +5,9 @@ use burn::tensor::{DType, Int, Tensor};
 
 use crate::diffusion::family::Beside;
 use crate::diffusion::pipeline::Pipeline;
-use crate::image::{to_image, to_tensor};
+use crate::image::{fit, to_image, to_tensor};
 use crate::models::denoiser::Memory;
+use crate::util::tensors::host;
 use crate::{Error, Result};
 
 /// How bright red, green and blue are (ITU-R BT.601).
@@ -99,13 +100,33 @@ impl Pipeline {
         self.family.check_words_alone()
     }
 
+    /// What was drawn where the mask says so, and the picture elsewhere: an autoencoder gives no pixel back as it was.
+    pub fn keep(&self, drawn: &RgbImage, image: &RgbImage, mask: &RgbImage) -> RgbImage {
+        let (width, height) = drawn.dimensions();
+        let kept = fit(image, width, height);
+        let marked = host(self.marked(mask));
+        let pixels = drawn.pixels().zip(kept.pixels()).zip(marked);
+        let mut pixels =
+            pixels.map(|((drawn, kept), marked)| if marked > 0.5 { *drawn } else { *kept });
+        let mut pasted = RgbImage::new(width, height);
+        pasted
+            .pixels_mut()
+            .for_each(|pixel| *pixel = pixels.next().unwrap_or(*pixel));
+        pasted
+    }
+
+    /// 1 where a mask is at least half as bright as white, 0 elsewhere, [1, 1, height, width].
+    fn marked(&self, mask: &RgbImage) -> Tensor<4> {
+        let luma = Tensor::<1>::from_floats(LUMA, &self.device).reshape([1, 3, 1, 1]);
+        let brightness = (self.pixels(mask) * luma).sum_dim(1);
+        (brightness.greater_equal_elem(0.0))
+            .float()
+            .cast(DType::F32)
+    }
+
     /// Inpainting's mask and picture, [1, 1 + channels, h, w].
     fn masked(&self, image: &RgbImage, mask: &RgbImage) -> Tensor<4> {
-        let luma = Tensor::<1>::from_floats(LUMA, &self.device).reshape([1, 3, 1, 1]);
-        let brightness = (self.pixels(mask) * luma).sum_dim(1); // [1, 1, height, width]
-        let mask = (brightness.greater_equal_elem(0.0))
-            .float()
-            .cast(DType::F32);
+        let mask = self.marked(mask);
         let kept = self.pixels(image) * (mask.clone().neg() + 1.0);
         let latents = self.scaled(self.mean(kept));
         let [_, _, h, w] = latents.dims();

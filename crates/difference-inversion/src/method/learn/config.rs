@@ -172,11 +172,17 @@ impl LearnConfig {
         Checks::default()
             .at_least_1("num_tokens", self.num_tokens)
             .at_least_1("steps", self.steps)
-            .positive("learning_rate", self.learning_rate)
-            .not_negative("weight_decay", self.weight_decay)
-            .not_negative("lambda_mse", self.lambda_mse)
-            .not_negative("lambda_before", self.lambda_before)
-            .not_negative("lambda_clip", self.lambda_clip)
+            .rate("learning_rate", self.learning_rate)
+            .weight("weight_decay", self.weight_decay)
+            .weight("lambda_mse", self.lambda_mse)
+            .that(
+                "lambda_mse",
+                self.lambda_mse > 0.0 || self.lambda_clip > 0.0,
+                "above 0, as there is nothing else in the loss",
+                self.lambda_mse,
+            )
+            .weight("lambda_before", self.lambda_before)
+            .weight("lambda_clip", self.lambda_clip)
             .fraction("alpha", self.alpha)
             .at_least_1("samples_per_step", self.samples_per_step)
             .positive("max_norm", self.max_norm.unwrap_or(1.0))
@@ -233,5 +239,21 @@ mod tests {
         assert!(message(|config| config.lambda_before = -1.0).contains("`lambda_before`"));
         assert!(message(|config| config.learning_rate = f64::NAN).contains("`learning_rate`"));
         assert!(message(|config| config.max_norm = Some(-1.0)).contains("`max_norm`"));
+        assert!(
+            message(|config| (config.lambda_mse, config.lambda_clip) = (0.0, 0.0))
+                .contains("`lambda_mse`")
+        );
+        for change in [
+            (|config| config.learning_rate = 1e30) as fn(&mut LearnConfig),
+            |config| config.weight_decay = 1e30,
+            |config| config.lambda_mse = 1e30,
+            |config| config.lambda_clip = 1e30,
+        ] {
+            assert!(
+                message(change).contains("found 1e30"),
+                "{}",
+                message(change)
+            );
+        }
     }
 }

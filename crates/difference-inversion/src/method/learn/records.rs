@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::diffusion::sample::Noising;
 use crate::method::learn::per_encoder;
 use crate::util::arrays::{Array, Arrays, Values};
+use crate::util::files::Existing;
 use crate::util::progress::LossTerms;
 use crate::util::tensors::host;
 use crate::{Error, Result};
@@ -27,7 +28,8 @@ pub struct Records {
     /// Take timesteps and noise from this safetensors file instead of drawing them; see
     /// [`Replay::read`].
     pub replay: Option<PathBuf>,
-    /// Write timesteps, noise, loss terms and the tokens after each step to this file.
+    /// Write timesteps, noise, loss terms and the tokens after each step to this file, which replaces one that is
+    /// there at the start, and none that appears while the run works.
     pub trace: Option<PathBuf>,
 }
 
@@ -254,7 +256,7 @@ impl Trace {
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be written.
-    pub fn write(&self, path: &Path) -> Result<()> {
+    pub fn write(&self, path: &Path, existing: Existing) -> Result<()> {
         let steps = self.terms.len();
         let [batch, channels, h, w] = self.noise_shape;
         let noise_shape = [steps, batch, channels, h, w];
@@ -273,7 +275,7 @@ impl Trace {
             let array = Array::floats([steps, *n, *d], tokens.clone());
             arrays = arrays.with(per_encoder("tokens", number), array);
         }
-        arrays.write(path)
+        arrays.write_over(path, existing)
     }
 }
 
@@ -308,7 +310,7 @@ mod tests {
     fn a_trace_can_be_replayed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("trace.safetensors");
-        trace(0).write(&path).unwrap();
+        trace(0).write(&path, Existing::Replace).unwrap();
         let replay = Replay::read(&path, 3, [2, 1, 1, 2], &noising(20)).unwrap();
         let draws = replay.draws(2, &Device::flex());
         assert_eq!(draws.timesteps, [2.0, 12.0]);
@@ -332,7 +334,7 @@ mod tests {
         };
         let mut trace = Trace::new(0);
         trace.push(&draws, LossTerms::default(), &[]);
-        trace.write(&path).unwrap();
+        trace.write(&path, Existing::Replace).unwrap();
         let replay = Replay::read(&path, 1, [2, 1, 1, 2], &noising).unwrap();
         assert_eq!(replay.draws(0, &Device::flex()).timesteps, timesteps);
         let discrete = Replay::read(&path, 1, [2, 1, 1, 2], &self::noising(1000));
@@ -343,7 +345,7 @@ mod tests {
     fn a_replay_that_does_not_fit_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("trace.safetensors");
-        trace(0).write(&path).unwrap();
+        trace(0).write(&path, Existing::Replace).unwrap();
         let error = |steps, shape, timesteps| {
             let result = Replay::read(&path, steps, shape, &noising(timesteps));
             result.unwrap_err().to_string()
@@ -361,11 +363,11 @@ mod tests {
         // None, and one of a run that was stopped before its first step.
         let begun = Trace::going_on(&path, 0, &tokens(0.0)).unwrap();
         assert_eq!(steps(&begun), (0, 0));
-        begun.write(&path).unwrap();
+        begun.write(&path, Existing::Replace).unwrap();
         let begun = Trace::going_on(&path, 0, &tokens(0.0)).unwrap();
         assert_eq!(steps(&begun), (0, 0));
         // After its last step, or back at a checkpoint.
-        trace(2).write(&path).unwrap();
+        trace(2).write(&path, Existing::Replace).unwrap();
         for (step, count) in [(5, 3), (4, 2), (2, 0)] {
             let going_on = Trace::going_on(&path, step, &tokens(0.5)).unwrap();
             assert_eq!(steps(&going_on), (2, count));
@@ -393,7 +395,7 @@ mod tests {
     fn the_trace_of_a_resumed_run_is_not_replayed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("trace.safetensors");
-        trace(7).write(&path).unwrap();
+        trace(7).write(&path, Existing::Replace).unwrap();
         let error = Replay::read(&path, 3, [2, 1, 1, 2], &noising(20)).unwrap_err();
         assert!(error.to_string().contains("begins at step 7"), "{error}");
     }

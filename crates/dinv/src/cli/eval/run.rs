@@ -132,7 +132,27 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
         return Err(Failure::usage("--jobs: expected at least 1, found 0").into());
     }
     watch::catch_interrupts()?;
-    let prepared = prepare(args)?;
+    let folder = Folder::at(&args.output);
+    let was_there = args.output.exists();
+    let Some(claim) = folder.claim()? else {
+        let message = format!(
+            "{}: another run is working in this folder",
+            folder.path().display()
+        );
+        let hint = "wait for its end, or write elsewhere with `-o`";
+        return Err(Failure::new(message).hint(hint).into());
+    };
+    let prepared = match prepare(args) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            drop(claim);
+            // A folder that was made for a run that does not begin goes with it.
+            if !was_there {
+                let _ = std::fs::remove_dir(folder.path());
+            }
+            return Err(error);
+        }
+    };
     let time = args.time();
     let mut progress = RunProgress::new(args.general.quiet, args.jobs, time);
     let worked = work::work(&prepared, args.jobs, time, &mut progress);
@@ -140,6 +160,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let failures = worked?;
     let report = Report::gather(&prepared.folder)?;
     super::report::write(&prepared.folder, &report, args.general.json)?;
+    drop(claim);
     Ok(failures.told()?)
 }
 

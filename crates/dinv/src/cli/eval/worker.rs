@@ -3,6 +3,9 @@
 
 use std::io::{self, BufRead};
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -12,6 +15,7 @@ use dinv_eval::suite::Suite;
 use dinv_eval::{Folder, Measures, Session, Status};
 use serde::{Deserialize, Serialize};
 
+use super::super::exit::Exit;
 use super::super::fetch::Fetcher;
 use super::super::terminal;
 use super::super::watch::Watcher;
@@ -36,10 +40,42 @@ pub(super) enum Answer {
     },
 }
 
+/// Whether the worker is at work, so that somebody should be waiting for it.
+static AT_WORK: AtomicBool = AtomicBool::new(true);
+
+/// The lines of stdin, read by a thread of their own: where they end while the worker is at work, the run that gave it
+/// the work is no more, however it ended, and neither is the worker.
+fn lines_of_run() -> anyhow::Result<Receiver<String>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(move || {
+            let lines = io::stdin().lock().lines();
+            for line in lines.map_while(Result::ok) {
+                AT_WORK.store(true, Ordering::SeqCst);
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+            if AT_WORK.load(Ordering::SeqCst) {
+                leave();
+            }
+        })?;
+    Ok(receiver)
+}
+
+#[expect(
+    clippy::exit,
+    reason = "a step may take minutes, which nobody waits for"
+)]
+fn leave() {
+    std::process::exit(Exit::Failed.code().into());
+}
+
 /// Answers until there are no more names.
 pub(super) fn run(_: &WorkerArgs) -> anyhow::Result<()> {
-    let mut lines = io::stdin().lock().lines();
-    let job = lines.next().context("no job was given")??;
+    let lines = lines_of_run()?;
+    let job = lines.recv().context("no job was given")?;
     let job: Job = serde_json::from_str(&job).context("the job cannot be read")?;
     let suite = Suite::open(&job.suite)?;
 
@@ -66,11 +102,11 @@ pub(super) fn run(_: &WorkerArgs) -> anyhow::Result<()> {
         ControlFlow::Continue(())
     };
     for name in lines {
-        let name = name?;
         let entry = suite.entries.iter().find(|entry| entry.name == name);
         let entry = entry.with_context(|| format!("there is no analogy `{name}`"))?;
         let started = Instant::now();
         let result = session.solve(&job.variant.name, &*method, entry, &mut observe)?;
+        AT_WORK.store(false, Ordering::SeqCst);
         answer(&Answer::Ended {
             name,
             seconds: started.elapsed().as_secs_f64(),

@@ -29,9 +29,17 @@ impl Running {
 
     /// Kills its only worker that was not killed yet, once there is one.
     fn kill_worker(&mut self) {
+        let worker = self.worker();
+        let killed = Command::new("kill").args(["-KILL", &worker]).status();
+        assert!(killed.unwrap().success());
+        self.killed.push(worker);
+    }
+
+    /// Its only worker that was not killed yet, once there is one.
+    fn worker(&self) -> String {
         let id = self.child.id();
         let started = Instant::now();
-        let worker = loop {
+        loop {
             assert!(
                 started.elapsed() < Duration::from_secs(60),
                 "no worker came"
@@ -45,10 +53,7 @@ impl Running {
                 break worker;
             }
             std::thread::sleep(Duration::from_millis(1));
-        };
-        let killed = Command::new("kill").args(["-KILL", &worker]).status();
-        assert!(killed.unwrap().success());
-        self.killed.push(worker);
+        }
     }
 
     fn end(self) -> Done {
@@ -99,4 +104,30 @@ fn a_method_whose_workers_keep_ending_does_not_keep_others_from_running() {
     }
     let out = work.path().join("out");
     assert!(entries(&out).contains(&"report.html".to_owned()));
+}
+
+#[test]
+fn a_worker_ends_with_its_run_however_that_ends() {
+    let work = workplace_with_suite();
+    let endless = "[endless]\nmethod = 'difference-inversion'\nsteps = 100000000\n";
+    fs::write(work.path().join("v.toml"), endless).unwrap();
+    let arguments = eval("--variants v.toml --methods endless -o out");
+    let mut running = Running::start(work.path(), &arguments);
+    let worker = running.worker();
+    std::thread::sleep(Duration::from_secs(1)); // it is at work, or about to be
+    running.child.kill().unwrap();
+    let killed = Instant::now();
+    running.child.wait().unwrap();
+    // What is left of it may be a zombie that nobody waits for.
+    let lives = || {
+        let status = fs::read_to_string(format!("/proc/{worker}/stat"));
+        status.is_ok_and(|status| !status.contains(") Z "))
+    };
+    while lives() {
+        assert!(
+            killed.elapsed() < Duration::from_secs(10),
+            "the worker goes on"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

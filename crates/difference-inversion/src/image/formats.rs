@@ -1,0 +1,108 @@
+//! What a file is that is no picture, or one of a format that is not read.
+
+/// What the first bytes of a file tell, and what to do about it.
+pub(super) fn named(bytes: &[u8]) -> Option<String> {
+    let starts = |start: &[u8]| bytes.starts_with(start);
+    let at = |place: usize, text: &[u8]| {
+        bytes
+            .get(place..)
+            .is_some_and(|rest| rest.starts_with(text))
+    };
+    let format = match bytes {
+        _ if at(4, b"ftyp") => return Some(of_brand(bytes)),
+        _ if starts(b"\xff\x0a") || starts(b"\0\0\0\x0cJXL \r\n\x87\n") => "JPEG XL",
+        _ if starts(b"\0\0\0\x0cjP  ") || starts(b"\xff\x4f\xff\x51") => "JPEG 2000",
+        _ if starts(b"8BPS") => "Photoshop",
+        _ if starts(b"gimp xcf") => "GIMP",
+        _ if starts(b"%PDF") => "PDF",
+        _ if starts(b"%!PS") => "PostScript",
+        _ if starts(b"qoif") => "QOI",
+        _ if starts(b"\x76\x2f\x31\x01") => "OpenEXR",
+        _ if starts(b"#?RADIANCE") || starts(b"#?RGBE") => "Radiance HDR",
+        _ if starts(b"DDS ") => "DDS",
+        _ if starts(b"\0\0\x01\0") => "icon (ICO)",
+        _ if starts(b"\x0a\x05\x01\x08") || starts(b"\x0a\x03\x01") => "PCX",
+        _ if starts(b"\x01\xda") => "SGI",
+        _ if is_netpbm(bytes) => "Netpbm (PPM, PGM or PBM)",
+        _ if starts(b"FUJIFILMCCD-RAW")
+            || starts(b"IIU\0")
+            || starts(b"IIRO")
+            || starts(b"IIRS") =>
+        {
+            return Some(raw());
+        }
+        _ => return other(bytes),
+    };
+    Some(converted(format))
+}
+
+/// What to do with a photograph as the sensor saw it.
+pub(super) fn raw() -> String {
+    "a camera's raw photograph, which is not read; develop it, and save it as JPEG, PNG or TIFF"
+        .to_owned()
+}
+
+fn converted(format: &str) -> String {
+    format!(
+        "a picture in the format {format}, which is not read; convert it to PNG, such as with `magick FROM TO.png`"
+    )
+}
+
+/// A file of the family of MP4, by its brands: the first, and those that it is compatible with.
+fn of_brand(bytes: &[u8]) -> String {
+    let size = bytes[..4]
+        .iter()
+        .fold(0, |size, &byte| size << 8 | usize::from(byte));
+    let brands = bytes
+        .get(8..size.clamp(12, 256).min(bytes.len()))
+        .unwrap_or_default();
+    let has = |names: &[&[u8]]| {
+        brands
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .any(|brand| names.contains(&&brand[..]))
+    };
+    if has(&[b"avif", b"avis"]) {
+        converted("AVIF")
+    } else if has(&[
+        b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1",
+    ]) {
+        converted("HEIC")
+    } else if has(&[b"crx "]) {
+        raw()
+    } else {
+        "a film, not a picture; save one of its frames as PNG".to_owned()
+    }
+}
+
+/// P1 to P7, and white space.
+fn is_netpbm(bytes: &[u8]) -> bool {
+    matches!(bytes, [b'P', b'1'..=b'7', space, ..] if space.is_ascii_whitespace())
+}
+
+/// What people take for pictures.
+fn other(bytes: &[u8]) -> Option<String> {
+    let start = &bytes[..bytes.len().min(1024)];
+    let text = String::from_utf8_lossy(start);
+    let text = text
+        .trim_start_matches('\u{feff}')
+        .trim_start()
+        .to_ascii_lowercase();
+    let what = if text.starts_with("version https://git-lfs") {
+        "a Git LFS pointer, which stands for a file that was not downloaded; `git lfs pull` brings it"
+    } else if text.contains("<svg") {
+        return Some(converted("SVG"));
+    } else if text.starts_with("<!doctype html") || text.starts_with("<html") {
+        "a web page, not a picture; save the picture itself"
+    } else if text.starts_with('{') || text.starts_with('[') {
+        "JSON, not a picture"
+    } else if bytes.starts_with(b"PK\x03\x04") {
+        "a ZIP archive, not a picture; unpack it, or export the picture as PNG"
+    } else if bytes.get(8) == Some(&b'{') {
+        "a safetensors file, not a picture"
+    } else {
+        return None;
+    };
+    Some(what.to_owned())
+}

@@ -1,0 +1,191 @@
+//! Masks as editors save them: white on black, a brush on nothing, or the picture with a hole in it.
+
+use std::path::Path;
+
+use ::image::{DynamicImage, GrayImage, Luma, RgbImage, RgbaImage};
+
+use super::{load_transparent, over_white};
+use crate::{Error, Result};
+
+/// A pixel with less alpha shows through.
+const OPAQUE: u8 = 128;
+/// A brush has one colour, up to this.
+const ONE_COLOUR: u8 = 48;
+/// Grey is what has channels as near as this.
+const GREY: u8 = 16;
+/// Black is as dark as this, and white as far from the other end.
+const DARK: u8 = 64;
+
+/// How a mask says what is drawn anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// White, or at least half as bright.
+    Bright,
+    /// What was painted, on nothing.
+    Painted,
+    /// White, on black or nothing.
+    BrightAndOpaque,
+    /// The hole in the picture.
+    Hole,
+}
+
+/// What an inpainting model draws anew: white there, black elsewhere.
+#[derive(Debug, Clone)]
+pub struct Mask {
+    /// The mask.
+    pub image: RgbImage,
+    /// How it was understood, where that was not certain.
+    pub notice: Option<String>,
+}
+
+/// Reads a mask. Without transparent pixels, what is at least half as bright as white is drawn anew. A brush of one
+/// colour on nothing marks that, whatever its colour; where there are transparent pixels beside black and white,
+/// white; and beside a picture's colours, what was taken away.
+///
+/// # Errors
+/// As [`load_image`](super::load_image), and [`Error::InvalidFile`] for a mask of nothing.
+pub fn load_mask(path: &Path) -> Result<Mask> {
+    let image = load_transparent(path)?;
+    if !image.color().has_alpha() {
+        return Ok(Mask {
+            image: over_white(image),
+            notice: None,
+        });
+    }
+    let pixels = image.into_rgba8();
+    let Some(reading) = reading(&pixels) else {
+        let reason = "the mask is transparent everywhere, so that nothing is marked";
+        return Err(Error::invalid_file(path, reason));
+    };
+    let told = match reading {
+        Reading::Bright => None,
+        Reading::Painted => Some("what is painted is drawn anew, and what is transparent stays"),
+        Reading::BrightAndOpaque => {
+            Some("what is white is drawn anew, and what is black or transparent stays")
+        }
+        Reading::Hole => Some("what is transparent is drawn anew, and the rest stays"),
+    };
+    Ok(Mask {
+        notice: told.map(|told| format!("{}: {told}", path.display())),
+        image: match reading {
+            Reading::Bright => over_white(pixels.into()),
+            _ => marked(&pixels, reading),
+        },
+    })
+}
+
+/// What is drawn anew in white.
+fn marked(pixels: &RgbaImage, reading: Reading) -> RgbImage {
+    let grey = GrayImage::from_fn(pixels.width(), pixels.height(), |x, y| {
+        let [r, g, b, alpha] = pixels.get_pixel(x, y).0;
+        Luma([match reading {
+            Reading::Painted => alpha,
+            Reading::Hole => u8::MAX - alpha,
+            _ if alpha < OPAQUE => 0,
+            _ => r.min(g).min(b),
+        }])
+    });
+    DynamicImage::from(grey).into_rgb8()
+}
+
+/// How a mask with alpha is meant; `None` if there is nothing in it.
+fn reading(pixels: &RgbaImage) -> Option<Reading> {
+    let (mut least, mut most) = ([u8::MAX; 3], [0; 3]);
+    let (mut opaque, mut transparent, mut black_or_white) = (0_u64, 0_u64, 0_u64);
+    for pixel in pixels.pixels() {
+        let [r, g, b, alpha] = pixel.0;
+        if alpha < OPAQUE {
+            transparent += 1;
+            continue;
+        }
+        opaque += 1;
+        let rgb = [r, g, b];
+        for channel in 0..3 {
+            least[channel] = least[channel].min(rgb[channel]);
+            most[channel] = most[channel].max(rgb[channel]);
+        }
+        let (low, high) = (r.min(g).min(b), r.max(g).max(b));
+        let is_extreme = high <= DARK || low >= u8::MAX - DARK;
+        black_or_white += u64::from(high - low <= GREY && is_extreme);
+    }
+    let spread = (0..3)
+        .map(|channel| most[channel].saturating_sub(least[channel]))
+        .max();
+    match (opaque, transparent) {
+        (0, _) => None,
+        (_, 0) => Some(Reading::Bright),
+        _ if spread.is_some_and(|spread| spread <= ONE_COLOUR) => Some(Reading::Painted),
+        // The edges of a brush are between black and white.
+        _ if black_or_white * 10 >= opaque * 9 => Some(Reading::BrightAndOpaque),
+        _ => Some(Reading::Hole),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ::image::{ImageFormat, Rgba};
+
+    use super::*;
+
+    /// Where a mask of these pixels is white, as a row of `#` and `.`; and what is told.
+    fn read(pixel: impl Fn(u32) -> [u8; 4]) -> (String, Option<String>) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mask.png");
+        let pixels = RgbaImage::from_fn(8, 8, |x, _| Rgba(pixel(x)));
+        pixels.save_with_format(&path, ImageFormat::Png).unwrap();
+        let mask = load_mask(&path).unwrap();
+        let row = (0..8).map(|x| {
+            if mask.image.get_pixel(x, 3).0[0] >= 128 {
+                '#'
+            } else {
+                '.'
+            }
+        });
+        let told = mask
+            .notice
+            .map(|notice| notice.rsplit("mask.png: ").next().unwrap().to_owned());
+        (row.collect(), told)
+    }
+
+    #[test]
+    fn what_an_editor_marks_is_drawn_anew() {
+        let expected = "....####";
+        let inside = |x: u32| x >= 4;
+        let nothing = [0; 4];
+        for colour in [[0, 0, 0], [255, 255, 255], [230, 20, 40]] {
+            let brush = read(|x| {
+                let [r, g, b] = colour;
+                if inside(x) { [r, g, b, 255] } else { nothing }
+            });
+            assert_eq!(brush.0, expected, "{colour:?}");
+            assert!(brush.1.unwrap().starts_with("what is painted"));
+        }
+        let photo = |x: u32| {
+            [(x * 60).min(255), 255 - x * 30, 40].map(|value| u8::try_from(value).unwrap())
+        };
+        let hole = read(|x| {
+            let [r, g, b] = photo(x);
+            [r, g, b, if inside(x) { 0 } else { 255 }]
+        });
+        assert_eq!(hole.0, expected);
+        assert!(hole.1.unwrap().starts_with("what is transparent"));
+        let both = read(|x| match x {
+            0..2 => nothing,
+            2..4 => [0, 0, 0, 255],
+            _ => [255; 4],
+        });
+        assert_eq!(both.0, expected);
+        assert!(both.1.unwrap().starts_with("what is white"));
+        let opaque = read(|x| if inside(x) { [255; 4] } else { [0, 0, 0, 255] });
+        assert_eq!(opaque, (expected.to_owned(), None));
+    }
+
+    #[test]
+    fn a_mask_of_nothing_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("mask.png");
+        RgbaImage::new(8, 8).save(&path).unwrap();
+        let refused = load_mask(&path).unwrap_err().to_string();
+        assert!(refused.contains("transparent everywhere"), "{refused}");
+    }
+}

@@ -1,0 +1,65 @@
+//! How the program ends.
+
+use std::process::ExitCode;
+
+/// All exit codes that there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// 0: everything that was asked for is done.
+    Done,
+    /// 1: something went wrong; in `eval run` also with one analogy alone.
+    Failed,
+    /// 2: the command or its settings were not put right; nothing was done.
+    Usage,
+    /// 128 and the number of the signal that asked for a stop, as shells have it: 130 after Ctrl-C, 143 after
+    /// SIGTERM, 129 after the terminal was closed. What was finished is kept.
+    Stopped(i32),
+}
+
+/// What stands at the end of `dinv --help`.
+pub(crate) const ABOUT: &str = "Start with: dinv analogy
+
+Exit codes:
+  0    everything that was asked for is done
+  1    something went wrong
+  2    the command or its settings were not put right, and nothing was done
+  130  stopped by Ctrl-C; 143 by SIGTERM, 129 by closing the terminal: what was finished is kept";
+
+impl Exit {
+    /// The number.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Stopped(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        exit.code().into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_tells_every_code() {
+        let all = [
+            Exit::Done,
+            Exit::Failed,
+            Exit::Usage,
+            Exit::Stopped(2),
+            Exit::Stopped(15),
+            Exit::Stopped(1),
+        ];
+        for (exit, code) in all.into_iter().zip([0, 1, 2, 130, 143, 129]) {
+            assert_eq!(exit.code(), code);
+            assert!(ABOUT.contains(&format!("{code} ")), "{code}");
+        }
+    }
+}

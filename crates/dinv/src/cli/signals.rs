@@ -1,0 +1,115 @@
+//! Being asked to stop, by Ctrl-C or from elsewhere.
+
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use super::exit::Exit;
+use super::terminal;
+
+/// The signal that asked for a stop; 0: none has.
+static STOP: AtomicI32 = AtomicI32::new(0);
+
+/// Whether a stop was asked for.
+pub(crate) fn stopping() -> bool {
+    STOP.load(Ordering::Relaxed) != 0
+}
+
+/// How a program ends that was asked to stop.
+pub(crate) fn exit() -> Exit {
+    match STOP.load(Ordering::Relaxed) {
+        0 => Exit::Stopped(SIGINT),
+        signal => Exit::Stopped(signal),
+    }
+}
+
+/// Takes a signal: the first one asks for a stop at the next step, the second one ends the program at once.
+fn take(signal: i32) {
+    if STOP.swap(signal, Ordering::Relaxed) != 0 {
+        leave();
+    }
+    let again = match signal {
+        SIGINT => "Ctrl-C again stops",
+        _ => "a second signal stops",
+    };
+    terminal::message(format_args!("stopping after this step; {again} at once"));
+}
+
+#[expect(
+    clippy::exit,
+    reason = "a second Ctrl-C must not wait for the work to end"
+)]
+fn leave() {
+    std::process::exit(exit().code().into());
+}
+
+/// The number of Ctrl-C's signal, on every system.
+const SIGINT: i32 = 2;
+
+/// Makes the first Ctrl-C (or SIGTERM, or SIGHUP when the terminal is closed) ask for a stop at the next step, and
+/// the second one end the program at once. A signal that was ignored when the program started stays ignored: so
+/// `nohup`, and shells for what they start in the background, mean it.
+pub(crate) fn catch_interrupts() -> anyhow::Result<()> {
+    #[cfg(unix)]
+    catch_others()?;
+    #[cfg(unix)]
+    if is_ignored(SIGINT) {
+        return Ok(());
+    }
+    Ok(ctrlc::set_handler(|| take(SIGINT))?)
+}
+
+/// The signals that there are on Unix beside that of Ctrl-C.
+#[cfg(unix)]
+fn catch_others() -> anyhow::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGTERM};
+    let caught = [SIGTERM, SIGHUP].into_iter();
+    let caught: Vec<i32> = caught.filter(|signal| !is_ignored(*signal)).collect();
+    let mut signals = signal_hook::iterator::Signals::new(caught)?;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || signals.forever().for_each(take))?;
+    Ok(())
+}
+
+/// Whether this program was started with a signal ignored.
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    ignored_by_kernel(signal).unwrap_or_else(|| ignored_by_shell(signal))
+}
+
+/// As Linux tells it: the bits of `SigIgn` in proc(5).
+#[cfg(unix)]
+fn ignored_by_kernel(signal: i32) -> Option<bool> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))?;
+    let ignored = u64::from_str_radix(line.trim(), 16).ok()?;
+    Some(ignored >> (signal - 1) & 1 == 1)
+}
+
+/// As any shell shows it: a signal that was ignored when a shell started cannot be trapped by it (POSIX, `trap`),
+/// and what is ignored here is ignored in a program started from here.
+#[cfg(unix)]
+fn ignored_by_shell(signal: i32) -> bool {
+    let script = format!("trap 'exit 7' {signal}; kill -{signal} $$; exit 0");
+    let status = std::process::Command::new("sh")
+        .args(["-c", &script])
+        .status();
+    status.is_ok_and(|status| status.code() == Some(0))
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use signal_hook::consts::{SIGHUP, SIGTERM, SIGWINCH};
+
+    use super::*;
+
+    #[test]
+    fn what_is_ignored_is_told_in_both_ways_alike() {
+        for signal in [SIGHUP, SIGTERM, SIGINT, SIGWINCH] {
+            if let Some(ignored) = ignored_by_kernel(signal) {
+                assert_eq!(ignored_by_shell(signal), ignored, "{signal}");
+            }
+        }
+    }
+}
