@@ -60,6 +60,8 @@ pub struct FileOptions {
     /// Its input channels decide what it takes beside words: nothing more, a picture, or a picture
     /// and a mask. Or a file with the weights of a U-Net that is configured as the model's own.
     pub unet: Option<PathBuf>,
+    /// Leaves T5 out, where the family can do without it.
+    pub without_t5: bool,
 }
 
 /// The files of one diffusion model, of which configurations and headers were read so far. Its
@@ -169,6 +171,20 @@ impl ModelFiles {
             Some(original) => original.networks.contains_key(network),
             None => self.path.join(network).is_dir(),
         }
+    }
+
+    /// Whether T5 is left out.
+    pub fn leaves_out_t5(&self) -> bool {
+        self.options.without_t5
+    }
+
+    /// Whether [`MODEL_INDEX`] names this part, so that the model is incomplete without it.
+    pub(crate) fn names(&self, network: &str) -> bool {
+        let class = || {
+            let index: Value = self.config(MODEL_INDEX).ok()?;
+            Some(index.get(network)?.get(0)?.is_string())
+        };
+        class().unwrap_or(false)
     }
 
     /// The file that errors about a [`config`](Self::config) name.

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use crate::Result;
-use crate::diffusion::text_encoder::Beginning;
+use crate::diffusion::text_encoder::{Beginning, Encoded};
 use crate::models::text::tokenizer::Tokenizer;
 
 /// The words of a prompt, without start, end and padding.
@@ -150,8 +150,10 @@ fn ids(word: &Word, encoder: usize) -> &[u32] {
 #[derive(Debug, Clone, Default)]
 pub struct Words {
     pub(crate) prompt: Prompt,
-    /// Start and words in each text encoder.
+    /// Start and words in each text encoder that difference tokens are learned for.
     pub beginnings: Vec<Beginning>,
+    /// The whole prompt in each of the others.
+    pub(crate) whole: Vec<Encoded>,
     /// Token ids that did not fit beside the difference tokens.
     pub(crate) cut: usize,
 }
@@ -179,7 +181,8 @@ impl Words {
 pub struct FullPrompt<'a> {
     /// The words.
     pub words: &'a Words,
-    /// Token embeddings after the words, one [n, d] per text encoder; empty for words alone.
+    /// Token embeddings after the words, one [n, d] per text encoder that they are learned for; empty
+    /// for words alone.
     pub difference: Vec<Tensor<2>>,
     /// How much of what these change in the text encoders' outputs is let in: nothing with 0, all of
     /// it with 1.

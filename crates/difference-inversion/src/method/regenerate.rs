@@ -84,7 +84,7 @@ pub fn regenerate(
         config.guidance_scale(),
     );
     let eta = match config.inversion {
-        Inversion::EditFriendly => config.eta,
+        Inversion::EditFriendly => config.eta.unwrap_or(pipeline.noising().usual_eta()),
         Inversion::Ddim | Inversion::Sdedit => 0.0,
     };
     let mut solver = Ddim::new(pipeline.noising(), config.num_inference_steps, eta)?;

@@ -3,6 +3,10 @@
 
 pub mod attention_control;
 pub mod conditions;
+pub mod sd3;
+mod sd3_block;
+pub mod sd3_denoiser;
+mod time_embedding;
 pub mod unet;
 pub(crate) mod unet_blocks;
 pub(crate) mod unet_config;
@@ -41,6 +45,11 @@ pub trait Denoiser: Debug + Send + Sync {
 
     /// What height and width of the latents must be multiples of.
     fn multiple(&self) -> usize;
+
+    /// The most that height and width of the latents may be, where the network has a limit.
+    fn largest(&self) -> Option<usize> {
+        None
+    }
 
     /// SHA-256 of a few weights that tell the network from others of its shape, fine-tuned copies of
     /// itself among them.

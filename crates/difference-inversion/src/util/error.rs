@@ -70,6 +70,14 @@ pub enum Error {
         /// The single file.
         path: PathBuf,
     },
+    /// A model names a text encoder that it could do without, and does not have it.
+    #[error("{}: names `{part}`, and there is no such folder", path.display())]
+    NoTextEncoder {
+        /// `model_index.json`.
+        path: PathBuf,
+        /// The folder of the text encoder.
+        part: &'static str,
+    },
     /// Something that is needed was not given and cannot be made.
     #[error("{what} is missing: {reason}")]
     Missing {
@@ -191,6 +199,9 @@ impl Error {
             Self::UnusedTensors { .. } | Self::Tensor { .. } => {
                 "the weights do not belong to their config.json, or a single file not to its `--family`; \
                  `dinv doctor` lists what was found"
+            }
+            Self::NoTextEncoder { .. } => {
+                "`--without-t5` leaves it out; `dinv models pull` downloads what is missing"
             }
             Self::NoVocabulary { .. } => {
                 "name it with `--tokenizer` or `--clip`: a folder, or a model of the Hub"
@@ -330,6 +341,13 @@ mod tests {
             (
                 Error::NoVocabulary { path: path() },
                 "name it with `--tokenizer` or `--clip`: a folder, or a model of the Hub",
+            ),
+            (
+                Error::NoTextEncoder {
+                    path: path(),
+                    part: "text_encoder_3",
+                },
+                "`--without-t5` leaves it out; `dinv models pull` downloads what is missing",
             ),
             (
                 unsupported("scheduler_config.json", "thresholding"),

@@ -48,6 +48,9 @@ struct Store {
     compute: FloatDType,
 }
 
+/// What the keys of tables have in them, whose rows are looked up: token and position embeddings.
+const TABLES: [&str; 3] = ["embedding", "shared.weight", "attention_bias"];
+
 /// The element type that computations on `device` are done in when weights are of type `dtype`:
 /// f32 on the CPU, which has no fast arithmetic of half precision, and `dtype` elsewhere.
 #[must_use]
@@ -225,6 +228,11 @@ impl Weights {
         self.store.dtype
     }
 
+    /// The element type of everything else, and of computations.
+    pub(crate) fn compute(&self) -> FloatDType {
+        self.store.compute
+    }
+
     /// Reads tensor `name`, which must have this `shape` and hold floating-point numbers, in the
     /// type that is [computed in](compute_dtype).
     ///
@@ -302,7 +310,7 @@ impl Weights {
     pub fn bytes_in_memory(&self) -> u64 {
         let size = |key: &str| {
             let shape = self.shape(key.strip_prefix(&self.prefix)?)?;
-            let is_matrix = shape.len() > 1 && !key.contains("embedding");
+            let is_matrix = shape.len() > 1 && !TABLES.iter().any(|part| key.contains(part));
             let dtype = match is_matrix {
                 true => self.store.dtype,
                 false => self.store.compute,

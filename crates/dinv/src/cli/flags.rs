@@ -32,8 +32,8 @@ pub(crate) const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
 #[serde(default)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelSettings {
-    /// A diffusers pipeline: a folder, a single .safetensors file, sd15, sd21, sdxl, or OWNER/NAME or
-    /// OWNER/NAME@REVISION of the Hugging Face Hub; a dinv.json in its folder replaces other defaults
+    /// A diffusers pipeline: a folder, a single .safetensors file, sd15, sd21, sdxl, sd3, sd35, sd35-large,
+    /// or OWNER/NAME or OWNER/NAME@REVISION of the Hugging Face Hub; a dinv.json in its folder replaces other defaults
     /// [default: demo]
     #[arg(long, value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
@@ -64,6 +64,9 @@ pub(crate) struct ModelSettings {
     /// file of weights for the model's own configuration
     #[arg(long, value_name = "PATH")]
     pub(crate) unet: Option<PathBuf>,
+    /// Leave T5 out, the largest text encoder of Stable Diffusion 3: it needs neither download nor memory
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) without_t5: Option<bool>,
     /// The joint space, a transformers CLIPModel: a folder or a name of the Hub; SDXL has one for each of
     /// its two text encoders, in any order [default: clip and clip_2 in the model's folder or beside its
     /// file, or those of the Hub that the text encoders belong to]
@@ -173,6 +176,7 @@ impl ModelSettings {
             tokenizer: self.tokenizer.clone(),
             resolution: self.resolution.as_deref().map(resolution).transpose()?,
             unet: self.unet.clone(),
+            without_t5: self.without_t5.unwrap_or(false),
         })
     }
 
@@ -197,7 +201,8 @@ impl ModelSettings {
             ("unet", name(&self.unet)),
         ];
         let given = |(name, value): (&str, Option<String>)| Some((name.to_owned(), json!(value?)));
-        settings.into_iter().filter_map(given)
+        let without_t5 = (self.without_t5).map(|value| ("without_t5".to_owned(), json!(value)));
+        settings.into_iter().filter_map(given).chain(without_t5)
     }
 }
 
@@ -370,7 +375,7 @@ pub(crate) struct GenerateFlags {
     inversion_iterations: Option<usize>,
     #[arg(long, help = about!(sdedit_strength), value_name = "0..1", hide_short_help = true, value_parser = finite)]
     sdedit_strength: Option<f64>,
-    #[arg(long, help = about!(eta), value_name = "0..1", hide_short_help = true, value_parser = finite)]
+    #[arg(long, help = concat!(about!(eta), " [default: 1, for a flow 0]"), value_name = "0..1", hide_short_help = true, value_parser = finite)]
     eta: Option<f64>,
 }
 

@@ -379,6 +379,16 @@ fn context_dim(file: &TensorFile) -> Result<usize> {
     if let Some((_, &[_, width])) = key.and_then(|key| file.info(key)) {
         return Ok(width);
     }
+    if let Some(family) = family::of_unread(&names) {
+        let known: Vec<&str> = family.models.iter().map(|model| model.name).collect();
+        let reason = format!(
+            "a checkpoint of a {} in its original layout, which is not read: take its diffusers folder, \
+             such as {}",
+            family.class,
+            known.join(" or ")
+        );
+        return Err(Error::invalid_file(file.path(), reason));
+    }
     let starts_with = |start: &str| names.iter().any(|name| name.starts_with(start));
     let what = if starts_with("lora_") || names.iter().any(|name| name.contains(".lora")) {
         "a LoRA, not a whole model"

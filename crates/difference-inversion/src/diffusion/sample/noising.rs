@@ -69,6 +69,15 @@ impl Noising {
         }
     }
 
+    /// η of an edit-friendly inversion, unless it is set: 1, as published (Huberman-Spiegelglas et al.
+    /// 2024), and for a flow 0, with which the inversion is FlowEdit (Kulikov et al. 2025).
+    pub fn usual_eta(&self) -> f64 {
+        match self {
+            Self::Discrete(_) => 1.0,
+            Self::Flow(_) => 0.0,
+        }
+    }
+
     /// The class of the scheduler that the model was saved with.
     pub fn class_name(&self) -> Option<&str> {
         match self {

@@ -123,7 +123,7 @@ impl Beginning {
 #[derive(Clone, Debug)]
 pub struct Encoded {
     /// The input of the first layer, then the output of each layer, `[b, n, d]`, without the final
-    /// norm. SDXL reads the last but one.
+    /// norm. SDXL reads the last but one. T5, of which the last is read behind the norm, keeps none.
     pub hidden_states: Vec<Tensor<3>>,
     /// The last layer's output behind the final norm, `[b, n, d]`. Stable Diffusion 1 and 2 read
     /// this.

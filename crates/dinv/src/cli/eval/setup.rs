@@ -291,6 +291,7 @@ mod tests {
             device: text("cpu"),
             dtype: text("f16"),
             memory: text("low"),
+            without_t5: None,
         };
         let other = of_other(&settings, &theirs);
         assert_eq!(other.model.as_ref(), Some(&theirs));
