@@ -195,7 +195,7 @@ fn expanded(path: OsString, variable: &impl Fn(&str) -> Option<OsString>) -> Pat
     let Some(text) = path.to_str() else {
         return PathBuf::from(path);
     };
-    let home = || Some(variable("HOME").map_or_else(|| env::home_dir(), |home| Some(home.into()))?);
+    let home = || variable("HOME").map_or_else(env::home_dir, |home| Some(PathBuf::from(home)));
     let of_home: Option<(PathBuf, &str)> = match text.strip_prefix('~') {
         Some(rest) if rest.is_empty() || rest.starts_with('/') => home().map(|home| (home, rest)),
         _ => None,

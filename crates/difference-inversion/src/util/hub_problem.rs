@@ -317,6 +317,12 @@ mod tests {
         ] {
             assert_eq!(problem.hint("a/b").as_deref(), Some(expected));
         }
+        let nothing = HubProblem::Protocol { reason: text() };
+        assert_eq!(nothing.hint("a/b"), None);
+    }
+
+    #[test]
+    fn models_that_were_taken_from_the_hub_are_named_where_they_are() {
         for (old, new) in [
             (
                 "runwayml/stable-diffusion-v1-5",
@@ -330,7 +336,7 @@ mod tests {
             let expected = format!("it was taken from the Hub; a copy of it is {new}");
             assert_eq!(HubProblem::NotFound.hint(old), Some(expected));
         }
-        let nothing = HubProblem::Protocol { reason: text() };
-        assert_eq!(nothing.hint("a/b"), None);
+        let hint = HubProblem::NotFound.hint("a/stable-diffusion-2").unwrap();
+        assert!(hint.starts_with("check the spelling"), "{hint}");
     }
 }

@@ -359,9 +359,9 @@ impl ClipTokenizer {
             }
         };
         tokenizer.add(added)?;
-        let [bos_id, eos_id, unk_id, pad_id] =
-            [&bos, &eos, &unk, &pad].map(|token| tokenizer.id(token));
-        let (bos_id, eos_id, _, pad_id) = (bos_id?, eos_id?, unk_id?, pad_id?);
+        tokenizer.id(&unk)?;
+        let [bos_id, eos_id, pad_id] = [&bos, &eos, &pad].map(|token| tokenizer.id(token));
+        let (bos_id, eos_id, pad_id) = (bos_id?, eos_id?, pad_id?);
         let known = tokenizer.rules.get_added_tokens_decoder();
         let is_new = |token: &AddedToken| !known.values().any(|old| old.content == token.content);
         let named = [bos, eos, unk, pad].map(|token| AddedToken::from(token, true));
@@ -654,7 +654,7 @@ mod tests {
             ),
             (
                 r#"{"added_tokens_decoder": {"x": {"content": "y"}}}"#,
-                "added_tokens_decoder",
+                "expected key to be a number",
             ),
             (
                 r#"{"added_tokens_decoder": {"670": {"content": "<x>"}}}"#,
