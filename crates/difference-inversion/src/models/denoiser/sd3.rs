@@ -96,6 +96,9 @@ impl SD3Config {
         for (field, value) in [
             ("patch_size", self.patch_size),
             ("in_channels", self.in_channels),
+            ("out_channels", self.out_channels()),
+            ("joint_attention_dim", self.joint_attention_dim),
+            ("pooled_projection_dim", self.pooled_projection_dim),
             ("attention_head_dim", self.attention_head_dim),
             ("num_attention_heads", self.num_attention_heads),
             ("pos_embed_max_size", self.pos_embed_max_size),
