@@ -19,7 +19,7 @@ use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-pub use self::cache::{CachedModel, model_of, size};
+pub use self::cache::{CachedModel, model_of, repository_of, size};
 pub use self::id::ModelId;
 pub use self::known::{CAPTIONER, joint_spaces, licence};
 pub use self::plan::missing;
@@ -73,24 +73,22 @@ impl Hub {
 
     fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
         let text = |name: &str| variable(name).and_then(|value| value.into_string().ok());
+        let path = |name: &str| variable(name).map(|value| expanded(value, &variable));
         let home = || {
-            let caches = variable("XDG_CACHE_HOME").map(PathBuf::from);
+            let caches = path("XDG_CACHE_HOME");
             let caches = caches.or_else(|| Some(env::home_dir()?.join(".cache")));
             let default = || caches.map(|folder| folder.join("huggingface"));
-            variable("HF_HOME").map(PathBuf::from).or_else(default)
+            path("HF_HOME").or_else(default)
         };
         let cache = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"]
             .into_iter()
-            .find_map(|name| variable(name).map(PathBuf::from))
+            .find_map(path)
             .or_else(|| Some(home()?.join("hub")))
             .ok_or_else(|| Error::Missing {
                 what: "a place for downloaded models".to_owned(),
                 reason: "there is no home folder; name one with HF_HOME".to_owned(),
             })?;
-        let token_file = || {
-            let path = variable("HF_TOKEN_PATH").map(PathBuf::from);
-            path.or_else(|| Some(home()?.join("token")))
-        };
+        let token_file = || path("HF_TOKEN_PATH").or_else(|| Some(home()?.join("token")));
         let token = text("HF_TOKEN")
             .or_else(|| text("HUGGING_FACE_HUB_TOKEN"))
             .or_else(|| std::fs::read_to_string(token_file()?).ok())
@@ -106,6 +104,12 @@ impl Hub {
                 ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str())
             }),
         })
+    }
+
+    /// The folder of a repository's snapshot, if `folder` is what the cache keeps of that repository:
+    /// `models--OWNER--NAME`.
+    pub fn snapshot_in(folder: &std::path::Path) -> Option<PathBuf> {
+        cache::snapshot_in(folder)
     }
 
     /// What the cache has of a model, in a variant if one is asked for.
@@ -160,6 +164,40 @@ impl Hub {
     }
 }
 
+/// A path with `~`, `$NAME` and `${NAME}` replaced, as Python's library does it: not every place where
+/// variables are set has a shell.
+fn expanded(path: OsString, variable: &impl Fn(&str) -> Option<OsString>) -> PathBuf {
+    let Some(text) = path.to_str() else {
+        return PathBuf::from(path);
+    };
+    let home = || Some(variable("HOME").map_or_else(|| env::home_dir(), |home| Some(home.into()))?);
+    let of_home: Option<(PathBuf, &str)> = match text.strip_prefix('~') {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => home().map(|home| (home, rest)),
+        _ => None,
+    };
+    let text = match &of_home {
+        Some((home, rest)) => format!("{}{rest}", home.display()),
+        None => text.to_owned(),
+    };
+    let mut parts = text.split('$');
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (name, rest) = match part.strip_prefix('{').and_then(|part| part.split_once('}')) {
+            Some(named) => named,
+            None => {
+                let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+                part.split_at(part.find(|c| !is_of_name(c)).unwrap_or(part.len()))
+            }
+        };
+        let value = (!name.is_empty()).then(|| variable(name)).flatten();
+        match value.and_then(|value| value.into_string().ok()) {
+            Some(value) => out += &(value + rest),
+            None => out += &format!("${part}"),
+        }
+    }
+    PathBuf::from(out)
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -190,6 +228,31 @@ mod tests {
             let hub = hub(&[("HF_HOME", "/h"), ("HF_HUB_OFFLINE", value)]);
             assert_eq!(hub.offline, expected, "{value}");
         }
+    }
+
+    #[test]
+    fn home_and_variables_in_paths_are_replaced() {
+        for (value, expected) in [
+            ("~/.cache/hf", "/home/me/.cache/hf/hub"),
+            ("~", "/home/me/hub"),
+            ("$HOME/hf", "/home/me/hf/hub"),
+            ("${HOME}x/$DATA", "/home/mex/big disk/hub"),
+            ("/a/~/$NOWHERE", "/a/~/$NOWHERE/hub"),
+            ("~other/x$", "~other/x$/hub"),
+        ] {
+            let variables = [
+                ("HOME", "/home/me"),
+                ("DATA", "big disk"),
+                ("HF_HOME", value),
+            ];
+            assert_eq!(hub(&variables).cache, Path::new(expected), "{value}");
+        }
+        let direct = hub(&[
+            ("HOME", "/h"),
+            ("HF_HUB_CACHE", "$HOME/x"),
+            ("HF_HOME", "/y"),
+        ]);
+        assert_eq!(direct.cache, Path::new("/h/x"));
     }
 
     #[test]

@@ -11,23 +11,37 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     #[cfg(unix)]
-    keep_freed_memory();
+    set_environment();
     difference_inversion::on_workers(cli::main)
 }
 
-/// Starts the program anew, in the same process, with the allocator told to keep freed memory for
-/// ten seconds in place of one. An optimisation step of a large model takes longer than one, and
-/// would have all of its memory cleared by the system again, which takes a seventh of its time.
-///
-/// The allocator takes its settings from the environment, before `main`. One that is set stays. The call that
-/// changes them later (`mi_option_set`) is unsafe, which this package forbids; there is neither a safe wrapper nor an
-/// option of the build. Starting anew takes 2 ms.
+/// Settings that libraries read from the environment before `main` or once, at the first call. One
+/// that is set stays.
 #[cfg(unix)]
-fn keep_freed_memory() {
+fn settings() -> Vec<(&'static str, &'static str)> {
+    let unset = |name: &str| std::env::var_os(name).is_none();
+    let mut settings = Vec::new();
+    // The allocator keeps freed memory for ten seconds in place of one. An optimisation step of a
+    // large model takes longer than one, and would have all of its memory cleared by the system
+    // again, which takes a seventh of its time.
+    settings.push(("MIMALLOC_PURGE_DELAY", "10000"));
+    // Mesa's Vulkan drivers ask the display which GPU to list first. Without a display they print
+    // an error of their own, once for each question.
+    if unset("XDG_RUNTIME_DIR") {
+        settings.push(("NODEVICE_SELECT", "1"));
+    }
+    settings.retain(|(name, _)| unset(name));
+    settings
+}
+
+/// Starts the program anew, in the same process, with [`settings`] in its environment, unless they
+/// are there. A variable cannot be changed from within: that call is unsafe, which this package
+/// forbids, and comes too late for the allocator. Starting anew takes 2 ms.
+#[cfg(unix)]
+fn set_environment() {
     use std::os::unix::process::CommandExt;
-    const SETTING: &str = "MIMALLOC_PURGE_DELAY";
-    const MILLISECONDS: &str = "10000";
-    if std::env::var_os(SETTING).is_some() {
+    let settings = settings();
+    if settings.is_empty() {
         return;
     }
     let Ok(program) = std::env::current_exe() else {
@@ -39,5 +53,5 @@ fn keep_freed_memory() {
         command.arg0(name);
     }
     // Comes back only where it fails, and then everything works all the same, if more slowly.
-    let _error = command.args(arguments).env(SETTING, MILLISECONDS).exec();
+    let _error = command.args(arguments).envs(settings).exec();
 }

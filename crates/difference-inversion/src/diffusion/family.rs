@@ -9,11 +9,12 @@ use serde_json::Value;
 
 use crate::diffusion::model_files::layout::Layout;
 use crate::diffusion::model_files::{ModelFiles, SCHEDULER};
-use crate::diffusion::sample::{AlphaSchedule, Noising, SchedulerConfig};
+use crate::diffusion::sample::{AlphaSchedule, Noising, SchedulerConfig, check_kind, complete};
 use crate::diffusion::text_encoder::{Encoded, TextEncoder, open_clip};
 use crate::models::denoiser::conditions::Conditions;
 use crate::models::denoiser::{DenoiserConfig, unet_denoiser};
 use crate::models::vae::AutoencoderKLConfig;
+use crate::weights::from_value;
 use crate::{Error, Result};
 
 /// A family: models whose parts and mathematics are the same.
@@ -165,7 +166,7 @@ pub static STABLE_DIFFUSION: Family = Family {
     text_encoders: &[CLIP],
     conditions: last_hidden_states,
     force_zeros_for_empty_prompt: false,
-    noising: discrete_with_offset,
+    noising: discrete_unclamped,
     beside: Beside::Nothing,
     autoencoder: AUTOENCODER,
     single_files: &[Layout::sd1, Layout::sd2_base, Layout::sd2],
@@ -229,6 +230,37 @@ pub static FAMILIES: &[&Family] = &[
     &STABLE_DIFFUSION_XL,
     &INSTRUCT_PIX2PIX,
     &INPAINT,
+];
+
+/// Pipelines of diffusers whose parts are those of a family, so that a model saved by one of them is of
+/// that family.
+const SAME_PARTS: [(&str, &str); 11] = [
+    (
+        "LatentConsistencyModelImg2ImgPipeline",
+        "StableDiffusionPipeline",
+    ),
+    ("LatentConsistencyModelPipeline", "StableDiffusionPipeline"),
+    ("StableDiffusionDiffEditPipeline", "StableDiffusionPipeline"),
+    ("StableDiffusionImg2ImgPipeline", "StableDiffusionPipeline"),
+    (
+        "StableDiffusionPAGImg2ImgPipeline",
+        "StableDiffusionPipeline",
+    ),
+    ("StableDiffusionPAGPipeline", "StableDiffusionPipeline"),
+    ("StableDiffusionSAGPipeline", "StableDiffusionPipeline"),
+    (
+        "StableDiffusionPAGInpaintPipeline",
+        "StableDiffusionInpaintPipeline",
+    ),
+    (
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLPipeline",
+    ),
+    (
+        "StableDiffusionXLPAGImg2ImgPipeline",
+        "StableDiffusionXLPipeline",
+    ),
+    ("StableDiffusionXLPAGPipeline", "StableDiffusionXLPipeline"),
 ];
 
 /// Rows that tests add.
@@ -299,8 +331,10 @@ impl PartialEq for Family {
 impl Eq for Family {}
 
 impl Family {
-    /// The family of a class of diffusers.
+    /// The family of a class of diffusers: its own, or one of the same parts.
     pub fn of_class(class: &str) -> Option<&'static Self> {
+        let same = SAME_PARTS.iter().find(|(other, _)| *other == class);
+        let class = same.map_or(class, |(_, class)| *class);
         all().find(|family| family.class == class)
     }
 
@@ -384,23 +418,34 @@ impl AutoencoderPart {
     }
 }
 
-/// A schedule of whole steps. What outdated configurations leave out is as diffusers' pipelines have
-/// it: latents reach beyond ±1 and are not clamped.
+/// A schedule of whole steps, as the model says.
 fn discrete(files: &ModelFiles) -> Result<Noising> {
     corrected(files, |_| ())
 }
 
-/// The same for models that were trained with an offset of 1.
+/// The same for models that were trained with an offset of 1, which diffusers' pipeline puts into
+/// outdated configurations.
 fn discrete_with_offset(files: &ModelFiles) -> Result<Noising> {
     corrected(files, |config| config.steps_offset = 1)
 }
 
+/// The same for latents that reach beyond ±1, too, so that they are not clamped.
+fn discrete_unclamped(files: &ModelFiles) -> Result<Noising> {
+    corrected(files, |config| {
+        config.steps_offset = 1;
+        config.clip_sample = false;
+    })
+}
+
 fn corrected(files: &ModelFiles, correct: fn(&mut SchedulerConfig)) -> Result<Noising> {
-    let mut config: SchedulerConfig = files.config(SCHEDULER)?;
-    config.clip_sample = false;
+    let path = files.config_path(SCHEDULER);
+    let mut config: Value = files.config(SCHEDULER)?;
+    check_kind(&config, &path)?;
+    complete(&mut config);
+    let mut config: SchedulerConfig = from_value(config, &path)?;
+    config.spacing_is_guessed = files.spacing_is_guessed();
     correct(&mut config);
-    let schedule = AlphaSchedule::new(&config, &files.config_path(SCHEDULER))?;
-    Ok(Noising::Discrete(schedule))
+    Ok(Noising::Discrete(AlphaSchedule::new(&config, &path)?))
 }
 
 /// The last hidden state, behind the final norm. (In diffusers' folders, the text encoder of Stable

@@ -152,6 +152,15 @@ impl TextEncoder {
         Self::new(tokenizer.into_tokenizer(), frame, model)
     }
 
+    /// Adds the rows that the table of `other` has more, those of words added to its vocabulary.
+    pub(crate) fn extend(&mut self, other: &Self) {
+        let [own, theirs] = [&self.base, &other.base].map(|base| base.vocab_size);
+        if let (true, Some(tower)) = (theirs > own, Arc::get_mut(&mut self.tower)) {
+            tower.extend(other.token_table().clone().slice([own..theirs]));
+            self.base = EncoderBase::new(tower.table().clone());
+        }
+    }
+
     /// As [`Tower::share`]; nothing if the tower is held by a copy, too.
     pub fn share(&mut self, other: &Self) -> u64 {
         let own = Arc::get_mut(&mut self.tower);
@@ -217,10 +226,14 @@ impl TextEncoder {
         };
         let cut = words.len().saturating_sub(room);
         let ids = [&self.frame.before, &words[..words.len() - cut]].concat();
-        let beginning = match ids.is_empty() {
+        let mut beginning = match ids.is_empty() {
             true => Beginning::default(),
             false => self.tower.begin(self.embed_tokens(&ids)?)?,
         };
+        // Before the end, if a word has the id that is looked for: an added one is larger than any other.
+        let whole = [&ids[..], &self.frame.after].concat();
+        let place = self.tower.pooled_at(&whole);
+        beginning.pooled_at = place.filter(|&place| place < ids.len());
         Ok((beginning, cut))
     }
 
@@ -310,6 +323,7 @@ impl TextEncoder {
             end += count;
             rest = Tensor::cat(vec![tokens.clone().cast(rest.dtype()), rest], 0); // [n + ids, d]
         }
+        let end = beginning.pooled_at.unwrap_or(end);
         let beginning = (!beginning.is_empty()).then_some(beginning);
         self.tower.finish(beginning, rest, end)
     }

@@ -194,7 +194,25 @@ pub fn model_of(folder: &Path) -> Option<ModelId> {
     Some(repository_of(repository)?.at(commit))
 }
 
-fn repository_of(folder: &str) -> Option<ModelId> {
+/// The snapshot in a repository's folder of a cache: that of `main`, or the only one.
+pub(super) fn snapshot_in(folder: &Path) -> Option<PathBuf> {
+    let snapshots = folder.join(SNAPSHOTS);
+    let entries = fs::read_dir(&snapshots).ok()?.flatten();
+    let all: Vec<PathBuf> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+        .collect();
+    let main = fs::read_to_string(folder.join("refs/main")).ok();
+    let main = main.map(|commit| snapshots.join(commit.trim()));
+    match (main.filter(|path| path.is_dir()), &all[..]) {
+        (Some(main), _) => Some(main),
+        (None, [only]) => Some(only.clone()),
+        _ => None,
+    }
+}
+
+/// The repository that the name of a folder in a cache stands for.
+pub fn repository_of(folder: &str) -> Option<ModelId> {
     let name = folder.strip_prefix(MODELS)?;
     name.replacen("--", "/", 1).parse().ok()
 }

@@ -9,7 +9,7 @@ use crate::diffusion::family::{self, Family, STABLE_DIFFUSION};
 use crate::diffusion::joint_space;
 use crate::diffusion::model_files::MODEL_INDEX as INDEX;
 use crate::diffusion::model_files::{SCHEDULER, tokenizer_of};
-use crate::weights::{STEMS, suffixes};
+use crate::weights::{STEMS, shards_come_first, suffixes};
 
 /// What a folder of a model holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +94,12 @@ impl Plan {
         if matches!(part, Part::Tokenizer | Part::Transformer) {
             let names: [&[&str]; 2] = [&["tokenizer.json"], &["vocab.json", "merges.txt"]];
             self.one_of(paths, folder, &names);
-            for name in ["tokenizer_config.json", "special_tokens_map.json"] {
+            let names = [
+                "tokenizer_config.json",
+                "special_tokens_map.json",
+                "added_tokens.json",
+            ];
+            for name in names {
                 self.take_if_there(paths, &format!("{folder}{name}"));
             }
         }
@@ -131,8 +136,16 @@ impl Plan {
     fn weights(&mut self, paths: &BTreeSet<String>, folder: &str, variant: Option<&str>) {
         let mut incomplete = None;
         for suffix in &suffixes(variant) {
-            let names = STEMS.map(|stem| format!("{folder}{stem}{suffix}.safetensors"));
-            if let Some(single) = names.into_iter().find(|path| paths.contains(path)) {
+            let has_shards = |stem: &str| {
+                let index = format!("{folder}{stem}.safetensors.index{suffix}.json");
+                shards_come_first(stem) && paths.contains(&index)
+            };
+            let mut stems = STEMS.into_iter().filter(|stem| !has_shards(stem));
+            let single = stems.find_map(|stem| {
+                let path = format!("{folder}{stem}{suffix}.safetensors");
+                paths.contains(&path).then_some(path)
+            });
+            if let Some(single) = single {
                 self.files.insert(single);
                 return;
             }

@@ -184,14 +184,15 @@ impl DifferenceTokens {
     /// Reads tokens written by [`save`](Self::save).
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::InvalidFile`] if it cannot be read or is not such a file,
-    /// [`Error::Tensor`] if an embedding is missing, [`Error::WrongBase`] if it contradicts the
-    /// base in its metadata.
+    /// [`Error::Io`] and [`Error::InvalidFile`] if it cannot be read, is not such a file or lacks an
+    /// embedding, [`Error::WrongBase`] if it contradicts the base in its metadata.
     pub fn load(path: &Path, device: &Device) -> Result<Self> {
         let arrays = Arrays::read(path)?;
         let field = |key: &str| {
             arrays.metadata.get(key).ok_or_else(|| {
-                let reason = format!("not a file of difference tokens: no `{key}` in its metadata");
+                let what = foreign(&arrays);
+                let reason =
+                    format!("not a file of difference tokens{what}: no `{key}` in its metadata");
                 Error::invalid_file(path, reason)
             })
         };
@@ -219,6 +220,23 @@ impl DifferenceTokens {
             })
             .collect::<Result<_>>()?;
         Ok(Self::new(embeddings, base)?.with_settings(settings))
+    }
+}
+
+/// What other programs' files with few tensors are.
+fn foreign(arrays: &Arrays) -> &'static str {
+    let keys = || arrays.arrays.keys();
+    let is_of_lora = |key: &String| key.contains("lora_") || key.contains(".lora");
+    let is_word = |key: &String| {
+        key == SINGLE_KEY || PAIR_KEYS.contains(&key.as_str()) || key.starts_with('<')
+    };
+    if keys().any(is_of_lora) {
+        ", but a LoRA"
+    } else if keys().any(is_word) {
+        ", but a textual inversion of another program, which stands for a word and not for a difference \
+         (`dinv learn` makes one of two pictures)"
+    } else {
+        ""
     }
 }
 
@@ -325,8 +343,22 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            message.contains("not a file of difference tokens"),
+            message.contains("not a file of difference tokens, but a textual inversion"),
             "{message}"
         );
+        for (name, expected) in [
+            ("lora_unet_x.lora_up.weight", "but a LoRA"),
+            ("<cat-toy>", "but a textual inversion"),
+            ("w", "difference tokens: no `format_version`"),
+        ] {
+            let array = Array::floats([1, 3], vec![0.; 3]);
+            let arrays = Arrays::default().with(name, array);
+            arrays.write(&path).unwrap();
+            let message = DifferenceTokens::load(&path, &Device::flex()).unwrap_err();
+            assert!(message.to_string().contains(expected), "{message}");
+        }
+        std::fs::write(&path, b"PK\x03\x04").unwrap();
+        let message = DifferenceTokens::load(&path, &Device::flex()).unwrap_err();
+        assert!(message.to_string().contains("pickled"), "{message}");
     }
 }

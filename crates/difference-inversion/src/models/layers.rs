@@ -90,6 +90,19 @@ impl Linear {
         })
     }
 
+    /// The same for a `weight` that may be that of a 1×1 convolution, `[d_out, d_in, 1, 1]`.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_squeezed(weights: &Weights, d_in: usize, d_out: usize) -> Result<Self> {
+        if weights.shape("weight").is_none_or(|shape| shape.len() != 4) {
+            return Self::load(weights, d_in, d_out);
+        }
+        let weight = weights.matrix("weight", [d_out, d_in, 1, 1])?;
+        let bias = weights.tensor("bias", [d_out])?;
+        Ok(Self::new(weight.reshape([d_out, d_in]), Some(bias)))
+    }
+
     /// Reads `weight` `[d_out, d_in]`.
     ///
     /// # Errors
@@ -192,6 +205,12 @@ impl Embedding {
     /// The whole table, `[count, d]`.
     pub fn weight(&self) -> &Tensor<2> {
         &self.weight
+    }
+
+    /// Adds `rows`, `[m, d]`, behind its own.
+    pub fn extend(&mut self, rows: Tensor<2>) {
+        let rows = rows.cast(self.weight.dtype());
+        self.weight = Tensor::cat(vec![self.weight.clone(), rows], 0);
     }
 
     /// As [`Linear::share`].

@@ -11,6 +11,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 
 use crate::util::files::{self, Existing};
+use crate::util::foreign::{BEGINNING, what_else};
 use crate::{Error, Result};
 
 /// The numbers of an [`Array`].
@@ -112,11 +113,10 @@ impl Arrays {
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let invalid = |reason: String| Error::invalid_file(path, reason);
-        if let Some(what) = something_else(&bytes) {
-            return Err(invalid(format!("{what}, expected a safetensors file")));
-        }
-        let (_, header) = SafeTensors::read_metadata(&bytes)
-            .map_err(|error| invalid(format!("not a usable safetensors file: {error}")))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| {
+            let found = what_else(bytes.get(..BEGINNING).unwrap_or(&bytes));
+            invalid(found.unwrap_or_else(|| format!("not a usable safetensors file: {error}")))
+        })?;
         let file = SafeTensors::deserialize(&bytes)
             .map_err(|error| invalid(format!("not a usable safetensors file: {error}")))?;
         let mut arrays = BTreeMap::new();
@@ -183,7 +183,7 @@ impl Arrays {
     /// The array `name`.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if there is none.
+    /// [`Error::InvalidFile`] if there is none.
     pub fn array(&self, name: &str) -> Result<&Array> {
         self.arrays
             .get(name)
@@ -193,7 +193,7 @@ impl Arrays {
     /// The array `name` as a tensor with `D` dimensions on `device`.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if there is none, or it has another number of dimensions or no
+    /// [`Error::InvalidFile`] if there is none, or it has another number of dimensions or no
     /// floating-point numbers.
     pub fn tensor<const D: usize>(&self, name: &str, device: &Device) -> Result<Tensor<D>> {
         let array = self.array(name)?;
@@ -209,14 +209,10 @@ impl Arrays {
         Ok(Tensor::from_data(data, (device, DType::F32)))
     }
 
-    /// An [`Error::Tensor`] about array `name` of this file.
+    /// An [`Error::InvalidFile`] about array `name` of this file.
     pub fn wrong(&self, name: &str, expected: &str, found: &str) -> Error {
-        Error::Tensor {
-            path: self.path.clone(),
-            name: name.to_owned(),
-            expected: expected.to_owned(),
-            found: found.to_owned(),
-        }
+        let reason = format!("tensor `{name}`: expected {expected}, found {found}");
+        Error::invalid_file(&self.path, reason)
     }
 }
 
@@ -248,34 +244,6 @@ fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Values> {
         Dtype::U8 => Values::I64(read!(u8, i64::from)),
         _ => return None,
     })
-}
-
-/// What a file is that people take for safetensors, by its first bytes.
-fn something_else(bytes: &[u8]) -> Option<&'static str> {
-    let starts = |starts: &[&[u8]]| starts.iter().any(|start| bytes.starts_with(start));
-    let pictures: [&[u8]; 6] = [
-        b"\x89PNG",
-        b"\xff\xd8\xff",
-        b"RIFF",
-        b"GIF8",
-        b"II*\0",
-        b"MM\0*",
-    ];
-    if bytes.is_empty() {
-        Some("an empty file")
-    } else if starts(&pictures) {
-        Some("a picture")
-    } else if starts(&[b"PK\x03\x04", b"\x80\x02"]) {
-        Some("a pickle, as in .pt, .bin and .ckpt files")
-    } else if starts(&[b"version https://git-lfs"]) {
-        Some("a Git LFS pointer in place of the file")
-    } else if starts(&[b"<!DOCTYPE", b"<!doctype", b"<html"]) {
-        Some("a web page")
-    } else if starts(&[b"{\n", b"{\"", b"{ ", b"{\r"]) && bytes.get(8) != Some(&b'{') {
-        Some("JSON")
-    } else {
-        None
-    }
 }
 
 #[cfg(test)]

@@ -195,10 +195,8 @@ impl Error {
             Self::NoVocabulary { .. } => {
                 "name it with `--tokenizer` or `--clip`: a folder, or a model of the Hub"
             }
-            // Every solver reads the schedule, which `trained_betas` belongs to; the rest is one solver's own.
-            Self::UnsupportedField { path, field, .. }
-                if path.ends_with("scheduler_config.json") && field != "trained_betas" =>
-            {
+            // What no solver could leave out is no such error.
+            Self::UnsupportedField { path, .. } if path.ends_with("scheduler_config.json") => {
                 "`--scheduler` draws with another solver, such as ddim"
             }
             Self::Setting { name: "family", .. } => {
@@ -351,7 +349,6 @@ mod tests {
         for error in [
             stopped(Stage::Learn, None),
             io(ErrorKind::PermissionDenied),
-            unsupported("scheduler_config.json", "trained_betas"),
             unsupported("config.json", "thresholding"),
             setting("steps"),
             Error::NotFinite { what: "the loss" },

@@ -23,6 +23,7 @@ mod gpu;
 mod half_precision;
 mod learning;
 mod misfits;
+mod model_folders;
 mod paper_map;
 mod regeneration;
 mod rooms;

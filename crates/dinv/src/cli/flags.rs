@@ -11,9 +11,10 @@ use difference_inversion::diffusion::family;
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::diffusion::model_files::FileOptions;
 use difference_inversion::diffusion::model_files::layout::Layout;
-use difference_inversion::diffusion::sample::PredictionType;
+use difference_inversion::diffusion::sample::{PredictionType, TimestepSpacing};
 use difference_inversion::job::PairFiles;
 use difference_inversion::method::analogy::Example;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
@@ -40,8 +41,17 @@ pub(crate) struct ModelSettings {
     #[arg(long, value_parser = PossibleValuesParser::new(Layout::names()))]
     pub(crate) family: Option<String>,
     /// What the U-Net predicts [default: as the model says]
-    #[arg(long, value_parser = ["epsilon", "v_prediction"])]
+    #[arg(long, value_parser = ["epsilon", "v_prediction", "sample"])]
     pub(crate) prediction_type: Option<String>,
+    /// Which timesteps are visited [default: as the model says; a single file does not, so at most 8 steps
+    /// are trailing, more are leading]
+    #[arg(long, value_parser = ["leading", "trailing", "linspace"])]
+    pub(crate) timestep_spacing: Option<String>,
+    /// Whether the noise schedule is rescaled to end in pure noise, in trailing steps (zero terminal SNR)
+    /// [default: as the model says]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          hide_short_help = true)]
+    pub(crate) zero_snr: Option<bool>,
     /// The variant of a folder's weights, such as fp16 [default: the plain ones, else fp16]
     #[arg(long, value_name = "NAME")]
     pub(crate) variant: Option<String>,
@@ -50,8 +60,9 @@ pub(crate) struct ModelSettings {
     /// [default: that of --clip]
     #[arg(long, value_name = "DIR")]
     pub(crate) tokenizer: Option<PathBuf>,
-    /// A folder with another U-Net, such as one fine-tuned to change pictures, in place of the model's own
-    #[arg(long, value_name = "DIR")]
+    /// Another U-Net, such as one fine-tuned to change pictures, in place of the model's own: a folder, or a
+    /// file of weights for the model's own configuration
+    #[arg(long, value_name = "PATH")]
     pub(crate) unet: Option<PathBuf>,
     /// The joint space, a transformers CLIPModel: a folder or a name of the Hub; SDXL has one for each of
     /// its two text encoders, in any order [default: clip and clip_2 in the model's folder or beside its
@@ -132,7 +143,7 @@ impl ModelSettings {
         let memory = self.memory()?;
         let place = self.place()?;
         let models = Models::open(paths, &place.device, self.dtype()?)?.with_memory(memory);
-        if let Some(notice) = models.notice() {
+        for notice in models.notices() {
             watcher.notice(notice);
         }
         if let Some(adapter) = place.adapter {
@@ -143,18 +154,21 @@ impl ModelSettings {
 
     /// How the model's files are to be understood.
     pub(crate) fn file_options(&self) -> anyhow::Result<FileOptions> {
-        let prediction_type = match self.prediction_type.as_deref() {
-            None => None,
-            Some("epsilon") => Some(PredictionType::Epsilon),
-            Some("v_prediction") => Some(PredictionType::VPrediction),
-            Some(other) => {
-                let message = "prediction_type: expected epsilon or v_prediction, found";
-                return Err(Failure::usage(format!("{message} `{other}`")).into());
-            }
-        };
+        let prediction_type = named::<PredictionType>(
+            "prediction_type",
+            "epsilon, v_prediction or sample",
+            self.prediction_type.as_deref(),
+        )?;
+        let timestep_spacing = named::<TimestepSpacing>(
+            "timestep_spacing",
+            "leading, trailing or linspace",
+            self.timestep_spacing.as_deref(),
+        )?;
         Ok(FileOptions {
             family: self.family.as_deref().map(Layout::by_name).transpose()?,
             prediction_type,
+            timestep_spacing,
+            zero_snr: self.zero_snr.unwrap_or(false),
             variant: self.variant.clone(),
             tokenizer: self.tokenizer.clone(),
             resolution: self.resolution.as_deref().map(resolution).transpose()?,
@@ -172,6 +186,11 @@ impl ModelSettings {
         let settings = [
             ("family", self.family.clone()),
             ("prediction_type", self.prediction_type.clone()),
+            ("timestep_spacing", self.timestep_spacing.clone()),
+            (
+                "zero_snr",
+                self.zero_snr.map(|zero_snr| zero_snr.to_string()),
+            ),
             ("variant", self.variant.clone()),
             ("resolution", self.resolution.clone()),
             ("tokenizer", name(&self.tokenizer)),
@@ -180,6 +199,20 @@ impl ModelSettings {
         let given = |(name, value): (&str, Option<String>)| Some((name.to_owned(), json!(value?)));
         settings.into_iter().filter_map(given)
     }
+}
+
+/// One of several values by its name.
+fn named<T: DeserializeOwned>(
+    setting: &str,
+    expected: &str,
+    name: Option<&str>,
+) -> anyhow::Result<Option<T>> {
+    let Some(name) = name else {
+        return Ok(None);
+    };
+    let value = serde_json::from_value(json!(name));
+    let message = || format!("{setting}: expected {expected}, found `{name}`");
+    Ok(Some(value.map_err(|_| Failure::usage(message()))?))
 }
 
 /// Height and width of pictures, from a side or `WIDTHxHEIGHT`.

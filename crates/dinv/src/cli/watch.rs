@@ -112,6 +112,9 @@ impl Watcher {
 
     /// Tells the user something, above the progress bar, and keeps it for `run.json`.
     pub(crate) fn notice(&mut self, notice: &str) {
+        if self.notices.iter().any(|told| told == notice) {
+            return; // such as of every picture
+        }
         self.above(|| terminal::message(format_args!("note: {notice}")));
         self.notices.push(notice.to_owned());
     }
@@ -300,6 +303,7 @@ mod tests {
                 assert!(watcher.observe(&step(stage, done, 2)).is_continue());
             }
         }
+        watcher.notice("equal captions");
         watcher.notice("equal captions");
         let (times, notices) = watcher.finish();
         let stages: Vec<Stage> = times.iter().map(|(stage, _)| *stage).collect();

@@ -323,7 +323,7 @@ fn a_folder_of_pictures_is_taken_and_all_that_is_wrong_with_it_told() {
         work.path(),
         "apply b.png --b b.png -o x",
         1,
-        &["b.png: a picture, expected a safetensors file"],
+        &["b.png: not a safetensors file, but a picture"],
     );
     refuses(work.path(), "caption --config tiny.toml photos", 1, &all);
 }

@@ -103,12 +103,18 @@ impl ClipTextModel {
         open_tower(dir, device, dtype, Self::load)
     }
 
-    /// Builds the tower that `config` describes from `weights` that hold nothing else.
+    /// Builds the tower that `config` describes from `weights` that hold nothing else but layers behind
+    /// the last one: a configuration of fewer is how `clip_skip` is made to stay.
     ///
     /// # Errors
     /// As [`load`](Self::load), or if some tensors are left over.
     pub fn load_alone(weights: &Weights, config: &ClipTextConfig) -> Result<Self> {
         let tower = Self::load(weights, config)?;
+        let layers = tower_weights(weights, "text_model", TABLE).scope("encoder.layers");
+        layers.ignore(|key| {
+            let number = key.split('.').next().and_then(|number| number.parse().ok());
+            number.is_some_and(|number: usize| number >= config.num_hidden_layers)
+        });
         weights.check_all_used(&IGNORED)?;
         Ok(tower)
     }
@@ -310,8 +316,8 @@ impl ClipTextModel {
         let positions = self.position_embedding.weight().clone().narrow(0, start, n);
         let mut x = inputs_embeds + positions.unsqueeze::<3>();
         let mut cache = Beginning {
-            layers: Vec::new(),
             hidden_states: vec![x.clone()],
+            ..Beginning::default()
         };
         for (number, layer) in self.layers.iter().enumerate() {
             let past = past.map(|past| &past.layers[number]);
@@ -382,12 +388,21 @@ impl Tower for ClipTextModel {
         }
     }
 
+    fn pooled_at(&self, ids: &[u32]) -> Option<usize> {
+        Some(self.eos_position(ids))
+    }
+
     fn projection_dim(&self) -> Option<usize> {
         self.projection_dim
     }
 
     fn project(&self, pooled: Tensor<2>) -> Result<Tensor<2>> {
         ClipTextModel::project(self, pooled)
+    }
+
+    fn extend(&mut self, embeddings: Tensor<2>) {
+        self.config.vocab_size += embeddings.dims()[0];
+        self.token_embedding.extend(embeddings);
     }
 
     fn share(&mut self, other: &(dyn Tower + 'static)) -> u64 {

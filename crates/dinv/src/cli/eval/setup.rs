@@ -280,6 +280,8 @@ mod tests {
             model: Some(ours.clone()),
             family: text("sd2"),
             prediction_type: text("v_prediction"),
+            timestep_spacing: text("trailing"),
+            zero_snr: Some(true),
             variant: text("fp16"),
             tokenizer: Some(ours.join("tokenizer")),
             unet: Some(ours.join("unet")),

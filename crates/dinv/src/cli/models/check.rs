@@ -5,10 +5,12 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use difference_inversion::Error;
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::diffusion::joint_space;
 use difference_inversion::diffusion::joint_space::JointSpace;
+use difference_inversion::diffusion::model_files::layout::Layout;
 use difference_inversion::diffusion::pipeline::Pipeline;
 use difference_inversion::diffusion::words::{FullPrompt, Prompt};
 use difference_inversion::image::RgbImage;
@@ -40,9 +42,27 @@ const TIMESTEP: f64 = 500.0;
   dinv models check demo
   dinv models check ~/stable-diffusion-v1-5 --dtype f16")]
 pub(crate) struct CheckArgs {
-    /// A folder, or the name of a model that was downloaded
+    /// A folder, a single file, or the name of a model that was downloaded
     #[arg(value_name = "MODEL")]
-    model: PathBuf,
+    name: PathBuf,
+    /// The family of a single file [default: as recognised]
+    #[arg(long, value_parser = PossibleValuesParser::new(Layout::names()))]
+    family: Option<String>,
+    /// What the U-Net predicts [default: as the model says]
+    #[arg(long, value_parser = ["epsilon", "v_prediction", "sample"])]
+    prediction_type: Option<String>,
+    /// The variant of a folder's weights, such as fp16 [default: the plain ones, else fp16]
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
+    /// The vocabulary of a single file: a folder, or a model of the Hub [default: that of --clip]
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+    /// Another U-Net in place of the model's own: a folder, or a file of weights
+    #[arg(long, value_name = "PATH")]
+    unet: Option<PathBuf>,
+    /// The joint space: a folder or a name of the Hub, once for each text encoder
+    #[arg(long, value_name = "MODEL")]
+    clip: Option<Vec<PathBuf>>,
     /// Where the model runs [default: auto]
     #[arg(long, value_parser = DEVICES)]
     device: Option<String>,
@@ -68,7 +88,13 @@ struct Check {
 /// Checks a model.
 pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let settings = ModelSettings {
-        model: Some(args.model.clone()),
+        model: Some(args.name.clone()),
+        family: args.family.clone(),
+        prediction_type: args.prediction_type.clone(),
+        variant: args.variant.clone(),
+        tokenizer: args.tokenizer.clone(),
+        unet: args.unet.clone(),
+        clip: args.clip.clone(),
         device: args.device.clone(),
         dtype: args.dtype.clone(),
         ..ModelSettings::default()
@@ -78,6 +104,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let folder = fetcher.model(&settings)?;
     let alone = ModelPaths {
         model: folder.clone(),
+        options: settings.file_options()?,
         ..ModelPaths::default()
     };
     // What is wrong with a single file is told by its check.
@@ -92,7 +119,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let failed = checks.iter().filter(|check| check.outcome.is_err()).count();
     if args.json {
         terminal::json(&json!({
-            "model": text_of(&args.model),
+            "model": text_of(&args.name),
             "folder": text_of(&paths.model),
             "device": settings.device_name(),
             "dtype": settings.dtype_name(),
@@ -103,7 +130,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     if failed == 0 {
         return Ok(());
     }
-    let name = args.model.display();
+    let name = args.name.display();
     let failure = Failure::new(format!(
         "{name}: {failed} of {} checks failed",
         checks.len()
