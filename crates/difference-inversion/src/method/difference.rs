@@ -141,6 +141,7 @@ impl DifferenceTokens {
     pub fn check_widths(&self, widths: &[usize]) -> Result<()> {
         let ours: Vec<usize> = self
             .base
+            .encoders
             .iter()
             .map(|encoder| encoder.hidden_size)
             .collect();
