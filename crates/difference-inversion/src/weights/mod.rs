@@ -390,7 +390,8 @@ const WRAPPERS: [&str; 2] = ["_orig_mod.", "module."];
 /// The same without the wrapper that a model was saved with.
 fn unwrapped(index: BTreeMap<String, Placement>) -> BTreeMap<String, Placement> {
     let is_around = |wrapper: &&&str| index.keys().all(|key| key.starts_with(**wrapper));
-    let Some(wrapper) = WRAPPERS.iter().find(is_around) else {
+    let wrapper = WRAPPERS.iter().find(is_around);
+    let Some(wrapper) = wrapper.filter(|_| !index.is_empty()) else {
         return index;
     };
     let bare = |(key, place): (String, Placement)| (key[wrapper.len()..].to_owned(), place);
