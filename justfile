@@ -16,6 +16,11 @@ test filter="":
 demo:
     cargo run --release -- analogy --overwrite
 
+# The pictures of README.md and docs/ (docs/images), or those of the SHEETS named: gallery, captions, strength, …
+gallery *sheets:
+    cargo build --release --bin dinv --example gallery
+    cargo run --release --example gallery -- {{sheets}}
+
 # The tiny pipeline on a GPU against the CPU (Vulkan, Metal or DirectX 12, or Mesa's software Vulkan).
 gpu:
     cargo test --release --features webgpu --test library gpu::
