@@ -34,10 +34,10 @@ bench:
     cargo bench --bench learn
     cargo bench --bench unet
 
-# Accept what `--help` prints now; look at the difference.
+# Accept what `--help` prints now, and the page of settings; look at the difference.
 update-help:
-    UPDATE_SNAPSHOTS=1 cargo test --release --features webgpu --test cli help
-    git diff crates/dinv/tests/cli/snapshots
+    UPDATE_SNAPSHOTS=1 cargo test --release --features webgpu --test cli --bin dinv -- help reference
+    git diff crates/dinv/tests/cli/snapshots docs/reference/settings.md
 
 # Damaged files for as long as you like.
 fuzz cases="100000":

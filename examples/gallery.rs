@@ -30,7 +30,7 @@ const SUITE: &str = "demo/benchmark/validation";
 const IMAGES: &str = "docs/images";
 
 /// One analogy for each attribute of the demo world, four to a sheet.
-const PICKED: [[&str; 4]; 2] = [["045", "000", "029", "020"], ["088", "071", "061", "074"]];
+const PICKED: [[&str; 4]; 2] = [["045", "000", "029", "020"], ["088", "071", "072", "074"]];
 /// Pictures by day for `strength` and `folder`.
 const BY_DAY: [&str; 6] = ["076", "040", "058", "048", "012", "071"];
 
@@ -133,7 +133,7 @@ impl Studio {
         command
             .args(arguments.split_whitespace())
             .args(last)
-            .arg("--quiet");
+            .args(["--quiet", "--model", "demo", "--device", "cpu"]);
         println!(
             "{}",
             format!("dinv {arguments} {}", last.join(" ")).trim_end()
@@ -184,24 +184,35 @@ impl Studio {
     }
 
     fn captions(&self) -> Result<()> {
-        let same = [
-            "a large red castle on grass",
-            "a large red castle on grass",
-            "a large blue boat on water with birds",
+        let full = [
+            "a large red castle in the middle on grass with a clear sky, flat illustration",
+            "a large blue boat on the left on water with birds, flat illustration",
         ];
-        let [full, silent] = ["captioned", "silent"].map(|name| self.path(name));
-        self.dinv(&format!("analogy -o {full}"), &[])?;
-        let flags = ["--caption-a", "--caption-a-prime", "--caption-b"];
-        let pairs: Vec<&str> = flags
-            .into_iter()
-            .zip(same)
-            .flat_map(|(flag, text)| [flag, text])
-            .collect();
-        self.dinv(&format!("analogy -o {silent}"), &pairs)?;
-        let mut grid = Grid::new(&["A", "A′", "B", "captioner", "same captions"], &[2, 3]);
+        let short = ["a red castle", "a blue boat on water with birds"];
+        let out = ["captioned", "full", "short"].map(|name| self.path(name));
+        self.dinv(&format!("analogy -o {}", out[0]), &[])?;
+        fs::create_dir_all(IMAGES)?;
+        fs::copy(
+            format!("{}/sheet.png", out[0]),
+            format!("{IMAGES}/sheet.png"),
+        )?;
+        for ([of_a, of_b], out) in [full, short].into_iter().zip(&out[1..]) {
+            let flags = [
+                "--caption-a",
+                of_a,
+                "--caption-a-prime",
+                of_a,
+                "--caption-b",
+                of_b,
+            ];
+            self.dinv(&format!("analogy -o {out}"), &flags)?;
+        }
+        let titles = ["A", "A′", "B", "captioner", "one caption", "a short one"];
+        let mut grid = Grid::new(&titles, &[2, 3]);
         let mut row = pictures("demo/images", &["a", "a_prime", "b"])?;
-        row.push(open(format!("{full}/b_prime.png"))?);
-        row.push(open(format!("{silent}/b_prime.png"))?);
+        for out in out {
+            row.push(open(format!("{out}/b_prime.png"))?);
+        }
         grid.row(String::new(), row);
         grid.save("captions")
     }
@@ -265,7 +276,7 @@ impl Studio {
         let [study, tuned] = texts;
         fs::write(&variants, format!("{}\n{}", study?, tuned?))?;
         self.dinv(
-            &format!("eval run --suite {SUITE} --limit 6 --variants {variants} -o {out} --methods {methods}"),
+            &format!("eval run --suite {SUITE} --limit 6 --jobs 2 --variants {variants} -o {out} --methods {methods}"),
             &[],
         )?;
         Ok(out)

@@ -4,8 +4,8 @@ mod cli;
 
 use std::process::ExitCode;
 
-/// The models allocate and free large buffers all the time; keeping freed pages makes the whole
-/// program about 1.6 times as fast as the system's allocator does.
+/// Models allocate and free large buffers all the time. Keeping freed pages makes the program about 1.6 times as fast as
+/// with the system's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -15,13 +15,13 @@ fn main() -> ExitCode {
     difference_inversion::on_workers(cli::main)
 }
 
-/// Starts the program anew, in the same process, with the allocator told to keep freed memory for
-/// ten seconds in place of one. An optimisation step of a large model takes longer than one, and
-/// would have all of its memory cleared by the system again, which takes a seventh of its time.
+/// Restarts the program in the same process, with the allocator set to keep freed memory for ten seconds instead of
+/// one. A step of a large model takes longer than one second. The system would clear all of its memory again, which
+/// takes a seventh of the step.
 ///
-/// The allocator takes its settings from the environment, before `main`. One that is set stays. The call that
-/// changes them later (`mi_option_set`) is unsafe, which this package forbids; there is neither a safe wrapper nor an
-/// option of the build. Starting anew takes 2 ms.
+/// The allocator reads its settings from the environment before `main`. A setting that exists is kept. The call that
+/// changes them later (`mi_option_set`) is unsafe, which this package forbids; there is neither a safe wrapper nor a
+/// build option. Restarting takes 2 ms.
 #[cfg(unix)]
 fn keep_freed_memory() {
     use std::os::unix::process::CommandExt;
@@ -38,6 +38,6 @@ fn keep_freed_memory() {
     if let Some(name) = arguments.next() {
         command.arg0(name);
     }
-    // Comes back only where it fails, and then everything works all the same, if more slowly.
+    // Returns only if it fails; then everything still works, more slowly.
     let _error = command.args(arguments).env(SETTING, MILLISECONDS).exec();
 }

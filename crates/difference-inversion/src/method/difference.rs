@@ -78,7 +78,7 @@ impl DifferenceTokens {
         &self.embeddings
     }
 
-    /// The embeddings alone.
+    /// Only the embeddings.
     pub fn into_embeddings(self) -> Vec<Tensor<2>> {
         self.embeddings
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::Error;
 
-/// Why a model could not be had from the Hub.
+/// Why a model is unavailable from the Hub.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubProblem {
@@ -27,7 +27,7 @@ pub enum HubProblem {
     /// The model has no such branch, tag or commit.
     #[error("the model has no such revision")]
     NoRevision,
-    /// The licence has to be accepted before the files can be had.
+    /// The licence has to be accepted before the files can be downloaded.
     #[error("the model is gated: its licence has to be accepted first")]
     Gated {
         /// Where it is accepted.
@@ -97,7 +97,7 @@ pub enum HubProblem {
         /// The operating system's reason.
         source: std::io::Error,
     },
-    /// An answer that makes no sense, or that is dangerous to follow.
+    /// An answer that is invalid or dangerous to follow.
     #[error("the Hub's answer cannot be used: {reason}")]
     Protocol {
         /// What is wrong with it.
@@ -153,7 +153,7 @@ impl HubProblem {
                     .into()
             }
             Self::Interrupted { .. } => {
-                "run the same command again: it goes on where the download stopped".into()
+                "run the same command again: the download resumes".into()
             }
             Self::Damaged { .. } => "run the same command again".into(),
             Self::Write { left, .. } => format!(
@@ -266,7 +266,7 @@ mod tests {
                     total: 2,
                     reason: text(),
                 },
-                "run the same command again: it goes on where the download stopped",
+                "run the same command again: the download resumes",
             ),
             (
                 HubProblem::Damaged {

@@ -18,8 +18,9 @@ use super::fetch::{Fetcher, Needs};
 use super::fitting::{self, Measured};
 use super::flags::{General, GenerateFlags, ModelSettings, PromptFlags, SeedFlag, check_captions};
 use super::output::OutputFolder;
-use super::record::{Recipe, text_of};
+use super::record::{Recipe, file_name, text_of};
 use super::terminal::{self, Failure};
+use super::vocabulary;
 use super::watch::{self, Watcher};
 
 /// Apply a learned difference to pictures
@@ -44,10 +45,10 @@ pub(crate) struct ApplyArgs {
     /// Replace pictures of the same name in that folder
     #[arg(long)]
     overwrite: bool,
-    /// Leave out the pictures whose results are in that folder already, to go on after an interruption
+    /// Skip pictures whose results are in that folder already, to continue after an interruption
     #[arg(long, conflicts_with = "overwrite")]
     skip_existing: bool,
-    /// Caption of B in place of the captioner's; once per picture
+    /// Caption of B, once per picture [default: the captioner's]
     #[arg(long, value_name = "TEXT", help_heading = "Prompts")]
     caption_b: Vec<String>,
     #[command(flatten)]
@@ -98,7 +99,7 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<()> {
     let there = args.b.len() - jobs.len();
     if there > 0 {
         watcher.notice(&format!(
-            "results that are there stay, {there} of {}",
+            "{there} of {} results exist and are kept",
             args.b.len()
         ));
     }
@@ -109,7 +110,10 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<()> {
     let model = fetcher.model_of_words(&models)?;
     let config = settings.clone().with_model(&model)?.analogy()?;
     let needs = Needs::of_prompts(!args.caption_b.is_empty(), &config.prompt);
+    let unknown_words =
+        vocabulary::note(&models, &model, args.caption_b.iter().map(String::as_str));
     let paths = fetcher.paths(&models, model, needs)?;
+    watcher.notices(unknown_words);
     let unread = [config.prompt.unread(), config.generate.unread()].concat();
     watcher.notices(settings.without_effect(unread));
     let mut recipe = Recipe::new(
@@ -120,6 +124,15 @@ pub(crate) fn run(args: &ApplyArgs) -> anyhow::Result<()> {
     )?;
     recipe.input("difference", text_of(&args.difference))?;
     let memory = models.memory()?;
+    watcher.say(&format!(
+        "applying {} to {}: {}",
+        file_name(&args.difference),
+        match jobs.as_slice() {
+            [only] => file_name(only.b),
+            several => format!("{} pictures", several.len()),
+        },
+        models.named(),
+    ));
     let models = models.open(&paths, &mut watcher)?;
     analogy::check_apply(&models, &tokens, &config)?;
     watcher.notices(fitting::of_pictures(&sizes, models.pipeline().resolution()));
@@ -195,21 +208,30 @@ impl ApplyArgs {
     fn finish(&self, watcher: Watcher, results: &[Value]) -> anyhow::Result<()> {
         let (_, notices) = watcher.finish();
         if self.general.json {
-            terminal::json(&json!({ "results": results, "notices": notices }))
-        } else {
-            Ok(())
+            return terminal::json(&json!({ "results": results, "notices": notices }));
         }
+        if !self.general.quiet && !results.is_empty() {
+            let pictures = if results.len() == 1 {
+                "picture"
+            } else {
+                "pictures"
+            };
+            let folder = self.output.display();
+            terminal::message(format_args!(
+                "done: {} {pictures} in {folder}",
+                results.len()
+            ));
+        }
+        Ok(())
     }
 
-    /// The error at a picture, and how to go on.
+    /// The error at a picture, and how to continue.
     fn stopped(&self, error: Error, job: &Job<'_>) -> anyhow::Error {
         match error {
             Error::Stopped { .. } if self.b.len() > 1 && !self.overwrite => Failure::interrupted(
                 error.to_string(),
             )
-            .hint(
-                "with `--skip-existing`, the same command goes on with the pictures that are left",
-            )
+            .hint("the same command with `--skip-existing` continues with the remaining pictures")
             .into(),
             error if self.b.len() > 1 => {
                 anyhow::Error::from(error).context(job.b.display().to_string())

@@ -34,7 +34,7 @@ pub(crate) struct CaptionArgs {
 pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
     let models: ModelSettings = args.general.settings(&[&args.model])?.resolve()?;
     for path in &args.images {
-        load_image(path)?; // all that is wrong is told before the work
+        load_image(path)?; // report what is wrong before the work
     }
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);

@@ -83,25 +83,26 @@ fn examine(models: &ModelSettings) -> Findings {
     if let Err(error) = models.device().and_then(|_| models.dtype()) {
         problems.push(error.to_string());
     }
-    let (model, components, learning) =
-        match find(models) {
-            Ok((paths, absent)) => {
-                problems.extend(absent.iter().map(|id| {
-                    format!("{id} is not downloaded yet; `dinv models pull {id}` does it")
-                }));
-                let learning = match paths.files() {
-                    Ok(files) if learns(&files) => memory::ways(&paths),
-                    _ => Vec::new(),
-                };
-                (Some(paths.model.clone()), components(&paths), learning)
-            }
-            Err(error) => {
-                let hint = format!("{error}; name a model with --model");
-                // What is wrong with the device keeps the model from being looked for.
-                problems.extend(problems.is_empty().then_some(hint));
-                (None, Vec::new(), Vec::new())
-            }
-        };
+    let (model, components, learning) = match find(models) {
+        Ok((paths, absent)) => {
+            problems.extend(
+                absent
+                    .iter()
+                    .map(|id| format!("{id} is not downloaded; run `dinv models pull {id}`")),
+            );
+            let learning = match paths.files() {
+                Ok(files) if learns(&files) => memory::ways(&paths),
+                _ => Vec::new(),
+            };
+            (Some(paths.model.clone()), components(&paths), learning)
+        }
+        Err(error) => {
+            let hint = format!("{error}; name a model with --model");
+            // What is wrong with the device keeps the model from being looked for.
+            problems.extend(problems.is_empty().then_some(hint));
+            (None, Vec::new(), Vec::new())
+        }
+    };
     let simd = vector_instructions();
     if simd.is_none() {
         problems.push(
@@ -147,7 +148,7 @@ fn find(models: &ModelSettings) -> anyhow::Result<(ModelPaths, Vec<ModelId>)> {
     Ok((paths, fetcher.absent))
 }
 
-/// Whether differences are learned on a model, as far as its files tell.
+/// Whether differences are learned on a model, as far as its files say.
 fn learns(files: &ModelFiles) -> bool {
     !Family::of(files).is_ok_and(Family::takes_picture)
 }
@@ -337,7 +338,7 @@ fn print(findings: &Findings) -> anyhow::Result<()> {
         terminal::line(format_args!("missing: {problem}"))?;
     }
     if findings.problems.is_empty() {
-        terminal::line("everything is there")?;
+        terminal::line("everything is in place")?;
     }
     Ok(())
 }

@@ -190,7 +190,7 @@ fn refuse_existing(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Finds out by writing a byte: permissions alone do not tell of read-only or full disks.
+/// Finds out by writing a byte: permissions do not reveal read-only or full disks.
 fn check_writable(folder: &Path) -> anyhow::Result<()> {
     let probe = || -> std::io::Result<()> {
         let mut file = hidden().tempfile_in(folder)?;
