@@ -19,7 +19,7 @@ def arguments(description: str, *, steps: int, batch: int, lr: float, seed: int)
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder of data, checkpoints and logs")
     parser.add_argument("--steps", type=int, default=steps)
-    parser.add_argument("--seconds", type=float, help="as many steps as fit into this time, instead of --steps")
+    parser.add_argument("--seconds", type=float, help="train for this time instead of --steps")
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--lr", type=float, default=lr)
     parser.add_argument("--seed", type=int, default=seed)
@@ -28,12 +28,9 @@ def arguments(description: str, *, steps: int, batch: int, lr: float, seed: int)
     return parser
 
 
-def learning_rate(step: int, steps: int, peak: float, warmup: int = 100) -> float:
-    """Linear warm-up, then a cosine down to 2 % of the peak."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    progress = (step - warmup) / max(1, steps - warmup)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+def learning_rate(step: int, progress: float, peak: float, warmup: int = 100) -> float:
+    """Linear warm-up, then a cosine down to 2 % of the peak; `progress` is the share of the run that is done."""
+    return peak * min(1.0, (step + 1) / warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def pictures_to_tensor(pictures: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -108,7 +105,8 @@ def is_matrix(module: torch.nn.Module, p: torch.nn.Parameter) -> bool:
 class Run:
     """A training run that resumes where it stopped: `for step in run.loop(): run.update(loss)`."""
 
-    def __init__(self, name: str, args, modules: torch.nn.Module, ema: float = 0.0):
+    def __init__(self, name: str, args, modules: torch.nn.Module, ema: float = 0.0, extras: dict | None = None):
+        """`extras` are saved and restored, but not trained: whatever has a state_dict."""
         self.name, self.args, self.module = name, args, modules.to(args.device)
         torch.manual_seed(args.seed)
         torch.set_num_threads(args.threads)
@@ -127,9 +125,10 @@ class Run:
         ]
         self.ema_decay = ema
         self.ema = copy.deepcopy(modules).requires_grad_(False) if ema else None
+        self.extras = extras or {}
         self.path = args.work / f"{name}.ckpt"
         self.log = open(args.work / f"{name}.log", "a", buffering=1)
-        self.step, self.steps, self.seconds = 0, args.steps, 0.0
+        self.step, self.seconds = 0, 0.0
         if self.path.exists():
             state = torch.load(self.path, weights_only=False, map_location=args.device)
             modules.load_state_dict(state["module"])
@@ -140,8 +139,17 @@ class Run:
                         group["lr"] = self.lr
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
+            for key, extra in self.extras.items():
+                extra.load_state_dict(state[key])
             self.step, self.seconds = state["step"], state["seconds"]
+        self.began = time.time() - self.seconds
         self.recent: dict[str, list[torch.Tensor]] = {}
+
+    def progress(self) -> float:
+        """The share of the run that is done, from 0 to 1."""
+        if self.args.seconds:
+            return min(1.0, (time.time() - self.began) / self.args.seconds)
+        return min(1.0, self.step / self.args.steps)
 
     def rng(self) -> np.random.Generator:
         """The same draws for a step, whether the run was interrupted or not."""
@@ -149,39 +157,40 @@ class Run:
         return np.random.default_rng([self.args.seed, self.step])
 
     def save(self):
+        self.seconds = time.time() - self.began
         state = {"module": self.module.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers], "step": self.step, "seconds": self.seconds}
+        state |= {key: extra.state_dict() for key, extra in self.extras.items()}
         if self.ema is not None:
             state["ema"] = self.ema.state_dict()
         torch.save(state, self.path.with_suffix(".tmp"))
         os.replace(self.path.with_suffix(".tmp"), self.path)
 
     def loop(self):
-        started, saved, before = time.time(), time.time(), self.seconds
-        since = (self.step, started)
-        while self.step < self.steps:
+        self.began = time.time() - self.seconds
+        saved = time.time()
+        while self.progress() < 1:
             yield self.step
             self.step += 1
             if self.step % 50 == 0:
                 means = {k: round(float(torch.stack(v).mean()), 5) for k, v in self.recent.items()}  # waits for the GPU
                 self.recent.clear()
-                self.seconds = before + time.time() - started
-                pace = (time.time() - since[1]) / (self.step - since[0])
-                if self.args.seconds:
-                    self.steps = self.step + max(0, int((self.args.seconds - self.seconds) / pace))
-                since = (self.step, time.time())
-                print(json.dumps({"step": self.step, "of": self.steps, "minutes": round(self.seconds / 60, 2), **means}), file=self.log)
+                self.seconds = time.time() - self.began
+                print(json.dumps({"step": self.step, "done": round(self.progress(), 3), "minutes": round(self.seconds / 60, 2), **means}), file=self.log)
             if time.time() - saved > 150:
                 self.save()
                 saved = time.time()
-        self.seconds = before + time.time() - started
         self.save()
 
     def update(self, loss: torch.Tensor, **terms: torch.Tensor):
         loss.backward()
-        self.lr.fill_(learning_rate(self.step, self.steps, self.args.lr))
+        self.lr.fill_(learning_rate(self.step, self.progress(), self.args.lr))
         self.decay.fill_(min(self.ema_decay, (1 + self.step) / (10 + self.step)))
         self.apply()
-        for name, value in {"loss": loss, **terms}.items():
+        self.note(loss=loss, **terms)
+
+    def note(self, **terms: torch.Tensor):
+        """Numbers whose means go into the log."""
+        for name, value in terms.items():
             self.recent.setdefault(name, []).append(value.detach())
 
     def apply(self):

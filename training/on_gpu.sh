@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The autoencoders and everything that stands on them, on one GPU, in about twelve minutes.
 #
-#     bash on_gpu.sh autoencoders WORK MODEL [SECONDS SECONDS]          4 channels, 16 channels
-#     bash on_gpu.sh networks WORK MODEL [SECONDS SECONDS]              the U-Net, all that starts from it
+#     bash on_gpu.sh autoencoders WORK MODEL [SECONDS SECONDS SECONDS]  4 channels, 16 channels, each decoder alone
+#     bash on_gpu.sh networks WORK MODEL [SECONDS SECONDS]               the U-Net, all that starts from it
 #
 # MODEL is a folder with the tokenizer and the text encoder, demo/model say. Times are those of training
 # alone. `SMALL=1` rehearses every command on a CPU with a handful of pictures.
@@ -11,10 +11,11 @@ cd "$(dirname "$0")"
 part=$1 work=$2 model=$3
 if [ -n "${SMALL:-}" ]; then
     pictures=(--count 64) pool=(--scenes 24) wide=(--batch 16) thin=(--batch 4)
-    first=(--steps 2) second=(--steps 2)
+    first=(--steps 2) second=(--steps 2) third=(--steps 4)
 else
     pictures=() pool=() wide=(--batch 512) thin=(--batch 256)
     first=(--steps 1000000 --seconds "$4") second=(--steps 1000000 --seconds "$5")
+    third=(--steps 1000000 --seconds "${6:-60}")
 fi
 log() { echo "$(date +%T) $*"; }
 
@@ -28,6 +29,11 @@ autoencoders() {
     python3 train_vae.py --work "$work" --latent-channels 16 --start "$model/vae" "${second[@]}" "${thin[@]/256/64}"
     python3 train_vae.py --work "$work" --latent-channels 16 --export "$model/vae16"
     log "autoencoder of 16 channels"
+    for vae in vae vae16; do
+        python3 train_decoder.py --work "$work" --vae "$model/$vae" "${third[@]}" "${thin[@]/256/64}"
+        python3 train_decoder.py --work "$work" --vae "$model/$vae" --export "$model/$vae"
+    done
+    log "decoders"
 }
 
 # What comes later is compiled while the first autoencoder is trained; PyTorch keeps it on disk.

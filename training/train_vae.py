@@ -43,6 +43,18 @@ def gradient_loss(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (d[..., 1:, :] - d[..., :-1, :]).abs().mean() + (d[..., 1:] - d[..., :-1]).abs().mean()
 
 
+def encoded(vae: AutoencoderKL, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and logarithm of the variance of the posterior."""
+    mean, logvar = vae.quant_conv(vae.encoder(x)).chunk(2, dim=1)
+    return mean, logvar.clamp(-30, 20)
+
+
+def reconstruction_loss(y: torch.Tensor, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss, and its terms for the log."""
+    l1, l2 = (y - x).abs().mean(), (y - x).pow(2).mean()
+    return l1 + 2 * l2 + GRADIENT_WEIGHT * gradient_loss(y, x), {"l1": l1, "l2": l2}
+
+
 @torch.no_grad()
 def round_trip(vae: AutoencoderKL, pictures: np.ndarray) -> torch.Tensor:
     """uint8 [n, h, w, 3] through the posterior's mean, clamped and rounded to bytes as a saved picture is."""
@@ -96,8 +108,7 @@ def main():
         return
 
     def forward(x, noise):
-        mean, logvar = vae.quant_conv(vae.encoder(x)).chunk(2, dim=1)
-        logvar = logvar.clamp(-30, 20)
+        mean, logvar = encoded(vae, x)
         return vae.decoder(vae.post_quant_conv(mean + (0.5 * logvar).exp() * noise)), mean, logvar
 
     forward = common.compiled(forward, args.device)
@@ -109,9 +120,9 @@ def main():
         with common.autocast(args.device):
             y, mean, logvar = forward(x, noise)
         y, mean, logvar = y.float(), mean.float(), logvar.float()
-        l1, l2 = (y - x).abs().mean(), (y - x).pow(2).mean()
+        loss, terms = reconstruction_loss(y, x)
         kl = 0.5 * (mean.pow(2) + logvar.exp() - 1 - logvar).mean()
-        run.update(l1 + 2 * l2 + GRADIENT_WEIGHT * gradient_loss(y, x) + KL_WEIGHT * kl, l1=l1, l2=l2, kl=kl)
+        run.update(loss + KL_WEIGHT * kl, kl=kl, **terms)
         if run.step % 1000 == 999:
             print(json.dumps({"step": run.step + 1, "psnr": float(psnr(round_trip(run.ema, validation[:64]), validation[:64]).mean())}), file=run.log)
 

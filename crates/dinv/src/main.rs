@@ -11,23 +11,35 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     #[cfg(unix)]
-    keep_freed_memory();
+    set_environment();
     difference_inversion::on_workers(cli::main)
 }
 
-/// Restarts the program in the same process, with the allocator set to keep freed memory for ten seconds instead of
-/// one. A step of a large model takes longer than one second. The system would clear all of its memory again, which
-/// takes a seventh of the step.
-///
-/// The allocator reads its settings from the environment before `main`. A setting that exists is kept. The call that
-/// changes them later (`mi_option_set`) is unsafe, which this package forbids; there is neither a safe wrapper nor a
-/// build option. Restarting takes 2 ms.
+/// Settings that libraries read from the environment, before `main` or at their first call. Existing ones are kept.
 #[cfg(unix)]
-fn keep_freed_memory() {
+fn settings() -> Vec<(&'static str, &'static str)> {
+    let unset = |name: &str| std::env::var_os(name).is_none();
+    let mut settings = Vec::new();
+    // The allocator keeps freed memory for ten seconds instead of one. A step of a large model takes longer than one
+    // second, and the system would clear all of its memory again, which takes a seventh of the step.
+    settings.push(("MIMALLOC_PURGE_DELAY", "10000"));
+    // Mesa's Vulkan drivers ask the display which GPU to list first. Without a display they print
+    // an error of their own, once for each question.
+    if unset("XDG_RUNTIME_DIR") {
+        settings.push(("NODEVICE_SELECT", "1"));
+    }
+    settings.retain(|(name, _)| unset(name));
+    settings
+}
+
+/// Restarts the program in the same process with [`settings`] in its environment, unless they are there. A variable
+/// cannot be changed from within: that call is unsafe, which this package forbids, and too late for the allocator.
+/// Restarting takes 2 ms.
+#[cfg(unix)]
+fn set_environment() {
     use std::os::unix::process::CommandExt;
-    const SETTING: &str = "MIMALLOC_PURGE_DELAY";
-    const MILLISECONDS: &str = "10000";
-    if std::env::var_os(SETTING).is_some() {
+    let settings = settings();
+    if settings.is_empty() {
         return;
     }
     let Ok(program) = std::env::current_exe() else {
@@ -39,5 +51,5 @@ fn keep_freed_memory() {
         command.arg0(name);
     }
     // Returns only if it fails; then everything still works, more slowly.
-    let _error = command.args(arguments).env(SETTING, MILLISECONDS).exec();
+    let _error = command.args(arguments).envs(settings).exec();
 }

@@ -91,6 +91,8 @@ mod run {
                 true => format!("{command} --help"),
                 false => command.clone(),
             };
+            // A number that a scheduler sets.
+            let line = line.replace("$SLURM_ARRAY_TASK_ID", "1");
             let program = Path::new(env!("CARGO_BIN_EXE_dinv"));
             let path = std::env::var("PATH").unwrap_or_default();
             let done = Command::new("sh")

@@ -458,7 +458,7 @@ fn the_judge_does_not_measure_attributes_that_it_does_not_know() {
     let judge = golden("../../demo/benchmark/judge.safetensors");
     let done = sdedit(&format!("--judge {}", judge.display()));
     assert_eq!(done.code, Some(1), "{}", done.stderr);
-    let error = format!("judge.safetensors: does not know {unknown}, which the suite tells");
+    let error = format!("judge.safetensors: does not know {unknown}, which the suite states");
     assert!(done.stderr.contains(&error), "{}", done.stderr);
 }
 

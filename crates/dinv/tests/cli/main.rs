@@ -47,6 +47,8 @@ fn dinv(folder: &Path) -> Command {
         "all_proxy",
         "https_proxy",
         "http_proxy",
+        // Without it, as on a server, Mesa's drivers print errors unless the program prevents it.
+        "XDG_RUNTIME_DIR",
     ] {
         command.env_remove(name);
     }

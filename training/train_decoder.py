@@ -1,0 +1,133 @@
+"""Trains the decoder of an autoencoder alone. The latents stay as they are, and with them every network
+that was trained on them.
+
+    python train_decoder.py --work WORK --vae ../demo/model/vae                 # resumes by itself
+    python train_decoder.py --work WORK --vae ../demo/model/vae --export ../demo/model/vae
+
+The loss is that of train_vae.py. After `ADVERSARIAL_FROM` of the run a discriminator of patches joins it
+(hinge loss, weighted by the gradients at the last layer: Esser et al. 2021, arXiv 2012.09841), since
+what the latents do not tell would otherwise be drawn as a blur.
+"""
+
+import copy
+import json
+import pathlib
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch.nn.utils.parametrizations import spectral_norm
+
+import common
+import data
+from train_vae import encoded, psnr, reconstruction_loss, round_trip
+
+ADVERSARIAL_FROM, ADVERSARIAL_RAMP, ADVERSARIAL_WEIGHT = 0.45, 0.08, 0.3
+
+
+class Decoder(torch.nn.Module):
+    def __init__(self, vae: AutoencoderKL):
+        super().__init__()
+        self.post_quant_conv, self.decoder = vae.post_quant_conv, vae.decoder
+
+    def forward(self, z):
+        return self.decoder(self.post_quant_conv(z))
+
+
+class Discriminator(torch.nn.Module):
+    """Pictures [b, 3, h, w] to a score for every patch [b, 1, h / 4, w / 4]; a patch is 26 pixels wide."""
+
+    def __init__(self):
+        super().__init__()
+        shapes = ((3, 32, 3, 1), (32, 48, 4, 2), (48, 96, 4, 2), (96, 128, 3, 1), (128, 1, 3, 1))
+        self.layers = torch.nn.ModuleList(spectral_norm(torch.nn.Conv2d(i, o, k, stride, padding=1)) for i, o, k, stride in shapes)
+
+    def forward(self, x):
+        for layer in self.layers[:-1]:
+            x = F.leaky_relu(layer(x), 0.2)
+        return self.layers[-1](x)
+
+
+def sharpness(pictures: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Variance of the Laplacian of the luma of uint8 pictures [n, h, w, 3]: [n]"""
+    luma = torch.as_tensor(np.asarray(pictures)).float() @ torch.tensor([0.299, 0.587, 0.114])
+    laplacian = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
+    return F.conv2d(luma[:, None], laplacian).var(dim=(1, 2, 3)).numpy()
+
+
+def quality(vae: AutoencoderKL, pictures: np.ndarray, scenes) -> dict:
+    """PSNR in dB and the sharpness of reconstructions over that of the pictures: the mean, and the mean
+    for the worst value of each attribute."""
+    made = round_trip(vae, pictures)
+    ratio = sharpness(made) / sharpness(pictures)
+    worst = {}
+    for attribute in ("object", "ground", "extra", "style"):
+        values = np.array([getattr(scene, attribute) for scene in scenes])
+        means = {value: float(ratio[values == value].mean()) for value in sorted(set(values))}
+        worst[attribute] = min(means.items(), key=lambda item: item[1])
+    return {"psnr": float(psnr(made, pictures).mean()), "sharpness": float(ratio.mean()), "worst": worst}
+
+
+def assembled(vae: AutoencoderKL, decoder: Decoder) -> AutoencoderKL:
+    """A copy of `vae` with this decoder."""
+    copied = copy.deepcopy(vae)
+    copied.load_state_dict(vae.state_dict() | decoder.state_dict())
+    return copied
+
+
+def gradient_norm(loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return torch.autograd.grad(loss, weight, retain_graph=True)[0].norm()
+
+
+def main():
+    parser = common.arguments(__doc__, steps=6000, batch=8, lr=1e-3, seed=11)
+    parser.add_argument("--vae", type=pathlib.Path, required=True, help="the autoencoder whose encoder stays")
+    parser.add_argument("--export", type=pathlib.Path)
+    args = parser.parse_args()
+    vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).to(args.device, memory_format=torch.channels_last)
+    decoder = Decoder(vae)
+    discriminator = Discriminator().to(args.device, memory_format=torch.channels_last)
+    judge = torch.optim.AdamW(discriminator.parameters(), lr=4e-4, betas=(0.5, 0.9))
+    run = common.Run(f"decoder{vae.config.latent_channels}", args, decoder, ema=0.999, extras={"discriminator": discriminator, "judge": judge})
+    validation, scenes = data.load(args.work, "validation")
+    if args.export:
+        assembled(vae, run.ema).half().save_pretrained(args.export)
+        stored = AutoencoderKL.from_pretrained(args.export, torch_dtype=torch.float32).to(args.device)
+        print(json.dumps({"step": run.step, "minutes": run.seconds / 60, **quality(stored, validation, scenes)}))
+        return
+
+    encode, decode = common.compiled(lambda x: encoded(vae, x), args.device), common.compiled(decoder, args.device)
+    train, _ = data.load(args.work, "train", args.device)
+    for _ in run.loop():
+        x = common.pictures_to_tensor(train[torch.from_numpy(np.sort(run.rng().integers(len(train), size=args.batch))).to(train.device)])
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.no_grad(), common.autocast(args.device):
+            mean, logvar = (part.float() for part in encode(x))
+        with common.autocast(args.device):
+            y = decode(mean + (0.5 * logvar).exp() * torch.randn_like(mean))
+        y = y.float()
+        loss, terms = reconstruction_loss(y, x)
+        adversarial = run.progress() >= ADVERSARIAL_FROM
+        if adversarial:
+            with common.autocast(args.device):
+                fooled = -discriminator(y).float().mean()
+            last = decoder.decoder.conv_out.weight
+            scale = (gradient_norm(loss, last) / (gradient_norm(fooled, last) + 1e-6)).clamp(max=1e3)
+            share = min(1.0, (run.progress() - ADVERSARIAL_FROM) / ADVERSARIAL_RAMP)
+            loss = loss + ADVERSARIAL_WEIGHT * share * scale * fooled
+        run.update(loss, **terms)
+        if adversarial:
+            with common.autocast(args.device):
+                true, false = discriminator(torch.cat([x, y.detach()])).float().chunk(2)
+            told_apart = F.relu(1 - true).mean() + F.relu(1 + false).mean()
+            judge.zero_grad()
+            told_apart.backward()
+            judge.step()
+            run.note(discriminator=told_apart)
+        if run.step % 500 == 499:
+            print(json.dumps({"step": run.step + 1, **quality(assembled(vae, run.ema), validation[:64], scenes[:64])}), file=run.log)
+
+
+if __name__ == "__main__":
+    main()
