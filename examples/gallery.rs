@@ -230,7 +230,7 @@ impl Studio {
             )?;
             row.push(open(format!("{out}/b.png"))?);
         }
-        grid.row(String::new(), row);
+        grid.row("--strength".to_owned(), row);
         grid.save("strength")
     }
 

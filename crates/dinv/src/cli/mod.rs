@@ -184,12 +184,15 @@ built-in default. \"Demo\" is what the demo model's `dinv.json` sets.
                 .iter()
                 .map(|value| format!("`{}`", value.get_name()))
                 .collect();
-            let long = flag.get_long_help().map(ToString::to_string);
-            let more = long.and_then(|long| Some(long.split_once("\n\n")?.1.replace('\n', " ")));
-            let text = more.map_or(text.clone(), |more| format!("{text}. {more}"));
             let text = match values.is_empty() || values.len() == 2 && values[0] == "`true`" {
                 true => text,
                 false => format!("{text}: {}", values.join(", ")),
+            };
+            let details = flag.get_long_help().map(ToString::to_string);
+            let details = details.and_then(|all| Some(all.split_once("\n\n")?.1.to_owned()));
+            let text = match details {
+                Some(details) => format!("{text}. {}", details.replace('\n', " ")),
+                None => text,
             };
             let default = if built_in.is_empty() { own } else { built_in };
             writeln!(page, "| `--{long}` | {default} | {demo} | {text} |").unwrap();

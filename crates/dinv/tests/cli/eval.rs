@@ -412,7 +412,7 @@ fn real_networks_of_metrics_are_used_where_they_are_given() {
         "-q --methods sdedit --limit 1 --judge {} -o out",
         judge.display()
     );
-    let done = succeed(work.path(), &eval(&judge));
+    succeed(work.path(), &eval(&judge));
     let tables = tables(work.path());
     assert!(!tables.contains("other networks"), "{tables}");
     let judged = read_json(&result);
