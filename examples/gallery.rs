@@ -34,9 +34,12 @@ const PICKED: [[&str; 4]; 2] = [["045", "000", "029", "020"], ["088", "071", "07
 /// Pictures by day for `strength` and `folder`.
 const BY_DAY: [&str; 6] = ["076", "040", "012", "041", "053", "071"];
 
+/// Makes and saves a sheet.
+type Draw = fn(&Studio) -> Result<()>;
+
 fn main() -> Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
-    let sheets: [(&str, fn(&Studio) -> Result<()>); 6] = [
+    let sheets: [(&str, Draw); 6] = [
         ("gallery", Studio::gallery),
         ("captions", Studio::captions),
         ("strength", Studio::strength),

@@ -122,7 +122,7 @@ macro_rules! about {
         "Edit-friendly: randomness of the sampling steps: 0 is DDIM, 1 is DDPM"
     };
     (seed) => {
-        "Random seed; the same seed gives the same result"
+        "Random seed"
     };
     (text.prompt) => {
         "What to draw"

@@ -40,7 +40,7 @@ const FILES: [&str; 5] = [B_PRIME, SHEET, LOSS, DIFFERENCE, RUN];
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   dinv analogy
-  dinv analogy --model sd15 --a day.jpg --a-prime night.jpg --b street.jpg -o out
+  dinv analogy --model sd15 --a day.jpg --a-prime night.jpg --b street.jpg
   dinv analogy --model sd15 --a a.png --a-prime a2.png --b b.png \\
       --caption-a \"a cat\" --caption-a-prime \"a cat in a hat\" --caption-b \"a dog\"")]
 pub(crate) struct AnalogyArgs {
@@ -55,13 +55,15 @@ pub(crate) struct AnalogyArgs {
     /// Replace results of an earlier run in that folder
     #[arg(long)]
     overwrite: bool,
-    /// Resume an interrupted run from the checkpoint in that folder
+    /// Resume an interrupted run
+    ///
+    /// It left a checkpoint in the output folder.
     #[arg(long)]
     resume: bool,
     /// Learn even if the memory is unlikely to suffice
     #[arg(long, hide_short_help = true)]
     no_memory_check: bool,
-    /// Caption of B [default: the captioner's]
+    /// Caption of B instead of the captioner's
     #[arg(long, value_name = "TEXT", help_heading = "Prompts")]
     caption_b: Option<String>,
     #[command(flatten)]

@@ -48,7 +48,9 @@ pub(crate) struct ApplyArgs {
     /// Skip pictures whose results are in that folder already, to continue after an interruption
     #[arg(long, conflicts_with = "overwrite")]
     skip_existing: bool,
-    /// Caption of B, once per picture [default: the captioner's]
+    /// Caption of B instead of the captioner's
+    ///
+    /// Once per picture.
     #[arg(long, value_name = "TEXT", help_heading = "Prompts")]
     caption_b: Vec<String>,
     #[command(flatten)]

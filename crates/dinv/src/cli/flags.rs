@@ -65,7 +65,7 @@ pub(crate) struct ModelSettings {
     /// model's folder or next to its file; for a model of the Hub, Salesforce/blip2-opt-2.7b]
     #[arg(long, value_name = "MODEL", hide_short_help = true)]
     pub(crate) captioner: Option<PathBuf>,
-    /// Size in pixels, such as 512 or 768x512 [default: the model's own]
+    /// Size in pixels, 512 or 768x512 [default: the model's]
     #[arg(long, value_name = "SIZE")]
     #[serde(deserialize_with = "number_or_text")]
     pub(crate) resolution: Option<String>,
@@ -384,10 +384,14 @@ pub(crate) struct Pairs {
     /// A′, the picture after the edit
     #[arg(long, value_name = "FILE")]
     pub(crate) a_prime: Vec<PathBuf>,
-    /// Caption of A, once per pair [default: the captioner's]
+    /// Caption of A instead of the captioner's
+    ///
+    /// Once per pair.
     #[arg(long, value_name = "TEXT", help_heading = "Prompts")]
     pub(crate) caption_a: Vec<String>,
-    /// Caption of A′, once per pair [default: the captioner's]
+    /// Caption of A′ instead of the captioner's
+    ///
+    /// Once per pair.
     #[arg(long, value_name = "TEXT", help_heading = "Prompts")]
     pub(crate) caption_a_prime: Vec<String>,
 }

@@ -7,11 +7,11 @@ use clap::error::ErrorKind;
 use super::terminal;
 
 /// Prints clap's message, and how the command is written if that is clear; gives the exit code.
-pub(crate) fn report(error: &clap::Error, arguments: Vec<String>) -> ExitCode {
+pub(crate) fn report(error: &clap::Error, arguments: &[String]) -> ExitCode {
     // A closed stdout or stderr is nobody's loss.
     let _ = error.print();
     if error.kind() == ErrorKind::UnknownArgument
-        && let Some(command) = meant(&arguments)
+        && let Some(command) = meant(arguments)
     {
         terminal::message(format_args!("\nhint: {command}"));
     }

@@ -64,7 +64,13 @@ pub(crate) fn main() -> ExitCode {
         .and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(error) => return misspelt::report(&error, std::env::args().skip(1).collect()),
+        Err(error) => {
+            let arguments = std::env::args_os().skip(1);
+            let arguments: Vec<String> = arguments
+                .map(|word| word.to_string_lossy().into_owned())
+                .collect();
+            return misspelt::report(&error, &arguments);
+        }
     };
     let done = device::with_memory_errors(|| match cli.command {
         Command::Analogy(args) => analogy::run(*args),

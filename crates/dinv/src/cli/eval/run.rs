@@ -64,7 +64,7 @@ pub(super) struct RunArgs {
     /// A TOML file of variants: methods under other names with other settings
     #[arg(long, value_name = "FILE.toml")]
     variants: Option<PathBuf>,
-    /// Seed of everything random; the same seed gives the same result
+    /// Random seed
     #[arg(long, default_value_t = 0, help_heading = "General")]
     seed: u64,
     /// Processes that run at the same time and share the cores; each opens the models
