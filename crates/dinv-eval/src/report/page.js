@@ -13,7 +13,7 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
-const digits = (value) => value.toFixed(Math.abs(value) < 0.05 ? 4 : 3);
+const digits = (value) => value === 0 ? "0" : value.toFixed(Math.abs(value) < 0.05 ? 4 : 3);
 const link = (path) => path.split("/").map(encodeURIComponent).join("/");
 const methods = data.methods.filter((method) => !method.skipped);
 const hasScore = (metric) =>
@@ -129,7 +129,7 @@ function article(analogy, metric) {
     return figure(result.picture, [name, ...(value == null ? [] : [" ", element("b", {}, digits(value))])]);
   });
   return element("article", {},
-    element("div", { class: "pictures" }, given, ...made),
+    element("div", { class: "row" }, given, element("div", { class: "pictures" }, ...made)),
     element("h3", {}, analogy.edit ?? analogy.kind, " ", element("span", {}, analogy.name)));
 }
 

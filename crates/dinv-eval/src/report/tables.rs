@@ -1,5 +1,6 @@
 //! The tables of a report, as Markdown, CSV and JSON.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
@@ -108,8 +109,14 @@ impl Report {
             Value::String(version) => format!(", version {version}"),
             version => format!(", version {version}"),
         };
+        let results = self.methods.iter().flat_map(|method| &method.results);
+        let tried: BTreeSet<&str> = results.map(|result| result.name.as_str()).collect();
+        let part = match tried.len() {
+            count if count < suite.analogies => format!("{count} of "),
+            _ => String::new(),
+        };
         format!(
-            "Picture analogies: {}{split}, {} analogies",
+            "Picture analogies: {}{split}, {part}{} analogies",
             suite.name, suite.analogies
         )
     }

@@ -49,7 +49,7 @@ impl Failures {
             .map(|name| format!("`{name}`"))
             .collect();
         let message = format!(
-            "{failed}, and {} could not go on: {ENOUGH} workers in a row ended before they were done",
+            "{failed}, and {} could not continue: {ENOUGH} workers in a row ended before they were done",
             names.join(", ")
         );
         Err(Failure::new(message).hint(

@@ -91,7 +91,7 @@ fn a_method_whose_workers_keep_ending_does_not_keep_others_from_running() {
     for (text, expected) in [
         (
             &done.stderr,
-            "error: 3 analogies failed, and `endless` could not go on",
+            "error: 3 analogies failed, and `endless` could not continue",
         ),
         (&done.stderr, "hint: leave it out with `--methods`"),
         (&tables, "| endless | nothing | 0 | 3 |"),
