@@ -29,7 +29,7 @@ const MAX_BYTES: u64 = 1 << 30;
 
 /// Reads a PNG, JPEG, WebP, GIF (first frame), BMP or TIFF file as 8-bit RGB.
 ///
-/// The format is told from the content, not from the name. The EXIF orientation is applied; an embedded
+/// The format is recognised from the content, not from the name. The EXIF orientation is applied; an embedded
 /// colour profile is, too, so that the result is sRGB; transparent pixels are laid over white; grey, palette, 16-bit and CMYK pictures are converted.
 ///
 /// # Errors
@@ -91,7 +91,7 @@ pub fn load_image(path: &Path) -> Result<RgbImage> {
 
 /// Whether a JPEG has its end-of-image marker; the decoder fills what is missing with grey.
 fn jpeg_is_complete(bytes: &[u8]) -> bool {
-    // The segments before the first scan tell their length: a thumbnail inside one is skipped.
+    // The segments before the first scan state their length: a thumbnail inside one is skipped.
     let mut at = 2;
     while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4) {
         match marker {

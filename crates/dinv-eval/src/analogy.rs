@@ -89,8 +89,7 @@ impl Analogy {
         let both = self.captions.as_ref().and_then(Captions::of_a);
         both.ok_or_else(|| Error::Missing {
             what: "a caption".to_owned(),
-            reason: "the method needs captions of A and A′, and the suite has none"
-                .to_owned(),
+            reason: "the method needs captions of A and A′, and the suite has none".to_owned(),
         })
     }
 
@@ -102,8 +101,7 @@ impl Analogy {
         let both = self.captions.as_ref().and_then(Captions::of_b);
         both.ok_or_else(|| Error::Missing {
             what: "a caption".to_owned(),
-            reason: "the method needs captions of B and B′, and the suite has none"
-                .to_owned(),
+            reason: "the method needs captions of B and B′, and the suite has none".to_owned(),
         })
     }
 

@@ -34,7 +34,7 @@ pub fn tokenizer_of(text_encoder: &str) -> String {
     text_encoder.replace("text_encoder", "tokenizer")
 }
 
-/// How the files of a model are to be understood, as far as they do not tell it themselves.
+/// How the files of a model are to be understood, as far as they do not say so themselves.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FileOptions {
     /// The family of a single file; by default it is recognised.
@@ -49,7 +49,7 @@ pub struct FileOptions {
     /// Height and width of the pictures; by default those the U-Net was trained on.
     pub resolution: Option<[u32; 2]>,
     /// A folder with another U-Net, in diffusers' layout, which takes the place of the model's own.
-    /// Its input channels decide what it takes beside words: nothing more, a picture, or a picture
+    /// Its input channels decide what it takes besides words: nothing more, a picture, or a picture
     /// and a mask.
     pub unet: Option<PathBuf>,
 }
@@ -77,7 +77,7 @@ impl ModelFiles {
     /// family is recognised by its keys and shapes unless `options` name it.
     ///
     /// Stable Diffusion 2 predicts velocity (768 pixels) or noise (512 pixels, base), which a file
-    /// does not tell unless it holds a tensor `v_pred`: it is taken to predict velocity if the
+    /// does not say so unless it holds a tensor `v_pred`: it is taken to predict velocity if the
     /// options say nothing else, which [`notice`](Self::notice) says.
     ///
     /// # Errors
@@ -122,7 +122,7 @@ impl ModelFiles {
         self.options.resolution
     }
 
-    /// Something to tell the user about how the files were understood.
+    /// A note about how the files were understood.
     pub fn notice(&self) -> Option<&str> {
         self.notice.as_deref()
     }
@@ -306,7 +306,7 @@ impl Original {
         (self.layout.name == "sd2" && is_open && !is_marked).then(|| {
             format!(
                 "{} is taken to predict velocity, as Stable Diffusion 2 for 768 pixels does; the \
-                 file does not tell: the base model for 512 pixels needs the family sd2-base",
+                 file does not say which: the base model for 512 pixels needs the family sd2-base",
                 self.file.path().display()
             )
         })

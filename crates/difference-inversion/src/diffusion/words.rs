@@ -45,7 +45,7 @@ impl Prompt {
         })
     }
 
-    /// The same, where ids that were meant for all text encoders are spelled anew for those of another
+    /// The same, where ids that were meant for all text encoders are respelled for those of another
     /// vocabulary: `others` has a tokenizer for each of these, and nothing for the rest.
     ///
     /// # Errors
@@ -136,7 +136,7 @@ pub struct Words {
     pub(crate) prompt: Prompt,
     /// Start and words in each text encoder.
     pub beginnings: Vec<Beginning>,
-    /// Token ids that did not fit beside the difference tokens.
+    /// Token ids that did not fit together with the difference tokens.
     pub(crate) cut: usize,
 }
 
@@ -146,11 +146,11 @@ impl Words {
         &self.prompt
     }
 
-    /// What to tell a person if words had to be cut off.
+    /// A note if words had to be cut off.
     pub fn notice(&self) -> Option<String> {
         (self.cut > 0).then(|| {
             format!(
-                "the prompt `{}` is too long for the text encoder beside the difference tokens: \
+                "the prompt `{}` is too long for the text encoder together with the difference tokens: \
                  its last {} token ids are cut off",
                 self.prompt.text, self.cut
             )
@@ -163,7 +163,7 @@ impl Words {
 pub struct FullPrompt<'a> {
     /// The words.
     pub words: &'a Words,
-    /// Token embeddings after the words, one [n, d] per text encoder; empty for words alone.
+    /// Token embeddings after the words, one [n, d] per text encoder; empty for only words.
     pub difference: Vec<Tensor<2>>,
     /// How much of what these change in the text encoders' outputs is let in: nothing with 0, all of
     /// it with 1.
@@ -171,7 +171,7 @@ pub struct FullPrompt<'a> {
 }
 
 impl<'a> FullPrompt<'a> {
-    /// Words alone.
+    /// Only words.
     pub fn plain(words: &'a Words) -> Self {
         Self {
             words,
@@ -219,7 +219,7 @@ mod tests {
         let golden = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/golden");
         let open = |folder: &Path| ClipTokenizer::open(folder).unwrap().into_tokenizer();
         let own = open(&golden.join("tokenizer/files"));
-        // One that knows letters alone.
+        // One that knows only letters.
         let letters = tempfile::tempdir().unwrap();
         let pieces = ('a'..='z').flat_map(|letter| [letter.to_string(), format!("{letter}</w>")]);
         let specials = ["<|startoftext|>", "<|endoftext|>"].map(str::to_owned);

@@ -71,7 +71,7 @@ pub(in super::super) fn conv(
         });
         let y = plus(y, bias);
         let back = move |grad: Tensor<4>| {
-            // The gradient of a convolution that keeps the size is one with the kernel turned round.
+            // The gradient of a convolution that keeps the size is one with the kernel flipped.
             let turned = kernel.clone().swap_dims(2, 3); // [size, size, c_out, c_in]
             let grads = same.then(|| implicit(&grad, &turned.clone().flip([0, 1])));
             [grads.flatten().unwrap_or_else(|| {

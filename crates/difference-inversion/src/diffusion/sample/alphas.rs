@@ -24,7 +24,7 @@ impl AlphaSchedule {
     /// The schedule that `config` describes; `path` is named in errors.
     ///
     /// # Errors
-    /// [`Error::Config`] if a value makes no sense or is not supported.
+    /// [`Error::Config`] if a value is invalid or not supported.
     pub fn new(config: &SchedulerConfig, path: &Path) -> Result<Self> {
         check_fixed_fields(&config.other, &[("trained_betas", "null")], path)?;
         let wrong = |field: &str, reason: String| {

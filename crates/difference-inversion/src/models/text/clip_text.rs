@@ -95,7 +95,7 @@ pub struct ClipTextModel {
 }
 
 impl ClipTextModel {
-    /// Opens a folder that holds the text tower alone, such as `text_encoder` of a pipeline.
+    /// Opens a folder that holds only the text tower, such as `text_encoder` of a pipeline.
     ///
     /// # Errors
     /// When `config.json` or the weights are missing, damaged, or do not fit each other.

@@ -69,7 +69,7 @@ pub struct ClipVisionModel {
 }
 
 impl ClipVisionModel {
-    /// Opens a folder that holds the image tower alone.
+    /// Opens a folder that holds only the image tower.
     ///
     /// # Errors
     /// When `config.json` or the weights are missing, damaged, or do not fit each other.
