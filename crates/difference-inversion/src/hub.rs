@@ -123,7 +123,7 @@ impl Hub {
 
     /// Brings a model's revision, as the Hub has it now, into the cache: the files that are not
     /// there yet, going on where an earlier download stopped; of the weights those of the `variant`,
-    /// such as `fp16`, where there are any. Gives its folder.
+    /// such as `fp16`, if there are any. Gives its folder.
     ///
     /// # Errors
     /// [`Error::Hub`] with what stood in the way, [`Error::Io`] if the cache cannot be written,

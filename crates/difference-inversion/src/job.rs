@@ -38,7 +38,7 @@ pub trait Job {
     /// Reads and checks the files; tensors are put on `device`.
     ///
     /// # Errors
-    /// [`Error::Missing`] if something is not named that has to be, and whatever is wrong with a file, naming it.
+    /// [`Error::Missing`] if something required is not given, and whatever is wrong with a file, naming it.
     fn open(&self, device: &Device) -> Result<Self::Inputs>;
 
     /// Does the job.
@@ -221,7 +221,7 @@ impl Job for AnalogyJob {
     }
 }
 
-/// Draws a picture from words and, as far as the model takes them, other inputs: [`generate::generate`].
+/// Draws a picture from words and other inputs that the model takes: [`generate::generate`].
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GenerateJob {

@@ -47,7 +47,7 @@ pub struct RunRecord {
     pub seed: u64,
     /// Where and in which number format the models ran.
     pub device: String,
-    /// How the text-to-image model's files were understood, where that was said.
+    /// How the text-to-image model's files were understood, if that was said.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub options: Map<String, Value>,
     /// SHA-256 of the files of every model, by the model's role and the network; those that no
@@ -64,7 +64,7 @@ pub struct RunRecord {
 pub struct SuiteRecord {
     /// Its name.
     pub name: String,
-    /// Its version, where it has one.
+    /// Its version, if it has one.
     pub version: Value,
     /// [`Suite::identity`](super::suite::Suite::identity).
     pub identity: String,
@@ -399,7 +399,7 @@ impl Folder {
         learned.write(path)
     }
 
-    /// Copies the pictures of an analogy for the report, made smaller where they are large. Those that
+    /// Copies the pictures of an analogy for the report, made smaller if they are large. Those that
     /// are there stay if a B′ was made from them.
     ///
     /// # Errors

@@ -33,7 +33,7 @@ const NO_KIND: &str = "all";
 pub struct About {
     /// The suite's name.
     pub name: String,
-    /// Its version, where it has one.
+    /// Its version, if it has one.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub version: Value,
     /// Whatever else it says.

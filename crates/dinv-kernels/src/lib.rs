@@ -187,7 +187,7 @@ impl<K: Kernel> pulp::WithSimd for Task<'_, K> {
     }
 }
 
-/// Runs `kernel` on every chunk of `len` elements of `out`, in parallel where there is enough to
+/// Runs `kernel` on every chunk of `len` elements of `out`, in parallel if there is enough to
 /// do, with the widest vector instructions there are.
 fn for_chunks<K: Kernel>(out: &mut [f32], len: usize, kernel: &K) {
     let simd = instructions();

@@ -83,7 +83,7 @@ impl Default for TextToImage {
     }
 }
 
-/// The noise a picture is made from, where it is not drawn from the seed.
+/// The noise a picture is made from, if it is not drawn from the seed.
 #[derive(Debug, Clone)]
 pub struct InitNoise {
     /// Unit-variance noise [1, channels, h, w].

@@ -1,4 +1,4 @@
-//! Difference tokens D̃: what is learned from A and A′, and what is given to B's prompt.
+//! Difference tokens D̃: learned from A and A′, appended to B's prompt.
 
 use std::path::Path;
 
@@ -131,7 +131,7 @@ impl DifferenceTokens {
     }
 
     /// Writes the tokens as a textual-inversion embedding that other tools read too: one tensor
-    /// `emb_params` [n, d], or `clip_l` and `clip_g` where there are two text encoders. Base,
+    /// `emb_params` [n, d], or `clip_l` and `clip_g` if there are two text encoders. Base,
     /// settings and format version are in the metadata.
     ///
     /// # Errors

@@ -23,10 +23,10 @@ pub struct Inputs<'a> {
     pub mask: Option<&'a RgbImage>,
 }
 
-/// Draws a picture from words and, as far as the model takes them, other inputs.
+/// Draws a picture from words and other inputs that the model takes.
 ///
 /// # Errors
-/// As [`generate_latents`], or [`Error::NotFinite`](crate::Error::NotFinite) if the picture is not made of numbers.
+/// As [`generate_latents`], or [`Error::NotFinite`](crate::Error::NotFinite) if the picture has values that are not finite.
 pub fn generate(
     models: &Models,
     request: &TextToImage,

@@ -49,7 +49,7 @@ pub struct Pair {
 /// What the optimisation found.
 #[derive(Debug, Clone)]
 pub struct Outcome {
-    /// The best tokens on the fixed set, or the last where nothing is selected.
+    /// The best tokens on the fixed set, or the last if nothing is selected.
     pub tokens: DifferenceTokens,
     /// After how many steps they were reached.
     pub best_step: usize,

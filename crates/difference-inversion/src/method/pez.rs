@@ -119,7 +119,7 @@ pub(crate) fn room(
     })
 }
 
-/// The entries of the vocabulary that a prompt may be made of: all but those of the frame.
+/// The vocabulary entries that a prompt may use: all but the frame's.
 fn words(encoder: &TextEncoder) -> Vec<u32> {
     let special: Vec<u32> = encoder.frame().ids().collect();
     (0..u32::try_from(encoder.tokenizer().vocab_size()).unwrap_or(u32::MAX))

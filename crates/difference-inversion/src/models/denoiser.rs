@@ -59,7 +59,7 @@ pub struct How<'a> {
     pub control: Option<&'a dyn AttentionControl>,
 }
 
-/// What to save where there is a choice.
+/// What to save if there is a choice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Memory {
     /// Time: what the backward pass needs is kept.
@@ -106,7 +106,7 @@ pub struct Surroundings<'a> {
     pub class: &'a str,
     /// The width of each text encoder's hidden states.
     pub encoder_widths: &'a [usize],
-    /// The width of each text encoder's projected prompt, where it has a projection.
+    /// The width of each text encoder's projected prompt, if it has a projection.
     pub projections: &'a [Option<usize>],
     /// Channels of the latents.
     pub latent_channels: usize,

@@ -15,7 +15,7 @@ pub enum HubProblem {
         but_for(missing)
     )]
     Offline {
-        /// What an incomplete copy lacks; empty where there is no copy.
+        /// What an incomplete copy lacks; empty if there is no copy.
         missing: Vec<String>,
     },
     /// This library was built without the feature `hub`.
@@ -46,7 +46,7 @@ pub enum HubProblem {
     /// Too many requests.
     #[error("the Hub asks to send fewer requests (HTTP 429){}", in_seconds(*seconds))]
     TooMany {
-        /// How long to wait, where it was said.
+        /// How long to wait, if it was said.
         seconds: Option<u64>,
     },
     /// Any other answer that is not a file.

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-/// Makes the peak memory of this process what it is now, where the system can (Linux).
+/// Resets the peak memory of this process to what it is now, if the system can (Linux).
 pub fn forget_peak_memory() {
     let _ = fs::write("/proc/self/clear_refs", "5");
 }

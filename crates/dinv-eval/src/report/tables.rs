@@ -121,7 +121,7 @@ impl Report {
         )
     }
 
-    /// The change and what is kept, by kind; CLIP's direction where no judge looked.
+    /// The change and what is kept, by kind; CLIP's direction if no judge looked.
     fn kinds_table(&self, group: Group) -> String {
         let judged = self
             .methods

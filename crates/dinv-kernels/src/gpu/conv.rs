@@ -84,7 +84,7 @@ pub(in super::super) fn conv(
 }
 
 /// A convolution that keeps the size, as a product on tensor cores whose neighbourhoods are gathered
-/// while it runs; nothing where there are no tensor cores for the type, or channels are few.
+/// while it runs; nothing if there are no tensor cores for the type, or channels are few.
 ///
 /// # Shapes
 /// `x` `[b, h, w, c_in]`, `kernel` `[3, 3, c_in, c_out]`; result `[b, h, w, c_out]`.

@@ -50,7 +50,7 @@ impl Place {
 
     /// The device that `name` stands for; `auto` is the first GPU there is, or else the CPU.
     ///
-    /// Software that plays a GPU runs only where it is asked for by name: the CPU back end is
+    /// Software that plays a GPU runs only if it is asked for by name: the CPU back end is
     /// faster.
     pub(crate) fn named(name: &str) -> anyhow::Result<Self> {
         static AUTO: OnceLock<Place> = OnceLock::new();

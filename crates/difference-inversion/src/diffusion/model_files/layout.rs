@@ -30,7 +30,7 @@ pub struct LayoutTextEncoder {
     pub config: Value,
     /// Whether the file has a last layer and a projection that the family does not use.
     pub penultimate: bool,
-    /// The token its prompts are filled up with, where it is not the vocabulary's own.
+    /// The token its prompts are filled up with, if it is not the vocabulary's own.
     pub pad_token: Option<&'static str>,
 }
 

@@ -245,7 +245,7 @@ impl<'a> Beams<'a> {
         self.is_full() || !self.can_improve
     }
 
-    /// Whether enough texts are finished, where that is enough.
+    /// Whether enough texts are finished, if that is enough.
     fn is_full(&self) -> bool {
         self.config.early_stopping == EarlyStopping::WhenFull
             && self.finished.iter().all(|text| text.is_finished)

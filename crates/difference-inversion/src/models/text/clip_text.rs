@@ -114,7 +114,7 @@ impl ClipTextModel {
     }
 
     /// Reads the tower under `text_model.` (or under nothing, as transformers 5 saves it), and
-    /// `text_projection.weight` where there is one.
+    /// `text_projection.weight` if there is one.
     ///
     /// # Errors
     /// When a tensor is missing or of another shape than `config` says.

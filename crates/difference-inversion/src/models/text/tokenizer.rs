@@ -121,7 +121,7 @@ impl Tokenizer {
         self.rules.get_vocab_size(true)
     }
 
-    /// The piece of the vocabulary behind `id`, such as CLIP's with `</w>` where it ends a word.
+    /// The piece of the vocabulary behind `id`, such as CLIP's with `</w>` if it ends a word.
     #[must_use]
     pub fn token(&self, id: u32) -> Option<String> {
         self.rules.id_to_token(id)

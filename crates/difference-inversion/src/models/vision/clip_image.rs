@@ -78,7 +78,7 @@ impl ClipVisionModel {
     }
 
     /// Reads the tower under `vision_model.` (or under nothing, as transformers 5 saves it), and
-    /// `visual_projection.weight` where there is one.
+    /// `visual_projection.weight` if there is one.
     ///
     /// # Errors
     /// When a tensor is missing or of another shape than `config` says.
