@@ -405,7 +405,7 @@ impl<'a> Grid<'a> {
             pixel((rows + title + 2.0 * MARGIN - GAP).ceil()),
         )?;
         for (column, title) in self.titles.iter().enumerate() {
-            let size = if title.chars().count() > 10 {
+            let size = if title.chars().count() > 8 {
                 15.0
             } else {
                 19.0

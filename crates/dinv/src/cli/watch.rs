@@ -60,8 +60,11 @@ impl Watcher {
     pub(crate) fn new(quiet: bool) -> Self {
         let terminal = std::io::stderr().is_terminal();
         Self {
-            bar: (terminal && !quiet)
-                .then(|| ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())),
+            // Until a stage begins, there is nothing to draw.
+            bar: (terminal && !quiet).then(|| {
+                ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr())
+                    .with_style(style("{msg}"))
+            }),
             plain: !terminal && !quiet,
             current: None,
             last_loss: None,
