@@ -201,6 +201,24 @@ SAMPLERS = {
     "euler_ancestral_zero_snr": (EulerAncestralDiscreteScheduler, ZERO_SNR, 5, {}),
     "unipc_leading": (UniPCMultistepScheduler, LEADING, 8, {}),
     "unipc_zero_snr": (UniPCMultistepScheduler, ZERO_SNR, 8, {}),
+    "dpm_solver_clipped": (DPMSolverMultistepScheduler, SD15 | {"lambda_min_clipped": -1.0}, 6, {}),
+    "dpm_solver_clipped_trailing": (
+        DPMSolverMultistepScheduler,
+        {
+            "beta_schedule": "squaredcos_cap_v2",
+            "lambda_min_clipped": -5.1,
+            "timestep_spacing": "trailing",
+        },
+        7,
+        {},
+    ),
+    "unipc_uncorrected": (UniPCMultistepScheduler, LEADING | {"disable_corrector": [0, 2]}, 6, {}),
+    "euler_trained_betas": (
+        EulerDiscreteScheduler,
+        {"num_train_timesteps": 40, "trained_betas": [0.002 * (1 + i) for i in range(40)]},
+        5,
+        {},
+    ),
 }
 
 

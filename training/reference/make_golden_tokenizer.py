@@ -29,6 +29,8 @@ TEXTS = [
     "雪の城", "ночь и снег", "مدينة", "नमस्ते", "👍🏽 a 🏰 🇫🇷 👩‍👩‍👧", "zero\u200bwidth \u00a0 nbsp \u3000 wide",
     "tab\there \x00 null \x07 bell", "<|endoftext|>", "a <|startoftext|> b<|endoftext|>c",
     "<|ENDOFTEXT|>", "</w> cat</w>", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "a <my-boat> on snow", "a <my-boat>s, a<MY-BOAT>", "wombat wombats WOMBAT a wombat!", "the two words here, two words",
+    "x <left> y <right> z", "x <LEFT> y <RIGHT>", "<left><right>", "Straße <Straße> <STRASSE>", "a  two  words", "<my-boat>", "twotwo words",
     "ﬁne ①②③ Ⅷ ™", "a\u0301\u0302\u0303 combining", "\ufeffbom \ufffd replacement", "“quotes” ‘single’ — dash…",
 ]
 
@@ -82,8 +84,46 @@ def main():
     # As save_pretrained of today writes it: tokenizer.json.
     CLIPTokenizer.from_pretrained(files).save_pretrained(OUT / "json")
 
+    # With tokens added, as before transformers 4.34: added_tokens.json, of which some are special.
+    words = ["<my-boat>", "wombat", "two words", "<left>", "<right>", "<Straße>"]
+    old = OUT / "added_tokens"
+    shutil.copytree(files, old)
+    added = {word: len(vocab) + number for number, word in enumerate(words)}
+    (old / "added_tokens.json").write_text(json.dumps(added))
+    (old / "special_tokens_map.json").write_text(json.dumps(
+        {**special, "pad_token": EOS, "additional_special_tokens": ["<left>"]}
+    ))
+    # The same, named where transformers 5 takes them for special.
+    named = OUT / "added_tokens_special"
+    shutil.copytree(old, named)
+    (named / "tokenizer_config.json").write_text(json.dumps(
+        {**config, **special, "pad_token": EOS, "additional_special_tokens": ["<left>"]}
+    ))
+
+    # Since then: in tokenizer_config.json, which alone is heard, with where each of them counts.
+    def token(content, **what):
+        flags = dict.fromkeys(["lstrip", "rstrip", "single_word", "special"], False)
+        return {"content": content, "normalized": True, **flags, **what}
+
+    decoder = OUT / "added_decoder"
+    shutil.copytree(files, decoder)
+    tokens = [
+        token("<my-boat>", normalized=False), token("wombat", single_word=True), token("two words"),
+        token("<left>", lstrip=True, special=True, normalized=False), token("<right>", rstrip=True),
+        token("<Straße>"),
+    ]
+    added = {len(vocab) + number: one for number, one in enumerate(tokens)}
+    added |= {vocab[name]: token(name, special=True) for name in [BOS, EOS]}
+    (decoder / "tokenizer_config.json").write_text(json.dumps(
+        {**config, **special, "pad_token": EOS, "added_tokens_decoder": added}
+    ))
+
+    # As save_pretrained of today writes the same.
+    CLIPTokenizer.from_pretrained(decoder).save_pretrained(OUT / "added_json")
+
     expected = {}
-    for name in ["files", "bang", "json"]:
+    for name in ["files", "bang", "json", "added_tokens", "added_tokens_special", "added_decoder",
+                 "added_json"]:
         tokenizer = AutoTokenizer.from_pretrained(OUT / name)
         expected[name] = {
             "bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id,

@@ -19,7 +19,7 @@ use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-pub use self::cache::{CachedModel, model_of, size};
+pub use self::cache::{CachedModel, model_of, repository_of, size};
 pub use self::id::ModelId;
 pub use self::known::{CAPTIONER, joint_spaces, licence};
 pub use self::plan::missing;
@@ -29,6 +29,25 @@ use crate::{Error, Result};
 
 /// Where the Hub is, unless `HF_ENDPOINT` names another.
 const ENDPOINT: &str = "https://huggingface.co";
+
+/// What is wanted of a model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wanted<'a> {
+    /// The variant of its weights, such as `fp16`.
+    pub variant: Option<&'a str>,
+    /// Whether T5 is left out, where the family can do without it.
+    pub without_t5: bool,
+}
+
+impl<'a> From<Option<&'a str>> for Wanted<'a> {
+    /// All parts, in a variant if there is one.
+    fn from(variant: Option<&'a str>) -> Self {
+        Self {
+            variant,
+            without_t5: false,
+        }
+    }
+}
 
 /// The Hub, and the cache on this machine.
 #[derive(Clone)]
@@ -73,24 +92,22 @@ impl Hub {
 
     fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> Result<Self> {
         let text = |name: &str| variable(name).and_then(|value| value.into_string().ok());
+        let path = |name: &str| variable(name).map(|value| expanded(value, &variable));
         let home = || {
-            let caches = variable("XDG_CACHE_HOME").map(PathBuf::from);
+            let caches = path("XDG_CACHE_HOME");
             let caches = caches.or_else(|| Some(env::home_dir()?.join(".cache")));
             let default = || caches.map(|folder| folder.join("huggingface"));
-            variable("HF_HOME").map(PathBuf::from).or_else(default)
+            path("HF_HOME").or_else(default)
         };
         let cache = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"]
             .into_iter()
-            .find_map(|name| variable(name).map(PathBuf::from))
+            .find_map(path)
             .or_else(|| Some(home()?.join("hub")))
             .ok_or_else(|| Error::Missing {
                 what: "a place for downloaded models".to_owned(),
                 reason: "there is no home folder; name one with HF_HOME".to_owned(),
             })?;
-        let token_file = || {
-            let path = variable("HF_TOKEN_PATH").map(PathBuf::from);
-            path.or_else(|| Some(home()?.join("token")))
-        };
+        let token_file = || path("HF_TOKEN_PATH").or_else(|| Some(home()?.join("token")));
         let token = text("HF_TOKEN")
             .or_else(|| text("HUGGING_FACE_HUB_TOKEN"))
             .or_else(|| std::fs::read_to_string(token_file()?).ok())
@@ -108,9 +125,15 @@ impl Hub {
         })
     }
 
-    /// What the cache has of a model, in a variant if one is asked for.
-    pub fn cached(&self, id: &ModelId, variant: Option<&str>) -> Option<CachedModel> {
-        cache::RepoCache::new(&self.cache, id).model(id, variant)
+    /// The folder of a repository's snapshot, if `folder` is what the cache keeps of that repository:
+    /// `models--OWNER--NAME`.
+    pub fn snapshot_in(folder: &std::path::Path) -> Option<PathBuf> {
+        cache::snapshot_in(folder)
+    }
+
+    /// What the cache has of what is wanted of a model.
+    pub fn cached<'a>(&self, id: &ModelId, wanted: impl Into<Wanted<'a>>) -> Option<CachedModel> {
+        cache::RepoCache::new(&self.cache, id).model(id, wanted.into())
     }
 
     /// What the cache has of every model that this library could use, by name.
@@ -122,22 +145,23 @@ impl Hub {
     }
 
     /// Brings a model's revision, as the Hub has it now, into the cache: the files that are not
-    /// there yet, going on where an earlier download stopped; of the weights those of the `variant`,
-    /// such as `fp16`, if there are any. Gives its folder.
+    /// there yet, going on where an earlier download stopped; of the weights those of the variant
+    /// that is `wanted`, where there are any. Gives its folder.
     ///
     /// # Errors
     /// [`Error::Hub`] with what stood in the way, [`Error::Io`] if the cache cannot be written,
     /// [`Error::Stopped`] if the observer asks to stop. What came so far is kept, and no snapshot
     /// is left with less than all of its files.
     #[cfg(feature = "hub")]
-    pub fn pull(
+    pub fn pull<'a>(
         &self,
         id: &ModelId,
-        variant: Option<&str>,
+        wanted: impl Into<Wanted<'a>>,
         observer: Observer<'_>,
     ) -> Result<PathBuf> {
-        self.online(id, variant)?;
-        download::pull(self, id, variant, observer)
+        let wanted = wanted.into();
+        self.online(id, wanted)?;
+        download::pull(self, id, wanted, observer)
     }
 
     /// Says that this build cannot download.
@@ -145,19 +169,58 @@ impl Hub {
     /// # Errors
     /// [`Error::Hub`], always.
     #[cfg(not(feature = "hub"))]
-    pub fn pull(&self, id: &ModelId, variant: Option<&str>, _: Observer<'_>) -> Result<PathBuf> {
-        self.online(id, variant)?;
+    pub fn pull<'a>(
+        &self,
+        id: &ModelId,
+        wanted: impl Into<Wanted<'a>>,
+        _: Observer<'_>,
+    ) -> Result<PathBuf> {
+        self.online(id, wanted.into())?;
         Err(HubProblem::NotBuiltIn.of(id))
     }
 
-    fn online(&self, id: &ModelId, variant: Option<&str>) -> Result<()> {
+    fn online(&self, id: &ModelId, wanted: Wanted<'_>) -> Result<()> {
         if !self.offline {
             return Ok(());
         }
-        let missing = self.cached(id, variant).map(|model| model.missing);
+        let missing = self.cached(id, wanted).map(|model| model.missing);
         let missing = missing.unwrap_or_default();
         Err(HubProblem::Offline { missing }.of(id))
     }
+}
+
+/// A path with `~`, `$NAME` and `${NAME}` replaced, as Python's library does it: not every place where
+/// variables are set has a shell.
+fn expanded(path: OsString, variable: &impl Fn(&str) -> Option<OsString>) -> PathBuf {
+    let Some(text) = path.to_str() else {
+        return PathBuf::from(path);
+    };
+    let home = || Some(variable("HOME").map_or_else(|| env::home_dir(), |home| Some(home.into()))?);
+    let of_home: Option<(PathBuf, &str)> = match text.strip_prefix('~') {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => home().map(|home| (home, rest)),
+        _ => None,
+    };
+    let text = match &of_home {
+        Some((home, rest)) => format!("{}{rest}", home.display()),
+        None => text.to_owned(),
+    };
+    let mut parts = text.split('$');
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (name, rest) = match part.strip_prefix('{').and_then(|part| part.split_once('}')) {
+            Some(named) => named,
+            None => {
+                let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+                part.split_at(part.find(|c| !is_of_name(c)).unwrap_or(part.len()))
+            }
+        };
+        let value = (!name.is_empty()).then(|| variable(name)).flatten();
+        match value.and_then(|value| value.into_string().ok()) {
+            Some(value) => out += &(value + rest),
+            None => out += &format!("${part}"),
+        }
+    }
+    PathBuf::from(out)
 }
 
 #[cfg(test)]
@@ -190,6 +253,31 @@ mod tests {
             let hub = hub(&[("HF_HOME", "/h"), ("HF_HUB_OFFLINE", value)]);
             assert_eq!(hub.offline, expected, "{value}");
         }
+    }
+
+    #[test]
+    fn home_and_variables_in_paths_are_replaced() {
+        for (value, expected) in [
+            ("~/.cache/hf", "/home/me/.cache/hf/hub"),
+            ("~", "/home/me/hub"),
+            ("$HOME/hf", "/home/me/hf/hub"),
+            ("${HOME}x/$DATA", "/home/mex/big disk/hub"),
+            ("/a/~/$NOWHERE", "/a/~/$NOWHERE/hub"),
+            ("~other/x$", "~other/x$/hub"),
+        ] {
+            let variables = [
+                ("HOME", "/home/me"),
+                ("DATA", "big disk"),
+                ("HF_HOME", value),
+            ];
+            assert_eq!(hub(&variables).cache, Path::new(expected), "{value}");
+        }
+        let direct = hub(&[
+            ("HOME", "/h"),
+            ("HF_HUB_CACHE", "$HOME/x"),
+            ("HF_HOME", "/y"),
+        ]);
+        assert_eq!(direct.cache, Path::new("/h/x"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub mod arrays;
 pub mod digest;
 pub mod error;
 pub mod files;
+pub(crate) mod foreign;
 pub mod hub_problem;
 pub mod machine;
 pub mod progress;

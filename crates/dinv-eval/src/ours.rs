@@ -144,7 +144,7 @@ impl Method for DifferenceInversion {
     ) -> Result<RgbImage> {
         let base = self.models.pipeline().base();
         let device = self.models.pipeline().device();
-        let tokens = (0..base.len())
+        let tokens = (0..base.encoders.len())
             .map(|encoder| learned.tensor(&token_name(encoder), device))
             .collect::<Result<_>>()?;
         let target = Target {

@@ -97,8 +97,8 @@ impl InitNoise {
     /// Reads the tensors `latents` and, if there is one, `noise` of a safetensors file.
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::InvalidFile`] if it cannot be read or is not such a file,
-    /// [`Error::Tensor`] if a tensor is missing or has not four dimensions.
+    /// [`Error::Io`] and [`Error::InvalidFile`] if it cannot be read or is not such a file, or a tensor
+    /// is missing or has not four dimensions.
     pub fn read(path: &Path, device: &Device) -> Result<Self> {
         let arrays = Arrays::read(path)?;
         let noise = (arrays.arrays.contains_key("noise"))
@@ -160,6 +160,9 @@ pub fn draw(
         None => own_solver(pipeline, &mut *observer),
     };
     let mut solver = kind.build(pipeline.noising(), request.num_inference_steps, 0.0)?;
+    if let Some(notice) = pipeline.noising().notice(solver.timesteps()) {
+        progress::notice(&mut *observer, notice);
+    }
     let guide = guide(pipeline, request, prompt, image)?;
     let shape = pipeline.latent_shape();
     let init = match init {

@@ -8,12 +8,15 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use serde_json::Value;
 
 use crate::diffusion::model_files::layout::Layout;
-use crate::diffusion::model_files::{ModelFiles, SCHEDULER};
-use crate::diffusion::sample::{AlphaSchedule, Noising, SchedulerConfig};
-use crate::diffusion::text_encoder::{Encoded, TextEncoder, open_clip};
+use crate::diffusion::model_files::{MODEL_INDEX, ModelFiles, SCHEDULER};
+use crate::diffusion::sample::{
+    AlphaSchedule, FlowConfig, FlowSchedule, Noising, SchedulerConfig, check_kind, complete,
+};
+use crate::diffusion::text_encoder::{Encoded, TextEncoder, open_clip, open_t5};
 use crate::models::denoiser::conditions::Conditions;
-use crate::models::denoiser::{DenoiserConfig, unet_denoiser};
+use crate::models::denoiser::{DenoiserConfig, sd3_denoiser, unet_denoiser};
 use crate::models::vae::AutoencoderKLConfig;
+use crate::weights::from_value;
 use crate::{Error, Result};
 
 /// A family: models whose parts and mathematics are the same.
@@ -40,6 +43,9 @@ pub struct Family {
     pub autoencoder: AutoencoderPart,
     /// The layouts of its models that come as one file.
     pub single_files: &'static [fn() -> Layout],
+    /// A tensor by which a file in the original layout is known to be of this family, where that layout
+    /// is not read.
+    pub unread_mark: Option<&'static str>,
 }
 
 /// A model that is known by name.
@@ -96,6 +102,11 @@ pub struct EncoderPart {
     pub part: &'static str,
     /// Whether it was trained with an image tower, so that there is a joint space.
     pub joint: bool,
+    /// Whether difference tokens are learned for it. Those for which they are come first; the others
+    /// read the words alone.
+    pub learned: bool,
+    /// Whether the denoiser can do without it.
+    pub optional: bool,
     /// Opens it with its tokenizer.
     pub open: fn(&ModelFiles, &str, &Device, FloatDType) -> Result<TextEncoder>,
 }
@@ -124,6 +135,8 @@ pub enum Beside {
 const CLIP: EncoderPart = EncoderPart {
     part: "text_encoder",
     joint: true,
+    learned: true,
+    optional: false,
     open: open_clip,
 };
 
@@ -131,6 +144,16 @@ const CLIP: EncoderPart = EncoderPart {
 const CLIP_2: EncoderPart = EncoderPart {
     part: "text_encoder_2",
     ..CLIP
+};
+
+/// T5 as the third text encoder. It reads token embeddings through a norm that leaves their direction
+/// alone, so that tokens of zeros are no start for it: D̃ is not learned for it.
+const T5_3: EncoderPart = EncoderPart {
+    part: "text_encoder_3",
+    joint: false,
+    learned: false,
+    optional: true,
+    open: open_t5,
 };
 
 /// Stable Diffusion's autoencoder.
@@ -165,10 +188,11 @@ pub static STABLE_DIFFUSION: Family = Family {
     text_encoders: &[CLIP],
     conditions: last_hidden_states,
     force_zeros_for_empty_prompt: false,
-    noising: discrete_with_offset,
+    noising: discrete_unclamped,
     beside: Beside::Nothing,
     autoencoder: AUTOENCODER,
     single_files: &[Layout::sd1, Layout::sd2_base, Layout::sd2],
+    unread_mark: None,
 };
 
 /// Stable Diffusion XL. Its autoencoder overflows in half precision.
@@ -193,7 +217,46 @@ pub static STABLE_DIFFUSION_XL: Family = Family {
         ..AUTOENCODER
     },
     single_files: &[Layout::sdxl],
+    unread_mark: None,
 };
+
+/// Stable Diffusion 3 and 3.5.
+pub static STABLE_DIFFUSION_3: Family = Family {
+    class: "StableDiffusion3Pipeline",
+    models: &[
+        KnownModel {
+            name: "sd3",
+            repository: "stabilityai/stable-diffusion-3-medium-diffusers",
+            licence: STABILITY_COMMUNITY,
+        },
+        KnownModel {
+            name: "sd35",
+            repository: "stabilityai/stable-diffusion-3.5-medium",
+            licence: STABILITY_COMMUNITY,
+        },
+        KnownModel {
+            name: "sd35-large",
+            repository: "stabilityai/stable-diffusion-3.5-large",
+            licence: STABILITY_COMMUNITY,
+        },
+    ],
+    denoiser: DenoiserPart {
+        part: sd3_denoiser::PART,
+        title: "multimodal transformer",
+        open: sd3_denoiser::open,
+    },
+    text_encoders: &[CLIP, CLIP_2, T5_3],
+    conditions: joint_and_t5_hidden_states,
+    force_zeros_for_empty_prompt: false,
+    noising: flow,
+    beside: Beside::Nothing,
+    autoencoder: AUTOENCODER,
+    single_files: &[],
+    unread_mark: Some("joint_blocks.0.context_block.adaLN_modulation.1.bias"),
+};
+
+/// The licence of Stable Diffusion 3 and 3.5, as their pages name it.
+const STABILITY_COMMUNITY: &str = "stabilityai-ai-community";
 
 /// InstructPix2Pix: an instruction and the picture that it changes.
 pub static INSTRUCT_PIX2PIX: Family = Family {
@@ -207,6 +270,7 @@ pub static INSTRUCT_PIX2PIX: Family = Family {
     beside: Beside::Picture,
     autoencoder: AUTOENCODER,
     single_files: &[],
+    unread_mark: None,
 };
 
 /// Stable Diffusion's inpainting: a prompt, a picture, and a mask of what is drawn again.
@@ -221,14 +285,47 @@ pub static INPAINT: Family = Family {
     beside: Beside::PictureAndMask,
     autoencoder: AUTOENCODER,
     single_files: &[],
+    unread_mark: None,
 };
 
 /// The table.
 pub static FAMILIES: &[&Family] = &[
     &STABLE_DIFFUSION,
     &STABLE_DIFFUSION_XL,
+    &STABLE_DIFFUSION_3,
     &INSTRUCT_PIX2PIX,
     &INPAINT,
+];
+
+/// Pipelines of diffusers whose parts are those of a family, so that a model saved by one of them is of
+/// that family.
+const SAME_PARTS: [(&str, &str); 11] = [
+    (
+        "LatentConsistencyModelImg2ImgPipeline",
+        "StableDiffusionPipeline",
+    ),
+    ("LatentConsistencyModelPipeline", "StableDiffusionPipeline"),
+    ("StableDiffusionDiffEditPipeline", "StableDiffusionPipeline"),
+    ("StableDiffusionImg2ImgPipeline", "StableDiffusionPipeline"),
+    (
+        "StableDiffusionPAGImg2ImgPipeline",
+        "StableDiffusionPipeline",
+    ),
+    ("StableDiffusionPAGPipeline", "StableDiffusionPipeline"),
+    ("StableDiffusionSAGPipeline", "StableDiffusionPipeline"),
+    (
+        "StableDiffusionPAGInpaintPipeline",
+        "StableDiffusionInpaintPipeline",
+    ),
+    (
+        "StableDiffusionXLImg2ImgPipeline",
+        "StableDiffusionXLPipeline",
+    ),
+    (
+        "StableDiffusionXLPAGImg2ImgPipeline",
+        "StableDiffusionXLPipeline",
+    ),
+    ("StableDiffusionXLPAGPipeline", "StableDiffusionXLPipeline"),
 ];
 
 /// Rows that tests add.
@@ -262,6 +359,14 @@ pub fn text_encoders() -> Vec<&'static str> {
 /// The models that are known by name.
 pub fn known_models() -> impl Iterator<Item = &'static KnownModel> {
     all().flat_map(|family| family.models)
+}
+
+/// The family that a file with tensors of these names is known to be of, though its layout is not read.
+pub(crate) fn of_unread(names: &[String]) -> Option<&'static Family> {
+    all().find(|family| {
+        let mark = family.unread_mark;
+        mark.is_some_and(|mark| names.iter().any(|name| name.ends_with(mark)))
+    })
 }
 
 /// The layouts of single files.
@@ -299,8 +404,10 @@ impl PartialEq for Family {
 impl Eq for Family {}
 
 impl Family {
-    /// The family of a class of diffusers.
+    /// The family of a class of diffusers: its own, or one of the same parts.
     pub fn of_class(class: &str) -> Option<&'static Self> {
+        let same = SAME_PARTS.iter().find(|(other, _)| *other == class);
+        let class = same.map_or(class, |(_, class)| *class);
         all().find(|family| family.class == class)
     }
 
@@ -310,6 +417,47 @@ impl Family {
         [self.denoiser.part, self.autoencoder.part]
             .into_iter()
             .chain(encoders)
+    }
+
+    /// Its text encoders that a model has: all but those that are optional and not there.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if T5 is to be left out of a model that cannot do without;
+    /// [`Error::NoTextEncoder`] if the model names an optional one that is not there.
+    pub fn encoders_in(&self, files: &ModelFiles) -> Result<Vec<&'static EncoderPart>> {
+        let leaves_out = files.leaves_out_t5();
+        if leaves_out && !self.text_encoders.iter().any(|encoder| encoder.optional) {
+            return Err(Error::Setting {
+                name: "without_t5",
+                expected: "a model that can do without its T5, such as Stable Diffusion 3"
+                    .to_owned(),
+                found: format!("a {}", self.class),
+            });
+        }
+        let mut encoders = Vec::with_capacity(self.text_encoders.len());
+        for encoder in self.text_encoders {
+            let part = encoder.part;
+            if !encoder.optional || (!leaves_out && files.has(part)) {
+                encoders.push(encoder);
+            } else if !leaves_out && files.names(part) {
+                return Err(Error::NoTextEncoder {
+                    path: files.config_path(MODEL_INDEX),
+                    part,
+                });
+            }
+        }
+        Ok(encoders)
+    }
+
+    /// The folders of the networks that a model has of it: denoiser, autoencoder, text encoders.
+    ///
+    /// # Errors
+    /// As [`encoders_in`](Self::encoders_in).
+    pub fn networks_in(&self, files: &ModelFiles) -> Result<Vec<&'static str>> {
+        let encoders = self.encoders_in(files)?;
+        let encoders = encoders.iter().map(|encoder| encoder.part);
+        let others = [self.denoiser.part, self.autoencoder.part];
+        Ok(others.into_iter().chain(encoders).collect())
     }
 
     /// Whether one of its text encoders was trained with an image tower, so that there is a space
@@ -384,23 +532,41 @@ impl AutoencoderPart {
     }
 }
 
-/// A schedule of whole steps. What outdated configurations leave out is as diffusers' pipelines have
-/// it: latents reach beyond ±1 and are not clamped.
+/// A schedule of whole steps, as the model says.
 fn discrete(files: &ModelFiles) -> Result<Noising> {
     corrected(files, |_| ())
 }
 
-/// The same for models that were trained with an offset of 1.
+/// The same for models that were trained with an offset of 1, which diffusers' pipeline puts into
+/// outdated configurations.
 fn discrete_with_offset(files: &ModelFiles) -> Result<Noising> {
     corrected(files, |config| config.steps_offset = 1)
 }
 
+/// The same for latents that reach beyond ±1, too, so that they are not clamped.
+fn discrete_unclamped(files: &ModelFiles) -> Result<Noising> {
+    corrected(files, |config| {
+        config.steps_offset = 1;
+        config.clip_sample = false;
+    })
+}
+
 fn corrected(files: &ModelFiles, correct: fn(&mut SchedulerConfig)) -> Result<Noising> {
-    let mut config: SchedulerConfig = files.config(SCHEDULER)?;
-    config.clip_sample = false;
+    let path = files.config_path(SCHEDULER);
+    let mut config: Value = files.config(SCHEDULER)?;
+    check_kind(&config, &path)?;
+    complete(&mut config);
+    let mut config: SchedulerConfig = from_value(config, &path)?;
+    config.spacing_is_guessed = files.spacing_is_guessed();
     correct(&mut config);
-    let schedule = AlphaSchedule::new(&config, &files.config_path(SCHEDULER))?;
-    Ok(Noising::Discrete(schedule))
+    Ok(Noising::Discrete(AlphaSchedule::new(&config, &path)?))
+}
+
+/// A straight path from latents to noise.
+fn flow(files: &ModelFiles) -> Result<Noising> {
+    let config: FlowConfig = files.config(SCHEDULER)?;
+    let schedule = FlowSchedule::new(&config, &files.config_path(SCHEDULER))?;
+    Ok(Noising::Flow(schedule))
 }
 
 /// The last hidden state, behind the final norm. (In diffusers' folders, the text encoder of Stable
@@ -423,6 +589,30 @@ fn penultimate_hidden_states(encoders: &[TextEncoder], encoded: &[Encoded]) -> R
     })
 }
 
+/// The last hidden state but one of both CLIP encoders side by side, filled up to the width of T5,
+/// then T5's last hidden state, if there is a T5; and both pooled prompts side by side, projected.
+fn joint_and_t5_hidden_states(encoders: &[TextEncoder], encoded: &[Encoded]) -> Result<Conditions> {
+    let (clip, t5) = encoded.split_at(encoded.len().min(2));
+    let states = clip.iter().map(Encoded::penultimate_hidden_state);
+    let mut context = Tensor::cat(states.collect::<Result<Vec<_>>>()?, 2); // [1, n, d₁ + d₂]
+    if let Some(t5) = t5.first() {
+        let t5 = t5.last_hidden_state.clone().cast(context.dtype());
+        let ([b, n, d], width) = (context.dims(), t5.dims()[2]);
+        if width > d {
+            let options = (&context.device().without_autodiff(), context.dtype());
+            let zeros = Tensor::zeros([b, n, width - d], options);
+            context = Tensor::cat(vec![context, zeros], 2);
+        }
+        context = Tensor::cat(vec![context, t5], 1); // [1, n + m, width]
+    }
+    let pooled = encoders.iter().zip(clip);
+    let pooled = pooled.map(|(encoder, encoded)| encoder.project(encoded.pooled.clone()));
+    Ok(Conditions {
+        pooled: Some(Tensor::cat(pooled.collect::<Result<Vec<_>>>()?, 1)), // [1, e₁ + e₂]
+        ..Conditions::new(context)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -439,6 +629,20 @@ mod tests {
                 .all(|family| family.networks().all(|part| parts.contains(&part)))
         );
         assert!(text_encoders().iter().all(|part| parts.contains(part)));
+    }
+
+    #[test]
+    fn encoders_that_are_learned_for_come_first() {
+        for family in FAMILIES {
+            let learned: Vec<bool> = (family.text_encoders.iter())
+                .map(|encoder| encoder.learned)
+                .collect();
+            assert!(
+                learned.is_sorted_by(|one, other| one >= other),
+                "{learned:?}"
+            );
+            assert!(learned[0]);
+        }
     }
 
     #[test]

@@ -91,7 +91,7 @@ impl ModelPaths {
 #[derive(Debug)]
 pub struct Models {
     pipeline: Pipeline,
-    notice: Option<String>,
+    notices: Vec<String>,
     joints: OnceLock<Vec<JointSpace>>,
     clip_folders: Vec<PathBuf>,
     /// Once it was needed, until it is released.
@@ -112,7 +112,7 @@ impl Models {
         let files = paths.files()?;
         Ok(Self {
             pipeline: Pipeline::open(&files, device, dtype)?,
-            notice: files.notice().map(str::to_owned),
+            notices: files.notices().to_vec(),
             joints: OnceLock::new(),
             clip_folders: paths.clip_folders(),
             captioner: Mutex::default(),
@@ -128,9 +128,9 @@ impl Models {
         &self.pipeline
     }
 
-    /// A note about how the model's files were understood.
-    pub fn notice(&self) -> Option<&str> {
-        self.notice.as_deref()
+    /// What to tell the user about how the model's files were understood.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
     }
 
     /// The joint spaces in the order of the pipeline's text encoders: at least one, and at most

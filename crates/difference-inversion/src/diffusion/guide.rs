@@ -112,6 +112,7 @@ pub fn denoise(
     seed: u64,
     observer: Observer<'_>,
 ) -> Result<Tensor<4>> {
+    solver.check_start(start.step)?;
     let timesteps = solver.timesteps().to_vec();
     let total = timesteps.len() - start.step;
     let mut latents = start.latents;

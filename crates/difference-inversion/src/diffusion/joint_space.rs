@@ -61,7 +61,8 @@ impl JointSpace {
     }
 
     /// The same as the joint space of that one of a pipeline's text encoders which it fits; the
-    /// weights that both have are held once.
+    /// weights that both have are held once, and words that were added to the encoder's vocabulary are
+    /// known here, too.
     ///
     /// # Errors
     /// [`Error::WrongBase`] if it fits none, see [`check_encoder`](Self::check_encoder).
@@ -70,6 +71,7 @@ impl JointSpace {
         match encoders.iter().position(|encoder| fits(encoder).is_ok()) {
             Some(number) => {
                 self.encoder = number;
+                self.text_encoder.extend(&encoders[number]);
                 self.shared_bytes = self.text_encoder.share(&encoders[number]);
             }
             None => encoders.iter().try_for_each(fits)?,
@@ -94,7 +96,7 @@ impl JointSpace {
     }
 
     /// Checks that difference tokens for `encoder` mean something here: the token embeddings must
-    /// be the same, or at least a fine-tuned copy.
+    /// be the same, or at least a fine-tuned copy, to which words may have been added.
     ///
     /// # Errors
     /// [`Error::WrongBase`] if they are not.
@@ -103,8 +105,9 @@ impl JointSpace {
         if self.text_encoder.base() == encoder.base() {
             return Ok(());
         }
-        if ours.dims() == theirs.dims() {
-            let rows = COMPARED_ROWS.min(ours.dims()[0]);
+        let ([own, width], [rows, other_width]) = (ours.dims(), theirs.dims());
+        if own <= rows && width == other_width {
+            let rows = COMPARED_ROWS.min(own);
             let [ours, theirs] =
                 [ours, theirs].map(|table| table.clone().slice([0..rows]).cast(DType::F32));
             if host(cosine(ours, theirs).mean())[0] >= SAME_ORIGIN {

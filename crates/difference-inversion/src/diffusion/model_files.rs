@@ -3,6 +3,7 @@
 
 pub mod layout;
 mod original;
+mod said;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,10 +14,12 @@ use serde_json::{Value, json};
 
 use crate::diffusion::family;
 use crate::diffusion::model_files::layout::Layout;
-use crate::diffusion::model_files::original::{MARKS, Networks, networks};
-use crate::diffusion::sample::PredictionType;
+use crate::diffusion::model_files::original::{Networks, networks};
+use crate::diffusion::model_files::said::{Said, ZERO_SNR, title};
+use crate::diffusion::sample::{PredictionType, TimestepSpacing};
 use crate::models::denoiser::unet_denoiser::PART as UNET;
 use crate::models::text::tokenizer::Vocabulary;
+use crate::util::error::abbreviate;
 use crate::weights::Weights;
 use crate::weights::file::TensorFile;
 use crate::weights::folder::{has_variant, refuse_pickled};
@@ -40,8 +43,13 @@ pub struct FileOptions {
     /// The family of a single file; by default it is recognised.
     pub family: Option<Layout>,
     /// What the U-Net predicts; by default what the scheduler's configuration says, of a single
-    /// file the family's.
+    /// file what its metadata say, else the family's. A single file with a tensor `v_pred` is not asked.
     pub prediction_type: Option<PredictionType>,
+    /// Whether the noise schedule is rescaled so that it ends in pure noise, and visited from there
+    /// (`rescale_betas_zero_snr`, trailing), whatever the model says.
+    pub zero_snr: bool,
+    /// Which timesteps are visited; by default those that the scheduler's configuration says.
+    pub timestep_spacing: Option<TimestepSpacing>,
     /// The variant of a folder's weights, such as `fp16`; by default see [`Weights::open`].
     pub variant: Option<String>,
     /// A folder with CLIP's vocabulary, for a single file, which has none.
@@ -50,8 +58,10 @@ pub struct FileOptions {
     pub resolution: Option<[u32; 2]>,
     /// A folder with another U-Net, in diffusers' layout, which takes the place of the model's own.
     /// Its input channels decide what it takes besides words: nothing more, a picture, or a picture
-    /// and a mask.
+    /// and a mask. Or a file with the weights of a U-Net that is configured as the model's own.
     pub unet: Option<PathBuf>,
+    /// Leaves T5 out, where the family can do without it.
+    pub without_t5: bool,
 }
 
 /// The files of one diffusion model, of which configurations and headers were read so far. Its
@@ -61,7 +71,7 @@ pub struct ModelFiles {
     path: PathBuf,
     options: FileOptions,
     original: Option<Original>,
-    notice: Option<String>,
+    notices: Vec<String>,
 }
 
 /// A single file in the original layout.
@@ -70,15 +80,17 @@ struct Original {
     file: Arc<TensorFile>,
     layout: Layout,
     networks: Networks,
+    notices: Vec<String>,
 }
 
 impl ModelFiles {
     /// Opens a diffusers folder, or a single `.safetensors` file in the original layout, whose
     /// family is recognised by its keys and shapes unless `options` name it.
     ///
-    /// Stable Diffusion 2 predicts velocity (768 pixels) or noise (512 pixels, base), which a file
-    /// does not say so unless it holds a tensor `v_pred`: it is taken to predict velocity if the
-    /// options say nothing else, which [`notice`](Self::notice) says.
+    /// What a single file's U-Net predicts is decided by a tensor `v_pred` in it, else by the options, else
+    /// by its metadata. Stable Diffusion 2 predicts velocity (768 pixels) or noise (512 pixels, base):
+    /// where nothing tells, it is taken to predict velocity. [`notices`](Self::notices) say what was
+    /// decided.
     ///
     /// # Errors
     /// [`Error::Io`] if there is nothing at `path`; [`Error::InvalidFile`] if a single file is
@@ -87,7 +99,7 @@ impl ModelFiles {
     /// this layout.
     pub fn open(path: &Path, options: &FileOptions) -> Result<Self> {
         std::fs::metadata(path).map_err(Error::io(path))?;
-        let (mut original, mut notice) = (None, None);
+        let (mut original, mut notices) = (None, Vec::new());
         if path.is_dir() {
             refuse_for_folder(path, options)?;
             check_variant(path, options)?;
@@ -101,14 +113,14 @@ impl ModelFiles {
                 });
             }
             let opened = Original::open(path, options)?;
-            notice = opened.notice(options);
+            notices.clone_from(&opened.notices);
             original = Some(opened);
         }
         Ok(Self {
             path: path.to_owned(),
             options: options.clone(),
             original,
-            notice,
+            notices,
         })
     }
 
@@ -122,9 +134,18 @@ impl ModelFiles {
         self.options.resolution
     }
 
-    /// A note about how the files were understood.
-    pub fn notice(&self) -> Option<&str> {
-        self.notice.as_deref()
+    /// What to tell the user about how the files were understood.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// Whether nothing tells which timesteps are visited: a single file has the spacing that its family
+    /// is used to.
+    pub(crate) fn spacing_is_guessed(&self) -> bool {
+        let original = self.original.as_ref();
+        let is_marked = |original: &Original| original.file.info(ZERO_SNR).is_some();
+        let asked = self.options.timestep_spacing.is_some() || self.options.zero_snr;
+        original.is_some_and(|original| !asked && !is_marked(original))
     }
 
     /// The layout of a single file.
@@ -132,14 +153,15 @@ impl ModelFiles {
         Some(&self.original.as_ref()?.layout)
     }
 
-    /// The folder of the U-Net that takes the place of the model's own, if one does.
+    /// The folder or file of the U-Net that takes the place of the model's own, if one does.
     pub fn other_unet(&self) -> Option<&Path> {
         self.options.unet.as_deref()
     }
 
     /// The folder of a part that does not come with the model.
     fn replaced(&self, part: &str) -> Option<&Path> {
-        self.other_unet().filter(|_| part == UNET)
+        self.other_unet()
+            .filter(|path| part == UNET && !path.is_file())
     }
 
     /// Whether the model has this network.
@@ -149,6 +171,20 @@ impl ModelFiles {
             Some(original) => original.networks.contains_key(network),
             None => self.path.join(network).is_dir(),
         }
+    }
+
+    /// Whether T5 is left out.
+    pub fn leaves_out_t5(&self) -> bool {
+        self.options.without_t5
+    }
+
+    /// Whether [`MODEL_INDEX`] names this part, so that the model is incomplete without it.
+    pub(crate) fn names(&self, network: &str) -> bool {
+        let class = || {
+            let index: Value = self.config(MODEL_INDEX).ok()?;
+            Some(index.get(network)?.get(0)?.is_string())
+        };
+        class().unwrap_or(false)
     }
 
     /// The file that errors about a [`config`](Self::config) name.
@@ -182,12 +218,31 @@ impl ModelFiles {
                 read_config(&path)?
             }
         };
-        if let (true, Some(prediction_type)) = (part == SCHEDULER, self.options.prediction_type)
-            && config.is_object()
-        {
-            config["prediction_type"] = json!(prediction_type);
+        if part == SCHEDULER && config.is_object() {
+            self.adapt_scheduler(&mut config);
         }
         from_value(config, &path)
+    }
+
+    /// Puts into a scheduler's configuration what is said elsewhere: by the options, and in a folder by
+    /// `model_index.json`, whose class diffusers goes by.
+    fn adapt_scheduler(&self, config: &mut Value) {
+        if self.original.is_none() {
+            let index = self.path.join(MODEL_INDEX);
+            let index: Value = read_config(&index).unwrap_or_default();
+            if let Some(class) = index[SCHEDULER][1].as_str() {
+                config["_class_name"] = json!(class);
+            }
+            if let Some(prediction_type) = self.options.prediction_type {
+                config["prediction_type"] = json!(prediction_type);
+            }
+        }
+        if self.options.zero_snr {
+            rescale(config);
+        }
+        if let Some(spacing) = self.options.timestep_spacing {
+            config["timestep_spacing"] = json!(spacing);
+        }
     }
 
     /// The weights of a network, under diffusers' keys.
@@ -195,8 +250,8 @@ impl ModelFiles {
     /// # Errors
     /// [`Error::InvalidFile`] if the model has no such network; as [`Weights::open`].
     pub fn weights(&self, network: &str, device: &Device, dtype: FloatDType) -> Result<Weights> {
-        if let Some(folder) = self.replaced(network) {
-            return Weights::open(folder, device, dtype);
+        if let Some(path) = self.other_unet().filter(|_| network == UNET) {
+            return Weights::open(path, device, dtype);
         }
         let Some(original) = &self.original else {
             let variant = self.options.variant.as_deref();
@@ -265,50 +320,96 @@ impl ModelFiles {
             .map(|entry| entry.path())
             .filter(|path| path.extension().is_some_and(|end| end == "safetensors"))
             .min();
-        if let Some(single) = single {
-            reason.push_str(&format!("; to open {}, name the file", single.display()));
+        let above = self.path.canonicalize().ok();
+        let above = above.as_deref().and_then(Path::parent);
+        let pipeline = above.filter(|folder| folder.join(MODEL_INDEX).is_file());
+        let is_network = self.path.join("config.json").is_file();
+        match (pipeline, single) {
+            (Some(pipeline), _) => {
+                let pipeline = pipeline.display();
+                reason = format!("one part of the model in {pipeline}: name that folder");
+            }
+            (None, Some(_)) if is_network => {
+                reason = "one network, not a whole model: name the folder of a model with its \
+                          model_index.json, and this one with `--unet` if it is a U-Net"
+                    .to_owned();
+            }
+            (None, Some(single)) => {
+                reason.push_str(&format!("; to open {}, name the file", single.display()));
+            }
+            (None, None) => {}
         }
         Error::invalid_file(&self.path, reason)
     }
 }
 
+/// A noise schedule that ends in pure noise, and is visited from there.
+fn rescale(scheduler: &mut Value) {
+    scheduler["rescale_betas_zero_snr"] = json!(true);
+    scheduler["timestep_spacing"] = json!(TimestepSpacing::Trailing);
+}
+
 impl Original {
     fn open(path: &Path, options: &FileOptions) -> Result<Self> {
         let file = TensorFile::open(path)?;
-        let marked = file.info(MARKS[0]).is_some();
-        let predicts_noise = match options.prediction_type {
-            Some(prediction_type) => prediction_type == PredictionType::Epsilon,
-            None => false,
+        let said = Said::by(&file);
+        let asked = options.prediction_type;
+        let told = match said.by_tensor {
+            true => Some((PredictionType::VPrediction, "tensor `v_pred`")),
+            false => match asked {
+                Some(_) => None,
+                None => said.by_metadata,
+            },
         };
+        let prediction = told.map(|(prediction, _)| prediction).or(asked);
+        let predicts_noise = prediction == Some(PredictionType::Epsilon);
         let layout = match &options.family {
             Some(layout) => layout.clone(),
-            None => Layout::recognise(&file, predicts_noise && !marked)?,
+            None => Layout::recognise(&file, predicts_noise)?,
         };
+        // Two families differ in nothing else, so that naming one of them says what is predicted.
+        let is_named = options.family.is_some() && layout.has_twin();
         let mut layout = layout.adapt_to(&file)?;
-        if marked {
-            layout.scheduler["prediction_type"] = json!(PredictionType::VPrediction);
+        let usual = layout.scheduler["prediction_type"].clone();
+        match (told, asked) {
+            (Some((prediction, _)), _) if said.by_tensor || !is_named => {
+                layout.scheduler["prediction_type"] = json!(prediction);
+            }
+            (_, Some(asked)) => layout.scheduler["prediction_type"] = json!(asked),
+            _ => {}
         }
-        if file.info(MARKS[1]).is_some() {
-            layout.scheduler["rescale_betas_zero_snr"] = json!(true);
-            layout.scheduler["timestep_spacing"] = json!("trailing");
+        if file.info(ZERO_SNR).is_some() || said.zero_snr {
+            rescale(&mut layout.scheduler);
         }
-        let networks = networks(&file, &layout)?;
+        let found = &layout.scheduler["prediction_type"];
+        let mut notices = Vec::new();
+        let name = file.path().display().to_string();
+        let predicts = |by: &str| format!("{name} predicts {}, as its {by} says", title(found));
+        match (told, asked) {
+            (Some((prediction, by)), Some(asked)) if asked != prediction => {
+                let asked = title(&json!(asked));
+                notices.push(format!("{}: not {asked}, as was asked for", predicts(by)));
+            }
+            (Some((_, by)), _) if *found != usual || layout.has_twin() => notices.push(predicts(by)),
+            (None, None) if layout.name == "sd2" && options.family.is_none() => notices.push(format!(
+                "{name} is taken to predict velocity, as Stable Diffusion 2 for 768 pixels does; the \
+                 file does not say which: the base model for 512 pixels needs the family sd2-base"
+            )),
+            _ => {}
+        }
+        let (networks, strays) = networks(&file, &layout)?;
+        if !strays.is_empty() {
+            let (count, names) = (strays.len(), abbreviate(&strays));
+            notices.push(format!(
+                "{name}: {count} tensors are of no network of a {} and are left out: {names}",
+                layout.title
+            ));
+        }
         Ok(Self {
             file: Arc::new(file),
             layout,
             networks,
-        })
-    }
-
-    fn notice(&self, options: &FileOptions) -> Option<String> {
-        let is_open = options.family.is_none() && options.prediction_type.is_none();
-        let is_marked = self.file.info(MARKS[0]).is_some();
-        (self.layout.name == "sd2" && is_open && !is_marked).then(|| {
-            format!(
-                "{} is taken to predict velocity, as Stable Diffusion 2 for 768 pixels does; the \
-                 file does not say which: the base model for 512 pixels needs the family sd2-base",
-                self.file.path().display()
-            )
+            notices,
         })
     }
 

@@ -17,6 +17,7 @@ pub use self::flow::{FlowConfig, FlowSchedule};
 pub use self::mix::{Level, Mix};
 pub use self::noising::{Noising, Step};
 pub use self::scheduler::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
+pub(crate) use self::scheduler::{check_kind, complete};
 pub use self::solvers::{Ddim, DpmSolverMultistep, Euler, UniPc};
 use crate::{Error, Result};
 
@@ -60,7 +61,7 @@ impl SolverKind {
     /// The solver of a scheduler class of diffusers, if it is one of these.
     pub fn of_class(class_name: &str) -> Option<Self> {
         Some(match class_name {
-            "DDIMScheduler" => Self::Ddim,
+            "DDIMScheduler" | "DDIMParallelScheduler" => Self::Ddim,
             "DPMSolverMultistepScheduler" => Self::DpmSolver,
             "EulerDiscreteScheduler" | "FlowMatchEulerDiscreteScheduler" => Self::Euler,
             "EulerAncestralDiscreteScheduler" => Self::EulerAncestral,
@@ -141,6 +142,14 @@ pub trait Solver {
 
     /// Latents with as much noise as step `i` starts from.
     fn add_noise(&self, i: usize, original: Tensor<4>, noise: Tensor<4>) -> Tensor<4>;
+
+    /// Checks that the network's output says something at step `i`, the first that is taken.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for pure noise and a network that predicts noise.
+    fn check_start(&self, _i: usize) -> Result<()> {
+        Ok(())
+    }
 
     /// Whether [`step`](Solver::step) needs fresh noise.
     fn needs_noise(&self) -> bool {

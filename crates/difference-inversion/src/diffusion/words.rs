@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use crate::Result;
-use crate::diffusion::text_encoder::Beginning;
+use crate::diffusion::text_encoder::{Beginning, Encoded};
 use crate::models::text::tokenizer::Tokenizer;
 
 /// The words of a prompt, without start, end and padding.
@@ -24,13 +24,29 @@ impl Prompt {
     /// # Errors
     /// [`Error::InvalidFile`](crate::Error::InvalidFile) if the vocabulary cannot express the text.
     pub fn new(text: &str, tokenizers: &[&Tokenizer]) -> Result<Self> {
-        let words = text
+        let text = text.trim();
+        let mut words: Vec<(usize, Word)> = text
             .split_whitespace()
-            .map(|word| (tokenizers.iter()).map(|one| one.encode(word)).collect())
-            .collect::<Result<_>>()?;
+            .map(|word| {
+                let start = word.as_ptr().addr() - text.as_ptr().addr();
+                (start, vec![Vec::new(); tokenizers.len()])
+            })
+            .collect();
+        for (number, tokenizer) in tokenizers.iter().enumerate() {
+            for (id, end) in tokenizer.encode_with_ends(text)? {
+                // A token may hold white space: it belongs to the word that it ends in.
+                let place = words.partition_point(|(start, _)| *start < end);
+                if let Some((_, word)) = words.get_mut(place.saturating_sub(1)) {
+                    word[number].push(id);
+                }
+            }
+        }
+        let words = words.into_iter().map(|(_, word)| word);
         Ok(Self {
-            text: text.trim().to_owned(),
-            words,
+            text: text.to_owned(),
+            words: words
+                .filter(|word| !word.iter().all(Vec::is_empty))
+                .collect(),
         })
     }
 
@@ -134,8 +150,10 @@ fn ids(word: &Word, encoder: usize) -> &[u32] {
 #[derive(Debug, Clone, Default)]
 pub struct Words {
     pub(crate) prompt: Prompt,
-    /// Start and words in each text encoder.
+    /// Start and words in each text encoder that difference tokens are learned for.
     pub beginnings: Vec<Beginning>,
+    /// The whole prompt in each of the others.
+    pub(crate) whole: Vec<Encoded>,
     /// Token ids that did not fit together with the difference tokens.
     pub(crate) cut: usize,
 }
@@ -163,7 +181,8 @@ impl Words {
 pub struct FullPrompt<'a> {
     /// The words.
     pub words: &'a Words,
-    /// Token embeddings after the words, one [n, d] per text encoder; empty for only words.
+    /// Token embeddings after the words, one [n, d] per text encoder that they are learned for; empty
+    /// for words alone.
     pub difference: Vec<Tensor<2>>,
     /// How much of what these change in the text encoders' outputs is let in: nothing with 0, all of
     /// it with 1.
@@ -213,6 +232,39 @@ mod tests {
 
     use super::*;
     use crate::models::text::tokenizer::ClipTokenizer;
+
+    #[test]
+    fn words_have_the_ids_of_the_whole_text() {
+        #[derive(serde::Deserialize)]
+        struct Expected {
+            texts: Vec<String>,
+            layouts: BTreeMap<String, Layout>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Layout {
+            ids: Vec<Vec<u32>>,
+        }
+        let golden = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+        let golden = golden.join("tests/golden/tokenizer");
+        let expected: Expected =
+            crate::weights::read_config(&golden.join("expected.json")).unwrap();
+        for (name, layout) in expected.layouts {
+            let own = ClipTokenizer::open(&golden.join(&name)).unwrap();
+            for (text, ids) in expected.texts.iter().zip(layout.ids) {
+                let prompt = Prompt::new(text, &[own.tokenizer()]).unwrap();
+                assert_eq!(prompt.ids(0), ids, "{name}: {text:?}");
+            }
+        }
+        // A token of two words, and one tokenizer that knows it.
+        let open = |name: &str| ClipTokenizer::open(&golden.join(name)).unwrap();
+        let (knows, plain) = (open("added_tokens"), open("files"));
+        let tokenizers = [knows.tokenizer(), plain.tokenizer()];
+        let prompt = Prompt::new("a  two words b", &tokenizers).unwrap();
+        assert_eq!(prompt.ids(0), [320, 665, 321]);
+        assert_eq!(prompt.words.len(), 4);
+        assert_eq!(prompt.words[1][0], [0u32; 0]);
+        assert_eq!(prompt.words[2][0], [665]);
+    }
 
     #[test]
     fn ids_are_spelled_anew_for_another_vocabulary() {

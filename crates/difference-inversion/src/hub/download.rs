@@ -8,12 +8,13 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::diffusion::family::{self, Family};
-use crate::diffusion::model_files::MODEL_INDEX;
+use crate::diffusion::model_files::{FileOptions, MODEL_INDEX, ModelFiles};
+use crate::diffusion::pipeline::Pipeline;
 use crate::hub::cache::RepoCache;
 use crate::hub::client::{Answer, Client, Listing, RemoteFile, is_digest, reason};
 use crate::hub::partial::Partial;
 use crate::hub::plan::{self, Plan};
-use crate::hub::{Hub, HubProblem, ModelId};
+use crate::hub::{Hub, HubProblem, ModelId, Wanted};
 use crate::util::progress::{self, Observer, Stage};
 use crate::{Error, Result};
 
@@ -49,7 +50,7 @@ struct Download<'a> {
 pub(super) fn pull(
     hub: &Hub,
     id: &ModelId,
-    variant: Option<&str>,
+    wanted: Wanted<'_>,
     observer: Observer<'_>,
 ) -> Result<PathBuf> {
     let mut download = Download {
@@ -63,10 +64,14 @@ pub(super) fn pull(
         total: 0,
     };
     let listing = download.patiently(|this| this.client.listing().map_err(|it| it.of(id)))?;
-    let files = choose(listing, variant, &mut download.commit).map_err(|it| it.of(id))?;
+    let files = choose(listing, wanted, &mut download.commit).map_err(|it| it.of(id))?;
     download.all(&files)?;
     let snapshot = download.cache.snapshot(&download.commit);
-    match plan::missing(&snapshot, None) {
+    let all_variants = Wanted {
+        variant: None,
+        ..wanted
+    };
+    match plan::missing(&snapshot, all_variants) {
         missing if missing.is_empty() => Ok(snapshot),
         missing => Err(unusable(&missing).of(id)),
     }
@@ -75,11 +80,11 @@ pub(super) fn pull(
 /// The files of a listing that are needed.
 fn choose(
     listing: Listing,
-    variant: Option<&str>,
+    wanted: Wanted<'_>,
     commit: &mut String,
 ) -> std::result::Result<Vec<RemoteFile>, HubProblem> {
     let paths = listing.files.iter().map(|file| file.path.clone());
-    let plan = Plan::new(&paths.collect(), None, variant);
+    let plan = Plan::new(&paths.collect(), None, wanted);
     if !plan.missing.is_empty() {
         return Err(unusable(&plan.missing));
     }
@@ -98,13 +103,13 @@ fn unusable(missing: &[String]) -> HubProblem {
 
 impl Download<'_> {
     /// Brings all files, then makes the snapshot, then the name of the revision.
-    fn all(&mut self, files: &[RemoteFile]) -> Result<()> {
+    fn all(&mut self, planned: &[RemoteFile]) -> Result<()> {
         self.cache.prepare()?;
         // What is a file there, and not a link, was put there by a program that could make no links.
         let is_linked = |file: &&RemoteFile| !self.cache.holds(&self.commit, &file.path, file.size);
-        let mut files: Vec<&RemoteFile> = files.iter().filter(is_linked).collect();
+        let mut files: Vec<&RemoteFile> = planned.iter().filter(is_linked).collect();
         // Files that show whether the model can be used come before its weights.
-        files.sort_by_key(|file| file.path != MODEL_INDEX);
+        files.sort_by_key(|file| (file.path != MODEL_INDEX, is_weights(file)));
         let mut counted = BTreeSet::new(); // files with the same contents are one blob
         for &file in &files {
             let first = file.blob.is_none() || counted.insert(&file.blob);
@@ -112,8 +117,12 @@ impl Download<'_> {
                 self.total += file.size.unwrap_or(0);
             }
         }
+        let weights = files.iter().position(|file| is_weights(file));
         let mut blobs = Vec::new();
-        for &file in &files {
+        for (number, &file) in files.iter().enumerate() {
+            if Some(number) == weights {
+                self.check_configs(files.iter().zip(&blobs), planned)?;
+            }
             let blob = match &file.blob {
                 Some(blob) if self.is_there(file) => blob.clone(),
                 _ => self.patiently(|this| this.receive(file))?,
@@ -127,6 +136,40 @@ impl Download<'_> {
             self.cache.link(&self.commit, &file.path, blob)?;
         }
         self.cache.set_reference(self.id.revision(), &self.commit)
+    }
+
+    /// Refuses a pipeline whose configurations tell that it cannot be opened, before its weights come:
+    /// those that have come, with the names of their blobs, and those that were there.
+    fn check_configs<'f>(
+        &self,
+        come: impl Iterator<Item = (&'f &'f RemoteFile, &'f String)>,
+        planned: &[RemoteFile],
+    ) -> Result<()> {
+        let folder = tempfile::tempdir().map_err(Error::io(std::env::temp_dir()))?;
+        let copy = |from: PathBuf, path: &str| {
+            let to = folder.path().join(path);
+            let above = to.parent().unwrap_or(folder.path());
+            std::fs::create_dir_all(above).map_err(Error::io(above))?;
+            std::fs::copy(from, &to).map(|_| ()).map_err(Error::io(&to))
+        };
+        for (file, blob) in come {
+            copy(self.cache.blob(blob), &file.path)?;
+        }
+        for file in planned.iter().filter(|file| !is_weights(file)) {
+            if self.cache.holds(&self.commit, &file.path, file.size) {
+                let there = self.cache.snapshot(&self.commit).join(&file.path);
+                copy(there, &file.path)?;
+            }
+        }
+        if !folder.path().join(MODEL_INDEX).is_file() {
+            return Ok(());
+        }
+        let files = ModelFiles::open(folder.path(), &FileOptions::default())?;
+        Pipeline::check_configs(&files).map_err(|error| {
+            let place = format!("{}/", folder.path().display());
+            let reason = error.to_string().replace(&place, "");
+            HubProblem::Unusable { reason }.of(self.id)
+        })
     }
 
     fn is_there(&self, file: &RemoteFile) -> bool {
@@ -303,6 +346,11 @@ impl Download<'_> {
         let (done, total) = (count(self.done), count(self.total.max(self.done)));
         progress::step(&mut *self.observer, Stage::Download, done, total)
     }
+}
+
+/// Whether a file is large.
+fn is_weights(file: &RemoteFile) -> bool {
+    file.path.ends_with(".safetensors")
 }
 
 /// Refuses a pipeline of a class that cannot be opened, by its `model_index.json`.

@@ -106,7 +106,7 @@ pub fn learn(
         true => models.joints()?,
         false => &[],
     };
-    if let Some(notice) = unguided(joints, pipeline.text_encoders().len()) {
+    if let Some(notice) = unguided(joints, pipeline.learned_encoders().len()) {
         progress::notice(&mut *observer, notice);
     }
     let mut pairs = Vec::with_capacity(examples.len());

@@ -34,7 +34,8 @@ impl DifferenceTokens {
     /// [`Error::WrongBase`] if the embeddings do not have the widths of the base.
     pub fn new(embeddings: Vec<Tensor<2>>, base: Base) -> Result<Self> {
         let widths: Vec<usize> = embeddings.iter().map(|e| e.dims()[1]).collect();
-        let expected: Vec<usize> = base.iter().map(|encoder| encoder.hidden_size).collect();
+        let encoders = base.encoders.iter();
+        let expected: Vec<usize> = encoders.map(|encoder| encoder.hidden_size).collect();
         if widths != expected || embeddings.iter().any(|e| e.dims()[0] == 0) {
             return Err(Error::WrongBase {
                 reason: format!(
@@ -55,8 +56,7 @@ impl DifferenceTokens {
 
     /// D̃ = 0: n tokens that add nothing yet.
     pub fn zeros(num_tokens: usize, base: &Base, device: &Device) -> Self {
-        let embeddings = base
-            .iter()
+        let embeddings = (base.encoders.iter())
             .map(|encoder| Tensor::zeros([num_tokens, encoder.hidden_size], (device, DType::F32)))
             .collect();
         Self {
@@ -83,7 +83,7 @@ impl DifferenceTokens {
         self.embeddings
     }
 
-    /// The text encoders the tokens belong to.
+    /// What the tokens belong to.
     pub fn base(&self) -> &Base {
         &self.base
     }
@@ -108,7 +108,7 @@ impl DifferenceTokens {
         reversed
     }
 
-    /// Checks that the tokens were learned on these text encoders.
+    /// Checks that the tokens were learned on these text encoders, through such a denoiser.
     ///
     /// # Errors
     /// [`Error::WrongBase`] saying how they differ.
@@ -116,18 +116,11 @@ impl DifferenceTokens {
         if &self.base == base {
             return Ok(());
         }
-        let describe = |base: &Base| {
-            let parts: Vec<String> = base.iter().map(EncoderBase::to_string).collect();
-            parts.join(" and ")
-        };
-        Err(Error::WrongBase {
-            reason: format!(
-                "the difference was learned on text encoders with token embeddings {}, this model \
-                 has {}",
-                describe(&self.base),
-                describe(base)
-            ),
-        })
+        let reason = format!(
+            "the difference was learned on {}, this model is {base}",
+            self.base
+        );
+        Err(Error::WrongBase { reason })
     }
 
     /// Writes the tokens as a textual-inversion embedding that other tools read too: one tensor
@@ -137,12 +130,13 @@ impl DifferenceTokens {
     /// # Errors
     /// [`Error::Io`] if the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let base = serde_json::to_string(&self.base)
+        let base = serde_json::to_string(&self.base.encoders)
             .map_err(|error| Error::invalid_file(path, error.to_string()))?;
         let mut arrays = Arrays::default()
             .with_metadata("format", "difference-tokens")
             .with_metadata("format_version", FORMAT_VERSION)
             .with_metadata("base", base)
+            .with_metadata("denoiser", &self.base.denoiser)
             .with_metadata("settings", self.settings.to_string());
         for (key, embedding) in keys(self.embeddings.len()).zip(&self.embeddings) {
             arrays = arrays.with(key, Array::from_tensor(embedding.clone()));
@@ -153,14 +147,15 @@ impl DifferenceTokens {
     /// Reads tokens written by [`save`](Self::save).
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::InvalidFile`] if it cannot be read or is not such a file,
-    /// [`Error::Tensor`] if an embedding is missing, [`Error::WrongBase`] if it contradicts the
-    /// base in its metadata.
+    /// [`Error::Io`] and [`Error::InvalidFile`] if it cannot be read, is not such a file or lacks an
+    /// embedding, [`Error::WrongBase`] if it contradicts the base in its metadata.
     pub fn load(path: &Path, device: &Device) -> Result<Self> {
         let arrays = Arrays::read(path)?;
         let field = |key: &str| {
             arrays.metadata.get(key).ok_or_else(|| {
-                let reason = format!("not a file of difference tokens: no `{key}` in its metadata");
+                let what = foreign(&arrays);
+                let reason =
+                    format!("not a file of difference tokens{what}: no `{key}` in its metadata");
                 Error::invalid_file(path, reason)
             })
         };
@@ -172,10 +167,16 @@ impl DifferenceTokens {
         let json = |key: &str, error: serde_json::Error| {
             Error::invalid_file(path, format!("metadata `{key}`: {error}"))
         };
-        let base: Base = serde_json::from_str(field("base")?).map_err(|e| json("base", e))?;
+        let encoders: Vec<EncoderBase> =
+            serde_json::from_str(field("base")?).map_err(|e| json("base", e))?;
+        let denoiser = arrays.metadata.get("denoiser").map(String::as_str);
+        let base = Base {
+            denoiser: denoiser.unwrap_or(Base::FIRST_DENOISER).to_owned(),
+            encoders,
+        };
         let settings = serde_json::from_str(field("settings")?).map_err(|e| json("settings", e))?;
-        let embeddings = keys(base.len())
-            .take(base.len())
+        let embeddings = keys(base.encoders.len())
+            .take(base.encoders.len())
             .map(|key| {
                 let embedding = arrays.tensor::<2>(&key, device)?;
                 if host(embedding.clone())
@@ -188,6 +189,23 @@ impl DifferenceTokens {
             })
             .collect::<Result<_>>()?;
         Ok(Self::new(embeddings, base)?.with_settings(settings))
+    }
+}
+
+/// What other programs' files with few tensors are.
+fn foreign(arrays: &Arrays) -> &'static str {
+    let keys = || arrays.arrays.keys();
+    let is_of_lora = |key: &String| key.contains("lora_") || key.contains(".lora");
+    let is_word = |key: &String| {
+        key == SINGLE_KEY || PAIR_KEYS.contains(&key.as_str()) || key.starts_with('<')
+    };
+    if keys().any(is_of_lora) {
+        ", but a LoRA"
+    } else if keys().any(is_word) {
+        ", but a textual inversion of another program, which stands for a word and not for a difference \
+         (`dinv learn` makes one of two pictures)"
+    } else {
+        ""
     }
 }
 
@@ -205,14 +223,15 @@ mod tests {
     use super::*;
 
     fn base(widths: &[usize]) -> Base {
-        widths
-            .iter()
-            .map(|&hidden_size| EncoderBase {
-                vocab_size: 7,
-                hidden_size,
-                table: "00".repeat(32),
-            })
-            .collect()
+        let encoders = widths.iter().map(|&hidden_size| EncoderBase {
+            vocab_size: 7,
+            hidden_size,
+            table: "00".repeat(32),
+        });
+        Base {
+            denoiser: "network".to_owned(),
+            encoders: encoders.collect(),
+        }
     }
 
     fn tokens() -> DifferenceTokens {
@@ -266,11 +285,32 @@ mod tests {
     #[test]
     fn another_base_is_refused() {
         let mut other = base(&[3]);
-        other[0].table = "11".repeat(32);
+        other.encoders[0].table = "11".repeat(32);
         let message = tokens().check_base(&other).unwrap_err().to_string();
         assert!(message.contains("7 × 3 (000000000000)"), "{message}");
         assert!(message.contains("7 × 3 (111111111111)"), "{message}");
         assert!(DifferenceTokens::new(tokens().embeddings, base(&[4])).is_err());
+        // The same text encoders in another family.
+        let other = Base {
+            denoiser: "transformer".to_owned(),
+            ..base(&[3])
+        };
+        let message = tokens().check_base(&other).unwrap_err().to_string();
+        let expected = "learned on a network with text encoders of token embeddings 7 × 3";
+        assert!(message.contains(expected), "{message}");
+        assert!(message.contains("this model is a transformer"), "{message}");
+    }
+
+    #[test]
+    fn a_file_that_names_no_denoiser_is_of_the_first_kind() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("difference.safetensors");
+        tokens().save(&path).unwrap();
+        let mut arrays = Arrays::read(&path).unwrap();
+        assert_eq!(arrays.metadata.remove("denoiser").unwrap(), "network");
+        arrays.write(&path).unwrap();
+        let read = DifferenceTokens::load(&path, &Device::flex()).unwrap();
+        assert_eq!(read.base().denoiser, Base::FIRST_DENOISER);
     }
 
     #[test]
@@ -294,8 +334,22 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(
-            message.contains("not a file of difference tokens"),
+            message.contains("not a file of difference tokens, but a textual inversion"),
             "{message}"
         );
+        for (name, expected) in [
+            ("lora_unet_x.lora_up.weight", "but a LoRA"),
+            ("<cat-toy>", "but a textual inversion"),
+            ("w", "difference tokens: no `format_version`"),
+        ] {
+            let array = Array::floats([1, 3], vec![0.; 3]);
+            let arrays = Arrays::default().with(name, array);
+            arrays.write(&path).unwrap();
+            let message = DifferenceTokens::load(&path, &Device::flex()).unwrap_err();
+            assert!(message.to_string().contains(expected), "{message}");
+        }
+        std::fs::write(&path, b"PK\x03\x04").unwrap();
+        let message = DifferenceTokens::load(&path, &Device::flex()).unwrap_err();
+        assert!(message.to_string().contains("pickled"), "{message}");
     }
 }

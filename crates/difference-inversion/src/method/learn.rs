@@ -169,7 +169,7 @@ impl<'a> Run<'a> {
         let clip = (joints.iter().enumerate())
             .map(|(number, joint)| ClipLoss::new(joint, number, pairs, config))
             .collect::<Result<_>>()?;
-        let bounds = (pipeline.text_encoders().iter())
+        let bounds = (pipeline.learned_encoders().iter())
             .map(|encoder| Some(config.max_norm? * median_norm(encoder.token_table().clone())))
             .collect();
         Ok(Self {
@@ -200,7 +200,7 @@ impl<'a> Run<'a> {
             }
             Initialisation::Random => {
                 let mut rng = rng(self.config.seed, Purpose::Initialise, 0);
-                (self.pipeline.text_encoders().iter())
+                (self.pipeline.learned_encoders().iter())
                     .map(|encoder| {
                         let table = encoder.token_table().clone().cast(DType::F32);
                         let width = table.dims()[1];
@@ -209,7 +209,7 @@ impl<'a> Run<'a> {
                     })
                     .collect()
             }
-            Initialisation::Word(word) => (self.pipeline.text_encoders().iter())
+            Initialisation::Word(word) => (self.pipeline.learned_encoders().iter())
                 .map(|encoder| {
                     let ids = encoder.tokenizer().encode(word)?;
                     if ids.is_empty() {

@@ -119,10 +119,11 @@ pub(crate) fn room(
     })
 }
 
-/// The vocabulary entries that a prompt may use: all but the frame's.
+/// The entries of the vocabulary that a prompt may be made of: all but those of the frame, and what was
+/// added for one text encoder.
 fn words(encoder: &TextEncoder) -> Vec<u32> {
     let special: Vec<u32> = encoder.frame().ids().collect();
-    (0..u32::try_from(encoder.tokenizer().vocab_size()).unwrap_or(u32::MAX))
+    (0..u32::try_from(encoder.tokenizer().base_vocab_size()).unwrap_or(u32::MAX))
         .filter(|id| !special.contains(id))
         .collect()
 }

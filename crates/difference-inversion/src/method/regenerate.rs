@@ -84,10 +84,19 @@ pub fn regenerate(
         config.guidance_scale(),
     );
     let eta = match config.inversion {
-        Inversion::EditFriendly => config.eta,
+        Inversion::EditFriendly => config.eta.unwrap_or(pipeline.noising().usual_eta()),
         Inversion::Ddim | Inversion::Sdedit => 0.0,
     };
     let mut solver = Ddim::new(pipeline.noising(), config.num_inference_steps, eta)?;
+    if let Some(notice) = pipeline.noising().notice(solver.timesteps()) {
+        progress::notice(&mut *observer, notice);
+    }
+    let steps = solver.timesteps().len();
+    solver.check_start(match config.inversion {
+        Inversion::Ddim => 0,
+        Inversion::EditFriendly => skipped(config, steps),
+        Inversion::Sdedit => steps - part_of(config.sdedit_strength, steps),
+    })?;
     let start = match config.inversion {
         Inversion::Ddim => {
             let source = Guide::plain(branches.source.clone());
@@ -166,7 +175,7 @@ pub fn edit_friendly_inversion(
     let latents = latents.cast(DType::F32);
     let timesteps = solver.timesteps().to_vec();
     let steps = timesteps.len();
-    let first = part_of(config.skip, steps).min(steps.saturating_sub(1));
+    let first = skipped(config, steps);
     let mut path: Vec<Tensor<4>> = (first..steps)
         .map(|i| {
             let noise = normal(
@@ -228,6 +237,11 @@ pub fn sdedit(
         residuals: Vec::new(),
         noise: None,
     }
+}
+
+/// The first of `steps` that an edit-friendly inversion takes.
+fn skipped(config: &GenerateConfig, steps: usize) -> usize {
+    part_of(config.skip, steps).min(steps.saturating_sub(1))
 }
 
 /// The whole steps in a fraction of `steps`.

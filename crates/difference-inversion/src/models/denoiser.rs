@@ -3,6 +3,10 @@
 
 pub mod attention_control;
 pub mod conditions;
+pub mod sd3;
+mod sd3_block;
+pub mod sd3_denoiser;
+mod time_embedding;
 pub mod unet;
 pub(crate) mod unet_blocks;
 pub(crate) mod unet_config;
@@ -42,6 +46,11 @@ pub trait Denoiser: Debug + Send + Sync {
     /// What height and width of the latents must be multiples of.
     fn multiple(&self) -> usize;
 
+    /// The most that height and width of the latents may be, where the network has a limit.
+    fn largest(&self) -> Option<usize> {
+        None
+    }
+
     /// SHA-256 of a few weights that distinguish the network from others of its shape, fine-tuned copies of
     /// itself among them.
     fn fingerprint(&self) -> String;
@@ -59,7 +68,7 @@ pub struct How<'a> {
     pub control: Option<&'a dyn AttentionControl>,
 }
 
-/// What to save if there is a choice.
+/// What to save where there is a choice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Memory {
     /// Time: what the backward pass needs is kept.
@@ -106,7 +115,7 @@ pub struct Surroundings<'a> {
     pub class: &'a str,
     /// The width of each text encoder's hidden states.
     pub encoder_widths: &'a [usize],
-    /// The width of each text encoder's projected prompt, if it has a projection.
+    /// The width of each text encoder's projected prompt, where it has a projection.
     pub projections: &'a [Option<usize>],
     /// Channels of the latents.
     pub latent_channels: usize,

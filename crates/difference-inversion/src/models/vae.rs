@@ -291,18 +291,15 @@ struct Attention {
 
 impl Attention {
     fn load(weights: &Weights, c: usize, groups: usize) -> Result<Self> {
-        // Files saved before diffusers 0.17, such as Stable Diffusion 1.5's, have other names.
+        // Files saved before diffusers 0.17, such as Stable Diffusion 1.5's, have other names; and some
+        // have kept the 1×1 convolutions of the original code.
         let linear = |name: &str, old_name: &str| {
             let old = weights.scope(old_name);
-            Linear::load(
-                &if old.is_empty() {
-                    weights.scope(name)
-                } else {
-                    old
-                },
-                c,
-                c,
-            )
+            let layer = match old.is_empty() {
+                true => weights.scope(name),
+                false => old,
+            };
+            Linear::load_squeezed(&layer, c, c)
         };
         Ok(Self {
             group_norm: GroupNorm::load(&weights.scope("group_norm"), groups, c, NORM_EPSILON)?,

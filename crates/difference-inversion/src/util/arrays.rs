@@ -11,6 +11,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 
 use crate::util::files::write_atomically;
+use crate::util::foreign::{BEGINNING, what_else};
 use crate::{Error, Result};
 
 /// The numbers of an [`Array`].
@@ -112,8 +113,10 @@ impl Arrays {
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let invalid = |reason: String| Error::invalid_file(path, reason);
-        let (_, header) = SafeTensors::read_metadata(&bytes)
-            .map_err(|error| invalid(format!("not a usable safetensors file: {error}")))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| {
+            let found = what_else(bytes.get(..BEGINNING).unwrap_or(&bytes));
+            invalid(found.unwrap_or_else(|| format!("not a usable safetensors file: {error}")))
+        })?;
         let file = SafeTensors::deserialize(&bytes)
             .map_err(|error| invalid(format!("not a usable safetensors file: {error}")))?;
         let mut arrays = BTreeMap::new();
@@ -172,7 +175,7 @@ impl Arrays {
     /// The array `name`.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if there is none.
+    /// [`Error::InvalidFile`] if there is none.
     pub fn array(&self, name: &str) -> Result<&Array> {
         self.arrays
             .get(name)
@@ -182,7 +185,7 @@ impl Arrays {
     /// The array `name` as a tensor with `D` dimensions on `device`.
     ///
     /// # Errors
-    /// [`Error::Tensor`] if there is none, or it has another number of dimensions or no
+    /// [`Error::InvalidFile`] if there is none, or it has another number of dimensions or no
     /// floating-point numbers.
     pub fn tensor<const D: usize>(&self, name: &str, device: &Device) -> Result<Tensor<D>> {
         let array = self.array(name)?;
@@ -198,14 +201,10 @@ impl Arrays {
         Ok(Tensor::from_data(data, (device, DType::F32)))
     }
 
-    /// An [`Error::Tensor`] about array `name` of this file.
+    /// An [`Error::InvalidFile`] about array `name` of this file.
     pub fn wrong(&self, name: &str, expected: &str, found: &str) -> Error {
-        Error::Tensor {
-            path: self.path.clone(),
-            name: name.to_owned(),
-            expected: expected.to_owned(),
-            found: found.to_owned(),
-        }
+        let reason = format!("tensor `{name}`: expected {expected}, found {found}");
+        Error::invalid_file(&self.path, reason)
     }
 }
 

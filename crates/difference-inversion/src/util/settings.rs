@@ -119,7 +119,7 @@ macro_rules! about {
         "SDEdit: how far B is noised"
     };
     (eta) => {
-        "Edit-friendly: randomness of the sampling steps: 0 is DDIM, 1 is DDPM"
+        "Edit-friendly: randomness of the sampling steps: 0 is DDIM (for a flow, Euler: FlowEdit), 1 is DDPM"
     };
     (seed) => {
         "Random seed"

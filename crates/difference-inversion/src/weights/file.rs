@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
+use crate::util::foreign::{BEGINNING, what_else};
 use crate::{Error, Result};
 
 /// The length of the header, a little-endian u64, precedes the header.
@@ -129,22 +130,29 @@ fn read_exact_at(
 /// read can be out of bounds and no allocation exceeds the size of the file.
 fn read_header(file: &mut impl Read, file_len: u64, path: &Path) -> Result<(u64, Metadata)> {
     let invalid = |reason: String| Error::invalid_file(path, reason);
-    if file_len < PREFIX_LEN {
-        return Err(invalid(format!(
-            "not a safetensors file: only {file_len} bytes long"
-        )));
-    }
-    let mut prefix = [0; PREFIX_LEN as usize];
-    file.read_exact(&mut prefix).map_err(Error::io(path))?;
-    let header_len = u64::from_le_bytes(prefix);
+    let mut beginning = Vec::new();
+    (&mut *file)
+        .take(BEGINNING as u64)
+        .read_to_end(&mut beginning)
+        .map_err(Error::io(path))?;
+    let found = || what_else(&beginning);
+    let Some((prefix, rest)) = beginning.split_first_chunk() else {
+        return Err(invalid(found().unwrap_or_else(|| {
+            format!("not a safetensors file: only {file_len} bytes long")
+        })));
+    };
+    let header_len = u64::from_le_bytes(*prefix);
     if header_len > file_len - PREFIX_LEN {
-        return Err(invalid(format!(
-            "not a safetensors file, or truncated: the header claims {header_len} bytes, the file \
-             has {file_len}"
-        )));
+        return Err(invalid(found().unwrap_or_else(|| {
+            format!(
+                "not a safetensors file, or truncated: the header claims {header_len} bytes, the \
+                 file has {file_len}"
+            )
+        })));
     }
     let mut json = Vec::new();
-    file.take(header_len)
+    (rest.chain(file))
+        .take(header_len)
         .read_to_end(&mut json)
         .map_err(Error::io(path))?;
     let header: Metadata = serde_json::from_slice(&json)

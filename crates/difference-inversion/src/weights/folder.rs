@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use crate::util::foreign::REFUSAL;
 use crate::weights::json::read_config;
 use crate::{Error, Result};
 
@@ -55,19 +56,46 @@ pub(crate) fn has_variant(folder: &Path, variant: &str) -> bool {
     find_with(folder, &format!(".{variant}")).is_some()
 }
 
-/// The weights with a suffix in their name: one file, or shards.
+/// The weights with a suffix in their name: one file, or shards. Where there are both, diffusers reads
+/// the shards of its own models, transformers the one file of its own.
 fn find_with(folder: &Path, suffix: &str) -> Option<Result<Found>> {
-    STEMS.into_iter().find_map(|stem| {
-        let single = folder.join(format!("{stem}{suffix}.safetensors"));
-        if single.is_file() {
-            return Some(Ok(Found {
-                files: vec![single],
+    stems(folder).into_iter().find_map(|stem| {
+        let single = || {
+            let single = folder.join(format!("{stem}{suffix}.safetensors"));
+            let found = || Found {
+                files: vec![single.clone()],
                 index: None,
-            }));
+            };
+            single.is_file().then(|| Ok(found()))
+        };
+        let shards = || {
+            let index = folder.join(format!("{stem}.safetensors.index{suffix}.json"));
+            index.is_file().then(|| find_shards(index))
+        };
+        match shards_come_first(stem) {
+            true => shards().or_else(single),
+            false => single().or_else(shards),
         }
-        let index = folder.join(format!("{stem}.safetensors.index{suffix}.json"));
-        index.is_file().then(|| find_shards(index))
     })
+}
+
+/// Whether the shards of a stem are read where there is one file, too.
+pub(crate) fn shards_come_first(stem: &str) -> bool {
+    stem == STEMS[0]
+}
+
+/// The stems in the order in which they are looked for in a folder: first those of the program that its
+/// `config.json` is of.
+fn stems(folder: &Path) -> [&'static str; 3] {
+    let [diffusers, transformers, old] = STEMS;
+    let config: Option<serde_json::Value> = read_config(&folder.join("config.json")).ok();
+    let is_of_transformers = config.is_some_and(|config| {
+        config.get("_class_name").is_none() && config.get("architectures").is_some()
+    });
+    match is_of_transformers {
+        true => [transformers, old, diffusers],
+        false => STEMS,
+    }
 }
 
 /// The shards that an index file names.
@@ -94,12 +122,6 @@ fn find_shards(index: PathBuf) -> Result<Found> {
         index: Some((index, weight_map)),
     })
 }
-
-/// Why pickled files are not read, and what to do about it.
-const REFUSAL: &str = "a pickled file is not read, because reading one can run any code; \
-    convert it to safetensors, in Python for instance by \
-    `safetensors.torch.save_file(torch.load(\"FILE\", weights_only=True), \"FILE.safetensors\")`, \
-    of a `.ckpt` its [\"state_dict\"]";
 
 /// Refuses files whose name says that they are pickled.
 pub(crate) fn refuse_pickled(path: &Path) -> Result<()> {

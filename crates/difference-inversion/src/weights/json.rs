@@ -23,7 +23,8 @@ pub fn read_config<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// # Errors
 /// As [`read_config`], without the reading.
 pub fn parse_config<T: DeserializeOwned>(json: &[u8], path: &Path) -> Result<T> {
-    let json = without_infinities(json);
+    // Editors of Windows put a byte order mark before the text.
+    let json = without_infinities(json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json));
     let mut deserializer = serde_json::Deserializer::from_slice(&json);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let field = error.path().to_string();
@@ -122,12 +123,21 @@ pub fn check_fixed_fields(fields: &OtherFields, fixed: &[(&str, &str)], path: &P
             return Err(Error::UnsupportedField {
                 path: path.to_owned(),
                 field: (*name).to_owned(),
-                found: found.to_string(),
+                found: shortened(found.to_string()),
                 supported: (*supported).to_owned(),
             });
         }
     }
     Ok(())
+}
+
+/// The beginning of a long value.
+fn shortened(value: String) -> String {
+    const SHOWN: usize = 80;
+    match value.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &value[..end]),
+        None => value,
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use safetensors::Dtype;
 
 use self::file::TensorFile;
 use self::folder::Found;
-pub(crate) use self::folder::{STEMS, suffixes};
+pub(crate) use self::folder::{STEMS, shards_come_first, suffixes};
 pub use self::json::{
     OtherFields, PerBlock, check_fixed_fields, from_value, parse_config, read_config,
 };
@@ -47,6 +47,9 @@ struct Store {
     /// The element type of everything else, and of computations.
     compute: FloatDType,
 }
+
+/// What the keys of tables have in them, whose rows are looked up: token and position embeddings.
+const TABLES: [&str; 3] = ["embedding", "shared.weight", "attention_bias"];
 
 /// The element type that computations on `device` are done in when weights are of type `dtype`:
 /// f32 on the CPU, which has no fast arithmetic of half precision, and `dtype` elsewhere.
@@ -99,7 +102,7 @@ impl Weights {
         if let Some((path, weight_map)) = &found.index {
             check_index(path, weight_map, &files, &index)?;
         }
-        Ok(Self::new(path, files, index, device, dtype))
+        Ok(Self::new(path, files, unwrapped(index), device, dtype))
     }
 
     /// Takes the bytes of one safetensors file; `name` stands for its path in errors.
@@ -225,6 +228,11 @@ impl Weights {
         self.store.dtype
     }
 
+    /// The element type of everything else, and of computations.
+    pub(crate) fn compute(&self) -> FloatDType {
+        self.store.compute
+    }
+
     /// Reads tensor `name`, which must have this `shape` and hold floating-point numbers, in the
     /// type that is [computed in](compute_dtype).
     ///
@@ -273,6 +281,13 @@ impl Weights {
             return Err(wrong(file.path(), name, format!("shape {found:?}")));
         }
         let Some(dtype) = float_dtype(dtype) else {
+            if let Some(bits) = size_in_bits(dtype) {
+                let reason = format!(
+                    "its numbers have {bits} bits ({dtype:?}, such as those of `{name}`), which are not read: \
+                     take the file in fp16, bf16 or fp32"
+                );
+                return Err(Error::invalid_file(file.path(), reason));
+            }
             let found = format!("elements of type {dtype:?}, not f16, bf16, f32 or f64");
             return Err(wrong(file.path(), name, found));
         };
@@ -295,7 +310,7 @@ impl Weights {
     pub fn bytes_in_memory(&self) -> u64 {
         let size = |key: &str| {
             let shape = self.shape(key.strip_prefix(&self.prefix)?)?;
-            let is_matrix = shape.len() > 1 && !key.contains("embedding");
+            let is_matrix = shape.len() > 1 && !TABLES.iter().any(|part| key.contains(part));
             let dtype = match is_matrix {
                 true => self.store.dtype,
                 false => self.store.compute,
@@ -332,6 +347,19 @@ impl Weights {
         })
     }
 
+    /// Counts tensors of this view as read whose keys behind its prefix `are_known` says.
+    pub(crate) fn ignore(&self, are_known: impl Fn(&str) -> bool) {
+        let keys = self
+            .keys()
+            .filter(|key| are_known(&key[self.prefix.len()..]));
+        let mut used = self
+            .store
+            .used
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        used.extend(keys.map(str::to_owned));
+    }
+
     fn key(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
@@ -356,6 +384,19 @@ fn index_of(files: &[Arc<TensorFile>]) -> Result<BTreeMap<String, Placement>> {
     Ok(index)
 }
 
+/// What wrappers of training put before every key: `torch.compile` and `DataParallel`.
+const WRAPPERS: [&str; 2] = ["_orig_mod.", "module."];
+
+/// The same without the wrapper that a model was saved with.
+fn unwrapped(index: BTreeMap<String, Placement>) -> BTreeMap<String, Placement> {
+    let is_around = |wrapper: &&&str| index.keys().all(|key| key.starts_with(**wrapper));
+    let Some(wrapper) = WRAPPERS.iter().find(is_around) else {
+        return index;
+    };
+    let bare = |(key, place): (String, Placement)| (key[wrapper.len()..].to_owned(), place);
+    unwrapped(index.into_iter().map(bare).collect())
+}
+
 /// Checks that shards hold the tensors that their index says, and no others.
 fn check_index(
     path: &Path,
@@ -377,6 +418,12 @@ fn check_index(
         }
         None => Ok(()),
     }
+}
+
+/// The bits of an element, if they are so few that the weights are quantised.
+fn size_in_bits(dtype: Dtype) -> Option<usize> {
+    let bits = dtype.bitsize();
+    (bits <= 8 && dtype != Dtype::BOOL).then_some(bits)
 }
 
 fn float_dtype(dtype: Dtype) -> Option<DType> {

@@ -14,7 +14,7 @@ use difference_inversion::diffusion::words::FullPrompt;
 use difference_inversion::image::RgbImage;
 use difference_inversion::models::denoiser::unet::{UNet2DConditionModel, UNetConfig};
 use difference_inversion::util::arrays::{Array, Arrays, Values};
-use difference_inversion::weights::read_config;
+use difference_inversion::weights::{Weights, read_config};
 use serde_json::{Value, json};
 
 /// The file or folder `name` under `tests/golden`.
@@ -238,7 +238,7 @@ fn families_are_recognised_by_keys_and_shapes() {
         assert_eq!(index["_class_name"], class_name);
         let config: UNetConfig = files.config("unet").unwrap();
         assert_eq!(config.in_channels, channels);
-        assert_eq!(files.notice().is_some(), name == "sd2");
+        assert_eq!(files.notices().len(), usize::from(name == "sd2"));
     }
 }
 
@@ -289,8 +289,196 @@ fn what_the_unet_predicts_is_as_marked_asked_for_or_usual() {
     );
     assert_eq!(
         predicted(2048, &BOTH, &["v_pred"], asked),
-        expected(epsilon, 128, "sdxl", "leading")
+        expected(velocity, 128, "sdxl", "leading")
     );
+    assert_eq!(
+        predicted(1024, &[OPEN_CLIP], &["v_pred"], asked),
+        expected(velocity, 96, "sd2", "leading")
+    );
+}
+
+#[test]
+fn what_merges_leave_behind_is_left_out_with_a_note() {
+    let plain = FileOptions::default();
+    let strays = ["control_model.x", "lora_te_x.alpha", "safety_checker.y"];
+    let (_, _, notices) = said(768, &strays, &[], &plain);
+    let expected = "it: 3 tensors are of no network of a Stable Diffusion 1 and are left out: \
+                    control_model.x, lora_te_x.alpha, safety_checker.y";
+    assert_eq!(notices, [expected]);
+    let tower = ["conditioner.embedders.0.transformer.vision_model.post_layernorm.bias"];
+    assert_eq!(said(2048, &tower, &[], &plain).2, [""; 0]);
+
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |width, encoders: &[&str], key: &str| {
+        let path = marks(folder.path(), width, 4, encoders, &[key]);
+        message(ModelFiles::open(&path, &plain))
+    };
+    for (key, expected) in [
+        (
+            "edm_vpred.sigma_max",
+            "its noise is not a schedule of betas but that of EDM",
+        ),
+        (
+            "edm_mean",
+            "its noise is not a schedule of betas but that of EDM",
+        ),
+        ("scaled_fp8", "8 bits with scales"),
+        ("noise_augmentor.data_mean", "drawn from pictures"),
+    ] {
+        let found = refused(2048, &BOTH, key);
+        assert!(found.contains(expected), "{found}");
+    }
+}
+
+#[test]
+fn an_autoencoders_attention_may_have_newer_or_older_names() {
+    let (family, folder, file) = case("sd1");
+    let original = Arrays::read(&file).unwrap();
+    let expected = Weights::open(&folder.join("vae"), &Device::flex(), FloatDType::F32).unwrap();
+    let names = [
+        ("q", "to_q", "query"),
+        ("k", "to_k", "key"),
+        ("v", "to_v", "value"),
+        ("proj_out", "to_out.0", "proj_attn"),
+    ];
+    for newer in [true, false] {
+        let mut arrays = original.clone();
+        for (name, new, old) in names {
+            for half in ["encoder", "decoder"] {
+                for kind in ["weight", "bias"] {
+                    let start = format!("first_stage_model.{half}.mid.attn_1");
+                    let array = arrays
+                        .arrays
+                        .remove(&format!("{start}.{name}.{kind}"))
+                        .unwrap();
+                    let name = if newer { new } else { old };
+                    arrays
+                        .arrays
+                        .insert(format!("{start}.{name}.{kind}"), array);
+                }
+            }
+        }
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("model.safetensors");
+        arrays.write(&path).unwrap();
+        let files = ModelFiles::open(&path, &options(family.clone())).unwrap();
+        let weights = files
+            .weights("vae", &Device::flex(), FloatDType::F32)
+            .unwrap();
+        for half in ["encoder", "decoder"] {
+            let name = format!("{half}.mid_block.attentions.0.to_v.weight");
+            let shape: [usize; 2] = weights.shape(&name).unwrap().try_into().unwrap();
+            let found = numbers(weights.tensor(&name, shape).unwrap());
+            assert_eq!(
+                found,
+                numbers(expected.tensor(&name, shape).unwrap()),
+                "{name}"
+            );
+        }
+    }
+}
+
+/// What a file of the U-Net's width with these metadata is taken for, and the notices.
+fn said(
+    width: usize,
+    more: &[&str],
+    metadata: &[(&str, &str)],
+    options: &FileOptions,
+) -> (String, bool, Vec<String>) {
+    let folder = tempfile::tempdir().unwrap();
+    let encoders: &[&str] = match width {
+        768 => &[CLIP],
+        1024 => &[OPEN_CLIP],
+        _ => &BOTH,
+    };
+    let path = marks(folder.path(), width, 4, encoders, more);
+    let mut arrays = Arrays::read(&path).unwrap();
+    let metadata = metadata
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    arrays.metadata.extend(metadata);
+    arrays.write(&path).unwrap();
+    let files = ModelFiles::open(&path, options).unwrap();
+    let scheduler: Value = files.config("scheduler").unwrap();
+    let rescaled = scheduler["rescale_betas_zero_snr"] == json!(true);
+    if rescaled {
+        assert_eq!(scheduler["timestep_spacing"], "trailing");
+    }
+    let prediction = scheduler["prediction_type"].as_str().unwrap().to_owned();
+    let name = format!("{} {prediction}", files.layout().unwrap().name);
+    let notices = files.notices().iter();
+    (
+        name,
+        rescaled,
+        notices
+            .map(|it| it.replace(&path.display().to_string(), "it"))
+            .collect(),
+    )
+}
+
+#[test]
+fn what_a_file_says_of_itself_is_heard() {
+    let plain = FileOptions::default();
+    let asked = |prediction| FileOptions {
+        prediction_type: Some(prediction),
+        ..FileOptions::default()
+    };
+    let velocity = |by: &str| format!("it predicts velocity, as its {by} says");
+    for (field, value) in [
+        ("modelspec.prediction_type", "v"),
+        ("modelspec.prediction_type", "v_prediction"),
+        ("modelspec.predict_key", "v"),
+        ("ss_v_parameterization", "True"),
+    ] {
+        for (width, family) in [(768, "sd1"), (2048, "sdxl"), (1024, "sd2")] {
+            let found = said(width, &[], &[(field, value)], &plain);
+            let expected = (
+                format!("{family} v_prediction"),
+                false,
+                vec![velocity(field)],
+            );
+            assert_eq!(found, expected, "{field} {width}");
+        }
+    }
+    for (field, value) in [
+        ("modelspec.predict_key", "epsilon"),
+        ("modelspec.architecture", "stable-diffusion-v2-512"),
+    ] {
+        let (name, _, notices) = said(1024, &[], &[(field, value)], &plain);
+        assert_eq!(name, "sd2-base epsilon");
+        assert_eq!(notices, [format!("it predicts noise, as its {field} says")]);
+    }
+    let silent = [
+        ("ss_v_parameterization", "False"),
+        ("modelspec.prediction_type", "?"),
+    ];
+    assert_eq!(
+        said(768, &[], &silent, &plain),
+        ("sd1 epsilon".to_owned(), false, vec![])
+    );
+    let zero = said(768, &[], &[("ss_zero_terminal_snr", "True")], &plain);
+    assert!(zero.1);
+    let zero_snr = FileOptions {
+        zero_snr: true,
+        ..FileOptions::default()
+    };
+    assert!(said(2048, &[], &[], &zero_snr).1);
+
+    // The key, then the option, then the metadata.
+    let metadata = [("modelspec.prediction_type", "v")];
+    let noise = asked(PredictionType::Epsilon);
+    assert_eq!(said(768, &[], &metadata, &noise).0, "sd1 epsilon");
+    assert_eq!(said(1024, &[], &metadata, &noise).0, "sd2-base epsilon");
+    let (name, _, notices) = said(768, &["v_pred"], &[], &noise);
+    assert_eq!(name, "sd1 v_prediction");
+    let expected = velocity("tensor `v_pred`") + ": not noise, as was asked for";
+    assert_eq!(notices, [expected]);
+    assert_eq!(
+        said(768, &[], &[], &asked(PredictionType::Sample)).0,
+        "sd1 sample"
+    );
+    let named = options(Layout::sd2_base());
+    assert_eq!(said(1024, &[], &metadata, &named).0, "sd2-base epsilon");
 }
 
 #[test]
@@ -355,9 +543,9 @@ fn files_that_are_something_else_say_what() {
                 768,
                 4,
                 &[CLIP],
-                &["model.diffusion_model.surprise", "control_model.x"],
+                &["model.diffusion_model.surprise", "first_stage_model.x"],
             ),
-            "2 tensors are not of a checkpoint of Stable Diffusion 1: control_model.x, \
+            "2 tensors are not of a checkpoint of Stable Diffusion 1: first_stage_model.x, \
              model.diffusion_model.surprise",
         ),
         (

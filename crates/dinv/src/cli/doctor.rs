@@ -173,7 +173,11 @@ fn components(paths: &ModelPaths) -> Vec<Component> {
     let drawing = "every picture";
     let family = files.as_ref().ok().and_then(|files| Family::of(files).ok());
     let family = family.unwrap_or(&STABLE_DIFFUSION);
-    for name in family.networks() {
+    let there = files.as_ref().ok();
+    let there = there.and_then(|files| family.networks_in(files).ok());
+    // One that is missing is listed as such.
+    let networks = there.unwrap_or_else(|| family.networks().collect());
+    for &name in &networks {
         add(
             name.to_owned(),
             drawing,
@@ -182,6 +186,7 @@ fn components(paths: &ModelPaths) -> Vec<Component> {
         );
     }
     let encoders = family.text_encoders.iter().map(|encoder| encoder.part);
+    let encoders = encoders.filter(|encoder| networks.contains(encoder));
     for encoder in encoders.take(if single { 1 } else { usize::MAX }) {
         let name = tokenizer_of(encoder);
         let vocabulary = files

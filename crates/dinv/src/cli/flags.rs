@@ -11,9 +11,10 @@ use difference_inversion::diffusion::family;
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::diffusion::model_files::FileOptions;
 use difference_inversion::diffusion::model_files::layout::Layout;
-use difference_inversion::diffusion::sample::PredictionType;
+use difference_inversion::diffusion::sample::{PredictionType, TimestepSpacing};
 use difference_inversion::job::PairFiles;
 use difference_inversion::method::analogy::Example;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
@@ -33,7 +34,7 @@ pub(crate) const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
 #[serde(default)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelSettings {
-    /// demo, sd15, sd21, sdxl, a folder or file, or OWNER/NAME [default: demo]
+    /// demo, sd15, sd21, sdxl, sd3, sd35, sd35-large, a folder or file, or OWNER/NAME [default: demo]
     ///
     /// OWNER/NAME and OWNER/NAME@REVISION are models of the Hugging Face Hub; a file is one .safetensors
     /// file. A dinv.json in the model's folder overrides built-in defaults.
@@ -43,8 +44,17 @@ pub(crate) struct ModelSettings {
     #[arg(long, hide_short_help = true, value_parser = PossibleValuesParser::new(Layout::names()))]
     pub(crate) family: Option<String>,
     /// What the U-Net predicts [default: from the model]
-    #[arg(long, hide_short_help = true, value_parser = ["epsilon", "v_prediction"])]
+    #[arg(long, hide_short_help = true, value_parser = ["epsilon", "v_prediction", "sample"])]
     pub(crate) prediction_type: Option<String>,
+    /// Which timesteps are visited [default: from the model; for a single file, trailing up to 8 steps, leading
+    /// above]
+    #[arg(long, hide_short_help = true, value_parser = ["leading", "trailing", "linspace"])]
+    pub(crate) timestep_spacing: Option<String>,
+    /// Rescale the noise schedule to end in pure noise, with trailing steps (zero terminal SNR) [default:
+    /// from the model]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          hide_short_help = true)]
+    pub(crate) zero_snr: Option<bool>,
     /// Variant of a folder's weights, such as fp16 [default: the plain weights, else fp16]
     #[arg(long, value_name = "NAME", hide_short_help = true)]
     pub(crate) variant: Option<String>,
@@ -52,9 +62,14 @@ pub(crate) struct ModelSettings {
     /// the Hub [default: that of --clip]
     #[arg(long, value_name = "DIR", hide_short_help = true)]
     pub(crate) tokenizer: Option<PathBuf>,
-    /// Folder with a U-Net that replaces the model's own, such as one fine-tuned to edit pictures
-    #[arg(long, value_name = "DIR", hide_short_help = true)]
+    /// U-Net that replaces the model's own, such as one fine-tuned to edit pictures: a folder, or a file of
+    /// weights for the model's own configuration
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
     pub(crate) unet: Option<PathBuf>,
+    /// Leave out T5, the largest text encoder of Stable Diffusion 3, with its download and memory
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          hide_short_help = true)]
+    pub(crate) without_t5: Option<bool>,
     /// CLIP, a transformers CLIPModel: a folder or a name of the Hub; for SDXL one for each text encoder, in
     /// any order [default: clip and clip_2 in the model's folder or next to its file, else the Hub's that
     /// matches the text encoder]
@@ -149,7 +164,7 @@ impl ModelSettings {
         let memory = self.memory()?;
         let place = self.place()?;
         let models = Models::open(paths, &place.device, self.dtype()?)?.with_memory(memory);
-        if let Some(notice) = models.notice() {
+        for notice in models.notices() {
             watcher.notice(notice);
         }
         if let Some(adapter) = place.adapter {
@@ -160,22 +175,26 @@ impl ModelSettings {
 
     /// How the model's files are to be understood.
     pub(crate) fn file_options(&self) -> anyhow::Result<FileOptions> {
-        let prediction_type = match self.prediction_type.as_deref() {
-            None => None,
-            Some("epsilon") => Some(PredictionType::Epsilon),
-            Some("v_prediction") => Some(PredictionType::VPrediction),
-            Some(other) => {
-                let message = "prediction_type: expected epsilon or v_prediction, found";
-                return Err(Failure::usage(format!("{message} `{other}`")).into());
-            }
-        };
+        let prediction_type = named::<PredictionType>(
+            "prediction_type",
+            "epsilon, v_prediction or sample",
+            self.prediction_type.as_deref(),
+        )?;
+        let timestep_spacing = named::<TimestepSpacing>(
+            "timestep_spacing",
+            "leading, trailing or linspace",
+            self.timestep_spacing.as_deref(),
+        )?;
         Ok(FileOptions {
             family: self.family.as_deref().map(Layout::by_name).transpose()?,
             prediction_type,
+            timestep_spacing,
+            zero_snr: self.zero_snr.unwrap_or(false),
             variant: self.variant.clone(),
             tokenizer: self.tokenizer.clone(),
             resolution: self.resolution.as_deref().map(resolution).transpose()?,
             unet: self.unet.clone(),
+            without_t5: self.without_t5.unwrap_or(false),
         })
     }
 
@@ -189,14 +208,34 @@ impl ModelSettings {
         let settings = [
             ("family", self.family.clone()),
             ("prediction_type", self.prediction_type.clone()),
+            ("timestep_spacing", self.timestep_spacing.clone()),
+            (
+                "zero_snr",
+                self.zero_snr.map(|zero_snr| zero_snr.to_string()),
+            ),
             ("variant", self.variant.clone()),
             ("resolution", self.resolution.clone()),
             ("tokenizer", name(&self.tokenizer)),
             ("unet", name(&self.unet)),
         ];
         let given = |(name, value): (&str, Option<String>)| Some((name.to_owned(), json!(value?)));
-        settings.into_iter().filter_map(given)
+        let without_t5 = (self.without_t5).map(|value| ("without_t5".to_owned(), json!(value)));
+        settings.into_iter().filter_map(given).chain(without_t5)
     }
+}
+
+/// One of several values by its name.
+fn named<T: DeserializeOwned>(
+    setting: &str,
+    expected: &str,
+    name: Option<&str>,
+) -> anyhow::Result<Option<T>> {
+    let Some(name) = name else {
+        return Ok(None);
+    };
+    let value = serde_json::from_value(json!(name));
+    let message = || format!("{setting}: expected {expected}, found `{name}`");
+    Ok(Some(value.map_err(|_| Failure::usage(message()))?))
 }
 
 /// Height and width of pictures, from a side or `WIDTHxHEIGHT`.
@@ -354,7 +393,7 @@ pub(crate) struct GenerateFlags {
     inversion_iterations: Option<usize>,
     #[arg(long, help = about!(sdedit_strength), value_name = "0..1", hide_short_help = true, value_parser = finite)]
     sdedit_strength: Option<f64>,
-    #[arg(long, help = about!(eta), value_name = "0..1", hide_short_help = true, value_parser = finite)]
+    #[arg(long, help = concat!(about!(eta), " [default: 1, for a flow 0]"), value_name = "0..1", hide_short_help = true, value_parser = finite)]
     eta: Option<f64>,
 }
 

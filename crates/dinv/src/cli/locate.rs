@@ -4,7 +4,8 @@ use std::env;
 use std::path::{Path, PathBuf};
 
 use difference_inversion::diffusion::family;
-use difference_inversion::hub::ModelId;
+use difference_inversion::diffusion::model_files::MODEL_INDEX;
+use difference_inversion::hub::{self, Hub, ModelId};
 
 use super::terminal::Failure;
 
@@ -27,6 +28,9 @@ pub(crate) enum Location {
 /// is no model does not hide a short name.
 pub(crate) fn locate(name: &Path) -> anyhow::Result<Location> {
     let text = name.to_string_lossy();
+    if let Some(folder) = meant_by(name) {
+        return Ok(Location::Disk(folder));
+    }
     let id = name_of(&text);
     let is_short = text == DEMO || short_name(&text).is_some();
     if name.is_file() || is_model(name) || (name.exists() && !is_short) {
@@ -81,9 +85,30 @@ fn nearest<'a>(text: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a s
     }
 }
 
-/// The model of the Hub that a name stands for, if it is one.
+/// The folder of a model that another path in it, or in a cache of the Hub, stands for.
+fn meant_by(path: &Path) -> Option<PathBuf> {
+    let is_index = path.file_name().is_some_and(|name| name == MODEL_INDEX);
+    if is_index && path.is_file() {
+        let above = path.parent().filter(|above| *above != Path::new(""));
+        return Some(above.unwrap_or(Path::new(".")).to_owned());
+    }
+    let name = path.file_name()?.to_str()?;
+    hub::repository_of(name)?;
+    Hub::snapshot_in(path)
+}
+
+/// The model of the Hub that a name stands for, if it is one; also the address of its page, and its
+/// folder in a cache.
 pub(crate) fn name_of(text: &str) -> Option<ModelId> {
-    short_name(text).or_else(|| text.parse().ok())
+    let addresses = [
+        "https://huggingface.co/",
+        "https://hf.co/",
+        "huggingface.co/",
+        "hf.co/",
+    ];
+    let copied = addresses.iter().find_map(|start| text.strip_prefix(start));
+    let id = copied.unwrap_or(text).trim_end_matches('/').parse().ok();
+    short_name(text).or(id).or_else(|| hub::repository_of(text))
 }
 
 /// The model that a short name, with or without a revision, stands for.
@@ -160,7 +185,7 @@ fn demo_places() -> Vec<PathBuf> {
 }
 
 fn is_model(folder: &Path) -> bool {
-    folder.join("model_index.json").is_file()
+    folder.join(MODEL_INDEX).is_file()
 }
 
 /// The pictures of the built-in example, next to the demo model.
@@ -217,6 +242,22 @@ mod tests {
     }
 
     #[test]
+    fn a_model_may_be_called_by_what_a_cache_calls_it() {
+        let cache = tempfile::tempdir().unwrap();
+        let folder = cache.path().join("models--a--b");
+        let snapshot = folder.join("snapshots/c0ffee");
+        std::fs::create_dir_all(&snapshot).unwrap();
+        std::fs::create_dir_all(folder.join("snapshots/beef")).unwrap();
+        std::fs::create_dir_all(folder.join("refs")).unwrap();
+        std::fs::write(folder.join("refs/main"), "c0ffee").unwrap();
+        assert_eq!(locate(&folder).unwrap(), Location::Disk(snapshot.clone()));
+        assert_eq!(locate(Path::new("models--a--b")).unwrap(), hub("a/b"));
+        let index = snapshot.join(MODEL_INDEX);
+        std::fs::write(&index, "{}").unwrap();
+        assert_eq!(locate(&index).unwrap(), Location::Disk(snapshot));
+    }
+
+    #[test]
     fn names_stand_for_models_of_the_hub() {
         let sdxl = "stabilityai/stable-diffusion-xl-base-1.0";
         assert_eq!(locate(Path::new("sdxl")).unwrap(), hub(sdxl));
@@ -225,6 +266,9 @@ mod tests {
             hub(&format!("{sdxl}@v1"))
         );
         assert_eq!(locate(Path::new("a/b@main")).unwrap(), hub("a/b"));
+        for page in ["https://huggingface.co/a/b", "hf.co/a/b/"] {
+            assert_eq!(locate(Path::new(page)).unwrap(), hub("a/b"));
+        }
         for name in ["sdxxl", "a/b/c"] {
             let error = locate(Path::new(name)).unwrap_err().to_string();
             assert_eq!(error, format!("{name}: no such file, folder or model"));

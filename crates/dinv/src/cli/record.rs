@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, FloatDType};
 use difference_inversion::Result;
-use difference_inversion::diffusion::family;
+use difference_inversion::diffusion::family::Family;
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::diffusion::joint_space;
 use difference_inversion::hub::model_of;
@@ -153,10 +153,7 @@ pub(crate) fn weight_files(paths: &ModelPaths) -> Result<Vec<(String, PathBuf)>>
     let device = Device::flex();
     let model = paths.files()?;
     let mut files = Vec::new();
-    for network in family::networks()
-        .into_iter()
-        .filter(|name| model.has(name))
-    {
+    for network in Family::of(&model)?.networks_in(&model)? {
         let weights = model.weights(network, &device, FloatDType::F32)?;
         files.extend(named_files(network, &weights));
     }

@@ -115,6 +115,9 @@ impl Watcher {
 
     /// Shows the user a note above the progress bar, and keeps it for `run.json`.
     pub(crate) fn notice(&mut self, notice: &str) {
+        if self.notices.iter().any(|told| told == notice) {
+            return; // such as of every picture
+        }
         let print = || terminal::message(format_args!("note: {notice}"));
         match &self.bar {
             Some(bar) => bar.suspend(print),
@@ -302,6 +305,7 @@ mod tests {
                 assert!(watcher.observe(&step(stage, done, 2)).is_continue());
             }
         }
+        watcher.notice("equal captions");
         watcher.notice("equal captions");
         let (times, notices) = watcher.finish();
         let stages: Vec<Stage> = times.iter().map(|(stage, _)| *stage).collect();

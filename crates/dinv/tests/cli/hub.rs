@@ -377,6 +377,65 @@ fn a_pipeline_of_another_kind_is_refused_before_its_weights_come() {
 }
 
 #[test]
+fn what_cannot_be_opened_is_refused_before_its_weights_come() {
+    for (path, from, to, expected) in [
+        (
+            "unet/config.json",
+            r#""time_cond_proj_dim": null"#,
+            r#""time_cond_proj_dim": 256"#,
+            "unet/config.json: field `time_cond_proj_dim`: 256 is not supported",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            r#""prediction_type": "v_prediction""#,
+            r#""prediction_type": "flow_prediction""#,
+            "scheduler/scheduler_config.json: field `prediction_type`: flow_prediction is another kind",
+        ),
+        (
+            "vae/config.json",
+            "\"DownEncoderBlock2D\"",
+            "\"AttnDownEncoderBlock2D\"",
+            "vae/config.json: field `down_block_types`",
+        ),
+    ] {
+        let setup = Setup::new();
+        let text = fs::read_to_string(golden("pipeline").join(path)).unwrap();
+        assert!(text.contains(from), "{text}");
+        setup.hub.put(TINY, path, text.replace(from, to).as_bytes());
+        let done = setup.run("models pull tests/tiny");
+        assert_eq!(done.code, Some(1), "{}", done.stderr);
+        assert!(done.stderr.contains(expected), "{}", done.stderr);
+        let requests = setup.hub.requests();
+        let weights = of_files(&requests);
+        assert!(
+            !weights.iter().any(|path| path.ends_with(".safetensors")),
+            "{weights:?}"
+        );
+    }
+}
+
+#[test]
+fn words_added_to_a_tokenizer_come_with_it() {
+    let setup = Setup::new();
+    setup.hub.put(TINY, "tokenizer/added_tokens.json", b"{}");
+    setup.succeed("models pull -q tests/tiny");
+    assert!(
+        setup
+            .snapshot()
+            .join("tokenizer/added_tokens.json")
+            .is_file()
+    );
+}
+
+#[test]
+fn models_that_were_taken_from_the_hub_are_named_where_they_are() {
+    let setup = Setup::new();
+    let done = setup.run("models pull runwayml/stable-diffusion-v1-5");
+    let expected = "a copy of it is stable-diffusion-v1-5/stable-diffusion-v1-5";
+    assert!(done.stderr.contains(expected), "{}", done.stderr);
+}
+
+#[test]
 fn files_of_a_cache_without_links_are_not_brought_again() {
     let setup = Setup::new();
     setup.succeed("models pull -q tests/tiny");
@@ -673,7 +732,8 @@ fn the_list_tells_what_is_there_and_what_is_missing() {
     let names: Vec<&str> = (before["models"].as_array().unwrap().iter())
         .map(|row| row["name"].as_str().unwrap())
         .collect();
-    assert_eq!(names, ["demo", "sd15", "sd21", "sdxl"]);
+    let short = ["sd15", "sd21", "sdxl", "sd3", "sd35", "sd35-large"];
+    assert_eq!(names, [&["demo"], &short[..]].concat());
     assert_eq!(before["models"][0]["state"], "complete");
     assert_eq!(before["models"][0]["licence"], "MIT OR Apache-2.0");
     assert_eq!(before["models"][3]["state"], "not-downloaded");

@@ -17,6 +17,7 @@ mod hub_server;
 mod interrupt;
 mod model_files;
 mod runs;
+mod sd3;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -62,6 +62,8 @@ const INPAINTING: usize = 9;
 const SD2_ENCODER: &str = "cond_stage_model.model.";
 /// The same in the layout of the code of SDXL.
 const SGM_ENCODER: &str = "conditioner.embedders.0.model.";
+/// Tokens of CLIP.
+const VOCABULARY: usize = 49408;
 /// Channels of the latents.
 const LATENTS: usize = 4;
 /// Channels that a U-Net may read.
@@ -70,6 +72,11 @@ const IN_CHANNELS: [usize; 3] = [LATENTS, EDITING, INPAINTING];
 const CONV_IN: &str = "input_blocks.0.0.weight";
 
 impl Layout {
+    /// Whether another layout differs in what the U-Net predicts alone: Stable Diffusion 2's.
+    pub(crate) fn has_twin(&self) -> bool {
+        self.context_dim() == 1024
+    }
+
     /// Names of all layouts, as [`by_name`](Self::by_name) knows them.
     pub fn names() -> Vec<&'static str> {
         family::layouts().map(|layout| layout.name).collect()
@@ -239,7 +246,11 @@ impl Layout {
                 return false;
             };
             match encoder.layout {
-                TextLayout::Transformers => key == "text_projection.weight",
+                TextLayout::Transformers => {
+                    let parts = ["vision_model.", "visual_projection."];
+                    key == "text_projection.weight"
+                        || parts.iter().any(|part| key.starts_with(part))
+                }
                 TextLayout::OpenClip => {
                     let layers = number(&encoder.config["num_hidden_layers"]);
                     let last = format!("transformer.resblocks.{layers}.");
@@ -317,6 +328,18 @@ impl Layout {
                 return Err(Error::invalid_file(file.path(), reason));
             }
         }
+        for encoder in &mut self.text_encoders {
+            let table = match encoder.layout {
+                TextLayout::Transformers => "text_model.embeddings.token_embedding.weight",
+                TextLayout::OpenClip => "token_embedding.weight",
+            };
+            // Fine-tunings that learned words have rows more.
+            if let Some((_, &[rows, _])) = file.info(&format!("{}{table}", encoder.prefix))
+                && rows > VOCABULARY
+            {
+                encoder.config["vocab_size"] = json!(rows);
+            }
+        }
         let channels = match in_channels(file) {
             Some(channels) if IN_CHANNELS.contains(&channels) => channels,
             _ => {
@@ -356,11 +379,21 @@ fn context_dim(file: &TensorFile) -> Result<usize> {
     if let Some((_, &[_, width])) = key.and_then(|key| file.info(key)) {
         return Ok(width);
     }
+    if let Some(family) = family::of_unread(&names) {
+        let known: Vec<&str> = family.models.iter().map(|model| model.name).collect();
+        let reason = format!(
+            "a checkpoint of a {} in its original layout, which is not read: take its diffusers folder, \
+             such as {}",
+            family.class,
+            known.join(" or ")
+        );
+        return Err(Error::invalid_file(file.path(), reason));
+    }
     let starts_with = |start: &str| names.iter().any(|name| name.starts_with(start));
     let what = if starts_with("lora_") || names.iter().any(|name| name.contains(".lora")) {
         "a LoRA, not a whole model"
     } else if starts_with("down_blocks.") || starts_with("decoder.") || starts_with("text_model.") {
-        "one network of a diffusers folder: name that folder"
+        "one network of a diffusers folder: name the folder that its model_index.json is in"
     } else {
         "not a checkpoint of Stable Diffusion in its original layout"
     };

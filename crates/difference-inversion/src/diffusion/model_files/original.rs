@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use crate::diffusion::model_files::layout::{Layout, TextLayout};
+use crate::diffusion::model_files::said::{VELOCITY, ZERO_SNR};
 use crate::util::error::abbreviate;
 use crate::weights::file::TensorFile;
 use crate::weights::placement::{Change, Placement};
@@ -52,8 +53,21 @@ const VAE_PARTS: &Names = &[
     ("mid.block_2.", "mid_block.resnets.1."),
 ];
 
-/// The layers of the autoencoder's attention, of which all but the norm are 1×1 convolutions.
+/// The layers of the autoencoder's attention, of which all but the norm are 1×1 convolutions; those that
+/// programs with diffusers' names inside wrote back have these.
 const VAE_ATTENTION: &Names = &[
+    ("mid.attn_1.to_q.", "mid_block.attentions.0.to_q."),
+    ("mid.attn_1.to_k.", "mid_block.attentions.0.to_k."),
+    ("mid.attn_1.to_v.", "mid_block.attentions.0.to_v."),
+    ("mid.attn_1.to_out.0.", "mid_block.attentions.0.to_out.0."),
+    (
+        "mid.attn_1.group_norm.",
+        "mid_block.attentions.0.group_norm.",
+    ),
+    ("mid.attn_1.query.", "mid_block.attentions.0.to_q."),
+    ("mid.attn_1.key.", "mid_block.attentions.0.to_k."),
+    ("mid.attn_1.value.", "mid_block.attentions.0.to_v."),
+    ("mid.attn_1.proj_attn.", "mid_block.attentions.0.to_out.0."),
     ("mid.attn_1.norm.", "mid_block.attentions.0.group_norm."),
     ("mid.attn_1.q.", "mid_block.attentions.0.to_q."),
     ("mid.attn_1.k.", "mid_block.attentions.0.to_k."),
@@ -125,26 +139,57 @@ const UNUSED: [&str; 19] = [
 /// What the keys end with of buffers, and of CLIP's temperature.
 const UNUSED_ENDS: [&str; 3] = [".position_ids", "logit_scale", ".attn_mask"];
 
-/// Empty tensors by which some fine-tuned checkpoints say that their U-Net predicts velocity, and
-/// that their schedule ends in pure noise.
-pub(crate) const MARKS: [&str; 2] = ["v_pred", "ztsnr"];
-
 /// The tensors of each network of a pipeline, by its folder's name in diffusers.
 pub(crate) type Networks = BTreeMap<String, BTreeMap<String, Placement>>;
 
-/// Finds diffusers' tensors in `file`, whose layout is `layout`.
+/// What keys start with that say that the model is drawn from otherwise, and how.
+const OTHERWISE: [(&str, &str); 7] = [
+    (
+        "edm_",
+        "its noise is not a schedule of betas but that of EDM, as that of CosXL and Playground 2.5",
+    ),
+    (
+        "scaled_fp8",
+        "its weights are 8 bits with scales, which are not read: take the file in fp16",
+    ),
+    (
+        "noise_augmentor.",
+        "it is drawn from pictures, as unCLIP is",
+    ),
+    (
+        "embedder.model.visual",
+        "it is drawn from pictures, as unCLIP is",
+    ),
+    ("depth_model.", "it is drawn from a depth map"),
+    ("low_scale_model.", "it enlarges pictures"),
+    ("img_in.", "it is no U-Net"),
+];
+
+/// Finds diffusers' tensors in `file`, whose layout is `layout`; and the names of tensors that are of
+/// none of its networks, which merges leave behind.
 ///
 /// # Errors
-/// [`Error::InvalidFile`] if it holds tensors that are neither known nor known to be unused.
-pub(crate) fn networks(file: &TensorFile, layout: &Layout) -> Result<Networks> {
+/// [`Error::InvalidFile`] if a network has tensors that are neither known nor known to be unused, or a
+/// tensor says that the model is of another kind.
+pub(crate) fn networks(file: &TensorFile, layout: &Layout) -> Result<(Networks, Vec<String>)> {
     let mut networks = Networks::new();
-    let mut unknown = Vec::new();
+    let (mut unknown, mut strays) = (Vec::new(), Vec::new());
     for key in file.names() {
         if is_unused(&key) || layout.leaves_out(&key) {
             continue;
         }
         let Some((network, tensors)) = diffusers_keys(&key, layout) else {
-            unknown.push(key);
+            let otherwise = OTHERWISE.iter().find(|(start, _)| key.starts_with(start));
+            if let Some((_, why)) = otherwise {
+                let reason = format!("not a {} that can be used: {why} (`{key}`)", layout.title);
+                return Err(Error::invalid_file(file.path(), reason));
+            }
+            let encoders = layout.text_encoders.iter().map(|encoder| encoder.prefix);
+            let is_of_network = |start: &str| key.starts_with(start);
+            match [UNET, VAE].into_iter().chain(encoders).any(is_of_network) {
+                true => unknown.push(key),
+                false => strays.push(key),
+            }
             continue;
         };
         for (name, change) in tensors {
@@ -168,7 +213,8 @@ pub(crate) fn networks(file: &TensorFile, layout: &Layout) -> Result<Networks> {
         }
     }
     if unknown.is_empty() {
-        return Ok(networks);
+        strays.sort();
+        return Ok((networks, strays));
     }
     unknown.sort();
     let reason = format!(
@@ -182,7 +228,7 @@ pub(crate) fn networks(file: &TensorFile, layout: &Layout) -> Result<Networks> {
 
 fn is_unused(key: &str) -> bool {
     UNUSED.contains(&key)
-        || MARKS.contains(&key)
+        || [VELOCITY, ZERO_SNR].contains(&key)
         || UNUSED_PARTS.iter().any(|start| key.starts_with(start))
         || UNUSED_ENDS.iter().any(|end| key.ends_with(end))
 }

@@ -1,9 +1,12 @@
 //! `model_index.json`: which family a model is of.
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::diffusion::family::{self, Family};
 use crate::diffusion::model_files::{MODEL_INDEX, ModelFiles};
+use crate::models::denoiser::unet_denoiser::PART as UNET;
+use crate::weights::from_value;
 use crate::{Error, Result};
 
 impl Family {
@@ -15,6 +18,35 @@ impl Family {
     pub fn of(files: &ModelFiles) -> Result<&'static Self> {
         Ok(ModelIndex::open(files)?.family)
     }
+}
+
+/// The classes of the parts of models whose denoiser is a U-Net, by what their folders' names begin with.
+const CLASSES: [(&str, &[&str]); 3] = [
+    (UNET, &["UNet2DConditionModel"]),
+    ("vae", &["AutoencoderKL"]),
+    (
+        "text_encoder",
+        &["CLIPTextModel", "CLIPTextModelWithProjection"],
+    ),
+];
+
+/// Refuses parts of other classes: diffusers goes by those of `model_index.json`.
+fn check_parts(files: &ModelFiles, family: &Family, index: &Value) -> Result<()> {
+    if family.denoiser.part != UNET {
+        return Ok(());
+    }
+    let replaced = files.other_unet().map(|_| UNET);
+    for part in family.networks().filter(|part| Some(*part) != replaced) {
+        let known = CLASSES.iter().find(|(start, _)| part.starts_with(start));
+        let (Some((_, known)), Some(class)) = (known, index[part][1].as_str()) else {
+            continue;
+        };
+        if !known.contains(&class) {
+            let path = files.config_path(MODEL_INDEX);
+            return Err(Error::unsupported(&path, part, &known.join(" or "), class));
+        }
+    }
+    Ok(())
 }
 
 /// What `model_index.json` says beyond the names of its parts.
@@ -38,19 +70,23 @@ impl ModelIndex {
             class_name: String,
             force_zeros_for_empty_prompt: Option<bool>,
         }
-        let fields: Fields = files.config(MODEL_INDEX)?;
+        let index: Value = files.config(MODEL_INDEX)?;
+        let path = files.config_path(MODEL_INDEX);
+        let fields: Fields = from_value(index.clone(), &path)?;
         let Some(family) = Family::of_class(&fields.class_name) else {
             return Err(Error::unsupported(
-                &files.config_path(MODEL_INDEX),
+                &path,
                 "_class_name",
                 &family::classes(),
                 fields.class_name,
             ));
         };
+        check_parts(files, family, &index)?;
         let default = family.force_zeros_for_empty_prompt;
         Ok(Self {
             family,
-            force_zeros_for_empty_prompt: fields.force_zeros_for_empty_prompt.unwrap_or(default),
+            force_zeros_for_empty_prompt: default
+                && fields.force_zeros_for_empty_prompt.unwrap_or(true),
         })
     }
 }
@@ -73,14 +109,50 @@ mod tests {
             let index = open(&format!(r#"{{"_class_name": "{}"}}"#, family.class)).unwrap();
             assert_eq!(index.family, *family);
         }
-        let refiner = r#"{"_class_name": "StableDiffusionXLImg2ImgPipeline", "unet": []}"#;
-        let message = open(refiner).unwrap_err().to_string();
+        for (class, family) in [
+            ("StableDiffusionImg2ImgPipeline", FAMILIES[0]),
+            ("LatentConsistencyModelPipeline", FAMILIES[0]),
+            ("StableDiffusionXLImg2ImgPipeline", FAMILIES[1]),
+        ] {
+            let index = open(&format!(r#"{{"_class_name": "{class}", "unet": []}}"#)).unwrap();
+            assert_eq!(index.family, family);
+        }
+        let other = r#"{"_class_name": "StableDiffusion3Pipeline", "unet": []}"#;
+        let message = open(other).unwrap_err().to_string();
         assert!(message.contains("field `_class_name`"), "{message}");
         assert!(message.contains("StableDiffusionXLPipeline"), "{message}");
-        assert!(
-            message.contains("StableDiffusionXLImg2ImgPipeline"),
-            "{message}"
-        );
+        assert!(message.contains("StableDiffusion3Pipeline"), "{message}");
+    }
+
+    #[test]
+    fn parts_of_another_class_are_refused() {
+        let message = |part: &str, class: &str| {
+            let index = format!(
+                r#"{{"_class_name": "StableDiffusionPipeline", "{part}": ["diffusers", "{class}"]}}"#
+            );
+            open(&index)
+                .err()
+                .map_or_else(String::new, |error| error.to_string())
+        };
+        for (part, class, expected) in [
+            (
+                "vae",
+                "AutoencoderTiny",
+                "field `vae`: expected AutoencoderKL, found \"AutoencoderTiny\"",
+            ),
+            ("vae", "AsymmetricAutoencoderKL", "expected AutoencoderKL"),
+            ("unet", "UNetMotionModel", "expected UNet2DConditionModel"),
+            (
+                "text_encoder",
+                "RobertaSeriesModelWithTransformation",
+                "expected CLIPTextModel or",
+            ),
+        ] {
+            let found = message(part, class);
+            assert!(found.contains(expected), "{found}");
+        }
+        assert_eq!(message("vae", "AutoencoderKL"), "");
+        assert_eq!(message("text_encoder", "CLIPTextModelWithProjection"), "");
     }
 
     #[test]

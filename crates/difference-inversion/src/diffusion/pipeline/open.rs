@@ -4,14 +4,15 @@ use std::path::Path;
 
 use burn::tensor::{Device, FloatDType};
 
-use crate::diffusion::family::Family;
+use crate::diffusion::family::{EncoderPart, Family};
 use crate::diffusion::model_files::ModelFiles;
 use crate::diffusion::pipeline::Pipeline;
 use crate::diffusion::pipeline::index::ModelIndex;
+use crate::diffusion::sample::Noising;
 use crate::diffusion::text_encoder::TextEncoder;
 use crate::models::denoiser::{DenoiserConfig, Memory, Surroundings};
 use crate::models::vae::{AutoencoderKL, AutoencoderKLConfig};
-use crate::weights::compute_dtype;
+use crate::weights::{OtherFields, check_fixed_fields, compute_dtype};
 use crate::{Error, Result};
 
 impl Pipeline {
@@ -29,16 +30,21 @@ impl Pipeline {
         let mut family = index.family;
         let noising = (family.noising)(files)?;
         let denoiser = family.denoiser.config(files)?;
-        let vae_config: AutoencoderKLConfig = files.config(family.autoencoder.part)?;
+        let mut vae_config: AutoencoderKLConfig = files.config(family.autoencoder.part)?;
+        if matches!(noising, Noising::Discrete(_)) {
+            vae_config.shift_factor = None; // diffusers' pipelines of these families do not look at it
+        }
         let latent_channels = vae_config.latent_channels;
         if let Some(unet) = files.other_unet() {
             family.denoiser.check_replaced(unet)?;
             family = family.with_channels(denoiser.in_channels(), latent_channels);
         }
-        let text_encoders = (family.text_encoders.iter())
+        check_attention_mask(files, family)?;
+        let parts = family.encoders_in(files)?;
+        let text_encoders = (parts.iter())
             .map(|encoder| (encoder.open)(files, encoder.part, device, dtype))
             .collect::<Result<Vec<_>>>()?;
-        check_vocabularies(files.path(), family, &text_encoders)?;
+        check_vocabularies(files.path(), &parts, &text_encoders)?;
         let widths: Vec<usize> = text_encoders.iter().map(TextEncoder::hidden_size).collect();
         let projections: Vec<Option<usize>> = (text_encoders.iter())
             .map(TextEncoder::projection_dim)
@@ -61,6 +67,7 @@ impl Pipeline {
         let denoiser = denoiser.load(&weights, &around)?;
         let mut pipeline = Self {
             family,
+            parts,
             force_zeros_for_empty_prompt: index.force_zeros_for_empty_prompt,
             text_encoders,
             denoiser,
@@ -76,6 +83,20 @@ impl Pipeline {
         Ok(pipeline)
     }
 
+    /// Checks what the configurations tell: what is not supported, before any weights are there.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), as far as weights and vocabularies are not needed to tell.
+    pub fn check_configs(files: &ModelFiles) -> Result<()> {
+        let family = ModelIndex::open(files)?.family;
+        (family.noising)(files)?;
+        check_attention_mask(files, family)?;
+        let denoiser = family.denoiser.config(files)?;
+        denoiser.step_bytes(1, [64, 64], Memory::Normal)?;
+        let vae: AutoencoderKLConfig = files.config(family.autoencoder.part)?;
+        vae.check(&files.config_path(family.autoencoder.part))
+    }
+
     /// The same for pictures of another height and width.
     ///
     /// # Errors
@@ -88,13 +109,19 @@ impl Pipeline {
 
     /// Checks that the networks can draw at its resolution, which noising may depend on.
     fn fit_resolution(&mut self) -> Result<()> {
-        let factor = self.vae.config().downsampling_factor() * self.denoiser.multiple();
-        let fits = |side: u32| side > 0 && (side as usize).is_multiple_of(factor);
+        let pixels = self.vae.config().downsampling_factor();
+        let factor = pixels * self.denoiser.multiple();
+        let most = self.denoiser.largest().map(|most| most * pixels);
+        let fits = |side: u32| {
+            let side = side as usize;
+            side > 0 && side.is_multiple_of(factor) && most.is_none_or(|most| side <= most)
+        };
         if !self.resolution.into_iter().all(fits) {
             let [height, width] = self.resolution;
+            let most = most.map(|most| format!(", at most {most}"));
             return Err(Error::Setting {
                 name: "resolution",
-                expected: format!("multiples of {factor}"),
+                expected: format!("multiples of {factor}{}", most.unwrap_or_default()),
                 found: format!("{width}×{height}"),
             });
         }
@@ -104,17 +131,32 @@ impl Pipeline {
     }
 }
 
+/// Refuses a text encoder that does not look at padding, as those of AltDiffusion. Families of several
+/// encoders have no such field in diffusers.
+fn check_attention_mask(files: &ModelFiles, family: &Family) -> Result<()> {
+    let [encoder] = family.text_encoders else {
+        return Ok(());
+    };
+    let config: OtherFields = files.config(encoder.part)?;
+    let fixed = [("use_attention_mask", "false")];
+    check_fixed_fields(&config, &fixed, &files.config_path(encoder.part))
+}
+
 /// Refuses text encoders with joint spaces whose ids do not mean the same words: those of an optimised
-/// prompt are read by all of them.
-fn check_vocabularies(path: &Path, family: &Family, text_encoders: &[TextEncoder]) -> Result<()> {
-    let encoders = family.text_encoders.iter().zip(text_encoders);
+/// prompt are read by all of them. A word may be added to the vocabulary of one of them.
+fn check_vocabularies(
+    path: &Path,
+    parts: &[&EncoderPart],
+    text_encoders: &[TextEncoder],
+) -> Result<()> {
+    let encoders = parts.iter().zip(text_encoders);
     let mut joint = encoders.filter(|(part, _)| part.joint).map(|(_, one)| one);
     let Some(first) = joint.next() else {
         return Ok(());
     };
     let vocabulary = |encoder: &TextEncoder| {
         let tokenizer = encoder.tokenizer();
-        let ids = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
+        let ids = 0..u32::try_from(tokenizer.base_vocab_size()).unwrap_or(u32::MAX);
         ids.map(|id| tokenizer.token(id)).collect::<Vec<_>>()
     };
     let expected = vocabulary(first);

@@ -2,11 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use crate::diffusion::sample::mix::Mix;
 use crate::diffusion::sample::noising::{check_steps, whole};
 use crate::diffusion::sample::scheduler::{BetaSchedule, SchedulerConfig, TimestepSpacing};
 use crate::weights::check_fixed_fields;
 use crate::{Error, Result};
+
+/// The most steps that are few: those of distilled models (Turbo, Lightning, Hyper, LCM).
+const FEW_STEPS: usize = 8;
 
 /// How much of the clean latents is left at every timestep, and what follows from it.
 ///
@@ -26,7 +31,6 @@ impl AlphaSchedule {
     /// # Errors
     /// [`Error::Config`] if a value is invalid or not supported.
     pub fn new(config: &SchedulerConfig, path: &Path) -> Result<Self> {
-        check_fixed_fields(&config.other, &[("trained_betas", "null")], path)?;
         let wrong = |field: &str, reason: String| {
             Err(Error::Config {
                 path: path.to_owned(),
@@ -50,6 +54,16 @@ impl AlphaSchedule {
                     field,
                     format!("expected a number from 0 to 1, found {beta}"),
                 );
+            }
+        }
+        if let Some(betas) = &config.trained_betas {
+            if betas.len() != steps {
+                let reason = format!("expected {steps} numbers, found {}", betas.len());
+                return wrong("trained_betas", reason);
+            }
+            if let Some(beta) = betas.iter().find(|beta| !(0.0..1.0).contains(*beta)) {
+                let reason = format!("expected numbers from 0 to 1, found {beta}");
+                return wrong("trained_betas", reason);
             }
         }
         if config.steps_offset >= steps {
@@ -80,6 +94,22 @@ impl AlphaSchedule {
             return Ok(());
         }
         check_fixed_fields(&self.config.other, supported, &self.path)
+    }
+
+    /// A field of the configuration, if it is that of the scheduler `class` and not null.
+    pub(super) fn own(&self, class: &str, field: &str) -> Option<&Value> {
+        let is_own = self.config.class_name.as_deref() == Some(class);
+        let value = self.config.other.get(field).filter(|_| is_own);
+        value.filter(|value| !value.is_null())
+    }
+
+    /// What is wrong with a field of the configuration.
+    pub(super) fn wrong(&self, field: &str, reason: &str) -> Error {
+        Error::Config {
+            path: self.path.clone(),
+            field: field.to_owned(),
+            reason: reason.to_owned(),
+        }
     }
 
     /// The configuration that the schedule was made from.
@@ -113,16 +143,13 @@ impl AlphaSchedule {
     /// # Errors
     /// [`Error::Setting`] if there are none or more than in training.
     pub fn timesteps(&self, num_inference_steps: usize) -> Result<Vec<usize>> {
-        let spacing = self
-            .config
-            .timestep_spacing
-            .unwrap_or(TimestepSpacing::Leading);
+        let spacing = self.spacing(num_inference_steps, TimestepSpacing::Leading);
         let (train, n) = (self.num_train_timesteps(), num_inference_steps);
         check_steps(n, train)?;
         let timesteps = match spacing {
             TimestepSpacing::Linspace => linspace(train - 1, n, n),
             TimestepSpacing::Leading => self.leading(train / n, n),
-            TimestepSpacing::Trailing => trailing(train, n),
+            TimestepSpacing::Trailing => trailing(train, train as f64 / n as f64),
         };
         Ok(timesteps)
     }
@@ -137,24 +164,56 @@ impl AlphaSchedule {
         timestep.checked_sub(self.num_train_timesteps() / num_inference_steps)
     }
 
+    /// How so many steps are spaced: as the model says, and if it is silent as the solver is used to
+    /// (`otherwise`). Where the spacing is a guess, few steps begin with pure noise, as those models
+    /// were made to be drawn that few steps are enough for.
+    pub(super) fn spacing(&self, n: usize, otherwise: TimestepSpacing) -> TimestepSpacing {
+        match self.config.spacing_is_guessed && n <= FEW_STEPS {
+            true => TimestepSpacing::Trailing,
+            false => self.config.timestep_spacing.unwrap_or(otherwise),
+        }
+    }
+
+    /// What a person should know of so few steps: that their spacing is a guess, or that they begin far
+    /// below pure noise.
+    pub(super) fn notice(&self, times: &[f64]) -> Option<String> {
+        let n = times.len();
+        if self.config.spacing_is_guessed && n <= FEW_STEPS {
+            return Some(format!(
+                "{n} steps begin with pure noise (trailing), as models for few steps are drawn; the file \
+                 does not tell: `--timestep-spacing leading` is for all others"
+            ));
+        }
+        let (first, train) = (*times.first()?, self.num_train_timesteps());
+        (2.0 * first < train as f64).then(|| {
+            format!(
+                "with this spacing of {n} steps the model is first asked at timestep {first} of {train}, so that most of the \
+                 noise stays: `--timestep-spacing trailing` begins with pure noise"
+            )
+        })
+    }
+
+    /// The timesteps below which half the logarithm of the signal-to-noise ratio is at least `lambda`.
+    pub(super) fn above(&self, lambda: f64) -> usize {
+        let lambdas = (0..self.num_train_timesteps()).map(|t| -self.sigma(t as f64).ln());
+        lambdas.filter(|&found| found >= lambda).count()
+    }
+
     /// The timesteps of the multistep solvers, which leave out the least noisy one that others
-    /// visit.
-    pub(super) fn multistep_timesteps(&self, n: usize) -> Result<Vec<usize>> {
-        let spacing = self
-            .config
-            .timestep_spacing
-            .unwrap_or(TimestepSpacing::Linspace);
+    /// visit; of the steps of training only those below `last` are visited.
+    pub(super) fn multistep_timesteps(&self, n: usize, last: usize) -> Result<Vec<usize>> {
+        let spacing = self.spacing(n, TimestepSpacing::Linspace);
         let train = self.num_train_timesteps();
         check_steps(n, train)?;
         let timesteps = match spacing {
-            TimestepSpacing::Linspace => linspace(train - 1, n + 1, n),
+            TimestepSpacing::Linspace => linspace(last - 1, n + 1, n),
             TimestepSpacing::Leading => {
-                let ratio = train / (n + 1);
+                let ratio = last / (n + 1);
                 let mut timesteps = self.leading(ratio, n + 1);
                 timesteps.pop();
                 timesteps
             }
-            TimestepSpacing::Trailing => trailing(train, n),
+            TimestepSpacing::Trailing => trailing(last, train as f64 / n as f64),
         };
         Ok(timesteps)
     }
@@ -163,10 +222,7 @@ impl AlphaSchedule {
     pub(super) fn sigma_timesteps(&self, n: usize) -> Result<Vec<f64>> {
         let train = self.num_train_timesteps();
         check_steps(n, train)?;
-        let spacing = self
-            .config
-            .timestep_spacing
-            .unwrap_or(TimestepSpacing::Linspace);
+        let spacing = self.spacing(n, TimestepSpacing::Linspace);
         let timesteps = match spacing {
             TimestepSpacing::Linspace => {
                 let step = (train - 1) as f64 / (n.max(2) - 1) as f64;
@@ -174,7 +230,7 @@ impl AlphaSchedule {
                 return Ok((0..n).map(|i| first - step * i as f64).collect());
             }
             TimestepSpacing::Leading => self.leading(train / n, n),
-            TimestepSpacing::Trailing => trailing(train, n),
+            TimestepSpacing::Trailing => trailing(train, train as f64 / n as f64),
         };
         Ok(timesteps.into_iter().map(|t| t as f64).collect())
     }
@@ -226,6 +282,9 @@ fn betas(config: &SchedulerConfig) -> Vec<f32> {
             })
             .collect()
     };
+    if let Some(betas) = &config.trained_betas {
+        return betas.iter().map(|&beta| beta as f32).collect();
+    }
     match config.beta_schedule {
         BetaSchedule::Linear => between(config.beta_start, config.beta_end),
         BetaSchedule::ScaledLinear => between(config.beta_start.sqrt(), config.beta_end.sqrt())
@@ -291,12 +350,12 @@ fn linspace(last: usize, points: usize, n: usize) -> Vec<usize> {
         .collect()
 }
 
-/// `n` evenly spaced numbers from `train - 1` down.
-fn trailing(train: usize, n: usize) -> Vec<usize> {
-    let step = train as f64 / n as f64;
-    (0..n)
-        .map(|i| round(train as f64 - i as f64 * step) - 1)
-        .collect()
+/// Evenly spaced numbers from `last - 1` down to 0.
+fn trailing(last: usize, step: f64) -> Vec<usize> {
+    let last = last as f64;
+    let numbers = (0..).map(|i| last - f64::from(i) * step);
+    let numbers = numbers.take_while(|&t| t > step * 1e-6);
+    numbers.map(|t| round(t).saturating_sub(1)).collect()
 }
 
 /// The nearest whole number, the even one of two, as NumPy rounds.

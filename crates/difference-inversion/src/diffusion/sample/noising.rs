@@ -4,14 +4,15 @@
 use std::path::Path;
 
 use burn::tensor::Tensor;
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::diffusion::sample::alphas::AlphaSchedule;
 use crate::diffusion::sample::flow::FlowSchedule;
 use crate::diffusion::sample::mix::{Level, Mix, mixed};
-use crate::diffusion::sample::scheduler::PredictionType;
+use crate::diffusion::sample::scheduler::{PredictionType, check_kind, complete};
 use crate::util::digest::hex;
-use crate::weights::read_config;
+use crate::weights::{from_value, read_config};
 use crate::{Error, Result};
 
 /// The mathematics of noising. Times are in training steps, whatever scale the network uses.
@@ -38,13 +39,16 @@ impl Noising {
     /// Reads a discrete schedule from `scheduler_config.json`, or the one in a folder.
     ///
     /// # Errors
-    /// As [`read_config`] and [`AlphaSchedule::new`].
+    /// As [`read_config`] and [`AlphaSchedule::new`]; [`Error::Config`] for noise of another kind.
     pub fn open(path: &Path) -> Result<Self> {
         let file = match path.is_dir() {
             true => path.join("scheduler_config.json"),
             false => path.to_owned(),
         };
-        let schedule = AlphaSchedule::new(&read_config(&file)?, &file)?;
+        let mut config: Value = read_config(&file)?;
+        check_kind(&config, &file)?;
+        complete(&mut config);
+        let schedule = AlphaSchedule::new(&from_value(config, &file)?, &file)?;
         Ok(Self::Discrete(schedule))
     }
 
@@ -62,6 +66,15 @@ impl Noising {
         match self {
             Self::Discrete(schedule) => schedule.config().prediction_type,
             Self::Flow(_) => PredictionType::Flow,
+        }
+    }
+
+    /// η of an edit-friendly inversion, unless it is set: 1, as published (Huberman-Spiegelglas et al.
+    /// 2024), and for a flow 0, with which the inversion is FlowEdit (Kulikov et al. 2025).
+    pub fn usual_eta(&self) -> f64 {
+        match self {
+            Self::Discrete(_) => 1.0,
+            Self::Flow(_) => 0.0,
         }
     }
 
@@ -120,6 +133,14 @@ impl Noising {
                 let steps = times.iter().zip(following);
                 Ok(steps.map(|(&time, to)| step(time, to)).collect())
             }
+        }
+    }
+
+    /// What a person should know of a solver's few steps, from the times at which it asks the network.
+    pub fn notice(&self, times: &[f64]) -> Option<String> {
+        match self {
+            Self::Discrete(schedule) => schedule.notice(times),
+            Self::Flow(_) => None,
         }
     }
 

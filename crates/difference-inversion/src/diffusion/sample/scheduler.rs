@@ -1,8 +1,12 @@
 //! `scheduler_config.json`.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::weights::OtherFields;
+use crate::{Error, Result};
 
 /// How the variances grow over the steps of training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -37,7 +41,7 @@ pub enum PredictionType {
 
 /// Which of the training's timesteps a shorter schedule visits
 /// ([Lin et al. 2024](https://arxiv.org/abs/2305.08891), table 2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TimestepSpacing {
     /// From the first to the last, both included.
@@ -63,10 +67,16 @@ pub struct SchedulerConfig {
     pub beta_end: f64,
     /// How β grows in between.
     pub beta_schedule: BetaSchedule,
+    /// β of every step, in place of the three fields above.
+    pub trained_betas: Option<Vec<f64>>,
     /// What the network predicts.
     pub prediction_type: PredictionType,
     /// Which timesteps are visited; by default leading for DDIM and linspace for the others.
     pub timestep_spacing: Option<TimestepSpacing>,
+    /// Whether the spacing is the usual one of a family and not the model's own, so that few steps are
+    /// [trailing](TimestepSpacing::Trailing).
+    #[serde(skip)]
+    pub spacing_is_guessed: bool,
     /// Added to every timestep of a leading schedule.
     pub steps_offset: usize,
     /// Whether DDIM's last step ends at ᾱ = 1 instead of the first step's ᾱ.
@@ -91,8 +101,10 @@ impl Default for SchedulerConfig {
             beta_start: 0.0001,
             beta_end: 0.02,
             beta_schedule: BetaSchedule::Linear,
+            trained_betas: None,
             prediction_type: PredictionType::Epsilon,
             timestep_spacing: None,
+            spacing_is_guessed: false,
             steps_offset: 0,
             set_alpha_to_one: true,
             clip_sample: true,
@@ -100,5 +112,110 @@ impl Default for SchedulerConfig {
             rescale_betas_zero_snr: false,
             other: OtherFields::new(),
         }
+    }
+}
+
+/// The schedulers of diffusers whose noise is a schedule of β, each with the β from which, to which and how
+/// it grows where a file does not tell. For any of them another solver can stand in.
+const OF_BETAS: [(&str, f64, f64, &str); 22] = [
+    ("DDIMInverseScheduler", 0.0001, 0.02, "linear"),
+    ("DDIMParallelScheduler", 0.0001, 0.02, "linear"),
+    ("DDIMScheduler", 0.0001, 0.02, "linear"),
+    ("DDPMParallelScheduler", 0.0001, 0.02, "linear"),
+    ("DDPMScheduler", 0.0001, 0.02, "linear"),
+    ("DEISMultistepScheduler", 0.0001, 0.02, "linear"),
+    ("DPMSolverMultistepInverseScheduler", 0.0001, 0.02, "linear"),
+    ("DPMSolverMultistepScheduler", 0.0001, 0.02, "linear"),
+    ("DPMSolverSDEScheduler", 0.00085, 0.012, "linear"),
+    ("DPMSolverSinglestepScheduler", 0.0001, 0.02, "linear"),
+    ("EulerAncestralDiscreteScheduler", 0.0001, 0.02, "linear"),
+    ("EulerDiscreteScheduler", 0.0001, 0.02, "linear"),
+    ("HeunDiscreteScheduler", 0.00085, 0.012, "linear"),
+    ("KDPM2AncestralDiscreteScheduler", 0.00085, 0.012, "linear"),
+    ("KDPM2DiscreteScheduler", 0.00085, 0.012, "linear"),
+    ("LCMScheduler", 0.00085, 0.012, "scaled_linear"),
+    ("LMSDiscreteScheduler", 0.0001, 0.02, "linear"),
+    ("PNDMScheduler", 0.0001, 0.02, "linear"),
+    ("RePaintScheduler", 0.0001, 0.02, "linear"),
+    ("SASolverScheduler", 0.0001, 0.02, "linear"),
+    ("TCDScheduler", 0.00085, 0.012, "scaled_linear"),
+    ("UniPCMultistepScheduler", 0.0001, 0.02, "linear"),
+];
+
+/// The schedulers that clamp clean latents unless a file says otherwise.
+const CLIPPING: [&str; 5] = [
+    "DDIMParallelScheduler",
+    "DDIMScheduler",
+    "DDPMParallelScheduler",
+    "DDPMScheduler",
+    "RePaintScheduler",
+];
+
+/// Fields that say that noise is no schedule of β, whatever the class, with the values that say nothing.
+const OF_OTHER_NOISE: [(&str, &[&str]); 4] = [
+    ("timestep_type", &["discrete"]),
+    ("use_flow_sigmas", &["false"]),
+    ("snr_shift_scale", &["1", "1.0"]),
+    ("prediction_type", &["epsilon", "sample", "v_prediction"]),
+];
+
+/// Puts the defaults of its class into a `scheduler_config.json` that does not tell what they are for.
+pub(crate) fn complete(config: &mut Value) {
+    let class = config["_class_name"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned();
+    let Some(fields) = config.as_object_mut() else {
+        return;
+    };
+    let mut put = |name: &str, value: Value| {
+        fields.entry(name).or_insert(value);
+    };
+    put("clip_sample", json!(CLIPPING.contains(&class.as_str())));
+    if let Some((_, start, end, schedule)) = OF_BETAS.iter().find(|(name, ..)| *name == class) {
+        put("beta_start", json!(start));
+        put("beta_end", json!(end));
+        put("beta_schedule", json!(schedule));
+    }
+}
+
+/// Refuses a configuration whose noise is not a schedule of β: by its class, or by a field that no other
+/// solver could leave out.
+///
+/// # Errors
+/// [`Error::Config`] naming the field.
+pub(crate) fn check_kind(config: &Value, path: &Path) -> Result<()> {
+    let wrong = |field: &str, found: &str| {
+        Err(Error::Config {
+            path: path.to_owned(),
+            field: field.to_owned(),
+            reason: format!(
+                "{found} is another kind of noise than the schedule of betas that U-Nets are used with \
+                 here: the model cannot be used, with any solver"
+            ),
+        })
+    };
+    for (field, plain) in OF_OTHER_NOISE {
+        let found = match &config[field] {
+            Value::Null => continue,
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        if !plain.contains(&found.as_str()) {
+            return wrong(field, &found);
+        }
+    }
+    if config.get("timestep_spacing").is_some_and(Value::is_null) {
+        return Err(Error::Config {
+            path: path.to_owned(),
+            field: "timestep_spacing".to_owned(),
+            reason: "expected leading, trailing or linspace, found null".to_owned(),
+        });
+    }
+    match config["_class_name"].as_str() {
+        Some(class) if !OF_BETAS.iter().any(|(name, ..)| *name == class) => {
+            wrong("_class_name", class)
+        }
+        _ => Ok(()),
     }
 }

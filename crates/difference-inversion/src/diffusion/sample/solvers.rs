@@ -1,12 +1,13 @@
 //! Every solver, each with the paper and the algorithm that it comes from.
 
 use burn::tensor::Tensor;
+use serde_json::Value;
 
-use crate::Result;
 use crate::diffusion::sample::mix::{self, Level, Mix};
 use crate::diffusion::sample::noising::{Noising, Step};
 use crate::diffusion::sample::{AlphaSchedule, PredictionType, Solver, TimestepSpacing};
 use crate::util::settings::Checks;
+use crate::{Error, Result};
 
 /// Denoising diffusion implicit models ([Song et al. 2021](https://arxiv.org/abs/2010.02502)):
 /// equation 12, with the noise of equation 16 scaled by η.
@@ -49,6 +50,17 @@ impl Solver for Ddim {
 
     fn add_noise(&self, i: usize, original: Tensor<4>, noise: Tensor<4>) -> Tensor<4> {
         mix::mixed(&[self.steps[i].from.input], original, noise)
+    }
+
+    fn check_start(&self, i: usize) -> Result<()> {
+        match self.steps.get(i).map(|step| step.from.step_to(step.to)) {
+            Some(None) => Err(Error::invalid_input(
+                "the noise schedule ends in pure noise (rescale_betas_zero_snr), from which a model that \
+                 predicts noise cannot tell a picture; if it was trained so, it predicts velocity \
+                 (prediction_type v_prediction), and else the schedule is wrong",
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn needs_noise(&self) -> bool {
@@ -119,8 +131,13 @@ impl Sigmas {
         }
     }
 
-    fn multistep(schedule: &AlphaSchedule, num_inference_steps: usize) -> Result<Self> {
-        let timesteps = schedule.multistep_timesteps(num_inference_steps)?;
+    /// Of the steps of training, those below `last`.
+    fn multistep(
+        schedule: &AlphaSchedule,
+        num_inference_steps: usize,
+        last: usize,
+    ) -> Result<Self> {
+        let timesteps = schedule.multistep_timesteps(num_inference_steps, last)?;
         Ok(Self::new(
             schedule,
             timesteps.into_iter().map(|t| t as f64).collect(),
@@ -182,7 +199,8 @@ impl Euler {
         let sigmas = Sigmas::new(schedule, schedule.sigma_timesteps(num_inference_steps)?);
         let largest = sigmas.sigmas.iter().copied().fold(0.0, f64::max);
         // A leading schedule starts below the largest σ: there the latents are not pure noise.
-        let leading = schedule.config().timestep_spacing == Some(TimestepSpacing::Leading);
+        let spacing = schedule.spacing(num_inference_steps, TimestepSpacing::Linspace);
+        let leading = spacing == TimestepSpacing::Leading;
         let init_noise_sigma = if leading { largest.hypot(1.0) } else { largest };
         Ok(Self {
             sigmas,
@@ -249,16 +267,34 @@ impl DpmSolverMultistep {
     /// # Errors
     /// As [`SolverKind::build`](super::SolverKind::build).
     pub fn new(schedule: &AlphaSchedule, num_inference_steps: usize) -> Result<Self> {
-        let kinds = [
-            ("algorithm_type", "\"dpmsolver++\""),
-            ("solver_type", "\"midpoint\""),
-            ("euler_at_final", "false"),
-            ("variance_type", "null"),
-        ];
-        let supported = [&kinds, MULTISTEP, SIGMAS].concat();
-        schedule.check_solver("DPMSolverMultistepScheduler", &supported)?;
+        let kinds = [("euler_at_final", "false"), ("variance_type", "null")];
+        let mut supported = [&kinds, MULTISTEP, SIGMAS].concat();
+        // Names of other schedulers are these to diffusers.
+        let field = |name: &str| schedule.config().other.get(name).and_then(Value::as_str);
+        if field("algorithm_type") != Some("deis") {
+            supported.push(("algorithm_type", "\"dpmsolver++\""));
+        }
+        if !["logrho", "bh1", "bh2"]
+            .map(Some)
+            .contains(&field("solver_type"))
+        {
+            supported.push(("solver_type", "\"midpoint\""));
+        }
+        let class = "DPMSolverMultistepScheduler";
+        schedule.check_solver(class, &supported)?;
+        let train = schedule.num_train_timesteps();
+        let field = "lambda_min_clipped";
+        let last = match schedule.own(class, field) {
+            Some(lambda) => lambda.as_f64().map_or(0, |lambda| schedule.above(lambda)),
+            None => train,
+        };
+        if last < 2 {
+            return Err(
+                schedule.wrong(field, "expected a number below that of the second timestep")
+            );
+        }
         Ok(Self {
-            sigmas: Sigmas::multistep(schedule, num_inference_steps)?,
+            sigmas: Sigmas::multistep(schedule, num_inference_steps, last)?,
             previous: None,
         })
     }
@@ -306,22 +342,33 @@ pub struct UniPc {
     originals: Vec<Tensor<4>>,
     /// Corrected latents before the last step, and the order it was taken with.
     last: Option<(Tensor<4>, usize)>,
+    /// Steps whose prediction is not corrected.
+    uncorrected: Vec<u64>,
 }
 
 impl UniPc {
     /// # Errors
     /// As [`SolverKind::build`](super::SolverKind::build).
     pub fn new(schedule: &AlphaSchedule, num_inference_steps: usize) -> Result<Self> {
-        let mut supported = [&[("predict_x0", "true")], MULTISTEP, SIGMAS].concat();
+        let class = "UniPCMultistepScheduler";
+        let kinds = [("predict_x0", "true"), ("solver_p", "null")];
+        let mut supported = [&kinds, MULTISTEP, SIGMAS].concat();
         // All names but bh1, those of other schedulers, are bh2 to diffusers.
         let solver_type = schedule.config().other.get("solver_type");
         if solver_type.is_some_and(|name| name == "bh1") {
             supported.push(("solver_type", "\"bh2\""));
         }
-        schedule.check_solver("UniPCMultistepScheduler", &supported)?;
-        let sigmas = Sigmas::multistep(schedule, num_inference_steps)?;
+        schedule.check_solver(class, &supported)?;
+        let field = "disable_corrector";
+        let uncorrected = match schedule.own(class, field) {
+            Some(steps) => serde_json::from_value(steps.clone())
+                .map_err(|_| schedule.wrong(field, "expected a list of steps"))?,
+            None => Vec::new(),
+        };
+        let train = schedule.num_train_timesteps();
         Ok(Self {
-            sigmas,
+            sigmas: Sigmas::multistep(schedule, num_inference_steps, train)?,
+            uncorrected,
             originals: Vec::new(),
             last: None,
         })
@@ -389,8 +436,10 @@ impl Solver for UniPc {
     ) -> Tensor<4> {
         let original = self.sigmas.pred_original(i, model_output, sample.clone());
         let sample = match self.last.take() {
-            Some((before, order)) => self.correct(i - 1, &original, before, order),
-            None => sample,
+            Some((before, order)) if !self.uncorrected.contains(&(i as u64 - 1)) => {
+                self.correct(i - 1, &original, before, order)
+            }
+            _ => sample,
         };
         self.originals.insert(0, original);
         self.originals.truncate(2);

@@ -121,10 +121,15 @@ fn unsupported_values_are_errors() {
         message(r#"{"lambda_min_clipped": -Infinity, "_class_name": "X"}"#),
         "ok"
     );
+    let betas = format!(r#"{{"trained_betas": {:?}}}"#, vec![0.1; 900]);
+    assert_eq!(
+        message(&betas),
+        "scheduler_config.json: field `trained_betas`: expected 1000 numbers, found 900"
+    );
     for (json, expected) in [
         (
-            r#"{"trained_betas": [0.1]}"#,
-            "field `trained_betas`: [0.1] is not supported",
+            r#"{"num_train_timesteps": 2, "trained_betas": [0.1, 1.5]}"#,
+            "field `trained_betas`: expected numbers from 0 to 1, found 1.5",
         ),
         (
             r#"{"beta_schedule": "sigmoid"}"#,
@@ -152,6 +157,127 @@ fn unsupported_values_are_errors() {
     }
 }
 
+/// What opening a `scheduler_config.json` says.
+fn opened(json: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("scheduler_config.json");
+    std::fs::write(&path, json).unwrap();
+    let error = Noising::open(&path).err().map(|error| error.to_string());
+    let named = format!("{}: ", path.display());
+    error.map_or("ok".to_owned(), |error| error.replace(&named, ""))
+}
+
+#[test]
+fn noise_that_is_no_schedule_of_betas_is_refused() {
+    // Every scheduler of diffusers 0.42.1 that has no betas, or betas of another meaning.
+    for class in [
+        "AmusedScheduler",
+        "CMStochasticIterativeScheduler",
+        "CogVideoXDDIMScheduler",
+        "CogVideoXDPMScheduler",
+        "CosineDPMSolverMultistepScheduler",
+        "DDPMWuerstchenScheduler",
+        "EDMDPMSolverMultistepScheduler",
+        "EDMEulerScheduler",
+        "FlowMatchEulerDiscreteScheduler",
+        "FlowMatchHeunDiscreteScheduler",
+        "FlowMatchLCMScheduler",
+        "IPNDMScheduler",
+        "KarrasVeScheduler",
+        "LTXEulerAncestralRFScheduler",
+        "SCMScheduler",
+        "ScoreSdeVeScheduler",
+        "UnCLIPScheduler",
+        "VQDiffusionScheduler",
+        "MyScheduler",
+    ] {
+        let found = opened(&format!(r#"{{"_class_name": "{class}"}}"#));
+        let expected = format!("field `_class_name`: {class} is another kind of noise");
+        assert!(found.starts_with(&expected), "{found}");
+    }
+    for (field, class) in [
+        (r#""timestep_type": "continuous""#, "EulerDiscreteScheduler"),
+        (r#""use_flow_sigmas": true"#, "UniPCMultistepScheduler"),
+        (
+            r#""prediction_type": "flow_prediction""#,
+            "DPMSolverMultistepScheduler",
+        ),
+        (r#""snr_shift_scale": 3.0"#, "DDIMScheduler"),
+    ] {
+        let found = opened(&format!(r#"{{"_class_name": "{class}", {field}}}"#));
+        let name = field.split('"').nth(1).unwrap();
+        assert!(found.starts_with(&format!("field `{name}`: ")), "{found}");
+    }
+    for class in [
+        "PNDMScheduler",
+        "LMSDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "LCMScheduler",
+    ] {
+        let plain =
+            r#""timestep_type": "discrete", "use_flow_sigmas": false, "use_karras_sigmas": true"#;
+        let found = opened(&format!(r#"{{"_class_name": "{class}", {plain}}}"#));
+        assert_eq!(found, "ok");
+    }
+}
+
+#[test]
+fn what_a_file_leaves_out_is_as_in_the_class_that_it_is_of() {
+    // From diffusers 0.42.1: β of the first and last step.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("scheduler_config.json");
+    for (class, first, last) in [
+        ("LCMScheduler", 0.00085, 0.012),
+        ("HeunDiscreteScheduler", 0.00085, 0.012),
+        ("DDPMScheduler", 0.0001, 0.02),
+    ] {
+        std::fs::write(&path, format!(r#"{{"_class_name": "{class}"}}"#)).unwrap();
+        let Noising::Discrete(schedule) = Noising::open(&path).unwrap() else {
+            panic!("{class} has betas");
+        };
+        let alphas = schedule.alphas_cumprod();
+        let beta = |t: usize| 1.0 - alphas[t] / if t == 0 { 1.0 } else { alphas[t - 1] };
+        assert!((beta(0) - first).abs() < 1e-6, "{class}: {}", beta(0));
+        assert!((beta(999) - last).abs() < 1e-4, "{class}: {}", beta(999));
+        let clips = class == "DDPMScheduler";
+        assert_eq!(schedule.config().clip_sample, clips, "{class}");
+    }
+}
+
+#[test]
+fn few_steps_begin_with_pure_noise_where_the_spacing_is_a_guess() {
+    let config = SchedulerConfig {
+        timestep_spacing: Some(TimestepSpacing::Leading),
+        spacing_is_guessed: true,
+        steps_offset: 1,
+        ..stable_diffusion()
+    };
+    let guessed = Noising::Discrete(schedule(&config));
+    let known = Noising::Discrete(schedule(&SchedulerConfig {
+        spacing_is_guessed: false,
+        ..config
+    }));
+    let begin = |noising: &Noising, kind: SolverKind, n| {
+        let solver = kind.build(noising, n, 0.0).unwrap();
+        (solver.timesteps()[0], noising.notice(solver.timesteps()))
+    };
+    for kind in SolverKind::ALL {
+        for n in [1, 4, 8] {
+            let (first, notice) = begin(&guessed, kind, n);
+            assert_eq!(first, 999.0, "{kind:?} {n}");
+            assert!(notice.unwrap().contains("--timestep-spacing leading"));
+        }
+        let ((first, notice), n) = (begin(&guessed, kind, 20), 20);
+        assert_eq!((first, notice), (begin(&known, kind, n).0, None));
+    }
+    let (first, notice) = begin(&known, SolverKind::Euler, 1);
+    assert_eq!(first, 1.0);
+    assert!(notice.unwrap().contains("asked at timestep 1 of 1000"));
+    // σ of pure noise, as diffusers' Euler begins with it: 14.6146.
+    let euler = SolverKind::Euler.build(&guessed, 1, 0.0).unwrap();
+    assert!((euler.init_noise_sigma() - 14.6146).abs() < 1e-3);
+}
+
 /// The solvers that a model can be sampled with, and what the others say.
 fn solvers(config: &str) -> (Vec<SolverKind>, Vec<String>) {
     let path = Path::new("scheduler_config.json");
@@ -174,6 +300,7 @@ fn a_solver_minds_its_own_settings_alone() {
         r#"{"_class_name": "DDPMScheduler", "variance_type": "fixed_small"}"#,
         r#"{"_class_name": "DPMSolverSinglestepScheduler", "lower_order_final": false, "solver_order": 3}"#,
         r#"{"_class_name": "UniPCMultistepScheduler", "solver_type": "midpoint"}"#,
+        r#"{"_class_name": "DPMSolverMultistepScheduler", "solver_type": "bh2", "algorithm_type": "deis"}"#,
         r#"{"use_karras_sigmas": true}"#,
     ] {
         assert_eq!(solvers(config).0, SolverKind::ALL, "{config}");

@@ -48,7 +48,7 @@ impl<'a> Identity<'a> {
             denoiser: pipeline.denoiser().fingerprint(),
             prediction_type: noising.prediction_type(),
             noise_schedule: noising.fingerprint(),
-            pairs: hash_of(pairs, base.len()),
+            pairs: hash_of(pairs, pipeline.text_encoders().len()),
             base,
         }
     }
@@ -56,7 +56,7 @@ impl<'a> Identity<'a> {
     /// By name, as JSON in the metadata of a checkpoint.
     fn parts(&self) -> [(&'static str, String); 6] {
         [
-            ("base", json!(self.base)),
+            ("base", json!(self.base.encoders)),
             (self.part.part, json!(self.denoiser)),
             ("prediction_type", json!(self.prediction_type)),
             ("noise_schedule", json!(self.noise_schedule)),

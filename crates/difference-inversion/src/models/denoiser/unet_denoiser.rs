@@ -88,6 +88,12 @@ impl Denoiser for UNet {
     }
 }
 
+/// Whether a version of diffusers is older than 0.9.
+fn is_before_0_9(version: &str) -> bool {
+    let mut numbers = version.split('.').map(|number| number.parse::<u32>().ok());
+    matches!((numbers.next(), numbers.next()), (Some(Some(0)), Some(Some(minor))) if minor < 9)
+}
+
 /// `unet/config.json` in its pipeline.
 struct Config {
     unet: UNetConfig,
@@ -104,6 +110,17 @@ impl Config {
             path: path.to_owned(),
             added,
         }))
+    }
+
+    /// The side of the latents that a configuration means: Stable Diffusion 1 was first configured with
+    /// 32 for 64, which diffusers' pipeline corrects.
+    fn corrected(&self, sample_size: u64) -> u64 {
+        let version = self.unet.other.get("_diffusers_version");
+        let outdated = version.and_then(Value::as_str).is_some_and(is_before_0_9);
+        match outdated && !self.added {
+            true => sample_size.max(64),
+            false => sample_size,
+        }
     }
 
     /// Checks SDXL's pooled prompt and `time_ids`.
@@ -142,7 +159,7 @@ impl DenoiserConfig for Config {
         let size = self.unet.other.get("sample_size")?;
         match size.as_array() {
             Some(sides) => Some([sides.first()?.as_u64()?, sides.get(1)?.as_u64()?]),
-            None => Some([size.as_u64()?; 2]),
+            None => Some([self.corrected(size.as_u64()?); 2]),
         }
     }
 

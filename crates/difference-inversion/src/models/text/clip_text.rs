@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::path::Path;
 
-use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor};
 use serde::Deserialize;
 
 use crate::models::layers::{Activation, Embedding, LayerNorm, Linear, Mask, share};
@@ -103,12 +103,18 @@ impl ClipTextModel {
         open_tower(dir, device, dtype, Self::load)
     }
 
-    /// Builds the tower that `config` describes from `weights` that hold nothing else.
+    /// Builds the tower that `config` describes from `weights` that hold nothing else but layers behind
+    /// the last one: a configuration of fewer is how `clip_skip` is made to stay.
     ///
     /// # Errors
     /// As [`load`](Self::load), or if some tensors are left over.
     pub fn load_alone(weights: &Weights, config: &ClipTextConfig) -> Result<Self> {
         let tower = Self::load(weights, config)?;
+        let layers = tower_weights(weights, "text_model", TABLE).scope("encoder.layers");
+        layers.ignore(|key| {
+            let number = key.split('.').next().and_then(|number| number.parse().ok());
+            number.is_some_and(|number: usize| number >= config.num_hidden_layers)
+        });
         weights.check_all_used(&IGNORED)?;
         Ok(tower)
     }
@@ -194,17 +200,8 @@ impl ClipTextModel {
                 "prompts of one and the same length are needed",
             ));
         }
-        let vocab_size = self.config.vocab_size;
-        if let Some(id) = ids.iter().flatten().find(|&&id| id as usize >= vocab_size) {
-            return Err(Error::invalid_input(format!(
-                "token {id} is not among the {vocab_size} of the text encoder: its tokenizer \
-                 belongs to another model"
-            )));
-        }
-        let flat: Vec<i64> = ids.iter().flatten().map(|&id| i64::from(id)).collect();
-        let device = self.token_embedding.weight().device();
-        let ids = Tensor::<2, Int>::from_data(TensorData::new(flat, [ids.len(), n]), &device);
-        Ok(self.token_embedding.forward(ids))
+        let rows = self.token_embedding.rows(&ids.concat())?; // [b · n, d]
+        Ok(rows.reshape([ids.len(), n, self.config.hidden_size]))
     }
 
     /// Where the pooled output of a prompt is read, as transformers does it: at the first
@@ -310,8 +307,8 @@ impl ClipTextModel {
         let positions = self.position_embedding.weight().clone().narrow(0, start, n);
         let mut x = inputs_embeds + positions.unsqueeze::<3>();
         let mut cache = Beginning {
-            layers: Vec::new(),
             hidden_states: vec![x.clone()],
+            ..Beginning::default()
         };
         for (number, layer) in self.layers.iter().enumerate() {
             let past = past.map(|past| &past.layers[number]);
@@ -382,12 +379,21 @@ impl Tower for ClipTextModel {
         }
     }
 
+    fn pooled_at(&self, ids: &[u32]) -> Option<usize> {
+        Some(self.eos_position(ids))
+    }
+
     fn projection_dim(&self) -> Option<usize> {
         self.projection_dim
     }
 
     fn project(&self, pooled: Tensor<2>) -> Result<Tensor<2>> {
         ClipTextModel::project(self, pooled)
+    }
+
+    fn extend(&mut self, embeddings: Tensor<2>) {
+        self.config.vocab_size += embeddings.dims()[0];
+        self.token_embedding.extend(embeddings);
     }
 
     fn share(&mut self, other: &(dyn Tower + 'static)) -> u64 {

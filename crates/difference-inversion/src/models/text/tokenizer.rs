@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::normalizers::replace::{Replace, ReplacePattern};
@@ -13,7 +14,7 @@ use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer as Rules};
 
-use crate::weights::read_config;
+use crate::weights::{from_value, read_config};
 use crate::{Error, Result};
 
 /// Where a text encoder's vocabulary is.
@@ -33,31 +34,159 @@ const END_OF_WORD: &str = "</w>";
 /// The length of CLIP's context, if a folder does not state its own.
 const DEFAULT_LENGTH: usize = 77;
 
-/// A special token as configuration files write it.
+/// A token as configuration files write it: its text, or what is to be known of it, too.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
-enum SpecialToken {
+enum Written {
     Text(String),
-    Added { content: String },
+    Token(WrittenToken),
 }
 
-impl SpecialToken {
-    fn content(self) -> String {
+/// A token, and where in a text it counts as one.
+#[derive(Clone, Debug, Deserialize)]
+struct WrittenToken {
+    content: String,
+    #[serde(default)]
+    single_word: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+    normalized: Option<bool>,
+    #[serde(default)]
+    special: bool,
+}
+
+impl From<WrittenToken> for AddedToken {
+    fn from(token: WrittenToken) -> Self {
+        Self::from(token.content, token.special)
+            .single_word(token.single_word)
+            .lstrip(token.lstrip)
+            .rstrip(token.rstrip)
+            .normalized(token.normalized.unwrap_or(!token.special))
+    }
+}
+
+impl Written {
+    fn content(&self) -> &str {
         match self {
-            Self::Text(content) | Self::Added { content } => content,
+            Self::Text(content) => content,
+            Self::Token(token) => &token.content,
+        }
+    }
+
+    /// The same as a special token.
+    fn special(self) -> AddedToken {
+        match self {
+            Self::Text(content) => AddedToken::from(content, true),
+            Self::Token(token) => WrittenToken {
+                special: true,
+                ..token
+            }
+            .into(),
+        }
+    }
+}
+
+/// Further special tokens, in a list or by names.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum Further {
+    List(Vec<Written>),
+    Named(BTreeMap<String, Written>),
+}
+
+impl Further {
+    fn tokens(&self) -> Box<dyn Iterator<Item = &Written> + '_> {
+        match self {
+            Self::List(tokens) => Box::new(tokens.iter()),
+            Self::Named(tokens) => Box::new(tokens.values()),
         }
     }
 }
 
 /// The fields of `tokenizer_config.json` and `special_tokens_map.json` that matter here.
 #[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 struct Specials {
-    bos_token: Option<SpecialToken>,
-    eos_token: Option<SpecialToken>,
-    pad_token: Option<SpecialToken>,
-    unk_token: Option<SpecialToken>,
+    bos_token: Option<Written>,
+    eos_token: Option<Written>,
+    pad_token: Option<Written>,
+    unk_token: Option<Written>,
+    sep_token: Option<Written>,
+    cls_token: Option<Written>,
+    mask_token: Option<Written>,
+    additional_special_tokens: Option<Further>,
+    extra_special_tokens: Option<Further>,
     /// Written as 1e30 by tokenizers without a limit.
     model_max_length: Option<f64>,
+    padding_side: Option<String>,
+    truncation_side: Option<String>,
+    split_special_tokens: Option<bool>,
+    /// All tokens beside those of the byte pair encoding, since transformers 4.34.
+    added_tokens_decoder: Option<BTreeMap<u32, WrittenToken>>,
+}
+
+impl Specials {
+    /// Refuses prompts that are padded or cut at their beginning, and special tokens that are none.
+    fn check(&self, path: &Path) -> Result<()> {
+        let sides = [
+            ("padding_side", &self.padding_side),
+            ("truncation_side", &self.truncation_side),
+        ];
+        for (field, side) in sides {
+            if let Some(side) = side.as_deref().filter(|side| *side != "right") {
+                return Err(Error::unsupported(path, field, "right", side));
+            }
+        }
+        match self.split_special_tokens {
+            Some(true) => Err(Error::unsupported(
+                path,
+                "split_special_tokens",
+                "false",
+                true,
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// These, where `map` does not say otherwise.
+    fn overridden_by(self, map: Self) -> Self {
+        Self {
+            bos_token: map.bos_token.or(self.bos_token),
+            eos_token: map.eos_token.or(self.eos_token),
+            pad_token: map.pad_token.or(self.pad_token),
+            unk_token: map.unk_token.or(self.unk_token),
+            sep_token: map.sep_token.or(self.sep_token),
+            cls_token: map.cls_token.or(self.cls_token),
+            mask_token: map.mask_token.or(self.mask_token),
+            additional_special_tokens: (map.additional_special_tokens)
+                .or(self.additional_special_tokens),
+            extra_special_tokens: map.extra_special_tokens.or(self.extra_special_tokens),
+            ..self
+        }
+    }
+
+    /// Those that have a name.
+    fn named(&self) -> impl Iterator<Item = &Written> {
+        let named = [
+            &self.bos_token,
+            &self.eos_token,
+            &self.unk_token,
+            &self.sep_token,
+            &self.pad_token,
+            &self.cls_token,
+            &self.mask_token,
+        ];
+        named.into_iter().flatten()
+    }
+
+    /// All of them.
+    fn tokens(&self) -> impl Iterator<Item = &Written> {
+        let further = [&self.additional_special_tokens, &self.extra_special_tokens];
+        self.named()
+            .chain(further.into_iter().flatten().flat_map(Further::tokens))
+    }
 }
 
 /// Text to ids and back, of whatever text encoder.
@@ -103,6 +232,39 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The ids of the words of `text`, each with the place in bytes that its token ends at.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub(crate) fn encode_with_ends(&self, text: &str) -> Result<Vec<(u32, usize)>> {
+        let encoding = self
+            .rules
+            .encode(text, false)
+            .map_err(|error| Error::invalid_file(&self.dir, error.to_string()))?;
+        let ends = encoding.get_offsets().iter().map(|(_, end)| *end);
+        Ok(encoding.get_ids().iter().copied().zip(ends).collect())
+    }
+
+    /// Adds tokens, which must have the ids that come next.
+    fn add(&mut self, added: BTreeMap<u32, WrittenToken>) -> Result<()> {
+        let (ids, tokens): (Vec<u32>, Vec<AddedToken>) =
+            (added.into_iter().map(|(id, token)| (id, token.into()))).unzip();
+        self.rules.add_tokens(&tokens);
+        for (id, token) in ids.into_iter().zip(&tokens) {
+            let found = self.rules.token_to_id(&token.content);
+            if found != Some(id) {
+                let found = found.map_or("none".to_owned(), |id| id.to_string());
+                let reason = format!(
+                    "the added token {:?} has the id {id}, where the vocabulary leaves it {found}: ids \
+                     that are not in a row are not supported",
+                    token.content
+                );
+                return Err(Error::invalid_file(&self.dir, reason));
+            }
+        }
+        Ok(())
+    }
+
     /// The text of `ids`, with spaces between words and without special tokens.
     ///
     /// # Errors
@@ -115,13 +277,19 @@ impl Tokenizer {
         Ok(text.replace(END_OF_WORD, " ").trim().to_owned())
     }
 
-    /// The number of tokens, special ones included; ids are below it.
+    /// The number of tokens, special and added ones included; ids are below it.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
         self.rules.get_vocab_size(true)
     }
 
-    /// The piece of the vocabulary behind `id`, such as CLIP's with `</w>` if it ends a word.
+    /// The number of tokens of the byte pair encoding, without those that were added to it.
+    #[must_use]
+    pub fn base_vocab_size(&self) -> usize {
+        self.rules.get_vocab_size(false)
+    }
+
+    /// The piece of the vocabulary behind `id`, such as CLIP's with `</w>` where it ends a word.
     #[must_use]
     pub fn token(&self, id: u32) -> Option<String> {
         self.rules.id_to_token(id)
@@ -140,50 +308,72 @@ pub struct ClipTokenizer {
 
 impl ClipTokenizer {
     /// Opens the folder `dir`: `tokenizer.json` if there is one, else `vocab.json` and
-    /// `merges.txt`; special tokens and length from `tokenizer_config.json` and
-    /// `special_tokens_map.json` (the latter wins, as in transformers).
+    /// `merges.txt`. As in transformers, `tokenizer_config.json` tells the special tokens, the length,
+    /// and in `added_tokens_decoder` the tokens that were added to the vocabulary; without that field
+    /// `special_tokens_map.json` goes before it, and `added_tokens.json` and `tokenizer.json` tell what
+    /// was added.
     ///
     /// # Errors
-    /// When a file is missing or damaged, or a special token is not in the vocabulary.
+    /// When a file is missing or damaged, a special token is not in the vocabulary, or an added token has
+    /// an id that is not the next one.
     pub fn open(dir: &Path) -> Result<Self> {
         let read = |name: &str| match dir.join(name) {
             path if path.exists() => read_config::<Specials>(&path),
             _ => Ok(Specials::default()),
         };
-        let (config, map) = (
-            read("tokenizer_config.json")?,
-            read("special_tokens_map.json")?,
-        );
-        let special =
-            |from_map: Option<SpecialToken>, from_config: Option<SpecialToken>, default: &str| {
-                from_map
-                    .or(from_config)
-                    .map_or_else(|| default.to_owned(), SpecialToken::content)
-            };
-        let bos = special(map.bos_token, config.bos_token, "<|startoftext|>");
-        let eos = special(map.eos_token, config.eos_token, "<|endoftext|>");
-        let unk = special(map.unk_token, config.unk_token, &eos);
-        let pad = special(map.pad_token, config.pad_token, &eos);
+        let mut specials = read("tokenizer_config.json")?;
+        specials.check(&dir.join("tokenizer_config.json"))?;
+        let decoder = specials.added_tokens_decoder.take();
+        let configured = specials.additional_special_tokens.clone();
+        if decoder.is_none() {
+            specials = specials.overridden_by(read("special_tokens_map.json")?);
+        }
+        let content = |token: &Option<Written>, default: &str| {
+            (token.as_ref()).map_or_else(|| default.to_owned(), |token| token.content().to_owned())
+        };
+        let bos = content(&specials.bos_token, "<|startoftext|>");
+        let eos = content(&specials.eos_token, "<|endoftext|>");
+        let unk = content(&specials.unk_token, &eos);
+        let pad = content(&specials.pad_token, &eos);
 
         let path = dir.join("tokenizer.json");
+        let (rules, of_rules) = match path.exists() {
+            true => open_without_added(&path)?,
+            false => (from_vocabulary(dir, &unk)?, BTreeMap::new()),
+        };
         let mut tokenizer = Tokenizer {
-            rules: match path.exists() {
-                true => open_tokenizer_json(&path)?,
-                false => from_vocabulary(dir, &unk)?,
-            },
+            rules,
             dir: dir.to_owned(),
         };
-        tokenizer.id(&unk)?;
-        let [bos_id, eos_id, pad_id] = [&bos, &eos, &pad].map(|token| tokenizer.id(token));
-        let (bos_id, eos_id, pad_id) = (bos_id?, eos_id?, pad_id?);
-        let specials = [&bos, &eos, &unk, &pad].map(|token| AddedToken::from(token.as_str(), true));
-        tokenizer.rules.add_special_tokens(&specials);
+        let added = match decoder {
+            Some(added) => added,
+            None => {
+                // To transformers 5, those that the map alone adds are not special here.
+                let further = configured.iter().chain(&specials.extra_special_tokens);
+                let known: Vec<&Written> = (specials.named())
+                    .chain(further.flat_map(Further::tokens))
+                    .collect();
+                let mut added = open_added(dir, &known)?;
+                added.extend(of_rules);
+                added
+            }
+        };
+        tokenizer.add(added)?;
+        let [bos_id, eos_id, unk_id, pad_id] =
+            [&bos, &eos, &unk, &pad].map(|token| tokenizer.id(token));
+        let (bos_id, eos_id, _, pad_id) = (bos_id?, eos_id?, unk_id?, pad_id?);
+        let known = tokenizer.rules.get_added_tokens_decoder();
+        let is_new = |token: &AddedToken| !known.values().any(|old| old.content == token.content);
+        let named = [bos, eos, unk, pad].map(|token| AddedToken::from(token, true));
+        let specials_of_files = specials.tokens().cloned().map(Written::special);
+        let rest: Vec<AddedToken> = specials_of_files.chain(named).filter(is_new).collect();
+        tokenizer.rules.add_tokens(&rest);
         Ok(Self {
             tokenizer,
             bos: bos_id,
             eos: eos_id,
             pad: pad_id,
-            model_max_length: config
+            model_max_length: specials
                 .model_max_length
                 .map_or(DEFAULT_LENGTH, bounded_length),
         })
@@ -281,6 +471,50 @@ pub(crate) fn open_tokenizer_json(path: &Path) -> Result<Rules> {
     Ok(tokenizer)
 }
 
+/// The same without the tokens that were added to it, and these by their ids.
+fn open_without_added(path: &Path) -> Result<(Rules, BTreeMap<u32, WrittenToken>)> {
+    #[derive(Deserialize)]
+    struct WithId {
+        id: u32,
+        #[serde(flatten)]
+        token: WrittenToken,
+    }
+    let mut file: Value = read_config(path)?;
+    let added = file.get_mut("added_tokens").map(Value::take);
+    let added: Option<Vec<WithId>> = from_value(added.unwrap_or_default(), path)?;
+    if let Some(file) = file.as_object_mut() {
+        file.insert("added_tokens".to_owned(), json!([]));
+        file.insert("truncation".to_owned(), Value::Null);
+        file.insert("padding".to_owned(), Value::Null);
+    }
+    let rules = (file.to_string().parse::<Rules>())
+        .map_err(|error| Error::invalid_file(path, error.to_string()))?;
+    let added = added.into_iter().flatten();
+    Ok((rules, added.map(|added| (added.id, added.token)).collect()))
+}
+
+/// The tokens in `added_tokens.json`, of which those among `specials` are special.
+fn open_added(dir: &Path, specials: &[&Written]) -> Result<BTreeMap<u32, WrittenToken>> {
+    let path = dir.join("added_tokens.json");
+    if !path.exists() {
+        return Ok(BTreeMap::new());
+    }
+    let ids: BTreeMap<String, u32> = read_config(&path)?;
+    let is_special = |content: &str| specials.iter().any(|token| token.content() == content);
+    let token = |content: String| WrittenToken {
+        special: is_special(&content),
+        content,
+        single_word: false,
+        lstrip: false,
+        rstrip: false,
+        normalized: None,
+    };
+    Ok(ids
+        .into_iter()
+        .map(|(content, id)| (id, token(content)))
+        .collect())
+}
+
 /// CLIP's tokenizer around the `vocab.json` and `merges.txt` of `dir`.
 fn from_vocabulary(dir: &Path, unk: &str) -> Result<Rules> {
     let vocab_path = dir.join("vocab.json");
@@ -288,6 +522,7 @@ fn from_vocabulary(dir: &Path, unk: &str) -> Result<Rules> {
     let merges_path = dir.join("merges.txt");
     let text = std::fs::read_to_string(&merges_path).map_err(Error::io(&merges_path))?;
     let merges = text
+        .trim_start_matches('\u{feff}')
         .lines()
         .filter(|line| !line.starts_with("#version") && !line.trim().is_empty())
         .map(|line| match line.split_once(' ') {
@@ -391,6 +626,61 @@ mod tests {
         assert_eq!((short.len(), short[76]), (77, 0));
         let long = tokenizer.frame(&[5; 200]);
         assert_eq!((long.len(), long[75], long[76]), (77, 5, tokenizer.eos()));
+    }
+
+    #[test]
+    fn what_would_be_read_otherwise_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let write =
+            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        for name in ["vocab.json", "merges.txt"] {
+            std::fs::copy(golden("files").join(name), folder.path().join(name)).unwrap();
+        }
+        let open = || ClipTokenizer::open(folder.path());
+        let message = || open().unwrap_err().to_string();
+        for (config, expected) in [
+            (
+                r#"{"padding_side": "left"}"#,
+                "field `padding_side`: expected right",
+            ),
+            (r#"{"truncation_side": "left"}"#, "field `truncation_side`"),
+            (
+                r#"{"split_special_tokens": true}"#,
+                "field `split_special_tokens`",
+            ),
+            (
+                r#"{"bos_token": "<start>"}"#,
+                "special token \"<start>\" is not in",
+            ),
+            (
+                r#"{"added_tokens_decoder": {"x": {"content": "y"}}}"#,
+                "added_tokens_decoder",
+            ),
+            (
+                r#"{"added_tokens_decoder": {"670": {"content": "<x>"}}}"#,
+                "the added token \"<x>\" has the id 670, where the vocabulary leaves it 663",
+            ),
+        ] {
+            write("tokenizer_config.json", config);
+            assert!(message().contains(expected), "{}", message());
+        }
+        write(
+            "tokenizer_config.json",
+            r#"{"padding_side": "right", "model_max_length": 77}"#,
+        );
+        write("added_tokens.json", r#"{"<x>": 663, "<y>": 665}"#);
+        assert!(
+            message().contains("\"<y>\" has the id 665"),
+            "{}",
+            message()
+        );
+        write("added_tokens.json", r#"{"<y>": 664, "<x>": 663}"#);
+        let tokenizer = open().unwrap().into_tokenizer();
+        assert_eq!(tokenizer.encode("<y><x>").unwrap(), [664, 663]);
+        assert_eq!(
+            (tokenizer.vocab_size(), tokenizer.base_vocab_size()),
+            (665, 663)
+        );
     }
 
     #[test]

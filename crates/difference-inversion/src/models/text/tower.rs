@@ -44,6 +44,12 @@ pub trait Tower: Any + Debug + Send + Sync {
     fn finish(&self, beginning: Option<&Beginning>, rest: Tensor<2>, end: usize)
     -> Result<Encoded>;
 
+    /// Where the prompt of these ids is pooled, if the tower's configuration decides that and not the
+    /// prompt's end.
+    fn pooled_at(&self, _ids: &[u32]) -> Option<usize> {
+        None
+    }
+
     /// The width of the joint space, if the tower has a projection into one.
     fn projection_dim(&self) -> Option<usize> {
         None
@@ -62,6 +68,9 @@ pub trait Tower: Any + Debug + Send + Sync {
         ))
     }
 
+    /// Adds the embeddings of further tokens, [m, d], behind those of the table, if the tower can.
+    fn extend(&mut self, _embeddings: Tensor<2>) {}
+
     /// Holds the weights of `other` in the place of its own wherever both are the same. Gives the
     /// bytes that are shared.
     fn share(&mut self, _other: &(dyn Tower + 'static)) -> u64 {
@@ -76,6 +85,8 @@ pub struct Beginning {
     pub(super) layers: Vec<KeyValues>,
     /// The first layer's input, then the output of each layer whose keys and values are kept.
     pub(super) hidden_states: Vec<Tensor<3>>,
+    /// Where the prompt is pooled, if not at its end.
+    pub(crate) pooled_at: Option<usize>,
 }
 
 impl Beginning {
@@ -85,8 +96,8 @@ impl Beginning {
     /// [n, d]
     pub fn new(embeds: Tensor<2>) -> Self {
         Self {
-            layers: Vec::new(),
             hidden_states: vec![embeds.unsqueeze()],
+            ..Self::default()
         }
     }
 
@@ -112,7 +123,7 @@ impl Beginning {
 #[derive(Clone, Debug)]
 pub struct Encoded {
     /// The input of the first layer, then the output of each layer, `[b, n, d]`, without the final
-    /// norm. SDXL reads the last but one.
+    /// norm. SDXL reads the last but one. T5, of which the last is read behind the norm, keeps none.
     pub hidden_states: Vec<Tensor<3>>,
     /// The last layer's output behind the final norm, `[b, n, d]`. Stable Diffusion 1 and 2 read
     /// this.

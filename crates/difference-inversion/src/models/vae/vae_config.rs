@@ -77,7 +77,7 @@ impl AutoencoderKLConfig {
         1 << self.block_out_channels.len().saturating_sub(1)
     }
 
-    pub(super) fn check(&self, path: &Path) -> Result<()> {
+    pub(crate) fn check(&self, path: &Path) -> Result<()> {
         let wrong = |field: &str, reason: String| {
             Err(Error::Config {
                 path: path.to_owned(),

@@ -280,6 +280,8 @@ mod tests {
             model: Some(ours.clone()),
             family: text("sd2"),
             prediction_type: text("v_prediction"),
+            timestep_spacing: text("trailing"),
+            zero_snr: Some(true),
             variant: text("fp16"),
             tokenizer: Some(ours.join("tokenizer")),
             unet: Some(ours.join("unet")),
@@ -289,6 +291,7 @@ mod tests {
             device: text("cpu"),
             dtype: text("f16"),
             memory: text("low"),
+            without_t5: None,
         };
         let other = of_other(&settings, &theirs);
         assert_eq!(other.model.as_ref(), Some(&theirs));

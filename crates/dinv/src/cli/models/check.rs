@@ -5,10 +5,12 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 use difference_inversion::Error;
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::diffusion::joint_space;
 use difference_inversion::diffusion::joint_space::JointSpace;
+use difference_inversion::diffusion::model_files::layout::Layout;
 use difference_inversion::diffusion::pipeline::Pipeline;
 use difference_inversion::diffusion::words::{FullPrompt, Prompt};
 use difference_inversion::image::RgbImage;
@@ -32,7 +34,7 @@ const TIMESTEP: f64 = 500.0;
 /// Load a model and see that it computes
 ///
 /// Loads every network, encodes a text, sends a picture through the autoencoder and back, and calls
-/// the U-Net once, at 256×256 pixels; of a CLIP or a captioner, what those do. Prints shapes,
+/// the denoiser once, at 256×256 pixels; of a CLIP or a captioner, what those do. Prints shapes,
 /// parameters and times. Exits with 1 if anything fails or is not a finite number. Downloads
 /// nothing.
 #[derive(Debug, Args)]
@@ -40,9 +42,27 @@ const TIMESTEP: f64 = 500.0;
   dinv models check demo
   dinv models check ~/stable-diffusion-v1-5 --dtype f16")]
 pub(crate) struct CheckArgs {
-    /// A folder, or the name of a model that was downloaded
+    /// A folder, a single file, or the name of a model that was downloaded
     #[arg(value_name = "MODEL")]
-    model: PathBuf,
+    name: PathBuf,
+    /// The family of a single file [default: as recognised]
+    #[arg(long, value_parser = PossibleValuesParser::new(Layout::names()))]
+    family: Option<String>,
+    /// What the U-Net predicts [default: as the model says]
+    #[arg(long, value_parser = ["epsilon", "v_prediction", "sample"])]
+    prediction_type: Option<String>,
+    /// The variant of a folder's weights, such as fp16 [default: the plain ones, else fp16]
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
+    /// The vocabulary of a single file: a folder, or a model of the Hub [default: that of --clip]
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+    /// Another U-Net in place of the model's own: a folder, or a file of weights
+    #[arg(long, value_name = "PATH")]
+    unet: Option<PathBuf>,
+    /// The joint space: a folder or a name of the Hub, once for each text encoder
+    #[arg(long, value_name = "MODEL")]
+    clip: Option<Vec<PathBuf>>,
     /// Where the model runs [default: auto]
     #[arg(long, value_parser = DEVICES)]
     device: Option<String>,
@@ -68,7 +88,13 @@ struct Check {
 /// Checks a model.
 pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let settings = ModelSettings {
-        model: Some(args.model.clone()),
+        model: Some(args.name.clone()),
+        family: args.family.clone(),
+        prediction_type: args.prediction_type.clone(),
+        variant: args.variant.clone(),
+        tokenizer: args.tokenizer.clone(),
+        unet: args.unet.clone(),
+        clip: args.clip.clone(),
         device: args.device.clone(),
         dtype: args.dtype.clone(),
         ..ModelSettings::default()
@@ -78,6 +104,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let folder = fetcher.model(&settings)?;
     let alone = ModelPaths {
         model: folder.clone(),
+        options: settings.file_options()?,
         ..ModelPaths::default()
     };
     // What is wrong with a single file is reported by its check.
@@ -92,7 +119,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let failed = checks.iter().filter(|check| check.outcome.is_err()).count();
     if args.json {
         terminal::json(&json!({
-            "model": text_of(&args.model),
+            "model": text_of(&args.name),
             "folder": text_of(&paths.model),
             "device": settings.device_name(),
             "dtype": settings.dtype_name(),
@@ -103,7 +130,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     if failed == 0 {
         return Ok(());
     }
-    let name = args.model.display();
+    let name = args.name.display();
     let failure = Failure::new(format!(
         "{name}: {failed} of {} checks failed",
         checks.len()
@@ -152,10 +179,19 @@ impl Checker {
     fn pipeline(&self, paths: &ModelPaths) -> anyhow::Result<Vec<Check>> {
         let mut checks = Vec::new();
         let opened = self.attempt(&mut checks, "pipeline", Vec::new(), || {
-            let mut paths = paths.clone();
-            paths.options.resolution = Some([SIDE; 2]);
-            let files = paths.files()?;
-            let pipeline = Pipeline::open(&files, &self.device, self.dtype)?;
+            let open = |resolution| {
+                let mut paths = paths.clone();
+                paths.options.resolution = resolution;
+                let files = paths.files()?;
+                let pipeline = Pipeline::open(&files, &self.device, self.dtype)?;
+                Ok((files, pipeline))
+            };
+            let (files, pipeline) = match open(Some([SIDE; 2])) {
+                Err(Error::Setting {
+                    name: "resolution", ..
+                }) => open(None)?, // it draws smaller ones only
+                opened => opened?,
+            };
             Ok(("loaded".to_owned(), (files, pipeline)))
         })?;
         let Some((files, pipeline)) = opened else {
@@ -163,8 +199,9 @@ impl Checker {
         };
         let weights = |name: &str| files.weights(name, &self.device, self.dtype);
         let family = pipeline.family();
-        let encoders = family.text_encoders.iter();
-        let encoders = encoders.map(|encoder| weights(encoder.part)).collect();
+        let encoders = family.encoders_in(&files)?;
+        let encoders = encoders.iter().map(|encoder| weights(encoder.part));
+        let encoders = encoders.collect();
         let first = family.text_encoders[0].part;
         let conditions = self.attempt(&mut checks, first, encoders, || {
             let words = pipeline.read(&Prompt::default(), 0)?;
@@ -172,6 +209,8 @@ impl Checker {
             let states = conditions.context.clone();
             Ok((finite("hidden states", states)?, conditions))
         })?;
+        let [height, width] = pipeline.resolution();
+        let picture = || picture(width, height);
         let vae = family.autoencoder.part;
         self.attempt(&mut checks, vae, vec![weights(vae)], || {
             let picture = picture();
@@ -204,7 +243,7 @@ impl Checker {
         let mut checks = Vec::new();
         self.attempt(&mut checks, "clip", vec![self.weights(folder)], || {
             let joint = JointSpace::open(folder, &self.device, self.dtype)?;
-            let image = joint.image_features(&picture())?;
+            let image = joint.image_features(&picture(SIDE, SIDE))?;
             let text = joint.text_features(&Prompt::default())?;
             let cosine: f32 = image.iter().zip(&text).map(|(x, y)| x * y).sum();
             anyhow::ensure!(cosine.is_finite(), "features are not finite");
@@ -217,7 +256,7 @@ impl Checker {
         let mut checks = Vec::new();
         self.attempt(&mut checks, "captioner", vec![self.weights(folder)], || {
             let captioner = Captioner::open(folder, &self.device, self.dtype)?;
-            let caption = captioner.caption(&picture(), &Default::default())?;
+            let caption = captioner.caption(&picture(SIDE, SIDE), &Default::default())?;
             Ok((format!("it sees \"{caption}\""), ()))
         })?;
         Ok(checks)
@@ -289,10 +328,10 @@ fn finite<const D: usize>(what: &str, tensor: Tensor<D>) -> anyhow::Result<Strin
 }
 
 /// A picture with smooth colours and an edge.
-fn picture() -> RgbImage {
+fn picture(width: u32, height: u32) -> RgbImage {
     let byte = |value: u32| u8::try_from(value.min(255)).unwrap_or(u8::MAX);
-    RgbImage::from_fn(SIDE, SIDE, |x, y| {
-        let blue = if x + y < SIDE { 60 } else { 200 };
+    RgbImage::from_fn(width, height, |x, y| {
+        let blue = if x + y < width { 60 } else { 200 };
         image::Rgb([byte(x), byte(y), blue])
     })
 }
@@ -311,5 +350,5 @@ fn latents(shape: [usize; 4], device: &Device) -> Tensor<4> {
 fn mean_difference(one: &RgbImage, other: &RgbImage) -> f64 {
     let pairs = one.as_raw().iter().zip(other.as_raw());
     let sum: f64 = pairs.map(|(x, y)| f64::from(x.abs_diff(*y))).sum();
-    sum / f64::from(SIDE * SIDE * 3)
+    sum / f64::from(one.width() * one.height() * 3)
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clap::Args;
 use difference_inversion::diffusion::frozen::ModelPaths;
-use difference_inversion::hub::{self, Hub, ModelId, joint_spaces, licence};
+use difference_inversion::hub::{self, Hub, ModelId, Wanted, joint_spaces, licence};
 use serde_json::{Value, json};
 
 use crate::cli::locate::{self, DEMO, demo_model, name_of};
@@ -22,12 +22,15 @@ use crate::cli::watch::{self, Watcher};
   dinv models pull sdxl --variant fp16
   dinv models pull owner/name@refs/pr/1")]
 pub(crate) struct PullArgs {
-    /// sd15, sd21, sdxl, OWNER/NAME or OWNER/NAME@REVISION
+    /// sd15, sd21, sdxl, sd3, sd35, sd35-large, OWNER/NAME or OWNER/NAME@REVISION
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
     /// Variant of the weights, if there are several: fp16 is half the size
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
+    /// Leave out T5, the largest text encoder of Stable Diffusion 3, which works without it
+    #[arg(long)]
+    without_t5: bool,
     /// Print the results as one JSON object
     #[arg(long)]
     json: bool,
@@ -51,7 +54,7 @@ pub(crate) fn run(args: &PullArgs) -> anyhow::Result<()> {
             Some(id) => {
                 watcher.say(&format!("looking for {id} at {}", hub.endpoint));
                 let observe = &mut |progress: &_| watcher.observe(progress);
-                let folder = hub.pull(id, args.variant.as_deref(), observe)?;
+                let folder = hub.pull(id, wanted_of(args), observe)?;
                 for other in also_needed(&hub, &folder)? {
                     watcher.notice(&format!(
                         "learning with {name} also needs {other}; `dinv models pull {other}` downloads it now"
@@ -69,6 +72,14 @@ pub(crate) fn run(args: &PullArgs) -> anyhow::Result<()> {
     match args.json {
         true => terminal::json(&json!({ "models": pulled, "notices": notices })),
         false => Ok(()),
+    }
+}
+
+/// What is wanted of every model.
+fn wanted_of(args: &PullArgs) -> Wanted<'_> {
+    Wanted {
+        variant: args.variant.as_deref(),
+        without_t5: args.without_t5,
     }
 }
 

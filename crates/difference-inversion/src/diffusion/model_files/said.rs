@@ -1,0 +1,95 @@
+//! What a single file says of itself beside its weights: by marks among its tensors, and in its metadata.
+
+use serde_json::Value;
+
+use crate::diffusion::sample::PredictionType;
+use crate::weights::file::TensorFile;
+
+/// An empty tensor by which some fine-tuned checkpoints say that their U-Net predicts velocity.
+pub(crate) const VELOCITY: &str = "v_pred";
+/// The same, that their schedule ends in pure noise.
+pub(crate) const ZERO_SNR: &str = "ztsnr";
+
+/// Fields of the metadata that name what the U-Net predicts: those of Stability AI's specification
+/// (github.com/Stability-AI/ModelSpec) and of kohya's scripts (github.com/kohya-ss/sd-scripts).
+const PREDICTIONS: [&str; 3] = [
+    "modelspec.prediction_type",
+    "modelspec.predict_key",
+    "ss_v_parameterization",
+];
+/// The field of the metadata that names the model; of Stable Diffusion 2 its two kinds.
+const ARCHITECTURE: &str = "modelspec.architecture";
+/// The field of kohya's scripts for a schedule that ends in pure noise.
+const RESCALED: &str = "ss_zero_terminal_snr";
+
+/// The step of training at which `stable-diffusion-2-base` was saved, by which diffusers, too, knows that
+/// it predicts noise.
+const SD2_BASE_STEP: u64 = 875_000;
+
+/// What a file says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Said {
+    /// Whether a tensor says that velocity is predicted.
+    pub(super) by_tensor: bool,
+    /// What is predicted, and where that is said.
+    pub(super) by_metadata: Option<(PredictionType, &'static str)>,
+    /// Whether the metadata say that the schedule ends in pure noise.
+    pub(super) zero_snr: bool,
+}
+
+impl Said {
+    pub(super) fn by(file: &TensorFile) -> Self {
+        let field = |name: &str| {
+            let found = file.metadata().find(|(key, _)| *key == name);
+            found.map(|(_, value)| value.trim().to_lowercase())
+        };
+        let prediction = |name: &&'static str| Some((prediction(name, &field(name)?)?, *name));
+        let architecture = || {
+            let name = field(ARCHITECTURE)?;
+            let kinds = [
+                ("stable-diffusion-v2-768-v", PredictionType::VPrediction),
+                ("stable-diffusion-v2-512", PredictionType::Epsilon),
+            ];
+            let kind = kinds.into_iter().find(|(start, _)| name.starts_with(start));
+            kind.map(|(_, prediction)| (prediction, ARCHITECTURE))
+        };
+        let step = || {
+            let key = "global_step";
+            let bytes = file.bytes(key, [0, 1]).ok()?.try_into().ok()?;
+            (u64::from_le_bytes(bytes) == SD2_BASE_STEP).then_some((PredictionType::Epsilon, key))
+        };
+        Self {
+            by_tensor: file.info(VELOCITY).is_some(),
+            by_metadata: (PREDICTIONS.iter().find_map(prediction))
+                .or_else(architecture)
+                .or_else(step),
+            zero_snr: field(RESCALED).is_some_and(|value| is_true(&value)),
+        }
+    }
+}
+
+/// What a field means.
+fn prediction(name: &str, value: &str) -> Option<PredictionType> {
+    if name == PREDICTIONS[2] {
+        return is_true(value).then_some(PredictionType::VPrediction);
+    }
+    Some(match value {
+        "epsilon" | "eps" => PredictionType::Epsilon,
+        "v" | "v_prediction" | "v-prediction" | "v_pred" | "vpred" => PredictionType::VPrediction,
+        "sample" | "x0" => PredictionType::Sample,
+        _ => return None,
+    })
+}
+
+fn is_true(value: &str) -> bool {
+    ["true", "1", "yes"].contains(&value)
+}
+
+/// What is predicted, for people.
+pub(super) fn title(prediction: &Value) -> &'static str {
+    match prediction.as_str() {
+        Some("epsilon") => "noise",
+        Some("v_prediction") => "velocity",
+        _ => "clean latents",
+    }
+}

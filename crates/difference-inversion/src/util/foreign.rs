@@ -1,0 +1,56 @@
+//! Files of other kinds than those that are read, by their first bytes.
+
+/// Why pickled files are not read, and what to do about it.
+pub(crate) const REFUSAL: &str = "a pickled file is not read, because reading one can run any code; \
+    convert it to safetensors, in Python for instance by \
+    `safetensors.torch.save_file(torch.load(\"FILE\", weights_only=True), \"FILE.safetensors\")`, \
+    of a `.ckpt` its [\"state_dict\"]";
+
+/// So many bytes tell what a file is.
+pub(crate) const BEGINNING: usize = 256;
+
+/// What people have in place of a safetensors file, by its first bytes, and what to do about it.
+pub(crate) fn what_else(beginning: &[u8]) -> Option<String> {
+    let text = String::from_utf8_lossy(beginning);
+    let text = text.trim_start_matches('\u{feff}').trim_start();
+    let lower = text.to_lowercase();
+    let starts_with = |start: &[u8]| beginning.starts_with(start);
+    let instead = if text.starts_with("version https://git-lfs.github.com/") {
+        let size = text.lines().find_map(|line| line.strip_prefix("size "));
+        let of = size.map_or(String::new(), |size| format!(" of {size} bytes"));
+        format!(
+            "a Git LFS pointer to a file{of} that was not fetched; `git lfs pull` in its folder does that"
+        )
+    } else if ["<!doctype", "<html", "<head", "<?xml", "<!--"]
+        .iter()
+        .any(|tag| lower.starts_with(tag))
+    {
+        "a web page that was saved in place of the file: the link leads to a page about it, or the download \
+         asks for an account; download it again (on the Hub with `/resolve/` for `/blob/`)"
+            .to_owned()
+    } else if text.starts_with(['{', '[']) {
+        "JSON; weights are named `….safetensors`, and a model of several folders is named by the folder \
+         that its model_index.json is in"
+            .to_owned()
+    } else if starts_with(b"PK\x03\x04") || starts_with(b"\x80\x02") || starts_with(b"\x80\x04") {
+        format!("pickled, whatever its name: {REFUSAL}")
+    } else if starts_with(b"GGUF") {
+        "a GGUF file, whose numbers are quantised, which is not read; take the model in safetensors"
+            .to_owned()
+    } else if starts_with(b"\x1f\x8b") || starts_with(b"7z\xbc\xaf") || starts_with(b"Rar!") {
+        "an archive, which has to be unpacked first".to_owned()
+    } else if starts_with(b"\x89HDF") {
+        "an HDF5 file, as Keras saves; take the model in safetensors".to_owned()
+    } else if text.starts_with("../") && text.contains("blobs/") {
+        "the text of a link into the cache of the Hub: the folder was copied without what its links lead to; \
+         download it again"
+            .to_owned()
+    } else if starts_with(b"\x89PNG") || starts_with(b"\xff\xd8\xff") || starts_with(b"GIF8") {
+        "a picture".to_owned()
+    } else if beginning.is_empty() {
+        "empty: its download did not begin".to_owned()
+    } else {
+        return None;
+    };
+    Some(format!("not a safetensors file, but {instead}"))
+}
