@@ -1,4 +1,4 @@
-//! Difference tokens D̃: what is learned from A and A′, and what is given to B's prompt.
+//! Difference tokens D̃: learned from A and A′, appended to B's prompt.
 
 use std::path::Path;
 
@@ -79,7 +79,7 @@ impl DifferenceTokens {
         &self.embeddings
     }
 
-    /// The embeddings alone.
+    /// Only the embeddings.
     pub fn into_embeddings(self) -> Vec<Tensor<2>> {
         self.embeddings
     }
@@ -139,9 +139,7 @@ impl DifferenceTokens {
     /// # Errors
     /// [`Error::WrongBase`] saying how they differ.
     pub fn check_widths(&self, widths: &[usize]) -> Result<()> {
-        let ours: Vec<usize> = self
-            .base
-            .iter()
+        let ours: Vec<usize> = (self.base.encoders.iter())
             .map(|encoder| encoder.hidden_size)
             .collect();
         if ours == widths {
@@ -155,7 +153,7 @@ impl DifferenceTokens {
     }
 
     /// Writes the tokens as a textual-inversion embedding that other tools read too: one tensor
-    /// `emb_params` [n, d], or `clip_l` and `clip_g` where there are two text encoders. Base,
+    /// `emb_params` [n, d], or `clip_l` and `clip_g` if there are two text encoders. Base,
     /// settings and format version are in the metadata.
     ///
     /// # Errors

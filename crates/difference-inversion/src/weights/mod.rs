@@ -26,7 +26,7 @@ use crate::{Error, Result};
 ///
 /// A `Weights` is a view under a key prefix ([`scope`](Self::scope)); views of the same model are
 /// cheap and share the record of which tensors were read, so that
-/// [`check_all_used`](Self::check_all_used) can tell whether the model made use of all of them.
+/// [`check_all_used`](Self::check_all_used) reports whether the model used all of them.
 #[derive(Debug, Clone)]
 pub struct Weights {
     store: Arc<Store>,
@@ -191,7 +191,7 @@ impl Weights {
         &self.store.path
     }
 
-    /// The path that errors about the model's configuration name: `config.json` beside the
+    /// The path that errors about the model's configuration name: `config.json` next to the
     /// weights.
     pub fn config_path(&self) -> PathBuf {
         let path = self.path();
