@@ -133,21 +133,21 @@ impl DifferenceTokens {
         Err(Error::WrongBase { reason })
     }
 
-    /// Checks that the tokens are as wide as the text encoders of a model, one of each, of which no more is known yet
-    /// than their configurations.
+    /// Checks that the tokens were learned on such a denoiser, and are as wide as the text encoders of a model that
+    /// tokens are learned for, of which no more is known yet than their configurations.
     ///
     /// # Errors
     /// [`Error::WrongBase`] saying how they differ.
-    pub fn check_widths(&self, widths: &[usize]) -> Result<()> {
-        let ours: Vec<usize> = (self.base.encoders.iter())
-            .map(|encoder| encoder.hidden_size)
-            .collect();
-        if ours == widths {
+    pub fn check_widths(&self, denoiser: &str, widths: &[usize]) -> Result<()> {
+        let encoders = self.base.encoders.iter();
+        let ours: Vec<usize> = encoders.map(|encoder| encoder.hidden_size).collect();
+        if ours == widths && self.base.denoiser == denoiser {
             return Ok(());
         }
         let reason = format!(
-            "the difference was learned on text encoders with token embeddings of width {ours:?}, this model's \
-             have {widths:?}"
+            "the difference was learned on a {} with token embeddings of width {ours:?}, this model is a {denoiser} with \
+             {widths:?}",
+            self.base.denoiser
         );
         Err(Error::WrongBase { reason })
     }

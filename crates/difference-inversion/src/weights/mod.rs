@@ -389,7 +389,8 @@ const WRAPPERS: [&str; 2] = ["_orig_mod.", "module."];
 
 /// The same without the wrapper that a model was saved with.
 fn unwrapped(index: BTreeMap<String, Placement>) -> BTreeMap<String, Placement> {
-    let is_around = |wrapper: &&&str| index.keys().all(|key| key.starts_with(**wrapper));
+    let is_around =
+        |wrapper: &&&str| !index.is_empty() && index.keys().all(|key| key.starts_with(**wrapper));
     let Some(wrapper) = WRAPPERS.iter().find(is_around) else {
         return index;
     };

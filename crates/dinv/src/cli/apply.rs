@@ -119,8 +119,8 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     let mut fetcher = Fetcher::new(&mut watcher)?;
     let model = fetcher.model_of_words(&models)?;
     // Before what goes with the model is downloaded.
-    if let Some(widths) = text_widths(&model, &models)? {
-        tokens.check_widths(&widths)?;
+    if let Some((denoiser, widths)) = text_widths(&model, &models)? {
+        tokens.check_widths(denoiser, &widths)?;
     }
     let config = settings.clone().with_model(&model)?.analogy()?;
     let needs = Needs::of_prompts(!args.caption_b.is_empty(), &config.prompt);
@@ -318,25 +318,28 @@ impl ApplyArgs {
     }
 }
 
-/// The widths of the token embeddings of a model's text encoders, as far as its configurations tell.
+/// What people call a model's denoiser, and the widths of the token embeddings of the text encoders that difference
+/// tokens are learned for, as far as its configurations tell.
 fn text_widths(
     model: &Path,
     settings: &ModelSettings,
-) -> Result<Option<Vec<usize>>, anyhow::Error> {
+) -> Result<Option<(&'static str, Vec<usize>)>, anyhow::Error> {
     let options = FileOptions {
         tokenizer: None,
         ..settings.file_options()?
     };
     let files = ModelFiles::open(model, &options)?;
-    let encoders = Family::of(&files)?.text_encoders.iter();
-    let widths = encoders.filter(|encoder| encoder.learned).map(|encoder| {
+    let family = Family::of(&files)?;
+    let learned = (family.text_encoders.iter()).filter(|encoder| encoder.learned);
+    let widths = learned.map(|encoder| {
         let config: Value = files.config(encoder.part).ok()?;
         let width = config
             .get("hidden_size")
             .or_else(|| config.get("d_model"))?;
         usize::try_from(width.as_u64()?).ok()
     });
-    Ok(widths.collect())
+    let widths: Option<Vec<usize>> = widths.collect();
+    Ok(widths.map(|widths| (family.denoiser.title, widths)))
 }
 
 /// How a result was made otherwise than another run would, by the recipes of both.
