@@ -30,14 +30,14 @@ pub struct Family {
     pub denoiser: DenoiserPart,
     /// Its text encoders, in the order in which [`conditions`](Self::conditions) is given them.
     pub text_encoders: &'static [EncoderPart],
-    /// What the denoiser is told of what the text encoders made of a prompt, one entry for each.
+    /// What the denoiser receives from each text encoder, one entry for each.
     pub conditions: fn(&[TextEncoder], &[Encoded]) -> Result<Conditions>,
     /// Whether the conditions of an absent negative prompt are zeros, unless `model_index.json` says
     /// otherwise.
     pub force_zeros_for_empty_prompt: bool,
     /// How latents are noised.
     pub noising: fn(&ModelFiles) -> Result<Noising>,
-    /// What stands beside the prompt.
+    /// What accompanies the prompt.
     pub beside: Beside,
     /// What turns pictures into latents.
     pub autoencoder: AutoencoderPart,
@@ -100,7 +100,7 @@ impl DenoiserPart {
 pub struct EncoderPart {
     /// Its folder in diffusers' layout.
     pub part: &'static str,
-    /// Whether it was trained beside an image tower, so that there is a joint space.
+    /// Whether it was trained with an image tower, so that there is a joint space.
     pub joint: bool,
     /// Whether difference tokens are learned for it. Those for which they are come first; the others
     /// read the words alone.
@@ -120,14 +120,14 @@ pub struct AutoencoderPart {
     pub upcast: bool,
 }
 
-/// What stands beside the prompt.
+/// What accompanies the prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beside {
-    /// Nothing: the model draws from words alone.
+    /// Nothing: the model draws from words only.
     Nothing,
     /// A picture that is changed, by which guidance has a scale of its own.
     Picture,
-    /// A picture, and a mask of what is drawn anew.
+    /// A picture, and a mask of what is drawn again.
     PictureAndMask,
 }
 
@@ -273,7 +273,7 @@ pub static INSTRUCT_PIX2PIX: Family = Family {
     unread_mark: None,
 };
 
-/// Stable Diffusion's inpainting: a prompt, a picture, and a mask of what is drawn anew.
+/// Stable Diffusion's inpainting: a prompt, a picture, and a mask of what is drawn again.
 pub static INPAINT: Family = Family {
     class: "StableDiffusionInpaintPipeline",
     models: &[],
@@ -460,18 +460,18 @@ impl Family {
         Ok(others.into_iter().chain(encoders).collect())
     }
 
-    /// Whether one of its text encoders was trained beside an image tower, so that there is a space
+    /// Whether one of its text encoders was trained with an image tower, so that there is a space
     /// that pictures and words share.
     pub fn has_joint_space(&self) -> bool {
         self.text_encoders.iter().any(|encoder| encoder.joint)
     }
 
-    /// Whether a picture stands beside the prompt.
+    /// Whether a picture accompanies the prompt.
     pub fn takes_picture(&self) -> bool {
         self.beside != Beside::Nothing
     }
 
-    /// Whether a mask stands beside the picture.
+    /// Whether a mask accompanies the picture.
     pub fn takes_mask(&self) -> bool {
         self.beside == Beside::PictureAndMask
     }
@@ -490,7 +490,7 @@ impl Family {
         }
     }
 
-    /// Checks that nothing stands beside the prompt, as difference tokens are learned and applied.
+    /// Checks that nothing accompanies the prompt, as difference tokens are learned and applied.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if a picture does.
@@ -501,7 +501,7 @@ impl Family {
         let others = any_of(all().filter(|family| !family.takes_picture()));
         Err(Error::invalid_input(format!(
             "a {} draws from a picture and words: a difference is learned and applied with a model \
-             that draws from words alone, a {}",
+             that draws from words only, a {}",
             self.class,
             others.replace(" or ", " or a "),
         )))

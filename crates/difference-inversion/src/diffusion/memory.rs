@@ -34,7 +34,7 @@ pub struct LearningMemory {
 }
 
 impl LearningMemory {
-    /// About the most bytes that learning on the CPU holds, from headers and configurations alone:
+    /// About the most bytes that learning on the CPU holds, from headers and configurations only:
     /// the weights that are open at the same time, and the activations of a step.
     ///
     /// # Errors

@@ -140,7 +140,7 @@ impl Pipeline {
         Prompt::new(text, &tokenizers.collect::<Vec<_>>())
     }
 
-    /// A prompt whose words are ids of text encoder `encoder`, spelled anew for those that need not
+    /// A prompt whose words are ids of text encoder `encoder`, respelled for those that need not
     /// have its vocabulary.
     ///
     /// # Errors

@@ -123,7 +123,7 @@ impl Frame {
     }
 }
 
-/// Opens a text tower of CLIP, saved alone, with its tokenizer.
+/// Opens a text tower of CLIP, saved on its own, with its tokenizer.
 ///
 /// # Errors
 /// Whatever is wrong with a file, naming it.
@@ -276,7 +276,7 @@ impl TextEncoder {
         self.tower.embed(ids)
     }
 
-    /// Reads what goes before the words and the words (as ids) of a prompt that leaves room for
+    /// Reads what precedes the words and the words (as ids) of a prompt that leaves room for
     /// `num_tokens` difference tokens; also says how many ids had to be cut off at its end.
     ///
     /// # Errors

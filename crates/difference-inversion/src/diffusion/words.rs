@@ -61,7 +61,7 @@ impl Prompt {
         })
     }
 
-    /// The same, where ids that were meant for all text encoders are spelled anew for those of another
+    /// The same, where ids that were meant for all text encoders are respelled for those of another
     /// vocabulary: `others` has a tokenizer for each of these, and nothing for the rest.
     ///
     /// # Errors
@@ -154,7 +154,7 @@ pub struct Words {
     pub beginnings: Vec<Beginning>,
     /// The whole prompt in each of the others.
     pub(crate) whole: Vec<Encoded>,
-    /// Token ids that did not fit beside the difference tokens.
+    /// Token ids that did not fit together with the difference tokens.
     pub(crate) cut: usize,
 }
 
@@ -164,11 +164,11 @@ impl Words {
         &self.prompt
     }
 
-    /// What to tell a person if words had to be cut off.
+    /// A note if words had to be cut off.
     pub fn notice(&self) -> Option<String> {
         (self.cut > 0).then(|| {
             format!(
-                "the prompt `{}` is too long for the text encoder beside the difference tokens: \
+                "the prompt `{}` is too long for the text encoder together with the difference tokens: \
                  its last {} token ids are cut off",
                 self.prompt.text, self.cut
             )
@@ -190,7 +190,7 @@ pub struct FullPrompt<'a> {
 }
 
 impl<'a> FullPrompt<'a> {
-    /// Words alone.
+    /// Only words.
     pub fn plain(words: &'a Words) -> Self {
         Self {
             words,
@@ -271,7 +271,7 @@ mod tests {
         let golden = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/golden");
         let open = |folder: &Path| ClipTokenizer::open(folder).unwrap().into_tokenizer();
         let own = open(&golden.join("tokenizer/files"));
-        // One that knows letters alone.
+        // One that knows only letters.
         let letters = tempfile::tempdir().unwrap();
         let pieces = ('a'..='z').flat_map(|letter| [letter.to_string(), format!("{letter}</w>")]);
         let specials = ["<|startoftext|>", "<|endoftext|>"].map(str::to_owned);

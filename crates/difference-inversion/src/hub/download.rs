@@ -108,7 +108,7 @@ impl Download<'_> {
         // What is a file there, and not a link, was put there by a program that could make no links.
         let is_linked = |file: &&RemoteFile| !self.cache.holds(&self.commit, &file.path, file.size);
         let mut files: Vec<&RemoteFile> = planned.iter().filter(is_linked).collect();
-        // What tells whether the model can be used comes before its weights.
+        // Files that show whether the model can be used come before its weights.
         files.sort_by_key(|file| (file.path != MODEL_INDEX, is_weights(file)));
         let mut counted = BTreeSet::new(); // files with the same contents are one blob
         for &file in &files {
@@ -270,7 +270,7 @@ impl Download<'_> {
             }
             self.done += count as u64;
             if size.is_some_and(|size| partial.len() > size) {
-                break; // `check` tells what is wrong with it
+                break; // `check` reports what is wrong with it
             }
             self.step()?;
         }

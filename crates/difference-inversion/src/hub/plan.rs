@@ -62,7 +62,7 @@ pub(super) struct Plan {
 
 impl Plan {
     /// Chooses among the `paths` of a repository or folder: a diffusers pipeline if there is a
-    /// `model_index.json`, whose contents tell more if they are given, else one transformers model.
+    /// `model_index.json`, whose contents say more if they are given, else one transformers model.
     pub(super) fn new<'a>(
         paths: &BTreeSet<String>,
         index: Option<&Map<String, Value>>,

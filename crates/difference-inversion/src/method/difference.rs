@@ -1,4 +1,4 @@
-//! Difference tokens D̃: what is learned from A and A′, and what is given to B's prompt.
+//! Difference tokens D̃: learned from A and A′, appended to B's prompt.
 
 use std::path::Path;
 
@@ -79,7 +79,7 @@ impl DifferenceTokens {
         &self.embeddings
     }
 
-    /// The embeddings alone.
+    /// Only the embeddings.
     pub fn into_embeddings(self) -> Vec<Tensor<2>> {
         self.embeddings
     }
@@ -133,30 +133,27 @@ impl DifferenceTokens {
         Err(Error::WrongBase { reason })
     }
 
-    /// Checks that the tokens are as wide as the text encoders of a model, one of each, of which no more is known yet
-    /// than their configurations.
+    /// Checks that the tokens were learned on such a denoiser, and are as wide as the text encoders of a model that
+    /// tokens are learned for, of which no more is known yet than their configurations.
     ///
     /// # Errors
     /// [`Error::WrongBase`] saying how they differ.
-    pub fn check_widths(&self, widths: &[usize]) -> Result<()> {
-        let ours: Vec<usize> = self
-            .base
-            .encoders
-            .iter()
-            .map(|encoder| encoder.hidden_size)
-            .collect();
-        if ours == widths {
+    pub fn check_widths(&self, denoiser: &str, widths: &[usize]) -> Result<()> {
+        let encoders = self.base.encoders.iter();
+        let ours: Vec<usize> = encoders.map(|encoder| encoder.hidden_size).collect();
+        if ours == widths && self.base.denoiser == denoiser {
             return Ok(());
         }
         let reason = format!(
-            "the difference was learned on text encoders with token embeddings of width {ours:?}, this model's \
-             have {widths:?}"
+            "the difference was learned on a {} with token embeddings of width {ours:?}, this model is a {denoiser} with \
+             {widths:?}",
+            self.base.denoiser
         );
         Err(Error::WrongBase { reason })
     }
 
     /// Writes the tokens as a textual-inversion embedding that other tools read too: one tensor
-    /// `emb_params` [n, d], or `clip_l` and `clip_g` where there are two text encoders. Base,
+    /// `emb_params` [n, d], or `clip_l` and `clip_g` if there are two text encoders. Base,
     /// settings and format version are in the metadata.
     ///
     /// # Errors

@@ -30,7 +30,7 @@ pub enum Error {
         /// The checkpoint that was left, from which learning can go on.
         checkpoint: Option<PathBuf>,
     },
-    /// A model could not be had from the Hub.
+    /// A model is unavailable from the Hub.
     #[error("{id}: {problem}")]
     Hub {
         /// The model's name.
@@ -38,7 +38,7 @@ pub enum Error {
         /// What stood in the way.
         problem: HubProblem,
     },
-    /// A setting has a value that makes no sense.
+    /// A setting is out of range.
     #[error("setting `{name}`: expected {expected}, found {found}")]
     Setting {
         /// The setting's name.
@@ -86,7 +86,7 @@ pub enum Error {
         /// Why it is needed and how to give it.
         reason: String,
     },
-    /// A and A′ are the same as far as the joint space can tell.
+    /// A and A′ are the same in the joint space.
     #[error("there is no difference to learn: {reason}")]
     NoDifference {
         /// How that shows.
@@ -181,14 +181,14 @@ impl Error {
             } => {
                 let checkpoint = checkpoint.display();
                 return Some(format!(
-                    "run the same command with `--resume` to go on from {checkpoint}"
+                    "run the same command with `--resume` to continue from {checkpoint}"
                 ));
             }
             Self::Hub { id, problem } => return problem.hint(id),
             Self::Stopped {
                 stage: Stage::Download,
                 ..
-            } => "run the same command again: it goes on where the download stopped",
+            } => "run the same command again: the download resumes",
             Self::Io { source, .. } => match source.kind() {
                 ErrorKind::NotFound => "check the spelling of the path",
                 ErrorKind::StorageFull => {
@@ -325,11 +325,11 @@ mod tests {
         for (error, expected) in [
             (
                 stopped(Stage::Learn, Some("d.checkpoint.safetensors")),
-                "run the same command with `--resume` to go on from d.checkpoint.safetensors",
+                "run the same command with `--resume` to continue from d.checkpoint.safetensors",
             ),
             (
                 stopped(Stage::Download, None),
-                "run the same command again: it goes on where the download stopped",
+                "run the same command again: the download resumes",
             ),
             (io(ErrorKind::NotFound), "check the spelling of the path"),
             (

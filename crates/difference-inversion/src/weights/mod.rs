@@ -26,7 +26,7 @@ use crate::{Error, Result};
 ///
 /// A `Weights` is a view under a key prefix ([`scope`](Self::scope)); views of the same model are
 /// cheap and share the record of which tensors were read, so that
-/// [`check_all_used`](Self::check_all_used) can tell whether the model made use of all of them.
+/// [`check_all_used`](Self::check_all_used) reports whether the model used all of them.
 #[derive(Debug, Clone)]
 pub struct Weights {
     store: Arc<Store>,
@@ -191,7 +191,7 @@ impl Weights {
         &self.store.path
     }
 
-    /// The path that errors about the model's configuration name: `config.json` beside the
+    /// The path that errors about the model's configuration name: `config.json` next to the
     /// weights.
     pub fn config_path(&self) -> PathBuf {
         let path = self.path();
@@ -389,9 +389,9 @@ const WRAPPERS: [&str; 2] = ["_orig_mod.", "module."];
 
 /// The same without the wrapper that a model was saved with.
 fn unwrapped(index: BTreeMap<String, Placement>) -> BTreeMap<String, Placement> {
-    let is_around = |wrapper: &&&str| index.keys().all(|key| key.starts_with(**wrapper));
-    let wrapper = WRAPPERS.iter().find(is_around);
-    let Some(wrapper) = wrapper.filter(|_| !index.is_empty()) else {
+    let is_around =
+        |wrapper: &&&str| !index.is_empty() && index.keys().all(|key| key.starts_with(**wrapper));
+    let Some(wrapper) = WRAPPERS.iter().find(is_around) else {
         return index;
     };
     let bare = |(key, place): (String, Placement)| (key[wrapper.len()..].to_owned(), place);

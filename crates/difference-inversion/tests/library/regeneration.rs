@@ -416,7 +416,7 @@ fn settings_of_optimised_prompts_that_make_no_sense_are_named() {
         "{many}"
     );
     assert!(
-        many.ends_with("beside 2 difference tokens, found 29"),
+        many.ends_with("besides 2 difference tokens, found 29"),
         "{many}"
     );
 

@@ -15,7 +15,7 @@ use super::locate::{self, Location};
 use super::terminal::Failure;
 use super::watch::Watcher;
 
-/// What a command is going to read beside the diffusion model.
+/// What a command reads besides the diffusion model.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Needs {
     pub(crate) joint_spaces: bool,

@@ -761,12 +761,13 @@ fn the_list_tells_what_is_there_and_what_is_missing() {
         .lines()
         .find(|line| line.starts_with("tests/tiny"))
         .unwrap();
-    assert!(line.contains("incomplete: no vae/config.json"), "{line}");
+    assert!(line.contains(" incomplete "), "{line}");
     assert!(line.contains("openrail++"), "{line}");
-    assert!(
-        text.lines().last().unwrap().starts_with("cache: "),
-        "{text}"
-    );
+    assert!(text.contains("\n  missing: vae/config.json\n"), "{text}");
+    assert!(text.starts_with("MODEL "), "{text}");
+    let sdxl = "\nsdxl        stabilityai/stable-diffusion-xl-base-1.0\n";
+    assert!(text.contains(sdxl), "{text}");
+    assert!(text.lines().last().unwrap().starts_with("cache "), "{text}");
 }
 
 #[test]

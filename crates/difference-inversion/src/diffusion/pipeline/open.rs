@@ -172,7 +172,7 @@ fn check_vocabularies(
 /// Height and width of the pictures.
 ///
 /// # Errors
-/// [`Error::Missing`] if neither the options nor the denoiser's configuration tell.
+/// [`Error::Missing`] if neither the options nor the denoiser's configuration say so.
 pub(crate) fn resolution(
     files: &ModelFiles,
     family: &Family,

@@ -15,7 +15,7 @@ use crate::util::digest::hex;
 use crate::weights::{from_value, read_config};
 use crate::{Error, Result};
 
-/// The mathematics of noising. Times are in steps of training, whatever the network is told.
+/// The mathematics of noising. Times are in training steps, whatever scale the network uses.
 #[derive(Debug, Clone)]
 pub enum Noising {
     /// Whole steps of training, `√ᾱ x₀ + √(1 − ᾱ) ε` (Ho et al. 2020).

@@ -13,7 +13,7 @@ use crate::models::feature_map::{Conv2d, GroupNorm, channels_first, channels_las
 use crate::models::layers::Activation;
 use crate::weights::Weights;
 
-/// What SDXL's U-Net is told besides the prompt's hidden states.
+/// What SDXL's U-Net receives besides the prompt's hidden states.
 #[derive(Debug, Clone)]
 pub struct AddedConditions {
     /// `[b, d]`: the pooled and projected prompt of the second text encoder.
@@ -159,7 +159,7 @@ impl UNet2DConditionModel {
         levels.map(Level::transformer_blocks).sum()
     }
 
-    /// A few weights by which the network is told from others of its shape, fine-tuned copies of itself
+    /// A few weights that distinguish the network from others of its shape, fine-tuned copies of itself
     /// among them: those of the first and the last convolution, which full training changes, and those
     /// that make the first transformer block's keys of the prompt, which low-rank adaptation changes, too.
     pub(crate) fn telling_weights(&self) -> Vec<Tensor<2>> {

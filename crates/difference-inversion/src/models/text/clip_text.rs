@@ -95,7 +95,7 @@ pub struct ClipTextModel {
 }
 
 impl ClipTextModel {
-    /// Opens a folder that holds the text tower alone, such as `text_encoder` of a pipeline.
+    /// Opens a folder that holds only the text tower, such as `text_encoder` of a pipeline.
     ///
     /// # Errors
     /// When `config.json` or the weights are missing, damaged, or do not fit each other.
@@ -120,7 +120,7 @@ impl ClipTextModel {
     }
 
     /// Reads the tower under `text_model.` (or under nothing, as transformers 5 saves it), and
-    /// `text_projection.weight` where there is one.
+    /// `text_projection.weight` if there is one.
     ///
     /// # Errors
     /// When a tensor is missing or of another shape than `config` says.

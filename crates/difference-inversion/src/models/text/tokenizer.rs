@@ -31,7 +31,7 @@ const WORDS: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 /// What the last piece of a word ends with in the vocabulary.
 const END_OF_WORD: &str = "</w>";
-/// The length of CLIP's context, where a folder does not tell its own.
+/// The length of CLIP's context, if a folder does not state its own.
 const DEFAULT_LENGTH: usize = 77;
 
 /// A token as configuration files write it: its text, or what is to be known of it, too.

@@ -107,7 +107,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
         options: settings.file_options()?,
         ..ModelPaths::default()
     };
-    // What is wrong with a single file is told by its check.
+    // What is wrong with a single file is reported by its check.
     let paths = (fetcher.paths(&settings, folder, Needs::default())).unwrap_or(alone);
     let of_vocabulary = fetcher.absent.first().map(ToString::to_string);
     let checker = Checker {
