@@ -16,6 +16,11 @@ test filter="":
 demo:
     cargo run --release -- analogy --overwrite
 
+# The pictures of README.md and docs/ (docs/images), or those of the SHEETS named: gallery, captions, strength, …
+gallery *sheets:
+    cargo build --release --bin dinv --example gallery
+    cargo run --release --example gallery -- {{sheets}}
+
 # The tiny pipeline on a GPU against the CPU (Vulkan, Metal or DirectX 12, or Mesa's software Vulkan).
 gpu:
     cargo test --release --features webgpu --test library gpu::
@@ -29,10 +34,10 @@ bench:
     cargo bench --bench learn
     cargo bench --bench unet
 
-# Accept what `--help` prints now; look at the difference.
+# Accept what `--help` prints now, and the page of settings; look at the difference.
 update-help:
-    UPDATE_SNAPSHOTS=1 cargo test --release --features webgpu --test cli help
-    git diff crates/dinv/tests/cli/snapshots
+    UPDATE_SNAPSHOTS=1 cargo test --release --features webgpu --test cli --bin dinv -- help reference
+    git diff crates/dinv/tests/cli/snapshots docs/reference/settings.md
 
 # Damaged files for as long as you like.
 fuzz cases="100000":

@@ -1,6 +1,6 @@
 //! Times one optimisation step of the built-in example, with 4 tokens and 2 draws a step: both
 //! terms of the token consistency loss through text encoder and U-Net, the CLIP loss, the
-//! gradient and AdamW. `training/reference/compare_learning.py` times a step beside
+//! gradient and AdamW. `training/reference/compare_learning.py` times a step next to
 //! PyTorch.
 //!
 //! ```text

@@ -151,7 +151,10 @@ class Reference:
         suffixes = ["", "_2"][: len(towers)]
         tokenizers = [CLIPTokenizer.from_pretrained(model / f"tokenizer{s}") for s in suffixes]
         self.encoders = [TextEncoder(*pair) for pair in zip(tokenizers, towers)]
-        self.joints = [JointSpace(c) for c in clip or [model / f"clip{s}" for s in suffixes]]
+        self.joints = self.joint_spaces(clip or [model / f"clip{s}" for s in suffixes])
+
+    def joint_spaces(self, folders: list[Path]) -> list[JointSpace]:
+        return [JointSpace(folder) for folder in folders]
 
     def latents(self, image: numpy.ndarray) -> torch.Tensor:
         pixels = torch.from_numpy(image.astype(numpy.float32) / 127.5 - 1).permute(2, 0, 1)[None]
@@ -172,6 +175,23 @@ class Reference:
         time_ids = time_ids.expand(len(prompts), -1)
         return states, {"text_embeds": outputs[-1].text_embeds, "time_ids": time_ids}
 
+    def noised(self, latents, epsilon, t) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noisy latents, and what the network should predict of them."""
+        noisy = self.scheduler.add_noise(latents, epsilon, t)
+        if self.scheduler.config.prediction_type == "v_prediction":
+            return noisy, self.scheduler.get_velocity(latents, epsilon, t)
+        return noisy, epsilon
+
+    def predict(self, noisy, t, states, added) -> torch.Tensor:
+        return self.unet(noisy, t, states, added_cond_kwargs=added).sample
+
+
+def repeated(added, batch: int):
+    """Each row of what the network is told besides the hidden states, `batch` times in a row."""
+    if isinstance(added, dict):
+        return {name: repeated(x, batch) for name, x in added.items()}
+    return added if added is None else added.repeat_interleave(batch, 0)
+
 
 def learn(model: Reference, pair: Pair, settings: Settings, timesteps, noise) -> dict:
     """The trace of as many steps as there are timesteps."""
@@ -189,17 +209,12 @@ def learn(model: Reference, pair: Pair, settings: Settings, timesteps, noise) ->
     for step in range(steps):
         began = time.perf_counter()
         t, epsilon = timesteps[step].repeat(2), noise[step].repeat(2, 1, 1, 1)
-        noisy = model.scheduler.add_noise(latents, epsilon, t)
-        if model.scheduler.config.prediction_type == "v_prediction":
-            target = model.scheduler.get_velocity(latents, epsilon, t)
-        else:
-            target = epsilon
+        noisy, target = model.noised(latents, epsilon, t)
         prompts = [(pair.caption_a, tokens), (pair.caption_a_prime, [-x for x in tokens])]
         states, added = model.conditions(prompts, pair.a.shape[:2])
         states = states.repeat_interleave(batch, 0)
-        if added is not None:
-            added = {name: x.repeat_interleave(batch, 0) for name, x in added.items()}
-        prediction = model.unet(noisy, t, states, added_cond_kwargs=added).sample
+        added = repeated(added, batch)
+        prediction = model.predict(noisy, t, states, added)
         after = F.mse_loss(prediction[:batch], target[:batch])
         before = F.mse_loss(prediction[batch:], target[batch:])
         clip = torch.stack([

@@ -85,7 +85,7 @@ def main():
     CLIPTokenizer.from_pretrained(files).save_pretrained(OUT / "json")
 
     # With tokens added, as before transformers 4.34: added_tokens.json, of which some are special.
-    words = ["<my-boat>", "wombat", "two words", "<left>", "<right>", "<Straße>"]
+    words = ["<my-boat>", "wombat", "two words", "<left>", "<right>", "<straße>"]
     old = OUT / "added_tokens"
     shutil.copytree(files, old)
     added = {word: len(vocab) + number for number, word in enumerate(words)}
@@ -110,7 +110,7 @@ def main():
     tokens = [
         token("<my-boat>", normalized=False), token("wombat", single_word=True), token("two words"),
         token("<left>", lstrip=True, special=True, normalized=False), token("<right>", rstrip=True),
-        token("<Straße>"),
+        token("<straße>"),
     ]
     added = {len(vocab) + number: one for number, one in enumerate(tokens)}
     added |= {vocab[name]: token(name, special=True) for name in [BOS, EOS]}

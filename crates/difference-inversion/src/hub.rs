@@ -30,6 +30,25 @@ use crate::{Error, Result};
 /// Where the Hub is, unless `HF_ENDPOINT` names another.
 const ENDPOINT: &str = "https://huggingface.co";
 
+/// What is wanted of a model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wanted<'a> {
+    /// The variant of its weights, such as `fp16`.
+    pub variant: Option<&'a str>,
+    /// Whether T5 is left out, where the family can do without it.
+    pub without_t5: bool,
+}
+
+impl<'a> From<Option<&'a str>> for Wanted<'a> {
+    /// All parts, in a variant if there is one.
+    fn from(variant: Option<&'a str>) -> Self {
+        Self {
+            variant,
+            without_t5: false,
+        }
+    }
+}
+
 /// The Hub, and the cache on this machine.
 #[derive(Clone)]
 pub struct Hub {
@@ -112,9 +131,9 @@ impl Hub {
         cache::snapshot_in(folder)
     }
 
-    /// What the cache has of a model, in a variant if one is asked for.
-    pub fn cached(&self, id: &ModelId, variant: Option<&str>) -> Option<CachedModel> {
-        cache::RepoCache::new(&self.cache, id).model(id, variant)
+    /// What the cache has of what is wanted of a model.
+    pub fn cached<'a>(&self, id: &ModelId, wanted: impl Into<Wanted<'a>>) -> Option<CachedModel> {
+        cache::RepoCache::new(&self.cache, id).model(id, wanted.into())
     }
 
     /// What the cache has of every model that this library could use, by name.
@@ -126,22 +145,23 @@ impl Hub {
     }
 
     /// Brings a model's revision, as the Hub has it now, into the cache: the files that are not
-    /// there yet, going on where an earlier download stopped; of the weights those of the `variant`,
-    /// such as `fp16`, where there are any. Gives its folder.
+    /// there yet, going on where an earlier download stopped; of the weights those of the variant
+    /// that is `wanted`, where there are any. Gives its folder.
     ///
     /// # Errors
     /// [`Error::Hub`] with what stood in the way, [`Error::Io`] if the cache cannot be written,
     /// [`Error::Stopped`] if the observer asks to stop. What came so far is kept, and no snapshot
     /// is left with less than all of its files.
     #[cfg(feature = "hub")]
-    pub fn pull(
+    pub fn pull<'a>(
         &self,
         id: &ModelId,
-        variant: Option<&str>,
+        wanted: impl Into<Wanted<'a>>,
         observer: Observer<'_>,
     ) -> Result<PathBuf> {
-        self.online(id, variant)?;
-        download::pull(self, id, variant, observer)
+        let wanted = wanted.into();
+        self.online(id, wanted)?;
+        download::pull(self, id, wanted, observer)
     }
 
     /// Says that this build cannot download.
@@ -149,16 +169,21 @@ impl Hub {
     /// # Errors
     /// [`Error::Hub`], always.
     #[cfg(not(feature = "hub"))]
-    pub fn pull(&self, id: &ModelId, variant: Option<&str>, _: Observer<'_>) -> Result<PathBuf> {
-        self.online(id, variant)?;
+    pub fn pull<'a>(
+        &self,
+        id: &ModelId,
+        wanted: impl Into<Wanted<'a>>,
+        _: Observer<'_>,
+    ) -> Result<PathBuf> {
+        self.online(id, wanted.into())?;
         Err(HubProblem::NotBuiltIn.of(id))
     }
 
-    fn online(&self, id: &ModelId, variant: Option<&str>) -> Result<()> {
+    fn online(&self, id: &ModelId, wanted: Wanted<'_>) -> Result<()> {
         if !self.offline {
             return Ok(());
         }
-        let missing = self.cached(id, variant).map(|model| model.missing);
+        let missing = self.cached(id, wanted).map(|model| model.missing);
         let missing = missing.unwrap_or_default();
         Err(HubProblem::Offline { missing }.of(id))
     }
@@ -170,7 +195,7 @@ fn expanded(path: OsString, variable: &impl Fn(&str) -> Option<OsString>) -> Pat
     let Some(text) = path.to_str() else {
         return PathBuf::from(path);
     };
-    let home = || Some(variable("HOME").map_or_else(|| env::home_dir(), |home| Some(home.into()))?);
+    let home = || variable("HOME").map_or_else(env::home_dir, |home| Some(PathBuf::from(home)));
     let of_home: Option<(PathBuf, &str)> = match text.strip_prefix('~') {
         Some(rest) if rest.is_empty() || rest.starts_with('/') => home().map(|home| (home, rest)),
         _ => None,

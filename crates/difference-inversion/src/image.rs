@@ -138,7 +138,7 @@ fn check_size((width, height): (u32, u32), decoded: u64) -> std::result::Result<
 
 /// Whether a JPEG has its end-of-image marker; the decoder fills what is missing with grey.
 fn jpeg_is_complete(bytes: &[u8]) -> bool {
-    // The segments before the first scan tell their length: a thumbnail inside one is skipped.
+    // The segments before the first scan state their length: a thumbnail inside one is skipped.
     let mut at = 2;
     while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4) {
         match marker {

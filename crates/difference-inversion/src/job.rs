@@ -1,7 +1,7 @@
 //! What the program, a server and other languages share: a request, as it may come in JSON, and its answer.
 //!
 //! A job is checked and its files are read by [`Job::open`], before a model is needed, and done by [`Job::run`].
-//! The observer is told how far it is, and stops it by [`ControlFlow::Break`](std::ops::ControlFlow::Break).
+//! The observer receives its progress and stops it with [`ControlFlow::Break`](std::ops::ControlFlow::Break).
 
 use std::path::PathBuf;
 
@@ -38,13 +38,13 @@ pub trait Job {
     /// Reads and checks the files; tensors are put on `device`.
     ///
     /// # Errors
-    /// [`Error::Missing`] if something is not named that has to be, and whatever is wrong with a file, naming it.
+    /// [`Error::Missing`] if something required is not given, and whatever is wrong with a file, naming it.
     fn open(&self, device: &Device) -> Result<Self::Inputs>;
 
     /// Does the job.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a setting that makes no sense, [`Error::Stopped`] if the observer asks to stop,
+    /// [`Error::Setting`] for an invalid setting, [`Error::Stopped`] if the observer asks to stop,
     /// and as the function of [`analogy`] that the job is named after.
     fn run(
         &self,
@@ -221,7 +221,7 @@ impl Job for AnalogyJob {
     }
 }
 
-/// Draws a picture from words and, as far as the model takes them, other inputs: [`generate::generate`].
+/// Draws a picture from words and other inputs that the model takes: [`generate::generate`].
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GenerateJob {
@@ -233,7 +233,7 @@ pub struct GenerateJob {
     pub init_latents: Option<PathBuf>,
     /// The picture that InstructPix2Pix or an inpainting model changes.
     pub image: Option<PathBuf>,
-    /// What an inpainting model draws anew.
+    /// What an inpainting model draws again.
     pub mask: Option<PathBuf>,
 }
 

@@ -33,7 +33,7 @@ const LAYERS: usize = 16;
 
 /// Analogist (Gu et al. 2024, [arXiv 2405.10316](https://arxiv.org/abs/2405.10316)). It sees A, A′ and B.
 ///
-/// A and A′ stand above B and a copy of B; that copy's cell is drawn anew. In some layers, scores of
+/// A and A′ stand above B and a copy of B; that copy's cell is drawn again. In some layers, scores of
 /// self-attention between A′ and B′ are replaced by those between A and B, times a scale, in both
 /// directions (self-attention cloning); and in cross-attention nothing but B′ reads the prompt
 /// (cross-attention masking).
@@ -44,7 +44,7 @@ const LAYERS: usize = 16;
 /// steps.
 /// **Our reading**: where its code asks GPT-4V, which sees the three pictures, for at most five words
 /// about B′, here stand the first five words of A′'s caption that A's has not, all of them if there is
-/// nothing new; captions are the captioner's, so that the method is still told nothing. The
+/// nothing new; captions are the captioner's, so that the method is still given nothing. The
 /// pictures touch each other; its code leaves a line of two pixels between cells of 256. B′ is enlarged to
 /// the size of the model's pictures. Layers are counted
 /// as among Stable Diffusion 1's 16 transformer blocks and scaled to as many as the model has (3 to 10 of
@@ -69,7 +69,7 @@ pub struct AnalogistConfig {
     pub scale: f64,
     /// The layers whose scores are cloned: the first, and that after the last, among 16.
     pub clone_layers: [usize; 2],
-    /// The layers in which B′ alone reads the prompt: the first, and that after the last, among 16.
+    /// The layers in which only B′ reads the prompt: the first, and that after the last, among 16.
     pub mask_layers: [usize; 2],
     /// Whose captions of A and A′ the prompt is made of.
     pub prompt: Captioned,
@@ -85,7 +85,7 @@ pub struct AnalogistConfig {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Captioned {
-    /// The captioner beside the model.
+    /// The captioner next to the model.
     #[default]
     Captioner,
     /// The suite.

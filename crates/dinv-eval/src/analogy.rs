@@ -48,12 +48,12 @@ pub struct Captions {
 }
 
 impl Captions {
-    /// Those of A and A′, if both are told.
+    /// A's and A′'s, if both are given.
     pub fn of_a(&self) -> Option<[&str; 2]> {
         Some([self.a.as_deref()?, self.a_prime.as_deref()?])
     }
 
-    /// Those of B and of the true B′, if both are told.
+    /// B's and the true B′'s, if both are given.
     pub fn of_b(&self) -> Option<[&str; 2]> {
         Some([self.b.as_deref()?, self.b_prime.as_deref()?])
     }
@@ -84,26 +84,24 @@ impl Analogy {
     /// The captions of A and A′.
     ///
     /// # Errors
-    /// [`Error::Missing`] if the suite does not tell them.
+    /// [`Error::Missing`] if the suite does not state them.
     pub fn captions_of_a(&self) -> Result<[&str; 2]> {
         let both = self.captions.as_ref().and_then(Captions::of_a);
         both.ok_or_else(|| Error::Missing {
             what: "a caption".to_owned(),
-            reason: "the method is told what A and A′ show, and the suite does not say it"
-                .to_owned(),
+            reason: "the method needs captions of A and A′, and the suite has none".to_owned(),
         })
     }
 
     /// The captions of B and of the true B′.
     ///
     /// # Errors
-    /// [`Error::Missing`] if the suite does not tell them.
+    /// [`Error::Missing`] if the suite does not state them.
     pub fn captions_of_b(&self) -> Result<[&str; 2]> {
         let both = self.captions.as_ref().and_then(Captions::of_b);
         both.ok_or_else(|| Error::Missing {
             what: "a caption".to_owned(),
-            reason: "the method is told what B and B′ show, and the suite does not say it"
-                .to_owned(),
+            reason: "the method needs captions of B and B′, and the suite has none".to_owned(),
         })
     }
 
@@ -114,7 +112,7 @@ impl Analogy {
     pub fn told_instruction(&self) -> Result<&str> {
         self.instruction.as_deref().ok_or_else(|| Error::Missing {
             what: "an instruction".to_owned(),
-            reason: "the method is told what to do, and the suite does not say it".to_owned(),
+            reason: "the method needs an instruction, and the suite has none".to_owned(),
         })
     }
 }

@@ -46,7 +46,7 @@ pub struct Comparison {
     pub differences: Vec<Difference>,
 }
 
-/// Compares the methods that two runs of the same suite have in common, and tells what differs in the
+/// Compares the methods that two runs of the same suite have in common, and lists what differs in the
 /// runs' circumstances, a line for each.
 ///
 /// # Errors
@@ -93,7 +93,7 @@ fn repainted<'a>(one: &'a MethodResults, other: &MethodResults) -> Option<&'a st
     repainted.map(|result| result.name.as_str())
 }
 
-/// What tells the pictures of an analogy from others.
+/// What identifies the pictures of an analogy.
 fn pictures(result: &ResultRecord) -> Option<&String> {
     result.made_with.get(provenance::PICTURES)
 }

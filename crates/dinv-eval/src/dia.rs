@@ -22,7 +22,7 @@ use super::metrics::direction;
 use super::settings::{learned_with, recorded, with_settings};
 use super::{Analogy, EvalModels, Method, Told};
 
-/// Diffusion Image Analogies (Šubrtová et al. 2023, SIGGRAPH). It sees A, A′ and B alone.
+/// Diffusion Image Analogies (Šubrtová et al. 2023, SIGGRAPH). It is given only A, A′ and B.
 ///
 /// Each of A, A′ and B is turned into a prompt: the first token embeddings of an empty prompt, at the text
 /// encoder's input, are optimised so that the U-Net explains the picture. B is turned into noise that
@@ -39,7 +39,7 @@ use super::{Analogy, EvalModels, Method, Told};
 /// **Our reading**: its code leaves the choice from the grid to a person. Where more than one strength
 /// or scale is given, the B′ whose CLIP direction is nearest to that from A to A′ is taken, which asks for
 /// nothing but the pictures; by default there is one of each, and no choice. Means of the autoencoder where its code
-/// draws samples; weight decay on the optimised embeddings alone; the target is the velocity for
+/// draws samples; weight decay only on the optimised embeddings; the target is the velocity for
 /// models that predict it.
 ///
 /// The grid to tune on validation: one of `strengths` .5, 1, 1.5 × one of `guidance_scales` 1, 3, 5, with
@@ -56,7 +56,7 @@ pub struct DiaConfig {
     pub token_learning_rate: f64,
     /// AdamW's weight decay for them.
     pub token_weight_decay: f64,
-    /// Random crops in a batch, beside the picture and its mirror image.
+    /// Random crops in a batch, besides the picture and its mirror image.
     pub crops: usize,
     /// The least share of the picture's area that a crop has.
     pub least_crop: f64,
@@ -72,7 +72,7 @@ pub struct DiaConfig {
     pub noise_inner_iterations: usize,
     /// L-BFGS: its step size.
     pub noise_learning_rate: f64,
-    /// L-BFGS: weight of the error of pixels beside that of latents.
+    /// L-BFGS: weight of the error of pixels relative to that of latents.
     pub noise_pixel_weight: f64,
     /// Loss at which either search ends.
     pub sufficient_loss: f64,

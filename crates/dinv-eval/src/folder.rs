@@ -47,7 +47,7 @@ pub struct RunRecord {
     pub seed: u64,
     /// Where and in which number format the models ran.
     pub device: String,
-    /// How the text-to-image model's files were understood, where that was said.
+    /// How the text-to-image model's files were understood, if that was said.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub options: Map<String, Value>,
     /// SHA-256 of the files of every model, by the model's role and the network; those that no
@@ -64,7 +64,7 @@ pub struct RunRecord {
 pub struct SuiteRecord {
     /// Its name.
     pub name: String,
-    /// Its version, where it has one.
+    /// Its version, if it has one.
     pub version: Value,
     /// [`Suite::identity`](super::suite::Suite::identity).
     pub identity: String,
@@ -79,7 +79,7 @@ pub struct MethodRecord {
     pub name: String,
     /// The built-in method.
     pub method: String,
-    /// What it is told beside A, A′ and B.
+    /// What it is given besides A, A′ and B.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub told: Option<Told>,
     /// All its settings.
@@ -107,16 +107,19 @@ pub struct ResultRecord {
     pub name: String,
     /// Its kind of edit.
     pub kind: String,
-    /// How many attributes the edit changes, where the suite tells attributes.
+    /// How many attributes the edit changes, if the suite states attributes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub changes: Option<usize>,
+    /// The edit in words; absent in results of older programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edit: Option<String>,
     /// How it ended.
     pub status: Status,
     /// The seed of everything drawn.
     pub seed: u64,
     /// Time to make B′, without opening the model.
     pub seconds: f64,
-    /// The most memory the process had while B′ was made, in bytes, where the system tells.
+    /// The most memory the process had while B′ was made, in bytes, if the system reports it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_memory: Option<u64>,
     /// What it was made with: [`RunRecord::made_with`], and under `pictures`
@@ -337,7 +340,7 @@ impl Folder {
     }
 
     /// What came of an analogy, if it was tried: a result is there if it can be read, and its B′
-    /// beside it if it is done.
+    /// next to it if it is done.
     pub fn result(&self, method: &str, name: &str) -> Option<ResultRecord> {
         let folder = self.path.join(method).join(name);
         let mut result: ResultRecord = read_config(&folder.join(RESULT)).ok()?;
@@ -415,7 +418,7 @@ impl Folder {
         learned.write(path)
     }
 
-    /// Copies the pictures of an analogy for the report, made smaller where they are large. Those that
+    /// Copies the pictures of an analogy for the report, made smaller if they are large. Those that
     /// are there stay if a B′ was made from them.
     ///
     /// # Errors
@@ -437,7 +440,7 @@ impl Folder {
     /// Whether a method can have this name.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if it cannot be that of a folder beside the others.
+    /// [`Error::InvalidInput`] if it cannot name a folder next to the others.
     pub fn check_method_name(name: &str) -> Result<()> {
         let odd = |c: char| !(c.is_alphanumeric() || "-_.+=".contains(c));
         if name.is_empty()

@@ -18,7 +18,7 @@ use super::settings::{recorded, with_settings};
 use super::{Analogy, Captions, EvalModels, Method, Told};
 
 /// InstructPix2Pix (Brooks et al. 2023, [arXiv 2211.09800](https://arxiv.org/abs/2211.09800)). It is
-/// told the instruction and looks at B; it sees neither A nor A′.
+/// given the instruction and B; it sees neither A nor A′.
 ///
 /// **From the paper**: guidance by picture and by text (equation 3), 100 ancestral Euler steps, and the
 /// range of scales, 5 to 10 for the text and 1 to 1.5 for the picture. **From its code**: the defaults

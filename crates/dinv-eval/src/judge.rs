@@ -24,7 +24,7 @@ const SIDE: u32 = 128;
 const POOLED: usize = 4;
 /// The width of the hidden layer.
 const HIDDEN: usize = 256;
-/// The key of the file's metadata that tells attributes and their values.
+/// The key of the file's metadata that lists attributes and their values.
 const ATTRIBUTES: &str = "attributes";
 
 /// The judge with its weights, which are constants.

@@ -143,7 +143,7 @@ pub const METRICS: &[Metric] = {
     ]
 };
 
-/// Where the networks of metrics are, beside the CLIP of the text-to-image model.
+/// Where the networks of metrics are, besides the text-to-image model's CLIP.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeasurePaths {
     /// The judge of the demo world.
@@ -171,7 +171,7 @@ struct Dino {
     device: Device,
 }
 
-/// The networks of metrics beside CLIP, called as their fields of [`MeasurePaths`].
+/// The networks of metrics besides CLIP, named like their fields of [`MeasurePaths`].
 const NETWORKS: [&str; 3] = ["judge", "dino", "lpips"];
 
 /// The one of [`NETWORKS`] that a metric is measured with, if it is one of them.

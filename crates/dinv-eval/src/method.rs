@@ -18,10 +18,10 @@ pub trait Method: Send + Sync {
     /// Its settings but the seed, for the record; a result that was made with others is not valid.
     fn settings(&self) -> Value;
 
-    /// What the method is told beside A, A′ and B.
+    /// What the method is given besides A, A′ and B.
     fn told(&self) -> Told;
 
-    /// Whether an analogy with these captions and this instruction tells all of it.
+    /// Whether an analogy with these captions and this instruction provides all of it.
     fn is_told(&self, _captions: &Captions, _instruction: Option<&str>) -> bool {
         true
     }
@@ -45,7 +45,7 @@ pub trait Method: Send + Sync {
     /// B′ of one analogy, from what was learned with the same seed.
     ///
     /// # Errors
-    /// [`Error::Missing`] if the suite does not tell what the method must be told, and whatever
+    /// [`Error::Missing`] if the suite does not provide what the method needs, and whatever
     /// else keeps it from making a picture.
     fn draw(
         &self,
@@ -56,7 +56,7 @@ pub trait Method: Send + Sync {
     ) -> Result<RgbImage>;
 }
 
-/// What a method is told beside A, A′ and B.
+/// What a method is given besides A, A′ and B.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Told {
@@ -105,7 +105,7 @@ pub const BUILT_IN: &[BuiltIn] = &[
     },
     BuiltIn {
         name: "image-delta",
-        summary: "ablation A: the CLIP loss follows the image delta alone",
+        summary: "ablation A: the CLIP loss follows the image delta only",
         model: TEXT_TO_IMAGE,
         build: ours::image_delta,
     },
@@ -129,7 +129,7 @@ pub const BUILT_IN: &[BuiltIn] = &[
     },
     BuiltIn {
         name: "clip-alone",
-        summary: "the CLIP loss as it is published: the difference tokens read alone",
+        summary: "the published CLIP loss, which reads only the difference tokens",
         model: TEXT_TO_IMAGE,
         build: ours::clip_alone,
     },

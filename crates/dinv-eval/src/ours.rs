@@ -39,7 +39,7 @@ pub(super) fn image_delta(
     ablation(models, values, |learn| learn.delta = DeltaMode::Image)
 }
 
-/// L_after alone.
+/// L_after only.
 pub(super) fn no_consistency(
     models: &EvalModels,
     values: &Map<String, Value>,
@@ -144,7 +144,7 @@ impl Method for DifferenceInversion {
     ) -> Result<RgbImage> {
         let base = self.models.pipeline().base();
         let device = self.models.pipeline().device();
-        let tokens = (0..base.len())
+        let tokens = (0..base.encoders.len())
             .map(|encoder| learned.tensor(&token_name(encoder), device))
             .collect::<Result<_>>()?;
         let target = Target {
@@ -158,7 +158,7 @@ impl Method for DifferenceInversion {
 }
 
 impl DifferenceInversion {
-    /// The captions that the suite tells, where the method is to be told them.
+    /// The suite's captions, if the method is given them.
     fn captions(&self, analogy: &Analogy) -> Captions {
         match (self.told(), &analogy.captions) {
             (Told::Captions, Some(captions)) => captions.clone(),

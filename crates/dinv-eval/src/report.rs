@@ -36,7 +36,7 @@ pub struct MethodResults {
     pub results: Vec<ResultRecord>,
 }
 
-/// The analogies whose edits change so many attributes, or all where that is not told.
+/// The analogies whose edits change so many attributes, or all if that is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Group(pub Option<usize>);
 
@@ -114,6 +114,17 @@ impl Group {
             Some(count) => format!("Edits of {count} attributes"),
         }
     }
+
+    /// The same, with how many analogies were run.
+    fn counted(self, summaries: &[Summary]) -> String {
+        let tried = summaries.iter().map(|one| one.solved + one.failed);
+        let count = tried.max().unwrap_or(0);
+        let analogies = if count == 1 { "analogy" } else { "analogies" };
+        match self.0 {
+            None => format!("{count} {analogies}"),
+            _ => format!("{}: {count} {analogies}", self.title()),
+        }
+    }
 }
 
 impl Report {
@@ -137,9 +148,8 @@ impl Report {
         Ok(Self { run, methods })
     }
 
-    /// What somebody who reads the tables should know of the results: how many of a method were made
-    /// otherwise than the record of the run says, as happens where folders of runs that differ are
-    /// copied together.
+    /// Notes for readers of the tables: how many results of a method were made otherwise than the record of the run
+    /// says, as happens when folders of different runs are copied together.
     pub fn notices(&self) -> Vec<String> {
         let of_method = |method: &MethodResults| {
             let made_with = self.run.made_with(&method.record);

@@ -148,6 +148,7 @@ impl ResultRecord {
             name: entry.name.clone(),
             kind: entry.kind.clone(),
             changes: entry.changes(),
+            edit: entry.edit(),
             status: Status::Done,
             seed: seed_of(seed, &entry.name),
             seconds: 0.0,
@@ -164,12 +165,12 @@ impl ResultRecord {
 struct Cost {
     /// Time, in thousandths of a second.
     seconds: f64,
-    /// The most memory that the process had at any time, in bytes, where the system tells.
+    /// The most memory that the process had at any time, in bytes, if the system reports it.
     peak_memory: Option<u64>,
 }
 
 impl Cost {
-    /// Does something and tells what it took.
+    /// Does something and measures what it took.
     fn of<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Self)> {
         forget_peak_memory();
         let started = Instant::now();

@@ -34,7 +34,7 @@ pub fn mean_of_means(groups: &[Vec<f64>]) -> Option<f64> {
 }
 
 /// The [mean of means](mean_of_means) with its percentile bootstrap interval (Efron 1979): every
-/// group is drawn anew from itself, with replacement, [`RESAMPLES`] times; the interval is from the
+/// group is resampled from itself, with replacement, [`RESAMPLES`] times; the interval is from the
 /// 2.5th to the 97.5th percentile of what comes out. Of a group of n values n − 1 are drawn, so that
 /// their mean varies by s²/n as that of the group does; n draws would have it vary by (n − 1)/n of
 /// that, which for the small groups of a suite is too little (Rao and Wu 1988, "Resampling inference
@@ -156,7 +156,7 @@ mod tests {
             (estimate.high - (0.5 + 1.96 * 0.05)).abs() < 0.011,
             "{estimate:?}"
         );
-        // Resampling within kinds: what differs between kinds alone is no uncertainty.
+        // Resampling within kinds: differences between kinds are no uncertainty.
         let apart = [vec![0.0; 50], vec![1.0; 50]];
         let estimate = bootstrap(&apart, 3).unwrap();
         assert_eq!([estimate.low, estimate.mean, estimate.high], [0.5; 3]);

@@ -25,7 +25,7 @@ pub const SUITE: &str = "suite.json";
 pub const MANIFEST: &str = "manifest.jsonl";
 /// The list of prompts and seeds of InstructPix2Pix's data set.
 const SEEDS: &str = "seeds.json";
-/// The kind of edits of which no kind is told.
+/// The kind of edits without a stated kind.
 const NO_KIND: &str = "all";
 
 /// What `suite.json` says.
@@ -33,7 +33,7 @@ const NO_KIND: &str = "all";
 pub struct About {
     /// The suite's name.
     pub name: String,
-    /// Its version, where it has one.
+    /// Its version, if it has one.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub version: Value,
     /// Whatever else it says.
@@ -90,7 +90,7 @@ impl Entry {
         })
     }
 
-    /// What tells its pictures from any others: SHA-256 of their contents.
+    /// What identifies its pictures: SHA-256 of their contents.
     ///
     /// # Errors
     /// [`Error::Io`] if one cannot be read.
@@ -106,7 +106,30 @@ impl Entry {
         Ok(hex(hash))
     }
 
-    /// How many attributes the edit changes, where they are told.
+    /// The edit in words, such as `sky: day → night`: attributes that change, else the instruction, else the captions.
+    pub fn edit(&self) -> Option<String> {
+        let attributes = self
+            .attributes
+            .as_ref()
+            .map(|Attributes { b, b_prime, .. }| {
+                let changed = b_prime.iter().filter_map(|(name, after)| {
+                    let before = b.get(name).filter(|before| *before != after)?;
+                    Some(format!("{name}: {before} → {after}"))
+                });
+                changed.collect::<Vec<_>>().join(", ")
+            });
+        let captions = self.captions.as_ref().and_then(|captions| {
+            Some(format!(
+                "{} → {}",
+                captions.a.as_ref()?,
+                captions.a_prime.as_ref()?
+            ))
+        });
+        let edits = [attributes, self.instruction.clone(), captions];
+        edits.into_iter().flatten().find(|text| !text.is_empty())
+    }
+
+    /// How many attributes the edit changes, if the suite states attributes.
     pub fn changes(&self) -> Option<usize> {
         let Attributes { b, b_prime, .. } = self.attributes.as_ref()?;
         let changed = b_prime
@@ -179,7 +202,7 @@ impl Suite {
         Self { about, entries }
     }
 
-    /// What tells this suite from others: SHA-256 of everything said about the analogies. Their
+    /// What identifies this suite: SHA-256 of everything said about the analogies. Their
     /// pictures, which may be many, are not read: see [`Entry::identity`].
     pub fn identity(&self) -> String {
         let mut hash = Sha256::new();

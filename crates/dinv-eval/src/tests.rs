@@ -114,7 +114,7 @@ fn what_a_method_must_be_told_is_missed() {
         assert_eq!(message.is_some(), told != Told::Nothing, "{message:?}");
         if let Some(message) = message {
             assert!(
-                message.contains("is missing: the method is told"),
+                message.contains("is missing: the method needs"),
                 "{message}"
             );
         }

@@ -151,6 +151,7 @@ pub(super) fn report(settings: Value, analogies: &[Scored<'_>]) -> Report {
         name: number.to_string(),
         kind: (*kind).to_owned(),
         changes: None,
+        edit: None,
         status: match scores {
             Some(_) => Status::Done,
             None => Status::Failed("no luck".to_owned()),

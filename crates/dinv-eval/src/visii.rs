@@ -32,7 +32,7 @@ use super::{Analogy, EvalModels, Method, Told};
 const LARGEST_COSINE: f64 = 0.5;
 
 /// VISII (Nguyen et al. 2023, "Visual Instruction Inversion",
-/// [arXiv 2307.14331](https://arxiv.org/abs/2307.14331)). It sees A, A′ and B alone.
+/// [arXiv 2307.14331](https://arxiv.org/abs/2307.14331)). It is given only A, A′ and B.
 ///
 /// The text encoder's *output* c for an instruction is optimised, so that InstructPix2Pix makes A′ of
 /// A; start, end and padding stay as they were. The loss of one timestep t is
@@ -250,7 +250,7 @@ struct Inversion<'a> {
     frame: Frame,
     /// Where the instruction starts, [words, d].
     first: Tensor<2>,
-    /// Neither instruction nor A, then A alone.
+    /// Neither instruction nor A, then only A.
     references: Conditions,
     /// What the U-Net is shown of A.
     shown_a: Tensor<4>,

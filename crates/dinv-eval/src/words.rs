@@ -1,4 +1,4 @@
-//! Methods that are told in words what B′ shows.
+//! Methods that are given what B′ shows in words.
 
 use std::sync::Arc;
 

@@ -179,7 +179,7 @@ impl Heads {
         ]
     }
 
-    /// A matrix of one head, `[rows, d]`, or turned round.
+    /// A matrix of one head, `[rows, d]`, or transposed.
     #[inline(always)]
     fn matrix(self, values: &[f32], transposed: bool) -> Right<'_> {
         Right {

@@ -4,7 +4,7 @@
 //! Composed of Burn's elementary operations, a normalisation is a dozen launches, each of which reads
 //! and writes the whole feature map; here it is one to three. Whatever the type of the tensors,
 //! arithmetic is in f32. Matrix products, convolutions included, are
-//! [cubek](https://docs.rs/cubek)'s, which sum up in f32 on tensor cores where there are some.
+//! [cubek](https://docs.rs/cubek)'s, which sum up in f32 on tensor cores if there are some.
 
 pub(super) mod attention;
 pub(super) mod conv;

@@ -3,7 +3,7 @@
 //!
 //! Burn composes normalisation, attention and gates from elementary operations, and its autodiff
 //! stores each of their results. These do the work in one or two passes over the memory and keep
-//! only their input for the backward pass, whose gradient goes to the inputs alone: weights are
+//! only their input for the backward pass, whose gradient goes only to the inputs: weights are
 //! constants. Layers use them where [`available`], and Burn's own operations elsewhere.
 //!
 //! Feature maps are channels-last here, so that a convolution is a matrix product without
@@ -187,7 +187,7 @@ impl<K: Kernel> pulp::WithSimd for Task<'_, K> {
     }
 }
 
-/// Runs `kernel` on every chunk of `len` elements of `out`, in parallel where there is enough to
+/// Runs `kernel` on every chunk of `len` elements of `out`, in parallel if there is enough to
 /// do, with the widest vector instructions there are.
 fn for_chunks<K: Kernel>(out: &mut [f32], len: usize, kernel: &K) {
     let simd = instructions();

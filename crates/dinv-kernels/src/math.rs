@@ -63,7 +63,7 @@ pub(super) fn gelu(x: f32) -> (f32, f32) {
 /// The vector of `values`, with zeros if they do not fill it.
 #[inline(always)]
 pub(super) fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
-    // Parts of a vector are a jump away where there are no masks (AVX2).
+    // Parts of a vector are a jump away if there are no masks (AVX2).
     match S::as_simd_f32s(values) {
         ([vector], []) => *vector,
         _ => simd.partial_load_f32s(values),

@@ -3,7 +3,7 @@
 //!
 //! A tile of 4×4 outputs depends on 6×6 inputs `d`; with the kernel `g`, it is
 //! `Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A`, so that all input channels' contributions to one of the 36 points
-//! of all tiles are one matrix product. Weights are transformed anew each time, in blocks that
+//! of all tiles are one matrix product. Weights are transformed again each time, in blocks that
 //! stay in the cache: stored, they would take four times the memory.
 
 mod tiling;
@@ -45,7 +45,7 @@ const TRANSFORMED: usize = 1 << 22;
 const GROUPS: [usize; 7] = [1, 2, 4, 5, 6, 8, 12];
 
 /// The convolution of channels-last feature maps with a 3×3 kernel, one zero of padding around,
-/// or the way back through it.
+/// or its backward pass.
 ///
 /// # Shapes
 /// `x` `[b, h, w, c_in]`, `weight` `[9 · c_in, c_out]` of any floating-point type, ordered by row,
@@ -186,7 +186,7 @@ fn inside(padded: usize, size: usize) -> Option<usize> {
 struct Kernel<'a> {
     weight: Slice<'a>,
     channels: [usize; 2],
-    /// Whether it is applied turned round, from the second channels to the first.
+    /// Whether it is applied transposed, from the second channels to the first.
     back: bool,
 }
 

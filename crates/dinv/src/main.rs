@@ -4,8 +4,8 @@ mod cli;
 
 use std::process::ExitCode;
 
-/// The models allocate and free large buffers all the time; keeping freed pages makes the whole
-/// program about 1.6 times as fast as the system's allocator does.
+/// Models allocate and free large buffers all the time. Keeping freed pages makes the program about 1.6 times as fast as
+/// with the system's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -15,15 +15,13 @@ fn main() -> ExitCode {
     difference_inversion::on_workers(cli::main)
 }
 
-/// Settings that libraries read from the environment before `main` or once, at the first call. One
-/// that is set stays.
+/// Settings that libraries read from the environment, before `main` or at their first call. Existing ones are kept.
 #[cfg(unix)]
 fn settings() -> Vec<(&'static str, &'static str)> {
     let unset = |name: &str| std::env::var_os(name).is_none();
     let mut settings = Vec::new();
-    // The allocator keeps freed memory for ten seconds in place of one. An optimisation step of a
-    // large model takes longer than one, and would have all of its memory cleared by the system
-    // again, which takes a seventh of its time.
+    // The allocator keeps freed memory for ten seconds instead of one. A step of a large model takes longer than one
+    // second, and the system would clear all of its memory again, which takes a seventh of the step.
     settings.push(("MIMALLOC_PURGE_DELAY", "10000"));
     // Mesa's Vulkan drivers ask the display which GPU to list first. Without a display they print
     // an error of their own, once for each question.
@@ -34,9 +32,9 @@ fn settings() -> Vec<(&'static str, &'static str)> {
     settings
 }
 
-/// Starts the program anew, in the same process, with [`settings`] in its environment, unless they
-/// are there. A variable cannot be changed from within: that call is unsafe, which this package
-/// forbids, and comes too late for the allocator. Starting anew takes 2 ms.
+/// Restarts the program in the same process with [`settings`] in its environment, unless they are there. A variable
+/// cannot be changed from within: that call is unsafe, which this package forbids, and too late for the allocator.
+/// Restarting takes 2 ms.
 #[cfg(unix)]
 fn set_environment() {
     use std::os::unix::process::CommandExt;
@@ -52,6 +50,6 @@ fn set_environment() {
     if let Some(name) = arguments.next() {
         command.arg0(name);
     }
-    // Comes back only where it fails, and then everything works all the same, if more slowly.
+    // Returns only if it fails; then everything still works, more slowly.
     let _error = command.args(arguments).envs(settings).exec();
 }

@@ -83,7 +83,7 @@ impl Default for TextToImage {
     }
 }
 
-/// The noise a picture is made from, where it is not drawn from the seed.
+/// The noise a picture is made from, if it is not drawn from the seed.
 #[derive(Debug, Clone)]
 pub struct InitNoise {
     /// Unit-variance noise [1, channels, h, w].
@@ -141,10 +141,10 @@ fn own_solver(pipeline: &Pipeline, observer: Observer<'_>) -> SolverKind {
 }
 
 /// The latents of the picture drawn under the conditions `prompt`, in place of the request's words,
-/// beside what the denoiser is shown of a picture (see [`Pipeline::show`]).
+/// next to what the denoiser is shown of a picture (see [`Pipeline::show`]).
 ///
 /// # Errors
-/// [`Error::Setting`] for settings that make no sense,
+/// [`Error::Setting`] for invalid settings,
 /// [`Error::InvalidInput`] for latents of another shape,
 /// [`Error::Stopped`] if the observer asks to stop.
 pub fn draw(

@@ -8,11 +8,13 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use serde_json::Value;
 
 use crate::diffusion::model_files::layout::Layout;
-use crate::diffusion::model_files::{ModelFiles, SCHEDULER};
-use crate::diffusion::sample::{AlphaSchedule, Noising, SchedulerConfig, check_kind, complete};
-use crate::diffusion::text_encoder::{Encoded, TextEncoder, open_clip};
+use crate::diffusion::model_files::{MODEL_INDEX, ModelFiles, SCHEDULER};
+use crate::diffusion::sample::{
+    AlphaSchedule, FlowConfig, FlowSchedule, Noising, SchedulerConfig, check_kind, complete,
+};
+use crate::diffusion::text_encoder::{Encoded, TextEncoder, open_clip, open_t5};
 use crate::models::denoiser::conditions::Conditions;
-use crate::models::denoiser::{DenoiserConfig, unet_denoiser};
+use crate::models::denoiser::{DenoiserConfig, sd3_denoiser, unet_denoiser};
 use crate::models::vae::AutoencoderKLConfig;
 use crate::weights::from_value;
 use crate::{Error, Result};
@@ -28,19 +30,22 @@ pub struct Family {
     pub denoiser: DenoiserPart,
     /// Its text encoders, in the order in which [`conditions`](Self::conditions) is given them.
     pub text_encoders: &'static [EncoderPart],
-    /// What the denoiser is told of what the text encoders made of a prompt, one entry for each.
+    /// What the denoiser receives from each text encoder, one entry for each.
     pub conditions: fn(&[TextEncoder], &[Encoded]) -> Result<Conditions>,
     /// Whether the conditions of an absent negative prompt are zeros, unless `model_index.json` says
     /// otherwise.
     pub force_zeros_for_empty_prompt: bool,
     /// How latents are noised.
     pub noising: fn(&ModelFiles) -> Result<Noising>,
-    /// What stands beside the prompt.
+    /// What accompanies the prompt.
     pub beside: Beside,
     /// What turns pictures into latents.
     pub autoencoder: AutoencoderPart,
     /// The layouts of its models that come as one file.
     pub single_files: &'static [fn() -> Layout],
+    /// A tensor by which a file in the original layout is known to be of this family, where that layout
+    /// is not read.
+    pub unread_mark: Option<&'static str>,
 }
 
 /// A model that is known by name.
@@ -95,8 +100,13 @@ impl DenoiserPart {
 pub struct EncoderPart {
     /// Its folder in diffusers' layout.
     pub part: &'static str,
-    /// Whether it was trained beside an image tower, so that there is a joint space.
+    /// Whether it was trained with an image tower, so that there is a joint space.
     pub joint: bool,
+    /// Whether difference tokens are learned for it. Those for which they are come first; the others
+    /// read the words alone.
+    pub learned: bool,
+    /// Whether the denoiser can do without it.
+    pub optional: bool,
     /// Opens it with its tokenizer.
     pub open: fn(&ModelFiles, &str, &Device, FloatDType) -> Result<TextEncoder>,
 }
@@ -110,14 +120,14 @@ pub struct AutoencoderPart {
     pub upcast: bool,
 }
 
-/// What stands beside the prompt.
+/// What accompanies the prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beside {
-    /// Nothing: the model draws from words alone.
+    /// Nothing: the model draws from words only.
     Nothing,
     /// A picture that is changed, by which guidance has a scale of its own.
     Picture,
-    /// A picture, and a mask of what is drawn anew.
+    /// A picture, and a mask of what is drawn again.
     PictureAndMask,
 }
 
@@ -125,6 +135,8 @@ pub enum Beside {
 const CLIP: EncoderPart = EncoderPart {
     part: "text_encoder",
     joint: true,
+    learned: true,
+    optional: false,
     open: open_clip,
 };
 
@@ -132,6 +144,16 @@ const CLIP: EncoderPart = EncoderPart {
 const CLIP_2: EncoderPart = EncoderPart {
     part: "text_encoder_2",
     ..CLIP
+};
+
+/// T5 as the third text encoder. It reads token embeddings through a norm that leaves their direction
+/// alone, so that tokens of zeros are no start for it: D̃ is not learned for it.
+const T5_3: EncoderPart = EncoderPart {
+    part: "text_encoder_3",
+    joint: false,
+    learned: false,
+    optional: true,
+    open: open_t5,
 };
 
 /// Stable Diffusion's autoencoder.
@@ -170,6 +192,7 @@ pub static STABLE_DIFFUSION: Family = Family {
     beside: Beside::Nothing,
     autoencoder: AUTOENCODER,
     single_files: &[Layout::sd1, Layout::sd2_base, Layout::sd2],
+    unread_mark: None,
 };
 
 /// Stable Diffusion XL. Its autoencoder overflows in half precision.
@@ -194,7 +217,46 @@ pub static STABLE_DIFFUSION_XL: Family = Family {
         ..AUTOENCODER
     },
     single_files: &[Layout::sdxl],
+    unread_mark: None,
 };
+
+/// Stable Diffusion 3 and 3.5.
+pub static STABLE_DIFFUSION_3: Family = Family {
+    class: "StableDiffusion3Pipeline",
+    models: &[
+        KnownModel {
+            name: "sd3",
+            repository: "stabilityai/stable-diffusion-3-medium-diffusers",
+            licence: STABILITY_COMMUNITY,
+        },
+        KnownModel {
+            name: "sd35",
+            repository: "stabilityai/stable-diffusion-3.5-medium",
+            licence: STABILITY_COMMUNITY,
+        },
+        KnownModel {
+            name: "sd35-large",
+            repository: "stabilityai/stable-diffusion-3.5-large",
+            licence: STABILITY_COMMUNITY,
+        },
+    ],
+    denoiser: DenoiserPart {
+        part: sd3_denoiser::PART,
+        title: "multimodal transformer",
+        open: sd3_denoiser::open,
+    },
+    text_encoders: &[CLIP, CLIP_2, T5_3],
+    conditions: joint_and_t5_hidden_states,
+    force_zeros_for_empty_prompt: false,
+    noising: flow,
+    beside: Beside::Nothing,
+    autoencoder: AUTOENCODER,
+    single_files: &[],
+    unread_mark: Some("joint_blocks.0.context_block.adaLN_modulation.1.bias"),
+};
+
+/// The licence of Stable Diffusion 3 and 3.5, as their pages name it.
+const STABILITY_COMMUNITY: &str = "stabilityai-ai-community";
 
 /// InstructPix2Pix: an instruction and the picture that it changes.
 pub static INSTRUCT_PIX2PIX: Family = Family {
@@ -208,9 +270,10 @@ pub static INSTRUCT_PIX2PIX: Family = Family {
     beside: Beside::Picture,
     autoencoder: AUTOENCODER,
     single_files: &[],
+    unread_mark: None,
 };
 
-/// Stable Diffusion's inpainting: a prompt, a picture, and a mask of what is drawn anew.
+/// Stable Diffusion's inpainting: a prompt, a picture, and a mask of what is drawn again.
 pub static INPAINT: Family = Family {
     class: "StableDiffusionInpaintPipeline",
     models: &[],
@@ -222,12 +285,14 @@ pub static INPAINT: Family = Family {
     beside: Beside::PictureAndMask,
     autoencoder: AUTOENCODER,
     single_files: &[],
+    unread_mark: None,
 };
 
 /// The table.
 pub static FAMILIES: &[&Family] = &[
     &STABLE_DIFFUSION,
     &STABLE_DIFFUSION_XL,
+    &STABLE_DIFFUSION_3,
     &INSTRUCT_PIX2PIX,
     &INPAINT,
 ];
@@ -296,6 +361,14 @@ pub fn known_models() -> impl Iterator<Item = &'static KnownModel> {
     all().flat_map(|family| family.models)
 }
 
+/// The family that a file with tensors of these names is known to be of, though its layout is not read.
+pub(crate) fn of_unread(names: &[String]) -> Option<&'static Family> {
+    all().find(|family| {
+        let mark = family.unread_mark;
+        mark.is_some_and(|mark| names.iter().any(|name| name.ends_with(mark)))
+    })
+}
+
 /// The layouts of single files.
 pub fn layouts() -> impl Iterator<Item = Layout> {
     all().flat_map(|family| family.single_files.iter().map(|layout| layout()))
@@ -346,18 +419,59 @@ impl Family {
             .chain(encoders)
     }
 
-    /// Whether one of its text encoders was trained beside an image tower, so that there is a space
+    /// Its text encoders that a model has: all but those that are optional and not there.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if T5 is to be left out of a model that cannot do without;
+    /// [`Error::NoTextEncoder`] if the model names an optional one that is not there.
+    pub fn encoders_in(&self, files: &ModelFiles) -> Result<Vec<&'static EncoderPart>> {
+        let leaves_out = files.leaves_out_t5();
+        if leaves_out && !self.text_encoders.iter().any(|encoder| encoder.optional) {
+            return Err(Error::Setting {
+                name: "without_t5",
+                expected: "a model that can do without its T5, such as Stable Diffusion 3"
+                    .to_owned(),
+                found: format!("a {}", self.class),
+            });
+        }
+        let mut encoders = Vec::with_capacity(self.text_encoders.len());
+        for encoder in self.text_encoders {
+            let part = encoder.part;
+            if !encoder.optional || (!leaves_out && files.has(part)) {
+                encoders.push(encoder);
+            } else if !leaves_out && files.names(part) {
+                return Err(Error::NoTextEncoder {
+                    path: files.config_path(MODEL_INDEX),
+                    part,
+                });
+            }
+        }
+        Ok(encoders)
+    }
+
+    /// The folders of the networks that a model has of it: denoiser, autoencoder, text encoders.
+    ///
+    /// # Errors
+    /// As [`encoders_in`](Self::encoders_in).
+    pub fn networks_in(&self, files: &ModelFiles) -> Result<Vec<&'static str>> {
+        let encoders = self.encoders_in(files)?;
+        let encoders = encoders.iter().map(|encoder| encoder.part);
+        let others = [self.denoiser.part, self.autoencoder.part];
+        Ok(others.into_iter().chain(encoders).collect())
+    }
+
+    /// Whether one of its text encoders was trained with an image tower, so that there is a space
     /// that pictures and words share.
     pub fn has_joint_space(&self) -> bool {
         self.text_encoders.iter().any(|encoder| encoder.joint)
     }
 
-    /// Whether a picture stands beside the prompt.
+    /// Whether a picture accompanies the prompt.
     pub fn takes_picture(&self) -> bool {
         self.beside != Beside::Nothing
     }
 
-    /// Whether a mask stands beside the picture.
+    /// Whether a mask accompanies the picture.
     pub fn takes_mask(&self) -> bool {
         self.beside == Beside::PictureAndMask
     }
@@ -376,7 +490,7 @@ impl Family {
         }
     }
 
-    /// Checks that nothing stands beside the prompt, as difference tokens are learned and applied.
+    /// Checks that nothing accompanies the prompt, as difference tokens are learned and applied.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if a picture does.
@@ -387,7 +501,7 @@ impl Family {
         let others = any_of(all().filter(|family| !family.takes_picture()));
         Err(Error::invalid_input(format!(
             "a {} draws from a picture and words: a difference is learned and applied with a model \
-             that draws from words alone, a {}",
+             that draws from words only, a {}",
             self.class,
             others.replace(" or ", " or a "),
         )))
@@ -448,6 +562,13 @@ fn corrected(files: &ModelFiles, correct: fn(&mut SchedulerConfig)) -> Result<No
     Ok(Noising::Discrete(AlphaSchedule::new(&config, &path)?))
 }
 
+/// A straight path from latents to noise.
+fn flow(files: &ModelFiles) -> Result<Noising> {
+    let config: FlowConfig = files.config(SCHEDULER)?;
+    let schedule = FlowSchedule::new(&config, &files.config_path(SCHEDULER))?;
+    Ok(Noising::Flow(schedule))
+}
+
 /// The last hidden state, behind the final norm. (In diffusers' folders, the text encoder of Stable
 /// Diffusion 2 ends with the layer that is read.)
 fn last_hidden_states(_: &[TextEncoder], encoded: &[Encoded]) -> Result<Conditions> {
@@ -468,6 +589,30 @@ fn penultimate_hidden_states(encoders: &[TextEncoder], encoded: &[Encoded]) -> R
     })
 }
 
+/// The last hidden state but one of both CLIP encoders side by side, filled up to the width of T5,
+/// then T5's last hidden state, if there is a T5; and both pooled prompts side by side, projected.
+fn joint_and_t5_hidden_states(encoders: &[TextEncoder], encoded: &[Encoded]) -> Result<Conditions> {
+    let (clip, t5) = encoded.split_at(encoded.len().min(2));
+    let states = clip.iter().map(Encoded::penultimate_hidden_state);
+    let mut context = Tensor::cat(states.collect::<Result<Vec<_>>>()?, 2); // [1, n, d₁ + d₂]
+    if let Some(t5) = t5.first() {
+        let t5 = t5.last_hidden_state.clone().cast(context.dtype());
+        let ([b, n, d], width) = (context.dims(), t5.dims()[2]);
+        if width > d {
+            let options = (&context.device().without_autodiff(), context.dtype());
+            let zeros = Tensor::zeros([b, n, width - d], options);
+            context = Tensor::cat(vec![context, zeros], 2);
+        }
+        context = Tensor::cat(vec![context, t5], 1); // [1, n + m, width]
+    }
+    let pooled = encoders.iter().zip(clip);
+    let pooled = pooled.map(|(encoder, encoded)| encoder.project(encoded.pooled.clone()));
+    Ok(Conditions {
+        pooled: Some(Tensor::cat(pooled.collect::<Result<Vec<_>>>()?, 1)), // [1, e₁ + e₂]
+        ..Conditions::new(context)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -484,6 +629,20 @@ mod tests {
                 .all(|family| family.networks().all(|part| parts.contains(&part)))
         );
         assert!(text_encoders().iter().all(|part| parts.contains(part)));
+    }
+
+    #[test]
+    fn encoders_that_are_learned_for_come_first() {
+        for family in FAMILIES {
+            let learned: Vec<bool> = (family.text_encoders.iter())
+                .map(|encoder| encoder.learned)
+                .collect();
+            assert!(
+                learned.is_sorted_by(|one, other| one >= other),
+                "{learned:?}"
+            );
+            assert!(learned[0]);
+        }
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl ModelPaths {
         ModelFiles::open(&self.model, &options)
     }
 
-    /// The same model with the U-Net `name` in its folder, or beside its file, if there is one.
+    /// The same model with the U-Net `name` in its folder, or next to its file, if there is one.
     pub fn with_unet(&self, name: &str) -> Option<Self> {
         let folder = self.beside(name);
         folder.is_dir().then(|| Self {
@@ -59,7 +59,7 @@ impl ModelPaths {
     }
 
     /// Where the joint spaces are: as given, or else `clip` and, if it is there, `clip_2` in the
-    /// model's folder or beside its file.
+    /// model's folder or next to its file.
     pub fn clip_folders(&self) -> Vec<PathBuf> {
         if !self.clip.is_empty() {
             return self.clip.clone();
@@ -72,7 +72,7 @@ impl ModelPaths {
         }
     }
 
-    /// Where the captioner is: as given, or else `captioner` in the model's folder or beside its
+    /// Where the captioner is: as given, or else `captioner` in the model's folder or next to its
     /// file.
     pub fn captioner_folder(&self) -> PathBuf {
         let default = || self.beside("captioner");

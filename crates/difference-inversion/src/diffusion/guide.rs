@@ -85,7 +85,7 @@ impl Guide {
     }
 }
 
-/// Where denoising starts and what it is told on its way.
+/// Where denoising starts and the conditions on its way.
 #[derive(Debug, Clone)]
 pub struct Start {
     /// The latents before step `step`.

@@ -16,7 +16,7 @@ use crate::util::tensors::{cosine, host, unit};
 use crate::weights::compute_dtype;
 use crate::{Error, Result};
 
-/// Where the joint spaces of a model are, in its folder or beside its file.
+/// Where the joint spaces of a model are, in its folder or next to its file.
 pub const FOLDERS: [&str; 2] = ["clip", "clip_2"];
 
 /// How alike (mean cosine) two token-embedding tables are if one was fine-tuned from the other.

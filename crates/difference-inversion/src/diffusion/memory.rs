@@ -34,7 +34,7 @@ pub struct LearningMemory {
 }
 
 impl LearningMemory {
-    /// About the most bytes that learning on the CPU holds, from headers and configurations alone:
+    /// About the most bytes that learning on the CPU holds, from headers and configurations only:
     /// the weights that are open at the same time, and the activations of a step.
     ///
     /// # Errors
@@ -49,7 +49,7 @@ impl LearningMemory {
         let device = Device::flex();
         let open = |part: &str, dtype| files.weights(part, &device, dtype);
         let vae_dtype = autoencoder.dtype(&vae, self.dtype);
-        let encoders = (family.text_encoders.iter())
+        let encoders = (family.encoders_in(&files)?.iter())
             .map(|encoder| open(encoder.part, self.dtype))
             .collect::<Result<Vec<_>>>()?;
         let mut weights = open(family.denoiser.part, self.dtype)?.bytes_in_memory()

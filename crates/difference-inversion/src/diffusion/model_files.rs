@@ -37,7 +37,7 @@ pub fn tokenizer_of(text_encoder: &str) -> String {
     text_encoder.replace("text_encoder", "tokenizer")
 }
 
-/// How the files of a model are to be understood, as far as they do not tell it themselves.
+/// How the files of a model are to be understood, as far as they do not say so themselves.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FileOptions {
     /// The family of a single file; by default it is recognised.
@@ -57,9 +57,11 @@ pub struct FileOptions {
     /// Height and width of the pictures; by default those the U-Net was trained on.
     pub resolution: Option<[u32; 2]>,
     /// A folder with another U-Net, in diffusers' layout, which takes the place of the model's own.
-    /// Its input channels decide what it takes beside words: nothing more, a picture, or a picture
+    /// Its input channels decide what it takes besides words: nothing more, a picture, or a picture
     /// and a mask. Or a file with the weights of a U-Net that is configured as the model's own.
     pub unet: Option<PathBuf>,
+    /// Leaves T5 out, where the family can do without it.
+    pub without_t5: bool,
 }
 
 /// The files of one diffusion model, of which configurations and headers were read so far. Its
@@ -169,6 +171,20 @@ impl ModelFiles {
             Some(original) => original.networks.contains_key(network),
             None => self.path.join(network).is_dir(),
         }
+    }
+
+    /// Whether T5 is left out.
+    pub fn leaves_out_t5(&self) -> bool {
+        self.options.without_t5
+    }
+
+    /// Whether [`MODEL_INDEX`] names this part, so that the model is incomplete without it.
+    pub(crate) fn names(&self, network: &str) -> bool {
+        let class = || {
+            let index: Value = self.config(MODEL_INDEX).ok()?;
+            Some(index.get(network)?.get(0)?.is_string())
+        };
+        class().unwrap_or(false)
     }
 
     /// The file that errors about a [`config`](Self::config) name.
@@ -377,7 +393,7 @@ impl Original {
             (Some((_, by)), _) if *found != usual || layout.has_twin() => notices.push(predicts(by)),
             (None, None) if layout.name == "sd2" && options.family.is_none() => notices.push(format!(
                 "{name} is taken to predict velocity, as Stable Diffusion 2 for 768 pixels does; the \
-                 file does not tell: the base model for 512 pixels needs the family sd2-base"
+                 file does not say which: the base model for 512 pixels needs the family sd2-base"
             )),
             _ => {}
         }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 pub(crate) use self::open::resolution;
-use crate::diffusion::family::Family;
+use crate::diffusion::family::{EncoderPart, Family};
 use crate::diffusion::sample::Noising;
 use crate::diffusion::text_encoder::{Base, TextEncoder};
 use crate::diffusion::words::{FullPrompt, Prompt, Words};
@@ -23,6 +23,8 @@ use crate::{Error, Result};
 #[derive(Debug, Clone)]
 pub struct Pipeline {
     family: &'static Family,
+    /// What its text encoders are in the family.
+    parts: Vec<&'static EncoderPart>,
     force_zeros_for_empty_prompt: bool,
     text_encoders: Vec<TextEncoder>,
     denoiser: Arc<dyn Denoiser>,
@@ -70,10 +72,19 @@ impl Pipeline {
         &self.text_encoders
     }
 
+    /// The text encoders that difference tokens are learned for: the first ones.
+    pub fn learned_encoders(&self) -> &[TextEncoder] {
+        let learned = self.parts.iter().take_while(|part| part.learned).count();
+        &self.text_encoders[..learned]
+    }
+
     /// What difference tokens for this model belong to.
     pub fn base(&self) -> Base {
-        let bases = self.text_encoders.iter().map(TextEncoder::base);
-        bases.cloned().collect()
+        let encoders = self.learned_encoders().iter().map(TextEncoder::base);
+        Base {
+            denoiser: self.family.denoiser.title.to_owned(),
+            encoders: encoders.cloned().collect(),
+        }
     }
 
     /// How latents were noised in training.
@@ -116,7 +127,8 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Setting`] if not.
     pub fn check_num_tokens(&self, num_tokens: usize) -> Result<()> {
-        self.read(&Prompt::default(), num_tokens).map(|_| ())
+        let mut encoders = self.learned_encoders().iter();
+        encoders.try_for_each(|encoder| encoder.room(num_tokens).map(|_| ()))
     }
 
     /// The words of a text.
@@ -128,13 +140,13 @@ impl Pipeline {
         Prompt::new(text, &tokenizers.collect::<Vec<_>>())
     }
 
-    /// A prompt whose words are ids of text encoder `encoder`, spelled anew for those that need not
+    /// A prompt whose words are ids of text encoder `encoder`, respelled for those that need not
     /// have its vocabulary.
     ///
     /// # Errors
     /// [`Error::InvalidFile`] if a vocabulary cannot express a word.
     pub(crate) fn spelled(&self, prompt: Prompt, encoder: usize) -> Result<Prompt> {
-        let encoders = self.family.text_encoders.iter().zip(&self.text_encoders);
+        let encoders = self.parts.iter().zip(&self.text_encoders);
         let others = encoders.map(|(part, one)| (!part.joint).then(|| one.tokenizer()));
         prompt.spelled(
             self.text_encoders[encoder].tokenizer(),
@@ -143,20 +155,28 @@ impl Pipeline {
     }
 
     /// Has every text encoder read the words of a prompt that leaves room for `num_tokens`
-    /// difference tokens; words that do not fit are cut off, see [`Words::notice`].
+    /// difference tokens; words that do not fit are cut off, see [`Words::notice`]. Encoders that no
+    /// tokens are learned for read all of it here, once.
     ///
     /// # Errors
     /// [`Error::Setting`] if not even the difference tokens have room.
     pub fn read(&self, prompt: &Prompt, num_tokens: usize) -> Result<Words> {
-        let read = (self.text_encoders.iter().enumerate())
-            .map(|(number, encoder)| encoder.read(&prompt.ids(number), num_tokens))
-            .collect::<Result<Vec<_>>>()?;
-        let cut = read.iter().map(|(_, cut)| *cut).max().unwrap_or(0);
-        Ok(Words {
+        let learned = self.learned_encoders().len();
+        let mut words = Words {
             prompt: prompt.clone(),
-            beginnings: read.into_iter().map(|(beginning, _)| beginning).collect(),
-            cut,
-        })
+            ..Words::default()
+        };
+        for (number, encoder) in self.text_encoders.iter().enumerate() {
+            let is_learned = number < learned;
+            let room_for = if is_learned { num_tokens } else { 0 };
+            let (beginning, cut) = encoder.read(&prompt.ids(number), room_for)?;
+            words.cut = words.cut.max(cut);
+            match is_learned {
+                true => words.beginnings.push(beginning),
+                false => words.whole.push(encoder.finish(&beginning, None)?),
+            }
+        }
+        Ok(words)
     }
 
     /// The conditions of Full Prompts: start, words, difference tokens, end, padding.
@@ -180,11 +200,12 @@ impl Pipeline {
     /// The conditions of one Full Prompt at strength 1.
     fn encode_prompt(&self, full: &FullPrompt<'_>) -> Result<Conditions> {
         let beginnings = self.text_encoders.iter().zip(&full.words.beginnings);
-        let outputs = (beginnings.enumerate())
+        let mut outputs = (beginnings.enumerate())
             .map(|(number, (encoder, beginning))| {
                 encoder.finish(beginning, full.difference.get(number))
             })
             .collect::<Result<Vec<_>>>()?;
+        outputs.extend(full.words.whole.iter().cloned());
         (self.family.conditions)(&self.text_encoders, &outputs)
     }
 

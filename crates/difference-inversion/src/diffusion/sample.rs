@@ -70,7 +70,7 @@ impl SolverKind {
         })
     }
 
-    /// A solver that takes `num_inference_steps` steps down a schedule; `eta` is for DDIM alone. For a
+    /// A solver that takes `num_inference_steps` steps down a schedule; `eta` is for DDIM only. For a
     /// flow, Euler's method is DDIM without noise.
     ///
     /// # Errors
@@ -157,7 +157,7 @@ pub trait Solver {
     }
 
     /// The latents after step `i`, from those before it and the network's output; `noise` is
-    /// standard normal, and used by solvers that [need it](Solver::needs_noise) alone.
+    /// standard normal, and used by solvers that [need it](Solver::needs_noise) only.
     ///
     /// # Shapes
     /// All `[b, c, h, w]`.

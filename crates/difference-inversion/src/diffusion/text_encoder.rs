@@ -6,10 +6,13 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::diffusion::model_files::ModelFiles;
+use crate::models::denoiser::sd3_denoiser::T5_LENGTH;
 use crate::models::text::clip_text::ClipTextModel;
+use crate::models::text::t5::T5EncoderModel;
 use crate::models::text::tokenizer::{ClipTokenizer, Tokenizer};
 pub use crate::models::text::tower::{Beginning, Encoded, Tower};
 use crate::util::tensors::fingerprint;
+use crate::weights::compute_dtype;
 use crate::{Error, Result};
 
 /// What a text encoder must share with the one the tokens were learned on.
@@ -47,8 +50,32 @@ impl std::fmt::Display for EncoderBase {
     }
 }
 
-/// The text encoders that tokens belong to, in the pipeline's order.
-pub type Base = Vec<EncoderBase>;
+/// What difference tokens belong to. Families share text encoders: SDXL and Stable Diffusion 3 have the
+/// same CLIP, and what moves one denoiser means nothing to the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Base {
+    /// What people call the kind of denoiser that they were learned through.
+    pub denoiser: String,
+    /// The text encoders, in the pipeline's order.
+    pub encoders: Vec<EncoderBase>,
+}
+
+impl Base {
+    /// The kind of denoiser of files that do not tell, which are older than the second kind.
+    pub const FIRST_DENOISER: &str = "U-Net";
+}
+
+impl std::fmt::Display for Base {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let encoders: Vec<String> = self.encoders.iter().map(EncoderBase::to_string).collect();
+        write!(
+            f,
+            "a {} with text encoders of token embeddings {}",
+            self.denoiser,
+            encoders.join(" and ")
+        )
+    }
+}
 
 /// What stands round the words of every prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +123,7 @@ impl Frame {
     }
 }
 
-/// Opens a text tower of CLIP, saved alone, with its tokenizer.
+/// Opens a text tower of CLIP, saved on its own, with its tokenizer.
 ///
 /// # Errors
 /// Whatever is wrong with a file, naming it.
@@ -109,6 +136,32 @@ pub fn open_clip(
     let tokenizer = ClipTokenizer::of(&files.vocabulary(part)?)?;
     let (config, weights) = (files.config(part)?, files.weights(part, device, dtype)?);
     TextEncoder::clip(tokenizer, ClipTextModel::load_alone(&weights, &config)?)
+}
+
+/// Opens T5's encoder with its tokenizer. Its hidden states overflow in half precision: it computes in
+/// f32 where others compute in f16.
+///
+/// # Errors
+/// Whatever is wrong with a file, naming it.
+pub fn open_t5(
+    files: &ModelFiles,
+    part: &str,
+    device: &Device,
+    dtype: FloatDType,
+) -> Result<TextEncoder> {
+    let tokenizer = Tokenizer::open(&files.vocabulary(part)?.folder)?;
+    let dtype = match compute_dtype(device, dtype) {
+        FloatDType::F16 => FloatDType::F32,
+        _ => dtype,
+    };
+    let (config, weights) = (files.config(part)?, files.weights(part, device, dtype)?);
+    let frame = Frame {
+        before: Vec::new(),
+        after: vec![tokenizer.id("</s>")?],
+        fill: Some(tokenizer.id("<pad>")?),
+        length: T5_LENGTH,
+    };
+    TextEncoder::new(tokenizer, frame, T5EncoderModel::load(&weights, &config)?)
 }
 
 /// A tokenizer and its text tower.
@@ -202,6 +255,19 @@ impl TextEncoder {
         self.frame.room()
     }
 
+    /// How many ids of words a prompt has room for beside `num_tokens` difference tokens.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if not even the difference tokens have room.
+    pub fn room(&self, num_tokens: usize) -> Result<usize> {
+        let most = self.max_num_tokens();
+        most.checked_sub(num_tokens).ok_or_else(|| Error::Setting {
+            name: "num_tokens",
+            expected: format!("at most {most}, which is what the text encoder has room for"),
+            found: num_tokens.to_string(),
+        })
+    }
+
     /// Embeddings of token ids without positions, [n, d].
     ///
     /// # Errors
@@ -210,20 +276,13 @@ impl TextEncoder {
         self.tower.embed(ids)
     }
 
-    /// Reads what goes before the words and the words (as ids) of a prompt that leaves room for
+    /// Reads what precedes the words and the words (as ids) of a prompt that leaves room for
     /// `num_tokens` difference tokens; also says how many ids had to be cut off at its end.
     ///
     /// # Errors
     /// [`Error::Setting`] if not even the difference tokens have room.
     pub fn read(&self, words: &[u32], num_tokens: usize) -> Result<(Beginning, usize)> {
-        let most = self.max_num_tokens();
-        let Some(room) = most.checked_sub(num_tokens) else {
-            return Err(Error::Setting {
-                name: "num_tokens",
-                expected: format!("at most {most}, which is what the text encoder has room for"),
-                found: num_tokens.to_string(),
-            });
-        };
+        let room = self.room(num_tokens)?;
         let cut = words.len().saturating_sub(room);
         let ids = [&self.frame.before, &words[..words.len() - cut]].concat();
         let mut beginning = match ids.is_empty() {
@@ -276,7 +335,7 @@ impl TextEncoder {
     }
 
     /// The prompt's place in the joint space, not normalised. Nothing comes after the end: the
-    /// encoder is causal, so padding would change nothing.
+    /// encoder of a joint space is causal, so padding would change nothing.
     ///
     /// # Shapes
     /// `difference`: [n, d]; result [1, e].

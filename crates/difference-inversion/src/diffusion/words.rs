@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use crate::Result;
-use crate::diffusion::text_encoder::Beginning;
+use crate::diffusion::text_encoder::{Beginning, Encoded};
 use crate::models::text::tokenizer::Tokenizer;
 
 /// The words of a prompt, without start, end and padding.
@@ -61,7 +61,7 @@ impl Prompt {
         })
     }
 
-    /// The same, where ids that were meant for all text encoders are spelled anew for those of another
+    /// The same, where ids that were meant for all text encoders are respelled for those of another
     /// vocabulary: `others` has a tokenizer for each of these, and nothing for the rest.
     ///
     /// # Errors
@@ -150,9 +150,11 @@ fn ids(word: &Word, encoder: usize) -> &[u32] {
 #[derive(Debug, Clone, Default)]
 pub struct Words {
     pub(crate) prompt: Prompt,
-    /// Start and words in each text encoder.
+    /// Start and words in each text encoder that difference tokens are learned for.
     pub beginnings: Vec<Beginning>,
-    /// Token ids that did not fit beside the difference tokens.
+    /// The whole prompt in each of the others.
+    pub(crate) whole: Vec<Encoded>,
+    /// Token ids that did not fit together with the difference tokens.
     pub(crate) cut: usize,
 }
 
@@ -162,11 +164,11 @@ impl Words {
         &self.prompt
     }
 
-    /// What to tell a person if words had to be cut off.
+    /// A note if words had to be cut off.
     pub fn notice(&self) -> Option<String> {
         (self.cut > 0).then(|| {
             format!(
-                "the prompt `{}` is too long for the text encoder beside the difference tokens: \
+                "the prompt `{}` is too long for the text encoder together with the difference tokens: \
                  its last {} token ids are cut off",
                 self.prompt.text, self.cut
             )
@@ -179,7 +181,8 @@ impl Words {
 pub struct FullPrompt<'a> {
     /// The words.
     pub words: &'a Words,
-    /// Token embeddings after the words, one [n, d] per text encoder; empty for words alone.
+    /// Token embeddings after the words, one [n, d] per text encoder that they are learned for; empty
+    /// for words alone.
     pub difference: Vec<Tensor<2>>,
     /// How much of what these change in the text encoders' outputs is let in: nothing with 0, all of
     /// it with 1.
@@ -187,7 +190,7 @@ pub struct FullPrompt<'a> {
 }
 
 impl<'a> FullPrompt<'a> {
-    /// Words alone.
+    /// Only words.
     pub fn plain(words: &'a Words) -> Self {
         Self {
             words,
@@ -268,7 +271,7 @@ mod tests {
         let golden = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/golden");
         let open = |folder: &Path| ClipTokenizer::open(folder).unwrap().into_tokenizer();
         let own = open(&golden.join("tokenizer/files"));
-        // One that knows letters alone.
+        // One that knows only letters.
         let letters = tempfile::tempdir().unwrap();
         let pieces = ('a'..='z').flat_map(|letter| [letter.to_string(), format!("{letter}</w>")]);
         let specials = ["<|startoftext|>", "<|endoftext|>"].map(str::to_owned);

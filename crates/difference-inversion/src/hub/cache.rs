@@ -11,7 +11,7 @@
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use crate::hub::{ModelId, plan};
+use crate::hub::{ModelId, Wanted, plan};
 use crate::{Error, Result};
 
 /// What a repository's folder begins with.
@@ -52,7 +52,7 @@ impl RepoCache {
     }
 
     /// What there is of a model's revision.
-    pub(super) fn model(&self, id: &ModelId, variant: Option<&str>) -> Option<CachedModel> {
+    pub(super) fn model(&self, id: &ModelId, wanted: Wanted<'_>) -> Option<CachedModel> {
         let known = fs::read_to_string(self.reference(id.revision())).ok();
         let commit = match &known {
             Some(commit) => commit.trim(),
@@ -63,7 +63,7 @@ impl RepoCache {
             folder: self.snapshot(commit),
             commit: commit.to_owned(),
             bytes: size(&self.snapshot(commit)),
-            missing: plan::missing(&self.snapshot(commit), variant),
+            missing: plan::missing(&self.snapshot(commit), wanted),
         })
     }
 
@@ -164,13 +164,13 @@ pub(super) fn list(cache: &Path) -> Result<Vec<CachedModel>> {
         let mut revisions = Vec::new();
         names_under(&repository.folder.join("refs"), "", &mut revisions);
         let mut found: Vec<CachedModel> = (revisions.iter())
-            .filter_map(|revision| repository.model(&id.at(revision), None))
+            .filter_map(|revision| repository.model(&id.at(revision), Wanted::default()))
             .collect();
         let mut commits = Vec::new();
         names_under(&repository.folder.join(SNAPSHOTS), "", &mut commits);
         for commit in commits.iter().filter_map(|path| path.split('/').next()) {
             if !found.iter().any(|model| model.commit == commit) {
-                found.extend(repository.model(&id.at(commit), None));
+                found.extend(repository.model(&id.at(commit), Wanted::default()));
             }
         }
         models.extend(found.into_iter().filter(|model| is_ours(&model.folder)));
@@ -282,12 +282,16 @@ mod tests {
         fs::write(repository.blob("f00"), "{\"model_type\": \"clip\"}").unwrap();
         repository.link("c0ffee", "config.json", "f00").unwrap();
         repository.link("c0ffee", "config.json", "f00").unwrap();
-        assert_eq!(repository.model(&id("a/b"), None), None);
+        assert_eq!(repository.model(&id("a/b"), Wanted::default()), None);
         repository.set_reference("main", "c0ffee").unwrap();
-        let model = repository.model(&id("a/b"), None).unwrap();
+        let model = repository.model(&id("a/b"), Wanted::default()).unwrap();
         assert_eq!((model.commit.as_str(), model.bytes), ("c0ffee", 22));
         assert_eq!(model.missing[0], "*.safetensors");
-        assert!(repository.model(&id("a/b@c0ffee"), None).is_some());
+        assert!(
+            repository
+                .model(&id("a/b@c0ffee"), Wanted::default())
+                .is_some()
+        );
         assert_eq!(list(cache.path()).unwrap(), [model]);
         repository.link("beef", "unet/config.json", "f00").unwrap();
         let linked = repository.snapshot("beef").join("unet/config.json");

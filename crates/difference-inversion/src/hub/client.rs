@@ -104,7 +104,7 @@ impl<'a> Client<'a> {
     }
 
     /// Follows redirects by hand: the digest is in the first answer, the contents come from another
-    /// host, and the token is for the Hub alone.
+    /// host, and the token is for the Hub only.
     fn get(&self, url: &str, start: u64) -> Result<Answer> {
         let mut url = url.to_owned();
         let mut etag = None;

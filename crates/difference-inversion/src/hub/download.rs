@@ -14,7 +14,7 @@ use crate::hub::cache::RepoCache;
 use crate::hub::client::{Answer, Client, Listing, RemoteFile, is_digest, reason};
 use crate::hub::partial::Partial;
 use crate::hub::plan::{self, Plan};
-use crate::hub::{Hub, HubProblem, ModelId};
+use crate::hub::{Hub, HubProblem, ModelId, Wanted};
 use crate::util::progress::{self, Observer, Stage};
 use crate::{Error, Result};
 
@@ -50,7 +50,7 @@ struct Download<'a> {
 pub(super) fn pull(
     hub: &Hub,
     id: &ModelId,
-    variant: Option<&str>,
+    wanted: Wanted<'_>,
     observer: Observer<'_>,
 ) -> Result<PathBuf> {
     let mut download = Download {
@@ -64,10 +64,14 @@ pub(super) fn pull(
         total: 0,
     };
     let listing = download.patiently(|this| this.client.listing().map_err(|it| it.of(id)))?;
-    let files = choose(listing, variant, &mut download.commit).map_err(|it| it.of(id))?;
+    let files = choose(listing, wanted, &mut download.commit).map_err(|it| it.of(id))?;
     download.all(&files)?;
     let snapshot = download.cache.snapshot(&download.commit);
-    match plan::missing(&snapshot, None) {
+    let all_variants = Wanted {
+        variant: None,
+        ..wanted
+    };
+    match plan::missing(&snapshot, all_variants) {
         missing if missing.is_empty() => Ok(snapshot),
         missing => Err(unusable(&missing).of(id)),
     }
@@ -76,11 +80,11 @@ pub(super) fn pull(
 /// The files of a listing that are needed.
 fn choose(
     listing: Listing,
-    variant: Option<&str>,
+    wanted: Wanted<'_>,
     commit: &mut String,
 ) -> std::result::Result<Vec<RemoteFile>, HubProblem> {
     let paths = listing.files.iter().map(|file| file.path.clone());
-    let plan = Plan::new(&paths.collect(), None, variant);
+    let plan = Plan::new(&paths.collect(), None, wanted);
     if !plan.missing.is_empty() {
         return Err(unusable(&plan.missing));
     }
@@ -104,7 +108,7 @@ impl Download<'_> {
         // What is a file there, and not a link, was put there by a program that could make no links.
         let is_linked = |file: &&RemoteFile| !self.cache.holds(&self.commit, &file.path, file.size);
         let mut files: Vec<&RemoteFile> = planned.iter().filter(is_linked).collect();
-        // What tells whether the model can be used comes before its weights.
+        // Files that show whether the model can be used come before its weights.
         files.sort_by_key(|file| (file.path != MODEL_INDEX, is_weights(file)));
         let mut counted = BTreeSet::new(); // files with the same contents are one blob
         for &file in &files {
@@ -266,7 +270,7 @@ impl Download<'_> {
             }
             self.done += count as u64;
             if size.is_some_and(|size| partial.len() > size) {
-                break; // `check` tells what is wrong with it
+                break; // `check` reports what is wrong with it
             }
             self.step()?;
         }

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::Error;
 
-/// The branch that is meant where no revision is given.
+/// The branch that is meant if no revision is given.
 const MAIN: &str = "main";
 /// The longest owner, name or revision.
 const LONGEST: usize = 96;

@@ -1,4 +1,4 @@
-//! Models that are known by name beside those of the [families](crate::diffusion::family): which joint space
+//! Models known by name besides those of the [families](crate::diffusion::family): which joint space
 //! belongs to which text encoder, and under which licence models are.
 
 use std::path::Path;
@@ -54,7 +54,7 @@ pub fn joint_spaces(files: &ModelFiles) -> Result<Vec<ModelId>> {
     Ok(found.into_iter().flatten().collect())
 }
 
-/// What tells text encoders apart; those of other architectures have other fields, and no joint space.
+/// What distinguishes text encoders. Other architectures have other fields and no joint space.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct EncoderSize {

@@ -9,6 +9,7 @@ use crate::diffusion::family::{self, Family, STABLE_DIFFUSION};
 use crate::diffusion::joint_space;
 use crate::diffusion::model_files::MODEL_INDEX as INDEX;
 use crate::diffusion::model_files::{SCHEDULER, tokenizer_of};
+use crate::hub::Wanted;
 use crate::weights::{STEMS, shards_come_first, suffixes};
 
 /// What a folder of a model holds.
@@ -20,6 +21,13 @@ enum Part {
     Scheduler,
     /// A transformers model with its tokenizer and preprocessor.
     Transformer,
+}
+
+/// The folders that a pipeline can do without, and their tokenizers'.
+fn optional_parts() -> impl Iterator<Item = String> {
+    let encoders = family::all().flat_map(|family| family.text_encoders);
+    let optional = encoders.filter(|encoder| encoder.optional);
+    optional.flat_map(|encoder| [encoder.part.to_owned(), tokenizer_of(encoder.part)])
 }
 
 /// The folders of diffusers pipelines that are read.
@@ -54,12 +62,16 @@ pub(super) struct Plan {
 
 impl Plan {
     /// Chooses among the `paths` of a repository or folder: a diffusers pipeline if there is a
-    /// `model_index.json`, whose contents tell more if they are given, else one transformers model.
-    pub(super) fn new(
+    /// `model_index.json`, whose contents say more if they are given, else one transformers model.
+    pub(super) fn new<'a>(
         paths: &BTreeSet<String>,
         index: Option<&Map<String, Value>>,
-        variant: Option<&str>,
+        wanted: impl Into<Wanted<'a>>,
     ) -> Self {
+        let Wanted {
+            variant,
+            without_t5,
+        } = wanted.into();
         let mut plan = Self::default();
         if !paths.contains(INDEX) && !paths.contains("config.json") {
             plan.missing.push(format!("{INDEX} or config.json"));
@@ -73,7 +85,11 @@ impl Plan {
             return plan;
         }
         let needed = needed(index);
+        let optional = |name: &str| optional_parts().any(|part| part == name);
         for (name, part) in pipeline_parts() {
+            if without_t5 && optional(&name) {
+                continue;
+            }
             let folder = format!("{name}/");
             let named = index
                 .and_then(|index| index.get(&name))
@@ -214,13 +230,14 @@ impl Shards {
 /// What the model in a folder on this machine lacks of what is read, by path: nothing if it is
 /// complete. A `variant` that is asked for must be there in one of the networks. Whether the files are
 /// whole is not looked at.
-pub fn missing(folder: &Path, variant: Option<&str>) -> Vec<String> {
+pub fn missing<'a>(folder: &Path, wanted: impl Into<Wanted<'a>>) -> Vec<String> {
+    let wanted = wanted.into();
     let mut paths = BTreeSet::new();
     collect(folder, "", &mut paths);
     let index = std::fs::read(folder.join(INDEX)).ok();
     let index = index.and_then(|text| serde_json::from_slice(&text).ok());
-    let Plan { files, mut missing } = Plan::new(&paths, index.as_ref(), variant);
-    let Some(variant) = variant else {
+    let Plan { files, mut missing } = Plan::new(&paths, index.as_ref(), wanted);
+    let Some(variant) = wanted.variant else {
         return missing;
     };
     let suffix = format!(".{variant}");
@@ -373,6 +390,51 @@ mod tests {
             plan.missing,
             ["text_encoder_2/config.json", "text_encoder_2/*.safetensors"]
         );
+    }
+
+    #[test]
+    fn t5_is_left_out_where_it_is_not_wanted() {
+        let sd3 = "
+            model_index.json scheduler/scheduler_config.json
+            sd3_medium_incl_clips_t5xxlfp8.safetensors
+            text_encoder/config.json text_encoder/model.safetensors
+            text_encoder_2/config.json text_encoder_2/model.safetensors
+            text_encoder_3/config.json text_encoder_3/model-00001-of-00002.safetensors
+            text_encoder_3/model-00002-of-00002.safetensors
+            text_encoder_3/model.safetensors.index.json
+            tokenizer/merges.txt tokenizer/vocab.json tokenizer_2/merges.txt tokenizer_2/vocab.json
+            tokenizer_3/tokenizer.json tokenizer_3/spiece.model
+            transformer/config.json transformer/diffusion_pytorch_model.safetensors
+            vae/config.json vae/diffusion_pytorch_model.safetensors";
+        let index = serde_json::json!({
+            "_class_name": "StableDiffusion3Pipeline",
+            "text_encoder_3": ["transformers", "T5EncoderModel"],
+        });
+        let plan = |text: &str, without_t5| {
+            let wanted = Wanted {
+                variant: None,
+                without_t5,
+            };
+            Plan::new(&paths(text), index.as_object(), wanted)
+        };
+        let whole = plan(sd3, false);
+        assert_eq!(whole.missing, Vec::<String>::new());
+        let is_third = |path: &&String| path.contains("_3/");
+        let third: Vec<&String> = whole.files.iter().filter(is_third).collect();
+        assert_eq!(third.len(), 5, "{third:?}");
+        assert!(
+            !whole
+                .files
+                .contains("sd3_medium_incl_clips_t5xxlfp8.safetensors")
+        );
+        let without = plan(sd3, true);
+        assert_eq!(without.missing, Vec::<String>::new());
+        let others = whole.files.iter().filter(|path| !is_third(path));
+        assert!(without.files.iter().eq(others));
+        // A copy without it is complete for those who do not want it.
+        let incomplete = sd3.replace("text_encoder_3/", "other/");
+        assert_eq!(plan(&incomplete, true).missing, Vec::<String>::new());
+        assert!(plan(&incomplete, false).missing[0].starts_with("text_encoder_3/"));
     }
 
     #[test]

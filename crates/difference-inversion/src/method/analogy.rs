@@ -31,7 +31,7 @@ pub struct Example {
 }
 
 impl Example {
-    /// The way back, from A′ to A.
+    /// The reverse, from A′ to A.
     #[must_use]
     pub fn reversed(self) -> Self {
         Self {
@@ -106,7 +106,7 @@ pub fn learn(
         true => models.joints()?,
         false => &[],
     };
-    if let Some(notice) = unguided(joints, pipeline.text_encoders().len()) {
+    if let Some(notice) = unguided(joints, pipeline.learned_encoders().len()) {
         progress::notice(&mut *observer, notice);
     }
     let mut pairs = Vec::with_capacity(examples.len());
@@ -148,7 +148,7 @@ pub fn learn(
     })
 }
 
-/// What to tell a person if joint spaces guide the tokens of some text encoders alone.
+/// A note if joint spaces guide the tokens of only some text encoders.
 fn unguided(joints: &[JointSpace], encoders: usize) -> Option<String> {
     if !(1..encoders).contains(&joints.len()) {
         return None;
@@ -157,11 +157,11 @@ fn unguided(joints: &[JointSpace], encoders: usize) -> Option<String> {
     let guided: Vec<String> = guided.collect();
     Some(match &guided[..] {
         [one] => format!(
-            "a joint space was given for text encoder {one} alone: the CLIP loss guides its \
+            "a joint space was given only for text encoder {one}: the CLIP loss guides its \
              difference tokens and not the others'"
         ),
         several => format!(
-            "joint spaces are there for text encoders {} alone: the CLIP loss guides their \
+            "joint spaces were given only for text encoders {}: the CLIP loss guides their \
              difference tokens and not the others'",
             several.join(" and ")
         ),
@@ -212,8 +212,7 @@ fn prepare(
         };
         let delta = delta::delta(&image, &text, config.learn.delta, config.learn.alpha)?;
         if delta.mode != config.learn.delta {
-            let notice = "the captions of A and A′ do not differ: there is no text delta, so the \
-                          image delta stands alone";
+            let notice = "the captions of A and A′ are equal: only the pictures give a direction";
             progress::notice(&mut *observer, notice);
         }
         deltas.push(delta.direction);

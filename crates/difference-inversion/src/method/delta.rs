@@ -16,9 +16,9 @@ pub enum DeltaMode {
     /// The interpolation of the image delta and the text delta.
     #[default]
     Interpolated,
-    /// The image delta alone (ablation A).
+    /// Only the image delta (ablation A).
     Image,
-    /// The text delta alone.
+    /// Only the text delta.
     Text,
 }
 
@@ -27,7 +27,7 @@ pub enum DeltaMode {
 pub struct Delta {
     /// Unit-norm direction in the joint space.
     pub direction: Vec<f32>,
-    /// What it was made from, which is less than asked for where the captions are equal.
+    /// What it was made from, which is less than asked for if the captions are equal.
     pub mode: DeltaMode,
 }
 
@@ -53,8 +53,8 @@ impl Features {
 
 /// The delta of a pair:
 /// `D_interp = sin((1−α)θ)/sin θ · D_img + sin(αθ)/sin θ · D_txt` (the paper's delta
-/// interpolation), where D_img and D_txt are brought to unit norm first, so that α alone decides
-/// the mix. Where the captions do not differ, the image delta stands alone.
+/// interpolation), where D_img and D_txt are brought to unit norm first, so that only α decides
+/// the mix. If the captions are equal, it is the image delta.
 ///
 /// # Shapes
 /// `image` and `text`: unit-norm features `[d]`; the result is `[d]`.

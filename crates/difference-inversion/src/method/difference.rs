@@ -1,4 +1,4 @@
-//! Difference tokens D̃: what is learned from A and A′, and what is given to B's prompt.
+//! Difference tokens D̃: learned from A and A′, appended to B's prompt.
 
 use std::path::Path;
 
@@ -35,7 +35,8 @@ impl DifferenceTokens {
     /// [`Error::WrongBase`] if the embeddings do not have the widths of the base.
     pub fn new(embeddings: Vec<Tensor<2>>, base: Base) -> Result<Self> {
         let widths: Vec<usize> = embeddings.iter().map(|e| e.dims()[1]).collect();
-        let expected: Vec<usize> = base.iter().map(|encoder| encoder.hidden_size).collect();
+        let encoders = base.encoders.iter();
+        let expected: Vec<usize> = encoders.map(|encoder| encoder.hidden_size).collect();
         if widths != expected || embeddings.iter().any(|e| e.dims()[0] == 0) {
             return Err(Error::WrongBase {
                 reason: format!(
@@ -56,8 +57,7 @@ impl DifferenceTokens {
 
     /// D̃ = 0: n tokens that add nothing yet.
     pub fn zeros(num_tokens: usize, base: &Base, device: &Device) -> Self {
-        let embeddings = base
-            .iter()
+        let embeddings = (base.encoders.iter())
             .map(|encoder| Tensor::zeros([num_tokens, encoder.hidden_size], (device, DType::F32)))
             .collect();
         Self {
@@ -79,12 +79,12 @@ impl DifferenceTokens {
         &self.embeddings
     }
 
-    /// The embeddings alone.
+    /// Only the embeddings.
     pub fn into_embeddings(self) -> Vec<Tensor<2>> {
         self.embeddings
     }
 
-    /// The text encoders the tokens belong to.
+    /// What the tokens belong to.
     pub fn base(&self) -> &Base {
         &self.base
     }
@@ -118,7 +118,7 @@ impl DifferenceTokens {
         reversed
     }
 
-    /// Checks that the tokens were learned on these text encoders.
+    /// Checks that the tokens were learned on these text encoders, through such a denoiser.
     ///
     /// # Errors
     /// [`Error::WrongBase`] saying how they differ.
@@ -126,54 +126,46 @@ impl DifferenceTokens {
         if &self.base == base {
             return Ok(());
         }
-        let describe = |base: &Base| {
-            let parts: Vec<String> = base.iter().map(EncoderBase::to_string).collect();
-            parts.join(" and ")
-        };
-        Err(Error::WrongBase {
-            reason: format!(
-                "the difference was learned on text encoders with token embeddings {}, this model \
-                 has {}",
-                describe(&self.base),
-                describe(base)
-            ),
-        })
+        let reason = format!(
+            "the difference was learned on {}, this model is {base}",
+            self.base
+        );
+        Err(Error::WrongBase { reason })
     }
 
-    /// Checks that the tokens are as wide as the text encoders of a model, one of each, of which no more is known yet
-    /// than their configurations.
+    /// Checks that the tokens were learned on such a denoiser, and are as wide as the text encoders of a model that
+    /// tokens are learned for, of which no more is known yet than their configurations.
     ///
     /// # Errors
     /// [`Error::WrongBase`] saying how they differ.
-    pub fn check_widths(&self, widths: &[usize]) -> Result<()> {
-        let ours: Vec<usize> = self
-            .base
-            .iter()
-            .map(|encoder| encoder.hidden_size)
-            .collect();
-        if ours == widths {
+    pub fn check_widths(&self, denoiser: &str, widths: &[usize]) -> Result<()> {
+        let encoders = self.base.encoders.iter();
+        let ours: Vec<usize> = encoders.map(|encoder| encoder.hidden_size).collect();
+        if ours == widths && self.base.denoiser == denoiser {
             return Ok(());
         }
         let reason = format!(
-            "the difference was learned on text encoders with token embeddings of width {ours:?}, this model's \
-             have {widths:?}"
+            "the difference was learned on a {} with token embeddings of width {ours:?}, this model is a {denoiser} with \
+             {widths:?}",
+            self.base.denoiser
         );
         Err(Error::WrongBase { reason })
     }
 
     /// Writes the tokens as a textual-inversion embedding that other tools read too: one tensor
-    /// `emb_params` [n, d], or `clip_l` and `clip_g` where there are two text encoders. Base,
+    /// `emb_params` [n, d], or `clip_l` and `clip_g` if there are two text encoders. Base,
     /// settings and format version are in the metadata.
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let base = serde_json::to_string(&self.base)
+        let base = serde_json::to_string(&self.base.encoders)
             .map_err(|error| Error::invalid_file(path, error.to_string()))?;
         let mut arrays = Arrays::default()
             .with_metadata("format", "difference-tokens")
             .with_metadata("format_version", FORMAT_VERSION)
             .with_metadata("base", base)
+            .with_metadata("denoiser", &self.base.denoiser)
             .with_metadata("settings", self.settings.to_string());
         for (key, embedding) in keys(self.embeddings.len()).zip(&self.embeddings) {
             arrays = arrays.with(key, Array::from_tensor(embedding.clone()));
@@ -204,10 +196,16 @@ impl DifferenceTokens {
         let json = |key: &str, error: serde_json::Error| {
             Error::invalid_file(path, format!("metadata `{key}`: {error}"))
         };
-        let base: Base = serde_json::from_str(field("base")?).map_err(|e| json("base", e))?;
+        let encoders: Vec<EncoderBase> =
+            serde_json::from_str(field("base")?).map_err(|e| json("base", e))?;
+        let denoiser = arrays.metadata.get("denoiser").map(String::as_str);
+        let base = Base {
+            denoiser: denoiser.unwrap_or(Base::FIRST_DENOISER).to_owned(),
+            encoders,
+        };
         let settings = serde_json::from_str(field("settings")?).map_err(|e| json("settings", e))?;
-        let embeddings = keys(base.len())
-            .take(base.len())
+        let embeddings = keys(base.encoders.len())
+            .take(base.encoders.len())
             .map(|key| {
                 let embedding = arrays.tensor::<2>(&key, device)?;
                 if host(embedding.clone())
@@ -254,14 +252,15 @@ mod tests {
     use super::*;
 
     fn base(widths: &[usize]) -> Base {
-        widths
-            .iter()
-            .map(|&hidden_size| EncoderBase {
-                vocab_size: 7,
-                hidden_size,
-                table: "00".repeat(32),
-            })
-            .collect()
+        let encoders = widths.iter().map(|&hidden_size| EncoderBase {
+            vocab_size: 7,
+            hidden_size,
+            table: "00".repeat(32),
+        });
+        Base {
+            denoiser: "network".to_owned(),
+            encoders: encoders.collect(),
+        }
     }
 
     fn tokens() -> DifferenceTokens {
@@ -315,11 +314,32 @@ mod tests {
     #[test]
     fn another_base_is_refused() {
         let mut other = base(&[3]);
-        other[0].table = "11".repeat(32);
+        other.encoders[0].table = "11".repeat(32);
         let message = tokens().check_base(&other).unwrap_err().to_string();
         assert!(message.contains("7 × 3 (000000000000)"), "{message}");
         assert!(message.contains("7 × 3 (111111111111)"), "{message}");
         assert!(DifferenceTokens::new(tokens().embeddings, base(&[4])).is_err());
+        // The same text encoders in another family.
+        let other = Base {
+            denoiser: "transformer".to_owned(),
+            ..base(&[3])
+        };
+        let message = tokens().check_base(&other).unwrap_err().to_string();
+        let expected = "learned on a network with text encoders of token embeddings 7 × 3";
+        assert!(message.contains(expected), "{message}");
+        assert!(message.contains("this model is a transformer"), "{message}");
+    }
+
+    #[test]
+    fn a_file_that_names_no_denoiser_is_of_the_first_kind() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("difference.safetensors");
+        tokens().save(&path).unwrap();
+        let mut arrays = Arrays::read(&path).unwrap();
+        assert_eq!(arrays.metadata.remove("denoiser").unwrap(), "network");
+        arrays.write(&path).unwrap();
+        let read = DifferenceTokens::load(&path, &Device::flex()).unwrap();
+        assert_eq!(read.base().denoiser, Base::FIRST_DENOISER);
     }
 
     #[test]

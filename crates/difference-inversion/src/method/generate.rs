@@ -19,15 +19,15 @@ pub struct Inputs<'a> {
     pub init: Option<InitNoise>,
     /// The picture that InstructPix2Pix or an inpainting model changes.
     pub image: Option<&'a RgbImage>,
-    /// What an inpainting model draws anew: white, or at least half as bright.
+    /// What an inpainting model draws again: white, or at least half as bright.
     pub mask: Option<&'a RgbImage>,
 }
 
-/// Draws a picture from words and, as far as the model takes them, other inputs. What a mask keeps is that of the
+/// Draws a picture from words and other inputs that the model takes. What a mask keeps stays as it is in the
 /// picture, to the pixel.
 ///
 /// # Errors
-/// As [`generate_latents`], or [`Error::NotFinite`](crate::Error::NotFinite) if the picture is not made of numbers.
+/// As [`generate_latents`], or [`Error::NotFinite`](crate::Error::NotFinite) if the picture has values that are not finite.
 pub fn generate(
     models: &Models,
     request: &TextToImage,
@@ -47,7 +47,7 @@ pub fn generate(
 ///
 /// # Errors
 /// [`Error::WrongBase`](crate::Error::WrongBase) if the tokens were learned on another model, [`Error::Setting`](crate::Error::Setting) for
-/// settings that make no sense, [`Error::Missing`](crate::Error::Missing) if the model takes a picture or a mask that is
+/// invalid settings, [`Error::Missing`](crate::Error::Missing) if the model takes a picture or a mask that is
 /// not there, [`Error::InvalidInput`](crate::Error::InvalidInput) for one that it does not take or latents of another shape,
 /// [`Error::Stopped`](crate::Error::Stopped) if the observer asks to stop.
 pub fn generate_latents(

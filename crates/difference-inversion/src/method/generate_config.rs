@@ -35,7 +35,9 @@ pub struct GenerateConfig {
     /// 0 to 1.
     pub sdedit_strength: f64,
     #[doc = about!(eta)]
-    pub eta: f64,
+    ///
+    /// Absent: see [`Noising::usual_eta`](crate::diffusion::sample::Noising::usual_eta).
+    pub eta: Option<f64>,
     #[doc = about!(strength)]
     ///
     /// See [`FullPrompt::with_difference`](crate::diffusion::words::FullPrompt::with_difference).
@@ -111,7 +113,7 @@ impl GenerateConfig {
             .finite("source_guidance_scale", self.source_guidance_scale)
             .that("skip", skip, "0 or more, less than 1", self.skip)
             .fraction("sdedit_strength", self.sdedit_strength)
-            .fraction("eta", self.eta)
+            .fraction("eta", self.eta.unwrap_or(0.0))
             .finite("strength", self.strength)
             .at_least_1("inversion_iterations", self.inversion_iterations)
             .at_least_1("num_inference_steps", self.num_inference_steps)
@@ -130,7 +132,7 @@ impl Default for GenerateConfig {
             skip: 0.36,
             inversion_iterations: 1,
             sdedit_strength: 0.8,
-            eta: 1.0,
+            eta: None,
             strength: 1.0,
             reverse: false,
             negative_prompt: String::new(),

@@ -50,7 +50,7 @@ pub struct Pair {
 /// What the optimisation found.
 #[derive(Debug, Clone)]
 pub struct Outcome {
-    /// The best tokens on the fixed set, or the last where nothing is selected.
+    /// The best tokens on the fixed set, or the last if nothing is selected.
     pub tokens: DifferenceTokens,
     /// After how many steps they were reached.
     pub best_step: usize,
@@ -62,7 +62,7 @@ pub struct Outcome {
 /// the mean over `joints`, the joint spaces of some or all of the pipeline's text encoders.
 ///
 /// # Errors
-/// [`Error::Setting`] for settings that make no sense, [`Error::Stopped`] after a checkpoint if the
+/// [`Error::Setting`] for invalid settings, [`Error::Stopped`] after a checkpoint if the
 /// observer asks to stop, [`Error::Missing`] if there is no pair, or no joint space for the CLIP
 /// loss, [`Error::InvalidInput`] for pairs without a delta for each joint space or a pipeline that
 /// draws from more than words, [`Error::Diverged`] if the loss is not finite, and whatever is wrong
@@ -175,7 +175,7 @@ impl<'a> Run<'a> {
         let clip = (joints.iter().enumerate())
             .map(|(number, joint)| ClipLoss::new(joint, number, pairs, config))
             .collect::<Result<_>>()?;
-        let bounds = (pipeline.text_encoders().iter())
+        let bounds = (pipeline.learned_encoders().iter())
             .map(|encoder| Some(config.max_norm? * median_norm(encoder.token_table().clone())))
             .collect();
         Ok(Self {
@@ -214,7 +214,7 @@ impl<'a> Run<'a> {
             }
             Initialisation::Random => {
                 let mut rng = rng(self.config.seed, Purpose::Initialise, 0);
-                (self.pipeline.text_encoders().iter())
+                (self.pipeline.learned_encoders().iter())
                     .map(|encoder| {
                         let table = encoder.token_table().clone().cast(DType::F32);
                         let width = table.dims()[1];
@@ -223,7 +223,7 @@ impl<'a> Run<'a> {
                     })
                     .collect()
             }
-            Initialisation::Word(word) => (self.pipeline.text_encoders().iter())
+            Initialisation::Word(word) => (self.pipeline.learned_encoders().iter())
                 .map(|encoder| {
                     let ids = encoder.tokenizer().encode(word)?;
                     if ids.is_empty() {
@@ -267,7 +267,7 @@ impl<'a> Run<'a> {
         Ok(watched)
     }
 
-    /// The loss of a batch. Words alone are constants: only `tokens` are tracked, if anything is.
+    /// The loss of a batch. Words are constants: only `tokens` are tracked, if anything is.
     fn objective(&self, pairs: &[Pair], draws: &Draws, tokens: &[Tensor<2>]) -> Result<Objective> {
         loss::objective(self.pipeline, &self.clip, pairs, draws, tokens, self.config)
     }

@@ -42,9 +42,9 @@ pub struct Objective {
     pub total: Tensor<1>,
     /// L_after.
     pub after: Tensor<1>,
-    /// L_before, where it counts.
+    /// L_before, if it counts.
     pub before: Option<Tensor<1>>,
-    /// The mean of L_CLIP over the joint spaces, where it counts.
+    /// The mean of L_CLIP over the joint spaces, if it counts.
     pub clip: Option<Tensor<1>>,
 }
 
@@ -173,7 +173,7 @@ pub fn token_consistency(
 /// read. [`ClipReading::Prompts`], ours, compares like with like, a difference of features with a
 /// difference of features: it reads `[P_A, +D̃]` and, unless [`LearnConfig::consistency`] is off,
 /// `[P_A′, −D̃]` of every pair. [`ClipReading::Alone`] is the paper's
-/// `1 − cos(E_T([D̃]), delta)`: P is empty, and what it says by itself is not taken away.
+/// `1 − cos(E_T([D̃]), delta)`: P is empty, and what it says by itself is not subtracted.
 #[derive(Debug)]
 pub struct ClipLoss<'a> {
     joint: &'a JointSpace,
@@ -190,7 +190,7 @@ struct Reading {
     without: Option<Tensor<2>>,
     /// Where the rest has to point, [k, e].
     deltas: Tensor<2>,
-    /// +1 where the difference is added, −1 where it is taken away.
+    /// +1 if the difference is added, −1 if it is subtracted.
     sign: f64,
 }
 

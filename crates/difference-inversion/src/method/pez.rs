@@ -18,14 +18,14 @@ use crate::{Error, Result};
 /// A soft prompt of `pez_tokens` embeddings is optimised by AdamW. At each step it is projected to
 /// the nearest entries of the vocabulary (by cosine); the loss `1 − cos(E_I(image), E_T(prompt))`
 /// and its gradient are taken there, and the gradient is applied to the soft prompt. The best
-/// projection is kept. `number` tells the pictures of one run apart, so that each starts from its
+/// projection is kept. `number` distinguishes the pictures of one run, so that each starts from its
 /// own random words.
 ///
 /// # Shapes
 /// `image`: unit-norm features `[e]`.
 ///
 /// # Errors
-/// [`Error::Setting`] for settings that make no sense, and for more words than the text encoder has room
+/// [`Error::Setting`] for invalid settings, and for more words than the text encoder has room
 /// for; [`Error::Stopped`] if the observer asks to stop.
 pub fn optimise(
     joint: &JointSpace,
@@ -112,7 +112,7 @@ pub(crate) fn room(
     room.ok_or_else(|| Error::Setting {
         name: "pez_tokens",
         expected: format!(
-            "at most {most}, which is what the text encoder has room for beside {num_tokens} \
+            "at most {most}, which is what the text encoder has room for besides {num_tokens} \
              difference tokens"
         ),
         found: config.pez_tokens.to_string(),

@@ -128,7 +128,7 @@ pub(crate) fn caption_unless_given(
     Ok(caption)
 }
 
-/// P_X: the frozen prompt of a picture, read by the text encoders. `number` tells the pictures
+/// P_X: the frozen prompt of a picture, read by the text encoders. `number` distinguishes the pictures
 /// of one run apart.
 pub(crate) fn prompt(
     models: &Models,
@@ -151,7 +151,7 @@ pub(crate) fn prompt(
             let (prefix, cut) = prefix.shortened(room);
             if cut > 0 {
                 let notice = format!(
-                    "the caption `{}` is too long for the text encoder beside the optimised \
+                    "the caption `{}` is too long for the text encoder together with the optimised \
                          words and the difference tokens: its last {cut} token ids are cut off",
                     prefix.text()
                 );

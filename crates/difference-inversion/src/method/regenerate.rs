@@ -55,7 +55,7 @@ pub struct Branches {
 /// `latents_b` and the result: [1, channels, h, w], scaled.
 ///
 /// # Errors
-/// [`Error::Setting`] for settings that make no sense, [`Error::InvalidInput`] for a pipeline that
+/// [`Error::Setting`] for invalid settings, [`Error::InvalidInput`] for a pipeline that
 /// draws from more than words, [`Error::Stopped`] if the observer asks to stop.
 pub fn regenerate(
     pipeline: &Pipeline,
@@ -84,7 +84,7 @@ pub fn regenerate(
         config.guidance_scale(),
     );
     let eta = match config.inversion {
-        Inversion::EditFriendly => config.eta,
+        Inversion::EditFriendly => config.eta.unwrap_or(pipeline.noising().usual_eta()),
         Inversion::Ddim | Inversion::Sdedit => 0.0,
     };
     let mut solver = Ddim::new(pipeline.noising(), config.num_inference_steps, eta)?;

@@ -105,7 +105,7 @@ impl Captioner {
         })
     }
 
-    /// Describes a picture; with a prompt, goes on from it.
+    /// Describes a picture; continues a prompt if there is one.
     ///
     /// # Errors
     /// As [`Blip::generate`] and [`Blip2::generate`].

@@ -3,6 +3,10 @@
 
 pub mod attention_control;
 pub mod conditions;
+pub mod sd3;
+mod sd3_block;
+pub mod sd3_denoiser;
+mod time_embedding;
 pub mod unet;
 pub(crate) mod unet_blocks;
 pub(crate) mod unet_config;
@@ -42,7 +46,12 @@ pub trait Denoiser: Debug + Send + Sync {
     /// What height and width of the latents must be multiples of.
     fn multiple(&self) -> usize;
 
-    /// SHA-256 of a few weights that tell the network from others of its shape, fine-tuned copies of
+    /// The most that height and width of the latents may be, where the network has a limit.
+    fn largest(&self) -> Option<usize> {
+        None
+    }
+
+    /// SHA-256 of a few weights that distinguish the network from others of its shape, fine-tuned copies of
     /// itself among them.
     fn fingerprint(&self) -> String;
 
@@ -71,10 +80,10 @@ pub enum Memory {
 
 /// The configuration of a [`Denoiser`], from which it is built.
 pub trait DenoiserConfig {
-    /// Height and width of the latents that it was trained on, if the configuration tells.
+    /// Height and width of the latents that it was trained on, if the configuration states them.
     fn trained_on(&self) -> Option<[u64; 2]>;
 
-    /// The channels that it reads, those of a picture beside the noisy latents included.
+    /// The channels that it reads, including those of a picture next to the noisy latents.
     fn in_channels(&self) -> usize;
 
     /// Checks that it fits the other parts of its pipeline.

@@ -3,11 +3,11 @@
 
 use burn::tensor::module::{attention, embedding, layer_norm, linear};
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{DType, Int, Tensor, activation};
+use burn::tensor::{DType, Int, Tensor, TensorData, activation};
 use dinv_kernels as kernels;
 
-use crate::Result;
 use crate::weights::Weights;
+use crate::{Error, Result};
 
 /// A pointwise non-linearity, by its name in config files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
@@ -81,7 +81,7 @@ impl Linear {
     /// Reads `weight` `[d_out, d_in]` and `bias` `[d_out]`.
     ///
     /// # Errors
-    /// [`Error::Tensor`](crate::Error::Tensor) if one is missing or of another shape.
+    /// [`Error::Tensor`] if one is missing or of another shape.
     pub fn load(weights: &Weights, d_in: usize, d_out: usize) -> Result<Self> {
         let bias = Some(weights.tensor("bias", [d_out])?);
         Ok(Self {
@@ -154,7 +154,7 @@ impl LayerNorm {
     /// Reads `weight` and `bias`, both `[d]`.
     ///
     /// # Errors
-    /// [`Error::Tensor`](crate::Error::Tensor) if one is missing or of another shape.
+    /// [`Error::Tensor`] if one is missing or of another shape.
     pub fn load(weights: &Weights, d: usize, epsilon: f64) -> Result<Self> {
         let (weight, bias) = (weights.tensor("weight", [d])?, weights.tensor("bias", [d])?);
         Ok(Self {
@@ -162,6 +162,16 @@ impl LayerNorm {
             bias,
             epsilon,
         })
+    }
+
+    /// A norm of width `d` that neither scales nor shifts.
+    pub fn plain(d: usize, epsilon: f64, weights: &Weights) -> Self {
+        let options = (weights.device(), DType::from(weights.compute()));
+        Self {
+            weight: Tensor::ones([d], options),
+            bias: Tensor::zeros([d], options),
+            epsilon,
+        }
     }
 
     /// As [`Linear::share`].
@@ -185,6 +195,50 @@ impl LayerNorm {
     }
 }
 
+/// Division by the root mean square over the last dimension
+/// ([Zhang and Sennrich 2019](https://arxiv.org/abs/1910.07467)).
+#[derive(Debug, Clone)]
+pub struct RmsNorm {
+    weight: Tensor<1>,
+    epsilon: f64,
+}
+
+impl RmsNorm {
+    /// Reads `weight` `[d]`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if it is missing or of another shape.
+    pub fn load(weights: &Weights, d: usize, epsilon: f64) -> Result<Self> {
+        Ok(Self {
+            weight: weights.tensor("weight", [d])?,
+            epsilon,
+        })
+    }
+
+    /// In f32 whatever the type of `x`, as [`LayerNorm::forward`].
+    ///
+    /// # Shapes
+    /// `[..., d]` to `[..., d]`.
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let dtype = x.dtype();
+        let x = x.cast(DType::F32);
+        let squares = x.clone().powi_scalar(2).mean_dim(D - 1);
+        let scale = squares.add_scalar(self.epsilon).sqrt().recip();
+        let weight = self.weight.clone().cast(DType::F32);
+        (x * scale * weight.unsqueeze::<D>()).cast(dtype)
+    }
+
+    /// The same for the part of each of the heads that lie side by side.
+    ///
+    /// # Shapes
+    /// `[b, n, heads · d]` to the same.
+    pub fn forward_heads(&self, x: Tensor<3>) -> Tensor<3> {
+        let (shape, d) = (x.dims(), self.weight.dims()[0]);
+        let [b, n, c] = shape;
+        self.forward(x.reshape([b, n, c / d, d])).reshape(shape)
+    }
+}
+
 /// A table of vectors looked up by number.
 #[derive(Debug, Clone)]
 pub struct Embedding {
@@ -195,7 +249,7 @@ impl Embedding {
     /// Reads `weight` `[count, d]`.
     ///
     /// # Errors
-    /// [`Error::Tensor`](crate::Error::Tensor) if it is missing or of another shape.
+    /// [`Error::Tensor`] if it is missing or of another shape.
     pub fn load(weights: &Weights, count: usize, d: usize) -> Result<Self> {
         Ok(Self {
             weight: weights.tensor("weight", [count, d])?,
@@ -216,6 +270,27 @@ impl Embedding {
     /// As [`Linear::share`].
     pub fn share(&mut self, other: &Self) -> u64 {
         share(&mut self.weight, &other.weight)
+    }
+
+    /// The vectors of token ids, `[n, d]`.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for no ids, or one that is not in the table.
+    pub fn rows(&self, ids: &[u32]) -> Result<Tensor<2>> {
+        let [count, _] = self.weight.dims();
+        if ids.is_empty() {
+            return Err(Error::invalid_input("at least one token id is needed"));
+        }
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= count) {
+            return Err(Error::invalid_input(format!(
+                "token {id} is not among the {count} of the text encoder: its tokenizer belongs to \
+                 another model"
+            )));
+        }
+        let flat: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+        let data = TensorData::new(flat, [1, ids.len()]);
+        let ids = Tensor::<2, Int>::from_data(data, &self.weight.device());
+        Ok(self.forward(ids).squeeze_dim(0))
     }
 
     /// # Shapes
@@ -360,6 +435,19 @@ pub(super) mod tests {
         assert_close(
             norm.forward(tensor([2, 2], &[1., 3., 7., 5.])),
             &[-1., 4., 1., -2.],
+        );
+    }
+
+    #[test]
+    fn rms_norm_divides_rows_or_heads() {
+        let w = weights(&[("weight", &[2], &[1., 3.])]);
+        let norm = RmsNorm::load(&w, 2, 0.).unwrap();
+        let x: Tensor<3> = tensor([1, 1, 4], &[1., 7., 5., -5.]);
+        assert_close(norm.forward_heads(x), &[0.2, 4.2, 1., -3.]);
+        let norm = RmsNorm::load(&w, 2, 7.).unwrap();
+        assert_close(
+            norm.forward(tensor([1, 2], &[1., 1.9f32.sqrt()])),
+            &[1. / 8.45f32.sqrt(), 3. * (1.9f32 / 8.45).sqrt()],
         );
     }
 

@@ -30,7 +30,7 @@ pub enum Error {
         /// The checkpoint that was left, from which learning can go on.
         checkpoint: Option<PathBuf>,
     },
-    /// A model could not be had from the Hub.
+    /// A model is unavailable from the Hub.
     #[error("{id}: {problem}")]
     Hub {
         /// The model's name.
@@ -38,7 +38,7 @@ pub enum Error {
         /// What stood in the way.
         problem: HubProblem,
     },
-    /// A setting has a value that makes no sense.
+    /// A setting is out of range.
     #[error("setting `{name}`: expected {expected}, found {found}")]
     Setting {
         /// The setting's name.
@@ -70,6 +70,14 @@ pub enum Error {
         /// The single file.
         path: PathBuf,
     },
+    /// A model names a text encoder that it could do without, and does not have it.
+    #[error("{}: names `{part}`, and there is no such folder", path.display())]
+    NoTextEncoder {
+        /// `model_index.json`.
+        path: PathBuf,
+        /// The folder of the text encoder.
+        part: &'static str,
+    },
     /// Something that is needed was not given and cannot be made.
     #[error("{what} is missing: {reason}")]
     Missing {
@@ -78,7 +86,7 @@ pub enum Error {
         /// Why it is needed and how to give it.
         reason: String,
     },
-    /// A and A′ are the same as far as the joint space can tell.
+    /// A and A′ are the same in the joint space.
     #[error("there is no difference to learn: {reason}")]
     NoDifference {
         /// How that shows.
@@ -173,14 +181,14 @@ impl Error {
             } => {
                 let checkpoint = checkpoint.display();
                 return Some(format!(
-                    "run the same command with `--resume` to go on from {checkpoint}"
+                    "run the same command with `--resume` to continue from {checkpoint}"
                 ));
             }
             Self::Hub { id, problem } => return problem.hint(id),
             Self::Stopped {
                 stage: Stage::Download,
                 ..
-            } => "run the same command again: it goes on where the download stopped",
+            } => "run the same command again: the download resumes",
             Self::Io { source, .. } => match source.kind() {
                 ErrorKind::NotFound => "check the spelling of the path",
                 ErrorKind::StorageFull => {
@@ -191,6 +199,9 @@ impl Error {
             Self::UnusedTensors { .. } | Self::Tensor { .. } => {
                 "the weights do not belong to their config.json, or a single file not to its `--family`; \
                  `dinv doctor` lists what was found"
+            }
+            Self::NoTextEncoder { .. } => {
+                "`--without-t5` leaves it out; `dinv models pull` downloads what is missing"
             }
             Self::NoVocabulary { .. } => {
                 "name it with `--tokenizer` or `--clip`: a folder, or a model of the Hub"
@@ -314,11 +325,11 @@ mod tests {
         for (error, expected) in [
             (
                 stopped(Stage::Learn, Some("d.checkpoint.safetensors")),
-                "run the same command with `--resume` to go on from d.checkpoint.safetensors",
+                "run the same command with `--resume` to continue from d.checkpoint.safetensors",
             ),
             (
                 stopped(Stage::Download, None),
-                "run the same command again: it goes on where the download stopped",
+                "run the same command again: the download resumes",
             ),
             (io(ErrorKind::NotFound), "check the spelling of the path"),
             (
@@ -330,6 +341,13 @@ mod tests {
             (
                 Error::NoVocabulary { path: path() },
                 "name it with `--tokenizer` or `--clip`: a folder, or a model of the Hub",
+            ),
+            (
+                Error::NoTextEncoder {
+                    path: path(),
+                    part: "text_encoder_3",
+                },
+                "`--without-t5` leaves it out; `dinv models pull` downloads what is missing",
             ),
             (
                 unsupported("scheduler_config.json", "thresholding"),

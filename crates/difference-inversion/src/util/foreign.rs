@@ -9,6 +9,16 @@ pub(crate) const REFUSAL: &str = "a pickled file is not read, because reading on
 /// So many bytes tell what a file is.
 pub(crate) const BEGINNING: usize = 256;
 
+/// How PNG, JPEG, WebP, GIF and TIFF files begin.
+const PICTURES: [&[u8]; 6] = [
+    b"\x89PNG",
+    b"\xff\xd8\xff",
+    b"RIFF",
+    b"GIF8",
+    b"II*\0",
+    b"MM\0*",
+];
+
 /// What people have in place of a safetensors file, by its first bytes, and what to do about it.
 pub(crate) fn what_else(beginning: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(beginning);
@@ -45,7 +55,7 @@ pub(crate) fn what_else(beginning: &[u8]) -> Option<String> {
         "the text of a link into the cache of the Hub: the folder was copied without what its links lead to; \
          download it again"
             .to_owned()
-    } else if starts_with(b"\x89PNG") || starts_with(b"\xff\xd8\xff") || starts_with(b"GIF8") {
+    } else if PICTURES.iter().any(|start| starts_with(start)) {
         "a picture".to_owned()
     } else if beginning.is_empty() {
         "empty: its download did not begin".to_owned()

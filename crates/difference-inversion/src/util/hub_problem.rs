@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::Error;
 
-/// Why a model could not be had from the Hub.
+/// Why a model is unavailable from the Hub.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubProblem {
@@ -15,7 +15,7 @@ pub enum HubProblem {
         but_for(missing)
     )]
     Offline {
-        /// What an incomplete copy lacks; empty where there is no copy.
+        /// What an incomplete copy lacks; empty if there is no copy.
         missing: Vec<String>,
     },
     /// This library was built without the feature `hub`.
@@ -27,7 +27,7 @@ pub enum HubProblem {
     /// The model has no such branch, tag or commit.
     #[error("the model has no such revision")]
     NoRevision,
-    /// The licence has to be accepted before the files can be had.
+    /// The licence has to be accepted before the files can be downloaded.
     #[error("the model is gated: its licence has to be accepted first")]
     Gated {
         /// Where it is accepted.
@@ -46,7 +46,7 @@ pub enum HubProblem {
     /// Too many requests.
     #[error("the Hub asks to send fewer requests (HTTP 429){}", in_seconds(*seconds))]
     TooMany {
-        /// How long to wait, where it was said.
+        /// How long to wait, if it was said.
         seconds: Option<u64>,
     },
     /// Any other answer that is not a file.
@@ -97,7 +97,7 @@ pub enum HubProblem {
         /// The operating system's reason.
         source: std::io::Error,
     },
-    /// An answer that makes no sense, or that is dangerous to follow.
+    /// An answer that is invalid or dangerous to follow.
     #[error("the Hub's answer cannot be used: {reason}")]
     Protocol {
         /// What is wrong with it.
@@ -157,7 +157,7 @@ impl HubProblem {
                     .into()
             }
             Self::Interrupted { .. } => {
-                "run the same command again: it goes on where the download stopped".into()
+                "run the same command again: the download resumes".into()
             }
             Self::Damaged { .. } => "run the same command again".into(),
             Self::Write { left, .. } => format!(
@@ -291,7 +291,7 @@ mod tests {
                     total: 2,
                     reason: text(),
                 },
-                "run the same command again: it goes on where the download stopped",
+                "run the same command again: the download resumes",
             ),
             (
                 HubProblem::Damaged {
@@ -317,6 +317,12 @@ mod tests {
         ] {
             assert_eq!(problem.hint("a/b").as_deref(), Some(expected));
         }
+        let nothing = HubProblem::Protocol { reason: text() };
+        assert_eq!(nothing.hint("a/b"), None);
+    }
+
+    #[test]
+    fn models_that_were_taken_from_the_hub_are_named_where_they_are() {
         for (old, new) in [
             (
                 "runwayml/stable-diffusion-v1-5",
@@ -330,7 +336,7 @@ mod tests {
             let expected = format!("it was taken from the Hub; a copy of it is {new}");
             assert_eq!(HubProblem::NotFound.hint(old), Some(expected));
         }
-        let nothing = HubProblem::Protocol { reason: text() };
-        assert_eq!(nothing.hint("a/b"), None);
+        let hint = HubProblem::NotFound.hint("a/stable-diffusion-2").unwrap();
+        assert!(hint.starts_with("check the spelling"), "{hint}");
     }
 }

@@ -2,12 +2,12 @@
 
 use std::fs;
 
-/// Makes the peak memory of this process what it is now, where the system can (Linux).
+/// Resets the peak memory of this process to what it is now, if the system can (Linux).
 pub fn forget_peak_memory() {
     let _ = fs::write("/proc/self/clear_refs", "5");
 }
 
-/// The most memory (resident set) of this process in bytes, where the system tells (Linux).
+/// The most memory (resident set) of this process in bytes, if the system reports it (Linux).
 pub fn peak_memory() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status

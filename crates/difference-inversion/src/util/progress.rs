@@ -1,4 +1,4 @@
-//! What the library tells its caller while it works, and how the caller stops it.
+//! What the library reports to its caller while it works, and how the caller stops it.
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -58,16 +58,16 @@ pub struct LossTerms {
     pub total: f32,
     /// How badly [P_A, +D̃] explains A′.
     pub after: f32,
-    /// How badly [P_A′, −D̃] explains A; 0 where the consistency loss is switched off
+    /// How badly [P_A′, −D̃] explains A; 0 if the consistency loss is off
     /// or L_before has no weight.
     pub before: f32,
     /// How far what the text encoder reads points from the delta, 1 − cos: what D̃ changes in the
-    /// prompts, or D̃ alone, see [`ClipLoss`](crate::method::loss::ClipLoss); 0 where the CLIP loss is switched off.
+    /// prompts, or only D̃, see [`ClipLoss`](crate::method::loss::ClipLoss); 0 if the CLIP loss is off.
     pub clip: f32,
 }
 
 /// One message from the library to whoever watches it. As JSON it is an object whose `type` is `step` or
-/// `notice`, beside the fields of either.
+/// `notice`, next to the fields of either.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -80,7 +80,7 @@ pub enum Progress {
         done: usize,
         /// Steps in all.
         total: usize,
-        /// The loss of the step just finished, where the stage has one.
+        /// The loss of the step just finished, if the stage has one.
         loss: Option<LossTerms>,
     },
     /// Something a person should know.

@@ -1,19 +1,20 @@
-//! Checks of settings before anything is done with them, and which of them are not read.
+//! The text of every setting, checks before anything is done with them, and which have no effect.
 
 use std::fmt::{self, Display};
 
 use crate::{Error, Result};
 
-/// What a setting is, in one text: the documentation of its field and the help of its flag. Those of plain
-/// generation, of which some are called like others, are named behind `text.`.
+/// The one text of each setting: the documentation of its field, the help of its flag, and its line in
+/// `docs/reference/settings.md`. Settings of plain generation, some of which share a name with others, have the prefix
+/// `text.`.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! about {
     (prompt_mode) => {
-        "What stands for a picture in words"
+        "How a picture is put into words"
     };
     (pez_tokens) => {
-        "Words of an optimised prompt"
+        "Length of an optimised prompt, in tokens"
     };
     (pez_steps) => {
         "Steps of the search for an optimised prompt"
@@ -34,28 +35,28 @@ macro_rules! about {
         "AdamW's learning rate"
     };
     (alpha) => {
-        "Between the image delta (0) and the text delta (1)"
+        "Interpolation from the image delta (0) to the text delta (1)"
     };
     (lambda_clip) => {
-        "Weight of the CLIP loss; 0 leaves it out"
+        "Weight of the CLIP loss; 0 drops it"
     };
     (lambda_mse) => {
         "Weight of the token consistency loss"
     };
     (lambda_before) => {
-        "Weight of explaining A by taking the difference away, beside explaining A′ by adding it"
+        "Weight of explaining A by subtracting the difference, relative to explaining A′ by adding it"
     };
     (clip_reading) => {
-        "What is read in the CLIP loss: the tokens alone, or what they change in the prompts"
+        "What the CLIP loss reads: only the tokens (`alone`), or what they change in the `prompts`"
     };
     (delta) => {
-        "What the CLIP loss follows; `image` alone is an ablation"
+        "Direction that the CLIP loss follows; `image` is an ablation"
     };
     (consistency) => {
-        "Whether taking the difference away from A′ must explain A and point back; `false` is an ablation"
+        "Learn the undo too: subtracting the difference from A′ must explain A and point back"
     };
     (initialisation) => {
-        "How the tokens start: `zero`, `random`, or `word:TEXT`; all but zero are ablations"
+        "How the tokens start: `zero`, `random`, or `word:TEXT`; all but `zero` are ablations"
     };
     (weight_decay) => {
         "AdamW's weight decay"
@@ -64,22 +65,22 @@ macro_rules! about {
         "Draws of timestep and noise per pair and step"
     };
     (max_norm) => {
-        "Bound on a token's norm, in median norms of the vocabulary"
+        "Upper bound on a token's norm, in median norms of the vocabulary"
     };
     (prompt_dropout) => {
-        "Probability with which a word of both prompts is left out of a step"
+        "Probability of dropping a word from both prompts in a step"
     };
     (jitter) => {
-        "Latent pixels by which both pictures are moved together at random"
+        "Random shift of both pictures together, in latent pixels"
     };
     (select_every) => {
-        "Judge the tokens every N steps and keep the best; 0 keeps the last"
+        "Evaluate the tokens every N steps and keep the best; 0 keeps the last"
     };
     (select_samples) => {
-        "Draws of timestep and noise they are judged on"
+        "Draws of timestep and noise for each evaluation"
     };
     (patience) => {
-        "Stop after N judgements without improvement"
+        "Stop after N evaluations without improvement"
     };
     (checkpoint_every) => {
         "Write a checkpoint every N steps"
@@ -91,13 +92,13 @@ macro_rules! about {
         "What guidance moves away from: B's own prompt, or the negative prompt"
     };
     (guidance_scale) => {
-        "How far guidance goes; 1 or less is none"
+        "Guidance scale; 1 or less is none"
     };
     (num_inference_steps) => {
         "Steps of the sampling schedule"
     };
     (strength) => {
-        "How much of the difference is applied: 0 is none of it, 1 all of it"
+        "How much of the difference to apply: 0 none, 1 all"
     };
     (reverse) => {
         "Undo the difference instead of applying it"
@@ -109,7 +110,7 @@ macro_rules! about {
         "Edit-friendly: guidance while B is turned into noise"
     };
     (skip) => {
-        "Edit-friendly: fraction of the schedule left out at its noisy end"
+        "Edit-friendly: fraction of the schedule skipped at its noisy end"
     };
     (inversion_iterations) => {
         "DDIM: fixed-point iterations per inversion step"
@@ -118,40 +119,40 @@ macro_rules! about {
         "SDEdit: how far B is noised"
     };
     (eta) => {
-        "Edit-friendly: randomness of the sampling steps: 0 is DDIM, 1 is DDPM"
+        "Edit-friendly: randomness of the sampling steps: 0 is DDIM (for a flow, Euler: FlowEdit), 1 is DDPM"
     };
     (seed) => {
-        "Seed of everything random; the same seed gives the same result"
+        "Random seed"
     };
     (text.prompt) => {
         "What to draw"
     };
     (text.negative_prompt) => {
-        "What to stay away from"
+        "What to avoid"
     };
     (text.guidance_scale) => {
         "How closely to follow the prompt; 1 or less is no guidance"
     };
     (text.image_guidance_scale) => {
-        "InstructPix2Pix: how closely to keep to the picture; less than 1 is no guidance at all"
+        "InstructPix2Pix: how closely to keep to the picture; less than 1 turns all guidance off"
     };
     (text.num_inference_steps) => {
         "Steps of the sampling schedule"
     };
     (text.scheduler) => {
-        "How the noise is removed"
+        "Sampler"
     };
     (text.strength) => {
-        "How much of the difference tokens to use"
+        "How much of the difference to apply"
     };
 }
 
-/// Checks one after the other, of which the first that fails is the error.
+/// Checks of settings; the first that fails is the error.
 #[derive(Debug, Default)]
 pub struct Checks(Option<Error>);
 
 impl Checks {
-    /// The setting `name`, found to be `found`, has to be `expected`, which it is if this `holds`.
+    /// Checks that a setting `holds`; otherwise the error says what was `expected` and `found`.
     #[must_use]
     pub fn that(
         self,
@@ -207,23 +208,23 @@ impl Checks {
     }
 
     /// # Errors
-    /// [`Error::Setting`] naming the first setting that is not as it has to be.
+    /// [`Error::Setting`] naming the first invalid setting.
     pub fn result(self) -> Result<()> {
         self.0.map_or(Ok(()), Err)
     }
 }
 
-/// A setting that, with the others as they are, is not read.
+/// A setting that has no effect, given the others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unread {
     /// Its name.
     pub setting: &'static str,
-    /// Without what it is not read.
+    /// What it needs to have an effect.
     pub needs: &'static str,
 }
 
 impl Unread {
-    /// Those of some settings, each with whether it is read and what it needs, that are not.
+    /// Of settings, each with whether it is read and what it needs, those that are not read.
     pub fn among<const N: usize>(settings: [(&'static str, bool, &'static str); N]) -> Vec<Self> {
         let unread = settings.into_iter().filter(|(_, read, _)| !read);
         let unread = unread.map(|(setting, _, needs)| Self { setting, needs });

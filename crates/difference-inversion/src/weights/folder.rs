@@ -32,7 +32,7 @@ pub(crate) fn suffixes(variant: Option<&str>) -> [String; 2] {
 }
 
 /// Finds the safetensors files of the model in `folder`: those of the `variant`, or, as diffusers does,
-/// those without one in their name where it is not there. Without a `variant`, those of `fp16` are taken
+/// those without one in their name if it is not there. Without a `variant`, those of `fp16` are taken
 /// where there are no others.
 pub(crate) fn find_files(folder: &Path, variant: Option<&str>) -> Result<Found> {
     let suffixes = suffixes(variant);

@@ -26,7 +26,7 @@ use crate::{Error, Result};
 ///
 /// A `Weights` is a view under a key prefix ([`scope`](Self::scope)); views of the same model are
 /// cheap and share the record of which tensors were read, so that
-/// [`check_all_used`](Self::check_all_used) can tell whether the model made use of all of them.
+/// [`check_all_used`](Self::check_all_used) reports whether the model used all of them.
 #[derive(Debug, Clone)]
 pub struct Weights {
     store: Arc<Store>,
@@ -47,6 +47,9 @@ struct Store {
     /// The element type of everything else, and of computations.
     compute: FloatDType,
 }
+
+/// What the keys of tables have in them, whose rows are looked up: token and position embeddings.
+const TABLES: [&str; 3] = ["embedding", "shared.weight", "attention_bias"];
 
 /// The element type that computations on `device` are done in when weights are of type `dtype`:
 /// f32 on the CPU, which has no fast arithmetic of half precision, and `dtype` elsewhere.
@@ -188,7 +191,7 @@ impl Weights {
         &self.store.path
     }
 
-    /// The path that errors about the model's configuration name: `config.json` beside the
+    /// The path that errors about the model's configuration name: `config.json` next to the
     /// weights.
     pub fn config_path(&self) -> PathBuf {
         let path = self.path();
@@ -223,6 +226,11 @@ impl Weights {
     /// The element type of matrices, see [`matrix`](Self::matrix).
     pub fn dtype(&self) -> FloatDType {
         self.store.dtype
+    }
+
+    /// The element type of everything else, and of computations.
+    pub(crate) fn compute(&self) -> FloatDType {
+        self.store.compute
     }
 
     /// Reads tensor `name`, which must have this `shape` and hold floating-point numbers, in the
@@ -302,7 +310,7 @@ impl Weights {
     pub fn bytes_in_memory(&self) -> u64 {
         let size = |key: &str| {
             let shape = self.shape(key.strip_prefix(&self.prefix)?)?;
-            let is_matrix = shape.len() > 1 && !key.contains("embedding");
+            let is_matrix = shape.len() > 1 && !TABLES.iter().any(|part| key.contains(part));
             let dtype = match is_matrix {
                 true => self.store.dtype,
                 false => self.store.compute,
@@ -381,7 +389,8 @@ const WRAPPERS: [&str; 2] = ["_orig_mod.", "module."];
 
 /// The same without the wrapper that a model was saved with.
 fn unwrapped(index: BTreeMap<String, Placement>) -> BTreeMap<String, Placement> {
-    let is_around = |wrapper: &&&str| index.keys().all(|key| key.starts_with(**wrapper));
+    let is_around =
+        |wrapper: &&&str| !index.is_empty() && index.keys().all(|key| key.starts_with(**wrapper));
     let Some(wrapper) = WRAPPERS.iter().find(is_around) else {
         return index;
     };

@@ -49,6 +49,8 @@ static TINY_FLOW: Family = Family {
     text_encoders: &[EncoderPart {
         part: "text_encoder",
         joint: false,
+        learned: true,
+        optional: false,
         open: open_text_encoder,
     }],
     conditions,
@@ -60,6 +62,7 @@ static TINY_FLOW: Family = Family {
         upcast: false,
     },
     single_files: &[],
+    unread_mark: None,
 };
 
 fn noising(files: &ModelFiles) -> Result<Noising> {
@@ -340,7 +343,6 @@ fn config() -> AnalogyConfig {
     config.learn.num_tokens = 3;
     config.learn.select_every = 20;
     config.generate.num_inference_steps = 10;
-    config.generate.eta = 0.0; // Euler's steps
     config
 }
 

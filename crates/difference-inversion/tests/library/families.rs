@@ -217,7 +217,10 @@ fn instruct_pix2pix_changes_a_picture_as_diffusers_does() {
     expected.check_picture(&models, drawn.clone());
     // Difference tokens may follow the instruction.
     let base = models.pipeline().base();
-    let tokens = vec![Tensor::ones([2, base[0].hidden_size], &Device::flex())];
+    let tokens = vec![Tensor::ones(
+        [2, base.encoders[0].hidden_size],
+        &Device::flex(),
+    )];
     let tokens = DifferenceTokens::new(tokens, base).unwrap();
     let with_difference = Inputs {
         tokens: Some(&tokens),

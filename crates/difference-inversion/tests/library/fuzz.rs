@@ -11,14 +11,16 @@ use burn::tensor::{Device, FloatDType};
 use difference_inversion::diffusion::model_files::layout::Layout;
 use difference_inversion::diffusion::model_files::{FileOptions, MODEL_INDEX, ModelFiles};
 use difference_inversion::diffusion::sample::{
-    AlphaSchedule, Noising, SchedulerConfig, SolverKind,
+    AlphaSchedule, FlowConfig, FlowSchedule, Noising, SchedulerConfig, SolverKind,
 };
 use difference_inversion::image::{ImagePreprocessor, RgbImage};
 use difference_inversion::models::captioner::Captioner;
+use difference_inversion::models::denoiser::sd3::{SD3Config, SD3Transformer2DModel};
 use difference_inversion::models::denoiser::unet::{UNet2DConditionModel, UNetConfig};
 use difference_inversion::models::text::clip::ClipModel;
 use difference_inversion::models::text::clip_text::{ClipTextConfig, ClipTextModel};
-use difference_inversion::models::text::tokenizer::ClipTokenizer;
+use difference_inversion::models::text::t5::{T5Config, T5EncoderModel};
+use difference_inversion::models::text::tokenizer::{ClipTokenizer, Tokenizer};
 use difference_inversion::models::vae::{AutoencoderKL, AutoencoderKLConfig};
 use difference_inversion::util::arrays::Arrays;
 use difference_inversion::weights::{Weights, parse_config};
@@ -177,6 +179,20 @@ fn load_all(json: &[u8]) {
     if let Ok(config) = parse_config::<ClipTextConfig>(json, path) {
         assert!(ClipTextModel::load_alone(&nothing(), &config).is_err());
     }
+    if let Ok(config) = parse_config::<SD3Config>(json, path) {
+        assert!(SD3Transformer2DModel::load(&nothing(), &config).is_err());
+    }
+    if let Ok(config) = parse_config::<T5Config>(json, path) {
+        assert!(T5EncoderModel::load(&nothing(), &config).is_err());
+    }
+    if let Ok(config) = parse_config::<FlowConfig>(json, path)
+        && let Ok(schedule) = FlowSchedule::new(&config, path)
+    {
+        for steps in [1, 2, 7] {
+            let times = Noising::Flow(schedule.clone()).times(steps);
+            assert!(times.is_err() || times.unwrap().iter().all(|time| time.is_finite()));
+        }
+    }
     if let Ok(config) = parse_config::<SchedulerConfig>(json, path)
         && let Ok(schedule) = AlphaSchedule::new(&config, path)
     {
@@ -215,11 +231,15 @@ fn open_all(json: &[u8]) {
     ];
     let mut files: Vec<(&str, &[u8])> = names.iter().map(|name| (*name, json)).collect();
     files.extend([("vocab.json", json), ("merges.txt", b"a b".as_slice())]);
+    files.push(("tokenizer.json", json));
     files.push(("vocab.txt", b"[UNK]\n"));
     let folder = folder(&files);
     let device = Device::flex();
     assert!(ClipModel::open(folder.path(), &device, FloatDType::F32).is_err());
     assert!(Captioner::open(folder.path(), &device, FloatDType::F32).is_err());
+    drop(ClipTokenizer::open(folder.path()));
+    drop(Tokenizer::open(folder.path()));
+    std::fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
     drop(ClipTokenizer::open(folder.path()));
     if let Ok(preprocessor) = ImagePreprocessor::open(folder.path()) {
         let picture = RgbImage::from_pixel(5, 4, image::Rgb([9, 8, 7]));
@@ -248,6 +268,10 @@ fn configurations() -> Vec<Value> {
         "pipeline/clip/preprocessor_config.json",
         "pipeline/captioner/preprocessor_config.json",
         "pipeline/tokenizer/tokenizer_config.json",
+        "sd3/transformer/config.json",
+        "sd3/text_encoder_3/config.json",
+        "sd3/tokenizer_3/tokenizer.json",
+        "sd3/scheduler/scheduler_config.json",
     ] {
         let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
         let text = std::fs::read(root.join("tests/golden").join(name)).unwrap();

@@ -58,7 +58,7 @@ fn saving_memory_learns_the_same() {
         select_every: 2,
         ..config()
     };
-    let learned = ["learning", "sdxl"].map(|folder| {
+    let learned = ["learning", "sdxl", "sd3"].map(|folder| {
         [Memory::Normal, Memory::Low].map(|memory| {
             let models = models_in(&golden(folder)).with_memory(memory);
             let pair = pair_of(&models, &example_in(folder), 3);
@@ -133,7 +133,7 @@ fn replay_reading(folder: &str, clip_reading: ClipReading, expected: &str) {
     }
     for name in ["tokens", "tokens.1"]
         .iter()
-        .take(models.pipeline().base().len())
+        .take(models.pipeline().base().encoders.len())
     {
         let last = |file: &Arrays| file.tensor::<3>(name, &device).unwrap().slice([19..20]);
         let (found, expected) = (values(&last(&found)), values(&last(&expected)));
@@ -152,6 +152,11 @@ fn twenty_replayed_steps_equal_the_pytorch_reference() {
 #[test]
 fn twenty_replayed_steps_on_stable_diffusion_2_equal_the_pytorch_reference() {
     replay("sd21");
+}
+
+#[test]
+fn twenty_replayed_steps_on_stable_diffusion_3_equal_the_pytorch_reference() {
+    replay("sd3");
 }
 
 #[test]
@@ -186,7 +191,7 @@ fn gradients_of_the_whole_loss_equal_finite_differences_for_every_token() {
         timesteps: vec![900.0, 400.0],
         noise: noise.slice([0..1]).squeeze_dim(0),
     };
-    let d = models.pipeline().base()[0].hidden_size;
+    let d = models.pipeline().base().encoders[0].hidden_size;
     let start: Vec<f32> = (0..3 * d).map(|i| (i as f32 * 0.7).sin() * 0.1).collect();
     let tensor = |x: Vec<f32>| Tensor::<2>::from_data(TensorData::new(x, [3, d]), &device);
 
@@ -230,7 +235,7 @@ fn tokens_read_in_prompts_point_along_the_delta_and_back() {
         let norm = norm(&features);
         features.into_iter().map(|x| x / norm).collect::<Vec<f32>>()
     };
-    let d = models.pipeline().base()[0].hidden_size;
+    let d = models.pipeline().base().encoders[0].hidden_size;
     let tokens: Vec<f32> = (0..3 * d).map(|i| (i as f32 * 0.7).sin()).collect();
     let tokens = Tensor::<2>::from_data(TensorData::new(tokens, [3, d]), &Device::flex());
     let pair = pair(&models, 3);

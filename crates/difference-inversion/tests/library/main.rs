@@ -27,6 +27,7 @@ mod model_folders;
 mod paper_map;
 mod regeneration;
 mod rooms;
+mod sd3;
 mod single_file;
 mod tiny;
 mod two_encoders;

@@ -36,7 +36,7 @@ fn target() -> Target {
 /// B's latents regenerated with difference tokens of this size, and the original.
 fn regenerated(models: &Models, tokens: f32, config: &GenerateConfig) -> [Tensor<4>; 2] {
     let pipeline = models.pipeline();
-    let d = pipeline.base()[0].hidden_size;
+    let d = pipeline.base().encoders[0].hidden_size;
     let words = pipeline
         .read(&pipeline.prompt("a green house").unwrap(), 2)
         .unwrap();
@@ -72,7 +72,7 @@ fn an_edit_friendly_inversion_gives_b_back_exactly() {
     for (skip, eta) in [(0.0, 1.0), (0.36, 1.0), (0.36, 0.5)] {
         let config = GenerateConfig {
             skip,
-            eta,
+            eta: Some(eta),
             ..config(Inversion::EditFriendly)
         };
         let [found, latents] = regenerated(&models, 0.0, &config);
@@ -239,7 +239,7 @@ fn what_cannot_be_learned_or_applied_is_an_error() {
     assert!(learn(silent_example).contains("captioner"));
 
     let mut base = models.pipeline().base();
-    base[0].table = "0".repeat(64);
+    base.encoders[0].table = "0".repeat(64);
     let tokens = DifferenceTokens::zeros(2, &base, &Device::flex());
     let error = analogy::apply(&models, &tokens, &target(), &config, &mut silent).unwrap_err();
     assert!(matches!(error, Error::WrongBase { .. }), "{error}");
@@ -303,7 +303,7 @@ fn a_prompt_that_is_too_long_loses_words_but_no_difference_tokens() {
     let prompt = pipeline.prompt(&"house ".repeat(60)).unwrap();
     let words = pipeline.read(&prompt, 4).unwrap();
     assert!(words.notice().unwrap().contains("are cut off"));
-    let d = pipeline.base()[0].hidden_size;
+    let d = pipeline.base().encoders[0].hidden_size;
     let encode = |value| {
         let tokens = [Tensor::full([4, d], value, &Device::flex())];
         let full = FullPrompt::with_difference(&words, &tokens, 1.0);
@@ -416,7 +416,7 @@ fn settings_of_optimised_prompts_that_make_no_sense_are_named() {
         "{many}"
     );
     assert!(
-        many.ends_with("beside 2 difference tokens, found 29"),
+        many.ends_with("besides 2 difference tokens, found 29"),
         "{many}"
     );
 

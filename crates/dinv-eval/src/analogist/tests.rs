@@ -105,7 +105,7 @@ fn layers_are_scaled_to_the_depth() {
     assert_eq!(layers(4), 1..3);
 }
 
-/// Notes where it is asked, and attends as usual.
+/// Notes if it is asked, and attends as usual.
 #[derive(Debug, Default)]
 struct Notes(Mutex<Vec<AttentionPlace>>);
 

@@ -45,7 +45,7 @@ impl RunRecord {
 
 impl ResultRecord {
     /// The names of what it was made with otherwise than `made_with` says; what only one of them
-    /// tells does not count, such as a network that other methods of a run read.
+    /// states does not count, such as a network that other methods of a run read.
     pub fn made_otherwise<'a>(&'a self, made_with: &BTreeMap<String, String>) -> Vec<&'a str> {
         let differs = |(name, value): &(&String, &String)| {
             let other = made_with.get(*name);

@@ -13,12 +13,15 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
-const digits = (value) => value.toFixed(Math.abs(value) < 0.05 ? 4 : 3);
+const digits = (value) => value === 0 ? "0" : value.toFixed(Math.abs(value) < 0.05 ? 4 : 3);
 const link = (path) => path.split("/").map(encodeURIComponent).join("/");
 const methods = data.methods.filter((method) => !method.skipped);
 const hasScore = (metric) =>
   data.analogies.some((one) => Object.values(one.results).some((made) => made.scores && metric.name in made.scores));
-const metrics = data.metrics.filter(hasScore);
+/** What a reader looks for first. */
+const FIRST = ["right", "edit", "kept", "clip_direction"];
+const rank = (metric) => (FIRST.indexOf(metric.name) + FIRST.length + 1) % (FIRST.length + 1);
+const metrics = data.metrics.filter(hasScore).sort((one, other) => rank(one) - rank(other));
 const metricNamed = (name) => metrics.find((metric) => metric.name === name);
 
 /* The tables of means, sorted by a click on a column. */
@@ -26,22 +29,25 @@ const metricNamed = (name) => metrics.find((metric) => metric.name === name);
 function meansTable(group) {
   const body = element("tbody");
   const sorted = { column: null, descending: true };
+  const scores = metrics.map((metric) => ({
+    title: metric.title,
+    metric,
+    value: (row) => row.scores[metric.name]?.[0],
+    text: (row) => {
+      const estimate = row.scores[metric.name];
+      if (!estimate) return ["–"];
+      const [mean, low, high] = estimate.slice(0, 3).map(digits);
+      const count = estimate[3];
+      return [mean, element("small", {}, `${low} … ${high}${count === row.solved ? "" : ` (n = ${count})`}`)];
+    },
+  }));
+  const first = scores.filter((column) => FIRST.includes(column.metric.name));
   const columns = [
+    ...first,
     { title: "solved", value: (row) => row.solved, text: (row) => [`${row.solved}${row.failed ? `, ${row.failed} failed` : ""}`] },
     { title: "s per analogy", value: (row) => row.seconds, text: (row) => [row.seconds == null ? "–" : row.seconds.toFixed(1)] },
     { title: "peak memory", value: (row) => row.memory, text: (row) => [row.memory == null ? "–" : `${(row.memory / 1e9).toFixed(2)} GB`] },
-    ...metrics.map((metric) => ({
-      title: metric.title,
-      metric,
-      value: (row) => row.scores[metric.name]?.[0],
-      text: (row) => {
-        const estimate = row.scores[metric.name];
-        if (!estimate) return ["–"];
-        const [mean, low, high] = estimate.slice(0, 3).map(digits);
-        const count = estimate[3];
-        return [mean, element("small", {}, `${low} … ${high}${count === row.solved ? "" : ` (n = ${count})`}`)];
-      },
-    })),
+    ...scores.filter((column) => !first.includes(column)),
   ];
   for (const column of columns.filter((one) => one.metric)) {
     const count = (row) => row.scores[column.metric.name]?.[3] ?? 0;
@@ -72,7 +78,7 @@ function meansTable(group) {
     });
     body.replaceChildren(...rows.map((row) => {
       const method = data.methods.find((one) => one.name === row.method);
-      const name = element("td", {}, row.method, element("small", {}, method.told ? `told ${method.told}` : ""));
+      const name = element("td", {}, row.method, element("small", {}, method.told ? `given ${method.told}` : ""));
       if (method.skipped) {
         return element("tr", {}, name, element("td", { class: "skipped", colspan: columns.length }, `skipped: ${method.skipped}`));
       }
@@ -110,9 +116,12 @@ function article(analogy, metric) {
   const given = element("div", { class: "pictures given" },
     figure(a, ["A"]), figure(aPrime, ["A′"]), figure(b, ["B"]),
     ...(analogy.truth ? [figure(truth, ["true B′"])] : []));
-  const made = methods.filter((method) => chosen.has(method.name) && analogy.results[method.name]).map((method) => {
+  const made = methods.filter((method) => chosen.has(method.name)).map((method) => {
     const result = analogy.results[method.name];
     const name = element("span", {}, method.name);
+    if (!result) {
+      return element("figure", {}, element("div", { class: "unsolved" }, "not tried"), element("figcaption", {}, name));
+    }
     if (result.failed) {
       return element("figure", {}, element("div", { class: "failed" }, `failed: ${result.failed}`), element("figcaption", {}, name));
     }
@@ -120,8 +129,8 @@ function article(analogy, metric) {
     return figure(result.picture, [name, ...(value == null ? [] : [" ", element("b", {}, digits(value))])]);
   });
   return element("article", {},
-    element("h3", {}, `${analogy.name} `, element("span", {}, analogy.kind)),
-    element("div", { class: "pictures" }, given, ...made));
+    element("div", { class: "row" }, given, element("div", { class: "pictures" }, ...made)),
+    element("h3", {}, analogy.edit ?? analogy.kind, " ", element("span", {}, analogy.name)));
 }
 
 function draw() {

@@ -1,4 +1,4 @@
-//! The page with the pictures: one file that works from the disk, beside the pictures.
+//! The page with the pictures: one file that works from the disk, next to the pictures.
 
 use std::collections::BTreeMap;
 
@@ -47,7 +47,7 @@ impl Report {
                     "memory": summary.peak_memory, "scores": scores,
                 })
             });
-            json!({ "title": group.title(), "rows": rows.collect::<Vec<_>>() })
+            json!({ "title": group.counted(summaries), "rows": rows.collect::<Vec<_>>() })
         });
         json!({
             "seed": self.run.seed, "program": self.run.program,
@@ -68,7 +68,9 @@ impl Report {
                 let (_, results) = analogies.entry(name).or_insert_with(|| {
                     let pictures = ["a", "a_prime", "b", "b_prime"];
                     let pictures = pictures.map(|picture| Folder::picture_name(name, picture));
-                    let about = json!({ "name": name, "kind": result.kind, "pictures": pictures });
+                    let about = json!({
+                        "name": name, "kind": result.kind, "edit": result.edit, "pictures": pictures,
+                    });
                     (about, Map::new())
                 });
                 let made = match &result.status {

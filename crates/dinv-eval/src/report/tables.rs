@@ -1,5 +1,6 @@
 //! The tables of a report, as Markdown, CSV and JSON.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
@@ -43,6 +44,63 @@ impl Report {
         text + &self.remarks()
     }
 
+    /// The means in a few lines, for a terminal: what a reader looks for first.
+    pub fn brief(&self) -> String {
+        let judged = [("right", "all right"), ("edit", "shown"), ("kept", "kept")];
+        let unjudged = [
+            ("clip_direction", "CLIP direction"),
+            ("clip_i_b", "CLIP-I to B"),
+            ("ssim_b", "SSIM to B"),
+        ];
+        let mut text = String::new();
+        for group in self.groups() {
+            let summaries = self.summaries(group);
+            let has = |name: &str| {
+                let mut scores = summaries.iter().flat_map(|one| &one.scores);
+                scores.any(|(metric, _)| *metric == name)
+            };
+            let columns = if has("right") { judged } else { unjudged };
+            let width = summaries
+                .iter()
+                .map(|one| one.method.len())
+                .max()
+                .unwrap_or(0);
+            let heads = columns.map(|(_, title)| format!("{title:>14}")).concat();
+            text += &format!(
+                "{}\n{:width$}{heads}{:>10}\n",
+                group.counted(&summaries),
+                "",
+                "seconds"
+            );
+            for summary in summaries.iter().filter(|one| one.solved + one.failed > 0) {
+                let cells = columns.map(|(name, _)| {
+                    let found = summary.scores.iter().find(|(metric, _)| *metric == name);
+                    let cell = found.map_or_else(
+                        || "–".to_owned(),
+                        |(_, score)| match has("right") {
+                            true => format!("{:.0} %", 100.0 * score.mean),
+                            false => format!("{:.3}", score.mean),
+                        },
+                    );
+                    format!("{cell:>14}")
+                });
+                let seconds = summary
+                    .seconds
+                    .map_or_else(|| "–".to_owned(), |s| format!("{s:.1}"));
+                let failed = match summary.failed {
+                    0 => String::new(),
+                    count => format!("  {count} failed"),
+                };
+                text += &format!(
+                    "{:width$}{}{seconds:>10}{failed}\n",
+                    summary.method,
+                    cells.concat()
+                );
+            }
+        }
+        text
+    }
+
     /// What was measured.
     pub(super) fn title(&self) -> String {
         let suite = &self.run.suite;
@@ -51,13 +109,19 @@ impl Report {
             Value::String(version) => format!(", version {version}"),
             version => format!(", version {version}"),
         };
+        let results = self.methods.iter().flat_map(|method| &method.results);
+        let tried: BTreeSet<&str> = results.map(|result| result.name.as_str()).collect();
+        let part = match tried.len() {
+            count if count < suite.analogies => format!("{count} of "),
+            _ => String::new(),
+        };
         format!(
-            "Picture analogies: {}{split}, {} analogies",
+            "Picture analogies: {}{split}, {part}{} analogies",
             suite.name, suite.analogies
         )
     }
 
-    /// The change and what is kept, by kind; CLIP's direction where no judge looked.
+    /// The change and what is kept, by kind; CLIP's direction if no judge looked.
     fn kinds_table(&self, group: Group) -> String {
         let judged = self
             .methods
@@ -107,7 +171,7 @@ impl Report {
 
     /// What was skipped, what failed, and the settings.
     fn remarks(&self) -> String {
-        /// Failures told of each method.
+        /// Failures listed for each method.
         const SHOWN: usize = 10;
         let mut text = String::new();
         for method in &self.methods {
@@ -198,7 +262,7 @@ impl Report {
     pub fn csv(&self) -> String {
         let head = [
             "method",
-            "told",
+            "given",
             "name",
             "kind",
             "changes",
@@ -268,11 +332,11 @@ impl Report {
     }
 }
 
-/// Methods with what they are told, what they solved, and what it took.
+/// Methods with what they are given, what they solved, and what it took.
 fn overview(report: &Report, summaries: &[Summary]) -> String {
     let head = [
         "method",
-        "told",
+        "given",
         "solved",
         "failed",
         "s per analogy",

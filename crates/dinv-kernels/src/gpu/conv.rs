@@ -71,7 +71,7 @@ pub(in super::super) fn conv(
         });
         let y = plus(y, bias);
         let back = move |grad: Tensor<4>| {
-            // The gradient of a convolution that keeps the size is one with the kernel turned round.
+            // The gradient of a convolution that keeps the size is one with the kernel flipped.
             let turned = kernel.clone().swap_dims(2, 3); // [size, size, c_out, c_in]
             let grads = same.then(|| implicit(&grad, &turned.clone().flip([0, 1])));
             [grads.flatten().unwrap_or_else(|| {
@@ -84,7 +84,7 @@ pub(in super::super) fn conv(
 }
 
 /// A convolution that keeps the size, as a product on tensor cores whose neighbourhoods are gathered
-/// while it runs; nothing where there are no tensor cores for the type, or channels are few.
+/// while it runs; nothing if there are no tensor cores for the type, or channels are few.
 ///
 /// # Shapes
 /// `x` `[b, h, w, c_in]`, `kernel` `[3, 3, c_in, c_out]`; result `[b, h, w, c_out]`.

@@ -7,7 +7,7 @@ use pulp::{Simd, WithSimd};
 use super::tile::tile_size;
 use crate::half::{Slice, Weights};
 
-/// Steps, and columns, that are turned round at once.
+/// Steps, and columns, that are transposed at once.
 const TURN: [usize; 2] = [16, 4];
 
 /// The matrix on the right, `[steps, columns]`.

@@ -8,7 +8,7 @@ use difference_inversion::image::{RgbImage, fit, save_png};
 use difference_inversion::job::AnalogyJob;
 use difference_inversion::job::Job;
 use difference_inversion::job::TargetFile;
-use difference_inversion::method::analogy::{Applied, Example, Learned, Target};
+use difference_inversion::method::analogy::{Applied, Example, Learned};
 use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::weights::read_config;
 use serde_json::{Value, json};
@@ -19,11 +19,11 @@ use super::flags::{
 };
 use super::output::Outputs;
 use super::plot;
-use super::record::{Recipe, Run, groups, text_of};
+use super::record::{Recipe, Run, file_name, groups, text_of};
 use super::sheet::{self, Sheet, Tile};
 use super::terminal::{self, Failure};
 use super::watch::{self, Watcher};
-use super::{checkpoint, fitting, locate};
+use super::{change, checkpoint, fitting, locate, vocabulary};
 
 const B_PRIME: &str = "b_prime.png";
 const SHEET: &str = "sheet.png";
@@ -34,14 +34,14 @@ const FILES: [&str; 5] = [B_PRIME, SHEET, LOSS, DIFFERENCE, RUN];
 
 /// Make B′ so that A is to A′ as B is to B′
 ///
-/// Learns the difference between A and A′ and applies it to B. Without pictures, a built-in example
-/// is solved on the demo model, which knows its own little landscapes alone: photographs need
-/// `--model`. The output folder holds b_prime.png, sheet.png (all pictures with their captions),
-/// loss.png, difference.safetensors (for `dinv apply`) and run.json (every setting).
+/// Learns the difference between A and A′ and applies it to B. Without pictures, it solves a built-in
+/// example with the demo model, which only knows its own little landscapes; photographs need `--model`.
+/// The output folder holds sheet.png (all pictures with captions), b_prime.png, loss.png,
+/// difference.safetensors (for `dinv apply`) and run.json (every setting).
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   dinv analogy
-  dinv analogy --model sd15 --a day.jpg --a-prime night.jpg --b street.jpg -o night-street
+  dinv analogy --model sd15 --a day.jpg --a-prime night.jpg --b street.jpg
   dinv analogy --model sd15 --a a.png --a-prime a2.png --b b.png \\
       --caption-a \"a cat\" --caption-a-prime \"a cat in a hat\" --caption-b \"a dog\"")]
 pub(crate) struct AnalogyArgs {
@@ -56,13 +56,15 @@ pub(crate) struct AnalogyArgs {
     /// Replace results of an earlier run in that folder
     #[arg(long)]
     overwrite: bool,
-    /// Go on from the checkpoint that an interrupted run left in that folder
+    /// Resume an interrupted run
+    ///
+    /// It left a checkpoint in the output folder.
     #[arg(long)]
     resume: bool,
     /// Learn even if the memory is unlikely to suffice
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     no_memory_check: bool,
-    /// Caption of B in place of the captioner's
+    /// Caption of B instead of the captioner's
     #[arg(long, value_name = "TEXT", help_heading = "Prompts")]
     caption_b: Option<String>,
     #[command(flatten)]
@@ -121,7 +123,10 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     let config = &job.settings;
     let captions = args.pairs.have_captions() && args.caption_b.is_some();
     let needs = Needs::of_learning(captions, config);
+    let given = args.pairs.given_captions().chain(args.caption_b.as_deref());
+    let unknown_words = vocabulary::note(&models, &model, given);
     let paths = fetcher.paths(&models, model, needs)?;
+    watcher.notices(unknown_words);
     if args.b.is_some() {
         watcher.notices(models.demo_notice());
     }
@@ -130,6 +135,13 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     if !args.no_memory_check {
         models.check_memory(&paths, &config.learn, examples.len(), needs.captioner)?;
     }
+    watcher.say(&format!(
+        "learning {} for {}: {}, {} steps",
+        args.pairs.named(),
+        file_name(&b_path),
+        models.named(),
+        config.learn.steps,
+    ));
     let models = models.open(&paths, &mut watcher)?;
     let mut sizes = args.pairs.sizes(examples);
     sizes.push((&b_path, target.b.dimensions()));
@@ -137,6 +149,11 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     let mut observe = |progress: &_| watcher.observe(progress);
     let solved = job.run(&models, &pictures, &mut observe);
     let (learned, applied) = solved.map_err(|error| checkpoint::named(error, &checkpoint))?;
+    let seen = shown_as(&target.b, &applied.b_prime);
+    let shows = change::shows(&seen, &applied.b_prime);
+    if !shows && config.generate.signed_strength() != 0.0 {
+        watcher.notice(UNCHANGED);
+    }
 
     recipe.input("pairs", pairs_record(&args.pairs, &learned))?;
     recipe.input(
@@ -152,7 +169,7 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
         ("Software", recipe.program.as_str()),
         ("dinv", recipe_line.as_str()),
     ];
-    let sheet = draw_sheet(examples, target, &learned, &applied, config)?;
+    let sheet = draw_sheet(examples, &seen, &learned, &applied, (config, shows))?;
     let plot = plot::draw(&plot::of_learning(&learned.history, learned.best_step))?;
     let written = output.publish(Some(checkpoint::NAME), |place| {
         save_png(&place(B_PRIME), &applied.b_prime, &text)?;
@@ -164,11 +181,25 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     args.tell(&written)
 }
 
+/// What to say where B′ shows nothing of the difference.
+const UNCHANGED: &str = "B′ is almost identical to B: the difference does not show. If A and A′ are swapped, exchange \
+                         them; otherwise try `--inversion ddim` or a higher `--guidance-scale`";
+
+/// A picture as the model saw it, in the size of what it drew.
+fn shown_as(picture: &RgbImage, drawn: &RgbImage) -> RgbImage {
+    let (width, height) = drawn.dimensions();
+    fit(picture, width, height)
+}
+
 impl AnalogyArgs {
-    /// Tells where the results are.
+    /// Says where the results are.
     fn tell(&self, written: &[PathBuf]) -> anyhow::Result<()> {
         if !self.general.json {
-            return (written.iter()).try_for_each(|path| terminal::line(path.display()));
+            (written.iter()).try_for_each(|path| terminal::line(path.display()))?;
+            if !self.general.quiet {
+                terminal::message(format_args!("done: open {}", written[1].display()));
+            }
+            return Ok(());
         }
         let run: Value = read_config(&written[4])?;
         terminal::json(&json!({
@@ -179,8 +210,7 @@ impl AnalogyArgs {
         }))
     }
 
-    /// Checks that A, A′ and B are there, all or none, and takes the built-in example for none;
-    /// gives B.
+    /// Checks that A, A′ and B are given, all or none; none means the built-in example. Returns B.
     fn inputs(&mut self) -> anyhow::Result<PathBuf> {
         if let Some(b) = &self.b {
             if self.pairs.a.is_empty() {
@@ -218,25 +248,23 @@ fn pairs_record(pairs: &Pairs, learned: &Learned) -> Vec<Value> {
         .collect()
 }
 
-/// The sheet of all pictures, as the model saw them.
+/// The sheet of all pictures, as the model saw them; `shows` is whether B′ shows the difference.
 fn draw_sheet(
     examples: &[Example],
-    target: &Target,
+    b: &RgbImage,
     learned: &Learned,
     applied: &Applied,
-    config: &AnalogyConfig,
+    (config, shows): (&AnalogyConfig, bool),
 ) -> anyhow::Result<RgbImage> {
-    let (width, height) = applied.b_prime.dimensions();
-    let seen = |picture: &RgbImage| fit(picture, width, height);
+    let seen = |picture: &RgbImage| shown_as(picture, &applied.b_prime);
     let pairs: Vec<[RgbImage; 2]> = examples
         .iter()
         .map(|example| [seen(&example.a), seen(&example.a_prime)])
         .collect();
-    let b = seen(&target.b);
-    let done = if config.generate.reverse {
-        "B with the difference undone"
-    } else {
-        "B with the difference applied"
+    let done = match (shows, config.generate.reverse) {
+        (false, _) => "almost identical to B: the difference does not show",
+        (true, true) => "B with the difference undone",
+        (true, false) => "B with the difference applied",
     };
     let footer = format!(
         "{} difference tokens, kept from step {} of {} · strength {} · seed {}",
@@ -263,7 +291,7 @@ fn draw_sheet(
             })
             .collect(),
         results: vec![[
-            tile(&b, "B", &applied.caption_b),
+            tile(b, "B", &applied.caption_b),
             tile(&applied.b_prime, "B′", done),
         ]],
         footer: &footer,

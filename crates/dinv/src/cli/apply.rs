@@ -17,8 +17,9 @@ use super::fitting::{self, Measured};
 use super::flags::{General, GenerateFlags, ModelSettings, PromptFlags, SeedFlag, check_captions};
 use super::output::Outputs;
 use super::pictures::{self, Picture};
-use super::record::{Recipe, text_of};
+use super::record::{Recipe, file_name, text_of};
 use super::terminal::{self, Failure};
+use super::vocabulary;
 use super::watch::{self, Watcher};
 
 /// Apply a learned difference to pictures
@@ -46,10 +47,12 @@ pub(crate) struct ApplyArgs {
     /// Replace pictures of the same name in that folder
     #[arg(long)]
     overwrite: bool,
-    /// Leave out the pictures whose results are in that folder already, to go on after an interruption
+    /// Skip pictures whose results are in that folder already, to continue after an interruption
     #[arg(long, conflicts_with = "overwrite")]
     skip_existing: bool,
-    /// Caption of B in place of the captioner's; once per picture
+    /// Caption of B instead of the captioner's
+    ///
+    /// Once per picture.
     #[arg(long, value_name = "TEXT", help_heading = "Prompts")]
     caption_b: Vec<String>,
     #[command(flatten)]
@@ -105,7 +108,7 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     let sizes: Vec<Measured<'_>> = read.iter().map(|b| (b.path, b.size)).collect();
     if !there.is_empty() {
         watcher.notice(&format!(
-            "results that are there stay, {} of {}",
+            "{} of {} results exist and are kept",
             there.len(),
             args.b.len()
         ));
@@ -116,12 +119,15 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     let mut fetcher = Fetcher::new(&mut watcher)?;
     let model = fetcher.model_of_words(&models)?;
     // Before what goes with the model is downloaded.
-    if let Some(widths) = text_widths(&model, &models)? {
-        tokens.check_widths(&widths)?;
+    if let Some((denoiser, widths)) = text_widths(&model, &models)? {
+        tokens.check_widths(denoiser, &widths)?;
     }
     let config = settings.clone().with_model(&model)?.analogy()?;
     let needs = Needs::of_prompts(!args.caption_b.is_empty(), &config.prompt);
+    let unknown_words =
+        vocabulary::note(&models, &model, args.caption_b.iter().map(String::as_str));
     let paths = fetcher.paths(&models, model, needs)?;
+    watcher.notices(unknown_words);
     let unread = [config.prompt.unread(), config.generate.unread()].concat();
     watcher.notices(settings.without_effect(unread));
     let mut recipe = Recipe::new(
@@ -136,6 +142,15 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
         args.check_same(&recipe, job, &output.path(&job.name))?;
     }
     let memory = models.memory()?;
+    watcher.say(&format!(
+        "applying {} to {}: {}",
+        file_name(&difference),
+        match jobs.as_slice() {
+            [only] => file_name(only.b),
+            several => format!("{} pictures", several.len()),
+        },
+        models.named(),
+    ));
     let models = models.open(&paths, &mut watcher)?;
     analogy::check_apply(&models, &tokens, &config)?;
     watcher.notices(fitting::of_pictures(&sizes, models.pipeline().resolution()));
@@ -270,21 +285,30 @@ impl ApplyArgs {
     fn finish(&self, watcher: Watcher, results: &[Value]) -> anyhow::Result<()> {
         let (_, notices) = watcher.finish();
         if self.general.json {
-            terminal::json(&json!({ "results": results, "notices": notices }))
-        } else {
-            Ok(())
+            return terminal::json(&json!({ "results": results, "notices": notices }));
         }
+        if !self.general.quiet && !results.is_empty() {
+            let pictures = if results.len() == 1 {
+                "picture"
+            } else {
+                "pictures"
+            };
+            let folder = self.output.display();
+            terminal::message(format_args!(
+                "done: {} {pictures} in {folder}",
+                results.len()
+            ));
+        }
+        Ok(())
     }
 
-    /// The error at a picture, and how to go on.
+    /// The error at a picture, and how to continue.
     fn stopped(&self, error: Error, job: &Job<'_>) -> anyhow::Error {
         match error {
             Error::Stopped { .. } if self.b.len() > 1 && !self.overwrite => Failure::interrupted(
                 error.to_string(),
             )
-            .hint(
-                "with `--skip-existing`, the same command goes on with the pictures that are left",
-            )
+            .hint("the same command with `--skip-existing` continues with the remaining pictures")
             .into(),
             error if self.b.len() > 1 => {
                 anyhow::Error::from(error).context(job.b.display().to_string())
@@ -294,24 +318,28 @@ impl ApplyArgs {
     }
 }
 
-/// The widths of the token embeddings of a model's text encoders, as far as its configurations tell.
+/// What people call a model's denoiser, and the widths of the token embeddings of the text encoders that difference
+/// tokens are learned for, as far as its configurations tell.
 fn text_widths(
     model: &Path,
     settings: &ModelSettings,
-) -> Result<Option<Vec<usize>>, anyhow::Error> {
+) -> Result<Option<(&'static str, Vec<usize>)>, anyhow::Error> {
     let options = FileOptions {
         tokenizer: None,
         ..settings.file_options()?
     };
     let files = ModelFiles::open(model, &options)?;
-    let widths = Family::of(&files)?.text_encoders.iter().map(|encoder| {
+    let family = Family::of(&files)?;
+    let learned = (family.text_encoders.iter()).filter(|encoder| encoder.learned);
+    let widths = learned.map(|encoder| {
         let config: Value = files.config(encoder.part).ok()?;
         let width = config
             .get("hidden_size")
             .or_else(|| config.get("d_model"))?;
         usize::try_from(width.as_u64()?).ok()
     });
-    Ok(widths.collect())
+    let widths: Option<Vec<usize>> = widths.collect();
+    Ok(widths.map(|widths| (family.denoiser.title, widths)))
 }
 
 /// How a result was made otherwise than another run would, by the recipes of both.

@@ -23,7 +23,7 @@ pub(crate) fn beside(output: &Path) -> PathBuf {
     }
 }
 
-/// Where learning leaves its checkpoints, and whether it goes on from one. A checkpoint that is
+/// Where learning leaves its checkpoints, and whether it resumes from one. A checkpoint that is
 /// there is neither ignored nor overwritten in silence.
 pub(crate) fn records(
     checkpoint: &Path,
@@ -33,7 +33,7 @@ pub(crate) fn records(
     let exists = checkpoint.exists();
     if resume && !exists {
         let message = format!(
-            "{}: there is no checkpoint to go on from",
+            "{}: there is no checkpoint to resume from",
             checkpoint.display()
         );
         return Err(Failure::new(message).hint("leave `--resume` out to start from the beginning"));
@@ -44,7 +44,7 @@ pub(crate) fn records(
             checkpoint.display()
         );
         return Err(Failure::new(message)
-            .hint("go on from it with `--resume`, or start again with `--overwrite`"));
+            .hint("resume from it with `--resume`, or start again with `--overwrite`"));
     }
     Ok(Records {
         checkpoint: Some(checkpoint.to_owned()),
@@ -83,7 +83,7 @@ mod tests {
         let path = beside(&folder.path().join("x.safetensors"));
         assert!(path.ends_with("x.checkpoint.safetensors"));
         let refused = |resume| records(&path, resume, false).unwrap_err().to_string();
-        assert!(refused(true).ends_with("there is no checkpoint to go on from"));
+        assert!(refused(true).ends_with("there is no checkpoint to resume from"));
         assert_eq!(records(&path, false, false).unwrap().resume, None);
         fs::write(&path, "").unwrap();
         assert!(refused(false).ends_with("an interrupted run left a checkpoint"));

@@ -1,4 +1,4 @@
-//! Where the models run: the CPU, or a GPU that was built in and is there.
+//! Where the models run: the CPU, or a GPU that is built in and present.
 
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
@@ -29,7 +29,7 @@ pub(crate) fn built_in() -> impl Iterator<Item = &'static str> {
     std::iter::once("cpu").chain(BUILT_IN.iter().copied())
 }
 
-/// A device that is there.
+/// A device that is present.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
     /// The name it is asked for by.
@@ -50,7 +50,7 @@ impl Place {
 
     /// The device that `name` stands for; `auto` is the first GPU there is, or else the CPU.
     ///
-    /// Software that plays a GPU runs only where it is asked for by name: the CPU back end is
+    /// Software that plays a GPU runs only if it is asked for by name: the CPU back end is
     /// faster.
     pub(crate) fn named(name: &str) -> anyhow::Result<Self> {
         static AUTO: OnceLock<Place> = OnceLock::new();
@@ -168,7 +168,7 @@ pub(crate) fn with_memory_errors(work: impl FnOnce() -> anyhow::Result<()>) -> a
     }
 }
 
-/// Whether a panic says that memory could not be had on a GPU, in the words of the back end.
+/// Whether a panic, in the back end's words, says that a GPU is out of memory.
 fn ran_out_of_memory(payload: &(dyn Any + Send)) -> bool {
     const WORDS: [&str; 3] = [
         "can't allocate buffer of size",

@@ -88,32 +88,33 @@ fn examine(models: &ModelSettings) -> Findings {
     if let Err(error) = models.device().and_then(|_| models.dtype()) {
         problems.push(error.to_string());
     }
-    let (model, components, learning) =
-        match find(models) {
-            Ok((paths, absent)) => {
-                problems.extend(absent.iter().map(|id| {
-                    format!("{id} is not downloaded yet; `dinv models pull {id}` does it")
-                }));
-                let learning = match paths.files() {
-                    Ok(files) if learns(&files) => memory::ways(&paths),
-                    _ => Vec::new(),
-                };
-                (Some(paths.model.clone()), components(&paths), learning)
-            }
-            Err(error) => {
-                let hint = match terminal::hint(&error) {
-                    Some(hint) => format!("{error}; {hint}"),
-                    None => format!("{error:#}"),
-                };
-                // What is wrong with the device keeps the model from being looked for.
-                problems.extend(problems.is_empty().then_some(hint));
-                let learning = match models.model.as_deref().and_then(known) {
-                    Some(name) => memory::ways_of_known(name),
-                    None => Vec::new(),
-                };
-                (None, Vec::new(), learning)
-            }
-        };
+    let (model, components, learning) = match find(models) {
+        Ok((paths, absent)) => {
+            problems.extend(
+                absent
+                    .iter()
+                    .map(|id| format!("{id} is not downloaded; run `dinv models pull {id}`")),
+            );
+            let learning = match paths.files() {
+                Ok(files) if learns(&files) => memory::ways(&paths),
+                _ => Vec::new(),
+            };
+            (Some(paths.model.clone()), components(&paths), learning)
+        }
+        Err(error) => {
+            let hint = match terminal::hint(&error) {
+                Some(hint) => format!("{error}; {hint}"),
+                None => format!("{error:#}"),
+            };
+            // What is wrong with the device keeps the model from being looked for.
+            problems.extend(problems.is_empty().then_some(hint));
+            let learning = match models.model.as_deref().and_then(known) {
+                Some(name) => memory::ways_of_known(name),
+                None => Vec::new(),
+            };
+            (None, Vec::new(), learning)
+        }
+    };
     let simd = vector_instructions();
     if simd.is_none() {
         problems.push(
@@ -168,7 +169,7 @@ fn find(models: &ModelSettings) -> anyhow::Result<(ModelPaths, Vec<ModelId>)> {
     Ok((paths, fetcher.absent))
 }
 
-/// Whether differences are learned on a model, as far as its files tell.
+/// Whether differences are learned on a model, as far as its files say.
 fn learns(files: &ModelFiles) -> bool {
     !Family::of(files).is_ok_and(Family::takes_picture)
 }
@@ -193,7 +194,11 @@ fn components(paths: &ModelPaths) -> Vec<Component> {
     let drawing = "every picture";
     let family = files.as_ref().ok().and_then(|files| Family::of(files).ok());
     let family = family.unwrap_or(&STABLE_DIFFUSION);
-    for name in family.networks() {
+    let there = files.as_ref().ok();
+    let there = there.and_then(|files| family.networks_in(files).ok());
+    // One that is missing is listed as such.
+    let networks = there.unwrap_or_else(|| family.networks().collect());
+    for &name in &networks {
         add(
             name.to_owned(),
             drawing,
@@ -202,6 +207,7 @@ fn components(paths: &ModelPaths) -> Vec<Component> {
         );
     }
     let encoders = family.text_encoders.iter().map(|encoder| encoder.part);
+    let encoders = encoders.filter(|encoder| networks.contains(encoder));
     for encoder in encoders.take(if single { 1 } else { usize::MAX }) {
         let name = tokenizer_of(encoder);
         let vocabulary = files
@@ -358,7 +364,7 @@ fn print(findings: &Findings) -> anyhow::Result<()> {
         terminal::line(format_args!("missing: {problem}"))?;
     }
     if findings.problems.is_empty() {
-        terminal::line("everything is there")?;
+        terminal::line("everything is in place")?;
     }
     Ok(())
 }

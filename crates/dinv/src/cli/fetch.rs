@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use difference_inversion::diffusion::family::Family;
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
-use difference_inversion::hub::{CAPTIONER, Hub, ModelId, joint_spaces};
+use difference_inversion::hub::{CAPTIONER, Hub, ModelId, Wanted, joint_spaces};
 use difference_inversion::method::delta::DeltaMode;
 use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::method::prompt::{PromptConfig, PromptMode};
@@ -15,7 +15,7 @@ use super::locate::{self, Location};
 use super::terminal::Failure;
 use super::watch::Watcher;
 
-/// What a command is going to read beside the diffusion model.
+/// What a command reads besides the diffusion model.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Needs {
     pub(crate) joint_spaces: bool,
@@ -81,7 +81,13 @@ impl<'a> Fetcher<'a> {
         settings.dtype()?; // or for one that does not compute in this type
         settings.file_options()?;
         match &settings.model {
-            Some(name) => self.find(name, settings.variant.as_deref()),
+            Some(name) => {
+                let wanted = Wanted {
+                    variant: settings.variant.as_deref(),
+                    without_t5: settings.without_t5.unwrap_or(false),
+                };
+                self.find(name, wanted)
+            }
             None => locate::demo_model(),
         }
     }
@@ -113,7 +119,7 @@ impl<'a> Fetcher<'a> {
             ..ModelPaths::default()
         };
         if let Some(name) = &settings.tokenizer {
-            paths.options.tokenizer = Some(self.find(name, None)?);
+            paths.options.tokenizer = Some(self.find(name, Wanted::default())?);
         }
         // A single file takes its vocabulary from a joint space.
         let for_words = paths.model.is_file() && settings.tokenizer.is_none();
@@ -134,10 +140,10 @@ impl<'a> Fetcher<'a> {
     }
 
     /// The folder or file that a name means.
-    fn find(&mut self, name: &Path, variant: Option<&str>) -> anyhow::Result<PathBuf> {
+    fn find(&mut self, name: &Path, wanted: Wanted<'_>) -> anyhow::Result<PathBuf> {
         match locate::locate(name)? {
             Location::Disk(path) => Ok(path),
-            Location::Hub(id) => self.fetch(&id, variant),
+            Location::Hub(id) => self.fetch(&id, wanted),
         }
     }
 
@@ -145,7 +151,7 @@ impl<'a> Fetcher<'a> {
     fn find_if(&mut self, name: &Path, needed: bool) -> anyhow::Result<Option<PathBuf>> {
         match locate::locate(name)? {
             Location::Disk(path) => Ok(Some(path)),
-            Location::Hub(id) if needed => self.fetch(&id, None).map(Some),
+            Location::Hub(id) if needed => self.fetch(&id, Wanted::default()).map(Some),
             Location::Hub(_) => Ok(None),
         }
     }
@@ -181,7 +187,7 @@ impl<'a> Fetcher<'a> {
 
     /// As `fetch`, of a model that nobody named: while only looking, its absence is noted.
     fn fetch_beside(&mut self, id: &ModelId) -> anyhow::Result<Option<PathBuf>> {
-        match self.fetch(id, None) {
+        match self.fetch(id, Wanted::default()) {
             Err(_) if self.looks_only => {
                 self.absent.push(id.clone());
                 Ok(None)
@@ -191,8 +197,8 @@ impl<'a> Fetcher<'a> {
     }
 
     /// The folder of a model of the Hub.
-    fn fetch(&mut self, id: &ModelId, variant: Option<&str>) -> anyhow::Result<PathBuf> {
-        let cached = self.hub.cached(id, variant);
+    fn fetch(&mut self, id: &ModelId, wanted: Wanted<'_>) -> anyhow::Result<PathBuf> {
+        let cached = self.hub.cached(id, wanted);
         let missing = match cached {
             Some(model) if model.missing.is_empty() => return Ok(model.folder),
             Some(model) => model.missing,
@@ -216,7 +222,7 @@ impl<'a> Fetcher<'a> {
         }
         let watcher = &mut *self.watcher;
         let observe = &mut |progress: &_| watcher.observe(progress);
-        Ok(self.hub.pull(id, variant, observe)?)
+        Ok(self.hub.pull(id, wanted, observe)?)
     }
 }
 

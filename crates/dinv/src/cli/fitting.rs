@@ -1,17 +1,17 @@
-//! What is lost of pictures when they are fitted to the size that a model draws.
+//! What pictures lose when they are cropped to the size that a model draws.
 
 use std::path::Path;
 
 /// A picture's file, and its width and height in pixels.
 pub(crate) type Measured<'a> = (&'a Path, (u32, u32));
 
-/// The share of a picture that is cut away without a word.
+/// The share of a picture that is cropped without a note.
 const LITTLE: f64 = 0.05;
-/// Sides that are proposed are multiples of this, which all models can draw.
+/// Proposed sides are multiples of this, which all models can draw.
 const STEP: f64 = 64.0;
 
-/// Notices about pairs (A, A′), one picture after the other and B perhaps behind them, of which more than
-/// a little is cut away to fit `[height, width]`, or from A elsewhere than from A′.
+/// Notes about pairs (A, A′), in this order and perhaps followed by B, that lose more than a little when cropped to
+/// `[height, width]`, or whose A and A′ are cropped differently.
 pub(crate) fn of_pairs(pictures: &[Measured<'_>], resolution: [u32; 2]) -> Vec<String> {
     let different = pictures
         .as_chunks::<2>()
@@ -20,7 +20,7 @@ pub(crate) fn of_pairs(pictures: &[Measured<'_>], resolution: [u32; 2]) -> Vec<S
         .filter(|[a, a_prime]| common(aspect(a.1), aspect(a_prime.1)) < 1.0 - LITTLE);
     let notice = |[a, a_prime]: &[Measured<'_>; 2]| {
         format!(
-            "{} and {} have other proportions and are cut in other places: this, too, is learned as a \
+            "{} and {} differ in aspect ratio and are cropped differently, which is learned as part of the \
              difference",
             told(a),
             told(a_prime)
@@ -31,7 +31,7 @@ pub(crate) fn of_pairs(pictures: &[Measured<'_>], resolution: [u32; 2]) -> Vec<S
     notices
 }
 
-/// A notice about pictures of which more than a little is cut away to fit `[height, width]`.
+/// A note about pictures that lose more than a little when cropped to `[height, width]`.
 pub(crate) fn of_pictures(pictures: &[Measured<'_>], [height, width]: [u32; 2]) -> Option<String> {
     let drawn = aspect((width, height));
     let kept = |picture: &Measured<'_>| common(aspect(picture.1), drawn);
@@ -42,15 +42,15 @@ pub(crate) fn of_pictures(pictures: &[Measured<'_>], [height, width]: [u32; 2]) 
     let first = cut.first()?;
     let which = match cut.len() {
         1 => told(first),
-        count => format!("{count} pictures, such as {},", told(first)),
+        count => format!("each of {count} pictures, such as {},", told(first)),
     };
     let mut notice = format!(
-        "only the middle of {which} is seen, {:.0} %, since {width}×{height} pixels are drawn",
+        "{which} is cropped to its central {:.0} %: the model draws {width}×{height} pixels",
         100.0 * kept(first)
     );
     let better = alike(first.1, f64::from(width) * f64::from(height));
     if common(aspect(first.1), aspect(better)) > kept(first) + LITTLE {
-        notice += &format!("; `--resolution {}x{}` shows more", better.0, better.1);
+        notice += &format!("; `--resolution {}x{}` keeps more", better.0, better.1);
     }
     Some(notice)
 }
@@ -75,7 +75,7 @@ fn aspect((width, height): (u32, u32)) -> f64 {
     f64::from(width) / f64::from(height)
 }
 
-/// The share of a picture that is left when it is cut to another aspect.
+/// The share of a picture that remains when it is cropped to another aspect ratio.
 fn common(one: f64, other: f64) -> f64 {
     (one / other).min(other / one)
 }
@@ -103,15 +103,15 @@ mod tests {
         let notice = of_pictures(&[street], SQUARE).unwrap();
         assert_eq!(
             notice,
-            "only the middle of street.jpg (3000×2000) is seen, 67 %, since 512×512 pixels are drawn; \
-             `--resolution 640x448` shows more"
+            "street.jpg (3000×2000) is cropped to its central 67 %: the model draws 512×512 pixels; \
+             `--resolution 640x448` keeps more"
         );
         let nearly = (Path::new("nearly.jpg"), (1000, 980));
         assert_eq!(of_pictures(&[nearly, nearly], SQUARE), None);
         assert_eq!(of_pictures(&[street], [448, 640]), None);
         let notice = of_pictures(&[nearly, street, street], SQUARE).unwrap();
         assert!(
-            notice.contains("of 2 pictures, such as street.jpg"),
+            notice.contains("each of 2 pictures, such as street.jpg"),
             "{notice}"
         );
         // Nothing of 128 pixels would be nearer.

@@ -1,5 +1,5 @@
-//! The flags that several subcommands share. Every field is a setting of the same name in a
-//! `--config` file; what is not given stays `None`.
+//! The flags that several subcommands share. Every field is a setting of the same name in a `--config` file; `None` means
+//! not given.
 
 use std::path::{Path, PathBuf};
 
@@ -20,6 +20,8 @@ use serde_json::{Value, json};
 
 use super::device::{self, DEVICES, Place};
 use super::fitting::Measured;
+use super::locate::DEMO;
+use super::record::file_name;
 use super::settings::{ErasedFlags, Settings};
 use super::terminal::Failure;
 use super::watch::Watcher;
@@ -32,61 +34,69 @@ pub(crate) const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
 #[serde(default)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelSettings {
-    /// A diffusers pipeline: a folder, a single .safetensors file, sd15, sd21, sdxl, or OWNER/NAME or
-    /// OWNER/NAME@REVISION of the Hugging Face Hub; a dinv.json in its folder replaces other defaults
-    /// [default: demo]
+    /// demo, sd15, sd21, sdxl, sd3, sd35, sd35-large, a folder or file, or OWNER/NAME [default: demo]
+    ///
+    /// OWNER/NAME and OWNER/NAME@REVISION are models of the Hugging Face Hub; a file is one .safetensors
+    /// file. A dinv.json in the model's folder overrides built-in defaults.
     #[arg(long, value_name = "MODEL")]
     pub(crate) model: Option<PathBuf>,
-    /// The family of a single file [default: as recognised]
-    #[arg(long, value_parser = PossibleValuesParser::new(Layout::names()))]
+    /// Family of a single file [default: recognised from its tensors]
+    #[arg(long, hide_short_help = true, value_parser = PossibleValuesParser::new(Layout::names()))]
     pub(crate) family: Option<String>,
-    /// What the U-Net predicts [default: as the model says]
-    #[arg(long, value_parser = ["epsilon", "v_prediction", "sample"])]
+    /// What the U-Net predicts [default: from the model]
+    #[arg(long, hide_short_help = true, value_parser = ["epsilon", "v_prediction", "sample"])]
     pub(crate) prediction_type: Option<String>,
-    /// Which timesteps are visited [default: as the model says; a single file does not, so at most 8 steps
-    /// are trailing, more are leading]
-    #[arg(long, value_parser = ["leading", "trailing", "linspace"])]
+    /// Which timesteps are visited [default: from the model; for a single file, trailing up to 8 steps, leading
+    /// above]
+    #[arg(long, hide_short_help = true, value_parser = ["leading", "trailing", "linspace"])]
     pub(crate) timestep_spacing: Option<String>,
-    /// Whether the noise schedule is rescaled to end in pure noise, in trailing steps (zero terminal SNR)
-    /// [default: as the model says]
+    /// Rescale the noise schedule to end in pure noise, with trailing steps (zero terminal SNR) [default:
+    /// from the model]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           hide_short_help = true)]
     pub(crate) zero_snr: Option<bool>,
-    /// The variant of a folder's weights, such as fp16 [default: the plain ones, else fp16]
-    #[arg(long, value_name = "NAME")]
+    /// Variant of a folder's weights, such as fp16 [default: the plain weights, else fp16]
+    #[arg(long, value_name = "NAME", hide_short_help = true)]
     pub(crate) variant: Option<String>,
-    /// The vocabulary of a single file: a folder with tokenizer.json or vocab.json and merges.txt, or a
-    /// model of the Hub
-    /// [default: that of --clip]
-    #[arg(long, value_name = "DIR")]
+    /// Vocabulary of a single file: a folder with tokenizer.json, or vocab.json and merges.txt, or a model of
+    /// the Hub [default: that of --clip]
+    #[arg(long, value_name = "DIR", hide_short_help = true)]
     pub(crate) tokenizer: Option<PathBuf>,
-    /// Another U-Net, such as one fine-tuned to change pictures, in place of the model's own: a folder, or a
-    /// file of weights for the model's own configuration
-    #[arg(long, value_name = "PATH")]
+    /// U-Net that replaces the model's own, such as one fine-tuned to edit pictures: a folder, or a file of
+    /// weights for the model's own configuration
+    #[arg(long, value_name = "PATH", hide_short_help = true)]
     pub(crate) unet: Option<PathBuf>,
-    /// The joint space, a transformers CLIPModel: a folder or a name of the Hub; SDXL has one for each of
-    /// its two text encoders, in any order [default: clip and clip_2 in the model's folder or beside its
-    /// file, or those of the Hub that the text encoders belong to]
-    #[arg(long, value_name = "MODEL")]
+    /// Leave out T5, the largest text encoder of Stable Diffusion 3, with its download and memory
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
+          hide_short_help = true)]
+    pub(crate) without_t5: Option<bool>,
+    /// CLIP, a transformers CLIPModel: a folder or a name of the Hub; for SDXL one for each text encoder, in
+    /// any order [default: clip and clip_2 in the model's folder or next to its file, else the Hub's that
+    /// matches the text encoder]
+    #[arg(long, value_name = "MODEL", hide_short_help = true)]
     #[serde(deserialize_with = "one_or_several")]
     pub(crate) clip: Option<Vec<PathBuf>>,
-    /// The captioner, transformers' BLIP or BLIP-2: a folder or a name of the Hub [default: captioner in
-    /// the model's folder or beside its file, or for a model of the Hub Salesforce/blip2-opt-2.7b]
-    #[arg(long, value_name = "MODEL")]
+    /// Captioner, a transformers BLIP or BLIP-2: a folder or a name of the Hub [default: captioner in the
+    /// model's folder or next to its file; for a model of the Hub, Salesforce/blip2-opt-2.7b]
+    #[arg(long, value_name = "MODEL", hide_short_help = true)]
     pub(crate) captioner: Option<PathBuf>,
-    /// Size of the pictures in pixels, as a side or WIDTHxHEIGHT [default: what the model was trained on]
+    /// Size in pixels, 512 or 768x512 [default: the model's]
     #[arg(long, value_name = "SIZE")]
     #[serde(deserialize_with = "number_or_text")]
     pub(crate) resolution: Option<String>,
-    /// Where the models run; `auto` is the fastest GPU that was built in and is there, or else the CPU
-    /// [default: auto]
+    /// Where the models run [default: auto]
+    ///
+    /// `auto` is the first GPU that is built in and present, else the CPU.
     #[arg(long, value_parser = DEVICES)]
     pub(crate) device: Option<String>,
-    /// Number format of the weights; the CPU computes in f32 regardless, and `vulkan` and `webgpu` have no
-    /// bf16 [default: f32]
+    /// Number format of the weights [default: f32]
+    ///
+    /// The CPU computes in f32 regardless; `vulkan` and `webgpu` have no bf16.
     #[arg(long, value_parser = DTYPES)]
     pub(crate) dtype: Option<String>,
-    /// What to save; `low` computes more than once what `normal` keeps [default: normal]
+    /// `low` saves memory by recomputing [default: normal]
+    ///
+    /// A step of learning takes a third more time.
     #[arg(long, value_parser = ["normal", "low"])]
     pub(crate) memory: Option<String>,
 }
@@ -110,6 +120,17 @@ impl ModelSettings {
         }
     }
 
+    /// Whether it is the demo model.
+    pub(crate) fn is_demo(&self) -> bool {
+        (self.model.as_deref()).is_none_or(|model| model == Path::new(DEMO))
+    }
+
+    /// The model and where it runs in a few words, such as `model sd15 on cpu`.
+    pub(crate) fn named(&self) -> String {
+        let model = (self.model.as_deref()).map_or(DEMO.into(), |model| model.to_string_lossy());
+        format!("model {model} on {}", self.device_name())
+    }
+
     /// The number format of the weights.
     pub(crate) fn dtype(&self) -> anyhow::Result<FloatDType> {
         device::number_format(self.dtype_name(), self.device_name())
@@ -125,19 +146,19 @@ impl ModelSettings {
         self.memory.as_deref().unwrap_or("normal")
     }
 
-    /// What to tell a user who brings pictures and names no model.
+    /// A note for a user who gives pictures and no model.
     pub(crate) fn demo_notice(&self) -> Option<String> {
         let known: Vec<&str> = family::known_models().map(|model| model.name).collect();
         let (last, others) = known.split_last()?;
         let notice = format!(
-            "without `--model` it is the demo model, which knows the little landscapes of its own world alone; for \
-             photographs there are {} and {last}",
+            "the demo model is used, which only knows the little landscapes of its own world; for photographs, \
+             choose a model such as {} or {last} with `--model`",
             others.join(", ")
         );
         self.model.is_none().then_some(notice)
     }
 
-    /// Opens the models at `paths`; `watcher` is told how their files were understood, where that
+    /// Opens the models at `paths`; `watcher` reports how their files were understood, if that
     /// was not certain.
     pub(crate) fn open(&self, paths: &ModelPaths, watcher: &mut Watcher) -> anyhow::Result<Models> {
         let memory = self.memory()?;
@@ -173,6 +194,7 @@ impl ModelSettings {
             tokenizer: self.tokenizer.clone(),
             resolution: self.resolution.as_deref().map(resolution).transpose()?,
             unet: self.unet.clone(),
+            without_t5: self.without_t5.unwrap_or(false),
         })
     }
 
@@ -197,7 +219,8 @@ impl ModelSettings {
             ("unet", name(&self.unet)),
         ];
         let given = |(name, value): (&str, Option<String>)| Some((name.to_owned(), json!(value?)));
-        settings.into_iter().filter_map(given)
+        let without_t5 = (self.without_t5).map(|value| ("without_t5".to_owned(), json!(value)));
+        settings.into_iter().filter_map(given).chain(without_t5)
     }
 }
 
@@ -250,17 +273,17 @@ fn one_or_several<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Vec<Path
     }))
 }
 
-/// What every subcommand understands.
+/// Flags of every subcommand.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "General")]
 pub(crate) struct General {
-    /// Settings from a TOML file; flags go before it
+    /// Settings from a TOML file; flags override it
     #[arg(long, value_name = "FILE.toml")]
     pub(crate) config: Option<PathBuf>,
     /// Print the results as one JSON object
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     pub(crate) json: bool,
-    /// No progress, only errors and notes
+    /// Print only errors and notes
     #[arg(long, short)]
     pub(crate) quiet: bool,
 }
@@ -284,7 +307,7 @@ pub(crate) struct SeedFlag {
 #[derive(Debug, Clone, Default, Args, Serialize)]
 #[command(next_help_heading = "Prompts")]
 pub(crate) struct PromptFlags {
-    #[arg(long, help = about!(prompt_mode), value_parser = ["caption", "optimised", "caption+optimised", "text"])]
+    #[arg(long, help = about!(prompt_mode), hide_short_help = true, value_parser = ["caption", "optimised", "caption+optimised", "text"])]
     prompt_mode: Option<String>,
     #[arg(long, help = about!(pez_tokens), value_name = "N", hide_short_help = true)]
     pez_tokens: Option<usize>,
@@ -304,11 +327,11 @@ pub(crate) struct LearnFlags {
     steps: Option<usize>,
     #[arg(long, help = about!(num_tokens), value_name = "N")]
     num_tokens: Option<usize>,
-    #[arg(long, help = about!(learning_rate), value_name = "RATE", value_parser = finite)]
+    #[arg(long, help = about!(learning_rate), value_name = "RATE", hide_short_help = true, value_parser = finite)]
     learning_rate: Option<f64>,
-    #[arg(long, help = about!(alpha), value_name = "0..1", value_parser = finite)]
+    #[arg(long, help = about!(alpha), value_name = "0..1", hide_short_help = true, value_parser = finite)]
     alpha: Option<f64>,
-    #[arg(long, help = about!(lambda_clip), value_name = "WEIGHT", value_parser = finite)]
+    #[arg(long, help = about!(lambda_clip), value_name = "WEIGHT", hide_short_help = true, value_parser = finite)]
     lambda_clip: Option<f64>,
     #[arg(long, help = about!(lambda_mse), value_name = "WEIGHT", hide_short_help = true, value_parser = finite)]
     lambda_mse: Option<f64>,
@@ -349,20 +372,20 @@ pub(crate) struct LearnFlags {
 pub(crate) struct GenerateFlags {
     #[arg(long, help = about!(inversion), value_parser = ["edit-friendly", "ddim", "sdedit"])]
     inversion: Option<String>,
-    #[arg(long, help = about!(guidance), value_parser = ["difference", "ordinary"])]
+    #[arg(long, help = about!(guidance), hide_short_help = true, value_parser = ["difference", "ordinary"])]
     guidance: Option<String>,
-    #[arg(long, help = concat!(about!(guidance_scale), " [default: what suits the inversion]"), value_name = "SCALE", value_parser = finite)]
+    #[arg(long, help = concat!(about!(guidance_scale), " [default: depends on the inversion]"), value_name = "SCALE", value_parser = finite)]
     guidance_scale: Option<f64>,
-    #[arg(long, help = about!(num_inference_steps), value_name = "N")]
+    #[arg(long, help = about!(num_inference_steps), value_name = "N", hide_short_help = true)]
     num_inference_steps: Option<usize>,
     #[arg(long, help = about!(strength), value_name = "S", allow_negative_numbers = true, value_parser = finite)]
     strength: Option<f64>,
-    #[arg(long, help = about!(reverse), value_name = "BOOL", num_args = 0..=1, require_equals = true,
+    #[arg(long, help = about!(reverse), value_name = "BOOL", num_args = 0..=1, require_equals = true, hide_possible_values = true,
           default_missing_value = "true")]
     reverse: Option<bool>,
-    #[arg(long, help = concat!(about!(negative_prompt), "; for --guidance ordinary alone"), value_name = "TEXT", hide_short_help = true)]
+    #[arg(long, help = concat!(about!(negative_prompt), "; only with --guidance ordinary"), value_name = "TEXT", hide_short_help = true)]
     negative_prompt: Option<String>,
-    #[arg(long, help = concat!(about!(source_guidance_scale), "; for --guidance ordinary alone"), value_name = "SCALE", hide_short_help = true, value_parser = finite)]
+    #[arg(long, help = concat!(about!(source_guidance_scale), "; only with --guidance ordinary"), value_name = "SCALE", hide_short_help = true, value_parser = finite)]
     source_guidance_scale: Option<f64>,
     #[arg(long, help = about!(skip), value_name = "0..1", hide_short_help = true, value_parser = finite)]
     skip: Option<f64>,
@@ -370,7 +393,7 @@ pub(crate) struct GenerateFlags {
     inversion_iterations: Option<usize>,
     #[arg(long, help = about!(sdedit_strength), value_name = "0..1", hide_short_help = true, value_parser = finite)]
     sdedit_strength: Option<f64>,
-    #[arg(long, help = about!(eta), value_name = "0..1", hide_short_help = true, value_parser = finite)]
+    #[arg(long, help = concat!(about!(eta), " [default: 1, for a flow 0]"), value_name = "0..1", hide_short_help = true, value_parser = finite)]
     eta: Option<f64>,
 }
 
@@ -391,35 +414,45 @@ fn initialisation(text: &str) -> Result<Value, String> {
     }
 }
 
-/// The pictures that show the difference, and what is said about them.
+/// The pairs of pictures and their captions.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Pairs {
-    /// A, the picture before; give several pairs for one difference
+    /// A, the picture before the edit; repeat for several pairs
     #[arg(long, value_name = "FILE")]
     pub(crate) a: Vec<PathBuf>,
-    /// A′, the picture after
+    /// A′, the picture after the edit
     #[arg(long, value_name = "FILE")]
     pub(crate) a_prime: Vec<PathBuf>,
-    /// Caption of A in place of the captioner's; once per pair
+    /// Caption of A instead of the captioner's
+    ///
+    /// Once per pair.
     #[arg(long, value_name = "TEXT", help_heading = "Prompts")]
     pub(crate) caption_a: Vec<String>,
-    /// Caption of A′ in place of the captioner's; once per pair
+    /// Caption of A′ instead of the captioner's
+    ///
+    /// Once per pair.
     #[arg(long, value_name = "TEXT", help_heading = "Prompts")]
     pub(crate) caption_a_prime: Vec<String>,
 }
 
 impl Pairs {
+    /// All captions that were given.
+    pub(crate) fn given_captions(&self) -> impl Iterator<Item = &str> {
+        let captions = self.caption_a.iter().chain(&self.caption_a_prime);
+        captions.map(String::as_str)
+    }
+
     /// Whether every picture has a caption.
     pub(crate) fn have_captions(&self) -> bool {
         !self.caption_a.is_empty() && !self.caption_a_prime.is_empty()
     }
 
-    /// Checks that everything was given as often as it has to be.
+    /// Checks that there are as many A′ and captions as A.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         let count = self.a.len();
         if self.a_prime.len() != count {
             let message = format!(
-                "expected an `--a-prime` for every `--a`, found {} and {count}",
+                "expected one `--a-prime` for every `--a`, found {} and {count}",
                 self.a_prime.len()
             );
             return Err(Failure::usage(message).into());
@@ -431,6 +464,19 @@ impl Pairs {
             "--a",
             count,
         )
+    }
+
+    /// The pairs in a few words, such as `day.png → night.png`.
+    pub(crate) fn named(&self) -> String {
+        let mut pairs = self.a.iter().zip(&self.a_prime);
+        let first = pairs.next().map_or_else(String::new, |(a, a_prime)| {
+            format!("{} → {}", file_name(a), file_name(a_prime))
+        });
+        match pairs.count() {
+            0 => first,
+            1 => format!("{first} and another pair"),
+            more => format!("{first} and {more} other pairs"),
+        }
     }
 
     /// The files of the pictures.
@@ -464,7 +510,7 @@ impl Pairs {
     }
 }
 
-/// Captions are given for all pictures of a kind or for none.
+/// Checks that captions are given for all pictures or for none.
 pub(crate) fn check_captions(
     flag: &str,
     captions: usize,
@@ -475,7 +521,7 @@ pub(crate) fn check_captions(
         return Ok(());
     }
     let message = format!(
-        "expected `{flag}` never or once for every `{picture_flag}`, found {captions} and {pictures}"
+        "expected `{flag}` not at all or once for every `{picture_flag}`, found {captions} and {pictures}"
     );
     Err(Failure::usage(message).into())
 }

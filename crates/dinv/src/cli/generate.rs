@@ -17,9 +17,10 @@ use super::flags::{General, ModelSettings, SeedFlag, finite};
 use super::output::{Kind, Outputs};
 use super::record::{Recipe, text_of};
 use super::terminal;
+use super::vocabulary;
 use super::watch::{self, Watcher};
 
-/// Draw a picture from words, or change one with a model made for that
+/// Draw a picture from words, or edit one with a model made for that
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   dinv generate --prompt \"a red house on a hill\" -o house.png
@@ -29,19 +30,19 @@ use super::watch::{self, Watcher};
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
     words: TextFlags,
-    /// Difference tokens to put behind the prompt
+    /// Difference to append to the prompt
     #[arg(long, value_name = "FILE")]
     embedding: Option<PathBuf>,
-    /// The picture to change, with InstructPix2Pix and inpainting models
+    /// Picture to edit, with InstructPix2Pix and inpainting models
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
-    /// What an inpainting model draws anew, the rest stays as it is: a picture that is white there and black elsewhere,
-    /// a brush on nothing, or the picture with a hole in it
+    /// What an inpainting model draws again, the rest stays as it is: a picture that is white there and black
+    /// elsewhere, a brush on nothing, or the picture with a hole in it
     #[arg(long, value_name = "FILE")]
     mask: Option<PathBuf>,
     /// Start from the tensor `latents` [1, 4, h, w] in a safetensors file instead of the seed's noise;
-    /// a tensor `noise` [steps, 4, h, w] beside it is what euler-ancestral adds
-    #[arg(long, value_name = "FILE")]
+    /// a tensor `noise` [steps, 4, h, w] in it is what euler-ancestral adds
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     init_latents: Option<PathBuf>,
     /// File for the picture
     #[arg(long, short, value_name = "FILE", default_value = "generated.png")]
@@ -66,11 +67,11 @@ struct TextFlags {
     negative_prompt: Option<String>,
     #[arg(long, help = about!(text.guidance_scale), value_name = "SCALE", value_parser = finite)]
     guidance_scale: Option<f64>,
-    #[arg(long, help = about!(text.image_guidance_scale), value_name = "SCALE", value_parser = finite)]
+    #[arg(long, help = about!(text.image_guidance_scale), value_name = "SCALE", hide_short_help = true, value_parser = finite)]
     image_guidance_scale: Option<f64>,
     #[arg(long, help = about!(text.num_inference_steps), value_name = "N")]
     num_inference_steps: Option<usize>,
-    #[arg(long, help = concat!(about!(text.scheduler), " [default: as the model's folder says]"), value_parser = SolverKind::ALL.map(SolverKind::name))]
+    #[arg(long, help = concat!(about!(text.scheduler), " [default: the model's own]"), value_parser = SolverKind::ALL.map(SolverKind::name))]
     scheduler: Option<String>,
     #[arg(long, help = about!(text.strength), value_name = "S", allow_negative_numbers = true, value_parser = finite)]
     strength: Option<f64>,
@@ -114,7 +115,9 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let mut fetcher = Fetcher::new(&mut watcher)?;
     let model = fetcher.model(&models)?;
     job.settings = settings.clone().with_model(&model)?.resolve()?;
+    let note = vocabulary::note(&models, &model, [args.words.prompt.as_str()]);
     let paths = fetcher.paths(&models, model, Needs::default())?;
+    watcher.notices(note);
     let mut recipe = Recipe::new("generate", &models, &paths, &[&job.settings])?;
     for (name, file) in [
         ("embedding", &args.embedding),

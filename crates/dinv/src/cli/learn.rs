@@ -16,12 +16,13 @@ use super::flags::{General, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedF
 use super::output::{Kind, Outputs, refuse_same};
 use super::record::{text_of, weight_paths};
 use super::terminal::{self, Failure};
+use super::vocabulary;
 use super::watch::{self, Watcher};
 
 /// Learn the difference between A and A′, to apply it later
 ///
-/// The file holds the difference tokens in the form of a textual-inversion embedding, the settings,
-/// and which text encoder they belong to.
+/// The file holds the difference tokens as a textual-inversion embedding, the settings, and which text
+/// encoder they belong to.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   dinv learn --a day.png --a-prime night.png -o night.safetensors
@@ -40,19 +41,19 @@ pub(crate) struct LearnArgs {
     /// Replace the file if it exists
     #[arg(long)]
     overwrite: bool,
-    /// Go on from the checkpoint that an interrupted run left beside the file
+    /// Resume from the checkpoint that an interrupted run left next to the file
     #[arg(long)]
     resume: bool,
     /// Learn even if the memory is unlikely to suffice
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     no_memory_check: bool,
-    /// Take timesteps and noise from a safetensors file, such as a trace from step 0 on, instead of
+    /// Read timesteps and noise from a safetensors file, such as a trace that starts at step 0, instead of
     /// drawing them
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     replay: Option<PathBuf>,
-    /// Write timesteps, noise, loss terms and tokens of every step to a safetensors file; with --resume
-    /// the file of the interrupted run goes on
-    #[arg(long, value_name = "FILE")]
+    /// Write timesteps, noise, loss terms and tokens of every step to a safetensors file; with --resume,
+    /// continue the file of the interrupted run
+    #[arg(long, value_name = "FILE", hide_short_help = true)]
     trace: Option<PathBuf>,
     #[command(flatten)]
     prompt: PromptFlags,
@@ -106,16 +107,24 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
     job.settings = settings.clone().with_model(&model)?.analogy()?;
     let config = &job.settings;
     let needs = Needs::of_learning(args.pairs.have_captions(), config);
+    let unknown_words = vocabulary::note(&models, &model, args.pairs.given_captions());
     let paths = fetcher.paths(&models, model, needs)?;
     for output in [Some(&output), trace.as_ref()].into_iter().flatten() {
         output.refuse_inputs(&weight_paths(&paths)?)?;
     }
+    watcher.notices(unknown_words);
     if !args.no_memory_check {
         models.check_memory(&paths, &config.learn, examples.len(), needs.captioner)?;
     }
     watcher.notices(models.demo_notice());
     watcher
         .notices(settings.without_effect([config.prompt.unread(), config.learn.unread()].concat()));
+    watcher.say(&format!(
+        "learning {}: {}, {} steps",
+        args.pairs.named(),
+        models.named(),
+        config.learn.steps,
+    ));
     let models = models.open(&paths, &mut watcher)?;
     watcher.notices(fitting::of_pairs(
         &args.pairs.sizes(&examples),
@@ -143,7 +152,14 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
             "seconds": started.elapsed().as_secs_f64(),
         }));
     }
-    terminal::line(args.output.display())
+    terminal::line(args.output.display())?;
+    if !args.general.quiet {
+        terminal::message(format_args!(
+            "done: apply it with dinv apply {} --b PICTURE -o DIR",
+            args.output.display()
+        ));
+    }
+    Ok(())
 }
 
 impl LearnArgs {

@@ -42,14 +42,47 @@ pub(crate) fn locate(name: &Path) -> anyhow::Result<Location> {
     if let Some(id) = id {
         return Ok(Location::Hub(id));
     }
-    let names: Vec<&str> = family::known_models().map(|model| model.name).collect();
-    let failure = Failure::new(format!("{text}: there is no such file or folder"));
-    Err(failure
-        .hint(format!(
-            "give a folder, a model of the Hub (OWNER/NAME), or one of {DEMO}, {}",
-            names.join(", ")
-        ))
-        .into())
+    Err(
+        Failure::new(format!("{text}: no such file, folder or model"))
+            .hint(hint(&text))
+            .into(),
+    )
+}
+
+/// What to do about a name that stands for nothing.
+pub(crate) fn hint(text: &str) -> String {
+    let known = || std::iter::once(DEMO).chain(family::known_models().map(|model| model.name));
+    match nearest(text, known()) {
+        Some(name) => format!("did you mean `{name}`?"),
+        None => format!(
+            "give a folder, a model of the Hub (OWNER/NAME), or one of {}",
+            known().collect::<Vec<_>>().join(", ")
+        ),
+    }
+}
+
+/// The short name that a text comes close to, such as `sd15` for `SD 1.5` and `stable-diffusion-1-5`.
+fn nearest<'a>(text: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let plain = text.to_lowercase().replace("stable-diffusion", "sd");
+    let plain: String = plain.chars().filter(|c| c.is_alphanumeric()).collect();
+    let digits = |text: &str| {
+        text.chars()
+            .filter(char::is_ascii_digit)
+            .collect::<String>()
+    };
+    // A path is a path, and another number is another model.
+    let is_near = |name: &&str| {
+        !text.contains(['/', '\\'])
+            && digits(name) == digits(&plain)
+            && strsim::levenshtein(name, &plain) <= 1
+    };
+    let mut near: Vec<&str> = names.filter(is_near).collect();
+    near.sort_by_key(|name| strsim::levenshtein(name, &plain));
+    match near.as_slice() {
+        [only] => Some(only),
+        [first, ..] if *first == plain => Some(first),
+        _ => None,
+    }
 }
 
 /// The folder of a model that another path in it, or in a cache of the Hub, stands for.
@@ -97,7 +130,7 @@ pub(crate) fn relative_to(folder: &Path, name: &str) -> PathBuf {
 }
 
 /// The folder of the demo model: the one `DINV_DEMO_MODEL` names, or the first that exists of those
-/// beside the program and in the sources it was built from.
+/// next to the program and in the sources it was built from.
 pub(crate) fn demo_model() -> anyhow::Result<PathBuf> {
     if let Some(folder) = env::var_os(VARIABLE).map(PathBuf::from) {
         if is_model(&folder) {
@@ -155,14 +188,14 @@ fn is_model(folder: &Path) -> bool {
     folder.join(MODEL_INDEX).is_file()
 }
 
-/// The pictures of the built-in example, beside the demo model.
+/// The pictures of the built-in example, next to the demo model.
 pub(crate) struct Example {
     pub(crate) a: PathBuf,
     pub(crate) a_prime: PathBuf,
     pub(crate) b: PathBuf,
 }
 
-/// The built-in example: `images/{a,a_prime,b}.png` beside the demo model's folder.
+/// The built-in example: `images/{a,a_prime,b}.png` next to the demo model's folder.
 pub(crate) fn example() -> anyhow::Result<Example> {
     let model = demo_model()?;
     let images = model.parent().unwrap_or(Path::new("..")).join("images");
@@ -195,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_goes_before_a_name() {
+    fn a_path_overrides_a_name() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("owner/name");
         std::fs::create_dir_all(&path).unwrap();
@@ -203,7 +236,7 @@ mod tests {
         let absent = folder.path().join("absent");
         let error = locate(&absent).unwrap_err().to_string();
         assert!(
-            error.ends_with("absent: there is no such file or folder"),
+            error.ends_with("absent: no such file, folder or model"),
             "{error}"
         );
     }
@@ -238,7 +271,24 @@ mod tests {
         }
         for name in ["sdxxl", "a/b/c"] {
             let error = locate(Path::new(name)).unwrap_err().to_string();
-            assert_eq!(error, format!("{name}: there is no such file or folder"));
+            assert_eq!(error, format!("{name}: no such file, folder or model"));
+        }
+    }
+
+    #[test]
+    fn names_that_come_close_are_proposed() {
+        for (typed, meant) in [
+            ("sd1.5", "sd15"),
+            ("SD15", "sd15"),
+            ("stable-diffusion-1.5", "sd15"),
+            ("sdxxl", "sdxl"),
+            ("SDXL", "sdxl"),
+            ("Demo", "demo"),
+        ] {
+            assert_eq!(hint(typed), format!("did you mean `{meant}`?"));
+        }
+        for typed in ["flux", "models/sdxl", "sd", "sd14"] {
+            assert!(hint(typed).starts_with("give a folder"), "{}", hint(typed));
         }
     }
 

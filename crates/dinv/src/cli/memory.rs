@@ -34,7 +34,7 @@ impl fmt::Display for Way {
 }
 
 /// What learning takes on the CPU from one pair whose captions are given, in every way there is;
-/// nothing where the files do not tell.
+/// nothing if the files do not say.
 pub(crate) fn ways(paths: &ModelPaths) -> Vec<Way> {
     ways_by(|learning| learning.peak(paths).ok())
 }
@@ -79,7 +79,7 @@ impl ModelSettings {
 
     /// Refuses to learn, from so many pairs and with the captioner if there are captions to be made, what does
     /// not fit into the memory there is. On a GPU, and where the files
-    /// do not tell, nothing is refused.
+    /// do not say, nothing is refused.
     pub(crate) fn check_memory(
         &self,
         paths: &ModelPaths,
@@ -119,7 +119,7 @@ impl ModelSettings {
             size(available)
         );
         let fits = fits.unwrap_or_default();
-        let hint = format!("{fits}`--no-memory-check` tries it all the same");
+        let hint = format!("{fits}`--no-memory-check` tries it regardless");
         Err(Failure::new(message).hint(hint).into())
     }
 }

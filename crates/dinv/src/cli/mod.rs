@@ -4,6 +4,7 @@ mod analogy;
 mod apply;
 mod canvas;
 mod caption;
+mod change;
 mod checkpoint;
 mod device;
 mod doctor;
@@ -16,6 +17,7 @@ mod generate;
 mod learn;
 mod locate;
 mod memory;
+mod misspelt;
 mod models;
 mod output;
 mod pictures;
@@ -25,6 +27,7 @@ mod settings;
 mod sheet;
 mod signals;
 mod terminal;
+mod vocabulary;
 mod watch;
 
 use std::process::ExitCode;
@@ -61,8 +64,19 @@ enum Command {
 
 /// Runs the program.
 pub(crate) fn main() -> ExitCode {
-    let matches = command().get_matches();
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let parsed = command()
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
+        Ok(cli) => cli,
+        Err(error) => {
+            let arguments = std::env::args_os().skip(1);
+            let arguments: Vec<String> = arguments
+                .map(|word| word.to_string_lossy().into_owned())
+                .collect();
+            return misspelt::report(&error, &arguments);
+        }
+    };
     let done = device::with_memory_errors(|| match cli.command {
         Command::Analogy(args) => analogy::run(*args),
         Command::Learn(args) => learn::run(&args),
@@ -80,30 +94,162 @@ pub(crate) fn main() -> ExitCode {
     .into()
 }
 
-/// The command line, with the default of every setting behind its help.
+/// The command line. The help of every setting ends in its defaults, and short help points to the long one.
 fn command() -> clap::Command {
     let analogy = settings::values(&AnalogyConfig::default()).unwrap_or_default();
     let generate = settings::values(&TextToImage::default()).unwrap_or_default();
+    let demo = locate::demo_model().and_then(|folder| settings::recommended(&folder));
+    let demo = demo.unwrap_or_default();
     Cli::command().mut_subcommands(|subcommand| {
         let defaults = match subcommand.get_name() {
             "generate" => &generate,
             _ => &analogy,
         };
-        subcommand.mut_args(|arg| with_default(arg, defaults))
+        pointing_to_all(subcommand.mut_args(|arg| with_default(arg, defaults, &demo)))
     })
 }
 
-/// Adds the default of the setting an argument stands for, if it stands for one that has any.
-fn with_default(arg: Arg, defaults: &Map<String, Value>) -> Arg {
-    let default = match defaults.get(arg.get_id().as_str()) {
-        Some(Value::String(text)) if !text.is_empty() => text.clone(),
-        Some(value @ (Value::Number(_) | Value::Bool(_))) => {
-            value.to_string().trim_end_matches(".0").to_owned()
+/// Adds the default of the setting an argument stands for, and the demo model's own.
+fn with_default(arg: Arg, defaults: &Map<String, Value>, demo: &Map<String, Value>) -> Arg {
+    let name = arg.get_id().as_str();
+    let default = defaults.get(name).and_then(shown);
+    let of_demo = defaults.get(name).and(demo.get(name)).and_then(shown);
+    let text = match (default, of_demo) {
+        (Some(default), Some(of_demo)) if default != of_demo => {
+            format!("{default}; demo model: {of_demo}")
         }
-        _ => return arg,
+        (None, Some(of_demo)) => format!("none; demo model: {of_demo}"),
+        (Some(default), _) => default,
+        (None, None) => return arg,
     };
     let Some(help) = arg.get_help().map(ToString::to_string) else {
         return arg;
     };
-    arg.help(format!("{help} [default: {default}]"))
+    arg.help(format!("{help} [default: {text}]"))
+}
+
+/// A value as people type it.
+fn shown(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) if !text.is_empty() => Some(text.clone()),
+        Value::Number(_) | Value::Bool(true) => {
+            Some(value.to_string().trim_end_matches(".0").to_owned())
+        }
+        // A switch that is off by default says so by being one.
+        _ => None,
+    }
+}
+
+/// Lets short help say where the settings are that it leaves out.
+fn pointing_to_all(command: clap::Command) -> clap::Command {
+    if !command.get_arguments().any(Arg::is_hide_short_help_set) {
+        return command;
+    }
+    let (name, examples) = (command.get_name(), command.get_after_help());
+    let examples = examples.map(ToString::to_string).unwrap_or_default();
+    let short = format!("{examples}\n\nAll settings: dinv {name} --help");
+    command.after_help(short).after_long_help(examples)
+}
+
+/// docs/reference/settings.md: written from the flags, so that a setting has one text.
+#[cfg(test)]
+mod reference {
+    use std::fmt::Write;
+    use std::path::Path;
+
+    use super::*;
+
+    const PREFACE: &str = "# Settings
+
+This page is written from the program's own texts (`just update-help`). Every setting is a flag and, with `_` for `-`, a
+name in a `--config` file. Flags override the file, the file overrides the model's `dinv.json`, and that overrides the
+built-in default. \"Demo\" is what the demo model's `dinv.json` sets.
+
+";
+
+    /// A table of the settings of a subcommand under one heading of its help.
+    fn table(
+        page: &mut String,
+        command: &clap::Command,
+        heading: &str,
+        defaults: [&Map<String, Value>; 2],
+    ) {
+        writeln!(page, "| flag | default | demo | |\n|---|---|---|---|").unwrap();
+        let flags = command.get_arguments();
+        for flag in flags.filter(|flag| flag.get_help_heading() == Some(heading)) {
+            let name = flag.get_id().as_str();
+            let long = flag.get_long().unwrap();
+            let [built_in, demo] = defaults.map(|values| {
+                let value = values.get(name).and_then(shown);
+                value.map_or_else(String::new, |value| format!("`{value}`"))
+            });
+            let help = flag.get_help().unwrap().to_string().replace('\n', " ");
+            let (text, own) = match help
+                .strip_suffix(']')
+                .and_then(|help| help.rsplit_once(" [default: "))
+            {
+                Some((text, own)) => (text.to_owned(), own.to_owned()),
+                None => (help, String::new()),
+            };
+            let values: Vec<String> = flag
+                .get_possible_values()
+                .iter()
+                .map(|value| format!("`{}`", value.get_name()))
+                .collect();
+            let text = match values.is_empty() || values.len() == 2 && values[0] == "`true`" {
+                true => text,
+                false => format!("{text}: {}", values.join(", ")),
+            };
+            let details = flag.get_long_help().map(ToString::to_string);
+            let details = details.and_then(|all| Some(all.split_once("\n\n")?.1.to_owned()));
+            let text = match details {
+                Some(details) => format!("{text}. {}", details.replace('\n', " ")),
+                None => text,
+            };
+            let default = if built_in.is_empty() { own } else { built_in };
+            writeln!(page, "| `--{long}` | {default} | {demo} | {text} |").unwrap();
+        }
+    }
+
+    #[test]
+    fn the_page_of_settings_is_as_the_program_says() {
+        let folder = locate::demo_model().unwrap();
+        let demo = settings::recommended(&folder).unwrap();
+        let defaults = settings::values(&AnalogyConfig::default()).unwrap();
+        let command = Cli::command();
+        let analogy = command.find_subcommand("analogy").unwrap();
+        let mut page = PREFACE.to_owned();
+        for heading in ["Prompts", "Learning", "Making B′", "Model", "General"] {
+            writeln!(page, "## {heading}\n").unwrap();
+            table(&mut page, analogy, heading, [&defaults, &demo]);
+            page.push('\n');
+        }
+        let generate = command.find_subcommand("generate").unwrap();
+        writeln!(
+            page,
+            "## Plain generation\n\nFlags of `dinv generate`, next to those of the model.\n"
+        )
+        .unwrap();
+        let drawing = settings::values(&TextToImage::default()).unwrap();
+        let none = Map::new();
+        let own = generate
+            .clone()
+            .mut_args(|arg| match arg.get_help_heading() {
+                None if arg.get_long().is_some() => arg.help_heading("Drawing"),
+                _ => arg,
+            });
+        table(&mut page, &own, "Drawing", [&drawing, &none]);
+        let path = Path::new(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../docs/reference/settings.md"
+        ));
+        if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+            std::fs::write(path, &page).unwrap();
+        }
+        let found = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            page == found,
+            "run `just update-help` and look at the difference:\n{page}"
+        );
+    }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::{Device, FloatDType};
 use difference_inversion::Result;
-use difference_inversion::diffusion::family;
+use difference_inversion::diffusion::family::Family;
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::diffusion::joint_space;
 use difference_inversion::hub::model_of;
@@ -83,7 +83,7 @@ impl Recipe {
     }
 
     /// The recipe as one line of JSON, which PNGs carry under the key `dinv`. A picture travels
-    /// further than `run.json`: of folders and files it tells the names, not where they lie.
+    /// further than `run.json`: it holds the names of folders and files, not where they are.
     pub(crate) fn to_line(&self) -> anyhow::Result<String> {
         let travelling = Self {
             model: last_names(&self.model),
@@ -99,6 +99,11 @@ impl Recipe {
 /// A path as people read it: JSON holds nothing but Unicode, and not all paths are.
 pub(crate) fn text_of(path: impl AsRef<Path>) -> String {
     path.as_ref().to_string_lossy().into_owned()
+}
+
+/// The name of a file without its folder.
+pub(crate) fn file_name(path: &Path) -> String {
+    path.file_name().map_or_else(|| text_of(path), text_of)
 }
 
 /// Settings of an analogy in the order a reader looks for them.
@@ -121,7 +126,7 @@ fn last_names(path: &str) -> String {
     )
 }
 
-/// Inputs whose files are told by their names alone.
+/// Inputs with the names of files, without folders.
 fn without_folders(inputs: &Map<String, Value>) -> Map<String, Value> {
     let shortened = |name: &str, value: &Value| match value {
         Value::String(path) if FILES.contains(&name) => Path::new(path)
@@ -148,10 +153,7 @@ pub(crate) fn weight_files(paths: &ModelPaths) -> Result<Vec<(String, PathBuf)>>
     let device = Device::flex();
     let model = paths.files()?;
     let mut files = Vec::new();
-    for network in family::networks()
-        .into_iter()
-        .filter(|name| model.has(name))
-    {
+    for network in Family::of(&model)?.networks_in(&model)? {
         let weights = model.weights(network, &device, FloatDType::F32)?;
         files.extend(named_files(network, &weights));
     }

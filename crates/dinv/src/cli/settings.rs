@@ -22,6 +22,16 @@ use super::terminal::Failure;
 /// The file in a model's folder with the settings recommended for it.
 const RECOMMENDED: &str = "dinv.json";
 
+/// The settings that the model in `folder` recommends.
+pub(crate) fn recommended(folder: &Path) -> anyhow::Result<Map<String, Value>> {
+    let path = folder.join(RECOMMENDED);
+    if path.is_file() {
+        Ok(read_config(&path)?)
+    } else {
+        Ok(Map::new())
+    }
+}
+
 /// Settings from one place, by name.
 #[derive(Debug, Clone)]
 struct Layer {
@@ -64,12 +74,11 @@ impl Settings {
 
     /// Puts the settings that the model in `folder` recommends below all others.
     pub(crate) fn with_model(mut self, folder: &Path) -> anyhow::Result<Self> {
-        let path = folder.join(RECOMMENDED);
-        if path.is_file() {
-            let values: Map<String, Value> = read_config(&path)?;
+        let values = recommended(folder)?;
+        if !values.is_empty() {
             let names = names::<AnalogyConfig>()?;
             let layer = Layer {
-                origin: Origin::Model(path),
+                origin: Origin::Model(folder.join(RECOMMENDED)),
                 values,
             };
             layer.check_names(&names)?;
@@ -90,8 +99,8 @@ impl Settings {
         Ok(config)
     }
 
-    /// What to tell the user about settings that were given and are not read; of those that a model
-    /// recommends, which are for all cases, nothing.
+    /// Notes about settings that were given and have no effect. Those that a model recommends are for all cases and get
+    /// none.
     pub(crate) fn without_effect(&self, unread: Vec<Unread>) -> impl Iterator<Item = String> {
         let of_user = |layer: &&Layer| !matches!(layer.origin, Origin::Model(_));
         let given = move |name| {

@@ -96,7 +96,7 @@ pub(crate) fn error(error: &anyhow::Error) -> Exit {
     exit
 }
 
-/// The error and its causes in one line; a cause that the text before it already tells is left out.
+/// The error and its causes in one line; a cause that the text before it already states is left out.
 fn chain(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {

@@ -32,6 +32,8 @@ pub(crate) struct Watcher {
     last_loss: Option<LossTerms>,
     times: StageTimes,
     notices: Vec<String>,
+    /// Captions made since the last line about them, and the time they took.
+    captions: (usize, Duration),
 }
 
 impl Watcher {
@@ -48,6 +50,7 @@ impl Watcher {
             last_loss: None,
             times: Vec::new(),
             notices: Vec::new(),
+            captions: (0, Duration::ZERO),
         }
     }
 
@@ -105,12 +108,12 @@ impl Watcher {
         }
     }
 
-    /// Gives the user all of these notices.
+    /// Shows the user all of these notices.
     pub(crate) fn notices(&mut self, notices: impl IntoIterator<Item = String>) {
         notices.into_iter().for_each(|notice| self.notice(&notice));
     }
 
-    /// Tells the user something, above the progress bar, and keeps it for `run.json`.
+    /// Shows the user a note above the progress bar, and keeps it for `run.json`.
     pub(crate) fn notice(&mut self, notice: &str) {
         if self.notices.iter().any(|told| told == notice) {
             return; // such as of every picture
@@ -124,21 +127,25 @@ impl Watcher {
         self.above(|| terminal::line(text))
     }
 
-    /// Tells the user what begins, unless quiet.
+    /// Says what happens, unless quiet.
     pub(crate) fn say(&self, text: &str) {
         if self.terminal || self.plain {
             self.above(|| terminal::message(text));
         }
     }
 
-    /// What there is to tell about the run: the time each stage took, and the notices.
+    /// What there is to report about the run: the time each stage took, and the notices.
     pub(crate) fn finish(mut self) -> (StageTimes, Vec<String>) {
+        self.captions_made();
         self.clear();
         let Self { times, notices, .. } = &mut self;
         (std::mem::take(times), std::mem::take(notices))
     }
 
     fn begin(&mut self, stage: Stage, done: usize, total: usize) {
+        if stage != Stage::Caption {
+            self.captions_made();
+        }
         self.current = Some((stage, Instant::now()));
         self.last_loss = None;
         self.clear();
@@ -158,6 +165,12 @@ impl Watcher {
             Some((_, sum)) => *sum += time,
             None => self.times.push((stage, time)),
         }
+        self.clear();
+        if stage == Stage::Caption {
+            self.captions.0 += total;
+            self.captions.1 += time;
+            return;
+        }
         let loss = self
             .last_loss
             .map(|loss| format!(", loss {:.4}", loss.total));
@@ -171,7 +184,6 @@ impl Watcher {
             time.as_secs_f64(),
             loss.unwrap_or_default()
         );
-        self.clear();
         self.say(&line);
     }
 
@@ -183,6 +195,19 @@ impl Watcher {
             bar.set_style(style(template(stage)));
             bar.set_prefix(what);
             self.bar = Some(bar);
+        }
+    }
+
+    /// Reports the captions that were made, in one line.
+    fn captions_made(&mut self) {
+        let (count, time) = std::mem::take(&mut self.captions);
+        let pictures = if count == 1 { "picture" } else { "pictures" };
+        if count > 0 {
+            self.say(&format!(
+                "{}: {count} {pictures} in {:.1} s",
+                Stage::Caption,
+                time.as_secs_f64()
+            ));
         }
     }
 
@@ -213,10 +238,10 @@ impl Drop for Watcher {
 fn template(stage: Stage) -> &'static str {
     match stage {
         Stage::Download => {
-            "{prefix:>17} {bar:32.blue/dim} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left"
+            "{prefix:>12} {wide_bar:.blue/dim} {bytes}/{total_bytes} {bytes_per_sec}, {eta} left"
         }
-        Stage::Caption | Stage::Read => "{prefix:>17} {bar:32.blue/dim} {pos}/{len} {msg}",
-        _ => "{prefix:>17} {bar:32.blue/dim} {pos}/{len} {per_sec}, {eta} left {msg}",
+        Stage::Caption | Stage::Read => "{prefix:>12} {wide_bar:.blue/dim} {pos}/{len} {msg}",
+        _ => "{prefix:>12} {wide_bar:.blue/dim} {pos}/{len} {per_sec}, {eta} left {msg}",
     }
 }
 
@@ -230,15 +255,21 @@ pub(crate) fn style(template: &str) -> ProgressStyle {
 /// What a bar with this template shows at 3 of 4; indicatif leaves out what it does not know.
 #[cfg(test)]
 pub(crate) fn drawn(template: &str) -> String {
+    drawn_at(120, template)
+}
+
+/// The same on a terminal of `width` columns.
+#[cfg(test)]
+pub(crate) fn drawn_at(width: u16, template: &str) -> String {
     use std::io::Result;
     use std::sync::{Arc, Mutex, PoisonError};
 
-    #[derive(Debug, Default)]
-    struct Screen(Arc<Mutex<String>>);
+    #[derive(Debug)]
+    struct Screen(Arc<Mutex<String>>, u16);
 
     impl indicatif::TermLike for Screen {
         fn width(&self) -> u16 {
-            120
+            self.1
         }
         fn move_cursor_up(&self, _: usize) -> Result<()> {
             Ok(())
@@ -271,7 +302,7 @@ pub(crate) fn drawn(template: &str) -> String {
     }
 
     let screen = Arc::default();
-    let target = ProgressDrawTarget::term_like(Box::new(Screen(Arc::clone(&screen))));
+    let target = ProgressDrawTarget::term_like(Box::new(Screen(Arc::clone(&screen), width)));
     let bar = ProgressBar::with_draw_target(Some(4), target);
     bar.set_style(style(template));
     bar.set_prefix("PREFIX");
@@ -309,6 +340,17 @@ mod tests {
         let stages: Vec<Stage> = times.iter().map(|(stage, _)| *stage).collect();
         assert_eq!(stages, [Stage::Caption, Stage::Learn]);
         assert_eq!(notices, ["equal captions"]);
+    }
+
+    #[test]
+    fn bars_fit_the_terminal() {
+        for stage in [Stage::Caption, Stage::Download, Stage::Learn] {
+            for width in [80, 120] {
+                let text = drawn_at(width, template(stage));
+                assert!(text.contains("━━"), "{text}");
+                assert!(text.chars().count() <= width.into(), "{width}: {text}");
+            }
+        }
     }
 
     #[test]

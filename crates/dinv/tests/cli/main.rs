@@ -7,6 +7,7 @@
 )]
 
 mod bad_input;
+mod documents;
 mod eval;
 mod help;
 #[cfg(feature = "hub")]
@@ -17,6 +18,7 @@ mod interrupt;
 mod model_files;
 mod outputs;
 mod runs;
+mod sd3;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -98,10 +100,12 @@ fn entries(folder: &Path) -> Vec<String> {
     names
 }
 
-fn golden(name: &str) -> PathBuf {
+fn repository() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
-        .join("tests/golden")
-        .join(name)
+}
+
+fn golden(name: &str) -> PathBuf {
+    repository().join("tests/golden").join(name)
 }
 
 fn copy_folder(from: &Path, to: &Path) {

@@ -49,7 +49,7 @@ fn single_files_that_cannot_be_opened_say_why() {
         (
             "--model none.safetensors",
             1,
-            &["none.safetensors: there is no such file", "hint: give"],
+            &["none.safetensors: no such file", "hint: give"],
         ),
         (
             &format!("--model {part}"),

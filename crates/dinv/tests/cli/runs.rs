@@ -145,7 +145,7 @@ fn one_difference_applies_to_many_pictures() {
                  --caption-b y";
     let done = succeed(work.path(), &format!("{apply} -o out"));
     assert_eq!(done.stdout, "out/a.png\nout/b.png\n");
-    let cut = "only the middle of 2 pictures, such as a.png (40×32), is seen, 80 %";
+    let cut = "each of 2 pictures, such as a.png (40×32), is cropped to its central 80 %";
     assert!(
         done.stderr.starts_with(&format!("note: {cut}")),
         "{}",
@@ -298,7 +298,7 @@ fn captions_are_printed_with_names_where_there_are_several() {
 fn doctor_lists_what_is_there_and_what_is_missing() {
     let work = workplace();
     let whole = succeed(work.path(), "doctor --model model").stdout;
-    assert!(whole.ends_with("everything is there\n"), "{whole}");
+    assert!(whole.ends_with("everything is in place\n"), "{whole}");
     fs::remove_dir_all(work.path().join("model/captioner")).unwrap();
     let json = succeed(work.path(), "doctor --model model --json").stdout;
     let findings: Value = serde_json::from_str(&json).unwrap();
@@ -439,10 +439,7 @@ fn sdxl_goes_through_every_command() {
     let notices = record["notices"].as_array().unwrap();
     assert_eq!(notices.len(), 1, "{notices:?}");
     let notice = notices[0].as_str().unwrap();
-    assert!(
-        notice.starts_with("only the middle of 3 pictures"),
-        "{notice}"
-    );
+    assert!(notice.starts_with("each of 3 pictures"), "{notice}");
     // U-Net, autoencoder, two text encoders, two joint spaces.
     assert_eq!(record["model_files"].as_object().unwrap().len(), 6);
     fs::write(
@@ -453,7 +450,7 @@ fn sdxl_goes_through_every_command() {
     succeed(work.path(), &format!("{analogy} --overwrite"));
     let record = read_json(&work.path().join("both/run.json"));
     let notice = record["notices"][1].as_str().unwrap();
-    assert!(notice.contains("text encoder 2 alone"), "{notice}");
+    assert!(notice.contains("only for text encoder 2"), "{notice}");
 }
 
 #[test]
@@ -580,7 +577,7 @@ fn doctor_misses_nothing_of_a_model_that_only_draws() {
     let work = workplace();
     copy_folder(&golden("instruct_pix2pix"), &work.path().join("edits"));
     let done = succeed(work.path(), "doctor --model edits").stdout;
-    assert!(done.contains("everything is there"), "{done}");
+    assert!(done.contains("everything is in place"), "{done}");
     assert!(
         !done.contains("captioner") && !done.contains("learning"),
         "{done}"

@@ -30,7 +30,7 @@ pub struct LayoutTextEncoder {
     pub config: Value,
     /// Whether the file has a last layer and a projection that the family does not use.
     pub penultimate: bool,
-    /// The token its prompts are filled up with, where it is not the vocabulary's own.
+    /// The token its prompts are filled up with, if it is not the vocabulary's own.
     pub pad_token: Option<&'static str>,
 }
 
@@ -53,10 +53,10 @@ pub struct Layout {
     pub scheduler: Value,
 }
 
-/// Channels of a U-Net that reads the latents of a picture to be edited beside the noisy ones
+/// Channels of a U-Net that reads the latents of a picture to be edited next to the noisy ones
 /// (InstructPix2Pix).
 const EDITING: usize = 8;
-/// Channels of a U-Net that reads a mask and the latents of the masked picture beside the noisy ones.
+/// Channels of a U-Net that reads a mask and the latents of the masked picture next to the noisy ones.
 const INPAINTING: usize = 9;
 /// What the keys of Stable Diffusion 2's text encoder start with.
 const SD2_ENCODER: &str = "cond_stage_model.model.";
@@ -263,7 +263,7 @@ impl Layout {
     }
 
     /// Recognises the family of a file by its keys and shapes. Stable Diffusion 2 with and without
-    /// velocity look the same; `predicts_noise` tells them apart, and that its inpainting model
+    /// velocity look the same; `predicts_noise` distinguishes them, and that its inpainting model
     /// (`stabilityai/stable-diffusion-2-inpainting`) was made from the base model.
     ///
     /// # Errors
@@ -378,6 +378,16 @@ fn context_dim(file: &TensorFile) -> Result<usize> {
         .find(|name| name.ends_with(".attn2.to_k.weight"));
     if let Some((_, &[_, width])) = key.and_then(|key| file.info(key)) {
         return Ok(width);
+    }
+    if let Some(family) = family::of_unread(&names) {
+        let known: Vec<&str> = family.models.iter().map(|model| model.name).collect();
+        let reason = format!(
+            "a checkpoint of a {} in its original layout, which is not read: take its diffusers folder, \
+             such as {}",
+            family.class,
+            known.join(" or ")
+        );
+        return Err(Error::invalid_file(file.path(), reason));
     }
     let starts_with = |start: &str| names.iter().any(|name| name.starts_with(start));
     let what = if starts_with("lora_") || names.iter().any(|name| name.contains(".lora")) {

@@ -112,8 +112,8 @@ const UNUSED_PARTS: [&str; 4] = [
     "embedding_manager.",
 ];
 
-/// Keys of the noise schedule and of the training, all of which the configuration tells, and the
-/// projection that ComfyUI saved beside text encoders whose hidden states alone are read.
+/// Keys of the noise schedule and of training, all of which the configuration holds, and the projection that
+/// ComfyUI saved with text encoders of which only the hidden states are read.
 const UNUSED: [&str; 19] = [
     "alphas_cumprod",
     "alphas_cumprod_prev",

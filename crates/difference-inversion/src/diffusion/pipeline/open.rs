@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::{Device, FloatDType};
 
-use crate::diffusion::family::Family;
+use crate::diffusion::family::{EncoderPart, Family};
 use crate::diffusion::model_files::ModelFiles;
 use crate::diffusion::pipeline::Pipeline;
 use crate::diffusion::pipeline::index::ModelIndex;
@@ -40,10 +40,11 @@ impl Pipeline {
             family = family.with_channels(denoiser.in_channels(), latent_channels);
         }
         check_attention_mask(files, family)?;
-        let text_encoders = (family.text_encoders.iter())
+        let parts = family.encoders_in(files)?;
+        let text_encoders = (parts.iter())
             .map(|encoder| (encoder.open)(files, encoder.part, device, dtype))
             .collect::<Result<Vec<_>>>()?;
-        check_vocabularies(files.path(), family, &text_encoders)?;
+        check_vocabularies(files.path(), &parts, &text_encoders)?;
         let widths: Vec<usize> = text_encoders.iter().map(TextEncoder::hidden_size).collect();
         let projections: Vec<Option<usize>> = (text_encoders.iter())
             .map(TextEncoder::projection_dim)
@@ -66,6 +67,7 @@ impl Pipeline {
         let denoiser = denoiser.load(&weights, &around)?;
         let mut pipeline = Self {
             family,
+            parts,
             force_zeros_for_empty_prompt: index.force_zeros_for_empty_prompt,
             text_encoders,
             denoiser,
@@ -107,13 +109,19 @@ impl Pipeline {
 
     /// Checks that the networks can draw at its resolution, which noising may depend on.
     fn fit_resolution(&mut self) -> Result<()> {
-        let factor = self.vae.config().downsampling_factor() * self.denoiser.multiple();
-        let fits = |side: u32| side > 0 && (side as usize).is_multiple_of(factor);
+        let pixels = self.vae.config().downsampling_factor();
+        let factor = pixels * self.denoiser.multiple();
+        let most = self.denoiser.largest().map(|most| most * pixels);
+        let fits = |side: u32| {
+            let side = side as usize;
+            side > 0 && side.is_multiple_of(factor) && most.is_none_or(|most| side <= most)
+        };
         if !self.resolution.into_iter().all(fits) {
             let [height, width] = self.resolution;
+            let most = most.map(|most| format!(", at most {most}"));
             return Err(Error::Setting {
                 name: "resolution",
-                expected: format!("multiples of {factor}"),
+                expected: format!("multiples of {factor}{}", most.unwrap_or_default()),
                 found: format!("{width}×{height}"),
             });
         }
@@ -136,8 +144,12 @@ fn check_attention_mask(files: &ModelFiles, family: &Family) -> Result<()> {
 
 /// Refuses text encoders with joint spaces whose ids do not mean the same words: those of an optimised
 /// prompt are read by all of them. A word may be added to the vocabulary of one of them.
-fn check_vocabularies(path: &Path, family: &Family, text_encoders: &[TextEncoder]) -> Result<()> {
-    let encoders = family.text_encoders.iter().zip(text_encoders);
+fn check_vocabularies(
+    path: &Path,
+    parts: &[&EncoderPart],
+    text_encoders: &[TextEncoder],
+) -> Result<()> {
+    let encoders = parts.iter().zip(text_encoders);
     let mut joint = encoders.filter(|(part, _)| part.joint).map(|(_, one)| one);
     let Some(first) = joint.next() else {
         return Ok(());
@@ -160,7 +172,7 @@ fn check_vocabularies(path: &Path, family: &Family, text_encoders: &[TextEncoder
 /// Height and width of the pictures.
 ///
 /// # Errors
-/// [`Error::Missing`] if neither the options nor the denoiser's configuration tell.
+/// [`Error::Missing`] if neither the options nor the denoiser's configuration say so.
 pub(crate) fn resolution(
     files: &ModelFiles,
     family: &Family,

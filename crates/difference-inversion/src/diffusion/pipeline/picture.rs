@@ -49,11 +49,11 @@ impl Pipeline {
 
     /// What the denoiser is shown of the picture that is to be changed, for
     /// [`Conditions::image`](super::Conditions::image): for InstructPix2Pix its latents, *not*
-    /// scaled; for inpainting the mask (1 where the picture is drawn anew), then the scaled latents
+    /// scaled; for inpainting the mask (1 where the picture is drawn again), then the scaled latents
     /// of the picture with grey in place of what is masked. Nothing for pipelines that draw from
-    /// words alone.
+    /// words only.
     ///
-    /// A mask is fitted like the picture; what is at least half as bright as white is drawn anew.
+    /// A mask is fitted like the picture; what is at least half as bright as white is drawn again.
     /// Each latent pixel takes its mask from the upper left corner of its place.
     ///
     /// # Shapes
@@ -91,7 +91,7 @@ impl Pipeline {
         })
     }
 
-    /// Checks that the pipeline draws from words alone, as difference tokens are learned and
+    /// Checks that the pipeline draws from words only, as difference tokens are learned and
     /// applied.
     ///
     /// # Errors

@@ -29,7 +29,7 @@ impl AlphaSchedule {
     /// The schedule that `config` describes; `path` is named in errors.
     ///
     /// # Errors
-    /// [`Error::Config`] if a value makes no sense or is not supported.
+    /// [`Error::Config`] if a value is invalid or not supported.
     pub fn new(config: &SchedulerConfig, path: &Path) -> Result<Self> {
         let wrong = |field: &str, reason: String| {
             Err(Error::Config {

@@ -15,7 +15,7 @@ use crate::util::digest::hex;
 use crate::weights::{from_value, read_config};
 use crate::{Error, Result};
 
-/// The mathematics of noising. Times are in steps of training, whatever the network is told.
+/// The mathematics of noising. Times are in training steps, whatever scale the network uses.
 #[derive(Debug, Clone)]
 pub enum Noising {
     /// Whole steps of training, `√ᾱ x₀ + √(1 − ᾱ) ε` (Ho et al. 2020).
@@ -66,6 +66,15 @@ impl Noising {
         match self {
             Self::Discrete(schedule) => schedule.config().prediction_type,
             Self::Flow(_) => PredictionType::Flow,
+        }
+    }
+
+    /// η of an edit-friendly inversion, unless it is set: 1, as published (Huberman-Spiegelglas et al.
+    /// 2024), and for a flow 0, with which the inversion is FlowEdit (Kulikov et al. 2025).
+    pub fn usual_eta(&self) -> f64 {
+        match self {
+            Self::Discrete(_) => 1.0,
+            Self::Flow(_) => 0.0,
         }
     }
 

@@ -198,7 +198,7 @@ impl Euler {
         schedule.check_solver("EulerDiscreteScheduler", &[&kinds, SIGMAS].concat())?;
         let sigmas = Sigmas::new(schedule, schedule.sigma_timesteps(num_inference_steps)?);
         let largest = sigmas.sigmas.iter().copied().fold(0.0, f64::max);
-        // A leading schedule starts below the largest σ: there the latents are not noise alone.
+        // A leading schedule starts below the largest σ: there the latents are not pure noise.
         let spacing = schedule.spacing(num_inference_steps, TimestepSpacing::Linspace);
         let leading = spacing == TimestepSpacing::Leading;
         let init_noise_sigma = if leading { largest.hypot(1.0) } else { largest };

@@ -113,13 +113,13 @@ impl State {
         }
         identity.check(&arrays)?;
         let tensors = |name: &str| -> Result<Vec<Tensor<2>>> {
-            (0..identity.base.len())
+            (0..identity.base.encoders.len())
                 .map(|number| {
                     let name = per_encoder(name, number);
                     let tensor = arrays.tensor::<2>(&name, device)?;
                     let expected = [
                         identity.config.num_tokens,
-                        identity.base[number].hidden_size,
+                        identity.base.encoders[number].hidden_size,
                     ];
                     if tensor.dims() == expected {
                         return Ok(tensor);

@@ -26,7 +26,7 @@ pub enum ClipReading {
     /// The prompts with and without the difference tokens: what counts is what these change.
     #[default]
     Prompts,
-    /// The difference tokens alone (the paper's choice).
+    /// Only the difference tokens (the paper's choice).
     Alone,
 }
 
@@ -48,7 +48,7 @@ pub struct LearnConfig {
     pub lambda_mse: f64,
     #[doc = about!(lambda_before)]
     ///
-    /// The weight of L_before beside L_after, which is 1 in the paper.
+    /// The weight of L_before relative to L_after, 1 in the paper.
     pub lambda_before: f64,
     #[doc = about!(lambda_clip)]
     ///

@@ -1,4 +1,4 @@
-//! What a checkpoint and the run that goes on from it must have in common.
+//! What a checkpoint and the run that resumes from it must share.
 
 use burn::tensor::Tensor;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use crate::util::digest::hex;
 use crate::util::tensors::host;
 use crate::{Error, Result};
 
-/// Settings that may differ between a checkpoint and the run that goes on from it: none of them
+/// Settings that may differ between a checkpoint and the run that resumes from it: none of them
 /// changes a step that was already made.
 const FREE_SETTINGS: [&str; 3] = ["steps", "checkpoint_every", "patience"];
 
@@ -28,7 +28,7 @@ pub(super) struct Identity<'a> {
     pub(super) base: Base,
     /// The denoiser's part of its family.
     part: &'static DenoiserPart,
-    /// Of the weights that tell the denoiser.
+    /// Of the weights that identify the denoiser.
     denoiser: String,
     /// What it predicts.
     prediction_type: PredictionType,
@@ -48,7 +48,7 @@ impl<'a> Identity<'a> {
             denoiser: pipeline.denoiser().fingerprint(),
             prediction_type: noising.prediction_type(),
             noise_schedule: noising.fingerprint(),
-            pairs: hash_of(pairs, base.len()),
+            pairs: hash_of(pairs, pipeline.text_encoders().len()),
             base,
         }
     }
@@ -56,7 +56,7 @@ impl<'a> Identity<'a> {
     /// By name, as JSON in the metadata of a checkpoint.
     fn parts(&self) -> [(&'static str, String); 6] {
         [
-            ("base", json!(self.base)),
+            ("base", json!(self.base.encoders)),
             (self.part.part, json!(self.denoiser)),
             ("prediction_type", json!(self.prediction_type)),
             ("noise_schedule", json!(self.noise_schedule)),

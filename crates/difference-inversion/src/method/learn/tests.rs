@@ -68,7 +68,7 @@ fn a_checkpoint_keeps_the_loss_scale() {
     let (pipeline, config) = (pipeline(), config());
     let pairs = [pair(&pipeline)];
     let identity = Identity::new(&pipeline, &pairs, &config);
-    let tokens = Tensor::zeros([2, identity.base[0].hidden_size], &Device::flex());
+    let tokens = Tensor::zeros([2, identity.base.encoders[0].hidden_size], &Device::flex());
     let scale = LossScale::new(FloatDType::F16).at([9, 30]);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("checkpoint.safetensors");

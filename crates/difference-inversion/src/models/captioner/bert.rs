@@ -27,7 +27,7 @@ pub(super) struct BertNames {
     pub(super) output: &'static str,
 }
 
-/// Self-attention, cross-attention where there is one, and a two-layer network. Every sum is normed
+/// Self-attention, cross-attention if there is one, and a two-layer network. Every sum is normed
 /// after its addition.
 #[derive(Clone, Debug)]
 pub(super) struct BertLayer {

@@ -220,7 +220,7 @@ impl Blip {
         Reader::new(step, Cache::new())
     }
 
-    /// The ids that a caption goes on from.
+    /// The ids that a caption continues.
     fn beginning(&self, prompt: &[u32], max_new_tokens: usize) -> Result<Vec<u32>> {
         let (config, start) = (&self.text_config, 1 + prompt.len());
         let longest = config.max_position_embeddings;

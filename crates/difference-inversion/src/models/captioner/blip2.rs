@@ -33,7 +33,7 @@ fn default_queries() -> usize {
 }
 
 /// The networks of transformers' `Blip2ForConditionalGeneration`: a vision transformer, a Q-Former
-/// whose queries read its output, and an OPT language model that goes on from what they found.
+/// whose queries read its output, and an OPT language model that continues from what they found.
 #[derive(Clone, Debug)]
 pub struct Blip2 {
     vision_model: Blip2VisionModel,

@@ -26,7 +26,7 @@ pub struct GenerationConfig {
     pub length_penalty: f64,
     /// When beam search stops.
     pub early_stopping: EarlyStopping,
-    /// Words that the text goes on from; they are not part of it.
+    /// Words that the text continues; they are not part of it.
     pub prompt: Option<String>,
 }
 
@@ -245,7 +245,7 @@ impl<'a> Beams<'a> {
         self.is_full() || !self.can_improve
     }
 
-    /// Whether enough texts are finished, where that is enough.
+    /// Whether enough texts are finished, if that is enough.
     fn is_full(&self) -> bool {
         self.config.early_stopping == EarlyStopping::WhenFull
             && self.finished.iter().all(|text| text.is_finished)
@@ -292,7 +292,7 @@ fn log_softmax(logits: &[f32]) -> Vec<f32> {
 mod tests {
     use super::*;
 
-    /// A model whose next logits depend on the last token alone.
+    /// A model whose next logits depend only on the last token.
     struct Chain(Vec<Vec<f32>>);
 
     impl NextLogits for Chain {

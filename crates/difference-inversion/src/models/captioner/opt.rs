@@ -12,7 +12,7 @@ use crate::{Error, Result};
 
 /// Positions are counted from 2 in the table of their embeddings.
 const POSITION_OFFSET: usize = 2;
-/// The small constant of OPT's norms, which its configuration does not tell.
+/// The small constant of OPT's norms, which its configuration does not state.
 const LAYER_NORM_EPS: f64 = 1e-5;
 
 /// One end token or several.

@@ -1,4 +1,4 @@
-//! What a denoiser is told besides the noisy latents.
+//! What a denoiser receives besides the noisy latents.
 
 use burn::tensor::{DType, Tensor};
 
@@ -31,7 +31,7 @@ impl Conditions {
         }
     }
 
-    /// The same beside a picture.
+    /// The same with a picture.
     ///
     /// # Shapes
     /// `image`: [b, c, h, w]

@@ -5,14 +5,15 @@ use burn::tensor::Tensor;
 
 use crate::Result;
 use crate::models::denoiser::attention_control::Controlled;
+use crate::models::denoiser::time_embedding::{TimestepEmbedding, sinusoidal_embedding};
 use crate::models::denoiser::unet_blocks::{BlockInput, BlockOptions, Downsample, Level, Upsample};
 pub use crate::models::denoiser::unet_config::UNetConfig;
 use crate::models::denoiser::{How, Memory};
 use crate::models::feature_map::{Conv2d, GroupNorm, channels_first, channels_last};
-use crate::models::layers::{Activation, Linear};
+use crate::models::layers::Activation;
 use crate::weights::Weights;
 
-/// What SDXL's U-Net is told besides the prompt's hidden states.
+/// What SDXL's U-Net receives besides the prompt's hidden states.
 #[derive(Debug, Clone)]
 pub struct AddedConditions {
     /// `[b, d]`: the pooled and projected prompt of the second text encoder.
@@ -33,29 +34,6 @@ pub struct UNet2DConditionModel {
     up_blocks: Vec<(Level, Option<Upsample>)>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
-}
-
-/// A sinusoidal embedding through two linear layers.
-#[derive(Debug, Clone)]
-struct TimestepEmbedding {
-    linear_1: Linear,
-    linear_2: Linear,
-    act_fn: Activation,
-}
-
-impl TimestepEmbedding {
-    fn load(weights: &Weights, [d_in, d_out]: [usize; 2], act_fn: Activation) -> Result<Self> {
-        Ok(Self {
-            linear_1: Linear::load(&weights.scope("linear_1"), d_in, d_out)?,
-            linear_2: Linear::load(&weights.scope("linear_2"), d_out, d_out)?,
-            act_fn,
-        })
-    }
-
-    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        self.linear_2
-            .forward(self.act_fn.forward(self.linear_1.forward(x)))
-    }
 }
 
 impl UNet2DConditionModel {
@@ -181,7 +159,7 @@ impl UNet2DConditionModel {
         levels.map(Level::transformer_blocks).sum()
     }
 
-    /// A few weights by which the network is told from others of its shape, fine-tuned copies of itself
+    /// A few weights that distinguish the network from others of its shape, fine-tuned copies of itself
     /// among them: those of the first and the last convolution, which full training changes, and those
     /// that make the first transformer block's keys of the prompt, which low-rank adaptation changes, too.
     pub(crate) fn telling_weights(&self) -> Vec<Tensor<2>> {
@@ -296,34 +274,4 @@ impl UNet2DConditionModel {
         let x = self.conv_norm_out.forward_act(x, config.act_fn);
         channels_first(self.conv_out.forward_channels_last(x))
     }
-}
-
-/// Sines and cosines of `t` at `dim / 2` frequencies from 1 down to (nearly) 1 / 10000
-/// ([Ho et al. 2020](https://arxiv.org/abs/2006.11239), section B), cosines first if
-/// `flip_sin_to_cos`.
-///
-/// # Shapes
-/// `[n]` to `[n, dim]`, f32; `dim` is even.
-fn sinusoidal_embedding(
-    t: Tensor<1>,
-    dim: usize,
-    flip_sin_to_cos: bool,
-    freq_shift: f64,
-) -> Tensor<2> {
-    let half = dim / 2;
-    let frequencies: Vec<f32> = (0..half)
-        .map(|i| (-(10000f64.ln()) * i as f64 / (half as f64 - freq_shift)).exp() as f32)
-        .collect();
-    let frequencies = Tensor::<1>::from_floats(frequencies.as_slice(), &t.device());
-    let t = t.cast(burn::tensor::DType::F32);
-    let angles = t.reshape([-1, 1]) * frequencies.reshape([1, half]);
-    let (sin, cos) = (angles.clone().sin(), angles.cos());
-    Tensor::cat(
-        if flip_sin_to_cos {
-            vec![cos, sin]
-        } else {
-            vec![sin, cos]
-        },
-        1,
-    )
 }

@@ -152,7 +152,7 @@ impl UNetConfig {
         self.addition_embed_type.is_some()
     }
 
-    /// Width of the prompt's hidden states, of which the first level's is meant where there are
+    /// Width of the prompt's hidden states, of which the first level's is meant if there are
     /// several.
     pub fn context_dim(&self) -> usize {
         match &self.cross_attention_dim {

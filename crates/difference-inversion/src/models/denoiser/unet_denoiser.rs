@@ -28,7 +28,7 @@ pub fn open(config: Value, path: &Path) -> Result<Box<dyn DenoiserConfig>> {
     Config::open(config, path, false)
 }
 
-/// Opens the configuration of SDXL's U-Net, which is told a pooled prompt and sizes, too.
+/// Opens the configuration of SDXL's U-Net, which also receives a pooled prompt and sizes.
 ///
 /// # Errors
 /// Whatever is wrong with the file.
@@ -36,7 +36,7 @@ pub fn open_xl(config: Value, path: &Path) -> Result<Box<dyn DenoiserConfig>> {
     Config::open(config, path, true)
 }
 
-/// What SDXL is told of a picture that was never cropped: original height and width, crop top and
+/// What SDXL receives for a picture that was never cropped: original height and width, crop top and
 /// left, target height and width.
 pub fn time_ids([height, width]: [usize; 2]) -> [f32; TIME_IDS] {
     let [height, width] = [height, width].map(|side| side as f32);
@@ -99,7 +99,7 @@ struct Config {
     unet: UNetConfig,
     /// The file, for errors.
     path: PathBuf,
-    /// Whether the pipeline tells it a pooled prompt and sizes.
+    /// Whether the pipeline gives it a pooled prompt and sizes.
     added: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What an optimisation step through the U-Net needs to hold, from the configuration alone.
+//! What an optimisation step through the U-Net needs to hold, from the configuration only.
 
 use std::path::Path;
 

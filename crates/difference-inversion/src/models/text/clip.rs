@@ -73,7 +73,7 @@ pub(crate) fn tower_weights(weights: &Weights, name: &str, embedding: &str) -> W
     }
 }
 
-/// The projection of width `d` into the joint space, where there is one.
+/// The projection of width `d` into the joint space, if there is one.
 pub(crate) fn joint_projection(weights: &Weights, name: &str, d: usize) -> Result<Option<Linear>> {
     let weights = weights.scope(name);
     match weights.shape("weight").as_deref() {

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::path::Path;
 
-use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
+use burn::tensor::{Device, FloatDType, Tensor};
 use serde::Deserialize;
 
 use crate::models::layers::{Activation, Embedding, LayerNorm, Linear, Mask, share};
@@ -95,7 +95,7 @@ pub struct ClipTextModel {
 }
 
 impl ClipTextModel {
-    /// Opens a folder that holds the text tower alone, such as `text_encoder` of a pipeline.
+    /// Opens a folder that holds only the text tower, such as `text_encoder` of a pipeline.
     ///
     /// # Errors
     /// When `config.json` or the weights are missing, damaged, or do not fit each other.
@@ -120,7 +120,7 @@ impl ClipTextModel {
     }
 
     /// Reads the tower under `text_model.` (or under nothing, as transformers 5 saves it), and
-    /// `text_projection.weight` where there is one.
+    /// `text_projection.weight` if there is one.
     ///
     /// # Errors
     /// When a tensor is missing or of another shape than `config` says.
@@ -200,17 +200,8 @@ impl ClipTextModel {
                 "prompts of one and the same length are needed",
             ));
         }
-        let vocab_size = self.config.vocab_size;
-        if let Some(id) = ids.iter().flatten().find(|&&id| id as usize >= vocab_size) {
-            return Err(Error::invalid_input(format!(
-                "token {id} is not among the {vocab_size} of the text encoder: its tokenizer \
-                 belongs to another model"
-            )));
-        }
-        let flat: Vec<i64> = ids.iter().flatten().map(|&id| i64::from(id)).collect();
-        let device = self.token_embedding.weight().device();
-        let ids = Tensor::<2, Int>::from_data(TensorData::new(flat, [ids.len(), n]), &device);
-        Ok(self.token_embedding.forward(ids))
+        let rows = self.token_embedding.rows(&ids.concat())?; // [b · n, d]
+        Ok(rows.reshape([ids.len(), n, self.config.hidden_size]))
     }
 
     /// Where the pooled output of a prompt is read, as transformers does it: at the first

@@ -31,7 +31,7 @@ const WORDS: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 /// What the last piece of a word ends with in the vocabulary.
 const END_OF_WORD: &str = "</w>";
-/// The length of CLIP's context, where a folder does not tell its own.
+/// The length of CLIP's context, if a folder does not state its own.
 const DEFAULT_LENGTH: usize = 77;
 
 /// A token as configuration files write it: its text, or what is to be known of it, too.
@@ -359,9 +359,9 @@ impl ClipTokenizer {
             }
         };
         tokenizer.add(added)?;
-        let [bos_id, eos_id, unk_id, pad_id] =
-            [&bos, &eos, &unk, &pad].map(|token| tokenizer.id(token));
-        let (bos_id, eos_id, _, pad_id) = (bos_id?, eos_id?, unk_id?, pad_id?);
+        tokenizer.id(&unk)?;
+        let [bos_id, eos_id, pad_id] = [&bos, &eos, &pad].map(|token| tokenizer.id(token));
+        let (bos_id, eos_id, pad_id) = (bos_id?, eos_id?, pad_id?);
         let known = tokenizer.rules.get_added_tokens_decoder();
         let is_new = |token: &AddedToken| !known.values().any(|old| old.content == token.content);
         let named = [bos, eos, unk, pad].map(|token| AddedToken::from(token, true));
@@ -654,7 +654,7 @@ mod tests {
             ),
             (
                 r#"{"added_tokens_decoder": {"x": {"content": "y"}}}"#,
-                "added_tokens_decoder",
+                "expected key to be a number",
             ),
             (
                 r#"{"added_tokens_decoder": {"670": {"content": "<x>"}}}"#,

@@ -24,7 +24,7 @@ pub trait Tower: Any + Debug + Send + Sync {
     fn embed(&self, ids: &[u32]) -> Result<Tensor<2>>;
 
     /// Reads the beginning of a prompt, once for all that may follow: a causal tower keeps what its
-    /// layers made of it, one that looks both ways its [embeddings](Beginning::new) alone.
+    /// layers made of it, one that looks both ways only its [embeddings](Beginning::new).
     ///
     /// # Shapes
     /// `embeds`: [n, d] without positions
@@ -33,7 +33,7 @@ pub trait Tower: Any + Debug + Send + Sync {
     /// [`Error::InvalidInput`] for other shapes.
     fn begin(&self, embeds: Tensor<2>) -> Result<Beginning>;
 
-    /// Reads the rest of a prompt, all of it if nothing goes before. The result is that of the whole,
+    /// Reads the rest of a prompt, all of it if nothing precedes. The result is that of the whole,
     /// pooled at position `end` of the whole.
     ///
     /// # Shapes
@@ -123,7 +123,7 @@ impl Beginning {
 #[derive(Clone, Debug)]
 pub struct Encoded {
     /// The input of the first layer, then the output of each layer, `[b, n, d]`, without the final
-    /// norm. SDXL reads the last but one.
+    /// norm. SDXL reads the last but one. T5, of which the last is read behind the norm, keeps none.
     pub hidden_states: Vec<Tensor<3>>,
     /// The last layer's output behind the final norm, `[b, n, d]`. Stable Diffusion 1 and 2 read
     /// this.

@@ -69,7 +69,7 @@ pub struct ClipVisionModel {
 }
 
 impl ClipVisionModel {
-    /// Opens a folder that holds the image tower alone.
+    /// Opens a folder that holds only the image tower.
     ///
     /// # Errors
     /// When `config.json` or the weights are missing, damaged, or do not fit each other.
@@ -78,7 +78,7 @@ impl ClipVisionModel {
     }
 
     /// Reads the tower under `vision_model.` (or under nothing, as transformers 5 saves it), and
-    /// `visual_projection.weight` where there is one.
+    /// `visual_projection.weight` if there is one.
     ///
     /// # Errors
     /// When a tensor is missing or of another shape than `config` says.

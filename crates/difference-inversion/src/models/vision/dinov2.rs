@@ -1,4 +1,4 @@
-//! DINOv2, a vision transformer that learned from pictures alone
+//! DINOv2, a vision transformer that learned only from pictures
 //! ([Oquab et al. 2023](https://arxiv.org/abs/2304.07193)).
 
 use std::path::Path;

@@ -52,7 +52,7 @@ impl Lpips {
             let mut convs = Vec::with_capacity(layers.len());
             for layer in layers {
                 let layer = slice.scope(layer);
-                // The widths are what the file has; a tensor that is missing is told by its name.
+                // The widths are what the file has; a missing tensor is reported by its name.
                 let c_out = layer.shape("weight").map_or(0, |shape| shape[0]);
                 convs.push(Conv2d::load(&layer, [c_in, c_out], 3, 1, 1)?);
                 c_in = c_out;

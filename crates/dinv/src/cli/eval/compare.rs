@@ -13,7 +13,7 @@ use super::super::terminal::{self, Failure};
 /// Say what changed between two runs, or between the methods of one
 ///
 /// Methods of the same name are compared on the analogies that both runs have solved, metric by
-/// metric, with paired significance; and what differs in settings, models and seeds is told.
+/// metric, with paired significance; and differences in settings, models and seeds are listed.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   dinv eval compare yesterday today

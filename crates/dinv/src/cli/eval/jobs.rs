@@ -22,7 +22,7 @@ pub(super) const ENOUGH: usize = 3;
 /// How often a run looks whether it should stop.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// What the workers of a run tell.
+/// What the workers of a run report.
 #[derive(Debug)]
 pub(super) enum Event {
     /// A worker has answered.
@@ -158,7 +158,7 @@ struct Worker {
 impl Worker {
     /// Starts a process that shares the processor with `workers − 1` others.
     fn start(job: &Job, workers: usize, child: &Mutex<Option<Child>>) -> anyhow::Result<Self> {
-        let program = env::current_exe().context("cannot tell where this program is")?;
+        let program = env::current_exe().context("cannot find the path of this program")?;
         let mut command = Command::new(program);
         command.args(["eval", "worker"]);
         if env::var_os(THREADS).is_none() {

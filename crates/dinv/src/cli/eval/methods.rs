@@ -23,7 +23,9 @@ pub(super) fn chosen(names: &[String], file: Option<&Path>) -> anyhow::Result<Ve
         ([], Some(_)) => known,
         (names, _) if names.iter().any(|name| name.trim() == ALL) => {
             if names.len() > 1 {
-                let message = format!("--methods: `{ALL}` stands for every method, alone");
+                let message = format!(
+                    "--methods: `{ALL}` means every method and cannot be combined with others"
+                );
                 return Err(Failure::usage(message).into());
             }
             let named = |name: &str| known.iter().any(|variant| variant.name == name);
@@ -93,7 +95,7 @@ fn read_variants(path: &Path) -> anyhow::Result<Vec<Variant>> {
 }
 
 /// What is recorded of the methods. One is skipped if the model that it needs is not there or none
-/// that it can use, or if no analogy tells what it is told.
+/// that it can use, or if no analogy provides what it needs.
 pub(super) fn records(
     variants: &[Variant],
     models: &EvalModels,
@@ -115,7 +117,7 @@ pub(super) fn records(
                     method,
                     told: Some(told),
                     settings: made.settings(),
-                    skipped: mute.then(|| format!("no analogy tells all that it is told: {told}")),
+                    skipped: mute.then(|| format!("no analogy provides what it needs: {told}")),
                 };
                 drop(last.replace(made));
                 Ok(record)
@@ -162,6 +164,9 @@ mod tests {
         );
         let beside_another = chosen(&["all".into(), "sdedit".into()], None);
         let error = beside_another.unwrap_err().to_string();
-        assert!(error.contains("stands for every method, alone"), "{error}");
+        assert!(
+            error.contains("means every method and cannot be combined"),
+            "{error}"
+        );
     }
 }

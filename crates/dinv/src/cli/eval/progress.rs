@@ -10,7 +10,7 @@ use super::super::terminal;
 use super::super::watch::style;
 
 /// The look of the bar.
-const TEMPLATE: &str = "{prefix:>20} {bar:32.blue/dim} {pos}/{len} {msg}";
+const TEMPLATE: &str = "{prefix:>20} {wide_bar:.blue/dim} {pos}/{len} {msg}";
 
 /// The work of one method.
 #[derive(Debug, Clone, Default)]
@@ -99,7 +99,9 @@ impl RunProgress {
         let left = std::mem::take(&mut work.left);
         self.total -= left;
         if late && left > 0 {
-            self.say(&format!("{method}: its time is over, with {left} to go"));
+            self.say(&format!(
+                "{method}: out of time, {left} analogies not begun"
+            ));
         }
     }
 
@@ -154,8 +156,8 @@ impl RunProgress {
         }
     }
 
-    /// How long the rest takes if every method goes on as it did, and those of which nothing is
-    /// known take as long as the others on average; none begins another analogy after its time.
+    /// How long the rest takes if every method continues at its pace. Methods without a pace yet take as long
+    /// as the others on average. None begins an analogy after its time.
     fn time_left(&self) -> Option<Duration> {
         let means: Vec<f64> = self.methods.values().filter_map(Work::mean).collect();
         if means.is_empty() {

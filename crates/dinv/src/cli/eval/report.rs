@@ -32,15 +32,10 @@ pub(super) fn run(args: &ReportArgs) -> anyhow::Result<()> {
 }
 
 /// Writes the report of a folder and prints its tables, or the paths.
-pub(super) fn write(folder: &Folder, report: &Report, json: bool) -> anyhow::Result<()> {
-    let paths = report.write(folder)?;
-    for notice in report.notices() {
-        terminal::message(format_args!("note: {notice}"));
-    }
+fn write(folder: &Folder, report: &Report, json: bool) -> anyhow::Result<()> {
+    let paths = written(folder, report)?;
     if json {
-        return terminal::json(
-            &serde_json::json!({ "files": paths.iter().map(text_of).collect::<Vec<_>>() }),
-        );
+        return terminal::json(&files(&paths));
     }
     let tables = report.markdown();
     terminal::line(tables.trim_end())?;
@@ -49,3 +44,30 @@ pub(super) fn write(folder: &Folder, report: &Report, json: bool) -> anyhow::Res
     }
     Ok(())
 }
+
+/// Writes the report of a folder and prints the means in a few lines, or the paths.
+pub(super) fn write_briefly(folder: &Folder, report: &Report, json: bool) -> anyhow::Result<()> {
+    let paths = written(folder, report)?;
+    if json {
+        return terminal::json(&files(&paths));
+    }
+    terminal::line(report.brief().trim_end())?;
+    let page = folder.path().join(PAGE);
+    terminal::message(format_args!("done: open {}", page.display()));
+    Ok(())
+}
+
+fn written(folder: &Folder, report: &Report) -> anyhow::Result<Vec<PathBuf>> {
+    let paths = report.write(folder)?;
+    for notice in report.notices() {
+        terminal::message(format_args!("note: {notice}"));
+    }
+    Ok(paths)
+}
+
+fn files(paths: &[PathBuf]) -> serde_json::Value {
+    serde_json::json!({ "files": paths.iter().map(text_of).collect::<Vec<_>>() })
+}
+
+/// The page of a report.
+const PAGE: &str = "report.html";

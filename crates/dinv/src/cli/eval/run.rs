@@ -21,19 +21,24 @@ use super::setup::{Further, Job, SuiteFlag};
 use super::work::{self, Prepared};
 use super::{hashes, methods, setup};
 
-/// How many analogies `--quick` takes: one of each kind of the demo suites' single edits.
-const QUICK: usize = 8;
-/// The minutes that each method has for these.
-const QUICK_MINUTES: u64 = 1;
+/// How many analogies `--quick` takes, and which methods solve all of them: minutes on two cores.
+const QUICK: usize = 4;
+const QUICK_METHODS: [&str; 6] = [
+    "difference-inversion",
+    "no-clip",
+    "text-swap",
+    "sdedit",
+    "instruct-pix2pix",
+    "analogist",
+];
 /// A year, so that the deadline is a time that the clock knows.
 const MOST_MINUTES: u64 = 365 * 24 * 60;
 
 /// Solve every analogy of a suite with every method, and measure
 ///
-/// What is finished is kept: after an interruption, or a change of --limit or --methods, the same
-/// command goes on where it stopped. The folder holds METHOD/NAME/b_prime.png and result.json,
-/// run.json (suite, seeds, settings, hashes of the models), and the report: report.md, results.csv,
-/// report.json and report.html.
+/// Finished results are kept: after an interruption, or with another --limit or --methods, the same command continues.
+/// The folder holds METHOD/NAME/b_prime.png and result.json, run.json (suite, seeds, settings, hashes of the models),
+/// and the report: report.html, report.md, results.csv and report.json.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   dinv eval run --quick -o quick
@@ -41,8 +46,8 @@ const MOST_MINUTES: u64 = 365 * 24 * 60;
   dinv eval run --suite demo/test --jobs 2 --minutes-per-method 45 -o night
   dinv eval run --methods difference-inversion,alpha-0 --variants alpha.toml -o sweep
 
-A file of variants has a section for each, named by what tables call it; `method` is one of the
-built-in methods, everything else a setting of it, by the name it has in a --config file:
+A file of variants has one section per variant, named as in the tables. `method` is a built-in
+method, everything else a setting of it, named as in a --config file:
   [alpha-0]
   method = \"difference-inversion\"
   alpha = 0.0")]
@@ -52,31 +57,31 @@ pub(super) struct RunArgs {
     /// Folder for the results
     #[arg(long, short, value_name = "DIR", default_value = "eval")]
     output: PathBuf,
-    /// The methods, separated by commas: built-in ones and variants
-    /// [default: those of --variants, or all that are built in]; `all` is every built-in method and every variant
+    /// Methods, separated by commas: built-in ones and variants; `all` is all of both
+    /// [default: those of --variants, else all that are built in]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     methods: Vec<String>,
     /// A TOML file of variants: methods under other names with other settings
     #[arg(long, value_name = "FILE.toml")]
     variants: Option<PathBuf>,
-    /// Seed of everything random; the same seed gives the same result
+    /// Random seed
     #[arg(long, default_value_t = 0, help_heading = "General")]
     seed: u64,
-    /// Processes that work at the same time and share the processor; each opens the models
+    /// Processes that run at the same time and share the cores; each opens the models
     #[arg(long, value_name = "N", default_value_t = 1)]
     jobs: usize,
-    /// Only the i-th of n parts of the analogies; other machines do the others, and the folders are
-    /// copied together
+    /// Run only the i-th of n parts of the analogies, for runs on several machines whose folders are
+    /// then copied together
     #[arg(long, value_name = "i/n")]
     shard: Option<Shard>,
-    /// At most n analogies, as many of one kind as of another
+    /// At most N analogies, evenly over kinds
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// A method that has taken so many minutes begins no further analogy; tables say how many each
-    /// has solved. The same command goes on, for as many minutes again
+    /// A method that has used so many minutes begins no further analogy; the tables say how many each
+    /// solved. The same command continues for as many minutes again
     #[arg(long, value_name = "N", value_parser = value_parser!(u64).range(1..=MOST_MINUTES))]
     minutes_per_method: Option<u64>,
-    /// A first look: --limit 8 --minutes-per-method 1
+    /// A first look, in minutes: four analogies, and six methods unless --methods names others
     #[arg(long, conflicts_with_all = ["limit", "minutes_per_method"])]
     quick: bool,
     #[command(flatten)]
@@ -99,8 +104,16 @@ impl RunArgs {
 
     /// After how long a method begins no further analogy, if ever.
     fn time(&self) -> Option<Duration> {
-        let minutes = (self.minutes_per_method).or(self.quick.then_some(QUICK_MINUTES));
+        let minutes = self.minutes_per_method;
         minutes.map(|minutes| Duration::from_secs(60 * minutes))
+    }
+
+    /// The names of the methods, as far as they were chosen.
+    fn methods(&self) -> Vec<String> {
+        match self.quick && self.methods.is_empty() && self.variants.is_none() {
+            true => QUICK_METHODS.map(str::to_owned).into(),
+            false => self.methods.clone(),
+        }
     }
 }
 
@@ -159,14 +172,14 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     progress.finish();
     let failures = worked?;
     let report = Report::gather(&prepared.folder)?;
-    super::report::write(&prepared.folder, &report, args.general.json)?;
+    super::report::write_briefly(&prepared.folder, &report, args.general.json)?;
     drop(claim);
     Ok(failures.told()?)
 }
 
 /// Everything up to the first picture.
 fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
-    let variants = methods::chosen(&args.methods, args.variants.as_deref())?;
+    let variants = methods::chosen(&args.methods(), args.variants.as_deref())?;
     let settings = args.general.settings(&[&args.model])?;
     let model_settings: ModelSettings = settings.resolve()?;
     let suite_path = args.suite.path()?;
@@ -206,7 +219,7 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
     record.models = hashes::of_models(&paths)?;
     record.measures.clone_from(&measured_with);
     let models = setup::models(paths, &model_settings, recommended.clone())?;
-    // A network that cannot be opened is told before any worker needs it.
+    // A network that cannot be opened is reported before any worker needs it.
     Measures::open(&measures, &models, &model_settings.device()?)?;
     let entries = args.entries(&suite);
     record.methods = methods::records(&variants, &models, &entries)?;
@@ -277,7 +290,19 @@ mod tests {
             time.map(|time| time.as_secs())
         };
         assert_eq!(seconds("--minutes-per-method 45"), Some(2700));
-        assert_eq!(seconds("--quick"), Some(60));
         assert_eq!(seconds("--limit 8"), None);
+    }
+
+    #[test]
+    fn quick_is_a_few_methods_on_the_same_analogies() {
+        let run = |arguments: &str| {
+            let arguments = ["dinv"].into_iter().chain(arguments.split_whitespace());
+            Program::parse_from(arguments).run
+        };
+        let quick = run("--quick");
+        assert_eq!(quick.time(), None, "no method stops before another");
+        assert_eq!(methods::chosen(&quick.methods(), None).unwrap().len(), 6);
+        assert_eq!(run("--quick --methods sdedit").methods(), ["sdedit"]);
+        assert!(run("--limit 4").methods().is_empty());
     }
 }

@@ -39,7 +39,7 @@ pub(super) struct SuiteFlag {
 }
 
 impl SuiteFlag {
-    /// Where the suite is: a path that exists goes before a name.
+    /// Where the suite is: a path that exists overrides a name.
     pub(super) fn path(&self) -> anyhow::Result<PathBuf> {
         let name = DEMO_SUITES
             .iter()
@@ -59,13 +59,13 @@ impl SuiteFlag {
     }
 }
 
-/// The folder of the demo suites and their judge, beside the demo model's.
+/// The folder of the demo suites and their judge, next to the demo model.
 fn benchmark() -> anyhow::Result<PathBuf> {
     let model = locate::demo_model()?;
     Ok(model.parent().unwrap_or(Path::new("..")).join("benchmark"))
 }
 
-/// The models beside the text-to-image model, and the networks of metrics.
+/// The models besides the text-to-image model, and the networks of metrics.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Model")]
 pub(super) struct Further {
@@ -140,7 +140,7 @@ pub(super) fn model_paths(
     })
 }
 
-/// Where a model beside the text-to-image model is, with the captioner of that. It is another model,
+/// Where a model other than the text-to-image model is, with the captioner of that. It is another model,
 /// perhaps of another family: its joint space is its own, unless that of the text-to-image model
 /// belongs to it, too.
 fn other_paths(
@@ -196,7 +196,7 @@ pub(super) fn models(
     Ok(EvalModels::new(paths, recommended, &device, dtype, memory))
 }
 
-/// Where the networks of metrics are: as given, or the demo suites' judge for a suite that tells
+/// Where the networks of metrics are: as given, or the demo suites' judge for a suite that states
 /// attributes, unless it does not know them; then that is noted.
 pub(super) fn measure_paths(
     further: &Further,
@@ -234,7 +234,7 @@ fn judge(
     let unknown = format!("the attribute `{name}` with the value `{value}`");
     if further.judge.is_some() {
         let message = format!(
-            "{}: does not know {unknown}, which the suite tells",
+            "{}: does not know {unknown}, which the suite states",
             path.display()
         );
         let hint = "leave `--judge` out, or give a judge that was trained for this suite";
@@ -291,6 +291,7 @@ mod tests {
             device: text("cpu"),
             dtype: text("f16"),
             memory: text("low"),
+            without_t5: None,
         };
         let other = of_other(&settings, &theirs);
         assert_eq!(other.model.as_ref(), Some(&theirs));

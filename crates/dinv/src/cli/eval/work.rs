@@ -49,17 +49,17 @@ impl Failures {
             .map(|name| format!("`{name}`"))
             .collect();
         let message = format!(
-            "{failed}, and {} could not go on: {ENOUGH} workers in a row ended before they were done",
+            "{failed}, and {} could not continue: {ENOUGH} workers in a row ended before they were done",
             names.join(", ")
         );
         Err(Failure::new(message).hint(
             "leave it out with `--methods`, or save memory with `--memory low` and fewer `--jobs`; \
-             the same command goes on where it stopped",
+             the same command continues",
         ))
     }
 }
 
-/// Has every method solve what it has not solved yet, each for at most `time`; tells what went wrong.
+/// Has every method solve what it has not solved yet, each for at most `time`; returns what went wrong.
 pub(super) fn work(
     prepared: &Prepared,
     jobs: usize,
@@ -109,9 +109,7 @@ pub(super) fn work(
         })?;
         if watch::stopping() {
             let failure = Failure::interrupted("stopped; what is finished is kept");
-            return Err(failure
-                .hint("the same command goes on where it stopped")
-                .into());
+            return Err(failure.hint("the same command continues").into());
         }
         let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
         progress.leave(&variant.name, late);
@@ -119,7 +117,7 @@ pub(super) fn work(
     Ok(failures)
 }
 
-/// Takes what a worker tells. An analogy that ended a worker has failed, unless its B′ was finished
+/// Takes what a worker reports. An analogy that ended a worker has failed, unless its B′ was finished
 /// before and only to be measured again.
 fn take(
     prepared: &Prepared,

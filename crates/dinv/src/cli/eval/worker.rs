@@ -1,5 +1,5 @@
 //! `dinv eval worker`: the process that makes pictures for a run. A process of its own has the
-//! memory of one method only, and if it is killed, the run goes on.
+//! memory of one method only, and if it is killed, the run continues.
 
 use std::io::{self, BufRead};
 use std::ops::ControlFlow;

@@ -34,7 +34,7 @@ const TIMESTEP: f64 = 500.0;
 /// Load a model and see that it computes
 ///
 /// Loads every network, encodes a text, sends a picture through the autoencoder and back, and calls
-/// the U-Net once, at 256×256 pixels; of a CLIP or a captioner, what those do. Prints shapes,
+/// the denoiser once, at 256×256 pixels; of a CLIP or a captioner, what those do. Prints shapes,
 /// parameters and times. Exits with 1 if anything fails or is not a finite number. Downloads
 /// nothing.
 #[derive(Debug, Args)]
@@ -107,7 +107,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
         options: settings.file_options()?,
         ..ModelPaths::default()
     };
-    // What is wrong with a single file is told by its check.
+    // What is wrong with a single file is reported by its check.
     let paths = (fetcher.paths(&settings, folder, Needs::default())).unwrap_or(alone);
     let of_vocabulary = fetcher.absent.first().map(ToString::to_string);
     let checker = Checker {
@@ -179,10 +179,19 @@ impl Checker {
     fn pipeline(&self, paths: &ModelPaths) -> anyhow::Result<Vec<Check>> {
         let mut checks = Vec::new();
         let opened = self.attempt(&mut checks, "pipeline", Vec::new(), || {
-            let mut paths = paths.clone();
-            paths.options.resolution = Some([SIDE; 2]);
-            let files = paths.files()?;
-            let pipeline = Pipeline::open(&files, &self.device, self.dtype)?;
+            let open = |resolution| {
+                let mut paths = paths.clone();
+                paths.options.resolution = resolution;
+                let files = paths.files()?;
+                let pipeline = Pipeline::open(&files, &self.device, self.dtype)?;
+                Ok((files, pipeline))
+            };
+            let (files, pipeline) = match open(Some([SIDE; 2])) {
+                Err(Error::Setting {
+                    name: "resolution", ..
+                }) => open(None)?, // it draws smaller ones only
+                opened => opened?,
+            };
             Ok(("loaded".to_owned(), (files, pipeline)))
         })?;
         let Some((files, pipeline)) = opened else {
@@ -190,8 +199,9 @@ impl Checker {
         };
         let weights = |name: &str| files.weights(name, &self.device, self.dtype);
         let family = pipeline.family();
-        let encoders = family.text_encoders.iter();
-        let encoders = encoders.map(|encoder| weights(encoder.part)).collect();
+        let encoders = family.encoders_in(&files)?;
+        let encoders = encoders.iter().map(|encoder| weights(encoder.part));
+        let encoders = encoders.collect();
         let first = family.text_encoders[0].part;
         let conditions = self.attempt(&mut checks, first, encoders, || {
             let words = pipeline.read(&Prompt::default(), 0)?;
@@ -199,6 +209,8 @@ impl Checker {
             let states = conditions.context.clone();
             Ok((finite("hidden states", states)?, conditions))
         })?;
+        let [height, width] = pipeline.resolution();
+        let picture = || picture(width, height);
         let vae = family.autoencoder.part;
         self.attempt(&mut checks, vae, vec![weights(vae)], || {
             let picture = picture();
@@ -231,7 +243,7 @@ impl Checker {
         let mut checks = Vec::new();
         self.attempt(&mut checks, "clip", vec![self.weights(folder)], || {
             let joint = JointSpace::open(folder, &self.device, self.dtype)?;
-            let image = joint.image_features(&picture())?;
+            let image = joint.image_features(&picture(SIDE, SIDE))?;
             let text = joint.text_features(&Prompt::default())?;
             let cosine: f32 = image.iter().zip(&text).map(|(x, y)| x * y).sum();
             anyhow::ensure!(cosine.is_finite(), "features are not finite");
@@ -244,7 +256,7 @@ impl Checker {
         let mut checks = Vec::new();
         self.attempt(&mut checks, "captioner", vec![self.weights(folder)], || {
             let captioner = Captioner::open(folder, &self.device, self.dtype)?;
-            let caption = captioner.caption(&picture(), &Default::default())?;
+            let caption = captioner.caption(&picture(SIDE, SIDE), &Default::default())?;
             Ok((format!("it sees \"{caption}\""), ()))
         })?;
         Ok(checks)
@@ -316,10 +328,10 @@ fn finite<const D: usize>(what: &str, tensor: Tensor<D>) -> anyhow::Result<Strin
 }
 
 /// A picture with smooth colours and an edge.
-fn picture() -> RgbImage {
+fn picture(width: u32, height: u32) -> RgbImage {
     let byte = |value: u32| u8::try_from(value.min(255)).unwrap_or(u8::MAX);
-    RgbImage::from_fn(SIDE, SIDE, |x, y| {
-        let blue = if x + y < SIDE { 60 } else { 200 };
+    RgbImage::from_fn(width, height, |x, y| {
+        let blue = if x + y < width { 60 } else { 200 };
         image::Rgb([byte(x), byte(y), blue])
     })
 }
@@ -338,5 +350,5 @@ fn latents(shape: [usize; 4], device: &Device) -> Tensor<4> {
 fn mean_difference(one: &RgbImage, other: &RgbImage) -> f64 {
     let pairs = one.as_raw().iter().zip(other.as_raw());
     let sum: f64 = pairs.map(|(x, y)| f64::from(x.abs_diff(*y))).sum();
-    sum / f64::from(SIDE * SIDE * 3)
+    sum / f64::from(one.width() * one.height() * 3)
 }

@@ -51,7 +51,15 @@ pub(crate) fn run(args: &ListArgs) -> anyhow::Result<()> {
         return terminal::json(&serde_json::json!({ "cache": hub.cache, "models": rows }));
     }
     let width = rows.iter().map(|row| row.name.chars().count()).max();
-    let width = width.unwrap_or(0);
+    let width = width.unwrap_or(0).max("MODEL".len());
+    let short = rows.iter().filter_map(|row| {
+        let id = row.id.as_deref().filter(|id| *id != row.name)?;
+        Some((row.name.as_str(), id))
+    });
+    terminal::line(format_args!(
+        "{:<width$} {:>9}  {:<14}  LICENCE",
+        "MODEL", "ON DISK", "STATE"
+    ))?;
     for row in &rows {
         let size = match row.state {
             State::NotDownloaded => "–".to_owned(),
@@ -59,18 +67,23 @@ pub(crate) fn run(args: &ListArgs) -> anyhow::Result<()> {
         };
         let state = match row.state {
             State::Complete => "complete".to_owned(),
-            State::Incomplete => format!("incomplete: no {}", row.missing.join(", no ")),
+            State::Incomplete => "incomplete".to_owned(),
             State::NotDownloaded => "not downloaded".to_owned(),
         };
         let licence = row.licence.as_deref().unwrap_or("licence not stated");
-        let id = row.id.as_deref().filter(|id| *id != row.name);
-        let id = id.map(|id| format!("  {id}")).unwrap_or_default();
         terminal::line(format_args!(
-            "{:<width$} {size:>9}  {state:<14}  {licence}{id}",
+            "{:<width$} {size:>9}  {state:<14}  {licence}",
             row.name
         ))?;
+        for file in &row.missing {
+            terminal::line(format_args!("  missing: {file}"))?;
+        }
     }
-    terminal::line(format_args!("cache: {}", hub.cache.display()))
+    terminal::line("")?;
+    for (name, id) in short {
+        terminal::line(format_args!("{name:<width$}  {id}"))?;
+    }
+    terminal::line(format_args!("{:<width$}  {}", "cache", hub.cache.display()))
 }
 
 /// The demo model, the models with a short name, and everything else in the cache.

@@ -4,30 +4,33 @@ use std::path::Path;
 
 use clap::Args;
 use difference_inversion::diffusion::frozen::ModelPaths;
-use difference_inversion::hub::{self, Hub, ModelId, joint_spaces, licence};
+use difference_inversion::hub::{self, Hub, ModelId, Wanted, joint_spaces, licence};
 use serde_json::{Value, json};
 
-use crate::cli::locate::{DEMO, demo_model, name_of};
+use crate::cli::locate::{self, DEMO, demo_model, name_of};
 use crate::cli::record::text_of;
 use crate::cli::terminal::{self, Failure};
 use crate::cli::watch::{self, Watcher};
 
 /// Download models from the Hugging Face Hub
 ///
-/// Only the files that are read come, in one number format. What is there is not fetched again; an
-/// interrupted download goes on where it stopped. Prints the folder of every model.
+/// Downloads only the files that are read, in one number format. Existing files are kept, and an
+/// interrupted download resumes. Prints the folder of every model.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   dinv models pull sd15 openai/clip-vit-large-patch14
   dinv models pull sdxl --variant fp16
   dinv models pull owner/name@refs/pr/1")]
 pub(crate) struct PullArgs {
-    /// sd15, sd21, sdxl, OWNER/NAME or OWNER/NAME@REVISION
+    /// sd15, sd21, sdxl, sd3, sd35, sd35-large, OWNER/NAME or OWNER/NAME@REVISION
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
-    /// The variant of the weights, where there are several: fp16 is half the size
+    /// Variant of the weights, if there are several: fp16 is half the size
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
+    /// Leave out T5, the largest text encoder of Stable Diffusion 3, which works without it
+    #[arg(long)]
+    without_t5: bool,
     /// Print the results as one JSON object
     #[arg(long)]
     json: bool,
@@ -51,11 +54,10 @@ pub(crate) fn run(args: &PullArgs) -> anyhow::Result<()> {
             Some(id) => {
                 watcher.say(&format!("looking for {id} at {}", hub.endpoint));
                 let observe = &mut |progress: &_| watcher.observe(progress);
-                let folder = hub.pull(id, args.variant.as_deref(), observe)?;
+                let folder = hub.pull(id, wanted_of(args), observe)?;
                 for other in also_needed(&hub, &folder)? {
                     watcher.notice(&format!(
-                        "learning with {name} needs {other} too; `dinv models pull {other}` \
-                         downloads it now instead of then"
+                        "learning with {name} also needs {other}; `dinv models pull {other}` downloads it now"
                     ));
                 }
                 folder
@@ -73,14 +75,23 @@ pub(crate) fn run(args: &PullArgs) -> anyhow::Result<()> {
     }
 }
 
+/// What is wanted of every model.
+fn wanted_of(args: &PullArgs) -> Wanted<'_> {
+    Wanted {
+        variant: args.variant.as_deref(),
+        without_t5: args.without_t5,
+    }
+}
+
 /// The model of the Hub that a name means; none for the demo model, which is there.
 fn wanted(name: &str) -> anyhow::Result<Option<ModelId>> {
     if name == DEMO {
         return Ok(None);
     }
-    let failure = || Failure::usage(format!("{name}: not a name of the Hub"));
-    let hint = "give sd15, sd21, sdxl, OWNER/NAME or OWNER/NAME@REVISION";
-    Ok(Some(name_of(name).ok_or_else(|| failure().hint(hint))?))
+    let failure = || Failure::usage(format!("{name}: not a model of the Hub"));
+    Ok(Some(
+        name_of(name).ok_or_else(|| failure().hint(locate::hint(name)))?,
+    ))
 }
 
 /// The joint spaces of the model in `folder` that are not on this disk.

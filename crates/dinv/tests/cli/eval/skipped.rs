@@ -5,13 +5,14 @@ use std::path::Path;
 
 use tempfile::TempDir;
 
-use super::super::{Done, copy_folder, entries, golden, run, succeed};
-use super::{eval, workplace_with_suite};
+use super::super::{copy_folder, entries, golden, run, succeed};
+use super::{eval, tables, workplace_with_suite};
 
-/// Expects every text somewhere in the tables.
-fn tells(done: &Done, expected: &[&str]) {
+/// Expects every text somewhere in the tables of the run in `out`.
+fn tells(work: &TempDir, expected: &[&str]) {
+    let tables = tables(work.path());
     for text in expected {
-        assert!(done.stdout.contains(text), "no `{text}` in {}", done.stdout);
+        assert!(tables.contains(text), "no `{text}` in {tables}");
     }
 }
 
@@ -40,11 +41,11 @@ fn what_fails_is_told_and_counts_for_its_own_run_alone() {
         "- `told` failed on `one`: a prompt is missing",
         "- `wrong` failed on `two`: setting `num_inference_steps`",
     ];
-    tells(&done, &expected);
+    tells(&work, &expected);
     assert_eq!(entries(&work.path().join("out/wrong/two")), ["result.json"]);
 
-    let done = succeed(work.path(), &eval("--methods difference-inversion -o out"));
-    tells(&done, &expected);
+    succeed(work.path(), &eval("--methods difference-inversion -o out"));
+    tells(&work, &expected);
 }
 
 #[test]
@@ -79,12 +80,12 @@ fn a_method_without_its_model_is_skipped_with_its_reason() {
     let work = workplace_with_suite();
     copy_folder(&golden("instruct_pix2pix"), &work.path().join("instruct"));
     let wrong = "--instruct-model instruct --inpaint-model instruct";
-    let done = succeed(
+    succeed(
         work.path(),
         &eval("--limit 1 --methods visii,sdedit,analogist -o out"),
     );
     tells(
-        &done,
+        &work,
         &[
             "- `visii` was skipped: an InstructPix2Pix model is missing",
             "- `analogist` was skipped: an inpainting model is missing",
@@ -92,9 +93,9 @@ fn a_method_without_its_model_is_skipped_with_its_reason() {
         ],
     );
     let methods = "--limit 1 --methods analogist";
-    let done = succeed(work.path(), &eval(&format!("{methods} {wrong} -o other")));
+    succeed(work.path(), &eval(&format!("{methods} {wrong} -o out")));
     let kind = "- `analogist` was skipped: a StableDiffusionInpaintPipeline is needed";
-    tells(&done, &[kind]);
+    tells(&work, &[kind]);
 }
 
 /// A workplace whose suite has instructions, with a model that follows them in the folder `instruct`.
@@ -122,13 +123,15 @@ fn what_ran_before_is_skipped_where_its_model_is_not_given() {
         )
     };
     let ran = "| short | the instruction | 1 | 0 |";
-    tells(&short("--limit 1 --instruct-model instruct"), &[ran]);
+    short("--limit 1 --instruct-model instruct");
+    tells(&work, &[ran]);
     let done = short("--limit 2");
-    tells(&done, &[ran]);
+    tells(&work, &[ran]);
     let skipped = "short is skipped: an InstructPix2Pix model is missing";
     assert!(done.stderr.contains(skipped), "{}", done.stderr);
     let all = "| short | the instruction | 2 | 0 |";
-    tells(&short("--limit 2 --instruct-model instruct"), &[all]);
+    short("--limit 2 --instruct-model instruct");
+    tells(&work, &[all]);
 }
 
 #[test]
@@ -139,16 +142,16 @@ fn a_method_is_skipped_if_the_suite_does_not_tell_what_it_is_told() {
     fs::write(work.path().join("list.csv"), list).unwrap();
     let methods = "--methods text-swap,difference-inversion,instruct-pix2pix";
     let more = "--instruct-model instruct --suite list.csv -o out";
-    let done = succeed(
+    succeed(
         work.path(),
         &format!("eval run --config tiny.toml {methods} {more}"),
     );
     tells(
-        &done,
+        &work,
         &[
             "| difference-inversion | nothing | 1 | 0 |",
-            "- `text-swap` was skipped: no analogy tells all that it is told: captions",
-            "- `instruct-pix2pix` was skipped: no analogy tells all that it is told: the instruction",
+            "- `text-swap` was skipped: no analogy provides what it needs: captions",
+            "- `instruct-pix2pix` was skipped: no analogy provides what it needs: the instruction",
         ],
     );
 }
@@ -171,15 +174,15 @@ fn a_picture_that_cannot_be_read_costs_its_own_analogy_until_it_is_repaired() {
         assert!(done.stderr.contains(expected), "{}", done.stderr);
     }
     tells(
-        &done,
+        &work,
         &[
             "| sdedit | captions | 2 | 1 |",
             "- `sdedit` failed on `one`: ",
         ],
     );
     fs::copy(work.path().join("b.png"), &broken).unwrap();
-    let done = succeed(work.path(), &arguments);
-    tells(&done, &["| sdedit | captions | 3 | 0 |"]);
+    succeed(work.path(), &arguments);
+    tells(&work, &["| sdedit | captions | 3 | 0 |"]);
     let shown = entries(&work.path().join("out/pictures/one"));
     assert_eq!(shown, ["a.png", "a_prime.png", "b.png", "b_prime.png"]);
 }

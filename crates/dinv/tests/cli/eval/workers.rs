@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::super::{Done, dinv, entries, succeed};
-use super::{eval, workplace_with_suite};
+use super::{eval, tables, workplace_with_suite};
 
 /// A run with one worker at a time.
 struct Running {
@@ -69,10 +69,11 @@ fn a_worker_that_is_killed_costs_one_analogy() {
     running.kill_worker();
     let done = running.end();
     assert_eq!(done.code, Some(1), "{}", done.stderr);
+    let tables = tables(work.path());
     for (text, expected) in [
         (&done.stderr, "error: 1 analogy failed"),
-        (&done.stdout, "ended before it was done: signal: 9"),
-        (&done.stdout, "| difference-inversion | nothing | 2 | 1 |"),
+        (&tables, "ended before it was done: signal: 9"),
+        (&tables, "| difference-inversion | nothing | 2 | 1 |"),
     ] {
         assert!(text.contains(expected), "no `{expected}` in {text}");
     }
@@ -91,14 +92,15 @@ fn a_method_whose_workers_keep_ending_does_not_keep_others_from_running() {
     }
     let done = running.end();
     assert_eq!(done.code, Some(1), "{}", done.stderr);
+    let tables = tables(work.path());
     for (text, expected) in [
         (
             &done.stderr,
-            "error: 3 analogies failed, and `endless` could not go on",
+            "error: 3 analogies failed, and `endless` could not continue",
         ),
         (&done.stderr, "hint: leave it out with `--methods`"),
-        (&done.stdout, "| endless | nothing | 0 | 3 |"),
-        (&done.stdout, "| sdedit | captions | 3 | 0 |"),
+        (&tables, "| endless | nothing | 0 | 3 |"),
+        (&tables, "| sdedit | captions | 3 | 0 |"),
     ] {
         assert!(text.contains(expected), "no `{expected}` in {text}");
     }

@@ -1,0 +1,305 @@
+//! A block of the multimodal transformer: the picture's tokens and the prompt's attend to both, with
+//! weights of their own.
+
+use burn::tensor::Tensor;
+
+use crate::Result;
+use crate::models::layers::{Activation, LayerNorm, Linear, Mask, RmsNorm, multi_head_attention};
+use crate::weights::Weights;
+
+/// The small constant of every norm.
+pub(super) const EPSILON: f64 = 1e-6;
+
+/// What a block is like.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BlockOptions {
+    pub(super) heads: usize,
+    pub(super) head_dim: usize,
+    /// Whether queries and keys are normalised.
+    pub(super) qk_norm: bool,
+    /// Whether the picture attends to itself once more.
+    pub(super) dual: bool,
+    /// Whether the prompt is only attended to: in the last block.
+    pub(super) last: bool,
+}
+
+impl BlockOptions {
+    fn width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+}
+
+/// `x (1 + scale) + shift`, with a row of each for every row of the batch.
+///
+/// # Shapes
+/// `x` `[b, n, d]`, `shift` and `scale` `[b, 1, d]`
+fn modulated(x: Tensor<3>, shift: &Tensor<3>, scale: &Tensor<3>) -> Tensor<3> {
+    x * (scale.clone() + 1.0) + shift.clone()
+}
+
+/// Shifts, scales and gates made from what the network is told.
+#[derive(Debug, Clone)]
+struct Modulation {
+    linear: Linear,
+    norm: LayerNorm,
+    parts: usize,
+}
+
+impl Modulation {
+    fn load(weights: &Weights, d: usize, parts: usize) -> Result<Self> {
+        Ok(Self {
+            linear: Linear::load(&weights.scope("linear"), d, parts * d)?,
+            norm: LayerNorm::plain(d, EPSILON, weights),
+            parts,
+        })
+    }
+
+    /// The parts, `[b, 1, d]` each, of `told` `[b, 1, d]`.
+    fn parts(&self, told: &Tensor<3>) -> Vec<Tensor<3>> {
+        self.linear.forward(told.clone()).chunk(self.parts, 2)
+    }
+}
+
+/// A last norm, scaled and shifted by what the network is told (`AdaLayerNormContinuous`): unlike
+/// everywhere else, the scale comes first.
+#[derive(Debug, Clone)]
+pub(super) struct LastNorm(Modulation);
+
+impl LastNorm {
+    pub(super) fn load(weights: &Weights, d: usize) -> Result<Self> {
+        Modulation::load(weights, d, 2).map(Self)
+    }
+
+    /// # Shapes
+    /// `x` `[b, n, d]`, `told` `[b, 1, d]`
+    pub(super) fn forward(&self, x: Tensor<3>, told: &Tensor<3>) -> Tensor<3> {
+        let parts = self.0.parts(told);
+        modulated(self.0.norm.forward(x), &parts[1], &parts[0])
+    }
+}
+
+/// Queries, keys and values of some tokens.
+#[derive(Debug, Clone)]
+struct Projections {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    norms: Option<[RmsNorm; 2]>,
+}
+
+impl Projections {
+    /// Reads the layers and norms of these names.
+    fn load(
+        weights: &Weights,
+        options: BlockOptions,
+        layers: [&str; 3],
+        norms: [&str; 2],
+    ) -> Result<Self> {
+        let d = options.width();
+        let layer = |name: &str| Linear::load(&weights.scope(name), d, d);
+        let norm = |name: &str| RmsNorm::load(&weights.scope(name), options.head_dim, EPSILON);
+        Ok(Self {
+            query: layer(layers[0])?,
+            key: layer(layers[1])?,
+            value: layer(layers[2])?,
+            norms: match options.qk_norm {
+                true => Some([norm(norms[0])?, norm(norms[1])?]),
+                false => None,
+            },
+        })
+    }
+
+    /// Of the picture, or of what attends to itself.
+    fn own(weights: &Weights, options: BlockOptions) -> Result<Self> {
+        let names = ["to_q", "to_k", "to_v"];
+        Self::load(weights, options, names, ["norm_q", "norm_k"])
+    }
+
+    /// Of the prompt.
+    fn added(weights: &Weights, options: BlockOptions) -> Result<Self> {
+        let names = ["add_q_proj", "add_k_proj", "add_v_proj"];
+        Self::load(weights, options, names, ["norm_added_q", "norm_added_k"])
+    }
+
+    fn forward(&self, x: &Tensor<3>) -> [Tensor<3>; 3] {
+        let [query, key, value] =
+            [&self.query, &self.key, &self.value].map(|layer| layer.forward(x.clone()));
+        match &self.norms {
+            Some([of_query, of_key]) => [
+                of_query.forward_heads(query),
+                of_key.forward_heads(key),
+                value,
+            ],
+            None => [query, key, value],
+        }
+    }
+}
+
+/// Four times as wide inside.
+#[derive(Debug, Clone)]
+struct FeedForward {
+    inner: Linear,
+    outer: Linear,
+}
+
+impl FeedForward {
+    fn load(weights: &Weights, d: usize) -> Result<Self> {
+        let net = weights.scope("net");
+        Ok(Self {
+            inner: Linear::load(&net.scope("0.proj"), d, 4 * d)?,
+            outer: Linear::load(&net.scope(2), 4 * d, d)?,
+        })
+    }
+
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let inner = Activation::GeluTanh.forward(self.inner.forward(x));
+        self.outer.forward(inner)
+    }
+}
+
+/// What the prompt goes through, and the picture's tokens likewise, after attention.
+#[derive(Debug, Clone)]
+struct Further {
+    output: Linear,
+    feed_forward: FeedForward,
+}
+
+/// The second attention of a block, of the picture to itself.
+#[derive(Debug, Clone)]
+struct SelfAttention {
+    projections: Projections,
+    output: Linear,
+}
+
+/// `JointTransformerBlock` of diffusers.
+#[derive(Debug, Clone)]
+pub(super) struct JointBlock {
+    options: BlockOptions,
+    modulation: Modulation,
+    projections: Projections,
+    prompt_projections: Projections,
+    dual: Option<SelfAttention>,
+    further: Further,
+    /// Of the last block, scale and shift alone.
+    prompt_modulation: Modulation,
+    /// Not in the last block, which leaves nothing of the prompt.
+    prompt_further: Option<Further>,
+}
+
+impl JointBlock {
+    pub(super) fn load(weights: &Weights, options: BlockOptions) -> Result<Self> {
+        let d = options.width();
+        let attention = weights.scope("attn");
+        let output = |weights: &Weights, name: &str| Linear::load(&weights.scope(name), d, d);
+        let parts = if options.dual { 9 } else { 6 };
+        let prompt_further = || {
+            Ok(Further {
+                output: output(&attention, "to_add_out")?,
+                feed_forward: FeedForward::load(&weights.scope("ff_context"), d)?,
+            })
+        };
+        let dual = || {
+            let attention = weights.scope("attn2");
+            Ok(SelfAttention {
+                projections: Projections::own(&attention, options)?,
+                output: output(&attention, "to_out.0")?,
+            })
+        };
+        Ok(Self {
+            options,
+            modulation: Modulation::load(&weights.scope("norm1"), d, parts)?,
+            projections: Projections::own(&attention, options)?,
+            prompt_projections: Projections::added(&attention, options)?,
+            dual: options.dual.then(dual).transpose()?,
+            further: Further {
+                output: output(&attention, "to_out.0")?,
+                feed_forward: FeedForward::load(&weights.scope("ff"), d)?,
+            },
+            prompt_modulation: Modulation::load(
+                &weights.scope("norm1_context"),
+                d,
+                if options.last { 2 } else { 6 },
+            )?,
+            prompt_further: (!options.last).then(prompt_further).transpose()?,
+        })
+    }
+
+    /// The weights that make the prompt's keys.
+    pub(super) fn prompt_keys(&self) -> &Tensor<2> {
+        self.prompt_projections.key.weight()
+    }
+
+    /// Whether it leaves nothing of the prompt.
+    pub(super) fn is_last(&self) -> bool {
+        self.options.last
+    }
+
+    /// The picture's and the prompt's tokens after the block; of the last block, the prompt's as they
+    /// were.
+    ///
+    /// # Shapes
+    /// `x` `[b, n, d]`, `prompt` `[b, m, d]`, `told` `[b, 1, d]`, activated.
+    pub(super) fn forward(
+        &self,
+        x: Tensor<3>,
+        prompt: Tensor<3>,
+        told: &Tensor<3>,
+    ) -> [Tensor<3>; 2] {
+        let (n, m) = (x.dims()[1], prompt.dims()[1]);
+        let heads = self.options.heads;
+        let parts = self.modulation.parts(told);
+        let normed = self.modulation.norm.forward(x.clone());
+        let own = self
+            .projections
+            .forward(&modulated(normed.clone(), &parts[0], &parts[1]));
+        let prompt_parts = self.prompt_modulation.parts(told);
+        let normed_prompt = self.prompt_modulation.norm.forward(prompt.clone());
+        let (shift, scale) = match self.options.last {
+            true => (&prompt_parts[1], &prompt_parts[0]), // as of a last norm
+            false => (&prompt_parts[0], &prompt_parts[1]),
+        };
+        let normed_prompt = modulated(normed_prompt, shift, scale);
+        let added = self.prompt_projections.forward(&normed_prompt);
+        let [query, key, value] = joined(own, added);
+        let attended = multi_head_attention(query, key, value, heads, Mask::None); // [b, n + m, d]
+
+        let mut x = x + self
+            .further
+            .output
+            .forward(attended.clone().narrow(1, 0, n))
+            * parts[2].clone();
+        if let Some(dual) = &self.dual {
+            let normed = modulated(normed, &parts[6], &parts[7]);
+            let [query, key, value] = dual.projections.forward(&normed);
+            let attended = multi_head_attention(query, key, value, heads, Mask::None);
+            x = x + dual.output.forward(attended) * parts[8].clone();
+        }
+        let x = self
+            .further
+            .feed_forward(x, &self.modulation.norm, &parts[3..6]);
+        let prompt = match &self.prompt_further {
+            Some(further) => {
+                let attended = further.output.forward(attended.narrow(1, n, m));
+                let prompt = prompt + attended * prompt_parts[2].clone();
+                let norm = &self.prompt_modulation.norm;
+                further.feed_forward(prompt, norm, &prompt_parts[3..6])
+            }
+            None => prompt,
+        };
+        [x, prompt]
+    }
+}
+
+impl Further {
+    /// `x` plus what the two layers make of it; `parts` are shift, scale and gate.
+    fn feed_forward(&self, x: Tensor<3>, norm: &LayerNorm, parts: &[Tensor<3>]) -> Tensor<3> {
+        let normed = modulated(norm.forward(x.clone()), &parts[0], &parts[1]);
+        x + self.feed_forward.forward(normed) * parts[2].clone()
+    }
+}
+
+/// Queries, keys and values of the picture, then of the prompt.
+fn joined(own: [Tensor<3>; 3], added: [Tensor<3>; 3]) -> [Tensor<3>; 3] {
+    let mut added = added.into_iter();
+    own.map(|own| Tensor::cat([own].into_iter().chain(added.next()).collect(), 1))
+}

@@ -1,0 +1,170 @@
+//! Every command on a tiny Stable Diffusion 3.5.
+
+use std::path::Path;
+
+use difference_inversion::util::arrays::{Array, Arrays};
+use tempfile::TempDir;
+
+use super::{PAIR, copy_folder, golden, run, succeed, workplace};
+
+/// A workplace with the model in `tiny-sd3`, and how it is named.
+fn work() -> TempDir {
+    let work = workplace();
+    copy_folder(&golden("sd3"), &work.path().join("tiny-sd3"));
+    work
+}
+
+const MODEL: &str = "--config tiny.toml --model tiny-sd3";
+const B: &str = "--b b.png --caption-b noon";
+
+fn bytes(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap()
+}
+
+/// Noise of this shape as `--init-latents` takes it.
+fn write_latents(path: &Path, shape: [usize; 4]) {
+    let count: usize = shape.iter().product();
+    let wave = (0..count).map(|i| 1.4 * (0.37 * i as f32 * i as f32).sin());
+    let array = Array::floats(shape, wave.collect());
+    Arrays::default()
+        .with("latents", array)
+        .write(path)
+        .unwrap();
+}
+
+#[test]
+fn a_difference_is_learned_applied_and_drawn_with() {
+    let work = work();
+    let at = |name: &str| work.path().join(name);
+    succeed(
+        work.path(),
+        &format!("analogy -q {MODEL} {PAIR} {B} -o out"),
+    );
+    succeed(
+        work.path(),
+        &format!("learn -q {MODEL} {PAIR} -o d.safetensors --trace t.safetensors"),
+    );
+    assert_eq!(
+        bytes(&at("d.safetensors")),
+        bytes(&at("out/difference.safetensors"))
+    );
+    let learned = Arrays::read(&at("d.safetensors")).unwrap().arrays;
+    let shapes: Vec<_> = learned
+        .iter()
+        .map(|(name, array)| (name.as_str(), array.shape()))
+        .collect();
+    assert_eq!(shapes, [("clip_g", &[3, 20][..]), ("clip_l", &[3, 16])]);
+    for inversion in ["edit-friendly", "ddim", "sdedit"] {
+        let flags = format!("--inversion {inversion} -o {inversion}");
+        succeed(
+            work.path(),
+            &format!("apply d.safetensors -q {MODEL} {B} {flags}"),
+        );
+    }
+    let [first, again] =
+        ["out/b_prime.png", "edit-friendly/b.png"].map(|name| image::open(at(name)).unwrap());
+    assert_eq!(first, again);
+    write_latents(&at("latents.safetensors"), [1, 16, 8, 8]);
+    let drawn = |flags: &str| {
+        let common = "--prompt red --init-latents latents.safetensors --overwrite -o red.png";
+        succeed(
+            work.path(),
+            &format!("generate -q {MODEL} {common} {flags}"),
+        );
+        image::open(at("red.png")).unwrap()
+    };
+    let plain = drawn("");
+    assert_eq!((plain.width(), plain.height()), (16, 16));
+    assert_ne!(drawn("--embedding d.safetensors"), plain);
+    // A difference learned beside T5 is used without.
+    let without_t5 = drawn("--without-t5");
+    assert_ne!(without_t5, plain);
+    assert_ne!(drawn("--without-t5 --embedding d.safetensors"), without_t5);
+}
+
+#[test]
+fn the_model_is_examined() {
+    let work = work();
+    let done = succeed(work.path(), "doctor --model tiny-sd3").stdout;
+    for part in ["transformer", "text_encoder_3", "tokenizer_3"] {
+        assert!(done.contains(part), "no {part} in {done}");
+    }
+    assert!(done.contains("--dtype f16 --memory low"), "{done}");
+    let without = succeed(work.path(), "doctor --model tiny-sd3 --without-t5").stdout;
+    assert!(!without.contains("text_encoder_3"), "{without}");
+    assert!(!without.contains("tokenizer_3"), "{without}");
+    let checked = succeed(work.path(), "models check tiny-sd3").stdout;
+    for (part, result) in [
+        ("text_encoder", "hidden states [1, 280, 40]"),
+        ("vae", "latents [1, 16, 8, 8]"),
+        ("transformer", "prediction [1, 16, 8, 8]"),
+    ] {
+        let line = checked.lines().find(|line| line.starts_with(part));
+        assert!(line.unwrap().contains(result), "{checked}");
+    }
+    std::fs::remove_dir_all(work.path().join("tiny-sd3/text_encoder_3")).unwrap();
+    let missing = succeed(work.path(), "doctor --model tiny-sd3").stdout;
+    assert!(missing.contains("missing: text_encoder_3"), "{missing}");
+    let listed = succeed(work.path(), "models list").stdout;
+    for name in ["sd3 ", "sd35 ", "sd35-large "] {
+        let line = listed.lines().find(|line| line.starts_with(name));
+        assert!(
+            line.unwrap().contains("stabilityai-ai-community"),
+            "{listed}"
+        );
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_in_words() {
+    let work = work();
+    let refuses = |arguments: &str, code: i32, expected: &[&str]| {
+        let done = run(work.path(), arguments);
+        assert_eq!(done.code, Some(code), "{arguments}\n{}", done.stderr);
+        assert!(!done.stderr.contains("panicked"), "{}", done.stderr);
+        for text in expected {
+            assert!(done.stderr.contains(text), "no `{text}` in {}", done.stderr);
+        }
+    };
+    let generate = format!("generate {MODEL} --prompt red -o red.png");
+    write_latents(&work.path().join("four.safetensors"), [1, 4, 8, 8]);
+    refuses(
+        &format!("{generate} --init-latents four.safetensors"),
+        1,
+        &["expected latents of shape [1, 16, 8, 8], found [1, 4, 8, 8]"],
+    );
+    refuses(
+        &format!("{generate} --scheduler uni-pc"),
+        2,
+        &["euler or ddim"],
+    );
+    refuses(&format!("{generate} --resolution 64"), 2, &["at most 36"]);
+    refuses(
+        &format!("{generate} --unet model/unet"),
+        2,
+        &["the model has a multimodal transformer instead"],
+    );
+    refuses(
+        "generate --config tiny.toml --prompt red -o red.png --without-t5",
+        2,
+        &["setting `without_t5`", "StableDiffusionPipeline"],
+    );
+    // Difference tokens of a U-Net, though on text encoders that could be the same.
+    succeed(
+        work.path(),
+        &format!("learn -q --config tiny.toml {PAIR} -o d.safetensors"),
+    );
+    refuses(
+        &format!("apply d.safetensors {MODEL} {B} -o out"),
+        1,
+        &["learned on a U-Net", "a multimodal transformer"],
+    );
+    std::fs::remove_dir_all(work.path().join("tiny-sd3/text_encoder_3")).unwrap();
+    refuses(
+        &generate,
+        1,
+        &["names `text_encoder_3`", "hint: `--without-t5`"],
+    );
+    succeed(work.path(), &format!("{generate} -q --without-t5"));
+    assert!(work.path().join("red.png").is_file());
+}
