@@ -265,7 +265,7 @@ impl ApplyArgs {
         left_out.try_for_each(|job| self.check_same(ours, job, &output.path(&job.name)))
     }
 
-    /// Checks that a result which is there is what this run would make, as far as it tells.
+    /// Checks that a result which is there is what this run would make, as far as it says.
     fn check_same(&self, ours: &Recipe, job: &Job<'_>, path: &Path) -> anyhow::Result<()> {
         let text = read_png_text(path).unwrap_or_default();
         let theirs = text.iter().find(|(key, _)| key == "dinv");
@@ -282,7 +282,7 @@ impl ApplyArgs {
         };
         let message = format!("{} is there, but was made {difference}", path.display());
         Err(Failure::new(message)
-            .hint("write elsewhere with `-o`, or make all of them anew with `--overwrite`")
+            .hint("write elsewhere with `-o`, or make all of them again with `--overwrite`")
             .into())
     }
 
@@ -338,7 +338,7 @@ impl ApplyArgs {
 }
 
 /// What people call a model's denoiser, and the widths of the token embeddings of the text encoders that difference
-/// tokens are learned for, as far as its configurations tell.
+/// tokens are learned for, as far as its configurations say.
 fn text_widths(
     model: &Path,
     settings: &ModelSettings,

@@ -2,28 +2,28 @@
 
 use std::process::ExitCode;
 
-/// All exit codes that there are.
+/// All exit codes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
-    /// 0: everything that was asked for is done.
+    /// 0: done.
     Done,
-    /// 1: something went wrong; in `eval run` also with one analogy alone.
+    /// 1: failed; for `eval run`, also if a single analogy failed.
     Failed,
-    /// 2: the command or its settings were not put right; nothing was done.
+    /// 2: wrong usage: invalid command or settings; nothing was done.
     Usage,
     /// 128 and the number of the signal that asked for a stop, as shells have it: 130 after Ctrl-C, 143 after
     /// SIGTERM, 129 after the terminal was closed. What was finished is kept.
     Stopped(i32),
 }
 
-/// What stands at the end of `dinv --help`.
+/// The end of `dinv --help`.
 pub(crate) const ABOUT: &str = "Start with: dinv analogy
 
 Exit codes:
-  0    everything that was asked for is done
-  1    something went wrong
-  2    the command or its settings were not put right, and nothing was done
-  130  stopped by Ctrl-C; 143 by SIGTERM, 129 by closing the terminal: what was finished is kept";
+  0    done
+  1    failed
+  2    wrong usage: invalid command or settings; nothing was done
+  130  stopped by Ctrl-C (143 by SIGTERM, 129 by closing the terminal); finished results are kept";
 
 impl Exit {
     /// The number.

@@ -163,7 +163,7 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
 }
 
 impl LearnArgs {
-    /// The trace, if there is to be one: a file of its own, which goes on with the run.
+    /// The trace, if there is to be one: a file of its own, which continues with the run.
     fn traced(&self, checkpoint: &Path, inputs: &[&Path]) -> anyhow::Result<Option<Outputs>> {
         let Some(path) = &self.trace else {
             return Ok(None);

@@ -392,7 +392,7 @@ fn appeared(path: &Path, has_checkpoint: bool) -> Failure {
     })
 }
 
-/// Finds out by making it: permissions and names alone do not tell of read-only or full disks, or of names that are
+/// Finds out by making it: permissions and names do not reveal read-only or full disks, or of names that are
 /// too long.
 fn check_makeable(path: &Path) -> anyhow::Result<()> {
     let make = || -> std::io::Result<()> {
@@ -492,7 +492,7 @@ mod tests {
             fs::write(place("a"), "half")?;
             Err(Error::io(place("a"))(ErrorKind::StorageFull.into()).into())
         });
-        // No hidden path is told.
+        // No hidden path is shown.
         let expected = format!("{}: no storage space", root.path().join("x/y/a").display());
         assert_eq!(message(failed), expected);
         drop(output);

@@ -64,7 +64,7 @@ pub(crate) fn in_folders(named: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Reads every picture once, so that all that is wrong is told before the work. Only what is no file stays in
+/// Reads every picture once, so that everything wrong is reported before the work. Only what is no file stays in
 /// memory: hundreds of photographs are more than it holds.
 pub(crate) fn check<'a>(
     paths: impl ExactSizeIterator<Item = &'a Path>,

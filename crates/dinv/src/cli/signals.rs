@@ -57,7 +57,7 @@ pub(crate) fn catch_interrupts() -> anyhow::Result<()> {
     Ok(ctrlc::set_handler(|| take(SIGINT))?)
 }
 
-/// The signals that there are on Unix beside that of Ctrl-C.
+/// Unix signals besides Ctrl-C's.
 #[cfg(unix)]
 fn catch_others() -> anyhow::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGTERM};
@@ -76,7 +76,7 @@ fn is_ignored(signal: i32) -> bool {
     ignored_by_kernel(signal).unwrap_or_else(|| ignored_by_shell(signal))
 }
 
-/// As Linux tells it: the bits of `SigIgn` in proc(5).
+/// As Linux reports it: the bits of `SigIgn` in proc(5).
 #[cfg(unix)]
 fn ignored_by_kernel(signal: i32) -> Option<bool> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;

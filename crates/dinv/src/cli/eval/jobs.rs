@@ -34,7 +34,7 @@ pub(super) enum Event {
 }
 
 /// Shares the analogies called `names` among as many workers as there are to be; `on_event` is
-/// told what they answer. After the deadline none is begun any more.
+/// told what they answer. After the deadline none is begun.
 pub(super) fn share(
     job: &Job,
     names: &[String],
