@@ -340,7 +340,7 @@ impl<'a> Tiff<'a> {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "as `map_err` passes it")]
+#[expect(clippy::needless_pass_by_value, reason = "for use with `map_err`")]
 fn damaged(error: ::tiff::TiffError) -> String {
     format!("cannot be decoded: {error}")
 }

@@ -87,29 +87,17 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     let models: ModelSettings = settings.resolve()?;
     let device = models.device()?;
     let tokens = DifferenceTokens::load(&difference, &device)?;
-    let mut inputs: Vec<&Path> = (args.b.iter().chain([&difference]))
-        .map(PathBuf::as_path)
-        .collect();
-    inputs.extend(args.general.config.as_deref());
-    let names = jobs.iter().map(|job| job.name.as_str());
-    let mut output = Outputs::folder(&args.output, names, args.overwrite, &inputs)?;
-    let there = match args.skip_existing {
-        true => output.leave_out_existing(),
-        false => Vec::new(),
-    };
-    output.check().map_err(|error| args.or_skip(error))?;
-    let (left_out, left): (Vec<_>, Vec<_>) =
-        (jobs.into_iter()).partition(|job| there.contains(&job.name));
-    jobs = left;
+    let (mut output, left_out) = args.outputs(&difference, &jobs)?;
+    jobs.retain(|job| !left_out.contains(&job.name));
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
     let read = pictures::check(jobs.iter().map(|job| job.b), &mut watcher)?;
     let sizes: Vec<Measured<'_>> = read.iter().map(|b| (b.path, b.size)).collect();
-    if !there.is_empty() {
+    if !left_out.is_empty() {
         watcher.notice(&format!(
             "{} of {} results exist and are kept",
-            there.len(),
+            left_out.len(),
             args.b.len()
         ));
     }
@@ -138,9 +126,7 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     )?;
     recipe.input("difference", text_of(&difference))?;
     recipe.input("difference_tokens", tokens.fingerprint())?;
-    for job in &left_out {
-        args.check_same(&recipe, job, &output.path(&job.name))?;
-    }
+    args.check_left_out(&recipe, &left_out, &output)?;
     let memory = models.memory()?;
     watcher.say(&format!(
         "applying {} to {}: {}",
@@ -154,17 +140,11 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     let models = models.open(&paths, &mut watcher)?;
     analogy::check_apply(&models, &tokens, &config)?;
     watcher.notices(fitting::of_pictures(&sizes, models.pipeline().resolution()));
-    let target = |job: &Job<'_>, b: &Picture<'_>| -> Result<Target, Error> {
-        Ok(Target {
-            b: b.read()?,
-            caption_b: job.caption.clone(),
-        })
-    };
     if memory == Memory::Low {
         // The captioner is closed while a picture is made: all captions first, or it is opened for each.
         for (job, b) in jobs.iter_mut().zip(&read) {
             let mut observe = |progress: &_| watcher.observe(progress);
-            let caption = target(job, b)
+            let caption = (job.target(b))
                 .and_then(|target| analogy::caption(&models, &target, &config, &mut observe));
             job.caption = Some(caption.map_err(|error| args.stopped(error, job))?);
         }
@@ -181,7 +161,7 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
             output.claim(&job.name)?;
         }
         let mut observe = |progress: &_| watcher.observe(progress);
-        let applied = target(job, b)
+        let applied = (job.target(b))
             .and_then(|target| analogy::apply(&models, &tokens, &target, &config, &mut observe))
             .map_err(|error| args.stopped(error, job))?;
         let mut b = Value::Null;
@@ -199,6 +179,14 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
 }
 
 impl Job<'_> {
+    /// The picture with its caption.
+    fn target(&self, b: &Picture<'_>) -> Result<Target, Error> {
+        Ok(Target {
+            b: b.read()?,
+            caption_b: self.caption.clone(),
+        })
+    }
+
     /// Writes the result with its recipe to `path`; gives what the recipe says of B.
     fn write(&self, applied: &Applied, mut recipe: Recipe, path: &Path) -> anyhow::Result<Value> {
         let b = json!({
@@ -233,6 +221,25 @@ impl ApplyArgs {
         }
     }
 
+    /// The results that are to be made, and the names of those that are left out as they are there.
+    fn outputs(
+        &self,
+        difference: &Path,
+        jobs: &[Job<'_>],
+    ) -> anyhow::Result<(Outputs, Vec<String>)> {
+        let mut inputs: Vec<&Path> = self.b.iter().map(PathBuf::as_path).collect();
+        inputs.push(difference);
+        inputs.extend(self.general.config.as_deref());
+        let names = jobs.iter().map(|job| job.name.as_str());
+        let mut output = Outputs::folder(&self.output, names, self.overwrite, &inputs)?;
+        let there = match self.skip_existing {
+            true => output.leave_out_existing(),
+            false => Vec::new(),
+        };
+        output.check().map_err(|error| self.or_skip(error))?;
+        Ok((output, there))
+    }
+
     /// What there is to do.
     fn jobs(&self) -> anyhow::Result<Vec<Job<'_>>> {
         check_captions("--caption-b", self.caption_b.len(), "--b", self.b.len())?;
@@ -244,6 +251,18 @@ impl ApplyArgs {
             name,
         });
         Ok(jobs.collect())
+    }
+
+    /// Checks that the results which are left out are what this run would make.
+    fn check_left_out(
+        &self,
+        ours: &Recipe,
+        names: &[String],
+        output: &Outputs,
+    ) -> anyhow::Result<()> {
+        let jobs = self.jobs()?;
+        let mut left_out = jobs.iter().filter(|job| names.contains(&job.name));
+        left_out.try_for_each(|job| self.check_same(ours, job, &output.path(&job.name)))
     }
 
     /// Checks that a result which is there is what this run would make, as far as it says.
