@@ -674,7 +674,8 @@ mod tests {
     fn families_that_draw_from_words_alone_are_named() {
         assert!(STABLE_DIFFUSION_XL.check_words_alone().is_ok());
         let message = INPAINT.check_words_alone().unwrap_err().to_string();
-        let expected = "a StableDiffusionPipeline or a StableDiffusionXLPipeline";
+        let expected = "a StableDiffusionPipeline or a StableDiffusionXLPipeline or a \
+                        StableDiffusion3Pipeline";
         assert!(message.ends_with(expected), "{message}");
     }
 }

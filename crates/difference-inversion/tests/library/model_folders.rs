@@ -339,6 +339,9 @@ fn weights_may_be_wrapped_and_say_when_they_are_quantised() {
         wrapped.write(&file).unwrap();
         assert_eq!(message(model.path()), "", "{wrapper}");
     }
+    Arrays::default().write(&file).unwrap();
+    let found = message(model.path());
+    assert!(found.contains("no such tensor"), "{found}");
     let plain = Arrays::default().with("conv_in.bias", Array::floats([8], vec![0.0; 8]));
     plain.write(&file).unwrap();
     let one = fs::read(&file).unwrap();

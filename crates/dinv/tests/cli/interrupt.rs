@@ -107,7 +107,9 @@ fn the_exit_code_tells_the_signal() {
     for (name, code) in [("TERM", 143), ("HUP", 129)] {
         let child = start(
             work.path(),
-            &format!("learn --config tiny.toml {PAIR} {LONG} --steps 100000 -o {name}"),
+            &format!(
+                "learn --config tiny.toml {PAIR} --steps 100000 --checkpoint-every 1 --select-every 0 -o {name}"
+            ),
         );
         wait_for(&work.path().join(format!("{name}.checkpoint")));
         signal(&child, &format!("-{name}"));

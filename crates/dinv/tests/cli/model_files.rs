@@ -198,7 +198,8 @@ fn doctor_looks_into_single_files() {
         work.path().join("tiny.safetensors"),
     )
     .unwrap();
-    let done = succeed(work.path(), "doctor --model tiny.safetensors");
+    let done = run(work.path(), "doctor --model tiny.safetensors");
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
     assert!(
         done.stdout.contains("prompts of width 16"),
         "{}",

@@ -399,7 +399,7 @@ fn a_rate_that_leaves_all_numbers_behind_is_refused() {
             work.path(),
             &format!("{learn} --{setting} 1e30"),
             2,
-            &["found 1e30"],
+            &["found 1000000000000000000"],
         );
     }
     let nothing = format!("{learn} --lambda-mse 0 --lambda-clip 0");

@@ -488,7 +488,7 @@ fn models_that_take_a_picture_change_it() {
     assert_eq!(done.code, Some(1));
     assert!(done.stderr.contains("a mask is missing"), "{}", done.stderr);
     let model = golden("instruct_pix2pix");
-    let learn = format!("learn --model {} {PAIR} -o no.png", model.display());
+    let learn = format!("learn --model {} {PAIR} -o no.safetensors", model.display());
     let done = run(work.path(), &learn);
     assert_eq!(done.code, Some(1));
     assert!(
@@ -496,7 +496,50 @@ fn models_that_take_a_picture_change_it() {
         "{}",
         done.stderr
     );
-    assert!(!work.path().join("no.png").exists());
+    assert!(!work.path().join("no.safetensors").exists());
+}
+
+/// White on black and a black brush on nothing mark the same, and what is not marked stays, to the pixel.
+#[test]
+fn what_a_mask_keeps_stays() {
+    let work = workplace();
+    let model = golden("inpaint");
+    let generate = |mask: &str, output: &str| {
+        let arguments = format!(
+            "generate -q --model {} --prompt snow --num-inference-steps 2 --image a.png --mask {mask} -o {output}",
+            model.display()
+        );
+        succeed(work.path(), &arguments);
+        image::open(work.path().join(output)).unwrap().into_rgb8()
+    };
+    let (width, height) = generate("b.png", "size.png").dimensions();
+    let picture = image::open(work.path().join("a.png")).unwrap();
+    let filter = image::imageops::FilterType::Nearest;
+    let picture = picture.resize_exact(width, height, filter).into_rgb8();
+    picture.save(work.path().join("a.png")).unwrap();
+    let is_marked = |x: u32| x >= width / 2;
+    let mask = image::GrayImage::from_fn(width, height, |x, _| {
+        image::Luma([if is_marked(x) { 255 } else { 0 }])
+    });
+    mask.save(work.path().join("plain.png")).unwrap();
+    let brush = image::RgbaImage::from_fn(width, height, |x, _| {
+        image::Rgba([0, 0, 0, if is_marked(x) { 255 } else { 0 }])
+    });
+    brush.save(work.path().join("brush.png")).unwrap();
+    let drawn = generate("plain.png", "plain_result.png");
+    assert!(drawn == generate("brush.png", "brush_result.png"));
+    let kept = |x, y| drawn.get_pixel(x, y) == picture.get_pixel(x, y);
+    let pixels = || (0..height).flat_map(|y| (0..width).map(move |x| (x, y)));
+    assert!(
+        pixels()
+            .filter(|(x, _)| !is_marked(*x))
+            .all(|(x, y)| kept(x, y))
+    );
+    assert!(
+        !pixels()
+            .filter(|(x, _)| is_marked(*x))
+            .all(|(x, y)| kept(x, y))
+    );
 }
 
 #[test]

@@ -250,7 +250,7 @@ mod tests {
             |config| config.lambda_clip = 1e30,
         ] {
             assert!(
-                message(change).contains("found 1e30"),
+                message(change).contains("found 1000000000000000000"),
                 "{}",
                 message(change)
             );
