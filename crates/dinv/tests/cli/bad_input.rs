@@ -281,7 +281,6 @@ fn pictures_that_cannot_be_used_are_named() {
             "huge.png",
             "huge.png: 100000×100000 pixels, expected at most 300 megapixels",
         ),
-        ("model", "model: a folder, expected a picture"),
     ] {
         let arguments = format!("analogy --config tiny.toml {PAIR} --b {name} -o out");
         refuses(work.path(), &arguments, 1, &["error: ", expected]);
@@ -291,6 +290,19 @@ fn pictures_that_cannot_be_used_are_named() {
             1,
             &["error: ", expected],
         );
+    }
+    // `caption` takes folders of pictures, `analogy` only pictures.
+    for (command, expected) in [
+        (
+            format!("analogy --config tiny.toml {PAIR} --b model -o out"),
+            "model: a folder, expected a picture",
+        ),
+        (
+            "caption --model model model".to_owned(),
+            "model: there is no picture in this folder",
+        ),
+    ] {
+        refuses(work.path(), &command, 1, &["error: ", expected]);
     }
 }
 
