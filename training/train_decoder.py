@@ -4,7 +4,7 @@ that was trained on them.
     python train_decoder.py --work WORK --vae ../demo/model/vae                 # resumes by itself
     python train_decoder.py --work WORK --vae ../demo/model/vae --export ../demo/model/vae
 
-The loss is that of train_vae.py. After `ADVERSARIAL_FROM` of the run a discriminator of patches joins it
+The loss is that of train_vae.py. After `--adversarial-from` of the run a discriminator of patches joins it
 (hinge loss, weighted by the gradients at the last layer: Esser et al. 2021, arXiv 2012.09841), since
 what the latents do not tell would otherwise be drawn as a blur.
 """
@@ -23,7 +23,7 @@ import common
 import data
 from train_vae import encoded, psnr, reconstruction_loss, round_trip
 
-ADVERSARIAL_FROM, ADVERSARIAL_RAMP, ADVERSARIAL_WEIGHT = 0.45, 0.08, 0.3
+ADVERSARIAL_RAMP, ADVERSARIAL_WEIGHT = 0.08, 0.3
 
 
 class Decoder(torch.nn.Module):
@@ -83,6 +83,7 @@ def gradient_norm(loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 def main():
     parser = common.arguments(__doc__, steps=6000, batch=8, lr=1e-3, seed=11)
     parser.add_argument("--vae", type=pathlib.Path, required=True, help="the autoencoder whose encoder stays")
+    parser.add_argument("--adversarial-from", type=float, default=0.45, help="share of the run; 1 is never")
     parser.add_argument("--export", type=pathlib.Path)
     args = parser.parse_args()
     vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).to(args.device, memory_format=torch.channels_last)
@@ -108,13 +109,13 @@ def main():
             y = decode(mean + (0.5 * logvar).exp() * torch.randn_like(mean))
         y = y.float()
         loss, terms = reconstruction_loss(y, x)
-        adversarial = run.progress() >= ADVERSARIAL_FROM
+        adversarial = run.progress() >= args.adversarial_from
         if adversarial:
             with common.autocast(args.device):
                 fooled = -discriminator(y).float().mean()
             last = decoder.decoder.conv_out.weight
             scale = (gradient_norm(loss, last) / (gradient_norm(fooled, last) + 1e-6)).clamp(max=1e3)
-            share = min(1.0, (run.progress() - ADVERSARIAL_FROM) / ADVERSARIAL_RAMP)
+            share = min(1.0, (run.progress() - args.adversarial_from) / ADVERSARIAL_RAMP)
             loss = loss + ADVERSARIAL_WEIGHT * share * scale * fooled
         run.update(loss, **terms)
         if adversarial:

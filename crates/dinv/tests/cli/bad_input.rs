@@ -291,7 +291,8 @@ fn pictures_that_cannot_be_used_are_named() {
             &["error: ", expected],
         );
     }
-    for (arguments, expected) in [
+    // `caption` takes folders of pictures, `analogy` only pictures.
+    for (command, expected) in [
         (
             format!("analogy --config tiny.toml {PAIR} --b model -o out"),
             "model: a folder, expected a picture",
@@ -301,7 +302,7 @@ fn pictures_that_cannot_be_used_are_named() {
             "model: there is no picture in this folder",
         ),
     ] {
-        refuses(work.path(), &arguments, 1, &["error: ", expected]);
+        refuses(work.path(), &command, 1, &["error: ", expected]);
     }
 }
 

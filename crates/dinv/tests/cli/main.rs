@@ -22,13 +22,14 @@ mod sd3;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::LazyLock;
 
 use tempfile::TempDir;
 
 /// The program, in `folder`, without the surroundings of whoever runs the tests, and without the
 /// network.
 fn dinv(folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_dinv"));
+    let mut command = program();
     command
         .current_dir(folder)
         .env_remove("DINV_DEMO_MODEL")
@@ -54,6 +55,24 @@ fn dinv(folder: &Path) -> Command {
     ] {
         command.env_remove(name);
     }
+    command
+}
+
+/// The program, deaf to no signal, though whoever runs the tests in the background may be: what is ignored is
+/// inherited, and the program leaves it so.
+fn program() -> Command {
+    const PROGRAM: &str = env!("CARGO_BIN_EXE_dinv");
+    const LISTEN: &str = "--default-signal=HUP,INT,TERM";
+    // An option of GNU's `env`.
+    static THERE: LazyLock<bool> = LazyLock::new(|| {
+        let tried = Command::new("env").args([LISTEN, "true"]).output();
+        tried.is_ok_and(|tried| tried.status.success())
+    });
+    if !*THERE {
+        return Command::new(PROGRAM);
+    }
+    let mut command = Command::new("env");
+    command.args([LISTEN, PROGRAM]);
     command
 }
 
