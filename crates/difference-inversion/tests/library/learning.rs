@@ -375,7 +375,7 @@ fn the_best_tokens_are_chosen_on_the_fixed_set() {
         12
     );
     let patient = LearnConfig {
-        learning_rate: 1000.0,
+        learning_rate: 100.0,
         select_every: 1,
         patience: Some(2),
         ..config
