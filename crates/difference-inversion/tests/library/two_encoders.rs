@@ -245,7 +245,10 @@ fn one_joint_space_guides_its_own_tokens_and_a_notice_says_so() {
     let (moved, notices) = learn(&["sdxl/clip_2"], &config);
     assert_eq!(moved, [false, true]);
     assert_eq!(notices.len(), 1);
-    assert!(notices[0].contains("only for text encoder 2"), "{notices:?}");
+    assert!(
+        notices[0].contains("only for text encoder 2"),
+        "{notices:?}"
+    );
 
     // Without the CLIP loss no joint space is opened.
     let mut without = config.clone();
