@@ -9,6 +9,9 @@ use dinv_kernels as kernels;
 use crate::weights::Weights;
 use crate::{Error, Result};
 
+/// More layers than any network of one width has, for checks of configurations.
+pub(crate) const MOST_LAYERS: usize = 256;
+
 /// A pointwise non-linearity, by its name in config files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 pub enum Activation {

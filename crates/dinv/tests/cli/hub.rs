@@ -618,14 +618,7 @@ fn ctrl_c_stops_a_download_that_can_go_on_later() {
         assert!(started.elapsed().as_secs() < 60, "it never came");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
-    let id = child.id().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-INT", &id])
-            .status()
-            .unwrap()
-            .success()
-    );
+    super::signal("-INT", &child.id().to_string());
     let done: Done = child.wait_with_output().unwrap().into();
     assert_eq!(done.code, Some(130), "{}", done.stderr);
     assert!(

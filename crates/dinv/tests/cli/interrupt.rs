@@ -3,46 +3,12 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
-use super::{Done, PAIR, dinv, run, succeed, workplace};
+use super::{Done, PAIR, run, signal, start, succeed, wait_for, workplace};
 
 /// Long enough to be caught in the middle.
 const LONG: &str = "--steps 150 --checkpoint-every 1 --select-every 0";
-
-fn start(folder: &Path, arguments: &str) -> Child {
-    dinv(folder)
-        .args(arguments.split_whitespace())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
-}
-
-fn interrupt(child: &Child) {
-    let id = child.id().to_string();
-    assert!(
-        Command::new("kill")
-            .args(["-INT", &id])
-            .status()
-            .unwrap()
-            .success()
-    );
-}
-
-fn wait_for(path: &Path) {
-    let started = Instant::now();
-    while !path.exists() {
-        assert!(
-            started.elapsed() < Duration::from_secs(120),
-            "{} never came",
-            path.display()
-        );
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
 
 #[test]
 fn an_interrupted_run_goes_on_to_the_same_result() {
@@ -57,7 +23,7 @@ fn an_interrupted_run_goes_on_to_the_same_result() {
     let child = start(work.path(), &format!("{learn} -o d.safetensors {trace}"));
     let checkpoint = work.path().join("d.checkpoint.safetensors");
     wait_for(&checkpoint);
-    interrupt(&child);
+    signal("-INT", &child.id().to_string());
     let done: Done = child.wait_with_output().unwrap().into();
     assert_eq!(done.code, Some(130), "{}", done.stderr);
     assert!(
@@ -95,12 +61,6 @@ fn an_interrupted_run_goes_on_to_the_same_result() {
     );
 }
 
-fn signal(child: &Child, signal: &str) {
-    let id = child.id().to_string();
-    let sent = Command::new("kill").args([signal, &id]).status();
-    assert!(sent.unwrap().success());
-}
-
 #[test]
 fn the_exit_code_tells_the_signal() {
     let work = workplace();
@@ -112,7 +72,7 @@ fn the_exit_code_tells_the_signal() {
             ),
         );
         wait_for(&work.path().join(format!("{name}.checkpoint")));
-        signal(&child, &format!("-{name}"));
+        signal(&format!("-{name}"), &child.id().to_string());
         let done: Done = child.wait_with_output().unwrap().into();
         assert_eq!(done.code, Some(code), "{}", done.stderr);
         assert!(done.stderr.contains("with `--resume`"), "{}", done.stderr);
@@ -135,7 +95,7 @@ fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
             .unwrap();
         wait_for(&work.path().join("d.checkpoint.safetensors"));
         for name in signals.split(' ') {
-            signal(&child, &format!("-{name}"));
+            signal(&format!("-{name}"), &child.id().to_string());
         }
         let done: Done = child.wait_with_output().unwrap().into();
         assert_eq!(done.code, Some(0), "{}", done.stderr);
@@ -150,7 +110,7 @@ fn captions_stop_after_the_picture() {
     let mut child = start(work.path(), &format!("caption --config tiny.toml {images}"));
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     lines.next().unwrap().unwrap();
-    interrupt(&child);
+    signal("-INT", &child.id().to_string());
     let printed = 1 + lines.count();
     let done: Done = child.wait_with_output().unwrap().into();
     assert_eq!(done.code, Some(130), "{}", done.stderr);
@@ -171,13 +131,13 @@ fn a_second_interrupt_ends_the_program_at_once() {
         ),
     );
     wait_for(&work.path().join("difference.checkpoint.safetensors"));
-    interrupt(&child);
+    signal("-INT", &child.id().to_string());
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let mut next = || lines.next().transpose().unwrap();
     while next().expect("nothing was said of the first interrupt")
         != "stopping after this step; Ctrl-C again stops at once"
     {}
-    interrupt(&child);
+    signal("-INT", &child.id().to_string());
     assert_eq!(next(), None, "the step was waited for");
     assert_eq!(child.wait().unwrap().code(), Some(130));
 }

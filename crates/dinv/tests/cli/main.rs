@@ -21,8 +21,9 @@ mod runs;
 mod sd3;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::LazyLock;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -107,6 +108,36 @@ fn succeed(folder: &Path, arguments: &str) -> Done {
     let done = run(folder, arguments);
     assert_eq!(done.code, Some(0), "{arguments}\n{}", done.stderr);
     done
+}
+
+/// Starts the program in `folder`, to be met while it runs.
+fn start(folder: &Path, arguments: &str) -> Child {
+    dinv(folder)
+        .args(arguments.split_whitespace())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// Waits until a running program has made a file.
+fn wait_for(path: &Path) {
+    let started = Instant::now();
+    while !path.exists() {
+        assert!(
+            started.elapsed() < Duration::from_secs(120),
+            "{} never came",
+            path.display()
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Sends a signal, such as `-INT`, to a process.
+#[cfg(unix)]
+fn signal(signal: &str, process: &str) {
+    let sent = Command::new("kill").args([signal, process]).status();
+    assert!(sent.unwrap().success());
 }
 
 /// Names of the files in a folder, sorted.

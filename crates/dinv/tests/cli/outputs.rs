@@ -2,34 +2,12 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Child;
 
-use super::{Done, PAIR, dinv, entries, run, succeed, workplace};
+use super::{Done, PAIR, entries, run, start, succeed, wait_for, workplace};
 
 /// Long enough for something to happen meanwhile.
 const LONG: &str = "--steps 100 --checkpoint-every 1 --select-every 0";
-
-fn start(folder: &Path, arguments: &str) -> Child {
-    dinv(folder)
-        .args(arguments.split_whitespace())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap()
-}
-
-fn wait_for(path: &Path) {
-    let started = Instant::now();
-    while !path.exists() {
-        assert!(
-            started.elapsed() < Duration::from_secs(120),
-            "{} never came",
-            path.display()
-        );
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
 
 fn ended(child: Child) -> Done {
     child.wait_with_output().unwrap().into()

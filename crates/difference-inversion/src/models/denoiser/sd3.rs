@@ -10,8 +10,7 @@ use serde::Deserialize;
 use crate::models::denoiser::Memory;
 use crate::models::denoiser::sd3_block::{BlockOptions, JointBlock, LastNorm};
 use crate::models::denoiser::time_embedding::{TimestepEmbedding, sinusoidal_embedding};
-use crate::models::denoiser::unet_config::MOST_LAYERS;
-use crate::models::layers::{Activation, Linear};
+use crate::models::layers::{Activation, Linear, MOST_LAYERS};
 use crate::weights::Weights;
 use crate::{Error, Result};
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use crate::models::denoiser::unet_blocks::TransformerOptions;
-use crate::models::layers::Activation;
+use crate::models::layers::{Activation, MOST_LAYERS};
 use crate::weights::{OtherFields, PerBlock, check_fixed_fields};
 use crate::{Error, Result};
 
@@ -110,8 +110,6 @@ impl Default for UNetConfig {
 
 /// More levels than any network has; each halves the picture.
 pub(crate) const MOST_LEVELS: usize = 16;
-/// More layers than any level has.
-pub(crate) const MOST_LAYERS: usize = 256;
 
 /// Fields of which one value is supported.
 const FIXED_FIELDS: &[(&str, &str)] = &[

@@ -6,8 +6,9 @@ use std::path::Path;
 use burn::tensor::{DType, Int, Tensor, TensorData, activation};
 use serde::Deserialize;
 
-use crate::models::denoiser::unet_config::MOST_LAYERS;
-use crate::models::layers::{Activation, Embedding, Linear, RmsNorm, weighted_attention};
+use crate::models::layers::{
+    Activation, Embedding, Linear, MOST_LAYERS, RmsNorm, weighted_attention,
+};
 use crate::models::text::tower::{Beginning, Encoded, Tower};
 use crate::weights::Weights;
 use crate::{Error, Result};

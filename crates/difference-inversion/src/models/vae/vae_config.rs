@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::models::denoiser::unet_config::{MOST_LAYERS, MOST_LEVELS};
-use crate::models::layers::Activation;
+use crate::models::denoiser::unet_config::MOST_LEVELS;
+use crate::models::layers::{Activation, MOST_LAYERS};
 use crate::weights::{OtherFields, check_fixed_fields};
 use crate::{Error, Result};
 

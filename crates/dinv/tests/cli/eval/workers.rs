@@ -1,10 +1,10 @@
 //! Workers that end before they are done.
 
 use std::fs;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
-use super::super::{Done, dinv, entries, succeed};
+use super::super::{Done, entries, signal, start, succeed};
 use super::{eval, tables, workplace_with_suite};
 
 /// A run with one worker at a time.
@@ -15,14 +15,8 @@ struct Running {
 
 impl Running {
     fn start(folder: &std::path::Path, arguments: &str) -> Self {
-        let child = dinv(folder)
-            .args(arguments.split_whitespace())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
         Self {
-            child,
+            child: start(folder, arguments),
             killed: Vec::new(),
         }
     }
@@ -30,8 +24,7 @@ impl Running {
     /// Kills its only worker that was not killed yet, once there is one.
     fn kill_worker(&mut self) {
         let worker = self.worker();
-        let killed = Command::new("kill").args(["-KILL", &worker]).status();
-        assert!(killed.unwrap().success());
+        signal("-KILL", &worker);
         self.killed.push(worker);
     }
 
