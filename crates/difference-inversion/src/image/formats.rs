@@ -1,5 +1,7 @@
 //! What a file is that is no picture, or one of a format that is not read.
 
+use crate::util::foreign::lfs_pointer;
+
 /// What the first bytes of a file tell, and what to do about it.
 pub(super) fn named(bytes: &[u8]) -> Option<String> {
     let starts = |start: &[u8]| bytes.starts_with(start);
@@ -85,13 +87,12 @@ fn is_netpbm(bytes: &[u8]) -> bool {
 fn other(bytes: &[u8]) -> Option<String> {
     let start = &bytes[..bytes.len().min(1024)];
     let text = String::from_utf8_lossy(start);
-    let text = text
-        .trim_start_matches('\u{feff}')
-        .trim_start()
-        .to_ascii_lowercase();
-    let what = if text.starts_with("version https://git-lfs") {
-        "a Git LFS pointer, which stands for a file that was not downloaded; `git lfs pull` brings it"
-    } else if text.contains("<svg") {
+    let text = text.trim_start_matches('\u{feff}').trim_start();
+    if let Some(pointer) = lfs_pointer(text) {
+        return Some(pointer);
+    }
+    let text = text.to_ascii_lowercase();
+    let what = if text.contains("<svg") {
         return Some(converted("SVG"));
     } else if text.starts_with("<!doctype html") || text.starts_with("<html") {
         "a web page, not a picture; save the picture itself"

@@ -54,16 +54,16 @@ pub fn load_mask(path: &Path) -> Result<Mask> {
     }
     let pixels = image.into_rgba8();
     let Some(reading) = reading(&pixels) else {
-        let reason = "the mask is transparent everywhere, so that nothing is marked";
+        let reason = "the mask is fully transparent and marks nothing";
         return Err(Error::invalid_file(path, reason));
     };
     let told = match reading {
         Reading::Bright => None,
-        Reading::Painted => Some("what is painted is drawn anew, and what is transparent stays"),
+        Reading::Painted => Some("painted areas are redrawn, transparent areas are kept"),
         Reading::BrightAndOpaque => {
-            Some("what is white is drawn anew, and what is black or transparent stays")
+            Some("white areas are redrawn, black and transparent areas are kept")
         }
-        Reading::Hole => Some("what is transparent is drawn anew, and the rest stays"),
+        Reading::Hole => Some("transparent areas are redrawn, the rest is kept"),
     };
     Ok(Mask {
         notice: told.map(|told| format!("{}: {told}", path.display())),
@@ -158,7 +158,7 @@ mod tests {
                 if inside(x) { [r, g, b, 255] } else { nothing }
             });
             assert_eq!(brush.0, expected, "{colour:?}");
-            assert!(brush.1.unwrap().starts_with("what is painted"));
+            assert!(brush.1.unwrap().starts_with("painted areas are redrawn"));
         }
         let photo = |x: u32| {
             [(x * 60).min(255), 255 - x * 30, 40].map(|value| u8::try_from(value).unwrap())
@@ -168,14 +168,14 @@ mod tests {
             [r, g, b, if inside(x) { 0 } else { 255 }]
         });
         assert_eq!(hole.0, expected);
-        assert!(hole.1.unwrap().starts_with("what is transparent"));
+        assert!(hole.1.unwrap().starts_with("transparent areas are redrawn"));
         let both = read(|x| match x {
             0..2 => nothing,
             2..4 => [0, 0, 0, 255],
             _ => [255; 4],
         });
         assert_eq!(both.0, expected);
-        assert!(both.1.unwrap().starts_with("what is white"));
+        assert!(both.1.unwrap().starts_with("white areas are redrawn"));
         let opaque = read(|x| if inside(x) { [255; 4] } else { [0, 0, 0, 255] });
         assert_eq!(opaque, (expected.to_owned(), None));
     }
@@ -186,6 +186,6 @@ mod tests {
         let path = folder.path().join("mask.png");
         RgbaImage::new(8, 8).save(&path).unwrap();
         let refused = load_mask(&path).unwrap_err().to_string();
-        assert!(refused.contains("transparent everywhere"), "{refused}");
+        assert!(refused.contains("fully transparent"), "{refused}");
     }
 }

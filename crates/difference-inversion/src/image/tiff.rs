@@ -139,9 +139,7 @@ impl<'a> Tiff<'a> {
         let formats = directory.numbers_of(tag::SAMPLE_FORMAT);
         let colours = samples.saturating_sub(extra.len() as u64);
         if formats.contains(&3) {
-            return refused(
-                "of floating-point numbers, of which nobody knows the white".to_owned(),
-            );
+            return refused("of floating-point numbers without a known white level".to_owned());
         }
         if formats.iter().any(|format| ![1, 4].contains(format)) {
             return refused("of signed numbers".to_owned());

@@ -19,46 +19,49 @@ const PICTURES: [&[u8]; 6] = [
     b"MM\0*",
 ];
 
+/// What to do about a Git LFS pointer, if that is what stands in place of a file.
+pub(crate) fn lfs_pointer(text: &str) -> Option<String> {
+    let pointer = text.strip_prefix("version https://git-lfs")?;
+    let size = (pointer.lines()).find_map(|line| line.strip_prefix("size "));
+    let of = size.map_or(String::new(), |size| format!(" of {size} bytes"));
+    Some(format!(
+        "a Git LFS pointer to a file{of} that was not downloaded; run `git lfs pull` in its folder"
+    ))
+}
+
 /// What people have in place of a safetensors file, by its first bytes, and what to do about it.
 pub(crate) fn what_else(beginning: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(beginning);
     let text = text.trim_start_matches('\u{feff}').trim_start();
     let lower = text.to_lowercase();
     let starts_with = |start: &[u8]| beginning.starts_with(start);
-    let instead = if text.starts_with("version https://git-lfs.github.com/") {
-        let size = text.lines().find_map(|line| line.strip_prefix("size "));
-        let of = size.map_or(String::new(), |size| format!(" of {size} bytes"));
-        format!(
-            "a Git LFS pointer to a file{of} that was not fetched; `git lfs pull` in its folder does that"
-        )
+    let instead = if let Some(pointer) = lfs_pointer(text) {
+        pointer
     } else if ["<!doctype", "<html", "<head", "<?xml", "<!--"]
         .iter()
         .any(|tag| lower.starts_with(tag))
     {
-        "a web page that was saved in place of the file: the link leads to a page about it, or the download \
-         asks for an account; download it again (on the Hub with `/resolve/` for `/blob/`)"
+        "a web page saved in place of the file: the link led to a page about it, or the download needs an \
+         account; download it again (on the Hub, with `/resolve/` instead of `/blob/`)"
             .to_owned()
     } else if text.starts_with(['{', '[']) {
-        "JSON; weights are named `….safetensors`, and a model of several folders is named by the folder \
-         that its model_index.json is in"
-            .to_owned()
+        "JSON; give a `.safetensors` file, or the folder that holds model_index.json".to_owned()
     } else if starts_with(b"PK\x03\x04") || starts_with(b"\x80\x02") || starts_with(b"\x80\x04") {
         format!("pickled, whatever its name: {REFUSAL}")
     } else if starts_with(b"GGUF") {
-        "a GGUF file, whose numbers are quantised, which is not read; take the model in safetensors"
-            .to_owned()
+        "a GGUF file; quantised weights are not read, take the model's safetensors files".to_owned()
     } else if starts_with(b"\x1f\x8b") || starts_with(b"7z\xbc\xaf") || starts_with(b"Rar!") {
-        "an archive, which has to be unpacked first".to_owned()
+        "an archive; unpack it first".to_owned()
     } else if starts_with(b"\x89HDF") {
         "an HDF5 file, as Keras saves; take the model in safetensors".to_owned()
     } else if text.starts_with("../") && text.contains("blobs/") {
-        "the text of a link into the cache of the Hub: the folder was copied without what its links lead to; \
+        "a broken link into the Hub's cache: the folder was copied without the files that its links point to; \
          download it again"
             .to_owned()
     } else if PICTURES.iter().any(|start| starts_with(start)) {
         "a picture".to_owned()
     } else if beginning.is_empty() {
-        "empty: its download did not begin".to_owned()
+        "an empty file; download it again".to_owned()
     } else {
         return None;
     };

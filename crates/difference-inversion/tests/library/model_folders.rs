@@ -312,8 +312,11 @@ fn files_that_are_no_weights_say_what_they_are() {
         (b"{\n  \"_class_name\": \"X\"}", "JSON"),
         (b"\xef\xbb\xbf{}", "JSON"),
         (b"GGUF\x03\0\0\0\0\0\0", "a GGUF file"),
-        (b"../../../blobs/0123456789", "the text of a link"),
-        (b"", "empty"),
+        (
+            b"../../../blobs/0123456789",
+            "a broken link into the Hub's cache",
+        ),
+        (b"", "an empty file"),
         (b"junk", "only 4 bytes long"),
     ] {
         fs::write(&file, contents).unwrap();

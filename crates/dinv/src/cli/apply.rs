@@ -154,7 +154,10 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
         let path = output.path(&job.name);
         // Another run may be at work in the folder.
         if args.skip_existing && (path.exists() || output.claim(&job.name).is_err()) {
-            watcher.notice(&format!("{} is left to another run", path.display()));
+            watcher.notice(&format!(
+                "{} is skipped: another run writes it",
+                path.display()
+            ));
             continue;
         }
         if !args.skip_existing {
@@ -280,7 +283,7 @@ impl ApplyArgs {
         let Some(difference) = difference else {
             return Ok(());
         };
-        let message = format!("{} is there, but was made {difference}", path.display());
+        let message = format!("{} exists, but was made {difference}", path.display());
         Err(Failure::new(message)
             .hint("write elsewhere with `-o`, or make all of them again with `--overwrite`")
             .into())

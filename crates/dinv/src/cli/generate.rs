@@ -36,8 +36,8 @@ pub(crate) struct GenerateArgs {
     /// Picture to edit, with InstructPix2Pix and inpainting models
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
-    /// What an inpainting model draws again, the rest stays as it is: a picture that is white there and black
-    /// elsewhere, a brush on nothing, or the picture with a hole in it
+    /// Area that an inpainting model redraws: white on black, brush strokes on transparency, or the picture
+    /// with the area erased
     #[arg(long, value_name = "FILE")]
     mask: Option<PathBuf>,
     /// Start from the tensor `latents` [1, 4, h, w] in a safetensors file instead of the seed's noise;

@@ -138,7 +138,7 @@ impl Outputs {
         output.finished = files::sweep(folder);
         if !output.finished.is_empty() {
             terminal::message(format_args!(
-                "note: the results of a run that was killed are in their places now: {} in {}",
+                "note: an earlier run was killed while it saved its results; they are complete now: {} in {}",
                 output.finished.join(", "),
                 folder.display()
             ));
@@ -176,7 +176,7 @@ impl Outputs {
         })?;
         let Some(claim) = claim else {
             let message = format!("{}: another run is writing it", path.display());
-            let hint = "wait for its end, or write elsewhere with `-o`";
+            let hint = "wait until it ends, or write elsewhere with `-o`";
             return Err(Failure::new(message).hint(hint).into());
         };
         self.claims.push(claim);
@@ -300,7 +300,7 @@ impl Kind {
         };
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if self == Self::Tensors && is_checkpoint(&name) {
-            let message = format!("{}: this is what a checkpoint is called", path.display());
+            let message = format!("{}: this name is reserved for checkpoints", path.display());
             return Err(Failure::usage(message).hint("choose another name with `-o`"));
         }
         let extension = path.extension().unwrap_or_default();
@@ -381,7 +381,7 @@ fn exists(path: &Path) -> Failure {
 /// Something is there that was not when the run began.
 fn appeared(path: &Path, has_checkpoint: bool) -> Failure {
     let message = format!(
-        "{} exists already: it has appeared while this run worked, and stays",
+        "{} exists already: it appeared during this run and was not replaced",
         path.display()
     );
     Failure::new(message).hint(match has_checkpoint {
@@ -626,7 +626,7 @@ mod tests {
             "x.checkpoint",
         ] {
             let refused = message(file(&path(name), Kind::Tensors, false));
-            assert!(refused.contains("what a checkpoint is called"), "{refused}");
+            assert!(refused.contains("reserved for checkpoints"), "{refused}");
         }
         // A folder that is there may be called anything.
         fs::create_dir(path("out.png")).unwrap();

@@ -55,7 +55,8 @@ pub(crate) fn in_folders(named: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
         }
         if found.is_empty() {
             let message = format!("{}: there is no picture in this folder", path.display());
-            let hint = "pictures are known by their names there, such as x.png and x.jpg";
+            let hint =
+                "in a folder, files count as pictures by their extension, such as .png or .jpg";
             return Err(Failure::new(message).hint(hint).into());
         }
         found.sort();

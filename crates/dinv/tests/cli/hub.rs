@@ -431,7 +431,7 @@ fn words_added_to_a_tokenizer_come_with_it() {
 fn models_that_were_taken_from_the_hub_are_named_where_they_are() {
     let setup = Setup::new();
     let done = setup.run("models pull runwayml/stable-diffusion-v1-5");
-    let expected = "a copy of it is stable-diffusion-v1-5/stable-diffusion-v1-5";
+    let expected = "a copy is stable-diffusion-v1-5/stable-diffusion-v1-5";
     assert!(done.stderr.contains(expected), "{}", done.stderr);
 }
 

@@ -144,7 +144,7 @@ fn outputs_that_cannot_be_are_refused_before_the_first_step() {
         ("-o night.toml", "call it night.safetensors"),
         (
             "-o x.checkpoint.safetensors",
-            "this is what a checkpoint is called",
+            "this name is reserved for checkpoints",
         ),
         (
             "-o x.safetensors --trace x.safetensors",
@@ -324,7 +324,7 @@ fn results_of_other_settings_are_not_mixed_in() {
         work.path(),
         &other,
         1,
-        &["out/b.png is there, but was made with strength 0.7, not 1.0"],
+        &["out/b.png exists, but was made with strength 0.7, not 1.0"],
     );
     let other = format!("{apply} e.safetensors {both} --strength 0.7");
     refuses(work.path(), &other, 1, &["with another difference"]);

@@ -180,15 +180,15 @@ impl AlphaSchedule {
         let n = times.len();
         if self.config.spacing_is_guessed && n <= FEW_STEPS {
             return Some(format!(
-                "{n} steps begin with pure noise (trailing), as models for few steps are drawn; the file \
-                 does not tell: `--timestep-spacing leading` is for all others"
+                "{n} steps start from pure noise (trailing spacing), as few-step models need; the file does \
+                 not say: use `--timestep-spacing leading` for any other model"
             ));
         }
         let (first, train) = (*times.first()?, self.num_train_timesteps());
         (2.0 * first < train as f64).then(|| {
             format!(
-                "with this spacing of {n} steps the model is first asked at timestep {first} of {train}, so that most of the \
-                 noise stays: `--timestep-spacing trailing` begins with pure noise"
+                "with this spacing, {n} steps begin at timestep {first} of {train} and leave most of the noise in \
+                 the picture; `--timestep-spacing trailing` starts from pure noise"
             )
         })
     }

@@ -55,9 +55,9 @@ impl Solver for Ddim {
     fn check_start(&self, i: usize) -> Result<()> {
         match self.steps.get(i).map(|step| step.from.step_to(step.to)) {
             Some(None) => Err(Error::invalid_input(
-                "the noise schedule ends in pure noise (rescale_betas_zero_snr), from which a model that \
-                 predicts noise cannot tell a picture; if it was trained so, it predicts velocity \
-                 (prediction_type v_prediction), and else the schedule is wrong",
+                "the noise schedule ends in pure noise (rescale_betas_zero_snr), where a prediction of the noise \
+                 says nothing about the picture; a model trained with such a schedule predicts velocity \
+                 (prediction_type v_prediction), otherwise the schedule is wrong",
             )),
             _ => Ok(()),
         }

@@ -272,7 +272,7 @@ fn few_steps_begin_with_pure_noise_where_the_spacing_is_a_guess() {
     }
     let (first, notice) = begin(&known, SolverKind::Euler, 1);
     assert_eq!(first, 1.0);
-    assert!(notice.unwrap().contains("asked at timestep 1 of 1000"));
+    assert!(notice.unwrap().contains("begin at timestep 1 of 1000"));
     // σ of pure noise, as diffusers' Euler begins with it: 14.6146.
     let euler = SolverKind::Euler.build(&guessed, 1, 0.0).unwrap();
     assert!((euler.init_noise_sigma() - 14.6146).abs() < 1e-3);

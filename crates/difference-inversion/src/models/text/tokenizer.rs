@@ -255,8 +255,8 @@ impl Tokenizer {
             if found != Some(id) {
                 let found = found.map_or("none".to_owned(), |id| id.to_string());
                 let reason = format!(
-                    "the added token {:?} has the id {id}, where the vocabulary leaves it {found}: ids \
-                     that are not in a row are not supported",
+                    "the added token {:?} has the id {id}, but the vocabulary gives it {found}: gaps between ids \
+                     are not supported",
                     token.content
                 );
                 return Err(Error::invalid_file(&self.dir, reason));
@@ -658,7 +658,7 @@ mod tests {
             ),
             (
                 r#"{"added_tokens_decoder": {"670": {"content": "<x>"}}}"#,
-                "the added token \"<x>\" has the id 670, where the vocabulary leaves it 663",
+                "the added token \"<x>\" has the id 670, but the vocabulary gives it 663",
             ),
         ] {
             write("tokenizer_config.json", config);

@@ -152,7 +152,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
             "{}: another run is working in this folder",
             folder.path().display()
         );
-        let hint = "wait for its end, or write elsewhere with `-o`";
+        let hint = "wait until it ends, or write elsewhere with `-o`";
         return Err(Failure::new(message).hint(hint).into());
     };
     let prepared = match prepare(args) {
