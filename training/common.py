@@ -25,6 +25,7 @@ def arguments(description: str, *, steps: int, batch: int, lr: float, seed: int)
     parser.add_argument("--seed", type=int, default=seed)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--eager", action="store_true", help="on a GPU, launch every kernel by itself instead of a CUDA graph")
     return parser
 
 
@@ -103,7 +104,13 @@ def is_matrix(module: torch.nn.Module, p: torch.nn.Parameter) -> bool:
 
 
 class Run:
-    """A training run that resumes where it stopped: `for step in run.loop(): run.update(loss)`."""
+    """A training run that resumes where it stopped: `for _ in run.loop(forward): pass`, where `forward` draws
+    a batch and returns the loss and a dictionary of terms for the log; or, where a batch needs work on the CPU,
+    `for step in run.loop(): run.update(loss)`.
+
+    On a GPU, a step is thousands of small kernels, which take longer to launch than to run. So a step of
+    `loop(forward)` is captured once as a CUDA graph. `forward` may not wait for the GPU, and draws from
+    PyTorch's generator alone."""
 
     def __init__(self, name: str, args, modules: torch.nn.Module, ema: float = 0.0, extras: dict | None = None):
         """`extras` are saved and restored, but not trained: whatever has a state_dict."""
@@ -115,8 +122,8 @@ class Run:
         matrices = {id(p) for m in modules.modules() for p in m.parameters(recurse=False) if is_matrix(m, p)}
         # Numbers that change from step to step are tensors, so that a CUDA graph can read them.
         self.lr, self.decay = torch.zeros((), device=args.device), torch.zeros((), device=args.device)
-        self.graph, on_gpu = None, torch.device(args.device).type == "cuda"
-        self.steps_until_graph = 3 if on_gpu else None
+        on_gpu = torch.device(args.device).type == "cuda"
+        self.graph, self.steps_until_graph = None, 4 if on_gpu and not args.eager else None
         self.optimizers = [
             Muon([p for p in self.parameters if id(p) in matrices], lr=self.lr),
             torch.optim.AdamW(
@@ -151,9 +158,13 @@ class Run:
             return min(1.0, (time.time() - self.began) / self.args.seconds)
         return min(1.0, self.step / self.args.steps)
 
-    def rng(self) -> np.random.Generator:
+    def seed(self):
         """The same draws for a step, whether the run was interrupted or not."""
         torch.manual_seed(self.args.seed * 1_000_003 + self.step)
+
+    def rng(self) -> np.random.Generator:
+        """The same draws for a step, from NumPy's generator too."""
+        self.seed()
         return np.random.default_rng([self.args.seed, self.step])
 
     def save(self):
@@ -165,10 +176,13 @@ class Run:
         torch.save(state, self.path.with_suffix(".tmp"))
         os.replace(self.path.with_suffix(".tmp"), self.path)
 
-    def loop(self):
+    def loop(self, forward=None):
+        """Yields the number of each step, after it was taken if there is a `forward`."""
         self.began = time.time() - self.seconds
         saved = time.time()
         while self.progress() < 1:
+            if forward is not None:
+                self.take(forward)
             yield self.step
             self.step += 1
             if self.step % 50 == 0:
@@ -181,10 +195,37 @@ class Run:
                 saved = time.time()
         self.save()
 
+    def take(self, forward):
+        """One step: as it is, or as a CUDA graph after a few steps on a stream of their own."""
+        self.seed()
+        self.set_rates()
+        if self.steps_until_graph is None:
+            told = self.whole_step(forward)
+        elif self.steps_until_graph > 0:
+            self.steps_until_graph -= 1
+            side, main = torch.cuda.Stream(), torch.cuda.current_stream()
+            side.wait_stream(main)
+            with torch.cuda.stream(side):
+                told = self.whole_step(forward)
+            main.wait_stream(side)
+        else:
+            if self.graph is None:
+                self.graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(self.graph):
+                    self.told = self.whole_step(forward)
+            self.graph.replay()  # capturing does not run it
+            told = {name: value.clone() for name, value in self.told.items()}
+        self.note(**told)
+
+    def whole_step(self, forward) -> dict[str, torch.Tensor]:
+        loss, terms = forward()
+        loss.backward()
+        self.apply()
+        return {name: value.detach() for name, value in {"loss": loss, **terms}.items()}
+
     def update(self, loss: torch.Tensor, **terms: torch.Tensor):
         loss.backward()
-        self.lr.fill_(learning_rate(self.step, self.progress(), self.args.lr))
-        self.decay.fill_(min(self.ema_decay, (1 + self.step) / (10 + self.step)))
+        self.set_rates()
         self.apply()
         self.note(loss=loss, **terms)
 
@@ -193,24 +234,13 @@ class Run:
         for name, value in terms.items():
             self.recent.setdefault(name, []).append(value.detach())
 
-    def apply(self):
-        """Steps the optimizers and the moving average. On a GPU this is over a thousand small kernels, which
-        take longer to launch than to run: after a few steps they are captured once as a CUDA graph."""
-        if self.graph is not None:
-            self.graph.replay()
-        elif self.steps_until_graph == 0:
-            torch.cuda.synchronize()
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.apply_now()
-            self.graph.replay()  # capturing does not run it
-        else:
-            self.apply_now()
-            if self.steps_until_graph is not None:
-                self.steps_until_graph -= 1
+    def set_rates(self):
+        self.lr.fill_(learning_rate(self.step, self.progress(), self.args.lr))
+        self.decay.fill_(min(self.ema_decay, (1 + self.step) / (10 + self.step)))
 
     @torch.no_grad()
-    def apply_now(self):
+    def apply(self):
+        """Steps the optimizers and the moving average."""
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         for optimizer in self.optimizers:
             optimizer.step()

@@ -22,7 +22,7 @@ from diffusers import UNet2DConditionModel
 
 import common
 import data
-from train_unet import EMPTY_PROMPT, Frozen, Texts, captions, encode, once, velocity_loss
+from train_unet import EMPTY_PROMPT, Frozen, Texts, captions, drawn_once, encode, once, velocity_loss
 from world import KINDS, SIZE, Scene, analogy, instruction, sample_scene
 
 FOLDERS = {"instruct": "unet_instruct_pix2pix", "inpaint": "unet_inpaint"}
@@ -73,25 +73,26 @@ def instructions(quad: list[Scene], variants: int = 2) -> list[list[str]]:
 
 
 class Instruct:
-    def __init__(self, args, frozen: Frozen):
+    def __init__(self, args):
         self.scenes = quads(args.scenes or 16384, args.seed)
         flat = [scene for quad in self.scenes for scene in quad]
-        self.mean, self.std = once(args.work / "quads.pt", args.device, lambda: encode(frozen.vae, data.pictures(flat)))
+        self.pictures = drawn_once(args.work / "quads.npy", lambda: data.pictures(flat))
+        self.latents, self.batch, self.device = args.work / "quads.pt", args.batch, args.device
+
+    def encode(self, frozen: Frozen):
+        self.mean, self.std = once(self.latents, self.device, lambda: encode(frozen.vae, self.pictures))
         self.texts = Texts(frozen, [variants for changes in common.spread(instructions, self.scenes) for variants in changes])
         self.scale = frozen.vae.config.scaling_factor
-        self.batch, self.device = args.batch, args.device
 
-    def draw(self, rng: np.random.Generator):
-        """Latents to draw, tokens, more channels, and how much each place counts."""
-        quad = torch.from_numpy(rng.integers(len(self.scenes), size=self.batch)).to(self.device)
-        before = torch.from_numpy(rng.integers(4, size=self.batch)).to(self.device)
-        n = torch.from_numpy(rng.integers(1, 4, size=self.batch)).to(self.device)
+    def draw(self):
+        """Latents to draw, states of a text, more channels, and how much each place counts."""
+        quad, before, n = (torch.randint(*limits, (self.batch,), device=self.device) for limits in ((0, len(self.scenes)), (0, 4), (1, 4)))
         dice = torch.rand(self.batch, device=self.device)  # 5 % without the text, 5 % without the picture, 5 % without both
-        tokens = self.texts.draw(12 * quad + 3 * before + n - 1, dice < 0.10)
+        states = self.texts.draw(12 * quad + 3 * before + n - 1, dice < 0.10)
         image = self.mean[4 * quad + before] / self.scale  # as diffusers gives it: the mode, not scaled
         image = torch.where(((dice >= 0.05) & (dice < 0.15))[:, None, None, None], 0.0, image)
         target = 4 * quad + (before + n) % 4
-        yield self.mean[target] + self.std[target] * torch.randn_like(image), tokens, [image], None
+        yield self.mean[target] + self.std[target] * torch.randn_like(image), states, [image], None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -127,20 +128,23 @@ def covered(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 class Pool:
-    """Pictures, the same covered, and their masks, all as latents; and what may be said of what is covered."""
+    """Pictures, the same covered, and their masks; and what may be said of what is covered."""
 
-    def __init__(self, path: pathlib.Path, frozen: Frozen, draw, scenes: list, masks: list[np.ndarray], texts: list[list[str]], empty: float):
-        def make():
-            whole = common.spread(draw, scenes)
-            return encode(frozen.vae, np.stack(whole)), encode(frozen.vae, np.stack([covered(p, m) for p, m in zip(whole, masks)]))
+    def __init__(self, path: pathlib.Path, draw, scenes: list, masks: list[np.ndarray], texts: list[list[str]], empty: float):
+        self.pictures = drawn_once(path.with_suffix(".npy"), lambda: np.stack(common.spread(draw, scenes)))
+        self.latents, self.masks, self.texts, self.empty = path.with_suffix(".pt"), masks, texts, empty
 
-        self.whole, self.covered = once(path, frozen.device, make)
-        self.masks = torch.from_numpy(np.stack(masks)[:, None, ::8, ::8].copy()).float().to(frozen.device)  # "nearest", as diffusers does
-        self.texts, self.empty = Texts(frozen, texts), empty
+    def encode(self, frozen: Frozen):
+        self.texts = Texts(frozen, self.texts)
+        self.whole, self.covered = once(self.latents, frozen.device, lambda: self.encoded(frozen))
+        self.masks = torch.from_numpy(np.stack(self.masks)[:, None, ::8, ::8].copy()).float().to(frozen.device)  # "nearest", as diffusers does
 
-    def draw(self, rng: np.random.Generator, count: int):
-        """Latents to draw, tokens, more channels, and how much each place counts."""
-        index = torch.from_numpy(rng.integers(len(self.masks), size=count)).to(self.masks.device)
+    def encoded(self, frozen: Frozen):
+        return encode(frozen.vae, self.pictures), encode(frozen.vae, np.stack([covered(p, m) for p, m in zip(self.pictures, self.masks)]))
+
+    def draw(self, count: int):
+        """Latents to draw, states of a text, more channels, and how much each place counts."""
+        index = torch.randint(len(self.masks), (count,), device=self.masks.device)
         x, given = (mean[index] + std[index] * torch.randn_like(mean[index]) for mean, std in (self.whole, self.covered))
         mask = self.masks[index]
         return x, self.texts.draw(index, self.empty), [mask, given], 0.1 + 0.9 * mask
@@ -156,34 +160,38 @@ def said(scenes: dict[str, Scene], number: int) -> list[str]:
 class Inpaint:
     """A quarter of the batch are single pictures, the rest are the cells of grids."""
 
-    def __init__(self, args, frozen: Frozen):
+    def __init__(self, args):
         rng, count = random.Random(args.seed), args.scenes or 24576
         singles = [sample_scene(rng, "train") for _ in range(count)]
         grids = [analogy(rng, tuple(rng.sample(KINDS, rng.choice((1, 1, 2)))), "train") for _ in range(count // 2)]
         cells = [3 if rng.random() < 0.75 else rng.randrange(3) for _ in grids]
         masks = [rectangle(rng) for _ in singles]
         self.pools = (
-            Pool(args.work / "singles.pt", frozen, data.draw, singles, masks, common.spread(captions, singles), EMPTY_PROMPT),
-            Pool(args.work / "grids.pt", frozen, grid, grids, [cell(c) for c in cells], [said(*pair) for pair in zip(grids, cells)], 0.2),
+            Pool(args.work / "singles", data.draw, singles, masks, common.spread(captions, singles), EMPTY_PROMPT),
+            Pool(args.work / "grids", grid, grids, [cell(c) for c in cells], [said(*pair) for pair in zip(grids, cells)], 0.2),
         )
         self.counts = (args.batch // 4, 3 * args.batch // 16)
 
-    def draw(self, rng: np.random.Generator):
+    def encode(self, frozen: Frozen):
+        for pool in self.pools:
+            pool.encode(frozen)
+
+    def draw(self):
         for pool, count in zip(self.pools, self.counts):
-            yield pool.draw(rng, count)
+            yield pool.draw(count)
 
 
 def main():
     parser = common.arguments(__doc__, steps=10000, batch=128, lr=1.5e-3, seed=31)
     parser.add_argument("task", choices=tuple(FOLDERS))
     parser.add_argument("--model", type=pathlib.Path, required=True)
-    parser.add_argument("--scenes", type=int, default=0, help="size of the pool of latents")
-    parser.add_argument("--prepare", action="store_true", help="only make the pool of latents")
+    parser.add_argument("--scenes", type=int, default=0, help="size of the pool of pictures")
+    parser.add_argument("--prepare", action="store_true", help="only draw the pool of pictures")
     parser.add_argument("--export", action="store_true")
     args = parser.parse_args()
     tasks = {"instruct": Instruct, "inpaint": Inpaint}
     if args.prepare:
-        tasks[args.task](args, Frozen(args.model, args.device))
+        tasks[args.task](args)
         return
     unet = build(args.model, args.task)
     print("parameters:", sum(p.numel() for p in unet.parameters()), flush=True)
@@ -192,16 +200,20 @@ def main():
         run.ema.half().save_pretrained(args.model / FOLDERS[args.task])
         print(json.dumps({"step": run.step, "minutes": run.seconds / 60}))
         return
-    frozen = Frozen(args.model, args.device)
-    task = tasks[args.task](args, frozen)
+    frozen, task = Frozen(args.model, args.device), tasks[args.task](args)
+    task.encode(frozen)
     forward = common.compiled(unet, args.device)
-    for _ in run.loop():
+
+    def step():
         losses, terms = [], {}
-        for x, tokens, given, where in task.draw(run.rng()):
-            loss, error = velocity_loss(forward, frozen, x, tokens, given, where)
+        for x, states, given, where in task.draw():
+            loss, error = velocity_loss(forward, frozen, x, states, given, where)
             losses.append(loss)
             terms[f"mse{x.shape[-1]}"] = error.mean()
-        run.update(sum(losses) / len(losses), **terms)
+        return sum(losses) / len(losses), terms
+
+    for _ in run.loop(step):
+        pass
 
 
 if __name__ == "__main__":

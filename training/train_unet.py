@@ -52,8 +52,8 @@ def scheduler() -> DDIMScheduler:
 def encode(vae: AutoencoderKL, pictures: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and standard deviation of the posterior of uint8 pictures [n, h, w, 3], both scaled."""
     means, stds = [], []
-    for start in range(0, len(pictures), 64):
-        x = common.pictures_to_tensor(pictures[start : start + 64]).to(vae.device)
+    for start in range(0, len(pictures), 256):
+        x = common.pictures_to_tensor(pictures[start : start + 256]).to(vae.device)
         with common.autocast(vae.device):
             posterior = vae.encode(x).latent_dist
         means.append(posterior.mean.float())
@@ -61,8 +61,17 @@ def encode(vae: AutoencoderKL, pictures: np.ndarray) -> tuple[torch.Tensor, torc
     return torch.cat(means) * vae.config.scaling_factor, torch.cat(stds) * vae.config.scaling_factor
 
 
+def drawn_once(path: pathlib.Path, make) -> np.ndarray:
+    """The array that `make` returns, kept in a file."""
+    if not path.exists():
+        part = path.with_name(f"part-{path.name}")
+        np.save(part, make())
+        part.rename(path)
+    return np.load(path, mmap_mode="c")
+
+
 def once(path: pathlib.Path, device: str, make):
-    """What `make` returns, kept in a file."""
+    """The tensors that `make` returns, kept in a file."""
     if not path.exists():
         torch.save(make(), path.with_suffix(".tmp"))
         path.with_suffix(".tmp").rename(path)
@@ -91,20 +100,23 @@ class Frozen:
 
 
 class Texts:
-    """Several texts for each of n items, ready as token numbers [n, variants, MAX_LENGTH]."""
+    """Several texts for each of n items, as token numbers [n, variants, MAX_LENGTH]; on a GPU, which has
+    the memory, as states of the text encoder."""
 
     def __init__(self, frozen: Frozen, texts: list[list[str]]):
-        flat = frozen.tokens([text for variants in texts for text in variants])
-        self.tokens, self.empty = flat.view(len(texts), -1, MAX_LENGTH), frozen.empty
+        flat = torch.cat([frozen.empty[None], frozen.tokens([text for variants in texts for text in variants])])
+        self.variants, self.frozen, self.ready = len(texts[0]), frozen, torch.device(frozen.device).type == "cuda"
+        self.flat = torch.cat([frozen.states(part) for part in flat.split(4096)]) if self.ready else flat
 
     def draw(self, index: torch.Tensor, empty: torch.Tensor | float) -> torch.Tensor:
-        """One variant of each item [b, MAX_LENGTH]; the empty text where `empty` [b] says so, or with
-        that probability."""
-        device = self.tokens.device
-        drawn = self.tokens[index, torch.randint(self.tokens.shape[1], index.shape, device=device)]
+        """The states of one variant of each item [b, MAX_LENGTH, 192]; of the empty text where `empty` [b]
+        says so, or with that probability."""
+        device = self.flat.device
+        row = 1 + index * self.variants + torch.randint(self.variants, index.shape, device=device)
         if isinstance(empty, float):
             empty = torch.rand(index.shape, device=device) < empty
-        return torch.where(empty[:, None], self.empty, drawn)
+        drawn = self.flat[torch.where(empty, 0, row)]
+        return drawn if self.ready else self.frozen.states(drawn)
 
 
 def captions(scene: Scene, variants: int = 4) -> list[str]:
@@ -118,7 +130,7 @@ def draw_timesteps(batch: int, device: str) -> torch.Tensor:
     return (strata * 1000).long().clamp(max=999)
 
 
-def velocity_loss(unet, frozen: Frozen, x, tokens, given=(), where=None) -> tuple[torch.Tensor, torch.Tensor]:
+def velocity_loss(unet, frozen: Frozen, x, states, given=(), where=None) -> tuple[torch.Tensor, torch.Tensor]:
     """The weighted loss and the plain error of each latent, from the least noisy to the noisiest.
     `given` are more channels for the U-Net, `where` [b, 1, h, w] says how much each place counts."""
     t, noise = draw_timesteps(len(x), frozen.device), torch.randn_like(x)
@@ -126,7 +138,6 @@ def velocity_loss(unet, frozen: Frozen, x, tokens, given=(), where=None) -> tupl
     signal, spread = alphas_cumprod.sqrt()[:, None, None, None], (1 - alphas_cumprod).sqrt()[:, None, None, None]
     noisy = torch.cat([signal * x + spread * noise, *given], 1).contiguous(memory_format=torch.channels_last)
     target = signal * noise - spread * x
-    states = frozen.states(tokens)
     with common.autocast(frozen.device):
         predicted = unet(noisy, t, states, return_dict=False)[0]
     squares = (predicted.float() - target).pow(2)
@@ -166,11 +177,15 @@ def main():
     mean, std = once(args.work / "latents.pt", args.device, lambda: encode(frozen.vae, pictures))
     texts = Texts(frozen, common.spread(captions, scenes))
     forward = common.compiled(unet, args.device)
-    for _ in run.loop():
-        index = torch.from_numpy(run.rng().integers(len(mean), size=args.batch)).to(args.device)
+
+    def step():
+        index = torch.randint(len(mean), (args.batch,), device=args.device)
         x = mean[index] + std[index] * torch.randn_like(mean[index])
         loss, error = velocity_loss(forward, frozen, x, texts.draw(index, EMPTY_PROMPT))
-        run.update(loss, mse=error.mean(), late=error[-len(error) // 8 :].mean())
+        return loss, {"mse": error.mean(), "late": error[-len(error) // 8 :].mean()}
+
+    for _ in run.loop(step):
+        pass
 
 
 if __name__ == "__main__":

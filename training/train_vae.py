@@ -114,15 +114,18 @@ def main():
     forward = common.compiled(forward, args.device)
     train, _ = data.load(args.work, "train", args.device)
     side = data.SIZE // 8
-    for step in run.loop():
-        x = common.pictures_to_tensor(train[torch.from_numpy(run.rng().integers(len(train), size=args.batch)).to(train.device)])
+
+    def step():
+        x = common.pictures_to_tensor(train[torch.randint(len(train), (args.batch,), device=train.device)])
         noise = torch.randn(args.batch, args.latent_channels, side, side, device=args.device)
         with common.autocast(args.device):
             y, mean, logvar = forward(x, noise)
         y, mean, logvar = y.float(), mean.float(), logvar.float()
         loss, terms = reconstruction_loss(y, x)
         kl = 0.5 * (mean.pow(2) + logvar.exp() - 1 - logvar).mean()
-        run.update(loss + KL_WEIGHT * kl, kl=kl, **terms)
+        return loss + KL_WEIGHT * kl, {"kl": kl, **terms}
+
+    for _ in run.loop(step):
         if run.step % 1000 == 999:
             print(json.dumps({"step": run.step + 1, "psnr": float(psnr(round_trip(run.ema, validation[:64]), validation[:64]).mean())}), file=run.log)
 
