@@ -189,7 +189,13 @@ fn shown_as(picture: &RgbImage, drawn: &RgbImage) -> RgbImage {
 impl AnalogyArgs {
     /// The settings that were given.
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
-        self.general.settings(&[&self.prompt, &self.learn, &self.generate, &self.model, &self.seed])
+        self.general.settings(&[
+            &self.prompt,
+            &self.learn,
+            &self.generate,
+            &self.model,
+            &self.seed,
+        ])
     }
 
     /// Says where the results are.

@@ -207,7 +207,8 @@ impl Job<'_> {
 impl ApplyArgs {
     /// The settings that were given.
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
-        self.general.settings(&[&self.prompt, &self.generate, &self.model, &self.seed])
+        self.general
+            .settings(&[&self.prompt, &self.generate, &self.model, &self.seed])
     }
 
     /// The difference. `--b` takes all that follows it, so that the difference may be the last of these.

@@ -81,7 +81,8 @@ struct TextFlags {
 impl GenerateArgs {
     /// The settings that were given.
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
-        self.general.settings(&[&self.words, &self.model, &self.seed])
+        self.general
+            .settings(&[&self.words, &self.model, &self.seed])
     }
 }
 

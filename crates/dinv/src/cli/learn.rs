@@ -164,7 +164,8 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
 impl LearnArgs {
     /// The settings that were given.
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
-        self.general.settings(&[&self.prompt, &self.learn, &self.model, &self.seed])
+        self.general
+            .settings(&[&self.prompt, &self.learn, &self.model, &self.seed])
     }
 
     /// The trace, if there is to be one: a file of its own, which continues with the run.

@@ -19,9 +19,34 @@ use super::problem::Answer;
 
 /// Flags about files, output and paths: a request names none.
 const LEFT_OUT: [&str; 29] = [
-    "a", "a_prime", "b", "images", "image", "mask", "difference", "embedding", "init_latents", "output",
-    "overwrite", "skip_existing", "resume", "replay", "trace", "caption_a", "caption_a_prime", "caption_b",
-    "prompt", "config", "json", "quiet", "progress", "stop_with_stdin", "tokenizer", "unet", "clip", "captioner",
+    "a",
+    "a_prime",
+    "b",
+    "images",
+    "image",
+    "mask",
+    "difference",
+    "embedding",
+    "init_latents",
+    "output",
+    "overwrite",
+    "skip_existing",
+    "resume",
+    "replay",
+    "trace",
+    "caption_a",
+    "caption_a_prime",
+    "caption_b",
+    "prompt",
+    "config",
+    "json",
+    "quiet",
+    "progress",
+    "stop_with_stdin",
+    "tokenizer",
+    "unet",
+    "clip",
+    "captioner",
     "help",
 ];
 
@@ -56,7 +81,10 @@ impl Flag {
     fn of(arg: &Arg) -> Option<Self> {
         let name = arg.get_long()?.to_owned();
         let help = arg.get_help()?.to_string().replace('\n', " ");
-        let (help, default) = match help.strip_suffix(']').and_then(|help| help.split_once(" [default: ")) {
+        let (help, default) = match help
+            .strip_suffix(']')
+            .and_then(|help| help.split_once(" [default: "))
+        {
             Some((help, default)) => (help.to_owned(), Some(default.to_owned())),
             None => (help, None),
         };
@@ -67,11 +95,19 @@ impl Flag {
         let kind = match () {
             () if is_switch || is(TypeId::of::<bool>()) => "bool",
             () if !values.is_empty() => "choice",
-            () if is(TypeId::of::<f64>()) || is(TypeId::of::<usize>()) || is(TypeId::of::<u64>()) => "number",
+            () if is(TypeId::of::<f64>())
+                || is(TypeId::of::<usize>())
+                || is(TypeId::of::<u64>()) =>
+            {
+                "number"
+            }
             () => "text",
         };
         let values = match kind {
-            "choice" => values.iter().map(|value| value.get_name().to_owned()).collect(),
+            "choice" => values
+                .iter()
+                .map(|value| value.get_name().to_owned())
+                .collect(),
             _ => Vec::new(),
         };
         Some(Self {
@@ -154,7 +190,13 @@ mod tests {
 
     use super::*;
 
-    const KINDS: [Kind; 5] = [Kind::Analogy, Kind::Learn, Kind::Apply, Kind::Generate, Kind::Caption];
+    const KINDS: [Kind; 5] = [
+        Kind::Analogy,
+        Kind::Learn,
+        Kind::Apply,
+        Kind::Generate,
+        Kind::Caption,
+    ];
 
     /// A flag that is no setting is named in the list, and the list names nothing else.
     #[test]
@@ -173,7 +215,10 @@ mod tests {
             let command = command.find_subcommand(kind.command()).unwrap();
             for flag in flags(kind) {
                 let id = flag.name.replace('-', "_");
-                let arg = command.get_arguments().find(|arg| arg.get_id() == id.as_str()).unwrap();
+                let arg = command
+                    .get_arguments()
+                    .find(|arg| arg.get_id() == id.as_str())
+                    .unwrap();
                 let is_path = arg.get_value_parser().type_id() == TypeId::of::<PathBuf>();
                 assert!(!is_path || flag.name == "model", "{}", flag.name);
             }
@@ -186,8 +231,17 @@ mod tests {
         let find = |name: &str| learn.iter().find(|flag| flag.name == name).unwrap();
         assert_eq!((find("steps").kind, find("steps").common), ("number", true));
         assert_eq!(find("delta").values, ["interpolated", "image", "text"]);
-        assert_eq!((find("consistency").kind, find("consistency").is_switch), ("bool", false));
-        assert_eq!((find("no-memory-check").kind, find("no-memory-check").is_switch), ("bool", true));
+        assert_eq!(
+            (find("consistency").kind, find("consistency").is_switch),
+            ("bool", false)
+        );
+        assert_eq!(
+            (
+                find("no-memory-check").kind,
+                find("no-memory-check").is_switch
+            ),
+            ("bool", true)
+        );
         assert!(find("steps").default.is_some());
         assert_eq!(find("steps").group.as_deref(), Some("Learning"));
     }

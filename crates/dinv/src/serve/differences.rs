@@ -49,7 +49,9 @@ pub(crate) fn path(store: &Store, name: &str) -> PathBuf {
 }
 
 fn beside(store: &Store, name: &str, extension: &str) -> PathBuf {
-    store.differences_folder().join(format!("{name}.{extension}"))
+    store
+        .differences_folder()
+        .join(format!("{name}.{extension}"))
 }
 
 /// The file of a difference that is there.
@@ -77,8 +79,14 @@ pub(crate) fn all(store: &Store) -> Answer<Vec<Value>> {
     let mut all = Vec::new();
     for entry in fs::read_dir(&folder).map_err(Error::io(&folder))?.flatten() {
         let path = entry.path();
-        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        let is_one = path.extension().is_some_and(|extension| extension == "safetensors");
+        let name = path
+            .file_stem()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        let is_one = path
+            .extension()
+            .is_some_and(|extension| extension == "safetensors");
         if !is_one || check_name(&name, "name").is_err() {
             continue;
         }
@@ -99,7 +107,10 @@ pub(crate) fn view(store: &Store, name: &str) -> Answer<Value> {
     let note = note.and_then(|note| serde_json::from_slice::<Note>(&note).ok());
     let (created, model) = match note {
         Some(note) => (note.created, note.model),
-        None => (time(file.modified().unwrap_or(SystemTime::UNIX_EPOCH)), None),
+        None => (
+            time(file.modified().unwrap_or(SystemTime::UNIX_EPOCH)),
+            None,
+        ),
     };
     let address = format!("/v1/differences/{}", name.replace(' ', "%20"));
     let mut view = json!({
@@ -237,7 +248,18 @@ mod tests {
         for name in ["night", "Night 2", "a_b-c", &"x".repeat(64)] {
             assert!(check_name(name, "name").is_ok(), "{name}");
         }
-        for name in ["", " a", "a ", "../a", "a/b", "a.b", "ä", "a\\b", "a\0", &"x".repeat(65)] {
+        for name in [
+            "",
+            " a",
+            "a ",
+            "../a",
+            "a/b",
+            "a.b",
+            "ä",
+            "a\\b",
+            "a\0",
+            &"x".repeat(65),
+        ] {
             assert!(check_name(name, "name").is_err(), "{name}");
         }
     }

@@ -28,13 +28,13 @@ use tokio::sync::Semaphore;
 
 use crate::cli::terminal;
 
+use super::Options;
 use super::capabilities;
 use super::differences;
 use super::problem::{Answer, Problem};
 use super::request::{self, INPUTS, RESULTS};
 use super::safety;
 use super::store::Store;
-use super::Options;
 
 /// How long a client may take between two pieces of what it sends.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -84,7 +84,9 @@ pub(crate) async fn serve(listener: tokio::net::TcpListener, app: Arc<App>) {
         let service = TowerToHyperService::new(router.clone());
         tokio::spawn(async move {
             let mut server = hyper::server::conn::http1::Builder::new();
-            server.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
+            server
+                .timer(TokioTimer::new())
+                .header_read_timeout(PATIENCE);
             // A client that leaves in the middle is nobody's loss.
             let _ = server.serve_connection(TokioIo::new(stream), service).await;
             drop(place);
@@ -96,7 +98,10 @@ fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/", get(page))
         .route("/style.css", get(|| async { asset("text/css", STYLE) }))
-        .route("/app.js", get(|| async { asset("text/javascript", SCRIPT) }))
+        .route(
+            "/app.js",
+            get(|| async { asset("text/javascript", SCRIPT) }),
+        )
         .route("/v1/capabilities", get(get_capabilities))
         .route("/v1/example/{name}", get(get_example))
         .route("/v1/read-png", post(read_png))
@@ -118,7 +123,10 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/differences/{name}/thumbnail", get(get_thumbnail))
         .fallback(|| async { Problem::not_found("address") })
         .method_not_allowed_fallback(|| async {
-            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "this address does not take this method")
+            Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this address does not take this method",
+            )
         })
         .layer(middleware::from_fn_with_state(Arc::clone(&app), guard))
         .with_state(app)
@@ -155,10 +163,17 @@ fn entry(app: &App, asked: &Asked) -> Option<Response> {
     if asked.method() != Method::GET || asked.uri().path() != "/" {
         return None;
     }
-    let mut given = asked.uri().query()?.split('&').filter_map(|pair| pair.strip_prefix("token="));
+    let mut given = asked
+        .uri()
+        .query()?
+        .split('&')
+        .filter_map(|pair| pair.strip_prefix("token="));
     let given = unescaped(given.next()?);
     safety::same(&given, expected).then(|| {
-        let headers = [(header::LOCATION, "/".to_owned()), (header::SET_COOKIE, safety::cookie(expected))];
+        let headers = [
+            (header::LOCATION, "/".to_owned()),
+            (header::SET_COOKIE, safety::cookie(expected)),
+        ];
         (StatusCode::SEE_OTHER, headers).into_response()
     })
 }
@@ -168,7 +183,9 @@ fn unescaped(text: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
     while let Some((first, more)) = rest.split_first() {
-        let code = more.get(..2).and_then(|code| std::str::from_utf8(code).ok());
+        let code = more
+            .get(..2)
+            .and_then(|code| std::str::from_utf8(code).ok());
         let code = code.and_then(|code| u8::from_str_radix(code, 16).ok());
         match (first, code) {
             (b'%', Some(byte)) => {
@@ -216,7 +233,9 @@ async fn page() -> Response {
 }
 
 /// Does work that may take a while where no client waits for it.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Answer<T> + Send + 'static) -> Answer<T> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Answer<T> + Send + 'static,
+) -> Answer<T> {
     tokio::task::spawn_blocking(work).await?
 }
 
@@ -230,20 +249,31 @@ async fn body(app: &App, headers: &HeaderMap, body: Body) -> Answer<Vec<u8>> {
         )
         .hint("send smaller pictures, or start the server with a larger `--max-upload`")
     };
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
-    if length.and_then(|length| length.parse().ok()).is_some_and(|length: u64| length > most) {
+    let length = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok());
+    if length
+        .and_then(|length| length.parse().ok())
+        .is_some_and(|length: u64| length > most)
+    {
         return Err(too_large());
     }
     let mut bytes = Vec::new();
     let mut pieces = body.into_data_stream();
     loop {
-        let piece = tokio::time::timeout(PATIENCE, pieces.next()).await.map_err(|_| {
-            Problem::new(StatusCode::REQUEST_TIMEOUT, "the rest of the request did not come")
-        })?;
+        let piece = tokio::time::timeout(PATIENCE, pieces.next())
+            .await
+            .map_err(|_| {
+                Problem::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "the rest of the request did not come",
+                )
+            })?;
         let Some(piece) = piece else {
             return Ok(bytes);
         };
-        let piece = piece.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))?;
+        let piece =
+            piece.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))?;
         if (bytes.len() + piece.len()) as u64 > most {
             return Err(too_large());
         }
@@ -301,7 +331,12 @@ async fn post_job(State(app): Shared, headers: HeaderMap, sent: Body) -> Answer<
     let key = match headers.get("idempotency-key") {
         Some(key) => match key.to_str() {
             Ok(key) if (1..=200).contains(&key.len()) => Some(key.to_owned()),
-            _ => return Err(Problem::field("Idempotency-Key", "expected 1 to 200 ASCII characters")),
+            _ => {
+                return Err(Problem::field(
+                    "Idempotency-Key",
+                    "expected 1 to 200 ASCII characters",
+                ));
+            }
         },
         None => None,
     };
@@ -354,7 +389,11 @@ async fn get_zip(State(app): Shared, Named(id): Named<String>) -> Answer<Respons
         let options = zip::write::SimpleFileOptions::default()
             .compression_method(zip::CompressionMethod::Stored); // PNGs are compressed
         let mut archive = zip::ZipWriter::new(Cursor::new(Vec::new()));
-        let pictures = job.stored.results.iter().filter(|result| result["kind"] == "picture");
+        let pictures = job
+            .stored
+            .results
+            .iter()
+            .filter(|result| result["kind"] == "picture");
         let names = pictures.filter_map(|result| result["url"].as_str()?.rsplit('/').next());
         for path in names.filter_map(|name| job_file(&app.store, &id, name)) {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -366,7 +405,10 @@ async fn get_zip(State(app): Shared, Named(id): Named<String>) -> Answer<Respons
     let (id, bytes) = blocking(pack).await?;
     let headers = [
         (header::CONTENT_TYPE, "application/zip".to_owned()),
-        (header::CONTENT_DISPOSITION, format!("attachment; filename=\"dinv-{id}.zip\"")),
+        (
+            header::CONTENT_DISPOSITION,
+            format!("attachment; filename=\"dinv-{id}.zip\""),
+        ),
     ];
     Ok((headers, bytes).into_response())
 }
@@ -438,7 +480,9 @@ async fn get_difference(State(app): Shared, Named(name): Named<String>) -> Answe
     let mut response = file(path, "application/octet-stream").await?;
     let disposition = format!("attachment; filename=\"{name}.safetensors\"");
     if let Ok(disposition) = HeaderValue::from_str(&disposition) {
-        response.headers_mut().insert(header::CONTENT_DISPOSITION, disposition);
+        response
+            .headers_mut()
+            .insert(header::CONTENT_DISPOSITION, disposition);
     }
     Ok(response)
 }
@@ -501,9 +545,17 @@ async fn read_png(State(app): Shared, headers: HeaderMap, sent: Body) -> Answer<
         let hidden = HiddenFolder::new(&app.store.jobs_folder())?;
         let path = hidden.path().join("picture.png");
         fs::write(&path, bytes).map_err(Error::io(&path))?;
-        let none = || Problem::field("picture", "this is no picture of `dinv`: it does not say how it was made");
+        let none = || {
+            Problem::field(
+                "picture",
+                "this is no picture of `dinv`: it does not say how it was made",
+            )
+        };
         let text = read_png_text(&path).map_err(|_| none())?;
-        let (_, recipe) = text.iter().find(|(key, _)| key == "dinv").ok_or_else(none)?;
+        let (_, recipe) = text
+            .iter()
+            .find(|(key, _)| key == "dinv")
+            .ok_or_else(none)?;
         serde_json::from_str::<Value>(recipe).map_err(|_| none())
     };
     Ok(ok(&blocking(read).await?))

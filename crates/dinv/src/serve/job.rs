@@ -169,7 +169,11 @@ impl Job {
     /// Takes the loss of a step; what an interrupted run had beyond it is replaced.
     pub(crate) fn add(&mut self, loss: Loss) {
         self.stored.events = self.stored.events.max(loss.event);
-        while self.losses.last().is_some_and(|last| last.step >= loss.step) {
+        while self
+            .losses
+            .last()
+            .is_some_and(|last| last.step >= loss.step)
+        {
             self.losses.pop();
         }
         self.losses.push(loss);

@@ -101,7 +101,9 @@ impl Options {
                 Err(Failure::usage(message)
                     .hint("choose a secret of at least 8 characters, in the variable DINV_TOKEN"))
             }
-            Some(token) if token.len() < 8 || !token.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Some(token)
+                if token.len() < 8 || !token.bytes().all(|byte| byte.is_ascii_graphic()) =>
+            {
                 Err(Failure::usage(
                     "`--token`: expected at least 8 ASCII letters, digits or signs, without spaces",
                 ))

@@ -145,7 +145,12 @@ pub(crate) fn accept(
         results: Vec::new(),
         notes: Vec::new(),
         error: None,
-        command: words(&command.first().map(|run| run.arguments.clone()).unwrap_or_default()),
+        command: words(
+            &command
+                .first()
+                .map(|run| run.arguments.clone())
+                .unwrap_or_default(),
+        ),
         runs,
         runs_done: 0,
         key,
@@ -218,7 +223,12 @@ impl Request {
         let applies = kind == Kind::Apply;
         let learns = matches!(kind, Kind::Analogy | Kind::Learn);
         let draws = kind == Kind::Generate;
-        takes("difference", self.difference.is_some(), applies || draws, applies)?;
+        takes(
+            "difference",
+            self.difference.is_some(),
+            applies || draws,
+            applies,
+        )?;
         takes("name", self.name.is_some(), learns, false)?;
         takes("prompt", self.prompt.is_some(), draws, draws)?;
         if let Some(name) = &self.name {
@@ -233,7 +243,10 @@ impl Request {
             let given = self.pairs.iter().filter(|pair| caption(pair).is_some());
             (given.count(), self.pairs.len())
         };
-        let targets = self.targets.iter().filter(|target| target.caption.is_some());
+        let targets = self
+            .targets
+            .iter()
+            .filter(|target| target.caption.is_some());
         for (field, (given, all)) in [
             ("pairs", pairs(|pair| &pair.caption_a)),
             ("pairs", pairs(|pair| &pair.caption_a_prime)),
@@ -244,8 +257,12 @@ impl Request {
                 return Err(Problem::field(field, message).hint("give all of them or none"));
             }
         }
-        if self.kind == Kind::Caption && self.targets.iter().any(|target| target.caption.is_some()) {
-            return Err(Problem::field("targets", "`caption` makes captions and takes none"));
+        if self.kind == Kind::Caption && self.targets.iter().any(|target| target.caption.is_some())
+        {
+            return Err(Problem::field(
+                "targets",
+                "`caption` makes captions and takes none",
+            ));
         }
         Ok(())
     }
@@ -256,7 +273,10 @@ impl Request {
         let mut arguments = Vec::new();
         for (name, value) in &self.settings {
             let field = format!("settings.{name}");
-            let Some(flag) = known.iter().find(|flag| flag.name == name.replace('_', "-")) else {
+            let Some(flag) = known
+                .iter()
+                .find(|flag| flag.name == name.replace('_', "-"))
+            else {
                 let names = known.iter().map(|flag| flag.name.as_str());
                 let near = names.max_by(|one, other| {
                     let like = |known| strsim::jaro_winkler(known, name);
@@ -272,7 +292,8 @@ impl Request {
             if flag.name == "model" {
                 check_model(app, value)?;
             }
-            arguments.extend(argument(flag, value).map_err(|message| Problem::field(field, message))?);
+            arguments
+                .extend(argument(flag, value).map_err(|message| Problem::field(field, message))?);
         }
         Ok(arguments)
     }
@@ -303,23 +324,32 @@ impl Request {
         };
         for (index, pair) in self.pairs.iter_mut().enumerate() {
             let number = index + 1;
-            let a = keep(&mut pair.a, format!("a{number}"), format!("pairs[{index}].a"))?;
+            let a = keep(
+                &mut pair.a,
+                format!("a{number}"),
+                format!("pairs[{index}].a"),
+            )?;
             let field = format!("pairs[{index}].a_prime");
             let a_prime = keep(&mut pair.a_prime, format!("a{number}-prime"), field)?;
             files.pairs.push([a, a_prime]);
         }
         for (index, target) in self.targets.iter_mut().enumerate() {
             let field = format!("targets[{index}].picture");
-            files.targets.push(keep(&mut target.picture, format!("b{}", index + 1), field)?);
+            files
+                .targets
+                .push(keep(&mut target.picture, format!("b{}", index + 1), field)?);
         }
         if let Some(name) = &self.difference {
             check_name(name, "difference")?;
-            let kept = old.map(|old| old.join(INPUTS).join(DIFFERENCE)).filter(|path| path.is_file());
+            let kept = old
+                .map(|old| old.join(INPUTS).join(DIFFERENCE))
+                .filter(|path| path.is_file());
             let path = kept.unwrap_or_else(|| differences::path(store, name));
             if !path.is_file() {
                 let message = format!("there is no difference `{name}`");
-                return Err(Problem::field("difference", message)
-                    .hint("`GET /v1/differences` lists them"));
+                return Err(
+                    Problem::field("difference", message).hint("`GET /v1/differences` lists them")
+                );
             }
             fs::copy(&path, inputs.join(DIFFERENCE)).map_err(Error::io(&path))?;
             files.difference = true;
@@ -341,9 +371,16 @@ impl Request {
         for ([a, a_prime], pair) in files.pairs.iter().zip(&self.pairs) {
             arguments.push(format!("--a={}", input(a)));
             arguments.push(format!("--a-prime={}", input(a_prime)));
-            let captions = [("caption-a", &pair.caption_a), ("caption-a-prime", &pair.caption_a_prime)];
+            let captions = [
+                ("caption-a", &pair.caption_a),
+                ("caption-a-prime", &pair.caption_a_prime),
+            ];
             for (flag, caption) in captions {
-                arguments.extend(caption.as_ref().map(|caption| format!("--{flag}={caption}")));
+                arguments.extend(
+                    caption
+                        .as_ref()
+                        .map(|caption| format!("--{flag}={caption}")),
+                );
             }
         }
         for (b, target) in files.targets.iter().zip(&self.targets) {
@@ -354,7 +391,11 @@ impl Request {
             let caption = target.caption.as_ref();
             arguments.extend(caption.map(|caption| format!("--caption-b={caption}")));
         }
-        arguments.extend(self.prompt.as_ref().map(|prompt| format!("--prompt={prompt}")));
+        arguments.extend(
+            self.prompt
+                .as_ref()
+                .map(|prompt| format!("--prompt={prompt}")),
+        );
         if files.difference && self.kind == Kind::Generate {
             arguments.push(format!("--embedding={}", input(DIFFERENCE)));
         }
@@ -408,9 +449,13 @@ impl Request {
                     let mut more = vec![format!("--output={}", place(WORK, &folder))];
                     more.extend(strength.map(|strength| format!("--strength={strength}")));
                     more.push("--skip-existing".to_owned());
-                    let strength = strength.or(self.settings.get("strength").and_then(Value::as_f64));
+                    let strength =
+                        strength.or(self.settings.get("strength").and_then(Value::as_f64));
                     let outputs = files.targets.iter().enumerate().map(|(target, b)| {
-                        let stem = Path::new(b).file_stem().unwrap_or_default().to_string_lossy();
+                        let stem = Path::new(b)
+                            .file_stem()
+                            .unwrap_or_default()
+                            .to_string_lossy();
                         let strength = Some(strength.unwrap_or(1.0));
                         output(
                             &format!("{folder}/{stem}.png"),
@@ -419,7 +464,8 @@ impl Request {
                         )
                     });
                     let outputs: Vec<Output> = outputs.collect();
-                    let claims: Vec<PathBuf> = outputs.iter().map(|output| output.from.clone()).collect();
+                    let claims: Vec<PathBuf> =
+                        outputs.iter().map(|output| output.from.clone()).collect();
                     Run {
                         arguments: with(more),
                         outputs,
@@ -436,7 +482,10 @@ impl Request {
     fn complaint(&self, error: &anyhow::Error) -> Problem {
         let named = |name: &str| {
             let name = name.replace('_', "-");
-            let given = self.settings.keys().find(|given| given.replace('_', "-") == name);
+            let given = self
+                .settings
+                .keys()
+                .find(|given| given.replace('_', "-") == name);
             match given {
                 Some(name) => format!("settings.{name}"),
                 None if name == "strength" && self.strengths.is_some() => "strengths".to_owned(),
@@ -450,7 +499,10 @@ impl Request {
                 _ => String::new(),
             };
             let flag = flag.trim_start_matches('-');
-            let flag: String = flag.chars().take_while(|c| c.is_alphanumeric() || *c == '-').collect();
+            let flag: String = flag
+                .chars()
+                .take_while(|c| c.is_alphanumeric() || *c == '-')
+                .collect();
             let text = error.to_string();
             let text = text.strip_prefix("error: ").unwrap_or(&text);
             let text = text.split("\n\n").next().unwrap_or(text).trim();
@@ -460,7 +512,9 @@ impl Request {
             return Problem::about(named(name), error);
         }
         let text = error.to_string();
-        let flag = text.strip_prefix("--").and_then(|text| text.split(':').next());
+        let flag = text
+            .strip_prefix("--")
+            .and_then(|text| text.split(':').next());
         Problem::about(flag.map_or("settings".to_owned(), named), error)
     }
 }
@@ -543,5 +597,7 @@ fn own_picture(store: &Store, address: &str) -> Option<PathBuf> {
 fn extension(bytes: &[u8]) -> &'static str {
     let format = image::guess_format(bytes).ok();
     let extensions = format.map(|format| format.extensions_str());
-    extensions.and_then(|all| all.first().copied()).unwrap_or("bin")
+    extensions
+        .and_then(|all| all.first().copied())
+        .unwrap_or("bin")
 }

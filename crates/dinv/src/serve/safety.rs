@@ -16,9 +16,18 @@ const POLICY: &str = "default-src 'self'; img-src 'self' data: blob:; object-src
 
 /// Headers of every answer.
 pub(crate) const HEADERS: [(HeaderName, HeaderValue); 5] = [
-    (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY)),
-    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    (
+        header::CONTENT_SECURITY_POLICY,
+        HeaderValue::from_static(POLICY),
+    ),
+    (
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    ),
+    (
+        header::REFERRER_POLICY,
+        HeaderValue::from_static("no-referrer"),
+    ),
     (header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY")),
     (
         HeaderName::from_static("cross-origin-resource-policy"),
@@ -44,11 +53,13 @@ pub(crate) fn check(
         return refuse("the request comes from a page of another site");
     }
     match token {
-        Some(token) if !carried(headers).any(|given| same(&given, token)) => {
-            Err(Problem::new(StatusCode::UNAUTHORIZED, "the token is missing or wrong").hint(
-                "open the page with /?token=TOKEN, or send the header `Authorization: Bearer TOKEN`",
-            ))
-        }
+        Some(token) if !carried(headers).any(|given| same(&given, token)) => Err(Problem::new(
+            StatusCode::UNAUTHORIZED,
+            "the token is missing or wrong",
+        )
+        .hint(
+            "open the page with /?token=TOKEN, or send the header `Authorization: Bearer TOKEN`",
+        )),
         _ => Ok(()),
     }
 }
@@ -71,8 +82,13 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
 /// The tokens that a request carries.
 fn carried(headers: &HeaderMap) -> impl Iterator<Item = String> {
     let bearer = text(headers, header::AUTHORIZATION);
-    let bearer = bearer.and_then(|value| value.strip_prefix("Bearer ")).map(str::to_owned);
-    let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let bearer = bearer
+        .and_then(|value| value.strip_prefix("Bearer "))
+        .map(str::to_owned);
+    let cookies = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
     let cookies = cookies.flat_map(|line| line.split(';'));
     let ours = cookies.filter_map(|cookie| cookie.trim().strip_prefix(COOKIE)?.strip_prefix('='));
     bearer.into_iter().chain(ours.filter_map(decoded))
@@ -107,8 +123,13 @@ fn is_own(host: &str, listen: IpAddr) -> bool {
     if name.eq_ignore_ascii_case("localhost") {
         return true;
     }
-    let own = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into(), listen];
-    name.parse::<IpAddr>().is_ok_and(|address| own.contains(&address))
+    let own = [
+        Ipv4Addr::LOCALHOST.into(),
+        Ipv6Addr::LOCALHOST.into(),
+        listen,
+    ];
+    name.parse::<IpAddr>()
+        .is_ok_and(|address| own.contains(&address))
 }
 
 fn is_port(text: &str) -> bool {
@@ -126,8 +147,12 @@ fn is_same_origin(headers: &HeaderMap, host: Option<&str>) -> bool {
         return true;
     };
     let origin = origin.to_str().unwrap_or_default();
-    let named = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"));
-    named.zip(host).is_some_and(|(origin, host)| origin.eq_ignore_ascii_case(host))
+    let named = origin
+        .strip_prefix("http://")
+        .or_else(|| origin.strip_prefix("https://"));
+    named
+        .zip(host)
+        .is_some_and(|(origin, host)| origin.eq_ignore_ascii_case(host))
 }
 
 #[cfg(test)]
@@ -146,12 +171,25 @@ mod tests {
 
     #[test]
     fn only_this_machine_is_answered() {
-        for host in ["127.0.0.1:7865", "localhost", "LOCALHOST:1", "[::1]:7865", "[::1]"] {
+        for host in [
+            "127.0.0.1:7865",
+            "localhost",
+            "LOCALHOST:1",
+            "[::1]:7865",
+            "[::1]",
+        ] {
             assert!(status(Method::GET, &[("host", host)], None), "{host}");
         }
         for host in [
-            "example.com", "127.0.0.1.example.com:7865", "localhost:x", "[::1]x", "[::1", "127.0.0.2",
-            "localhost.", "", "localhost:7865:1",
+            "example.com",
+            "127.0.0.1.example.com:7865",
+            "localhost:x",
+            "[::1]x",
+            "[::1",
+            "127.0.0.2",
+            "localhost.",
+            "",
+            "localhost:7865:1",
         ] {
             assert!(!status(Method::GET, &[("host", host)], None), "{host}");
         }
@@ -164,7 +202,13 @@ mod tests {
         let post = |pairs: &[(&'static str, &str)]| status(Method::POST, pairs, None);
         assert!(post(&[host]));
         assert!(post(&[host, ("origin", "http://localhost:1")]));
-        for origin in ["http://localhost:2", "null", "http://evil.example", "localhost:1", ""] {
+        for origin in [
+            "http://localhost:2",
+            "null",
+            "http://evil.example",
+            "localhost:1",
+            "",
+        ] {
             assert!(!post(&[host, ("origin", origin)]), "{origin}");
         }
         assert!(!post(&[host, ("sec-fetch-site", "cross-site")]));

@@ -77,9 +77,13 @@ impl Store {
             }
             let losses = fs::read_to_string(path.join(LOSSES)).unwrap_or_default();
             // A server that was killed leaves half a line at most.
-            let losses = losses.lines().filter_map(|line| serde_json::from_str(line).ok());
+            let losses = losses
+                .lines()
+                .filter_map(|line| serde_json::from_str(line).ok());
             let mut jobs = store.lock();
-            jobs.last = jobs.last.max(u64::from_str_radix(&stored.id, 16).unwrap_or(0));
+            jobs.last = jobs
+                .last
+                .max(u64::from_str_radix(&stored.id, 16).unwrap_or(0));
             let job = Job::new(stored, losses.collect());
             jobs.jobs.insert(job.stored.id.clone(), job);
         }
@@ -129,7 +133,9 @@ impl Store {
         self.check_room(most)?;
         let id = stored.id.clone();
         self.save(&stored)?;
-        self.lock().jobs.insert(id.clone(), Job::new(stored, Vec::new()));
+        self.lock()
+            .jobs
+            .insert(id.clone(), Job::new(stored, Vec::new()));
         self.tell();
         self.view(&id)
     }
@@ -137,14 +143,20 @@ impl Store {
     /// The job that a key of idempotency was used for.
     pub(crate) fn with_key(&self, key: &str) -> Option<Value> {
         let jobs = self.lock();
-        let found = jobs.jobs.values().find(|job| job.stored.key.as_deref() == Some(key))?;
+        let found = jobs
+            .jobs
+            .values()
+            .find(|job| job.stored.key.as_deref() == Some(key))?;
         Some(found.view(jobs.position(&found.stored.id), true))
     }
 
     /// Writes down where a job stands.
     fn save(&self, stored: &Stored) -> anyhow::Result<()> {
         let path = self.job_folder(&stored.id).join(JOB);
-        Ok(write_atomically(&path, &serde_json::to_vec_pretty(stored)?)?)
+        Ok(write_atomically(
+            &path,
+            &serde_json::to_vec_pretty(stored)?,
+        )?)
     }
 
     /// Wakes the worker and who watches.
@@ -162,7 +174,8 @@ impl Store {
     pub(crate) fn all(&self) -> Vec<Value> {
         let jobs = self.lock();
         let all = jobs.jobs.iter().rev();
-        all.map(|(id, job)| job.view(jobs.position(id), true)).collect()
+        all.map(|(id, job)| job.view(jobs.position(id), true))
+            .collect()
     }
 
     /// A job.
@@ -275,14 +288,21 @@ impl Store {
     /// How many jobs run and wait.
     pub(crate) fn unfinished(&self) -> (usize, usize) {
         let jobs = self.lock();
-        let count = |state| jobs.jobs.values().filter(|job| job.stored.state == state).count();
+        let count = |state| {
+            jobs.jobs
+                .values()
+                .filter(|job| job.stored.state == state)
+                .count()
+        };
         (count(State::Running), count(State::Queued))
     }
 
     /// Cancels a job: a waiting one at once, a running one at its next step. Asked twice, it does not wait for the step.
     pub(crate) fn cancel(&self, id: &str) -> Answer<Value> {
         let mut jobs = self.lock();
-        let Jobs { jobs: all, running, .. } = &mut *jobs;
+        let Jobs {
+            jobs: all, running, ..
+        } = &mut *jobs;
         let job = all.get_mut(id).ok_or_else(|| Problem::not_found("job"))?;
         match job.stored.state {
             State::Queued => {
@@ -296,7 +316,8 @@ impl Store {
                 if let Some(running) = running {
                     running.stdin = None;
                     if job.cancels > 1 {
-                        let mut child = running.child.lock().unwrap_or_else(PoisonError::into_inner);
+                        let mut child =
+                            running.child.lock().unwrap_or_else(PoisonError::into_inner);
                         let _ = child.kill(); // it has ended then
                     }
                 }
@@ -339,7 +360,8 @@ impl Jobs {
     /// The jobs that wait, in their order.
     fn waiting(&self) -> impl Iterator<Item = &String> {
         let all = self.jobs.iter();
-        all.filter(|(_, job)| job.stored.state == State::Queued).map(|(id, _)| id)
+        all.filter(|(_, job)| job.stored.state == State::Queued)
+            .map(|(id, _)| id)
     }
 
     /// The place in the queue, from 1.

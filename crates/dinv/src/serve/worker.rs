@@ -75,7 +75,13 @@ fn work(store: &Store, id: &str) -> anyhow::Result<Ended> {
         fs::create_dir_all(&path).map_err(Error::io(&path))?;
     }
     let mut output = String::new();
-    for (number, run) in job.stored.runs.iter().enumerate().skip(job.stored.runs_done) {
+    for (number, run) in job
+        .stored
+        .runs
+        .iter()
+        .enumerate()
+        .skip(job.stored.runs_done)
+    {
         if !wait_for_claims(store, id, &folder, run)? {
             return Ok(Ended::Stopped);
         }
@@ -138,17 +144,24 @@ fn execute(store: &Store, id: &str, folder: &Path, run: &Run) -> anyhow::Result<
     let mut child = command.spawn().context("cannot start the command")?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let child = Arc::new(Mutex::new(child));
-    store.set_running(id, Running {
-        child: Arc::clone(&child),
-        stdin,
-    });
+    store.set_running(
+        id,
+        Running {
+            child: Arc::clone(&child),
+            stdin,
+        },
+    );
     let printed = std::thread::spawn(move || {
         let mut printed = String::new();
         let read = stdout.map(|mut stdout| stdout.read_to_string(&mut printed));
         read.transpose().map(|_| printed)
     });
     let mut listener = Listener::new(store, id)?;
-    for line in stderr.map(BufReader::new).into_iter().flat_map(BufRead::lines) {
+    for line in stderr
+        .map(BufReader::new)
+        .into_iter()
+        .flat_map(BufRead::lines)
+    {
         listener.hear(&line?)?;
     }
     let printed = printed.join().unwrap_or_else(|_| Ok(String::new()))?;
@@ -213,7 +226,12 @@ impl<'a> Listener<'a> {
 
     fn observe(&mut self, progress: &Progress) -> anyhow::Result<()> {
         match progress {
-            Progress::Step { stage, done, total, loss } => {
+            Progress::Step {
+                stage,
+                done,
+                total,
+                loss,
+            } => {
                 let stage = serde_json::to_value(stage)?;
                 let stage = stage.as_str().unwrap_or_default().to_owned();
                 let mut written = None;
@@ -277,14 +295,18 @@ fn collect(
 ) -> anyhow::Result<Vec<Value>> {
     let mut results = Vec::new();
     for output in &run.outputs {
-        let (from, to) = (folder.join(&output.from), folder.join(RESULTS).join(&output.name));
+        let (from, to) = (
+            folder.join(&output.from),
+            folder.join(RESULTS).join(&output.name),
+        );
         if from.exists() {
             fs::rename(&from, &to).map_err(Error::io(&to))?;
         }
         let Some(shows) = output.shows else {
             continue;
         };
-        let mut result = json!({ "kind": "picture", "url": format!("/v1/jobs/{id}/files/{}", output.name) });
+        let mut result =
+            json!({ "kind": "picture", "url": format!("/v1/jobs/{id}/files/{}", output.name) });
         let mut add = |name: &str, value: Value| {
             if !value.is_null() {
                 result[name] = value;
@@ -298,7 +320,8 @@ fn collect(
     match kind {
         Kind::Analogy | Kind::Learn => results.push(keep_difference(store, id, folder)?),
         Kind::Caption => {
-            let printed: Value = serde_json::from_str(printed).context("the captions are not JSON")?;
+            let printed: Value =
+                serde_json::from_str(printed).context("the captions are not JSON")?;
             let captions = printed["captions"].as_array().into_iter().flatten();
             results.extend(captions.enumerate().map(|(target, caption)| {
                 json!({ "kind": "caption", "target": target, "caption": caption["caption"] })
