@@ -144,7 +144,7 @@ async fn guard(State(app): Shared, asked: Asked, next: Next) -> Response {
         (None, Err(problem)) => problem.into_response(),
     };
     let headers = response.headers_mut();
-    headers.extend(safety::HEADERS);
+    headers.extend(safety::headers());
     if !headers.contains_key(header::CACHE_CONTROL) {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }

@@ -45,6 +45,17 @@ pub(crate) enum State {
 }
 
 impl State {
+    /// As people read it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+        }
+    }
+
     /// Whether it stays so.
     pub(crate) fn is_final(self) -> bool {
         !matches!(self, Self::Queued | Self::Running)

@@ -60,7 +60,7 @@ pub(crate) fn run(store: &Store) {
         if let Err(error) = saved {
             terminal::message(format_args!("error: job {id}: {error:#}"));
         }
-        terminal::message(format_args!("job {id}: {}", serde_json::json!(state)));
+        terminal::message(format_args!("job {id}: {}", state.name()));
     }
 }
 

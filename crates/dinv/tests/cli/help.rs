@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::run;
 
-const COMMANDS: [&str; 17] = [
+const COMMANDS: &[&str] = &[
     "",
     "analogy",
     "learn",

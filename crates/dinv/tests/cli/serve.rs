@@ -50,7 +50,12 @@ impl Server {
             .append(true)
             .open(work.path().join("log"))
             .unwrap();
-        let mut child = dinv(work.path())
+        let demo = work.path().join("demo/model");
+        let mut command = dinv(work.path());
+        if demo.is_dir() {
+            command.env("DINV_DEMO_MODEL", demo);
+        }
+        let mut child = command
             .args(["serve", "--dir", "data", "--port", "0", "--allow-any-model"])
             .args(more)
             .stdout(Stdio::piped())
@@ -691,4 +696,52 @@ fn other_machines_need_the_token() {
         "{log}"
     );
     assert!(!log.contains("secret-of-ours"), "{log}");
+}
+
+/// The lines of the guide that ask the server, as they are pasted.
+#[test]
+fn the_commands_of_the_guide_can_be_pasted() {
+    let Ok(curl) = std::process::Command::new("curl").arg("--version").output() else {
+        return; // the lines are for people who have it
+    };
+    assert!(curl.status.success());
+    let work = workplace();
+    let demo = work.path().join("demo");
+    super::copy_folder(&super::golden("pipeline"), &demo.join("model"));
+    let settings = r#"{"steps": 2, "num_tokens": 2, "select_every": 0, "num_inference_steps": 2}"#;
+    fs::write(demo.join("model/dinv.json"), settings).unwrap();
+    fs::create_dir_all(demo.join("images")).unwrap();
+    for name in ["a.png", "a_prime.png", "b.png"] {
+        fs::copy(work.path().join(name), demo.join("images").join(name)).unwrap();
+    }
+    let server = Server::start(&work, &[]);
+    let guide = fs::read_to_string(super::repository().join("docs/guide/server.md")).unwrap();
+    let guide = guide.replace("\\\n", " ");
+    let code = guide.lines().filter_map(|line| line.strip_prefix("    "));
+    let (mut prelude, mut pasted) = (String::new(), 0);
+    for line in code.filter(|line| !line.contains("dinv serve")) {
+        if line.starts_with("url()") {
+            prelude = format!("{line}\n");
+            continue;
+        }
+        let jobs = server.get("/v1/jobs").json();
+        let newest = jobs["jobs"][0]["id"].as_str().unwrap_or("none");
+        let line = line
+            .replace("7865", &server.port.to_string())
+            .replace("/ID/", &format!("/{newest}/"));
+        let done = std::process::Command::new("sh")
+            .args(["-c", &format!("{prelude}{line}")])
+            .current_dir(work.path())
+            .output()
+            .unwrap();
+        let done: Done = done.into();
+        assert_eq!(done.code, Some(0), "{line}\n{}", done.stderr);
+        pasted += 1;
+    }
+    assert_eq!(pasted, 8);
+    let zip = fs::read(work.path().join("sunset.zip")).unwrap();
+    assert_eq!(
+        zip.windows(4).filter(|four| four == b"PK\x03\x04").count(),
+        3
+    );
 }
