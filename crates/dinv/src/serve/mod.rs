@@ -77,6 +77,8 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
     runtime.spawn(http::serve(listener, Arc::new(app)));
     while !signals::stopping() {
         std::thread::sleep(Duration::from_millis(50));
+        // This thread is one of rayon's, on a machine with one core the only one.
+        let _ = rayon::yield_now();
     }
     store.stop_child();
     let _ = worker.join(); // a panic there has been printed
