@@ -162,7 +162,7 @@ impl DenoiserConfig for Config {
 
 /// Bytes of a number; activations are f32.
 const FLOAT: usize = 4;
-/// Tensors of `tokens × width` that a block keeps: normalised, modulated, queries, keys and values before
+/// Tensors of `tokens × width` that a block keeps, counted from its layers and not measured: normalised, modulated, queries, keys and values before
 /// and after they are normalised and turned, attended, projected and gated, and the four times wider inside
 /// of the feed-forward layers twice.
 const BLOCK: usize = 26;
