@@ -85,13 +85,15 @@ fn an_image_tower_that_was_closed_is_opened_once_more() {
     assert_eq!(look(), before);
 }
 
-/// The models of a golden folder for pictures of 16 × 16, also where their configuration says no size.
+/// The models of a golden folder for pictures of the size of its A, also where their configuration says no
+/// size.
 fn small(folder: &str) -> Models {
     let mut paths = ModelPaths {
         model: golden(folder),
         ..ModelPaths::default()
     };
-    paths.options.resolution = Some([16, 16]);
+    let (width, height) = example_in(folder).a.dimensions();
+    paths.options.resolution = Some([height, width]);
     Models::open(&paths, &Device::flex(), FloatDType::F32).unwrap()
 }
 
