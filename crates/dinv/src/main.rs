@@ -1,6 +1,8 @@
 //! The command-line program `dinv`.
 
 mod cli;
+#[cfg(feature = "serve")]
+mod serve;
 
 use std::process::ExitCode;
 

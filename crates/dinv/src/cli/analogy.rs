@@ -20,6 +20,7 @@ use super::flags::{
 use super::output::Outputs;
 use super::plot;
 use super::record::{Recipe, Run, file_name, groups, text_of};
+use super::settings::Settings;
 use super::sheet::{self, Sheet, Tile};
 use super::terminal::{self, Failure};
 use super::watch::{self, Watcher};
@@ -85,13 +86,7 @@ pub(crate) struct AnalogyArgs {
 pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     let started = Instant::now();
     let b_path = args.inputs()?;
-    let settings = args.general.settings(&[
-        &args.prompt,
-        &args.learn,
-        &args.generate,
-        &args.model,
-        &args.seed,
-    ])?;
+    let settings = args.settings()?;
     let models: ModelSettings = settings.resolve()?;
     let mut job = AnalogyJob {
         pairs: args.pairs.pairs(),
@@ -192,6 +187,17 @@ fn shown_as(picture: &RgbImage, drawn: &RgbImage) -> RgbImage {
 }
 
 impl AnalogyArgs {
+    /// The settings that were given.
+    pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
+        self.general.settings(&[
+            &self.prompt,
+            &self.learn,
+            &self.generate,
+            &self.model,
+            &self.seed,
+        ])
+    }
+
     /// Says where the results are.
     fn tell(&self, written: &[PathBuf]) -> anyhow::Result<()> {
         if !self.general.json {

@@ -18,6 +18,7 @@ use super::flags::{General, GenerateFlags, ModelSettings, PromptFlags, SeedFlag,
 use super::output::Outputs;
 use super::pictures::{self, Picture};
 use super::record::{Recipe, file_name, text_of};
+use super::settings::Settings;
 use super::terminal::{self, Failure};
 use super::vocabulary;
 use super::watch::{self, Watcher};
@@ -81,9 +82,7 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     args.b = pictures::in_folders(&args.b)?;
     let args = &args;
     let mut jobs = args.jobs()?;
-    let settings =
-        args.general
-            .settings(&[&args.prompt, &args.generate, &args.model, &args.seed])?;
+    let settings = args.settings()?;
     let models: ModelSettings = settings.resolve()?;
     let device = models.device()?;
     let tokens = DifferenceTokens::load(&difference, &device)?;
@@ -206,6 +205,12 @@ impl Job<'_> {
 }
 
 impl ApplyArgs {
+    /// The settings that were given.
+    pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
+        self.general
+            .settings(&[&self.prompt, &self.generate, &self.model, &self.seed])
+    }
+
     /// The difference. `--b` takes all that follows it, so that the difference may be the last of these.
     fn difference(&mut self) -> Result<PathBuf, Failure> {
         let is_difference = |path: &PathBuf| {

@@ -286,6 +286,17 @@ pub(crate) struct General {
     /// Print only errors and notes
     #[arg(long, short)]
     pub(crate) quiet: bool,
+    /// How progress and messages are written to stderr [default: auto]
+    ///
+    /// `auto` is a bar on a terminal and lines elsewhere. `json` is one JSON object per line, for other
+    /// programs: its `type` is `step`, `notice`, `message` or `error`.
+    #[arg(long, value_parser = ["auto", "json"], hide_short_help = true)]
+    pub(crate) progress: Option<String>,
+    /// Stop when standard input closes, as after Ctrl-C
+    ///
+    /// A program that starts this one can stop it on every system, and its end stops it too.
+    #[arg(long, hide_short_help = true)]
+    pub(crate) stop_with_stdin: bool,
 }
 
 impl General {

@@ -16,6 +16,7 @@ use super::fitting;
 use super::flags::{General, ModelSettings, SeedFlag, finite};
 use super::output::{Kind, Outputs};
 use super::record::{Recipe, text_of};
+use super::settings::Settings;
 use super::terminal;
 use super::vocabulary;
 use super::watch::{self, Watcher};
@@ -77,11 +78,17 @@ struct TextFlags {
     strength: Option<f64>,
 }
 
+impl GenerateArgs {
+    /// The settings that were given.
+    pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
+        self.general
+            .settings(&[&self.words, &self.model, &self.seed])
+    }
+}
+
 /// Draws the picture.
 pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
-    let settings = args
-        .general
-        .settings(&[&args.words, &args.model, &args.seed])?;
+    let settings = args.settings()?;
     let models: ModelSettings = settings.resolve()?;
     let mut job = GenerateJob {
         embedding: args.embedding.clone(),

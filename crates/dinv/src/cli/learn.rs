@@ -15,6 +15,7 @@ use super::fitting;
 use super::flags::{General, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag};
 use super::output::{Kind, Outputs, refuse_same};
 use super::record::{text_of, weight_paths};
+use super::settings::Settings;
 use super::terminal::{self, Failure};
 use super::vocabulary;
 use super::watch::{self, Watcher};
@@ -76,9 +77,7 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
             Failure::usage("`--a` and `--a-prime` are missing: the pair to learn from").into(),
         );
     }
-    let settings = args
-        .general
-        .settings(&[&args.prompt, &args.learn, &args.model, &args.seed])?;
+    let settings = args.settings()?;
     let models: ModelSettings = settings.resolve()?;
     let mut job = LearnJob {
         pairs: args.pairs.pairs(),
@@ -163,6 +162,12 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
 }
 
 impl LearnArgs {
+    /// The settings that were given.
+    pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
+        self.general
+            .settings(&[&self.prompt, &self.learn, &self.model, &self.seed])
+    }
+
     /// The trace, if there is to be one: a file of its own, which continues with the run.
     fn traced(&self, checkpoint: &Path, inputs: &[&Path]) -> anyhow::Result<Option<Outputs>> {
         let Some(path) = &self.trace else {

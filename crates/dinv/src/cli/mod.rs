@@ -6,33 +6,35 @@ mod canvas;
 mod caption;
 mod change;
 mod checkpoint;
-mod device;
+pub(crate) mod device;
 mod doctor;
 mod eval;
-mod exit;
+pub(crate) mod exit;
 mod fetch;
 mod fitting;
-mod flags;
+pub(crate) mod flags;
 mod generate;
 mod learn;
-mod locate;
+pub(crate) mod locate;
 mod memory;
 mod misspelt;
-mod models;
+pub(crate) mod models;
 mod output;
 mod pictures;
 mod plot;
 mod record;
-mod settings;
+#[cfg(feature = "serve")]
+mod serve;
+pub(crate) mod settings;
 mod sheet;
-mod signals;
-mod terminal;
+pub(crate) mod signals;
+pub(crate) mod terminal;
 mod vocabulary;
-mod watch;
+pub(crate) mod watch;
 
 use std::process::ExitCode;
 
-use clap::{Arg, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use difference_inversion::diffusion::draw::TextToImage;
 use difference_inversion::method::generate_config::AnalogyConfig;
 use serde_json::{Map, Value};
@@ -58,15 +60,18 @@ enum Command {
     Generate(Box<generate::GenerateArgs>),
     Caption(caption::CaptionArgs),
     Eval(eval::EvalArgs),
+    #[cfg(feature = "serve")]
+    Serve(serve::ServeArgs),
     Doctor(doctor::DoctorArgs),
     Models(models::ModelsArgs),
 }
 
 /// Runs the program.
 pub(crate) fn main() -> ExitCode {
-    let parsed = command()
-        .try_get_matches()
-        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed = command().try_get_matches().and_then(|matches| {
+        attend(&matches);
+        Cli::from_arg_matches(&matches)
+    });
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
@@ -84,6 +89,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Caption(args) => caption::run(&args),
         Command::Eval(args) => eval::run(&args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Models(args) => models::run(&args),
     });
@@ -94,8 +101,35 @@ pub(crate) fn main() -> ExitCode {
     .into()
 }
 
+/// Checks a command of a job as far as that is possible without its model: the arguments, then the settings.
+#[cfg(feature = "serve")]
+pub(crate) fn check(arguments: &[String]) -> anyhow::Result<()> {
+    let matches = command().try_get_matches_from(arguments)?;
+    match Cli::from_arg_matches(&matches)?.command {
+        Command::Analogy(args) => args.settings()?.analogy().map(drop),
+        Command::Learn(args) => args.settings()?.analogy().map(drop),
+        Command::Apply(args) => args.settings()?.analogy().map(drop),
+        Command::Generate(args) => args.settings()?.resolve::<TextToImage>().map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// Does what the flags of every subcommand say of stderr and stdin, before anything is written or read.
+fn attend(matches: &ArgMatches) {
+    let Some((_, matches)) = matches.subcommand() else {
+        return;
+    };
+    let progress = matches.try_get_one::<String>("progress").ok().flatten();
+    if progress.is_some_and(|progress| progress == "json") {
+        terminal::write_json_lines();
+    }
+    if let Ok(Some(true)) = matches.try_get_one::<bool>("stop_with_stdin") {
+        signals::stop_with_stdin();
+    }
+}
+
 /// The command line. The help of every setting ends in its defaults, and short help points to the long one.
-fn command() -> clap::Command {
+pub(crate) fn command() -> clap::Command {
     let analogy = settings::values(&AnalogyConfig::default()).unwrap_or_default();
     let generate = settings::values(&TextToImage::default()).unwrap_or_default();
     let demo = locate::demo_model().and_then(|folder| settings::recommended(&folder));

@@ -1,7 +1,7 @@
 //! `dinv models`: the models on this machine.
 
 mod check;
-mod list;
+pub(crate) mod list;
 mod pull;
 
 use clap::{Args, Subcommand};

@@ -1,6 +1,7 @@
 //! Being asked to stop, by Ctrl-C or from elsewhere.
 
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::io::Read;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 use super::exit::Exit;
 use super::terminal;
@@ -44,10 +45,35 @@ fn leave() {
 /// The number of Ctrl-C's signal, on every system.
 const SIGINT: i32 = 2;
 
+/// Whether the end of standard input asks for a stop.
+static WITH_STDIN: AtomicBool = AtomicBool::new(false);
+
+/// Makes the end of standard input count as Ctrl-C, once interrupts are caught (`--stop-with-stdin`).
+pub(crate) fn stop_with_stdin() {
+    WITH_STDIN.store(true, Ordering::Relaxed);
+}
+
+/// Waits for the end of standard input, whatever comes before it.
+fn watch_stdin() -> anyhow::Result<()> {
+    let wait = || {
+        let mut stdin = std::io::stdin().lock();
+        let mut ignored = [0; 256];
+        while stdin.read(&mut ignored).is_ok_and(|read| read > 0) {}
+        take(SIGINT);
+    };
+    std::thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(wait)?;
+    Ok(())
+}
+
 /// Makes the first Ctrl-C (or SIGTERM, or SIGHUP when the terminal is closed) ask for a stop at the next step, and
 /// the second one end the program at once. A signal that was ignored when the program started stays ignored: so
 /// `nohup`, and shells for what they start in the background, mean it.
 pub(crate) fn catch_interrupts() -> anyhow::Result<()> {
+    if WITH_STDIN.load(Ordering::Relaxed) {
+        watch_stdin()?;
+    }
     #[cfg(unix)]
     catch_others()?;
     #[cfg(unix)]

@@ -2,9 +2,11 @@
 
 use std::fmt::{self, Display};
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use difference_inversion::Error;
 use serde::Serialize;
+use serde_json::json;
 
 use super::exit::Exit;
 use super::signals;
@@ -60,9 +62,32 @@ impl Display for Failure {
 
 impl std::error::Error for Failure {}
 
+/// Whether stderr is read by a program: then every line of it is a JSON object.
+static MACHINE: AtomicBool = AtomicBool::new(false);
+
+/// From now on, every line on stderr is a JSON object (`--progress json`).
+pub(crate) fn write_json_lines() {
+    MACHINE.store(true, Ordering::Relaxed);
+}
+
+/// Whether every line on stderr is a JSON object.
+pub(crate) fn writes_json_lines() -> bool {
+    MACHINE.load(Ordering::Relaxed)
+}
+
 /// Prints a message for the user on stderr; a closed stderr is nobody's loss.
 pub(crate) fn message(text: impl Display) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    if writes_json_lines() {
+        event(&json!({ "type": "message", "message": text.to_string() }));
+    } else {
+        let _ = writeln!(io::stderr().lock(), "{text}");
+    }
+}
+
+/// Prints a JSON object as one line of stderr.
+pub(crate) fn event(event: &impl Serialize) {
+    let line = serde_json::to_string(event).unwrap_or_default();
+    let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
 /// Prints one line of results on stdout.
@@ -86,6 +111,10 @@ pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
 /// Prints an error with its causes and a hint, and says how the program ends with it.
 pub(crate) fn error(error: &anyhow::Error) -> Exit {
     let exit = exit_of(error);
+    if writes_json_lines() {
+        event(&json!({ "type": "error", "message": chain(error), "hint": hint(error) }));
+        return exit;
+    }
     match exit {
         Exit::Stopped(_) => message(format_args!("{error:#}")),
         _ => message(format_args!("error: {}", chain(error))),
@@ -97,7 +126,7 @@ pub(crate) fn error(error: &anyhow::Error) -> Exit {
 }
 
 /// The error and its causes in one line; a cause that the text before it already states is left out.
-fn chain(error: &anyhow::Error) -> String {
+pub(crate) fn chain(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();

@@ -41,6 +41,7 @@ impl Watcher {
     /// `quiet`.
     pub(crate) fn new(quiet: bool) -> Self {
         let terminal = std::io::stderr().is_terminal();
+        let quiet = quiet || terminal::writes_json_lines();
         Self {
             terminal: terminal && !quiet,
             plain: !terminal && !quiet,
@@ -56,6 +57,9 @@ impl Watcher {
 
     /// Takes a message from the library.
     pub(crate) fn observe(&mut self, progress: &Progress) -> ControlFlow<()> {
+        if terminal::writes_json_lines() && matches!(progress, Progress::Step { .. }) {
+            terminal::event(progress);
+        }
         match progress {
             Progress::Step {
                 stage,
@@ -118,7 +122,12 @@ impl Watcher {
         if self.notices.iter().any(|told| told == notice) {
             return; // such as of every picture
         }
-        self.above(|| terminal::message(format_args!("note: {notice}")));
+        if terminal::writes_json_lines() {
+            let message = notice.to_owned();
+            terminal::event(&Progress::Notice { message });
+        } else {
+            self.above(|| terminal::message(format_args!("note: {notice}")));
+        }
         self.notices.push(notice.to_owned());
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::run;
 
-const COMMANDS: [&str; 16] = [
+const COMMANDS: &[&str] = &[
     "",
     "analogy",
     "learn",
@@ -17,6 +17,8 @@ const COMMANDS: [&str; 16] = [
     "eval report",
     "eval compare",
     "eval export",
+    #[cfg(feature = "serve")]
+    "serve",
     "doctor",
     "models",
     "models list",

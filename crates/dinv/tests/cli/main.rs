@@ -20,6 +20,8 @@ mod model_files;
 mod outputs;
 mod runs;
 mod sd3;
+#[cfg(feature = "serve")]
+mod serve;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

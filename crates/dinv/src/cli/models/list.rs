@@ -22,22 +22,22 @@ pub(crate) struct ListArgs {
 
 /// A model.
 #[derive(Debug, Serialize)]
-struct Row {
+pub(crate) struct Row {
     /// What to type.
-    name: String,
+    pub(crate) name: String,
     /// What it is called on the Hub.
-    id: Option<String>,
-    state: State,
+    pub(crate) id: Option<String>,
+    pub(crate) state: State,
     folder: Option<PathBuf>,
-    bytes: u64,
+    pub(crate) bytes: u64,
     /// Files that an incomplete copy lacks.
     missing: Vec<String>,
-    licence: Option<String>,
+    pub(crate) licence: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-enum State {
+pub(crate) enum State {
     Complete,
     Incomplete,
     NotDownloaded,
@@ -46,7 +46,7 @@ enum State {
 /// Lists the models.
 pub(crate) fn run(args: &ListArgs) -> anyhow::Result<()> {
     let hub = Hub::from_env()?;
-    let rows = rows(demo_model().ok().as_deref(), hub.list()?)?;
+    let rows = all(&hub)?;
     if args.json {
         return terminal::json(&serde_json::json!({ "cache": hub.cache, "models": rows }));
     }
@@ -84,6 +84,11 @@ pub(crate) fn run(args: &ListArgs) -> anyhow::Result<()> {
         terminal::line(format_args!("{name:<width$}  {id}"))?;
     }
     terminal::line(format_args!("{:<width$}  {}", "cache", hub.cache.display()))
+}
+
+/// Every model on this machine or with a short name.
+pub(crate) fn all(hub: &Hub) -> anyhow::Result<Vec<Row>> {
+    rows(demo_model().ok().as_deref(), hub.list()?)
 }
 
 /// The demo model, the models with a short name, and everything else in the cache.

@@ -1,0 +1,60 @@
+//! `dinv serve`: jobs over HTTP, and a page in the browser.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::serve::{self, Options};
+
+/// Serve a page and an HTTP interface on this machine
+///
+/// Open the link that is printed. Jobs wait in a queue, run one at a time as this program's own commands,
+/// and are kept in --dir with their pictures and the library of differences. What was running when
+/// the server stopped continues at its next start.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  dinv serve
+  dinv serve --dir work --port 8000
+  DINV_TOKEN=a-long-secret dinv serve --listen 0.0.0.0
+
+The interface: docs/guide/server.md")]
+pub(crate) struct ServeArgs {
+    /// Address to listen on; any but this machine's own needs --token
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    listen: IpAddr,
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 7865)]
+    port: u16,
+    /// Folder for jobs and differences [default: dinv in the user's data folder]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Secret that every request has to carry [default: that of DINV_TOKEN]
+    ///
+    /// At least 8 characters. The variable keeps it out of the list of processes.
+    #[arg(long, value_name = "TOKEN")]
+    token: Option<String>,
+    /// Largest request in MB
+    #[arg(long, value_name = "MB", default_value_t = 64, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    max_upload: u64,
+    /// How many jobs may wait
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    queue: usize,
+    /// Allow requests to name any model: folders, files and models of the Hub that are not on disk
+    #[arg(long)]
+    allow_any_model: bool,
+}
+
+/// Serves until it is stopped.
+pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
+    let token = args.token.or_else(|| std::env::var("DINV_TOKEN").ok());
+    serve::run(Options {
+        listen: args.listen,
+        port: args.port,
+        folder: args.dir,
+        token: token.filter(|token| !token.is_empty()),
+        max_upload: args.max_upload * 1_000_000,
+        queue: args.queue,
+        allow_any_model: args.allow_any_model,
+    })
+}

@@ -1,0 +1,248 @@
+//! What the server can do: its models, limits, and the settings of each kind of job, read from the program's own flags.
+
+use std::any::TypeId;
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction};
+use difference_inversion::hub::Hub;
+use difference_inversion::image::MAX_PIXELS;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::cli::device::Place;
+use crate::cli::models::list;
+use crate::cli::{self, locate};
+
+use super::http::App;
+use super::job::Kind;
+use super::problem::Answer;
+
+/// Flags about files, output and paths: a request names none.
+const LEFT_OUT: [&str; 29] = [
+    "a",
+    "a_prime",
+    "b",
+    "images",
+    "image",
+    "mask",
+    "difference",
+    "embedding",
+    "init_latents",
+    "output",
+    "overwrite",
+    "skip_existing",
+    "resume",
+    "replay",
+    "trace",
+    "caption_a",
+    "caption_a_prime",
+    "caption_b",
+    "prompt",
+    "config",
+    "json",
+    "quiet",
+    "progress",
+    "stop_with_stdin",
+    "tokenizer",
+    "unet",
+    "clip",
+    "captioner",
+    "help",
+];
+
+/// A setting of a command.
+#[derive(Debug, Serialize)]
+pub(crate) struct Flag {
+    pub(crate) name: String,
+    help: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    default: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    values: Vec<String>,
+    kind: &'static str,
+    common: bool,
+    /// Whether the flag takes no value.
+    #[serde(skip)]
+    pub(crate) is_switch: bool,
+}
+
+/// The settings that a kind of job takes.
+pub(crate) fn flags(kind: Kind) -> Vec<Flag> {
+    let command = cli::command();
+    let command = command.find_subcommand(kind.command());
+    let arguments = command.into_iter().flat_map(clap::Command::get_arguments);
+    let settings = arguments.filter(|arg| !LEFT_OUT.contains(&arg.get_id().as_str()));
+    settings.filter_map(Flag::of).collect()
+}
+
+impl Flag {
+    fn of(arg: &Arg) -> Option<Self> {
+        let name = arg.get_long()?.to_owned();
+        let help = arg.get_help()?.to_string().replace('\n', " ");
+        let (help, default) = match help
+            .strip_suffix(']')
+            .and_then(|help| help.split_once(" [default: "))
+        {
+            Some((help, default)) => (help.to_owned(), Some(default.to_owned())),
+            None => (help, None),
+        };
+        let is_switch = matches!(arg.get_action(), ArgAction::SetTrue);
+        let of_type = arg.get_value_parser().type_id();
+        let is = |id: TypeId| of_type == id;
+        let values = arg.get_possible_values();
+        let kind = match () {
+            () if is_switch || is(TypeId::of::<bool>()) => "bool",
+            () if !values.is_empty() => "choice",
+            () if is(TypeId::of::<f64>())
+                || is(TypeId::of::<usize>())
+                || is(TypeId::of::<u64>()) =>
+            {
+                "number"
+            }
+            () => "text",
+        };
+        let values = match kind {
+            "choice" => values
+                .iter()
+                .map(|value| value.get_name().to_owned())
+                .collect(),
+            _ => Vec::new(),
+        };
+        Some(Self {
+            name,
+            help: help.split(". ").next().unwrap_or(&help).to_owned(),
+            group: arg.get_help_heading().map(str::to_owned),
+            default,
+            values,
+            kind,
+            common: !arg.is_hide_short_help_set(),
+            is_switch,
+        })
+    }
+}
+
+/// The models that a request may name.
+pub(crate) fn model_names() -> anyhow::Result<Vec<String>> {
+    let models = list::all(&Hub::from_env()?)?;
+    Ok(models.into_iter().map(|model| model.name).collect())
+}
+
+/// The picture `name` of the built-in example.
+pub(crate) fn example(name: &str) -> Option<PathBuf> {
+    let example = locate::example().ok()?;
+    match name {
+        "a.png" => Some(example.a),
+        "a_prime.png" => Some(example.a_prime),
+        "b.png" => Some(example.b),
+        _ => None,
+    }
+}
+
+/// All of it.
+pub(crate) fn all(app: &App) -> Answer<Value> {
+    let models = list::all(&Hub::from_env()?)?;
+    let models: Vec<Value> = models
+        .into_iter()
+        .map(|model| {
+            let on_disk = model.state == list::State::Complete;
+            let mut view = json!({ "name": model.name, "on_disk": on_disk });
+            let mut add = |name: &str, value: Option<Value>| {
+                if let Some(value) = value {
+                    view[name] = value;
+                }
+            };
+            add("title", model.id.map(|id| json!(id)));
+            add("bytes", on_disk.then(|| json!(model.bytes)));
+            add("licence", model.licence.map(|licence| json!(licence)));
+            view
+        })
+        .collect();
+    let place = Place::named("auto")?;
+    let device = match place.adapter {
+        Some(adapter) => format!("{} ({adapter})", place.name),
+        None => place.name.to_owned(),
+    };
+    let mut all = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "device": device,
+        "models": models,
+        "any_model": app.options.allow_any_model,
+        "limits": {
+            "upload_bytes": app.options.max_upload, "queue": app.options.queue, "pixels": MAX_PIXELS,
+        },
+        "settings": {
+            "analogy": flags(Kind::Analogy), "learn": flags(Kind::Learn), "apply": flags(Kind::Apply),
+            "generate": flags(Kind::Generate), "caption": flags(Kind::Caption),
+        },
+    });
+    if locate::example().is_ok() {
+        let [a, a_prime, b] = ["a", "a_prime", "b"].map(|name| format!("/v1/example/{name}.png"));
+        all["example"] = json!({ "a": a, "a_prime": a_prime, "b": b });
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    const KINDS: [Kind; 5] = [
+        Kind::Analogy,
+        Kind::Learn,
+        Kind::Apply,
+        Kind::Generate,
+        Kind::Caption,
+    ];
+
+    /// A flag that is no setting is named in the list, and the list names nothing else.
+    #[test]
+    fn no_request_names_a_path() {
+        let command = cli::command();
+        let known: HashSet<String> = KINDS
+            .iter()
+            .filter_map(|kind| command.find_subcommand(kind.command()))
+            .flat_map(clap::Command::get_arguments)
+            .map(|arg| arg.get_id().to_string())
+            .collect();
+        for name in LEFT_OUT.iter().filter(|name| **name != "help") {
+            assert!(known.contains(*name), "{name}");
+        }
+        for kind in KINDS {
+            let command = command.find_subcommand(kind.command()).unwrap();
+            for flag in flags(kind) {
+                let id = flag.name.replace('-', "_");
+                let arg = command
+                    .get_arguments()
+                    .find(|arg| arg.get_id() == id.as_str())
+                    .unwrap();
+                let is_path = arg.get_value_parser().type_id() == TypeId::of::<PathBuf>();
+                assert!(!is_path || flag.name == "model", "{}", flag.name);
+            }
+        }
+    }
+
+    #[test]
+    fn settings_say_what_they_are() {
+        let learn = flags(Kind::Learn);
+        let find = |name: &str| learn.iter().find(|flag| flag.name == name).unwrap();
+        assert_eq!((find("steps").kind, find("steps").common), ("number", true));
+        assert_eq!(find("delta").values, ["interpolated", "image", "text"]);
+        assert_eq!(
+            (find("consistency").kind, find("consistency").is_switch),
+            ("bool", false)
+        );
+        assert_eq!(
+            (
+                find("no-memory-check").kind,
+                find("no-memory-check").is_switch
+            ),
+            ("bool", true)
+        );
+        assert!(find("steps").default.is_some());
+        assert_eq!(find("steps").group.as_deref(), Some("Learning"));
+    }
+}

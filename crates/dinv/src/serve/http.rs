@@ -1,0 +1,562 @@
+//! The interface over HTTP (docs/guide/server.md).
+
+use std::convert::Infallible;
+use std::fs;
+use std::io::{Cursor, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path as Named, Request as Asked, State};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use difference_inversion::Error;
+use difference_inversion::image::read_png_text;
+use difference_inversion::util::files::HiddenFolder;
+use futures_util::{Stream, StreamExt, stream};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use serde::Deserialize;
+use serde_json::{Value, json as object};
+use tokio::sync::Semaphore;
+
+use crate::cli::terminal;
+
+use super::Options;
+use super::capabilities;
+use super::differences;
+use super::problem::{Answer, Problem};
+use super::request::{self, INPUTS, RESULTS};
+use super::safety;
+use super::store::Store;
+
+/// How long a client may take between two pieces of what it sends.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How many clients are served at once.
+const CLIENTS: usize = 256;
+/// The least time between two events of a job that runs.
+const BETWEEN_EVENTS: Duration = Duration::from_millis(250);
+
+const PAGE: &str = include_str!("page/index.html");
+const STYLE: &str = include_str!("page/style.css");
+const SCRIPT: &str = include_str!("page/app.js");
+
+/// What every request is answered with.
+pub(crate) struct App {
+    pub(crate) options: Options,
+    address: SocketAddr,
+    pub(crate) store: Arc<Store>,
+    /// One request with pictures is checked at a time: they are decoded, and a place in the queue is for one.
+    checking: tokio::sync::Mutex<()>,
+}
+
+type Shared = State<Arc<App>>;
+
+impl App {
+    pub(crate) fn new(options: Options, address: SocketAddr, store: Arc<Store>) -> Self {
+        Self {
+            options,
+            address,
+            store,
+            checking: tokio::sync::Mutex::default(),
+        }
+    }
+}
+
+/// Answers clients.
+pub(crate) async fn serve(listener: tokio::net::TcpListener, app: Arc<App>) {
+    let router = router(app);
+    let places = Arc::new(Semaphore::new(CLIENTS));
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await; // such as too many open files
+            continue;
+        };
+        let service = TowerToHyperService::new(router.clone());
+        tokio::spawn(async move {
+            let mut server = hyper::server::conn::http1::Builder::new();
+            server
+                .timer(TokioTimer::new())
+                .header_read_timeout(PATIENCE);
+            // A client that leaves in the middle is nobody's loss.
+            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+            drop(place);
+        });
+    }
+}
+
+fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/style.css", get(|| async { asset("text/css", STYLE) }))
+        .route(
+            "/app.js",
+            get(|| async { asset("text/javascript", SCRIPT) }),
+        )
+        .route("/v1/capabilities", get(get_capabilities))
+        .route("/v1/example/{name}", get(get_example))
+        .route("/v1/read-png", post(read_png))
+        .route("/v1/jobs", get(get_jobs).post(post_job))
+        .route("/v1/jobs/{id}", get(get_job).delete(delete_job))
+        .route("/v1/jobs/{id}/events", get(get_events))
+        .route("/v1/jobs/{id}/cancel", post(cancel_job))
+        .route("/v1/jobs/{id}/retry", post(retry_job))
+        .route("/v1/jobs/{id}/files/{name}", get(get_file))
+        .route("/v1/jobs/{id}/zip", get(get_zip))
+        .route("/v1/differences", get(get_differences))
+        .route(
+            "/v1/differences/{name}",
+            get(get_difference)
+                .put(put_difference)
+                .patch(patch_difference)
+                .delete(delete_difference),
+        )
+        .route("/v1/differences/{name}/thumbnail", get(get_thumbnail))
+        .fallback(|| async { Problem::not_found("address") })
+        .method_not_allowed_fallback(|| async {
+            Problem::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "this address does not take this method",
+            )
+        })
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), guard))
+        .with_state(app)
+}
+
+/// Stands before every answer: who asks is checked, headers are set, and a line is written.
+async fn guard(State(app): Shared, asked: Asked, next: Next) -> Response {
+    let started = Instant::now();
+    let (method, path) = (asked.method().clone(), asked.uri().path().to_owned());
+    let token = app.options.token.as_deref();
+    let checked = safety::check(&method, asked.headers(), app.address.ip(), token);
+    let mut response = match (entry(&app, &asked), checked) {
+        (Some(entry), _) => entry,
+        (None, Ok(())) => next.run(asked).await,
+        (None, Err(problem)) => problem.into_response(),
+    };
+    let headers = response.headers_mut();
+    headers.extend(safety::headers());
+    if !headers.contains_key(header::CACHE_CONTROL) {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    terminal::message(format_args!(
+        "{method} {} {} {} ms",
+        path.escape_debug(),
+        response.status().as_u16(),
+        started.elapsed().as_millis()
+    ));
+    response
+}
+
+/// The link with the token: it becomes a cookie and leaves the address.
+fn entry(app: &App, asked: &Asked) -> Option<Response> {
+    let expected = app.options.token.as_deref()?;
+    if asked.method() != Method::GET || asked.uri().path() != "/" {
+        return None;
+    }
+    let mut given = asked
+        .uri()
+        .query()?
+        .split('&')
+        .filter_map(|pair| pair.strip_prefix("token="));
+    let given = unescaped(given.next()?);
+    safety::same(&given, expected).then(|| {
+        let headers = [
+            (header::LOCATION, "/".to_owned()),
+            (header::SET_COOKIE, safety::cookie(expected)),
+        ];
+        (StatusCode::SEE_OTHER, headers).into_response()
+    })
+}
+
+/// A part of a query without its percent signs.
+fn unescaped(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((first, more)) = rest.split_first() {
+        let code = more
+            .get(..2)
+            .and_then(|code| std::str::from_utf8(code).ok());
+        let code = code.and_then(|code| u8::from_str_radix(code, 16).ok());
+        match (first, code) {
+            (b'%', Some(byte)) => {
+                bytes.push(byte);
+                rest = &more[2..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = more;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// An answer in JSON.
+pub(crate) fn json(status: StatusCode, body: &Value) -> Response {
+    let headers = [(header::CONTENT_TYPE, "application/json")];
+    (status, headers, body.to_string()).into_response()
+}
+
+fn ok(body: &Value) -> Response {
+    json(StatusCode::OK, body)
+}
+
+fn accepted(job: &Value) -> Response {
+    let mut response = json(StatusCode::ACCEPTED, job);
+    let address = format!("/v1/jobs/{}", job["id"].as_str().unwrap_or_default());
+    if let Ok(address) = HeaderValue::from_str(&address) {
+        response.headers_mut().insert(header::LOCATION, address);
+    }
+    response
+}
+
+fn asset(kind: &'static str, text: &'static str) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, format!("{kind}; charset=utf-8")),
+        (header::CACHE_CONTROL, "no-cache".to_owned()),
+    ];
+    (headers, text).into_response()
+}
+
+async fn page() -> Response {
+    asset("text/html", PAGE)
+}
+
+/// Does work that may take a while where no client waits for it.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Answer<T> + Send + 'static,
+) -> Answer<T> {
+    tokio::task::spawn_blocking(work).await?
+}
+
+/// All that a client sends, up to the limit.
+async fn body(app: &App, headers: &HeaderMap, body: Body) -> Answer<Vec<u8>> {
+    let most = app.options.max_upload;
+    let too_large = || {
+        Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            format!("the request is larger than {}", terminal::size(most)),
+        )
+        .hint("send smaller pictures, or start the server with a larger `--max-upload`")
+    };
+    let length = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok());
+    if length
+        .and_then(|length| length.parse().ok())
+        .is_some_and(|length: u64| length > most)
+    {
+        return Err(too_large());
+    }
+    let mut bytes = Vec::new();
+    let mut pieces = body.into_data_stream();
+    loop {
+        let piece = tokio::time::timeout(PATIENCE, pieces.next())
+            .await
+            .map_err(|_| {
+                Problem::new(
+                    StatusCode::REQUEST_TIMEOUT,
+                    "the rest of the request did not come",
+                )
+            })?;
+        let Some(piece) = piece else {
+            return Ok(bytes);
+        };
+        let piece =
+            piece.map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))?;
+        if (bytes.len() + piece.len()) as u64 > most {
+            return Err(too_large());
+        }
+        bytes.extend_from_slice(&piece);
+    }
+}
+
+/// A file of this server.
+async fn file(path: PathBuf, kind: &'static str) -> Answer<Response> {
+    let read = move || Ok(fs::read(&path).map_err(Error::io(&path))?);
+    let bytes = blocking(read).await?;
+    Ok(([(header::CONTENT_TYPE, kind)], bytes).into_response())
+}
+
+/// What a name promises.
+fn kind_of(path: &Path) -> &'static str {
+    match path.extension().and_then(|extension| extension.to_str()) {
+        Some("png") => "image/png",
+        Some("jpg" | "jpeg") => "image/jpeg",
+        Some("webp") => "image/webp",
+        Some("gif") => "image/gif",
+        Some("bmp") => "image/bmp",
+        Some("tif" | "tiff") => "image/tiff",
+        Some("json") => "application/json",
+        _ => "application/octet-stream",
+    }
+}
+
+/// A file of a job: one of its pictures or results.
+pub(crate) fn job_file(store: &Store, id: &str, name: &str) -> Option<PathBuf> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    if name.starts_with('.') || !name.chars().all(fits) {
+        return None;
+    }
+    let folder = store.job_folder(id);
+    let places = [RESULTS, INPUTS].map(|place| folder.join(place).join(name));
+    places.into_iter().find(|path| path.is_file())
+}
+
+async fn get_capabilities(State(app): Shared) -> Answer<Response> {
+    let all = blocking(move || capabilities::all(&app)).await?;
+    Ok(ok(&all))
+}
+
+async fn get_example(Named(name): Named<String>) -> Answer<Response> {
+    let path = capabilities::example(&name).ok_or_else(|| Problem::not_found("picture"))?;
+    file(path, "image/png").await
+}
+
+async fn get_jobs(State(app): Shared) -> Response {
+    ok(&object!({ "jobs": app.store.all() }))
+}
+
+async fn post_job(State(app): Shared, headers: HeaderMap, sent: Body) -> Answer<Response> {
+    let key = match headers.get("idempotency-key") {
+        Some(key) => match key.to_str() {
+            Ok(key) if (1..=200).contains(&key.len()) => Some(key.to_owned()),
+            _ => {
+                return Err(Problem::field(
+                    "Idempotency-Key",
+                    "expected 1 to 200 ASCII characters",
+                ));
+            }
+        },
+        None => None,
+    };
+    let sent = body(&app, &headers, sent).await?;
+    let checking = Arc::clone(&app);
+    let _turn = checking.checking.lock().await;
+    let accept = move || request::accept(&app, request::parse(&sent)?, key, None);
+    Ok(accepted(&blocking(accept).await?))
+}
+
+async fn get_job(State(app): Shared, Named(id): Named<String>) -> Answer<Response> {
+    Ok(ok(&app.store.view(&id)?))
+}
+
+async fn delete_job(State(app): Shared, Named(id): Named<String>) -> Answer<StatusCode> {
+    blocking(move || app.store.remove(&id)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn cancel_job(State(app): Shared, Named(id): Named<String>) -> Answer<Response> {
+    Ok(ok(&app.store.cancel(&id)?))
+}
+
+async fn retry_job(State(app): Shared, Named(id): Named<String>) -> Answer<Response> {
+    let job = app.store.get(&id)?;
+    if !job.stored.state.is_final() {
+        return Err(Problem::conflict("the job is not over"));
+    }
+    let request = serde_json::from_value(job.stored.request)?;
+    let checking = Arc::clone(&app);
+    let _turn = checking.checking.lock().await;
+    let again = move || request::accept(&app, request, None, Some(&id));
+    Ok(accepted(&blocking(again).await?))
+}
+
+async fn get_file(
+    State(app): Shared,
+    Named((id, name)): Named<(String, String)>,
+) -> Answer<Response> {
+    app.store.get(&id)?;
+    let path = job_file(&app.store, &id, &name).ok_or_else(|| Problem::not_found("file"))?;
+    let kind = kind_of(&path);
+    file(path, kind).await
+}
+
+/// All result pictures of a job.
+async fn get_zip(State(app): Shared, Named(id): Named<String>) -> Answer<Response> {
+    let pack = move || {
+        let job = app.store.get(&id)?;
+        let options = zip::write::SimpleFileOptions::default()
+            .compression_method(zip::CompressionMethod::Stored); // PNGs are compressed
+        let mut archive = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        let pictures = job
+            .stored
+            .results
+            .iter()
+            .filter(|result| result["kind"] == "picture");
+        let names = pictures.filter_map(|result| result["url"].as_str()?.rsplit('/').next());
+        for path in names.filter_map(|name| job_file(&app.store, &id, name)) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            archive.start_file(name, options)?;
+            archive.write_all(&fs::read(&path).map_err(Error::io(&path))?)?;
+        }
+        Ok((id, archive.finish()?.into_inner()))
+    };
+    let (id, bytes) = blocking(pack).await?;
+    let headers = [
+        (header::CONTENT_TYPE, "application/zip".to_owned()),
+        (
+            header::CONTENT_DISPOSITION,
+            format!("attachment; filename=\"dinv-{id}.zip\""),
+        ),
+    ];
+    Ok((headers, bytes).into_response())
+}
+
+/// The events of a job, from the one after `Last-Event-ID`.
+async fn get_events(
+    State(app): Shared,
+    Named(id): Named<String>,
+    headers: HeaderMap,
+) -> Answer<Response> {
+    app.store.get(&id)?;
+    let last = headers.get("last-event-id").and_then(|id| id.to_str().ok());
+    let last = last.and_then(|id| id.parse().ok()).unwrap_or(0);
+    let events = Sse::new(events(app, id, last)).keep_alive(KeepAlive::default());
+    Ok(events.into_response())
+}
+
+fn events(app: Arc<App>, id: String, last: u64) -> impl Stream<Item = Result<Event, Infallible>> {
+    struct Watch {
+        app: Arc<App>,
+        id: String,
+        /// The number of the last event that was sent.
+        last: u64,
+        changes: tokio::sync::watch::Receiver<u64>,
+        first: bool,
+        is_over: bool,
+    }
+    let changes = app.store.changes();
+    let watch = Watch {
+        app,
+        id,
+        last,
+        changes,
+        first: true,
+        is_over: false,
+    };
+    let batches = stream::unfold(watch, |mut watch| async move {
+        loop {
+            if watch.is_over {
+                return None;
+            }
+            watch.changes.borrow_and_update();
+            let since = watch.app.store.since(&watch.id, watch.last)?;
+            if watch.first || since.event != watch.last {
+                let losses = since.losses.iter().map(|loss| {
+                    let event = Event::default().event("loss").id(loss.event.to_string());
+                    event.data(object!([loss.step, loss.loss]).to_string())
+                });
+                let mut events: Vec<_> = losses.map(Ok).collect();
+                let job = Event::default().event("job").id(since.event.to_string());
+                events.push(Ok(job.data(since.job.to_string())));
+                (watch.first, watch.last, watch.is_over) = (false, since.event, since.is_final);
+                return Some((stream::iter(events), watch));
+            }
+            watch.changes.changed().await.ok()?;
+            tokio::time::sleep(BETWEEN_EVENTS).await;
+        }
+    });
+    batches.flatten()
+}
+
+async fn get_differences(State(app): Shared) -> Answer<Response> {
+    let all = blocking(move || differences::all(&app.store)).await?;
+    Ok(ok(&object!({ "differences": all })))
+}
+
+async fn get_difference(State(app): Shared, Named(name): Named<String>) -> Answer<Response> {
+    let path = differences::find(&app.store, &name)?;
+    let mut response = file(path, "application/octet-stream").await?;
+    let disposition = format!("attachment; filename=\"{name}.safetensors\"");
+    if let Ok(disposition) = HeaderValue::from_str(&disposition) {
+        response
+            .headers_mut()
+            .insert(header::CONTENT_DISPOSITION, disposition);
+    }
+    Ok(response)
+}
+
+async fn put_difference(
+    State(app): Shared,
+    Named(name): Named<String>,
+    headers: HeaderMap,
+    sent: Body,
+) -> Answer<Response> {
+    let bytes = body(&app, &headers, sent).await?;
+    let kept = blocking(move || differences::put(&app.store, &name, &bytes)).await?;
+    Ok(json(StatusCode::CREATED, &kept))
+}
+
+/// What a difference is to be called.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Renaming {
+    name: String,
+}
+
+async fn patch_difference(
+    State(app): Shared,
+    Named(name): Named<String>,
+    headers: HeaderMap,
+    sent: Body,
+) -> Answer<Response> {
+    let sent = body(&app, &headers, sent).await?;
+    let new: Renaming =
+        serde_json::from_slice(&sent).map_err(|error| Problem::field("name", error.to_string()))?;
+    let renamed = blocking(move || differences::rename(&app.store, &name, &new.name)).await?;
+    Ok(ok(&renamed))
+}
+
+async fn delete_difference(State(app): Shared, Named(name): Named<String>) -> Answer<StatusCode> {
+    blocking(move || differences::remove(&app.store, &name)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn get_thumbnail(State(app): Shared, Named(name): Named<String>) -> Answer<Response> {
+    file(differences::thumbnail(&app.store, &name)?, "image/png").await
+}
+
+/// A picture whose text is asked for.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Pictured {
+    picture: String,
+}
+
+/// What one of the program's pictures says of itself.
+async fn read_png(State(app): Shared, headers: HeaderMap, sent: Body) -> Answer<Response> {
+    let sent = body(&app, &headers, sent).await?;
+    let read = move || {
+        let asked: Pictured = serde_json::from_slice(&sent)
+            .map_err(|error| Problem::field("picture", error.to_string()))?;
+        let bytes = request::picture(&app.store, &asked.picture)
+            .map_err(|message| Problem::field("picture", message))?;
+        let hidden = HiddenFolder::new(&app.store.jobs_folder())?;
+        let path = hidden.path().join("picture.png");
+        fs::write(&path, bytes).map_err(Error::io(&path))?;
+        let none = || {
+            Problem::field(
+                "picture",
+                "this is no picture of `dinv`: it does not say how it was made",
+            )
+        };
+        let text = read_png_text(&path).map_err(|_| none())?;
+        let (_, recipe) = text
+            .iter()
+            .find(|(key, _)| key == "dinv")
+            .ok_or_else(none)?;
+        serde_json::from_str::<Value>(recipe).map_err(|_| none())
+    };
+    Ok(ok(&blocking(read).await?))
+}

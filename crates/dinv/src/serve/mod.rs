@@ -1,0 +1,158 @@
+//! The local server of `dinv serve`: jobs on disk, one worker that runs them as this program's own commands, and HTTP.
+//!
+//! `http` is the interface (docs/guide/server.md), `safety` decides who may use it. `request` turns a request into the
+//! commands of a job, `job` is what is known about one, `store` keeps all of them in a folder, `worker` runs them, and
+//! `differences` is the library of what they learned.
+
+mod capabilities;
+mod differences;
+mod http;
+mod job;
+mod problem;
+mod request;
+mod safety;
+mod store;
+mod worker;
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use difference_inversion::Error;
+use difference_inversion::util::files::Claim;
+use etcetera::BaseStrategy;
+
+use crate::cli::signals;
+use crate::cli::terminal::{self, Failure};
+
+use self::store::Store;
+
+/// What the server is asked to be.
+pub(crate) struct Options {
+    pub(crate) listen: IpAddr,
+    pub(crate) port: u16,
+    /// `None`: the user's data folder.
+    pub(crate) folder: Option<PathBuf>,
+    pub(crate) token: Option<String>,
+    /// Bytes of a request.
+    pub(crate) max_upload: u64,
+    /// Jobs that wait.
+    pub(crate) queue: usize,
+    pub(crate) allow_any_model: bool,
+}
+
+/// Serves until a stop is asked for.
+pub(crate) fn run(options: Options) -> anyhow::Result<()> {
+    options.check()?;
+    let folder = options.folder()?;
+    std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+    let Some(_claim) = Claim::on(&folder.join("server"))? else {
+        let message = format!("{}: another server uses this folder", folder.display());
+        return Err(Failure::new(message)
+            .hint("stop it, or choose another folder with `--dir`")
+            .into());
+    };
+    let store = Arc::new(Store::open(&folder)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let address = SocketAddr::new(options.listen, options.port);
+    let listener = runtime.block_on(tokio::net::TcpListener::bind(address));
+    let listener = listener.map_err(|error| {
+        Failure::new(format!("cannot listen on {address}: {error}"))
+            .hint("choose another port with `--port`; 0 takes a free one")
+    })?;
+    let address = listener.local_addr()?;
+    signals::catch_interrupts()?;
+    options.announce(address, &store)?;
+    let app = http::App::new(options, address, Arc::clone(&store));
+    let worker = {
+        let store = Arc::clone(&store);
+        std::thread::Builder::new()
+            .name("jobs".to_owned())
+            .spawn(move || worker::run(&store))?
+    };
+    runtime.spawn(http::serve(listener, Arc::new(app)));
+    while !signals::stopping() {
+        std::thread::sleep(Duration::from_millis(50));
+        // This thread is one of rayon's, on a machine with one core the only one.
+        let _ = rayon::yield_now();
+    }
+    store.stop_child();
+    let _ = worker.join(); // a panic there has been printed
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    let (running, waiting) = store.unfinished();
+    let what = match running + waiting {
+        0 => "stopped".to_owned(),
+        1 => "stopped; 1 unfinished job continues at the next start".to_owned(),
+        jobs => format!("stopped; {jobs} unfinished jobs continue at the next start"),
+    };
+    Err(Failure::interrupted(what).into())
+}
+
+impl Options {
+    fn check(&self) -> Result<(), Failure> {
+        match &self.token {
+            None if !self.listen.is_loopback() => {
+                let message = format!(
+                    "`--listen {}` lets other machines in: `--token` is missing",
+                    self.listen
+                );
+                Err(Failure::usage(message)
+                    .hint("choose a secret of at least 8 characters, in the variable DINV_TOKEN"))
+            }
+            Some(token)
+                if token.len() < 8 || !token.bytes().all(|byte| byte.is_ascii_graphic()) =>
+            {
+                Err(Failure::usage(
+                    "`--token`: expected at least 8 ASCII letters, digits or signs, without spaces",
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Where jobs and differences are kept.
+    fn folder(&self) -> anyhow::Result<PathBuf> {
+        let folder = match &self.folder {
+            Some(folder) => folder.clone(),
+            None => match etcetera::choose_base_strategy() {
+                Ok(places) => places.data_dir().join("dinv"),
+                Err(_) => {
+                    let failure = Failure::usage("this user has no home folder");
+                    return Err(failure.hint("name a folder with `--dir`").into());
+                }
+            },
+        };
+        Ok(std::path::absolute(folder)?)
+    }
+
+    /// Says where the server is and what it keeps where.
+    fn announce(&self, address: SocketAddr, store: &Store) -> anyhow::Result<()> {
+        terminal::line(format_args!("http://{address}/"))?;
+        let (running, waiting) = store.unfinished();
+        terminal::message(format_args!(
+            "jobs and differences are kept in {}",
+            store.folder.display()
+        ));
+        if running + waiting > 0 {
+            terminal::message(format_args!(
+                "unfinished jobs of an earlier run: {}; they continue",
+                running + waiting
+            ));
+        }
+        if !address.ip().is_loopback() {
+            terminal::message(
+                "note: this is plain HTTP: who can read the network reads the token and the pictures; put a proxy with \
+                 TLS in front of it",
+            );
+        }
+        if self.token.is_some() {
+            terminal::message("open the link with /?token=TOKEN at its end");
+        }
+        terminal::message("Ctrl-C stops the server");
+        Ok(())
+    }
+}

@@ -1,0 +1,85 @@
+//! What a request is answered with that cannot be done.
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::cli::terminal;
+
+/// An answer with a status of 4xx or 5xx.
+#[derive(Debug)]
+pub(crate) struct Problem {
+    status: StatusCode,
+    body: Body,
+}
+
+#[derive(Debug, Serialize)]
+struct Body {
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<String>,
+}
+
+/// What a handler gives.
+pub(crate) type Answer<T> = Result<T, Problem>;
+
+impl Problem {
+    /// A problem of this status.
+    pub(crate) fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        let body = Body {
+            message: message.into(),
+            hint: None,
+            field: None,
+        };
+        Self { status, body }
+    }
+
+    /// The request is understood, and wrong in this field.
+    pub(crate) fn field(field: impl Into<String>, message: impl Into<String>) -> Self {
+        let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, message);
+        problem.body.field = Some(field.into());
+        problem
+    }
+
+    /// There is no such thing.
+    pub(crate) fn not_found(what: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, format!("there is no such {what}"))
+    }
+
+    /// It cannot be done in the present state.
+    pub(crate) fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, message)
+    }
+
+    /// Adds what the user can do.
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.body.hint = Some(hint.into());
+        self
+    }
+
+    /// An error of the library or the program about a field of the request.
+    pub(crate) fn about(field: impl Into<String>, error: &anyhow::Error) -> Self {
+        let mut problem = Self::field(field, terminal::chain(error));
+        problem.body.hint = terminal::hint(error);
+        problem
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Problem {
+    /// What went wrong in the server itself.
+    fn from(error: E) -> Self {
+        let error = error.into();
+        let mut problem = Self::new(StatusCode::INTERNAL_SERVER_ERROR, terminal::chain(&error));
+        problem.body.hint = terminal::hint(&error);
+        problem
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        super::http::json(self.status, &json!({ "error": self.body }))
+    }
+}

@@ -1,0 +1,371 @@
+//! All jobs: in memory, and each in a folder of its own.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::http::StatusCode;
+use difference_inversion::Error;
+use difference_inversion::util::files::{self, write_atomically};
+use serde_json::Value;
+use tokio::sync::watch;
+
+use crate::cli::signals;
+
+use super::job::{Job, Loss, State, Stored, now};
+use super::problem::{Answer, Problem};
+
+/// What is kept of a job.
+const JOB: &str = "job.json";
+/// Its losses, one a line.
+const LOSSES: &str = "losses.jsonl";
+
+/// The command that runs now.
+pub(crate) struct Running {
+    pub(crate) child: Arc<Mutex<Child>>,
+    /// Closing it asks the command to stop.
+    pub(crate) stdin: Option<ChildStdin>,
+}
+
+/// All jobs.
+#[derive(Default)]
+struct Jobs {
+    jobs: BTreeMap<String, Job>,
+    last: u64,
+    running: Option<Running>,
+}
+
+/// The jobs and where they are kept.
+pub(crate) struct Store {
+    pub(crate) folder: PathBuf,
+    jobs: Mutex<Jobs>,
+    /// Something is to be done.
+    wake: Condvar,
+    /// Something is to be shown.
+    changes: watch::Sender<u64>,
+}
+
+impl Store {
+    /// Reads what is in a folder. A job that was running waits again, before the others.
+    pub(crate) fn open(folder: &Path) -> anyhow::Result<Self> {
+        let store = Self {
+            folder: folder.to_owned(),
+            jobs: Mutex::default(),
+            wake: Condvar::new(),
+            changes: watch::Sender::new(0),
+        };
+        for folder in [store.jobs_folder(), store.differences_folder()] {
+            fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+            files::sweep(&folder);
+        }
+        let folder = store.jobs_folder();
+        let entries = fs::read_dir(&folder).map_err(Error::io(&folder))?;
+        for path in entries.flatten().map(|entry| entry.path()) {
+            files::sweep(&path);
+            let Ok(text) = fs::read(path.join(JOB)) else {
+                continue; // not one of ours
+            };
+            let read = serde_json::from_slice::<Stored>(&text);
+            let mut stored =
+                read.map_err(|error| Error::invalid_file(path.join(JOB), error.to_string()))?;
+            if stored.state == State::Running {
+                stored.state = State::Queued;
+            }
+            let losses = fs::read_to_string(path.join(LOSSES)).unwrap_or_default();
+            // A server that was killed leaves half a line at most.
+            let losses = losses
+                .lines()
+                .filter_map(|line| serde_json::from_str(line).ok());
+            let mut jobs = store.lock();
+            jobs.last = jobs
+                .last
+                .max(u64::from_str_radix(&stored.id, 16).unwrap_or(0));
+            let job = Job::new(stored, losses.collect());
+            jobs.jobs.insert(job.stored.id.clone(), job);
+        }
+        Ok(store)
+    }
+
+    /// Where jobs are.
+    pub(crate) fn jobs_folder(&self) -> PathBuf {
+        self.folder.join("jobs")
+    }
+
+    /// Where differences are.
+    pub(crate) fn differences_folder(&self) -> PathBuf {
+        self.folder.join("differences")
+    }
+
+    /// Where a job is.
+    pub(crate) fn job_folder(&self, id: &str) -> PathBuf {
+        self.jobs_folder().join(id)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Jobs> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A number for a new job: of the time, so that it is not used again.
+    pub(crate) fn new_id(&self) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(0));
+        let mut jobs = self.lock();
+        jobs.last = now.max(jobs.last + 1);
+        format!("{:011x}", jobs.last)
+    }
+
+    /// Whether another job may wait.
+    pub(crate) fn check_room(&self, most: usize) -> Answer<()> {
+        if self.lock().waiting().count() < most {
+            return Ok(());
+        }
+        let message = format!("the queue is full: {most} jobs wait");
+        Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, message)
+            .hint("wait until one of them is done, or cancel one"))
+    }
+
+    /// Takes a job whose files are in its folder.
+    pub(crate) fn add(&self, stored: Stored, most: usize) -> Answer<Value> {
+        self.check_room(most)?;
+        let id = stored.id.clone();
+        self.save(&stored)?;
+        self.lock()
+            .jobs
+            .insert(id.clone(), Job::new(stored, Vec::new()));
+        self.tell();
+        self.view(&id)
+    }
+
+    /// The job that a key of idempotency was used for.
+    pub(crate) fn with_key(&self, key: &str) -> Option<Value> {
+        let jobs = self.lock();
+        let found = jobs
+            .jobs
+            .values()
+            .find(|job| job.stored.key.as_deref() == Some(key))?;
+        Some(found.view(jobs.position(&found.stored.id), true))
+    }
+
+    /// Writes down where a job stands.
+    fn save(&self, stored: &Stored) -> anyhow::Result<()> {
+        let path = self.job_folder(&stored.id).join(JOB);
+        Ok(write_atomically(
+            &path,
+            &serde_json::to_vec_pretty(stored)?,
+        )?)
+    }
+
+    /// Wakes the worker and who watches.
+    fn tell(&self) {
+        self.wake.notify_all();
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Counts changes of any job.
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// All jobs, newest first.
+    pub(crate) fn all(&self) -> Vec<Value> {
+        let jobs = self.lock();
+        let all = jobs.jobs.iter().rev();
+        all.map(|(id, job)| job.view(jobs.position(id), true))
+            .collect()
+    }
+
+    /// A job.
+    pub(crate) fn get(&self, id: &str) -> Answer<Job> {
+        let job = self.lock().jobs.get(id).cloned();
+        job.ok_or_else(|| Problem::not_found("job"))
+    }
+
+    /// A job as the interface shows it.
+    pub(crate) fn view(&self, id: &str) -> Answer<Value> {
+        let jobs = self.lock();
+        let job = jobs.jobs.get(id).ok_or_else(|| Problem::not_found("job"))?;
+        Ok(job.view(jobs.position(id), true))
+    }
+
+    /// What has happened to a job since an event: the job if it changed, its losses, and whether more will come.
+    pub(crate) fn since(&self, id: &str, event: u64) -> Option<Since> {
+        let jobs = self.lock();
+        let job = jobs.jobs.get(id)?;
+        // A number that was never given is from before a crash.
+        let event = if event > job.stored.events { 0 } else { event };
+        let losses = job.losses.iter().filter(|loss| loss.event > event);
+        Some(Since {
+            job: job.view(jobs.position(id), false),
+            event: job.stored.events,
+            losses: losses.copied().collect(),
+            is_final: job.stored.state.is_final(),
+        })
+    }
+
+    /// Changes a running job without writing it down.
+    pub(crate) fn update(&self, id: &str, change: impl FnOnce(&mut Job)) {
+        if let Some(job) = self.lock().jobs.get_mut(id) {
+            change(job);
+        }
+        self.tell();
+    }
+
+    /// Changes a job and writes it down.
+    pub(crate) fn write(&self, id: &str, change: impl FnOnce(&mut Job)) -> anyhow::Result<()> {
+        let mut jobs = self.lock();
+        let saved = match jobs.jobs.get_mut(id) {
+            Some(job) => {
+                change(job);
+                job.changed();
+                self.save(&job.stored)
+            }
+            None => Ok(()),
+        };
+        drop(jobs);
+        self.tell();
+        saved
+    }
+
+    /// A file to which the losses of a job are appended.
+    pub(crate) fn losses(&self, id: &str) -> anyhow::Result<File> {
+        let path = self.job_folder(id).join(LOSSES);
+        let mut file = File::options().create(true).append(true).open(&path)?;
+        file.write_all(b"\n")?; // ends the half line of a server that was killed
+        Ok(file)
+    }
+
+    /// Waits for a job and begins it; `None` once a stop was asked for.
+    pub(crate) fn next(&self) -> Option<String> {
+        let mut jobs = self.lock();
+        loop {
+            if signals::stopping() {
+                return None;
+            }
+            let next = jobs.waiting().next().cloned();
+            if let Some(id) = next {
+                let job = jobs.jobs.get_mut(&id)?;
+                job.stored.state = State::Running;
+                job.stored.started.get_or_insert_with(now);
+                job.changed();
+                let saved = self.save(&job.stored);
+                if let Err(error) = saved {
+                    crate::cli::terminal::message(format_args!("error: job {id}: {error:#}"));
+                }
+                drop(jobs);
+                self.tell();
+                return Some(id);
+            }
+            let waited = self.wake.wait_timeout(jobs, Duration::from_millis(100));
+            jobs = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Notes the command that runs, so that it can be stopped; one that was to be stopped before it began is.
+    pub(crate) fn set_running(&self, id: &str, mut running: Running) {
+        let mut jobs = self.lock();
+        if signals::stopping() || jobs.jobs.get(id).is_some_and(|job| job.cancels > 0) {
+            running.stdin = None;
+        }
+        jobs.running = Some(running);
+    }
+
+    /// No command runs.
+    pub(crate) fn set_idle(&self) {
+        self.lock().running = None;
+    }
+
+    /// Asks the command that runs to stop at its next step.
+    pub(crate) fn stop_child(&self) {
+        if let Some(running) = &mut self.lock().running {
+            running.stdin = None;
+        }
+    }
+
+    /// How many jobs run and wait.
+    pub(crate) fn unfinished(&self) -> (usize, usize) {
+        let jobs = self.lock();
+        let count = |state| {
+            jobs.jobs
+                .values()
+                .filter(|job| job.stored.state == state)
+                .count()
+        };
+        (count(State::Running), count(State::Queued))
+    }
+
+    /// Cancels a job: a waiting one at once, a running one at its next step. Asked twice, it does not wait for the step.
+    pub(crate) fn cancel(&self, id: &str) -> Answer<Value> {
+        let mut jobs = self.lock();
+        let Jobs {
+            jobs: all, running, ..
+        } = &mut *jobs;
+        let job = all.get_mut(id).ok_or_else(|| Problem::not_found("job"))?;
+        match job.stored.state {
+            State::Queued => {
+                job.stored.state = State::Cancelled;
+                job.stored.finished = Some(now());
+                job.changed();
+                self.save(&job.stored)?;
+            }
+            State::Running => {
+                job.cancels += 1;
+                if let Some(running) = running {
+                    running.stdin = None;
+                    if job.cancels > 1 {
+                        let mut child =
+                            running.child.lock().unwrap_or_else(PoisonError::into_inner);
+                        let _ = child.kill(); // it has ended then
+                    }
+                }
+            }
+            _ => return Err(Problem::conflict("the job is over")),
+        }
+        drop(jobs);
+        self.tell();
+        self.view(id)
+    }
+
+    /// Removes a job with its files.
+    pub(crate) fn remove(&self, id: &str) -> Answer<()> {
+        let mut jobs = self.lock();
+        let job = jobs.jobs.get(id).ok_or_else(|| Problem::not_found("job"))?;
+        if job.stored.state == State::Running {
+            return Err(Problem::conflict("the job is running").hint("cancel it first"));
+        }
+        let folder = self.job_folder(id);
+        // What is left of a folder without this file is no job.
+        fs::remove_file(folder.join(JOB)).map_err(Error::io(folder.join(JOB)))?;
+        jobs.jobs.remove(id);
+        drop(jobs);
+        self.tell();
+        fs::remove_dir_all(&folder).map_err(Error::io(&folder))?;
+        Ok(())
+    }
+}
+
+/// What has happened to a job since an event.
+pub(crate) struct Since {
+    pub(crate) job: Value,
+    /// The number of its last event.
+    pub(crate) event: u64,
+    pub(crate) losses: Vec<Loss>,
+    pub(crate) is_final: bool,
+}
+
+impl Jobs {
+    /// The jobs that wait, in their order.
+    fn waiting(&self) -> impl Iterator<Item = &String> {
+        let all = self.jobs.iter();
+        all.filter(|(_, job)| job.stored.state == State::Queued)
+            .map(|(id, _)| id)
+    }
+
+    /// The place in the queue, from 1.
+    fn position(&self, id: &str) -> Option<usize> {
+        Some(self.waiting().position(|waiting| waiting == id)? + 1)
+    }
+}

@@ -1,0 +1,361 @@
+//! The one thread that runs jobs, each as a process of this program: its memory is freed with it, and its crash is its own.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use difference_inversion::Error;
+use difference_inversion::image::read_png_text;
+use difference_inversion::util::files::{self, Claim};
+use difference_inversion::util::progress::Progress;
+use serde_json::{Value, json};
+
+use crate::cli::{signals, terminal};
+
+use super::differences;
+use super::job::{self, Kind, Loss, Run, State, now};
+use super::request::{INPUTS, RESULTS, Request, WORK};
+use super::store::{Running, Store};
+
+/// How a command ended.
+enum Ended {
+    /// With this on stdout.
+    Done(String),
+    Failed(Value),
+    /// As it was asked to.
+    Stopped,
+}
+
+/// Runs jobs until a stop is asked for.
+pub(crate) fn run(store: &Store) {
+    while let Some(id) = store.next() {
+        let worked = work(store, &id);
+        store.set_idle();
+        let ended = match worked {
+            Ok(ended) => ended,
+            Err(error) => Ended::Failed(json!({
+                "message": terminal::chain(&error), "hint": terminal::hint(&error),
+            })),
+        };
+        let cancelled = store.get(&id).is_ok_and(|job| job.cancels > 0);
+        let (state, error) = match ended {
+            Ended::Done(_) => (State::Done, None),
+            Ended::Failed(_) | Ended::Stopped if cancelled => (State::Cancelled, None),
+            Ended::Stopped if signals::stopping() => return, // it continues at the next start
+            Ended::Failed(error) => (State::Failed, Some(error)),
+            Ended::Stopped => {
+                let message = "the command was stopped from outside";
+                (State::Failed, Some(json!({ "message": message })))
+            }
+        };
+        let saved = store.write(&id, |job| {
+            job.stored.state = state;
+            job.stored.finished = Some(now());
+            job.stored.error = error;
+        });
+        if let Err(error) = saved {
+            terminal::message(format_args!("error: job {id}: {error:#}"));
+        }
+        terminal::message(format_args!("job {id}: {}", state.name()));
+    }
+}
+
+/// Runs the commands of a job that are not done yet.
+fn work(store: &Store, id: &str) -> anyhow::Result<Ended> {
+    let Ok(job) = store.get(id) else {
+        return Ok(Ended::Stopped);
+    };
+    let folder = store.job_folder(id);
+    for name in [WORK, RESULTS] {
+        let path = folder.join(name);
+        fs::create_dir_all(&path).map_err(Error::io(&path))?;
+    }
+    let mut output = String::new();
+    for (number, run) in job
+        .stored
+        .runs
+        .iter()
+        .enumerate()
+        .skip(job.stored.runs_done)
+    {
+        if !wait_for_claims(store, id, &folder, run)? {
+            return Ok(Ended::Stopped);
+        }
+        if !is_there(&folder, run) {
+            match execute(store, id, &folder, run)? {
+                Ended::Done(printed) => output = printed,
+                other => return Ok(other),
+            }
+        }
+        let results = collect(store, id, job.stored.kind, &folder, run, &output)?;
+        store.write(id, |job| {
+            job.stored.results.extend(results);
+            job.stored.runs_done = number + 1;
+        })?;
+    }
+    Ok(Ended::Done(output))
+}
+
+/// Waits until no other process writes the outputs: the command of a server that was killed ends after its step. Whether
+/// the job is to go on.
+fn wait_for_claims(store: &Store, id: &str, folder: &Path, run: &Run) -> anyhow::Result<bool> {
+    for path in run.claims.iter().map(|path| folder.join(path)) {
+        if !path.parent().is_some_and(Path::is_dir) {
+            continue;
+        }
+        while Claim::on(&path)?.is_none() {
+            if signals::stopping() || store.get(id).is_ok_and(|job| job.cancels > 0) {
+                return Ok(false);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+    Ok(true)
+}
+
+/// Whether a command has left all of its outputs, in their first or their last place.
+fn is_there(folder: &Path, run: &Run) -> bool {
+    let is_there = |output: &job::Output| {
+        folder.join(&output.from).is_file() || folder.join(RESULTS).join(&output.name).is_file()
+    };
+    files::sweep(&folder.join(WORK)); // completes a set that a killed command was moving
+    !run.outputs.is_empty() && run.outputs.iter().all(is_there)
+}
+
+/// Runs a command and reports what it reports.
+fn execute(store: &Store, id: &str, folder: &Path, run: &Run) -> anyhow::Result<Ended> {
+    let program = std::env::current_exe().context("cannot find this program")?;
+    let mut command = Command::new(program);
+    command.args(&run.arguments);
+    command.args(["--json", "--progress=json", "--stop-with-stdin"]);
+    let checkpoint = run.checkpoint.as_ref();
+    if checkpoint.is_some_and(|checkpoint| folder.join(checkpoint).is_file()) {
+        command.arg("--resume");
+    }
+    command.current_dir(folder).stdin(Stdio::piped());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Ctrl-C in the terminal is for the server, which asks the command to stop.
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    let mut child = command.spawn().context("cannot start the command")?;
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let child = Arc::new(Mutex::new(child));
+    store.set_running(
+        id,
+        Running {
+            child: Arc::clone(&child),
+            stdin,
+        },
+    );
+    let printed = std::thread::spawn(move || {
+        let mut printed = String::new();
+        let read = stdout.map(|mut stdout| stdout.read_to_string(&mut printed));
+        read.transpose().map(|_| printed)
+    });
+    let mut listener = Listener::new(store, id)?;
+    for line in stderr
+        .map(BufReader::new)
+        .into_iter()
+        .flat_map(BufRead::lines)
+    {
+        listener.hear(&line?)?;
+    }
+    let printed = printed.join().unwrap_or_else(|_| Ok(String::new()))?;
+    let status = wait(&child)?;
+    store.set_idle();
+    Ok(match status.code() {
+        Some(0) => Ended::Done(printed),
+        Some(code) if code > 128 => Ended::Stopped,
+        _ if store.get(id).is_ok_and(|job| job.cancels > 0) => Ended::Stopped,
+        _ => Ended::Failed(listener.error(&status.to_string())),
+    })
+}
+
+/// Its output is closed: it ends now.
+fn wait(child: &Mutex<Child>) -> std::io::Result<std::process::ExitStatus> {
+    child.lock().unwrap_or_else(PoisonError::into_inner).wait()
+}
+
+/// Takes the lines that a command writes to stderr.
+struct Listener<'a> {
+    store: &'a Store,
+    id: &'a str,
+    losses: fs::File,
+    error: Option<Value>,
+    /// The last lines that are no JSON.
+    others: Vec<String>,
+}
+
+impl<'a> Listener<'a> {
+    fn new(store: &'a Store, id: &'a str) -> anyhow::Result<Self> {
+        Ok(Self {
+            store,
+            id,
+            losses: store.losses(id)?,
+            error: None,
+            others: Vec::new(),
+        })
+    }
+
+    fn hear(&mut self, line: &str) -> anyhow::Result<()> {
+        if let Ok(progress) = serde_json::from_str::<Progress>(line) {
+            return self.observe(&progress);
+        }
+        match serde_json::from_str::<Value>(line) {
+            Ok(mut event) if event["type"] == "error" => {
+                let mut error = json!({ "message": event["message"].take() });
+                if event["hint"].is_string() {
+                    error["hint"] = event["hint"].take();
+                }
+                self.error = Some(error);
+            }
+            Ok(event) if event["type"] == "message" => {}
+            _ => {
+                self.others.push(line.to_owned());
+                if self.others.len() > 20 {
+                    self.others.remove(0);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn observe(&mut self, progress: &Progress) -> anyhow::Result<()> {
+        match progress {
+            Progress::Step {
+                stage,
+                done,
+                total,
+                loss,
+            } => {
+                let stage = serde_json::to_value(stage)?;
+                let stage = stage.as_str().unwrap_or_default().to_owned();
+                let mut written = None;
+                self.store.update(self.id, |job| {
+                    let since = match &job.progress {
+                        Some(known) if known.stage == stage && known.step <= *done => known.since,
+                        _ => (Instant::now(), *done),
+                    };
+                    job.progress = Some(job::Progress {
+                        stage,
+                        step: *done,
+                        of: *total,
+                        since,
+                    });
+                    let event = job.changed();
+                    if let Some(loss) = loss {
+                        let (step, loss) = (*done, loss.total);
+                        let loss = Loss { event, step, loss };
+                        job.add(loss);
+                        written = Some(loss);
+                    }
+                });
+                if let Some(loss) = written {
+                    writeln!(self.losses, "{}", serde_json::to_string(&loss)?)?;
+                }
+            }
+            Progress::Notice { message } => self.store.write(self.id, |job| {
+                let notes = &mut job.stored.notes;
+                if !notes.contains(message) {
+                    notes.push(message.clone());
+                }
+            })?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Why the command failed.
+    fn error(self, status: &str) -> Value {
+        self.error.unwrap_or_else(|| {
+            let said = self.others.join("\n");
+            json!({
+                "message": format!("the command ended unexpectedly ({status})"),
+                "hint": match said.is_empty() {
+                    true => "it may have been killed for lack of memory: try the setting memory=low, or a smaller resolution",
+                    false => said.as_str(),
+                },
+            })
+        })
+    }
+}
+
+/// Moves the outputs of a command to the results, and says what they are.
+fn collect(
+    store: &Store,
+    id: &str,
+    kind: Kind,
+    folder: &Path,
+    run: &Run,
+    printed: &str,
+) -> anyhow::Result<Vec<Value>> {
+    let mut results = Vec::new();
+    for output in &run.outputs {
+        let (from, to) = (
+            folder.join(&output.from),
+            folder.join(RESULTS).join(&output.name),
+        );
+        if from.exists() {
+            fs::rename(&from, &to).map_err(Error::io(&to))?;
+        }
+        let Some(shows) = output.shows else {
+            continue;
+        };
+        let mut result =
+            json!({ "kind": "picture", "url": format!("/v1/jobs/{id}/files/{}", output.name) });
+        let mut add = |name: &str, value: Value| {
+            if !value.is_null() {
+                result[name] = value;
+            }
+        };
+        add("target", json!(shows.target));
+        add("strength", json!(shows.strength));
+        add("caption", caption_of(&to));
+        results.push(result);
+    }
+    match kind {
+        Kind::Analogy | Kind::Learn => results.push(keep_difference(store, id, folder)?),
+        Kind::Caption => {
+            let printed: Value =
+                serde_json::from_str(printed).context("the captions are not JSON")?;
+            let captions = printed["captions"].as_array().into_iter().flatten();
+            results.extend(captions.enumerate().map(|(target, caption)| {
+                json!({ "kind": "caption", "target": target, "caption": caption["caption"] })
+            }));
+        }
+        Kind::Apply | Kind::Generate => {}
+    }
+    Ok(results)
+}
+
+/// The caption of B that a picture was made with.
+fn caption_of(path: &Path) -> Value {
+    let text = read_png_text(path).unwrap_or_default();
+    let recipe = text.iter().find(|(key, _)| key == "dinv");
+    let recipe = recipe.and_then(|(_, text)| serde_json::from_str::<Value>(text).ok());
+    recipe.map_or(Value::Null, |mut recipe| recipe["b"]["caption"].take())
+}
+
+/// Puts a copy of what was learned into the library.
+fn keep_difference(store: &Store, id: &str, folder: &Path) -> anyhow::Result<Value> {
+    let Ok(job) = store.get(id) else {
+        return Ok(Value::Null);
+    };
+    let request: Request = serde_json::from_value(job.stored.request)?;
+    let inputs = folder.join(INPUTS);
+    let picture = |stem: &str| {
+        let entries = fs::read_dir(&inputs).into_iter().flatten().flatten();
+        let mut paths = entries.map(|entry| entry.path());
+        paths.find(|path| path.file_stem().is_some_and(|found| found == stem))
+    };
+    let pair = picture("a1").zip(picture("a1-prime"));
+    let file = folder.join(RESULTS).join(super::request::DIFFERENCE);
+    let name = differences::add(store, request.name.as_deref(), &file, request.model(), pair)?;
+    Ok(json!({
+        "kind": "difference", "name": name, "url": format!("/v1/differences/{}", name.replace(' ', "%20")),
+    }))
+}

@@ -1,0 +1,747 @@
+//! `dinv serve`: a real server process, asked over HTTP.
+#![cfg(unix)]
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{Done, dinv, run, signal, workplace};
+
+/// A server on a free port. Its data are in `data`, what it writes to stderr in `log`, of the workplace.
+struct Server {
+    child: Child,
+    port: u16,
+}
+
+/// What was answered.
+struct Answer {
+    status: u16,
+    head: String,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("{}", self.text()))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{}", self.text());
+        self
+    }
+}
+
+impl Server {
+    fn start(work: &TempDir, more: &[&str]) -> Self {
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(work.path().join("log"))
+            .unwrap();
+        let demo = work.path().join("demo/model");
+        let mut command = dinv(work.path());
+        if demo.is_dir() {
+            command.env("DINV_DEMO_MODEL", demo);
+        }
+        let mut child = command
+            .args(["serve", "--dir", "data", "--port", "0", "--allow-any-model"])
+            .args(more)
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let stdout = child.stdout.take().unwrap();
+        BufReader::new(stdout).read_line(&mut line).unwrap();
+        let port = line
+            .trim()
+            .trim_end_matches('/')
+            .rsplit(':')
+            .next()
+            .unwrap();
+        let port = port.parse().unwrap_or_else(|_| panic!("{line:?}"));
+        Self { child, port }
+    }
+
+    /// Asks with these headers; HTTP/1.0, so that an answer is what comes until the end.
+    fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let mut stream = self.send(method, path, headers, body);
+        let mut all = Vec::new();
+        // A server that refuses a large request closes before it has read all of it.
+        let _ = stream.read_to_end(&mut all);
+        let end = all
+            .windows(4)
+            .position(|four| four == b"\r\n\r\n")
+            .expect("no answer");
+        let head = String::from_utf8(all[..end].to_vec()).unwrap();
+        Answer {
+            status: head.split(' ').nth(1).unwrap().parse().unwrap(),
+            head: head.to_lowercase(),
+            body: all[end + 4..].to_vec(),
+        }
+    }
+
+    fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> TcpStream {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        let mut head = format!(
+            "{method} {path} HTTP/1.0\r\ncontent-length: {}\r\n",
+            body.len()
+        );
+        if !headers.iter().any(|(name, _)| *name == "host") {
+            head += &format!("host: 127.0.0.1:{}\r\n", self.port);
+        }
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
+        let _ = stream.write_all(body);
+        stream
+    }
+
+    fn get(&self, path: &str) -> Answer {
+        self.ask("GET", path, &[], b"")
+    }
+
+    fn post(&self, path: &str, body: &Value) -> Answer {
+        self.ask("POST", path, &[], body.to_string().as_bytes())
+    }
+
+    /// Posts a job and gives its address.
+    fn job(&self, body: &Value) -> String {
+        let answer = self.post("/v1/jobs", body).expect(202);
+        let address = format!("/v1/jobs/{}", answer.json()["id"].as_str().unwrap());
+        assert!(
+            answer.head.contains(&format!("location: {address}")),
+            "{}",
+            answer.head
+        );
+        address
+    }
+
+    /// Waits until a job is as expected.
+    fn wait(&self, address: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        let started = Instant::now();
+        loop {
+            let job = self.get(address).expect(200).json();
+            if is_so(&job) {
+                return job;
+            }
+            let is_over = !["queued", "running"].contains(&job["state"].as_str().unwrap());
+            assert!(
+                !is_over && started.elapsed() < Duration::from_secs(60),
+                "{job:#}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn done(&self, address: &str) -> Value {
+        self.wait(address, |job| job["state"] == "done")
+    }
+
+    fn stop(mut self) -> Option<i32> {
+        signal("-INT", &self.child.id().to_string());
+        self.child.wait().unwrap().code()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A picture of the workplace as a data URL.
+fn data(work: &TempDir, name: &str) -> String {
+    let bytes = fs::read(work.path().join(name)).unwrap();
+    format!("data:image/png;base64,{}", STANDARD.encode(bytes))
+}
+
+/// Settings that make jobs on the tiny model quick.
+fn settings(work: &TempDir, more: &Value) -> Value {
+    let model = work.path().join("model");
+    let mut settings = json!({ "model": model });
+    settings
+        .as_object_mut()
+        .unwrap()
+        .extend(more.as_object().unwrap().clone());
+    settings
+}
+
+fn pairs(work: &TempDir) -> Value {
+    json!([{
+        "a": data(work, "a.png"), "a_prime": data(work, "a_prime.png"),
+        "caption_a": "day", "caption_a_prime": "night",
+    }])
+}
+
+/// A job that learns for so many steps.
+fn learning(work: &TempDir, steps: usize) -> Value {
+    let more = json!({ "steps": steps, "num_tokens": 3, "select_every": 0, "checkpoint_every": 1 });
+    json!({ "kind": "learn", "pairs": pairs(work), "settings": settings(work, &more) })
+}
+
+#[test]
+fn jobs_give_differences_pictures_and_captions() {
+    let work = workplace();
+    let server = Server::start(&work, &[]);
+    let page = server.get("/").expect(200);
+    assert!(
+        page.head.contains("content-type: text/html"),
+        "{}",
+        page.head
+    );
+    assert!(
+        page.head.contains("frame-ancestors 'none'"),
+        "{}",
+        page.head
+    );
+
+    let mut request = learning(&work, 6);
+    request["name"] = json!("night");
+    let first = server.job(&request);
+    let second = server.job(&request);
+    let learned = server.done(&first);
+    assert_eq!(learned["results"][0]["name"], "night");
+    assert_eq!(learned["losses"].as_array().unwrap().len(), 6);
+    assert_eq!(server.done(&second)["results"][0]["name"], "night 2");
+    let picture = learned["request"]["pairs"][0]["a"].as_str().unwrap();
+    assert_eq!(
+        server.get(picture).expect(200).body,
+        fs::read(work.path().join("a.png")).unwrap()
+    );
+
+    // The same command in a terminal learns the same.
+    let command = learned["command"].as_array().unwrap();
+    let words = command[1..].iter().map(|word| word.as_str().unwrap());
+    let typed = dinv(work.path())
+        .args(words)
+        .args(["-o", "typed.safetensors"])
+        .output()
+        .unwrap();
+    let typed: Done = typed.into();
+    assert_eq!(typed.code, Some(0), "{}", typed.stderr);
+    let of_server = server.get("/v1/differences/night").expect(200).body;
+    assert!(of_server == fs::read(work.path().join("typed.safetensors")).unwrap());
+
+    let all = server.get("/v1/differences").json();
+    let names: Vec<_> = all["differences"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["name"])
+        .collect();
+    assert_eq!(names.len(), 2);
+    let thumbnail = server
+        .get("/v1/differences/night%202/thumbnail")
+        .expect(200)
+        .body;
+    let thumbnail = image::load_from_memory(&thumbnail).unwrap();
+    assert_eq!((thumbnail.width(), thumbnail.height()), (256, 128));
+
+    let b = data(&work, "b.png");
+    let target = json!({ "picture": b, "caption": "dusk" });
+    let quick = settings(&work, &json!({ "num_inference_steps": 2 }));
+    let applied = server.job(&json!({
+        "kind": "apply", "difference": "night", "targets": [target, target], "strengths": [0.5, 1],
+        "settings": quick,
+    }));
+    let applied = server.done(&applied);
+    let results = applied["results"].as_array().unwrap();
+    let shown: Vec<_> = results
+        .iter()
+        .map(|one| (one["target"].as_u64(), one["strength"].as_f64()))
+        .collect();
+    let expected = [(0, 0.5), (1, 0.5), (0, 1.0), (1, 1.0)].map(|(b, s)| (Some(b), Some(s)));
+    assert_eq!(shown, expected);
+    let pictures: Vec<Vec<u8>> = results
+        .iter()
+        .map(|one| server.get(one["url"].as_str().unwrap()).expect(200).body)
+        .collect();
+    assert!(
+        pictures[0] != pictures[2],
+        "the strengths give the same picture"
+    );
+    let zip = server
+        .get(&format!("/v1/jobs/{}/zip", applied["id"].as_str().unwrap()))
+        .expect(200)
+        .body;
+    assert!(zip.starts_with(b"PK\x03\x04") && zip.len() > pictures.iter().map(Vec::len).sum());
+    let read = json!({ "picture": results[0]["url"] });
+    let read = server.post("/v1/read-png", &read).expect(200).json();
+    assert_eq!(
+        (&read["command"], &read["settings"]["strength"]),
+        (&json!("apply"), &json!(0.5))
+    );
+
+    let captions = server.job(&json!({
+        "kind": "caption", "targets": [{ "picture": b }], "settings": settings(&work, &json!({})),
+    }));
+    let caption = &server.done(&captions)["results"][0]["caption"];
+    let typed = run(work.path(), "caption --config tiny.toml b.png -q");
+    assert_eq!(caption.as_str(), Some(typed.stdout.trim_end()));
+
+    let more = json!({
+        "steps": 2, "num_tokens": 3, "select_every": 0, "num_inference_steps": 2, "reverse": true,
+    });
+    let solved = server.job(&json!({
+        "kind": "analogy", "pairs": pairs(&work), "targets": [target], "settings": settings(&work, &more),
+    }));
+    let solved = server.done(&solved);
+    let kinds: Vec<_> = solved["results"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["kind"])
+        .collect();
+    assert_eq!(kinds, ["picture", "difference"]);
+    let capabilities = server.get("/v1/capabilities").expect(200).json();
+    let example = capabilities["example"]["a"].as_str().unwrap();
+    assert!(server.get(example).expect(200).body.starts_with(b"\x89PNG"));
+    assert_eq!(server.stop(), Some(130));
+}
+
+#[test]
+fn the_library_of_differences_is_kept_in_order() {
+    let work = workplace();
+    let server = Server::start(&work, &[]);
+    let mut request = learning(&work, 1);
+    request["name"] = json!("night");
+    server.done(&server.job(&request));
+    let file = server.get("/v1/differences/night").expect(200).body;
+    let put =
+        |name: &str, body: &[u8]| server.ask("PUT", &format!("/v1/differences/{name}"), &[], body);
+    put("copy", &file).expect(201);
+    put("copy", &file).expect(409);
+    put("broken", &file[..100]).expect(422);
+    put("..%2Fout", &file).expect(422);
+    let patch = |body: &str| server.ask("PATCH", "/v1/differences/night", &[], body.as_bytes());
+    patch(r#"{"name": "../out"}"#).expect(422);
+    patch(r#"{"name": "copy"}"#).expect(409);
+    assert_eq!(
+        patch(r#"{"name": "evening sky"}"#).expect(200).json()["name"],
+        "evening sky"
+    );
+    server.get("/v1/differences/night").expect(404);
+    assert!(server.get("/v1/differences/evening%20sky").expect(200).body == file);
+    server
+        .get("/v1/differences/evening%20sky/thumbnail")
+        .expect(200);
+    server
+        .ask("DELETE", "/v1/differences/evening%20sky", &[], b"")
+        .expect(204);
+    server.get("/v1/differences/evening%20sky").expect(404);
+    let left = super::entries(&work.path().join("data/differences"));
+    assert_eq!(left, ["copy.json", "copy.safetensors"]);
+}
+
+#[test]
+fn a_killed_server_continues_its_jobs_at_the_next_start() {
+    let work = workplace();
+    let mut server = Server::start(&work, &[]);
+    let running = server.job(&learning(&work, 150));
+    let waiting = server.job(&learning(&work, 1));
+    let at = |job: &Value| {
+        job["progress"]["step"]
+            .as_u64()
+            .filter(|_| job["progress"]["stage"] == "learn")
+    };
+    server.wait(&running, |job| at(job) > Some(5));
+    server.child.kill().unwrap();
+    server.child.wait().unwrap();
+    let server = Server::start(&work, &[]);
+    let job = server.done(&running);
+    let steps: Vec<u64> = job["losses"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|loss| loss[0].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps, (1..=150).collect::<Vec<_>>());
+    server.done(&waiting);
+    // It is as if nothing had happened.
+    let straight = server.done(&server.job(&learning(&work, 150)));
+    assert_eq!(straight["losses"], job["losses"]);
+    let file = |job: &Value| {
+        server
+            .get(job["results"][0]["url"].as_str().unwrap())
+            .expect(200)
+            .body
+    };
+    assert!(file(&straight) == file(&job));
+}
+
+#[test]
+fn a_stopped_server_stops_its_command_and_continues_it() {
+    let work = workplace();
+    let server = Server::start(&work, &[]);
+    let address = server.job(&learning(&work, 100_000));
+    server.wait(&address, |job| job["losses"].is_array());
+    assert_eq!(server.stop(), Some(130));
+    let log = fs::read_to_string(work.path().join("log")).unwrap();
+    assert!(
+        log.contains("stopped; 1 unfinished job continues at the next start"),
+        "{log}"
+    );
+    let server = Server::start(&work, &[]);
+    let refused = run(work.path(), "serve --dir data --port 0");
+    assert!(
+        refused.stderr.contains("another server uses this folder"),
+        "{}",
+        refused.stderr
+    );
+    server.wait(&address, |job| {
+        job["progress"]["stage"] == "learn" && job["progress"]["step"].as_u64() > Some(1)
+    });
+    server
+        .post(&format!("{address}/cancel"), &json!({}))
+        .expect(200);
+    let job = server.wait(&address, |job| job["state"] == "cancelled");
+    assert!(job["finished"].is_string());
+}
+
+#[test]
+fn the_queue_is_bounded_and_jobs_are_cancelled_retried_and_removed() {
+    let work = workplace();
+    let server = Server::start(&work, &["--queue", "2"]);
+    let long = learning(&work, 100_000);
+    let running = server.job(&long);
+    server.wait(&running, |job| job["state"] == "running");
+    let key = [("idempotency-key", "once")];
+    let post = || {
+        server
+            .ask("POST", "/v1/jobs", &key, long.to_string().as_bytes())
+            .expect(202)
+            .json()
+    };
+    let next = post();
+    assert_eq!(next["position"], 1);
+    assert_eq!(post()["id"], next["id"]);
+    let last = server.job(&long);
+    assert_eq!(server.get(&last).json()["position"], 2);
+    server.post("/v1/jobs", &long).expect(429);
+
+    server.ask("DELETE", &running, &[], b"").expect(409);
+    server
+        .post(&format!("{running}/retry"), &json!({}))
+        .expect(409);
+    let cancel = |address: &str| server.post(&format!("{address}/cancel"), &json!({}));
+    assert_eq!(cancel(&last).expect(200).json()["state"], "cancelled");
+    cancel(&last).expect(409);
+    cancel(&format!("/v1/jobs/{}", next["id"].as_str().unwrap())).expect(200);
+    server.wait(&running, |job| job["losses"].is_array());
+    cancel(&running).expect(200);
+    let stopped = server.wait(&running, |job| job["state"] == "cancelled");
+    let reached = stopped["losses"].as_array().unwrap().last().unwrap()[0]
+        .as_u64()
+        .unwrap();
+
+    // What is tried again resumes from the checkpoint.
+    let again = server
+        .post(&format!("{running}/retry"), &json!({}))
+        .expect(202)
+        .json();
+    let again = format!("/v1/jobs/{}", again["id"].as_str().unwrap());
+    let job = server.wait(&again, |job| job["losses"].is_array());
+    assert!(
+        job["losses"][0][0].as_u64().unwrap() > reached.min(1),
+        "{job:#}"
+    );
+    cancel(&again).expect(200);
+    server.wait(&again, |job| job["state"] == "cancelled");
+    server.ask("DELETE", &running, &[], b"").expect(204);
+    server.get(&running).expect(404);
+    let jobs = server.get("/v1/jobs").json();
+    let ids: Vec<&str> = jobs["jobs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|job| job["id"].as_str().unwrap())
+        .collect();
+    assert_eq!(ids.len(), 3);
+    assert!(ids.is_sorted_by(|newer, older| newer > older));
+}
+
+#[test]
+fn events_follow_a_job_and_resume() {
+    let work = workplace();
+    let server = Server::start(&work, &[]);
+    let address = server.job(&learning(&work, 40));
+    let path = format!("{address}/events");
+    let all = server.get(&path).expect(200);
+    assert!(
+        all.head.contains("content-type: text/event-stream"),
+        "{}",
+        all.head
+    );
+    let events = |text: &str| -> Vec<(String, u64, Value)> {
+        let blocks = text.split("\n\n").filter(|block| block.contains("data:"));
+        let read = blocks.map(|block| {
+            let field = |name: &str| {
+                let mut lines = block.lines();
+                lines
+                    .find_map(|line| line.strip_prefix(name))
+                    .unwrap()
+                    .trim()
+                    .to_owned()
+            };
+            let data = serde_json::from_str(&field("data:")).unwrap();
+            (field("event:"), field("id:").parse().unwrap(), data)
+        });
+        read.collect()
+    };
+    let steps = |events: &[(String, u64, Value)]| -> Vec<u64> {
+        let losses = events.iter().filter(|(kind, ..)| kind == "loss");
+        losses
+            .map(|(_, _, data)| data[0].as_u64().unwrap())
+            .collect()
+    };
+    let all = events(&all.text());
+    assert_eq!(steps(&all), (1..=40).collect::<Vec<_>>());
+    assert!(all.is_sorted_by_key(|(_, id, _)| *id));
+    let (kind, _, last) = all.last().unwrap();
+    assert_eq!((kind.as_str(), &last["state"]), ("job", &json!("done")));
+    assert!(last["losses"].is_null());
+    let (_, id, _) = all
+        .iter()
+        .find(|(kind, _, data)| kind == "loss" && data[0] == 25)
+        .unwrap();
+    let rest = server
+        .ask("GET", &path, &[("last-event-id", &id.to_string())], b"")
+        .expect(200);
+    assert_eq!(steps(&events(&rest.text())), (26..=40).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_request_that_cannot_be_done_names_its_field() {
+    let work = workplace();
+    let server = Server::start(&work, &[]);
+    let good = learning(&work, 1);
+    let with = |change: &dyn Fn(&mut Value)| {
+        let mut request = good.clone();
+        change(&mut request);
+        request
+    };
+    let cases: [(&str, Value); 15] = [
+        ("kind", with(&|request| request["kind"] = json!("paint"))),
+        ("colour", with(&|request| request["colour"] = json!(1))),
+        ("pairs", with(&|request| request["pairs"] = json!([]))),
+        (
+            "pairs[0].a",
+            with(&|request| request["pairs"][0]["a"] = json!("data:image/png;base64,AAAA")),
+        ),
+        (
+            "pairs[0].a",
+            with(&|request| request["pairs"][0]["a"] = json!("data:image/png;base64,?")),
+        ),
+        (
+            "pairs[0].a",
+            with(&|request| request["pairs"][0]["a"] = json!("/etc/passwd")),
+        ),
+        (
+            "pairs[0].a_prime",
+            with(&|request| request["pairs"][0]["a_prime"] = json!("/v1/jobs/../files/log")),
+        ),
+        (
+            "targets",
+            with(&|request| request["targets"] = json!([{ "picture": data(&work, "b.png") }])),
+        ),
+        ("name", with(&|request| request["name"] = json!("../x"))),
+        ("prompt", with(&|request| request["prompt"] = json!("x"))),
+        (
+            "settings.stepz",
+            with(&|request| request["settings"]["stepz"] = json!(1)),
+        ),
+        (
+            "settings.steps",
+            with(&|request| request["settings"]["steps"] = json!("many")),
+        ),
+        (
+            "settings.num_tokens",
+            with(&|request| request["settings"]["num_tokens"] = json!(0)),
+        ),
+        (
+            "settings.output",
+            with(&|request| request["settings"]["output"] = json!("/tmp/x")),
+        ),
+        (
+            "settings.config",
+            with(&|request| request["settings"]["config"] = json!("/etc/passwd")),
+        ),
+    ];
+    for (field, request) in cases {
+        let error = server.post("/v1/jobs", &request).expect(422).json();
+        assert_eq!(error["error"]["field"], field, "{error}");
+        assert!(
+            error["error"]["message"].as_str().unwrap().len() > 5,
+            "{error}"
+        );
+    }
+    let missing = json!({ "kind": "apply", "difference": "none", "targets": [{ "picture": data(&work, "b.png") }] });
+    let error = server.post("/v1/jobs", &missing).expect(422).json();
+    assert_eq!(error["error"]["field"], "difference");
+    let text = server
+        .post("/v1/read-png", &json!({ "picture": data(&work, "a.png") }))
+        .expect(422)
+        .json();
+    assert_eq!(text["error"]["field"], "picture");
+    let left = super::entries(&work.path().join("data/jobs"));
+    assert_eq!(left, [""; 0], "a refused request leaves something");
+}
+
+/// A job that fails says why, in the program's own words.
+#[test]
+fn a_job_that_fails_says_why() {
+    let work = workplace();
+    let server = Server::start(&work, &[]);
+    let mut request = learning(&work, 1);
+    request["settings"]["model"] = json!(work.path().join("nothing"));
+    let address = server.job(&request);
+    let job = server.wait(&address, |job| job["state"] == "failed");
+    let message = job["error"]["message"].as_str().unwrap();
+    assert!(message.contains("no such file, folder or model"), "{job:#}");
+    assert!(job["error"]["hint"].is_string(), "{job:#}");
+}
+
+#[test]
+fn strangers_and_too_much_are_refused() {
+    let work = workplace();
+    let server = Server::start(&work, &["--max-upload", "1"]);
+    let own = format!("127.0.0.1:{}", server.port);
+    let ask = |method, headers: &[(&str, &str)]| server.ask(method, "/v1/jobs", headers, b"{}");
+    ask("GET", &[("host", "rebound.example")]).expect(403);
+    ask("GET", &[("host", &own)]).expect(200);
+    ask("POST", &[("origin", "http://evil.example")]).expect(403);
+    ask("POST", &[("origin", "null")]).expect(403);
+    ask("POST", &[("origin", &format!("http://{own}"))]).expect(422);
+    let answer = ask("GET", &[("origin", "http://evil.example")]).expect(200);
+    assert!(!answer.head.contains("access-control"), "{}", answer.head);
+    assert!(
+        answer.head.contains("cache-control: no-store"),
+        "{}",
+        answer.head
+    );
+    assert!(
+        answer.head.contains("x-content-type-options: nosniff"),
+        "{}",
+        answer.head
+    );
+    ask("PUT", &[]).expect(405);
+    let large = vec![b' '; 1_000_001];
+    server.ask("POST", "/v1/jobs", &[], &large).expect(413);
+
+    let address = server.job(&learning(&work, 1));
+    server.done(&address);
+    for name in [
+        "..%2Fjob.json",
+        "%2e%2e%2fjob.json",
+        "../job.json",
+        "..%5cjob.json",
+        ".hidden",
+        "%2Fetc%2Fpasswd",
+        "job.json",
+    ] {
+        let answer = server.get(&format!("{address}/files/{name}"));
+        assert_eq!(answer.status, 404, "{name}");
+    }
+    server.get("/v1/jobs/..%2F..%2Fdata/files/log").expect(404);
+    server.get("/v1/differences/..%2F..%2Fmodel").expect(404);
+}
+
+#[test]
+fn other_machines_need_the_token() {
+    let work = workplace();
+    let refused = run(work.path(), "serve --listen 0.0.0.0 --dir data --port 0");
+    assert_eq!(refused.code, Some(2));
+    assert!(
+        refused.stderr.contains("`--token` is missing"),
+        "{}",
+        refused.stderr
+    );
+    assert!(!Path::new(&work.path().join("data")).exists());
+    let server = Server::start(&work, &["--listen", "0.0.0.0", "--token", "secret-of-ours"]);
+    let get = |path: &str, headers: &[(&str, &str)]| server.ask("GET", path, headers, b"");
+    get("/", &[]).expect(401);
+    get("/v1/jobs", &[("authorization", "Bearer secret-of-other")]).expect(401);
+    get("/v1/jobs", &[("authorization", "Bearer secret-of-ours")]).expect(200);
+    get("/?token=secret", &[]).expect(401);
+    let entered = get("/?token=secret-of-ours", &[]).expect(303);
+    let cookie = entered
+        .head
+        .lines()
+        .find_map(|line| line.strip_prefix("set-cookie: "))
+        .unwrap();
+    assert!(cookie.contains("httponly; samesite=strict"), "{cookie}");
+    get("/v1/jobs", &[("cookie", cookie.split(';').next().unwrap())]).expect(200);
+    drop(server);
+    let log = fs::read_to_string(work.path().join("log")).unwrap();
+    assert!(
+        log.contains("plain HTTP") && log.contains("GET /v1/jobs 401"),
+        "{log}"
+    );
+    assert!(!log.contains("secret-of-ours"), "{log}");
+}
+
+/// The lines of the guide that ask the server, as they are pasted.
+#[test]
+fn the_commands_of_the_guide_can_be_pasted() {
+    let Ok(curl) = std::process::Command::new("curl").arg("--version").output() else {
+        return; // the lines are for people who have it
+    };
+    assert!(curl.status.success());
+    let work = workplace();
+    let demo = work.path().join("demo");
+    super::copy_folder(&super::golden("pipeline"), &demo.join("model"));
+    let settings = r#"{"steps": 2, "num_tokens": 2, "select_every": 0, "num_inference_steps": 2}"#;
+    fs::write(demo.join("model/dinv.json"), settings).unwrap();
+    fs::create_dir_all(demo.join("images")).unwrap();
+    for name in ["a.png", "a_prime.png", "b.png"] {
+        fs::copy(work.path().join(name), demo.join("images").join(name)).unwrap();
+    }
+    let server = Server::start(&work, &[]);
+    let guide = fs::read_to_string(super::repository().join("docs/guide/server.md")).unwrap();
+    let guide = guide.replace("\\\n", " ");
+    let code = guide.lines().filter_map(|line| line.strip_prefix("    "));
+    let (mut prelude, mut pasted) = (String::new(), 0);
+    for line in code.filter(|line| !line.contains("dinv serve")) {
+        if line.starts_with("url()") {
+            prelude = format!("{line}\n");
+            continue;
+        }
+        let jobs = server.get("/v1/jobs").json();
+        let newest = jobs["jobs"][0]["id"].as_str().unwrap_or("none");
+        let line = line
+            .replace("7865", &server.port.to_string())
+            .replace("/ID/", &format!("/{newest}/"));
+        let done = std::process::Command::new("sh")
+            .args(["-c", &format!("{prelude}{line}")])
+            .current_dir(work.path())
+            .output()
+            .unwrap();
+        let done: Done = done.into();
+        assert_eq!(done.code, Some(0), "{line}\n{}", done.stderr);
+        pasted += 1;
+    }
+    assert_eq!(pasted, 8);
+    let zip = fs::read(work.path().join("sunset.zip")).unwrap();
+    assert_eq!(
+        zip.windows(4).filter(|four| four == b"PK\x03\x04").count(),
+        3
+    );
+}
