@@ -33,7 +33,7 @@ fn help_is_as_agreed() {
         let done = run(folder.path(), &format!("{command} --help"));
         assert_eq!(done.code, Some(0));
         assert_eq!(done.stderr, "");
-        let name = match command {
+        let name = match *command {
             "" => "dinv".to_owned(),
             command => command.replace(' ', "-"),
         };
