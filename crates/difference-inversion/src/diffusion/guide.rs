@@ -167,7 +167,7 @@ pub struct Start {
 /// Runs a solver from a start to the end of its schedule.
 ///
 /// # Errors
-/// [`Error::Stopped`](crate::Error::Stopped) if the observer asks to stop.
+/// [`Error::Stopped`] if the observer asks to stop.
 pub fn denoise(
     pipeline: &Pipeline,
     guide: &Guide,
