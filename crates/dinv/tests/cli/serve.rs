@@ -230,6 +230,7 @@ fn jobs_give_differences_pictures_and_captions() {
     // The same command in a terminal learns the same.
     let command = learned["command"].as_array().unwrap();
     let words = command[1..].iter().map(|word| word.as_str().unwrap());
+    let words = words.filter(|word| !word.starts_with("--output="));
     let typed = dinv(work.path())
         .args(words)
         .args(["-o", "typed.safetensors"])

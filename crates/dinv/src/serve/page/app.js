@@ -208,13 +208,24 @@ function resultTile() {
   return make("div", { className: "tile", id: "tile-result" }, title, button);
 }
 
+const STAGES = {
+  download: "Downloading",
+  read: "Reading the model",
+  caption: "Writing captions",
+  "optimise-prompt": "Finding words",
+  learn: "Learning",
+  invert: "Turning B into noise",
+  generate: "Drawing",
+};
+
 /** What a job is doing, in words. */
 function told(job) {
   if (job.state === "queued") return job.position > 1 ? `Waiting: ${job.position - 1} before it` : "Waiting";
   const { stage, step, of, seconds_left: left } = job.progress ?? {};
   if (!stage) return "Starting";
-  const count = of ? ` ${step} of ${of}` : "";
-  return `${stage}${count}${left ? `, ${duration(left)} left` : ""}`;
+  const amount = (number) => (stage === "download" ? size(number) : number);
+  const count = of > 1 ? ` ${amount(step)} of ${amount(of)}` : "";
+  return `${STAGES[stage] ?? stage}${count}${left ? `, ${duration(left)} left` : ""}`;
 }
 
 function duration(seconds) {
@@ -332,7 +343,7 @@ function control(setting) {
     { className: setting.name in draft.settings ? "setting changed" : "setting", id: `holder-${setting.name}` },
     make("label", { htmlFor: id, className: "name" }, setting.name),
     field,
-    make("small", { id: `help-${setting.name}` }, setting.help),
+    make("small", { id: `help-${setting.name}` }, setting.help.replaceAll("`", "")),
   );
 }
 
@@ -471,7 +482,7 @@ const cards = new Map();
 
 function figure(source, alt, caption, onclick) {
   const shown = image(source, alt);
-  return make("figure", {}, onclick ? make("button", { type: "button", className: "picture", onclick, ariaLabel: `Enlarge ${alt}` }, shown) : shown, make("figcaption", {}, caption ?? alt));
+  return make("figure", {}, onclick ? make("button", { type: "button", className: "picture", onclick, ariaLabel: `Enlarge ${alt}` }, shown) : shown, make("figcaption", { title: caption ?? alt }, caption ?? alt));
 }
 
 const sign = (text) => make("span", { className: "sign", ariaHidden: "true" }, text);
@@ -611,7 +622,10 @@ function follow() {
     });
     source.addEventListener("loss", ({ data }) => {
       const job = known.jobs.find(({ id }) => id === running.id);
-      if (job) (job.losses ??= []).push(JSON.parse(data));
+      const [step, loss] = JSON.parse(data);
+      if (!job) return;
+      job.losses ??= [];
+      if (step > (job.losses.at(-1)?.[0] ?? -1)) job.losses.push([step, loss]); // a stream begins with what is known
     });
     source.onerror = () => { source.close(); stream = null; };
   }
