@@ -26,6 +26,7 @@ def arguments(description: str, *, steps: int, batch: int, lr: float, seed: int)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--eager", action="store_true", help="on a GPU, launch every kernel by itself instead of a CUDA graph")
+    parser.add_argument("--compile", action="store_true", help="compile the network, which takes a minute or more")
     return parser
 
 
@@ -45,9 +46,8 @@ def autocast(device: str) -> torch.autocast:
     return torch.autocast(torch.device(device).type, torch.bfloat16)
 
 
-def compiled(function, device: str):
-    """Compiled on a GPU; on a CPU as it is, where compiling takes longer than it saves."""
-    return torch.compile(function, dynamic=False) if torch.device(device).type == "cuda" else function
+def compiled(function, args):
+    return torch.compile(function, dynamic=False) if args.compile else function
 
 
 def spread(function, items: list, chunk: int = 64) -> list:

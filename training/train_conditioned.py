@@ -202,7 +202,7 @@ def main():
         return
     frozen, task = Frozen(args.model, args.device), tasks[args.task](args)
     task.encode(frozen)
-    forward = common.compiled(unet, args.device)
+    forward = common.compiled(unet, args)
 
     def step():
         losses, terms = [], {}

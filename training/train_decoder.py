@@ -98,7 +98,7 @@ def main():
         print(json.dumps({"step": run.step, "minutes": run.seconds / 60, **quality(stored, validation, scenes)}))
         return
 
-    encode, decode = common.compiled(lambda x: encoded(vae, x), args.device), common.compiled(decoder, args.device)
+    encode, decode = common.compiled(lambda x: encoded(vae, x), args), common.compiled(decoder, args)
     train, _ = data.load(args.work, "train", args.device)
     for _ in run.loop():
         x = common.pictures_to_tensor(train[torch.from_numpy(np.sort(run.rng().integers(len(train), size=args.batch))).to(train.device)])

@@ -176,7 +176,7 @@ def main():
     pictures, scenes = data.load(args.work, "train")
     mean, std = once(args.work / "latents.pt", args.device, lambda: encode(frozen.vae, pictures))
     texts = Texts(frozen, common.spread(captions, scenes))
-    forward = common.compiled(unet, args.device)
+    forward = common.compiled(unet, args)
 
     def step():
         index = torch.randint(len(mean), (args.batch,), device=args.device)

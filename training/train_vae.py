@@ -111,7 +111,7 @@ def main():
         mean, logvar = encoded(vae, x)
         return vae.decoder(vae.post_quant_conv(mean + (0.5 * logvar).exp() * noise)), mean, logvar
 
-    forward = common.compiled(forward, args.device)
+    forward = common.compiled(forward, args)
     train, _ = data.load(args.work, "train", args.device)
     side = data.SIZE // 8
 

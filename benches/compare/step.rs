@@ -232,7 +232,7 @@ impl Step {
                 added.as_ref(),
                 How {
                     memory: self.memory,
-                    control: None,
+                    ..How::default()
                 },
             )
             .cast(DType::F32)

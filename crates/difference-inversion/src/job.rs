@@ -273,7 +273,10 @@ impl Job for GenerateJob {
         observer: Observer<'_>,
     ) -> Result<RgbImage> {
         Checks::default()
-            .finite("guidance_scale", self.settings.guidance_scale)
+            .finite(
+                "guidance_scale",
+                self.settings.guidance_scale.unwrap_or(0.0),
+            )
             .finite("image_guidance_scale", self.settings.image_guidance_scale)
             .finite("strength", self.settings.strength)
             .result()?;

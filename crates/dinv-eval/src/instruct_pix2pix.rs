@@ -93,7 +93,7 @@ impl Method for InstructPix2Pix {
         let request = TextToImage {
             prompt: analogy.told_instruction()?.to_owned(),
             negative_prompt: config.negative_prompt,
-            guidance_scale: config.guidance_scale,
+            guidance_scale: Some(config.guidance_scale),
             image_guidance_scale: config.image_guidance_scale,
             num_inference_steps: config.num_inference_steps,
             scheduler: Some(config.scheduler),

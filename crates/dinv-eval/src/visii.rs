@@ -192,7 +192,7 @@ impl Method for Visii {
         let config = &self.config;
         let pipeline = self.models.pipeline();
         let request = TextToImage {
-            guidance_scale: config.guidance_scale,
+            guidance_scale: Some(config.guidance_scale),
             image_guidance_scale: config.image_guidance_scale,
             num_inference_steps: config.num_inference_steps,
             scheduler: Some(config.scheduler.clone()),

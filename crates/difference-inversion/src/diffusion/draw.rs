@@ -6,7 +6,7 @@ use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::diffusion::family::Family;
-use crate::diffusion::guide::{self, Guide, Start};
+use crate::diffusion::guide::{self, Guide, GuidedBy, Start};
 use crate::diffusion::pipeline::Pipeline;
 use crate::diffusion::sample::SolverKind;
 use crate::models::denoiser::conditions::Conditions;
@@ -25,7 +25,9 @@ pub struct TextToImage {
     #[doc = about!(text.negative_prompt)]
     pub negative_prompt: String,
     #[doc = about!(text.guidance_scale)]
-    pub guidance_scale: f64,
+    ///
+    /// Absent: see [`TextToImage::guidance_scale`].
+    pub guidance_scale: Option<f64>,
     #[doc = about!(text.image_guidance_scale)]
     pub image_guidance_scale: f64,
     #[doc = about!(text.num_inference_steps)]
@@ -43,11 +45,21 @@ pub struct TextToImage {
 }
 
 impl TextToImage {
-    /// Whether there is guidance, as diffusers has it for each family: distilled models are given
-    /// a scale of 0.
+    /// The guidance scale: as set, or else what suits the model.
+    pub fn guidance_scale(&self, guided_by: GuidedBy) -> f64 {
+        self.guidance_scale.unwrap_or(match guided_by {
+            GuidedBy::Reference => 7.5,
+            GuidedBy::Embedding => 3.5,
+            GuidedBy::Nothing => 1.0,
+        })
+    }
+
+    /// Whether there is guidance by a reference, as diffusers has it for each family: distilled models are
+    /// given a scale of 0.
     pub(crate) fn is_guided(&self, family: &Family) -> bool {
         let by_picture = family.has_image_guidance();
-        self.guidance_scale > 1.0 && !(by_picture && self.image_guidance_scale < 1.0)
+        let scale = self.guidance_scale(GuidedBy::Reference);
+        scale > 1.0 && !(by_picture && self.image_guidance_scale < 1.0)
     }
 
     /// The settings that are not read, as the others are, with a model of this family.
@@ -73,7 +85,7 @@ impl Default for TextToImage {
         Self {
             prompt: String::new(),
             negative_prompt: String::new(),
-            guidance_scale: 7.5,
+            guidance_scale: None,
             image_guidance_scale: 1.5,
             num_inference_steps: 50,
             scheduler: None,
@@ -206,19 +218,25 @@ fn guide(
         None => conditions,
     };
     let conditional = beside(prompt, &image);
+    let guided_by = pipeline.denoiser().guided_by();
+    guide::check(guided_by, request.guidance_scale, &request.negative_prompt)?;
+    let scale = request.guidance_scale(guided_by);
+    if guided_by != GuidedBy::Reference {
+        return Ok(Guide::plain(conditional).embedding(scale));
+    }
     if !request.is_guided(pipeline.family()) {
         return Ok(Guide::plain(conditional));
     }
     let negative = pipeline.encode_negative_prompt(&request.negative_prompt)?;
     let reference = beside(negative.clone(), &image);
     if !pipeline.family().has_image_guidance() {
-        return Ok(Guide::new(conditional, reference, request.guidance_scale));
+        return Ok(Guide::new(conditional, reference, scale));
     }
     // From neither picture nor text, to the picture, to both.
     let neither = beside(negative, &image.map(|image| image.zeros_like()));
     Ok(Guide::plain(neither)
         .towards(reference, request.image_guidance_scale)
-        .towards(conditional, request.guidance_scale))
+        .towards(conditional, scale))
 }
 
 #[cfg(test)]
@@ -237,7 +255,7 @@ mod tests {
         assert_eq!(names(&unread), ["strength", "image_guidance_scale"]);
         assert!(request.unread(&INSTRUCT_PIX2PIX, true).is_empty());
         let turbo = TextToImage {
-            guidance_scale: 0.0,
+            guidance_scale: Some(0.0),
             ..request
         };
         let unread = turbo.unread(&INSTRUCT_PIX2PIX, true);

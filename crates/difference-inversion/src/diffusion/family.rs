@@ -12,9 +12,9 @@ use crate::diffusion::model_files::{MODEL_INDEX, ModelFiles, SCHEDULER};
 use crate::diffusion::sample::{
     AlphaSchedule, FlowConfig, FlowSchedule, Noising, SchedulerConfig, check_kind, complete,
 };
-use crate::diffusion::text_encoder::{Encoded, TextEncoder, open_clip, open_t5};
+use crate::diffusion::text_encoder::{Encoded, TextEncoder, open_clip, open_t5, open_t5_of_length};
 use crate::models::denoiser::conditions::Conditions;
-use crate::models::denoiser::{DenoiserConfig, sd3_denoiser, unet_denoiser};
+use crate::models::denoiser::{DenoiserConfig, flux_denoiser, sd3_denoiser, unet_denoiser};
 use crate::models::vae::AutoencoderKLConfig;
 use crate::weights::from_value;
 use crate::{Error, Result};
@@ -156,6 +156,14 @@ const T5_3: EncoderPart = EncoderPart {
     open: open_t5,
 };
 
+/// T5 as the second text encoder, without which the denoiser reads no words but CLIP's summary of them.
+const T5_2: EncoderPart = EncoderPart {
+    part: "text_encoder_2",
+    optional: false,
+    open: open_t5_of_flux,
+    ..T5_3
+};
+
 /// Stable Diffusion's autoencoder.
 const AUTOENCODER: AutoencoderPart = AutoencoderPart {
     part: "vae",
@@ -255,6 +263,36 @@ pub static STABLE_DIFFUSION_3: Family = Family {
     unread_mark: Some("joint_blocks.0.context_block.adaLN_modulation.1.bias"),
 };
 
+/// FLUX.1: `dev`, which is told a guidance scale, and `schnell`, which draws in four steps.
+pub static FLUX: Family = Family {
+    class: "FluxPipeline",
+    models: &[
+        KnownModel {
+            name: "flux-dev",
+            repository: "black-forest-labs/FLUX.1-dev",
+            licence: "flux-1-dev-non-commercial-license",
+        },
+        KnownModel {
+            name: "flux-schnell",
+            repository: "black-forest-labs/FLUX.1-schnell",
+            licence: "apache-2.0",
+        },
+    ],
+    denoiser: DenoiserPart {
+        part: flux_denoiser::PART,
+        title: "FLUX.1 transformer",
+        open: flux_denoiser::open,
+    },
+    text_encoders: &[CLIP, T5_2],
+    conditions: t5_hidden_states_and_pooled_clip,
+    force_zeros_for_empty_prompt: false,
+    noising: flow_in_whole_steps,
+    beside: Beside::Nothing,
+    autoencoder: AUTOENCODER,
+    single_files: &[],
+    unread_mark: Some("double_blocks.0.img_attn.norm.key_norm.scale"),
+};
+
 /// The licence of Stable Diffusion 3 and 3.5, as their pages name it.
 const STABILITY_COMMUNITY: &str = "stabilityai-ai-community";
 
@@ -293,13 +331,15 @@ pub static FAMILIES: &[&Family] = &[
     &STABLE_DIFFUSION,
     &STABLE_DIFFUSION_XL,
     &STABLE_DIFFUSION_3,
+    &FLUX,
     &INSTRUCT_PIX2PIX,
     &INPAINT,
 ];
 
 /// Pipelines of diffusers whose parts are those of a family, so that a model saved by one of them is of
 /// that family.
-const SAME_PARTS: [(&str, &str); 11] = [
+const SAME_PARTS: [(&str, &str); 12] = [
+    ("FluxImg2ImgPipeline", "FluxPipeline"),
     (
         "LatentConsistencyModelImg2ImgPipeline",
         "StableDiffusionPipeline",
@@ -569,6 +609,27 @@ fn flow(files: &ModelFiles) -> Result<Noising> {
     Ok(Noising::Flow(schedule))
 }
 
+/// The same, in steps that are spaced evenly before they are shifted.
+fn flow_in_whole_steps(files: &ModelFiles) -> Result<Noising> {
+    Ok(match flow(files)? {
+        Noising::Flow(schedule) => Noising::Flow(schedule.with_whole_steps()),
+        other => other,
+    })
+}
+
+/// T5, whose reading of a prompt is as long as the transformer was trained with.
+fn open_t5_of_flux(
+    files: &ModelFiles,
+    part: &str,
+    device: &Device,
+    dtype: FloatDType,
+) -> Result<TextEncoder> {
+    let transformer = flux_denoiser::PART;
+    let length =
+        flux_denoiser::t5_length(files.config(transformer)?, &files.config_path(transformer))?;
+    open_t5_of_length(files, part, device, dtype, length)
+}
+
 /// The last hidden state, behind the final norm. (In diffusers' folders, the text encoder of Stable
 /// Diffusion 2 ends with the layer that is read.)
 fn last_hidden_states(_: &[TextEncoder], encoded: &[Encoded]) -> Result<Conditions> {
@@ -610,6 +671,19 @@ fn joint_and_t5_hidden_states(encoders: &[TextEncoder], encoded: &[Encoded]) -> 
     Ok(Conditions {
         pooled: Some(Tensor::cat(pooled.collect::<Result<Vec<_>>>()?, 1)), // [1, e₁ + e₂]
         ..Conditions::new(context)
+    })
+}
+
+/// T5's last hidden state, and CLIP's pooled prompt, not projected.
+fn t5_hidden_states_and_pooled_clip(_: &[TextEncoder], encoded: &[Encoded]) -> Result<Conditions> {
+    let [clip, t5] = encoded else {
+        return Err(Error::invalid_input(
+            "FLUX.1 reads a prompt with CLIP and T5",
+        ));
+    };
+    Ok(Conditions {
+        pooled: Some(clip.pooled.clone()),
+        ..Conditions::new(t5.last_hidden_state.clone())
     })
 }
 
@@ -675,7 +749,7 @@ mod tests {
         assert!(STABLE_DIFFUSION_XL.check_words_alone().is_ok());
         let message = INPAINT.check_words_alone().unwrap_err().to_string();
         let expected = "a StableDiffusionPipeline or a StableDiffusionXLPipeline or a \
-                        StableDiffusion3Pipeline";
+                        StableDiffusion3Pipeline or a FluxPipeline";
         assert!(message.ends_with(expected), "{message}");
     }
 }

@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
-use crate::Result;
 use crate::diffusion::pipeline::Pipeline;
 use crate::diffusion::sample::Solver;
+pub use crate::models::denoiser::GuidedBy;
+use crate::models::denoiser::How;
 use crate::models::denoiser::attention_control::AttentionControl;
 use crate::models::denoiser::conditions::Conditions;
 use crate::util::progress::{self, Observer, Stage};
 use crate::util::random::{Purpose, normal, rng};
+use crate::{Error, Result};
 
 /// The denoiser's output under guidance: `output₀ + Σᵢ scaleᵢ · (outputᵢ − outputᵢ₋₁)` over branches of
 /// conditions, each of which says more than the one before. Two branches, the reference and the
@@ -20,6 +22,8 @@ use crate::util::random::{Purpose, normal, rng};
 pub struct Guide {
     first: Conditions,
     further: Vec<(Conditions, f64)>,
+    /// What a network that embeds it is told in every branch.
+    embedded: f64,
     control: Option<Arc<dyn AttentionControl>>,
 }
 
@@ -29,6 +33,7 @@ impl Guide {
         Self {
             first: conditional,
             further: Vec::new(),
+            embedded: 1.0,
             control: None,
         }
     }
@@ -42,10 +47,33 @@ impl Guide {
         Self::plain(reference).towards(conditional, scale)
     }
 
+    /// Guidance as the network has it: from `negative` through `conditional`, as [`new`](Self::new); by a scale
+    /// that it is told; or none.
+    pub fn ordinary(
+        guided_by: GuidedBy,
+        conditional: Conditions,
+        negative: Conditions,
+        scale: f64,
+    ) -> Self {
+        match guided_by {
+            GuidedBy::Reference => Self::new(conditional, negative, scale),
+            GuidedBy::Embedding => Self::plain(conditional).embedding(scale),
+            GuidedBy::Nothing => Self::plain(conditional),
+        }
+    }
+
     /// The same, and from there towards `conditional`.
     #[must_use]
     pub fn towards(mut self, conditional: Conditions, scale: f64) -> Self {
         self.further.push((conditional, scale));
+        self
+    }
+
+    /// The same with this scale for a network that [embeds](crate::models::denoiser::GuidedBy) it; 1 unless it is
+    /// told.
+    #[must_use]
+    pub fn embedding(mut self, scale: f64) -> Self {
+        self.embedded = scale;
         self
     }
 
@@ -72,8 +100,12 @@ impl Guide {
         let latents = latents.repeat_dim(0, count); // [count · b, c, h, w]
         let conditions = Conditions::cat(&branches);
         let timesteps = timesteps.repeat(count);
-        let control = self.control.as_deref();
-        let outputs = pipeline.predict_controlled(latents, &timesteps, &conditions, control);
+        let how = How {
+            guidance: self.embedded,
+            control: self.control.as_deref(),
+            ..How::default()
+        };
+        let outputs = pipeline.predict_as(latents, &timesteps, &conditions, how);
         let of = |branch: usize| {
             let outputs = outputs.clone();
             outputs.slice([branch * batch..(branch + 1) * batch])
@@ -82,6 +114,38 @@ impl Guide {
         further.fold(of(0), |output, (branch, (_, scale))| {
             output + (of(branch + 1) - of(branch)) * *scale
         })
+    }
+}
+
+/// Checks the settings of ordinary guidance, as far as they are set.
+///
+/// # Errors
+/// [`Error::Setting`] for a negative prompt where there is no reference, and for a scale of more than 1 where
+/// there is no guidance.
+pub fn check(guided_by: GuidedBy, scale: Option<f64>, negative_prompt: &str) -> Result<()> {
+    let wrong = |name, expected: &str, found| {
+        let expected = expected.to_owned();
+        Err(Error::Setting {
+            name,
+            expected,
+            found,
+        })
+    };
+    if guided_by != GuidedBy::Reference && !negative_prompt.is_empty() {
+        let expected = match guided_by {
+            GuidedBy::Nothing => "none, since the model was distilled to draw without guidance",
+            _ => {
+                "none, since the model is told the guidance scale and does not look away from a prompt"
+            }
+        };
+        return wrong("negative_prompt", expected, format!("{negative_prompt:?}"));
+    }
+    match scale.filter(|scale| guided_by == GuidedBy::Nothing && *scale > 1.0) {
+        Some(scale) => {
+            let expected = "1 or less, since the model was distilled to draw without guidance";
+            wrong("guidance_scale", expected, scale.to_string())
+        }
+        None => Ok(()),
     }
 }
 
@@ -103,7 +167,7 @@ pub struct Start {
 /// Runs a solver from a start to the end of its schedule.
 ///
 /// # Errors
-/// [`Error::Stopped`](crate::Error::Stopped) if the observer asks to stop.
+/// [`Error::Stopped`] if the observer asks to stop.
 pub fn denoise(
     pipeline: &Pipeline,
     guide: &Guide,

@@ -13,7 +13,6 @@ use crate::diffusion::family::{EncoderPart, Family};
 use crate::diffusion::sample::Noising;
 use crate::diffusion::text_encoder::{Base, TextEncoder};
 use crate::diffusion::words::{FullPrompt, Prompt, Words};
-use crate::models::denoiser::attention_control::AttentionControl;
 pub use crate::models::denoiser::conditions::Conditions;
 use crate::models::denoiser::{Denoiser, How, Memory};
 use crate::models::vae::AutoencoderKL;
@@ -252,24 +251,25 @@ impl Pipeline {
     /// `latents` [b, channels, h, w]; a time in steps of training and a row of `conditions` for each, with an image if
     /// and only if the family takes a picture.
     pub fn predict(&self, latents: Tensor<4>, times: &[f64], conditions: &Conditions) -> Tensor<4> {
-        self.predict_controlled(latents, times, conditions, None)
+        self.predict_as(latents, times, conditions, How::default())
     }
 
-    /// As [`predict`](Self::predict), while `control` changes what looks at what inside the denoiser.
+    /// As [`predict`](Self::predict), while attention is controlled or guidance embedded. What is saved is the
+    /// pipeline's to say.
     ///
     /// # Shapes
     /// As [`predict`](Self::predict).
-    pub fn predict_controlled(
+    pub fn predict_as(
         &self,
         latents: Tensor<4>,
         times: &[f64],
         conditions: &Conditions,
-        control: Option<&dyn AttentionControl>,
+        how: How<'_>,
     ) -> Tensor<4> {
         let dtype = DType::from(self.dtype);
         let how = How {
             memory: self.memory,
-            control,
+            ..how
         };
         let (latents, conditions) = (latents.cast(dtype), conditions.clone().cast(dtype));
         (self.denoiser)

@@ -138,8 +138,7 @@ pub fn open_clip(
     TextEncoder::clip(tokenizer, ClipTextModel::load_alone(&weights, &config)?)
 }
 
-/// Opens T5's encoder with its tokenizer. Its hidden states overflow in half precision: it computes in
-/// f32 where others compute in f16.
+/// Opens T5's encoder of Stable Diffusion 3.
 ///
 /// # Errors
 /// Whatever is wrong with a file, naming it.
@@ -148,6 +147,21 @@ pub fn open_t5(
     part: &str,
     device: &Device,
     dtype: FloatDType,
+) -> Result<TextEncoder> {
+    open_t5_of_length(files, part, device, dtype, T5_LENGTH)
+}
+
+/// Opens T5's encoder with its tokenizer, for prompts of `length` tokens. Its hidden states overflow in half
+/// precision: it computes in f32 where others compute in f16.
+///
+/// # Errors
+/// Whatever is wrong with a file, naming it.
+pub fn open_t5_of_length(
+    files: &ModelFiles,
+    part: &str,
+    device: &Device,
+    dtype: FloatDType,
+    length: usize,
 ) -> Result<TextEncoder> {
     let tokenizer = Tokenizer::open(&files.vocabulary(part)?.folder)?;
     let dtype = match compute_dtype(device, dtype) {
@@ -159,7 +173,7 @@ pub fn open_t5(
         before: Vec::new(),
         after: vec![tokenizer.id("</s>")?],
         fill: Some(tokenizer.id("<pad>")?),
-        length: T5_LENGTH,
+        length,
     };
     TextEncoder::new(tokenizer, frame, T5EncoderModel::load(&weights, &config)?)
 }

@@ -262,6 +262,8 @@ fn check_drawing(models: &Models, config: &AnalogyConfig) -> Result<()> {
     config.prompt.validate()?;
     let steps = config.generate.num_inference_steps;
     models.pipeline().noising().steps(steps)?;
+    let guided_by = models.pipeline().denoiser().guided_by();
+    config.generate.check_guidance(guided_by)?;
     models.pipeline().check_words_alone()
 }
 

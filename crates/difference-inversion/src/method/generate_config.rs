@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::Result;
+use crate::diffusion::guide::{self, GuidedBy};
 use crate::method::learn::LearnConfig;
 use crate::method::prompt::PromptConfig;
 use crate::method::regenerate::{Guidance, Inversion};
@@ -63,6 +64,31 @@ impl GenerateConfig {
             (Guidance::Ordinary, Inversion::Sdedit) => 7.5,
         };
         self.guidance_scale.unwrap_or(usual)
+    }
+
+    /// The same for a network that guidance is this with: one that is told its scale is told less by
+    /// [ordinary](Guidance::Ordinary) guidance, as FlowEdit has it (Kulikov et al. 2025).
+    pub fn guidance_scale_with(&self, guided_by: GuidedBy) -> f64 {
+        let told = guided_by == GuidedBy::Embedding && self.guidance == Guidance::Ordinary;
+        match (self.guidance_scale, self.inversion) {
+            (None, Inversion::EditFriendly) if told => 5.5,
+            (None, Inversion::Sdedit) if told => 3.5,
+            _ => self.guidance_scale(),
+        }
+    }
+
+    /// Checks that guidance is possible with a network that it is this with.
+    ///
+    /// # Errors
+    /// [`Error::Setting`](crate::Error::Setting) as [`guide::check`], with
+    /// [ordinary](Guidance::Ordinary) guidance.
+    pub fn check_guidance(&self, guided_by: GuidedBy) -> Result<()> {
+        match self.guidance {
+            Guidance::Ordinary => {
+                guide::check(guided_by, self.guidance_scale, &self.negative_prompt)
+            }
+            Guidance::Difference => Ok(()),
+        }
     }
 
     /// The strength, negative for the reverse edit.

@@ -66,23 +66,25 @@ pub fn regenerate(
 ) -> Result<Tensor<4>> {
     config.validate()?;
     pipeline.check_words_alone()?;
-    let reference = match config.guidance {
-        Guidance::Ordinary => &branches.negative,
-        Guidance::Difference => &branches.source,
-    };
+    let guided_by = pipeline.denoiser().guided_by();
+    config.check_guidance(guided_by)?;
     let source = match config.guidance {
-        Guidance::Ordinary => Guide::new(
+        Guidance::Ordinary => Guide::ordinary(
+            guided_by,
             branches.source.clone(),
             branches.negative.clone(),
             config.source_guidance_scale,
         ),
         Guidance::Difference => Guide::plain(branches.source.clone()),
     };
-    let target = Guide::new(
+    let (target, scale) = (
         branches.target.clone(),
-        reference.clone(),
-        config.guidance_scale(),
+        config.guidance_scale_with(guided_by),
     );
+    let target = match config.guidance {
+        Guidance::Ordinary => Guide::ordinary(guided_by, target, branches.negative.clone(), scale),
+        Guidance::Difference => Guide::new(target, branches.source.clone(), scale),
+    };
     let eta = match config.inversion {
         Inversion::EditFriendly => config.eta.unwrap_or(pipeline.noising().usual_eta()),
         Inversion::Ddim | Inversion::Sdedit => 0.0,

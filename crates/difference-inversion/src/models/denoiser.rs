@@ -3,8 +3,12 @@
 
 pub mod attention_control;
 pub mod conditions;
+pub mod flux;
+pub mod flux_denoiser;
+mod flux_single_block;
+mod joint_block;
+mod rotation;
 pub mod sd3;
-mod sd3_block;
 pub mod sd3_denoiser;
 mod time_embedding;
 pub mod unet;
@@ -51,6 +55,11 @@ pub trait Denoiser: Debug + Send + Sync {
         None
     }
 
+    /// What makes its prediction follow the prompt more closely.
+    fn guided_by(&self) -> GuidedBy {
+        GuidedBy::Reference
+    }
+
     /// SHA-256 of a few weights that distinguish the network from others of its shape, fine-tuned copies of
     /// itself among them.
     fn fingerprint(&self) -> String;
@@ -60,12 +69,36 @@ pub trait Denoiser: Debug + Send + Sync {
 }
 
 /// How a network computes what it predicts.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct How<'a> {
     /// What to save.
     pub memory: Memory,
+    /// The guidance scale that networks guided by an [embedding](GuidedBy::Embedding) are told; 1 is none.
+    pub guidance: f64,
     /// What changes what looks at what.
     pub control: Option<&'a dyn AttentionControl>,
+}
+
+impl Default for How<'_> {
+    fn default() -> Self {
+        Self {
+            memory: Memory::Normal,
+            guidance: 1.0,
+            control: None,
+        }
+    }
+}
+
+/// What guidance towards a prompt is with a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GuidedBy {
+    /// A second prediction, under a negative prompt (Ho & Salimans 2021).
+    Reference,
+    /// A scale that the network is told: it was distilled from guided predictions
+    /// ([Meng et al. 2023](https://arxiv.org/abs/2210.03142)), and there is no negative prompt.
+    Embedding,
+    /// Nothing: it was distilled at one scale.
+    Nothing,
 }
 
 /// What to save where there is a choice.

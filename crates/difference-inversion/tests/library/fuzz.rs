@@ -15,6 +15,7 @@ use difference_inversion::diffusion::sample::{
 };
 use difference_inversion::image::{ImagePreprocessor, RgbImage};
 use difference_inversion::models::captioner::Captioner;
+use difference_inversion::models::denoiser::flux::{FluxConfig, FluxTransformer2DModel};
 use difference_inversion::models::denoiser::sd3::{SD3Config, SD3Transformer2DModel};
 use difference_inversion::models::denoiser::unet::{UNet2DConditionModel, UNetConfig};
 use difference_inversion::models::text::clip::ClipModel;
@@ -182,6 +183,9 @@ fn load_all(json: &[u8]) {
     if let Ok(config) = parse_config::<SD3Config>(json, path) {
         assert!(SD3Transformer2DModel::load(&nothing(), &config).is_err());
     }
+    if let Ok(config) = parse_config::<FluxConfig>(json, path) {
+        assert!(FluxTransformer2DModel::load(&nothing(), &config).is_err());
+    }
     if let Ok(config) = parse_config::<T5Config>(json, path) {
         assert!(T5EncoderModel::load(&nothing(), &config).is_err());
     }
@@ -269,6 +273,7 @@ fn configurations() -> Vec<Value> {
         "pipeline/captioner/preprocessor_config.json",
         "pipeline/tokenizer/tokenizer_config.json",
         "sd3/transformer/config.json",
+        "flux/transformer/config.json",
         "sd3/text_encoder_3/config.json",
         "sd3/tokenizer_3/tokenizer.json",
         "sd3/scheduler/scheduler_config.json",

@@ -380,7 +380,7 @@ fn drawing_gives_the_latents_of_the_cpu() {
         let request = TextToImage {
             prompt: "a red house".to_owned(),
             num_inference_steps: 5,
-            guidance_scale: 3.0,
+            guidance_scale: Some(3.0),
             ..TextToImage::default()
         };
         let inputs = Inputs {

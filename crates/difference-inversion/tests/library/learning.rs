@@ -3,8 +3,8 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use burn::tensor::{Device, Tensor, TensorData};
-use difference_inversion::diffusion::frozen::Models;
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
+use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::diffusion::words::Words;
 use difference_inversion::method::analogy;
 use difference_inversion::method::delta::DeltaMode;
@@ -58,9 +58,9 @@ fn saving_memory_learns_the_same() {
         select_every: 2,
         ..config()
     };
-    let learned = ["learning", "sdxl", "sd3"].map(|folder| {
+    let learned = ["learning", "sdxl", "sd3", "flux"].map(|folder| {
         [Memory::Normal, Memory::Low].map(|memory| {
-            let models = models_in(&golden(folder)).with_memory(memory);
+            let models = small(folder).with_memory(memory);
             let pair = pair_of(&models, &example_in(folder), 3);
             let outcome = run(&models, &pair, &config, &Records::default()).unwrap();
             outcome.tokens.embeddings().to_vec()
@@ -83,6 +83,18 @@ fn an_image_tower_that_was_closed_is_opened_once_more() {
     let before = look();
     joint.close_image_tower();
     assert_eq!(look(), before);
+}
+
+/// The models of a golden folder for pictures of the size of its A, also where their configuration says no
+/// size.
+fn small(folder: &str) -> Models {
+    let mut paths = ModelPaths {
+        model: golden(folder),
+        ..ModelPaths::default()
+    };
+    let (width, height) = example_in(folder).a.dimensions();
+    paths.options.resolution = Some([height, width]);
+    Models::open(&paths, &Device::flex(), FloatDType::F32).unwrap()
 }
 
 fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
@@ -117,7 +129,7 @@ fn replay_reading(folder: &str, clip_reading: ClipReading, expected: &str) {
         clip_reading,
         ..config()
     };
-    let models = models_in(&golden(folder));
+    let models = small(folder);
     let pair = pair_of(&models, &example_in(folder), 3);
     run(&models, &pair, &config, &records).unwrap();
     let read = |path: &Path| Arrays::read(path).unwrap();
@@ -157,6 +169,11 @@ fn twenty_replayed_steps_on_stable_diffusion_2_equal_the_pytorch_reference() {
 #[test]
 fn twenty_replayed_steps_on_stable_diffusion_3_equal_the_pytorch_reference() {
     replay("sd3");
+}
+
+#[test]
+fn twenty_replayed_steps_on_flux_equal_the_pytorch_reference() {
+    replay("flux");
 }
 
 #[test]

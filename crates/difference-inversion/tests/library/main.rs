@@ -13,6 +13,7 @@ mod common;
 mod another_family;
 mod checkpoints;
 mod families;
+mod flux;
 mod fuzz;
 mod golden_captioner;
 mod golden_clip;

@@ -444,7 +444,7 @@ fn text_becomes_a_picture_with_every_solver() {
         let request = TextToImage {
             prompt: "a red house".to_owned(),
             num_inference_steps: 5,
-            guidance_scale: 2.0,
+            guidance_scale: Some(2.0),
             scheduler: scheduler.map(str::to_owned),
             ..TextToImage::default()
         };

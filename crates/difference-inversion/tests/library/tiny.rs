@@ -111,7 +111,7 @@ pub(crate) const PROMPT: &str = "a blue house by a lake!";
 pub(crate) fn request(steps: usize, guidance_scale: f64) -> TextToImage {
     TextToImage {
         prompt: PROMPT.to_owned(),
-        guidance_scale,
+        guidance_scale: Some(guidance_scale),
         num_inference_steps: steps,
         ..TextToImage::default()
     }

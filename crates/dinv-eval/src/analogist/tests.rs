@@ -2,6 +2,7 @@ use std::sync::Mutex;
 
 use burn::tensor::Device;
 use difference_inversion::diffusion::pipeline::Conditions;
+use difference_inversion::models::denoiser::How;
 use difference_inversion::util::tensors::host;
 
 use super::*;
@@ -134,7 +135,11 @@ fn predict(pipeline: &Pipeline, control: Option<&dyn AttentionControl>) -> Vec<f
         ..pipeline.encode_negative_prompt("a red house").unwrap()
     };
     let latents = wave(c * h * w).reshape([1, c, h, w]);
-    host(pipeline.predict_controlled(latents, &[500.0], &conditions, control))
+    let how = How {
+        control,
+        ..How::default()
+    };
+    host(pipeline.predict_as(latents, &[500.0], &conditions, how))
 }
 
 #[test]

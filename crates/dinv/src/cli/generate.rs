@@ -66,7 +66,7 @@ struct TextFlags {
     prompt: String,
     #[arg(long, help = about!(text.negative_prompt), value_name = "TEXT")]
     negative_prompt: Option<String>,
-    #[arg(long, help = about!(text.guidance_scale), value_name = "SCALE", value_parser = finite)]
+    #[arg(long, help = concat!(about!(text.guidance_scale), " [default: 7.5; FLUX.1 dev 3.5]"), value_name = "SCALE", value_parser = finite)]
     guidance_scale: Option<f64>,
     #[arg(long, help = about!(text.image_guidance_scale), value_name = "SCALE", hide_short_help = true, value_parser = finite)]
     image_guidance_scale: Option<f64>,

@@ -367,11 +367,11 @@ fn what_the_hub_does_not_have_is_named() {
 #[test]
 fn a_pipeline_of_another_kind_is_refused_before_its_weights_come() {
     let setup = Setup::new();
-    let index = br#"{"_class_name": "FluxPipeline"}"#;
+    let index = br#"{"_class_name": "ChromaPipeline"}"#;
     setup.hub.put(TINY, "model_index.json", index);
     let done = setup.run("models pull tests/tiny");
     assert_eq!(done.code, Some(1), "{}", done.stderr);
-    let expected = "it is a FluxPipeline, not a StableDiffusionPipeline or ";
+    let expected = "it is a ChromaPipeline, not a StableDiffusionPipeline or ";
     assert!(done.stderr.contains(expected), "{}", done.stderr);
     assert_eq!(of_files(&setup.hub.requests()), ["model_index.json"]);
 }
@@ -725,7 +725,16 @@ fn the_list_tells_what_is_there_and_what_is_missing() {
     let names: Vec<&str> = (before["models"].as_array().unwrap().iter())
         .map(|row| row["name"].as_str().unwrap())
         .collect();
-    let short = ["sd15", "sd21", "sdxl", "sd3", "sd35", "sd35-large"];
+    let short = [
+        "sd15",
+        "sd21",
+        "sdxl",
+        "sd3",
+        "sd35",
+        "sd35-large",
+        "flux-dev",
+        "flux-schnell",
+    ];
     assert_eq!(names, [&["demo"], &short[..]].concat());
     assert_eq!(before["models"][0]["state"], "complete");
     assert_eq!(before["models"][0]["licence"], "MIT OR Apache-2.0");
@@ -758,7 +767,7 @@ fn the_list_tells_what_is_there_and_what_is_missing() {
     assert!(line.contains("openrail++"), "{line}");
     assert!(text.contains("\n  missing: vae/config.json\n"), "{text}");
     assert!(text.starts_with("MODEL "), "{text}");
-    let sdxl = "\nsdxl        stabilityai/stable-diffusion-xl-base-1.0\n";
+    let sdxl = "\nsdxl          stabilityai/stable-diffusion-xl-base-1.0\n";
     assert!(text.contains(sdxl), "{text}");
     assert!(text.lines().last().unwrap().starts_with("cache "), "{text}");
 }

@@ -9,6 +9,7 @@
 mod bad_input;
 mod documents;
 mod eval;
+mod flux;
 mod help;
 #[cfg(feature = "hub")]
 mod hub;

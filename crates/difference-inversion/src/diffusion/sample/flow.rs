@@ -69,6 +69,8 @@ pub struct FlowSchedule {
     config: FlowConfig,
     /// s
     shift: f64,
+    /// Whether n steps are spaced evenly down to 1 / n, whatever the shift.
+    whole_steps: bool,
 }
 
 impl FlowSchedule {
@@ -111,6 +113,7 @@ impl FlowSchedule {
         let schedule = Self {
             config: config.clone(),
             shift,
+            whole_steps: config.use_dynamic_shifting,
         };
         Ok(schedule.for_tokens(base))
     }
@@ -125,6 +128,14 @@ impl FlowSchedule {
             let mu = config.base_shift + slope * (tokens as f64 - base as f64);
             self.shift = mu.clamp(-6.0, 6.0).exp();
         }
+        self
+    }
+
+    /// The same with n steps that are spaced evenly before they are shifted, as FLUX.1 has them: from 1 down
+    /// to 1 / n.
+    #[must_use]
+    pub fn with_whole_steps(mut self) -> Self {
+        self.whole_steps = true;
         self
     }
 
@@ -144,9 +155,10 @@ impl FlowSchedule {
     }
 
     /// The σ of `n` steps from 1 down: evenly spaced, then shifted. As diffusers has it, the last of them
-    /// is the least σ of training, which is shifted already; with a dynamic shift, 1 / n.
+    /// is the least σ of training, which is shifted already; with a dynamic shift, and of
+    /// [whole steps](Self::with_whole_steps), 1 / n.
     pub(super) fn sigmas(&self, n: usize) -> Vec<f64> {
-        let least = match self.config.use_dynamic_shifting {
+        let least = match self.whole_steps {
             true => 1.0 / n as f64,
             false => self.shifted(1.0 / self.config.num_train_timesteps as f64),
         };

@@ -4,11 +4,10 @@
 use std::path::Path;
 
 use burn::tensor::Tensor;
-use dinv_kernels::{self as kernels, gradient::recomputed};
 use serde::Deserialize;
 
 use crate::models::denoiser::Memory;
-use crate::models::denoiser::sd3_block::{BlockOptions, JointBlock, LastNorm};
+use crate::models::denoiser::joint_block::{BlockOptions, JointBlock, LastNorm, patches};
 use crate::models::denoiser::time_embedding::{TimestepEmbedding, sinusoidal_embedding};
 use crate::models::layers::{Activation, Linear, MOST_LAYERS};
 use crate::weights::Weights;
@@ -242,8 +241,8 @@ impl SD3Transformer2DModel {
         let mut prompt = self.context_embedder.forward(context);
         for block in &self.blocks {
             [x, prompt] = match memory {
-                Memory::Normal => block.forward(x, prompt, &told),
-                Memory::Low => recompute(block, x, prompt, &told),
+                Memory::Normal => block.forward(x, prompt, &told, None),
+                Memory::Low => block.recomputed(x, prompt, &told, None),
             };
         }
         let x = self.norm_out.forward(x, &told);
@@ -252,14 +251,8 @@ impl SD3Transformer2DModel {
 
     /// A token for each patch, with the features (c, p, q), `[b, n, d]`.
     fn tokens(&self, latents: Tensor<4>) -> Tensor<3> {
-        let patch = self.config.patch_size;
-        let [b, c, h, w] = latents.dims();
-        let [rows, columns] = [h / patch, w / patch];
-        let patches = latents
-            .reshape([b, c, rows, patch, columns, patch])
-            .permute([0, 2, 4, 1, 3, 5])
-            .reshape([b, rows * columns, c * patch * patch]);
-        self.patches.forward(patches)
+        self.patches
+            .forward(patches(latents, self.config.patch_size))
     }
 
     /// The middle of the table of positions, `[1, n, d]`.
@@ -279,41 +272,5 @@ impl SD3Transformer2DModel {
             .reshape([b, rows, columns, patch, patch, c])
             .permute([0, 5, 1, 3, 2, 4])
             .reshape([b, c, rows * patch, columns * patch])
-    }
-}
-
-/// As [`JointBlock::forward`], but nothing inside the block is kept for the backward pass, which
-/// computes it once more.
-fn recompute(
-    block: &JointBlock,
-    x: Tensor<3>,
-    prompt: Tensor<3>,
-    told: &Tensor<3>,
-) -> [Tensor<3>; 2] {
-    let tracked = [&x, &prompt, told].iter().any(|input| input.is_tracked());
-    if !tracked || !kernels::differentiable(&x) {
-        return block.forward(x, prompt, told);
-    }
-    let ([b, n, d], m) = (x.dims(), prompt.dims()[1]);
-    let told = told.clone().reshape([b, 1, 1, d]);
-    let (block, last) = (block.clone(), block.is_last());
-    let kept = prompt.clone();
-    let inputs = [x.reshape([b, 1, n, d]), prompt.reshape([b, 1, m, d]), told];
-    let both = recomputed(inputs, move |[x, prompt, told]| {
-        let [x, prompt] = [(x, n), (prompt, m)].map(|(x, n)| x.reshape([b, n, d]));
-        let [x, prompt] = block.forward(x, prompt, &told.reshape([b, 1, d]));
-        let both = if last {
-            x
-        } else {
-            Tensor::cat(vec![x, prompt], 1)
-        };
-        let length = both.dims()[1];
-        both.reshape([b, 1, length, d])
-    });
-    let length = both.dims()[2];
-    let both: Tensor<3> = both.reshape([b, length, d]);
-    match last {
-        true => [both, kept],
-        false => [both.clone().narrow(1, 0, n), both.narrow(1, n, m)],
     }
 }

@@ -1,1 +1,810 @@
-"use strict";
+// The page of `dinv serve`. It speaks the API of docs/guide/server.md and nothing else.
+
+const $ = (id) => document.getElementById(id);
+
+/** An element: `make("p", { className: "hint" }, "text", child)`. */
+function make(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name in element) element[name] = value;
+    else element.setAttribute(name, value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Asking the server
+// ---------------------------------------------------------------------------------------------
+
+class Refused extends Error {
+  constructor({ message, hint, field }) {
+    super(hint ? `${message} ${hint}` : message);
+    this.field = field;
+  }
+}
+
+async function ask(method, path, body) {
+  const options = { method };
+  if (body instanceof Blob) options.body = body;
+  else if (body !== undefined) {
+    options.headers = { "Content-Type": "application/json" };
+    options.body = JSON.stringify(body);
+  }
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch {
+    throw new Refused({ message: "The server does not answer.", hint: "Is `dinv serve` still running?" });
+  }
+  const told = response.headers.get("Content-Type")?.includes("json") ? await response.json() : null;
+  if (!response.ok) throw new Refused(told?.error ?? { message: `The server answered ${response.status}.` });
+  return told;
+}
+
+function problem(error) {
+  $("problem").textContent = error ? error.message : "";
+}
+
+/** Runs `work` and shows what went wrong. */
+async function attempt(work) {
+  problem(null);
+  try {
+    return await work();
+  } catch (error) {
+    problem(error);
+    $("problem").scrollIntoView({ block: "nearest" });
+    return undefined;
+  }
+}
+
+function announce(text) {
+  $("live").textContent = text;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Pictures
+// ---------------------------------------------------------------------------------------------
+
+function dataUrl(blob) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new Refused({ message: "The file cannot be read." }));
+    reader.readAsDataURL(blob);
+  });
+}
+
+async function pictureOf(file) {
+  return { name: file.name ?? "picture", data: await dataUrl(file) };
+}
+
+async function fetched(url, name) {
+  const response = await fetch(url);
+  if (!response.ok) throw new Refused({ message: `${name} is no longer there.` });
+  return { name, data: await dataUrl(await response.blob()) };
+}
+
+/** An image that shows its pixels where it is small. */
+function image(source, alt) {
+  return make("img", { src: source, alt, decoding: "async", onload: ({ target }) => target.classList.toggle("small", target.naturalWidth <= 256) });
+}
+
+const picturesIn = (transfer) => [...(transfer?.files ?? [])].filter((file) => file.type.startsWith("image/") || /\.(png|jpe?g|webp|tiff?|bmp|gif)$/i.test(file.name));
+
+// ---------------------------------------------------------------------------------------------
+// What is being put together
+// ---------------------------------------------------------------------------------------------
+
+const TILES = {
+  a: { title: "A", about: "before the edit" },
+  a_prime: { title: "A′", about: "after the edit" },
+  b: { title: "B", about: "the picture to change" },
+};
+const STRENGTHS = [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5];
+
+const draft = { mode: "new", pictures: {}, captions: {}, targets: [], difference: null, settings: {} };
+const known = { capabilities: null, differences: [], jobs: [] };
+let focusedTile = null; // where a pasted picture goes
+let shownJob = null; // the job whose B′ the last tile shows
+
+function tile(key) {
+  const { title, about } = TILES[key];
+  const picture = draft.pictures[key];
+  const input = make("input", { type: "file", accept: "image/*", onchange: ({ target }) => place(key, target.files) });
+  input.setAttribute("aria-label", `${title}, ${about}`);
+  const drop = make("label", { className: picture ? "drop full" : "drop" }, input, picture ? image(picture.data, `${title}: ${picture.name}`) : make("span", {}, `Drop ${title} here, paste it, or choose a file`));
+  dropZone(drop, (files) => place(key, files));
+  drop.addEventListener("mouseenter", () => (focusedTile = key));
+  input.addEventListener("focus", () => (focusedTile = key));
+  const caption = make("input", {
+    type: "text",
+    value: draft.captions[key] ?? "",
+    placeholder: "Caption (optional)",
+    oninput: ({ target }) => (draft.captions[key] = target.value),
+  });
+  caption.setAttribute("aria-label", `Caption of ${title}`);
+  const describe = make("button", { type: "button", disabled: !picture, onclick: (event) => describeTile(key, event.target) }, "Describe");
+  const head = make("h3", {}, make("span", {}, title, " ", make("small", {}, about)));
+  if (picture) head.append(make("button", { type: "button", className: "quiet", onclick: () => remove(key), ariaLabel: `Remove ${title}` }, "Remove"));
+  return make("div", { className: "tile", id: `tile-${key}` }, head, drop, make("div", { className: "caption" }, caption, describe));
+}
+
+function dropZone(element, accept) {
+  element.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    element.classList.add("over");
+  });
+  element.addEventListener("dragleave", () => element.classList.remove("over"));
+  element.addEventListener("drop", (event) => {
+    event.preventDefault();
+    element.classList.remove("over");
+    accept(picturesIn(event.dataTransfer));
+  });
+}
+
+function place(key, files) {
+  return attempt(async () => {
+    if (!files.length) throw new Refused({ message: "That is no picture.", hint: "PNG, JPEG, WebP, TIFF, BMP and GIF can be read." });
+    draft.pictures[key] = await pictureOf(files[0]);
+    draft.captions[key] = "";
+    shownJob = null;
+    drawTiles();
+    $(`tile-${key}`).querySelector(".caption input").focus({ preventScroll: true });
+  });
+}
+
+function remove(key) {
+  delete draft.pictures[key];
+  draft.captions[key] = "";
+  shownJob = null;
+  drawTiles();
+}
+
+/** The captioner's words for the picture of a tile. */
+function describeTile(key, button) {
+  return attempt(async () => {
+    button.disabled = true;
+    button.textContent = "…";
+    try {
+      const picture = draft.pictures[key];
+      const job = await finished(await ask("POST", "/v1/jobs", { kind: "caption", targets: [{ name: picture.name, picture: picture.data }], settings: modelSetting() }));
+      if (draft.pictures[key] === picture) draft.captions[key] = job.results.find(({ caption }) => caption)?.caption ?? "";
+    } finally {
+      drawTiles();
+    }
+  });
+}
+
+/** Waits until a job is over; a refusal if it did not succeed. */
+function finished(job) {
+  return new Promise((resolve, reject) => {
+    const look = async () => {
+      try {
+        const now = await ask("GET", `/v1/jobs/${job.id}`);
+        if (now.state === "done") resolve(now);
+        else if (now.state === "failed") reject(new Refused(now.error));
+        else if (now.state === "cancelled") reject(new Refused({ message: "Cancelled." }));
+        else setTimeout(look, 300);
+      } catch (error) {
+        reject(error);
+      }
+    };
+    look();
+  });
+}
+
+function resultTile() {
+  const job = known.jobs.find(({ id }) => id === shownJob);
+  const made = job?.results.filter(({ kind }) => kind === "picture").at(-1);
+  const title = make("h3", {}, make("span", {}, "B′ ", make("small", {}, "what the program makes")));
+  const button = make("button", { type: "button", className: "result", disabled: !made, onclick: () => view(job, made) });
+  if (made) button.append(image(made.url, "B′"));
+  else if (!job) button.append(make("span", {}, "B′ appears here"));
+  else if (job.state === "failed") button.append(make("span", {}, "It failed: see below"));
+  else if (job.state === "cancelled") button.append(make("span", {}, "Cancelled"));
+  else button.append(make("span", {}, told(job)));
+  return make("div", { className: "tile", id: "tile-result" }, title, button);
+}
+
+const STAGES = {
+  download: "Downloading",
+  read: "Reading the model",
+  caption: "Writing captions",
+  "optimise-prompt": "Finding words",
+  learn: "Learning",
+  invert: "Turning B into noise",
+  generate: "Drawing",
+};
+
+/** What a job is doing, in words. */
+function told(job) {
+  if (job.state === "queued") return job.position > 1 ? `Waiting: ${job.position - 1} before it` : "Waiting";
+  const { stage, step, of, seconds_left: left } = job.progress ?? {};
+  if (!stage) return "Starting";
+  const amount = (number) => (stage === "download" ? size(number) : number);
+  const count = of > 1 ? ` ${amount(step)} of ${amount(of)}` : "";
+  return `${STAGES[stage] ?? stage}${count}${left ? `, ${duration(left)} left` : ""}`;
+}
+
+function duration(seconds) {
+  if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  return `${(seconds / 3600).toFixed(1)} h`;
+}
+
+function drawTiles() {
+  const tiles = draft.mode === "new" ? [tile("a"), tile("a_prime"), tile("b"), resultTile()] : [chooser(), targets(), resultTile()];
+  $("tiles").replaceChildren(...tiles);
+  $("tiles").classList.toggle("three", draft.mode === "use");
+  const missing = draft.mode === "new" ? Object.keys(TILES).filter((key) => !draft.pictures[key]).map((key) => TILES[key].title) : [];
+  const uses = [draft.difference ? null : "a difference", draft.targets.length ? null : "a picture"].filter(Boolean);
+  if (draft.mode === "new") $("hint").textContent = missing.length === 3 ? "Choose two pictures that show an edit, and a third to be changed in the same way." : missing.length ? `Still missing: ${missing.join(" and ")}.` : "Captions that are left empty are written by the captioner.";
+  else $("hint").textContent = uses.length ? `Choose ${uses.join(" and ")}.` : "";
+  $("go").disabled = draft.mode === "new" ? missing.length > 0 : uses.length > 0;
+  $("learn").disabled = !(draft.pictures.a && draft.pictures.a_prime);
+  $("learn").hidden = draft.mode !== "new";
+  $("strip-label").hidden = draft.mode === "new";
+  $("example").hidden = draft.mode !== "new" || !known.capabilities?.example;
+}
+
+function chooser() {
+  const select = make(
+    "select",
+    { onchange: ({ target }) => { draft.difference = target.value || null; drawTiles(); } },
+    make("option", { value: "" }, known.differences.length ? "Choose a difference" : "No difference has been learned yet"),
+    ...known.differences.map(({ name }) => make("option", { value: name, selected: name === draft.difference }, name)),
+  );
+  select.setAttribute("aria-label", "Difference");
+  const chosen = known.differences.find(({ name }) => name === draft.difference);
+  return make(
+    "div",
+    { className: "tile chosen", id: "tile-difference" },
+    make("h3", {}, "Difference"),
+    select,
+    chosen?.thumbnail ? image(chosen.thumbnail, `A and A′ of ${chosen.name}`) : null,
+    chosen ? make("small", {}, `Learned on ${chosen.model}`) : null,
+  );
+}
+
+function targets() {
+  const input = make("input", { type: "file", accept: "image/*", multiple: true, onchange: ({ target }) => addTargets(target.files) });
+  input.setAttribute("aria-label", "Pictures to change");
+  const drop = make("label", { className: "drop" }, input, make("span", {}, "Drop pictures here, paste them, or choose files"));
+  dropZone(drop, addTargets);
+  if (draft.targets.length === 1) drop.classList.add("full");
+  if (draft.targets.length === 1) drop.replaceChildren(input, image(draft.targets[0].data, draft.targets[0].name));
+  const many = make(
+    "div",
+    { className: "many" },
+    ...draft.targets.map((picture, index) =>
+      make("figure", {}, image(picture.data, picture.name), make("button", { type: "button", ariaLabel: `Remove ${picture.name}`, onclick: () => { draft.targets.splice(index, 1); drawTiles(); } }, "×")),
+    ),
+  );
+  return make("div", { className: "tile", id: "tile-targets" }, make("h3", {}, make("span", {}, "B ", make("small", {}, "one picture or many"))), drop, draft.targets.length ? many : null);
+}
+
+function addTargets(files) {
+  return attempt(async () => {
+    const pictures = [...files];
+    if (!pictures.length) throw new Refused({ message: "That is no picture.", hint: "PNG, JPEG, WebP, TIFF, BMP and GIF can be read." });
+    draft.targets.push(...(await Promise.all(pictures.map(pictureOf))));
+    drawTiles();
+  });
+}
+
+function setMode(mode, focus) {
+  draft.mode = mode;
+  shownJob = null;
+  for (const [name, id] of [["new", "tab-new"], ["use", "tab-use"]]) {
+    $(id).setAttribute("aria-selected", String(name === mode));
+    $(id).tabIndex = name === mode ? 0 : -1;
+    if (focus && name === mode) $(id).focus();
+  }
+  $("panel").setAttribute("aria-labelledby", mode === "new" ? "tab-new" : "tab-use");
+  drawTiles();
+  drawSettings();
+}
+
+// ---------------------------------------------------------------------------------------------
+// Settings
+// ---------------------------------------------------------------------------------------------
+
+const ELSEWHERE = new Set(["model", "caption-a", "caption-a-prime", "caption-b"]);
+
+function settingsOf(kind) {
+  return (known.capabilities?.settings[kind] ?? []).filter(({ name }) => !ELSEWHERE.has(name));
+}
+
+const kindInUse = () => (draft.mode === "new" ? "analogy" : "apply");
+
+function control(setting) {
+  const value = draft.settings[setting.name];
+  const id = `setting-${setting.name}`;
+  const set = (given) => {
+    if (given === "" || given === undefined || given === false) delete draft.settings[setting.name];
+    else draft.settings[setting.name] = given;
+    $(`holder-${setting.name}`).classList.toggle("changed", setting.name in draft.settings);
+    countChanged();
+  };
+  const described = { id };
+  let field;
+  if (setting.kind === "bool") {
+    field = make("select", { ...described, onchange: ({ target }) => set(target.value) }, ...[["", `Default${setting.default ? ` (${setting.default})` : ""}`], ["true", "Yes"], ["false", "No"]].map(([v, text]) => make("option", { value: v, selected: String(value ?? "") === v }, text)));
+  } else if (setting.kind === "choice") {
+    field = make("select", { ...described, onchange: ({ target }) => set(target.value) }, make("option", { value: "" }, `Default${setting.default ? ` (${setting.default})` : ""}`), ...setting.values.map((v) => make("option", { value: v, selected: value === v }, v)));
+  } else {
+    field = make("input", { ...described, type: "text", inputMode: setting.kind === "number" ? "decimal" : "text", value: value ?? "", placeholder: setting.default ?? "", oninput: ({ target }) => set(target.value.trim()) });
+  }
+  field.setAttribute("aria-describedby", `help-${setting.name}`);
+  return make(
+    "div",
+    { className: setting.name in draft.settings ? "setting changed" : "setting", id: `holder-${setting.name}` },
+    make("label", { htmlFor: id, className: "name" }, setting.name),
+    field,
+    make("small", { id: `help-${setting.name}` }, setting.help.replaceAll("`", "")),
+  );
+}
+
+function countChanged() {
+  const count = settingsOf(kindInUse()).filter(({ name }) => name in draft.settings).length;
+  $("changed").textContent = count ? `${count} changed` : "";
+}
+
+function drawSettings() {
+  const sought = $("find").value.trim().toLowerCase();
+  const shown = settingsOf(kindInUse()).filter((setting) => (sought ? `${setting.name} ${setting.help}`.toLowerCase().includes(sought) : $("all").checked || setting.common || setting.name in draft.settings));
+  const groups = Map.groupBy(shown, ({ group }) => group);
+  const sets = [...groups].map(([group, members]) => make("fieldset", {}, make("legend", {}, group), ...members.map(control)));
+  $("settings").replaceChildren(...(sets.length ? sets : [make("p", { className: "settings-head empty" }, "No setting is called that.")]));
+  countChanged();
+}
+
+/** The settings that this kind of job knows, as they were changed. */
+function settingsFor(kind) {
+  const names = new Set(settingsOf(kind).map(({ name }) => name));
+  return { ...Object.fromEntries(Object.entries(draft.settings).filter(([name]) => names.has(name))), ...modelSetting() };
+}
+
+function modelSetting() {
+  return $("model").value ? { model: $("model").value } : {};
+}
+
+function restore(file) {
+  return attempt(async () => {
+    const read = await ask("POST", "/v1/read-png", { picture: await dataUrl(file) });
+    useSettings(read.settings ?? {});
+    announce("The settings of the picture were restored.");
+  });
+}
+
+function useSettings(settings) {
+  const { model, ...others } = settings;
+  draft.settings = Object.fromEntries(Object.entries(others).map(([name, value]) => [name, String(value)]));
+  if (model && [...$("model").options].some(({ value }) => value === model)) $("model").value = model;
+  $("settings-box").open = true;
+  drawSettings();
+  modelNote();
+}
+
+// ---------------------------------------------------------------------------------------------
+// Models
+// ---------------------------------------------------------------------------------------------
+
+const size = (bytes) => (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : `${Math.max(1, Math.round(bytes / 1e6))} MB`);
+
+function drawModels() {
+  const before = $("model").value;
+  $("model").replaceChildren(...known.capabilities.models.map(({ name, title, on_disk: here }) => make("option", { value: name, selected: name === before }, `${title ?? name}${here ? "" : " (to download)"}`)));
+  modelNote();
+}
+
+function modelNote() {
+  const model = known.capabilities.models.find(({ name }) => name === $("model").value);
+  if (!model) return;
+  const parts = [];
+  if (!model.on_disk) parts.push(model.bytes ? `Downloads ${size(model.bytes)} at first use` : "Is downloaded at first use");
+  if (model.licence) parts.push(model.licence);
+  $("model-note").textContent = parts.join(" · ");
+}
+
+// ---------------------------------------------------------------------------------------------
+// Jobs
+// ---------------------------------------------------------------------------------------------
+
+const TITLES = { analogy: "Analogy", learn: "Difference", apply: "Applied", caption: "Captions", generate: "Drawn from words" };
+const STATES = { queued: "waiting", running: "running", done: "done", failed: "failed", cancelled: "cancelled" };
+const OVER = new Set(["done", "failed", "cancelled"]);
+
+function withCaption(value, key) {
+  return draft.captions[key]?.trim() ? { ...value, [key === "b" ? "caption" : `caption_${key}`]: draft.captions[key].trim() } : value;
+}
+
+function pair() {
+  const { a, a_prime } = draft.pictures;
+  return withCaption(withCaption({ a: a.data, a_prime: a_prime.data }, "a"), "a_prime");
+}
+
+async function submit(request) {
+  const job = await ask("POST", "/v1/jobs", request);
+  shownJob = job.id;
+  announce("Added to the queue.");
+  await refresh();
+  drawTiles();
+  return job;
+}
+
+function go(event) {
+  event.preventDefault();
+  return attempt(() => {
+    if (draft.mode === "new") {
+      const { b } = draft.pictures;
+      return submit({ kind: "analogy", pairs: [pair()], targets: [withCaption({ name: b.name, picture: b.data }, "b")], settings: settingsFor("analogy") });
+    }
+    const settings = settingsFor("apply");
+    const strip = $("strip").checked;
+    if (strip) delete settings.strength;
+    return submit({
+      kind: "apply",
+      difference: draft.difference,
+      targets: draft.targets.map(({ name, data }) => ({ name, picture: data })),
+      ...(strip ? { strengths: STRENGTHS } : {}),
+      settings,
+    });
+  });
+}
+
+function learn() {
+  return attempt(() => submit({ kind: "learn", pairs: [pair()], settings: settingsFor("learn") }));
+}
+
+/** Applies the difference of a job to the same B once more. */
+function again(job, changes) {
+  return attempt(async () => {
+    const name = job.results.find(({ kind }) => kind === "difference")?.name ?? job.request.difference;
+    const pictures = await Promise.all(job.request.targets.map(({ picture, name: called }) => fetched(picture, called ?? "B")));
+    const known = new Set(settingsOf("apply").map((setting) => setting.name));
+    const settings = Object.fromEntries(Object.entries(job.request.settings ?? {}).filter(([setting]) => known.has(setting) || setting === "model"));
+    const { strengths, ...more } = changes;
+    if (strengths) delete settings.strength;
+    await submit({
+      kind: "apply",
+      difference: name,
+      targets: job.request.targets.map((target, index) => ({ ...target, picture: pictures[index].data })),
+      ...(strengths ? { strengths } : {}),
+      settings: { ...settings, ...more },
+    });
+  });
+}
+
+const cards = new Map();
+
+function figure(source, alt, caption, onclick) {
+  const shown = image(source, alt);
+  return make("figure", {}, onclick ? make("button", { type: "button", className: "picture", onclick, ariaLabel: `Enlarge ${alt}` }, shown) : shown, make("figcaption", { title: caption ?? alt }, caption ?? alt));
+}
+
+const sign = (text) => make("span", { className: "sign", ariaHidden: "true" }, text);
+
+function picturesOf(job) {
+  const row = [];
+  const { pairs = [], targets: given = [] } = job.request;
+  for (const { a, a_prime, caption_a: before, caption_a_prime: after } of pairs) row.push(figure(a, "A", before ? `A: ${before}` : "A"), sign("→"), figure(a_prime, "A′", after ? `A′: ${after}` : "A′"));
+  const made = job.results.filter(({ kind }) => kind === "picture");
+  given.forEach((target, index) => {
+    if (row.length) row.push(sign(index ? "" : "∷"));
+    const caption = job.results.find(({ kind, target: of }) => kind === "caption" && (of ?? 0) === index)?.caption ?? target.caption;
+    const name = given.length > 1 ? (target.name ?? `B ${index + 1}`) : "B";
+    row.push(figure(target.picture, name, caption ? `${name}: ${caption}` : name));
+    const mine = made.filter(({ target: of }) => (of ?? 0) === index);
+    if (mine.length) row.push(sign("→"));
+    for (const result of mine) row.push(figure(result.url, "B′", mine.length > 1 || (result.strength ?? 1) !== 1 ? `strength ${result.strength}` : "B′", () => view(job, result)));
+  });
+  if (!given.length) for (const result of made) row.push(figure(result.url, job.request.prompt ?? "picture", job.request.prompt, () => view(job, result)));
+  return row.filter((part) => part.className !== "sign" || part.textContent);
+}
+
+function lossCurve(losses) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const values = losses.map(([, loss]) => loss);
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const steps = losses.map(([step]) => step);
+  const [first, last] = [steps[0], steps.at(-1)];
+  const points = losses.map(([step, loss]) => `${(((step - first) / (last - first || 1)) * 100).toFixed(2)} ${(30 - ((loss - low) / (high - low || 1)) * 28 - 1).toFixed(2)}`);
+  svg.setAttribute("viewBox", "0 0 100 30");
+  svg.setAttribute("preserveAspectRatio", "none");
+  svg.setAttribute("class", "loss");
+  svg.setAttribute("role", "img");
+  svg.setAttribute("aria-label", `Loss: from ${values[0].toPrecision(3)} at step ${first} to ${values.at(-1).toPrecision(3)} at step ${last}`);
+  const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  path.setAttribute("d", `M${points.join("L")}`);
+  svg.append(path);
+  return svg;
+}
+
+function act(text, onclick, className = "") {
+  return make("button", { type: "button", className, onclick }, text);
+}
+
+function actionsOf(job) {
+  const actions = [];
+  const name = job.results.find(({ kind }) => kind === "difference")?.name ?? job.request.difference;
+  const pictures = job.results.filter(({ kind }) => kind === "picture").length;
+  if (!OVER.has(job.state)) actions.push(act("Cancel", () => attempt(async () => { await ask("POST", `/v1/jobs/${job.id}/cancel`); await refresh(); })));
+  if (job.state === "done" && name && pictures && !(job.request.strengths?.length > 1)) actions.push(act("Strengths", () => again(job, { strengths: STRENGTHS })));
+  if (job.state === "done" && name && pictures) actions.push(act(job.request.settings?.reverse ? "Apply" : "Undo on B", () => again(job, { reverse: !job.request.settings?.reverse })));
+  if (name && known.differences.some((difference) => difference.name === name)) actions.push(act("Use the difference", () => use(name)));
+  if (pictures > 1) actions.push(make("a", { className: "button", href: `/v1/jobs/${job.id}/zip`, download: "" }, "Save all"));
+  if (job.state === "failed" || job.state === "cancelled") actions.push(act("Try again", () => attempt(async () => { const next = await ask("POST", `/v1/jobs/${job.id}/retry`); shownJob = next.id; await refresh(); })));
+  if (Object.keys(job.request.settings ?? {}).some((name) => name !== "model")) actions.push(act("Same settings", () => useSettings(job.request.settings)));
+  if (job.state !== "running") actions.push(act("Delete", () => attempt(async () => { await ask("DELETE", `/v1/jobs/${job.id}`); await refresh(); $("jobs-title").focus?.(); }), "quiet danger"));
+  return actions;
+}
+
+function card(job) {
+  const date = new Date(job.created);
+  const title = make("h3", { id: `job-${job.id}` }, job.results.find(({ kind }) => kind === "difference")?.name ?? job.request.name ?? job.request.difference ?? TITLES[job.kind] ?? job.kind);
+  const element = make(
+    "article",
+    { className: "job" },
+    make("div", { className: "job-head" }, title, make("span", { className: `state ${job.state}` }, STATES[job.state]), make("time", { dateTime: job.created }, `${TITLES[job.kind] ?? job.kind}, ${date.toLocaleString([], { dateStyle: "medium", timeStyle: "short" })}`), make("span", { className: "push" }, ...actionsOf(job))),
+  );
+  element.setAttribute("aria-labelledby", `job-${job.id}`);
+  if (!OVER.has(job.state)) element.append(make("div", { className: "progress" }, make("progress", { max: 1, ariaLabel: "Progress" }), make("span", {})));
+  const curve = job.losses?.length > 1 ? lossCurve(job.losses) : null;
+  if (curve && !OVER.has(job.state)) element.append(curve);
+  const row = picturesOf(job);
+  if (row.length) element.append(make("div", { className: job.request.strengths?.length > 2 ? "row strip" : "row" }, ...row));
+  if (job.error) element.append(make("p", { className: "problem" }, job.error.hint ? `${job.error.message} ${job.error.hint}` : job.error.message));
+  for (const note of job.notes ?? []) element.append(make("p", { className: "note" }, note));
+  const more = [OVER.has(job.state) ? curve : null, job.command?.length ? make("pre", {}, job.command.map(quoted).join(" ")) : null].filter(Boolean);
+  if (more.length) element.append(make("details", { className: "more" }, make("summary", {}, more.length > 1 ? "Loss, and the same in a terminal" : "The same in a terminal"), ...more));
+  return element;
+}
+
+const quoted = (word) => (/^[\w./:=,-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`);
+
+function showProgress(job) {
+  const element = cards.get(job.id)?.element;
+  const bar = element?.querySelector("progress");
+  if (!bar) return;
+  const { step, of } = job.progress ?? {};
+  if (job.state === "running" && of) bar.value = step / of;
+  else bar.removeAttribute("value");
+  if (job.state === "queued") bar.value = 0;
+  element.querySelector(".progress > span").textContent = told(job);
+}
+
+/** What of a job makes its card another one; progress does not. */
+const signature = ({ progress, losses, ...job }) => JSON.stringify([job, Math.floor((losses?.length ?? 0) / 4), known.differences.map(({ name }) => name)]);
+
+function drawJobs() {
+  const shown = known.jobs.filter(({ kind }) => kind !== "caption");
+  $("no-jobs").hidden = shown.length > 0;
+  for (const id of [...cards.keys()]) if (!shown.some((job) => job.id === id)) { cards.get(id).element.remove(); cards.delete(id); }
+  let previous = null;
+  for (const job of shown) {
+    const now = signature(job);
+    const held = cards.get(job.id);
+    if (held?.signature !== now) {
+      const element = card(job);
+      if (held?.element.querySelector(".more")?.open && element.querySelector(".more")) element.querySelector(".more").open = true;
+      if (held) held.element.replaceWith(element);
+      cards.set(job.id, { element, signature: now });
+    }
+    const { element } = cards.get(job.id);
+    const place = previous ? previous.nextSibling : $("jobs").firstChild;
+    if (place !== element) $("jobs").insertBefore(element, place);
+    previous = element;
+    showProgress(job);
+  }
+}
+
+let stream = null;
+let timer = null;
+
+/** Follows the running job by its events, and looks at all of them now and then. */
+function follow() {
+  const running = known.jobs.find(({ state }) => state === "running");
+  if (stream && stream.id !== running?.id) { stream.source.close(); stream = null; }
+  if (running && !stream) {
+    const source = new EventSource(`/v1/jobs/${running.id}/events`);
+    stream = { id: running.id, source };
+    source.addEventListener("job", ({ data }) => {
+      const job = JSON.parse(data);
+      const index = known.jobs.findIndex(({ id }) => id === job.id);
+      if (index < 0) return;
+      known.jobs[index] = { ...known.jobs[index], ...job };
+      if (OVER.has(job.state)) { source.close(); stream = null; refresh(); return; }
+      drawJobs();
+      if (job.id === shownJob) updateResult();
+    });
+    source.addEventListener("loss", ({ data }) => {
+      const job = known.jobs.find(({ id }) => id === running.id);
+      const [step, loss] = JSON.parse(data);
+      if (!job) return;
+      job.losses ??= [];
+      if (step > (job.losses.at(-1)?.[0] ?? -1)) job.losses.push([step, loss]); // a stream begins with what is known
+    });
+    source.onerror = () => { source.close(); stream = null; };
+  }
+  clearTimeout(timer);
+  timer = setTimeout(refresh, known.jobs.some(({ state }) => !OVER.has(state)) ? 2000 : 20000);
+}
+
+function updateResult() {
+  $("tile-result")?.replaceWith(resultTile());
+}
+
+async function refresh() {
+  try {
+    const states = new Map(known.jobs.map(({ id, state }) => [id, state]));
+    [known.jobs, known.differences] = await Promise.all([ask("GET", "/v1/jobs").then(({ jobs }) => jobs), ask("GET", "/v1/differences").then(({ differences }) => differences)]);
+    for (const job of known.jobs) if (states.has(job.id) && states.get(job.id) !== job.state && OVER.has(job.state) && job.kind !== "caption") announce(`${TITLES[job.kind]}: ${STATES[job.state]}.`);
+    drawJobs();
+    drawLibrary();
+    updateResult();
+    if ($("footer").dataset.lost) { delete $("footer").dataset.lost; foot(); }
+  } catch (error) {
+    $("footer").dataset.lost = "yes";
+    $("footer").textContent = error.message;
+  }
+  follow();
+}
+
+// ---------------------------------------------------------------------------------------------
+// Learned differences
+// ---------------------------------------------------------------------------------------------
+
+function use(name) {
+  draft.difference = name;
+  setMode("use", true);
+  $("work").scrollIntoView();
+}
+
+let libraryDrawn = "";
+
+function drawLibrary() {
+  const now = JSON.stringify(known.differences);
+  if (now === libraryDrawn) return;
+  libraryDrawn = now;
+  $("no-differences").hidden = known.differences.length > 0;
+  $("library").replaceChildren(
+    ...known.differences.map(({ name, model, created, tokens, thumbnail }) =>
+      make(
+        "article",
+        { className: "difference" },
+        thumbnail ? image(thumbnail, `A and A′ of ${name}`) : make("span", { className: "blank" }, "No picture"),
+        make("h3", {}, name),
+        make("small", {}, [model, tokens ? `${tokens} tokens` : null, new Date(created).toLocaleDateString([], { dateStyle: "medium" })].filter(Boolean).join(", ")),
+        make(
+          "div",
+          { className: "buttons" },
+          act("Use", () => use(name)),
+          act("Rename", () => rename(name)),
+          make("a", { className: "button", href: `/v1/differences/${encodeURIComponent(name)}`, download: `${name}.safetensors` }, "Save"),
+          act("Delete", () => confirm(`Delete the difference “${name}”?`) && attempt(async () => { await ask("DELETE", `/v1/differences/${encodeURIComponent(name)}`); await refresh(); }), "quiet danger"),
+        ),
+      ),
+    ),
+  );
+  if (draft.mode === "use") drawTiles();
+}
+
+function rename(name) {
+  const to = prompt("New name", name)?.trim();
+  if (!to || to === name) return undefined;
+  return attempt(async () => {
+    await ask("PATCH", `/v1/differences/${encodeURIComponent(name)}`, { name: to });
+    if (draft.difference === name) draft.difference = to;
+    await refresh();
+  });
+}
+
+function upload(file) {
+  return attempt(async () => {
+    const name = file.name.replace(/\.safetensors$/i, "").replace(/[^A-Za-z0-9 _-]/g, "-").slice(0, 64) || "difference";
+    await ask("PUT", `/v1/differences/${encodeURIComponent(name)}`, file);
+    await refresh();
+    announce(`${name} was added.`);
+  });
+}
+
+// ---------------------------------------------------------------------------------------------
+// Looking closely
+// ---------------------------------------------------------------------------------------------
+
+function view(job, result) {
+  const before = job.request.targets?.[result.target ?? 0]?.picture;
+  $("viewer-title").textContent = before ? "B and B′" : (job.request.prompt ?? "Picture");
+  $("compare").classList.toggle("alone", !before);
+  $("compare").classList.remove("whole");
+  for (const [id, source, alt] of [["after", result.url, "B′"], ["before", before, "B"]]) {
+    const element = $(id);
+    element.onload = () => element.classList.toggle("small", element.naturalWidth <= 256);
+    if (source) element.src = source;
+    else element.removeAttribute("src");
+    element.alt = source ? alt : "";
+  }
+  $("slide").value = 50;
+  $("compare").style.setProperty("--at", "50%");
+  $("hold").hidden = !before;
+  $("save").href = result.url;
+  $("viewer-note").textContent = [result.strength !== undefined ? `strength ${result.strength}` : null, result.caption].filter(Boolean).join(", ");
+  $("viewer").showModal();
+}
+
+// ---------------------------------------------------------------------------------------------
+// Beginning
+// ---------------------------------------------------------------------------------------------
+
+function foot() {
+  const { version, device } = known.capabilities;
+  $("footer").textContent = `dinv ${version}, ${device}. Everything stays on the machine that runs the server.`;
+}
+
+function listen() {
+  $("panel").addEventListener("submit", go);
+  $("learn").addEventListener("click", learn);
+  $("clear").addEventListener("click", () => {
+    Object.assign(draft, { pictures: {}, captions: {}, targets: [], difference: null });
+    shownJob = null;
+    problem(null);
+    drawTiles();
+  });
+  $("example").addEventListener("click", () =>
+    attempt(async () => {
+      for (const key of Object.keys(TILES)) draft.pictures[key] = await fetched(known.capabilities.example[key], `${key}.png`);
+      draft.captions = {};
+      shownJob = null;
+      drawTiles();
+      $("go").focus();
+    }),
+  );
+  for (const [id, mode] of [["tab-new", "new"], ["tab-use", "use"]]) {
+    $(id).addEventListener("click", () => setMode(mode));
+    $(id).addEventListener("keydown", ({ key }) => {
+      if (key === "ArrowLeft" || key === "ArrowRight") setMode(mode === "new" ? "use" : "new", true);
+    });
+  }
+  $("find").addEventListener("input", drawSettings);
+  $("all").addEventListener("change", drawSettings);
+  $("defaults").addEventListener("click", () => { draft.settings = {}; drawSettings(); });
+  $("model").addEventListener("change", modelNote);
+  for (const [id, accept] of [["restore", restore], ["upload", upload]]) {
+    $(id).addEventListener("change", async ({ target }) => {
+      if (target.files.length) await accept(target.files[0]);
+      target.value = "";
+    });
+  }
+  document.addEventListener("paste", (event) => {
+    const files = picturesIn(event.clipboardData);
+    if (!files.length) return;
+    event.preventDefault();
+    if (draft.mode === "use") addTargets(files);
+    else place(focusedTile ?? Object.keys(TILES).find((key) => !draft.pictures[key]) ?? "b", files);
+  });
+  for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault()); // a missed drop must not leave the page
+  $("slide").addEventListener("input", ({ target }) => $("compare").style.setProperty("--at", `${target.value}%`));
+  $("viewer-close").addEventListener("click", () => $("viewer").close());
+  $("viewer").addEventListener("click", ({ target }) => target === $("viewer") && $("viewer").close());
+  const hold = (whole) => () => $("compare").classList.toggle("whole", whole);
+  for (const name of ["pointerdown", "keydown"]) $("hold").addEventListener(name, hold(true));
+  for (const name of ["pointerup", "pointerleave", "keyup", "blur"]) $("hold").addEventListener(name, hold(false));
+}
+
+async function begin() {
+  listen();
+  drawTiles();
+  await attempt(async () => {
+    known.capabilities = await ask("GET", "/v1/capabilities");
+    drawModels();
+    drawSettings();
+    foot();
+  });
+  await refresh();
+  drawTiles();
+}
+
+begin();

@@ -1,9 +1,11 @@
-//! A block of the multimodal transformer: the picture's tokens and the prompt's attend to both, with
-//! weights of their own.
+//! A block of the multimodal transformers (Stable Diffusion 3, FLUX.1): the picture's tokens and the
+//! prompt's attend to both, with weights of their own. And the parts that other blocks share.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
+use dinv_kernels::{self as kernels, gradient::recomputed};
 
 use crate::Result;
+use crate::models::denoiser::rotation::Rotation;
 use crate::models::layers::{Activation, LayerNorm, Linear, Mask, RmsNorm, multi_head_attention};
 use crate::weights::Weights;
 
@@ -24,29 +26,42 @@ pub(super) struct BlockOptions {
 }
 
 impl BlockOptions {
-    fn width(&self) -> usize {
+    pub(super) fn width(&self) -> usize {
         self.heads * self.head_dim
     }
+}
+
+/// Squares of `patch` latent pixels on each side, row by row, with the features (c, p, q).
+///
+/// # Shapes
+/// `[b, c, h, w]` to `[b, n, c · patch · patch]`
+pub(super) fn patches(latents: Tensor<4>, patch: usize) -> Tensor<3> {
+    let [b, c, h, w] = latents.dims();
+    let [rows, columns] = [h / patch, w / patch];
+    latents
+        .reshape([b, c, rows, patch, columns, patch])
+        .permute([0, 2, 4, 1, 3, 5])
+        .reshape([b, rows * columns, c * patch * patch])
 }
 
 /// `x (1 + scale) + shift`, with a row of each for every row of the batch.
 ///
 /// # Shapes
 /// `x` `[b, n, d]`, `shift` and `scale` `[b, 1, d]`
-fn modulated(x: Tensor<3>, shift: &Tensor<3>, scale: &Tensor<3>) -> Tensor<3> {
+pub(super) fn modulated(x: Tensor<3>, shift: &Tensor<3>, scale: &Tensor<3>) -> Tensor<3> {
     x * (scale.clone() + 1.0) + shift.clone()
 }
 
 /// Shifts, scales and gates made from what the network is told.
 #[derive(Debug, Clone)]
-struct Modulation {
+pub(super) struct Modulation {
     linear: Linear,
-    norm: LayerNorm,
+    pub(super) norm: LayerNorm,
     parts: usize,
 }
 
 impl Modulation {
-    fn load(weights: &Weights, d: usize, parts: usize) -> Result<Self> {
+    pub(super) fn load(weights: &Weights, d: usize, parts: usize) -> Result<Self> {
         Ok(Self {
             linear: Linear::load(&weights.scope("linear"), d, parts * d)?,
             norm: LayerNorm::plain(d, EPSILON, weights),
@@ -55,7 +70,7 @@ impl Modulation {
     }
 
     /// The parts, `[b, 1, d]` each, of `told` `[b, 1, d]`.
-    fn parts(&self, told: &Tensor<3>) -> Vec<Tensor<3>> {
+    pub(super) fn parts(&self, told: &Tensor<3>) -> Vec<Tensor<3>> {
         self.linear.forward(told.clone()).chunk(self.parts, 2)
     }
 }
@@ -80,7 +95,7 @@ impl LastNorm {
 
 /// Queries, keys and values of some tokens.
 #[derive(Debug, Clone)]
-struct Projections {
+pub(super) struct Projections {
     query: Linear,
     key: Linear,
     value: Linear,
@@ -110,7 +125,7 @@ impl Projections {
     }
 
     /// Of the picture, or of what attends to itself.
-    fn own(weights: &Weights, options: BlockOptions) -> Result<Self> {
+    pub(super) fn own(weights: &Weights, options: BlockOptions) -> Result<Self> {
         let names = ["to_q", "to_k", "to_v"];
         Self::load(weights, options, names, ["norm_q", "norm_k"])
     }
@@ -121,7 +136,7 @@ impl Projections {
         Self::load(weights, options, names, ["norm_added_q", "norm_added_k"])
     }
 
-    fn forward(&self, x: &Tensor<3>) -> [Tensor<3>; 3] {
+    pub(super) fn forward(&self, x: &Tensor<3>) -> [Tensor<3>; 3] {
         let [query, key, value] =
             [&self.query, &self.key, &self.value].map(|layer| layer.forward(x.clone()));
         match &self.norms {
@@ -229,13 +244,9 @@ impl JointBlock {
         self.prompt_projections.key.weight()
     }
 
-    /// Whether it leaves nothing of the prompt.
-    pub(super) fn is_last(&self) -> bool {
-        self.options.last
-    }
-
     /// The picture's and the prompt's tokens after the block; of the last block, the prompt's as they
-    /// were.
+    /// were. Queries and keys of the picture are turned by `rotation`, if there is one; those of the
+    /// prompt are not, which is where its tokens stand: at place 0.
     ///
     /// # Shapes
     /// `x` `[b, n, d]`, `prompt` `[b, m, d]`, `told` `[b, 1, d]`, activated.
@@ -244,6 +255,7 @@ impl JointBlock {
         x: Tensor<3>,
         prompt: Tensor<3>,
         told: &Tensor<3>,
+        rotation: Option<&Rotation>,
     ) -> [Tensor<3>; 2] {
         let (n, m) = (x.dims()[1], prompt.dims()[1]);
         let heads = self.options.heads;
@@ -252,6 +264,7 @@ impl JointBlock {
         let own = self
             .projections
             .forward(&modulated(normed.clone(), &parts[0], &parts[1]));
+        let own = turned(own, rotation);
         let prompt_parts = self.prompt_modulation.parts(told);
         let normed_prompt = self.prompt_modulation.norm.forward(prompt.clone());
         let (shift, scale) = match self.options.last {
@@ -287,6 +300,63 @@ impl JointBlock {
             None => prompt,
         };
         [x, prompt]
+    }
+}
+
+impl JointBlock {
+    /// As [`forward`](Self::forward), but nothing inside the block is kept for the backward pass, which
+    /// computes it once more.
+    pub(super) fn recomputed(
+        &self,
+        x: Tensor<3>,
+        prompt: Tensor<3>,
+        told: &Tensor<3>,
+        rotation: Option<&Rotation>,
+    ) -> [Tensor<3>; 2] {
+        let tracked = [&x, &prompt, told].iter().any(|input| input.is_tracked());
+        if !tracked || !kernels::differentiable(&x) {
+            return self.forward(x, prompt, told, rotation);
+        }
+        let ([b, n, d], m) = (x.dims(), prompt.dims()[1]);
+        let told = told.clone().reshape([b, 1, 1, d]);
+        let (block, rotation, last) = (self.clone(), rotation.cloned(), self.options.last);
+        let kept = prompt.clone();
+        let inputs = [x.reshape([b, 1, n, d]), prompt.reshape([b, 1, m, d]), told];
+        let both = recomputed(inputs, move |[x, prompt, told]| {
+            let [x, prompt] = [(x, n), (prompt, m)].map(|(x, n)| x.reshape([b, n, d]));
+            let told = told.reshape([b, 1, d]);
+            let [x, prompt] = block.forward(x, prompt, &told, rotation.as_ref());
+            let both = if last {
+                x
+            } else {
+                Tensor::cat(vec![x, prompt], 1)
+            };
+            let length = both.dims()[1];
+            both.reshape([b, 1, length, d])
+        });
+        let length = both.dims()[2];
+        let both: Tensor<3> = both.reshape([b, length, d]);
+        match last {
+            true => [both, kept],
+            false => [both.clone().narrow(1, 0, n), both.narrow(1, n, m)],
+        }
+    }
+}
+
+/// Queries, keys and values with the former two turned.
+pub(super) fn turned(own: [Tensor<3>; 3], rotation: Option<&Rotation>) -> [Tensor<3>; 3] {
+    let Some(rotation) = rotation else { return own };
+    let [query, key, value] = own;
+    [rotation.turn(query), rotation.turn(key), value]
+}
+
+/// `x` within what half precision holds, if it is in half precision: FLUX.1 was trained in a wider type
+/// and overflows.
+pub(super) fn within_range(x: Tensor<3>) -> Tensor<3> {
+    const MOST: f32 = 65504.0;
+    match x.dtype() {
+        DType::F16 => x.clamp(-MOST, MOST),
+        _ => x,
     }
 }
 

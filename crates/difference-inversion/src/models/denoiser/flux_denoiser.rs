@@ -1,0 +1,189 @@
+//! The transformer as the denoiser of FLUX.1.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::tensor::{DType, Tensor};
+use serde_json::Value;
+
+use crate::models::denoiser::conditions::Conditions;
+use crate::models::denoiser::flux::{FluxConfig, FluxTransformer2DModel, PATCH, Told};
+use crate::models::denoiser::{Denoiser, DenoiserConfig, GuidedBy, How, Memory, Surroundings};
+use crate::util::tensors::fingerprint;
+use crate::weights::{Weights, from_value};
+use crate::{Error, Result};
+
+/// The network's folder in diffusers' layout.
+pub const PART: &str = "transformer";
+
+/// Height and width of the latents that it draws unless it is told otherwise: its configuration says none.
+const SIDE: u64 = 128;
+
+/// How many tokens T5's reading of a prompt has for a network that is told a guidance scale, and for one
+/// that is not.
+const T5_LENGTHS: [usize; 2] = [512, 256];
+
+/// Opens the configuration of the transformer.
+///
+/// # Errors
+/// Whatever is wrong with the file.
+pub fn open(config: Value, path: &Path) -> Result<Box<dyn DenoiserConfig>> {
+    Ok(Box::new(Config {
+        transformer: from_value(config, path)?,
+        path: path.to_owned(),
+    }))
+}
+
+/// How many tokens T5's reading of a prompt has: 512, or 256 for schnell, which is not told a guidance
+/// scale.
+///
+/// # Errors
+/// Whatever is wrong with the transformer's configuration.
+pub fn t5_length(config: Value, path: &Path) -> Result<usize> {
+    Ok(length_of(&from_value(config, path)?))
+}
+
+fn length_of(config: &FluxConfig) -> usize {
+    let [told, not] = T5_LENGTHS;
+    if config.guidance_embeds { told } else { not }
+}
+
+/// The transformer in its pipeline.
+#[derive(Debug)]
+struct Transformer(FluxTransformer2DModel);
+
+impl Denoiser for Transformer {
+    fn predict(
+        &self,
+        latents: Tensor<4>,
+        times: &[f64],
+        conditions: &Conditions,
+        how: How<'_>,
+    ) -> Tensor<4> {
+        let options = (&latents.device().without_autodiff(), DType::F32);
+        #[expect(clippy::expect_used, reason = "documented under Panics")]
+        let pooled = conditions.pooled.clone().expect("a pooled prompt");
+        let told = Told {
+            timesteps: Tensor::<1>::from_data(times, options),
+            guidance: how.guidance,
+            pooled,
+        };
+        let context = conditions.context.clone();
+        self.0.forward(latents, context, told, how.memory)
+    }
+
+    fn multiple(&self) -> usize {
+        PATCH
+    }
+
+    fn guided_by(&self) -> GuidedBy {
+        match self.0.config().guidance_embeds {
+            true => GuidedBy::Embedding,
+            false => GuidedBy::Nothing,
+        }
+    }
+
+    fn fingerprint(&self) -> String {
+        fingerprint(self.0.telling_weights())
+    }
+
+    /// None: what looks at what is one attention for picture and prompt.
+    fn attention_layers(&self) -> usize {
+        0
+    }
+}
+
+/// `transformer/config.json` in its pipeline.
+struct Config {
+    transformer: FluxConfig,
+    /// The file, for errors.
+    path: PathBuf,
+}
+
+impl DenoiserConfig for Config {
+    fn trained_on(&self) -> Option<[u64; 2]> {
+        Some([SIDE; 2])
+    }
+
+    fn in_channels(&self) -> usize {
+        self.transformer.in_channels / (PATCH * PATCH)
+    }
+
+    fn check(&self, around: &Surroundings<'_>) -> Result<()> {
+        let network = &self.transformer;
+        network.check(&self.path)?;
+        let [clip, t5] = [0, 1].map(|number| around.encoder_widths.get(number).copied());
+        let latents = around.latent_channels * PATCH * PATCH;
+        let of_latents = "four times the channels of the latents";
+        for (field, found, expected, what) in [
+            (
+                "in_channels",
+                network.in_channels,
+                Some(latents),
+                of_latents,
+            ),
+            (
+                "out_channels",
+                network.out_channels(),
+                Some(latents),
+                of_latents,
+            ),
+            (
+                "joint_attention_dim",
+                network.joint_attention_dim,
+                t5,
+                "the width of T5",
+            ),
+            (
+                "pooled_projection_dim",
+                network.pooled_projection_dim,
+                clip,
+                "the width of CLIP",
+            ),
+        ] {
+            if let Some(expected) = expected.filter(|&expected| expected != found) {
+                let expected = format!("{expected}, {what}");
+                return Err(Error::unsupported(&self.path, field, &expected, found));
+            }
+        }
+        Ok(())
+    }
+
+    fn load(&self, weights: &Weights, _: &Surroundings<'_>) -> Result<Arc<dyn Denoiser>> {
+        let network = FluxTransformer2DModel::load(weights, &self.transformer)?;
+        Ok(Arc::new(Transformer(network)))
+    }
+
+    fn step_bytes(&self, rows: usize, latents: [usize; 2], memory: Memory) -> Result<u64> {
+        self.transformer.check(&self.path)?;
+        Ok(self.transformer.step_bytes(rows, latents, memory))
+    }
+}
+
+/// Bytes of a number; activations are f32.
+const FLOAT: usize = 4;
+/// Tensors of `tokens × width` that a block keeps, counted from its layers and not measured: normalised, modulated, queries, keys and values before
+/// and after they are normalised and turned, attended, projected and gated, and the four times wider inside
+/// of the feed-forward layers twice.
+const BLOCK: usize = 26;
+/// The same of a block of one stream.
+const SINGLE: usize = 26;
+/// Such tensors that are held besides at the same time, in the backward pass.
+const AT_WORK: usize = 12;
+/// What kernels work with at most, in bytes.
+const KERNELS: usize = 64 << 20;
+
+impl FluxConfig {
+    /// About how many bytes of activations an optimisation step on the CPU holds at its peak, if
+    /// `rows` latents of `height` and `width` go through the network at once.
+    fn step_bytes(&self, rows: usize, [height, width]: [usize; 2], memory: Memory) -> u64 {
+        let picture = (height / PATCH) * (width / PATCH);
+        let numbers = rows * (picture + length_of(self)) * self.width();
+        let blocks = self.num_layers * BLOCK + self.num_single_layers * SINGLE;
+        let kept = match memory {
+            Memory::Normal => blocks,
+            Memory::Low => self.num_layers + self.num_single_layers + BLOCK.max(SINGLE),
+        };
+        ((kept + AT_WORK) * numbers * FLOAT + KERNELS) as u64
+    }
+}

@@ -1,0 +1,76 @@
+//! A block of FLUX.1 in which picture and prompt are one stream: attention and a feed-forward network
+//! side by side.
+
+use burn::tensor::Tensor;
+use dinv_kernels::{self as kernels, gradient::recomputed};
+
+use crate::Result;
+use crate::models::denoiser::joint_block::{
+    BlockOptions, Modulation, Projections, modulated, turned, within_range,
+};
+use crate::models::denoiser::rotation::Rotation;
+use crate::models::layers::{Activation, Linear, Mask, multi_head_attention};
+use crate::weights::Weights;
+
+/// `FluxSingleTransformerBlock` of diffusers.
+#[derive(Debug, Clone)]
+pub(super) struct SingleBlock {
+    heads: usize,
+    modulation: Modulation,
+    projections: Projections,
+    /// Into the feed-forward network, four times as wide.
+    inner: Linear,
+    /// Out of attention and network together.
+    outer: Linear,
+}
+
+impl SingleBlock {
+    pub(super) fn load(weights: &Weights, options: BlockOptions) -> Result<Self> {
+        let d = options.width();
+        Ok(Self {
+            heads: options.heads,
+            modulation: Modulation::load(&weights.scope("norm"), d, 3)?,
+            projections: Projections::own(&weights.scope("attn"), options)?,
+            inner: Linear::load(&weights.scope("proj_mlp"), d, 4 * d)?,
+            outer: Linear::load(&weights.scope("proj_out"), 5 * d, d)?,
+        })
+    }
+
+    /// All tokens after the block. Queries and keys of the first, the picture's, are turned by `rotation`.
+    ///
+    /// # Shapes
+    /// `x` `[b, n + m, d]`, `told` `[b, 1, d]`, activated.
+    pub(super) fn forward(&self, x: Tensor<3>, told: &Tensor<3>, rotation: &Rotation) -> Tensor<3> {
+        let parts = self.modulation.parts(told);
+        let normed = self.modulation.norm.forward(x.clone());
+        let normed = modulated(normed, &parts[0], &parts[1]);
+        let [query, key, value] = turned(self.projections.forward(&normed), Some(rotation));
+        let attended = multi_head_attention(query, key, value, self.heads, Mask::None);
+        let inner = Activation::GeluTanh.forward(self.inner.forward(normed));
+        let outer = self.outer.forward(Tensor::cat(vec![attended, inner], 2));
+        within_range(x + outer * parts[2].clone())
+    }
+
+    /// As [`forward`](Self::forward), but nothing inside the block is kept for the backward pass, which
+    /// computes it once more.
+    pub(super) fn recomputed(
+        &self,
+        x: Tensor<3>,
+        told: &Tensor<3>,
+        rotation: &Rotation,
+    ) -> Tensor<3> {
+        let tracked = x.is_tracked() || told.is_tracked();
+        if !tracked || !kernels::differentiable(&x) {
+            return self.forward(x, told, rotation);
+        }
+        let [b, n, d] = x.dims();
+        let told = told.clone().reshape([b, 1, 1, d]);
+        let (block, rotation) = (self.clone(), rotation.clone());
+        recomputed([x.reshape([b, 1, n, d]), told], move |[x, told]| {
+            let told = told.reshape([b, 1, d]);
+            let x = block.forward(x.reshape([b, n, d]), &told, &rotation);
+            x.reshape([b, 1, n, d])
+        })
+        .reshape([b, n, d])
+    }
+}
