@@ -357,13 +357,12 @@ impl Request {
         Ok(files)
     }
 
-    /// The commands, with paths below `base`.
-    fn runs(&self, files: &Files, settings: &[String], base: &Path) -> Vec<Run> {
-        let place = |folder: &str, name: &str| {
-            let path = base.join(folder).join(name);
+    /// The command of a terminal but for what it writes, with paths below `base`.
+    fn arguments(&self, files: &Files, settings: &[String], base: &Path) -> Vec<String> {
+        let input = |name: &str| {
+            let path = base.join(INPUTS).join(name);
             path.to_string_lossy().into_owned()
         };
-        let input = |name: &str| place(INPUTS, name);
         let mut arguments = vec![self.kind.command().to_owned()];
         if files.difference && self.kind == Kind::Apply {
             arguments.push(input(DIFFERENCE));
@@ -400,6 +399,16 @@ impl Request {
             arguments.push(format!("--embedding={}", input(DIFFERENCE)));
         }
         arguments.extend_from_slice(settings);
+        arguments
+    }
+
+    /// The commands, with paths below `base`.
+    fn runs(&self, files: &Files, settings: &[String], base: &Path) -> Vec<Run> {
+        let place = |name: &str| {
+            let path = base.join(WORK).join(name);
+            path.to_string_lossy().into_owned()
+        };
+        let arguments = self.arguments(files, settings, base);
         let with = |more: Vec<String>| [arguments.clone(), more].concat();
         let work = |name: &str| Path::new(WORK).join(name);
         let output = |from: &str, name: &str, shows| Output {
@@ -422,13 +431,13 @@ impl Request {
                 claims: vec![work("checkpoint.safetensors")],
             }],
             Kind::Learn => vec![Run {
-                arguments: with(vec![format!("--output={}", place(WORK, DIFFERENCE))]),
+                arguments: with(vec![format!("--output={}", place(DIFFERENCE))]),
                 outputs: vec![output(DIFFERENCE, DIFFERENCE, None)],
                 checkpoint: Some(work("difference.checkpoint.safetensors")),
                 claims: vec![work("difference.checkpoint.safetensors")],
             }],
             Kind::Generate => vec![Run {
-                arguments: with(vec![format!("--output={}", place(WORK, "picture.png"))]),
+                arguments: with(vec![format!("--output={}", place("picture.png"))]),
                 outputs: vec![output("picture.png", "picture.png", shown(None, None))],
                 checkpoint: None,
                 claims: vec![work("picture.png")],
@@ -446,7 +455,7 @@ impl Request {
                 };
                 let of_strength = |(number, strength): (usize, Option<f64>)| {
                     let folder = format!("strength-{}", number + 1);
-                    let mut more = vec![format!("--output={}", place(WORK, &folder))];
+                    let mut more = vec![format!("--output={}", place(&folder))];
                     more.extend(strength.map(|strength| format!("--strength={strength}")));
                     more.push("--skip-existing".to_owned());
                     let strength =

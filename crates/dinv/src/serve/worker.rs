@@ -141,7 +141,9 @@ fn execute(store: &Store, id: &str, folder: &Path, run: &Run) -> anyhow::Result<
     // Ctrl-C in the terminal is for the server, which asks the command to stop.
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
-    let mut child = command.spawn().context("cannot start the command")?;
+    let mut child = command.spawn().context(
+        "cannot start the program: was it replaced while the server runs? then start the server again",
+    )?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let child = Arc::new(Mutex::new(child));
     store.set_running(

@@ -197,6 +197,42 @@ fn learning(work: &TempDir, steps: usize) -> Value {
     json!({ "kind": "learn", "pairs": pairs(work), "settings": settings(work, &more) })
 }
 
+/// The strengths of a difference give different pictures, which tell how they were made.
+fn check_strengths(server: &Server, work: &TempDir, target: &Value) {
+    let quick = settings(work, &json!({ "num_inference_steps": 2 }));
+    let applied = server.job(&json!({
+        "kind": "apply", "difference": "night", "targets": [target, target], "strengths": [0.5, 1],
+        "settings": quick,
+    }));
+    let applied = server.done(&applied);
+    let results = applied["results"].as_array().unwrap();
+    let shown: Vec<_> = results
+        .iter()
+        .map(|one| (one["target"].as_u64(), one["strength"].as_f64()))
+        .collect();
+    let expected = [(0, 0.5), (1, 0.5), (0, 1.0), (1, 1.0)].map(|(b, s)| (Some(b), Some(s)));
+    assert_eq!(shown, expected);
+    let pictures: Vec<Vec<u8>> = results
+        .iter()
+        .map(|one| server.get(one["url"].as_str().unwrap()).expect(200).body)
+        .collect();
+    assert!(
+        pictures[0] != pictures[2],
+        "the strengths give the same picture"
+    );
+    let zip = server
+        .get(&format!("/v1/jobs/{}/zip", applied["id"].as_str().unwrap()))
+        .expect(200)
+        .body;
+    assert!(zip.starts_with(b"PK\x03\x04") && zip.len() > pictures.iter().map(Vec::len).sum());
+    let read = json!({ "picture": results[0]["url"] });
+    let read = server.post("/v1/read-png", &read).expect(200).json();
+    assert_eq!(
+        (&read["command"], &read["settings"]["strength"]),
+        (&json!("apply"), &json!(0.5))
+    );
+}
+
 #[test]
 fn jobs_give_differences_pictures_and_captions() {
     let work = workplace();
@@ -258,38 +294,7 @@ fn jobs_give_differences_pictures_and_captions() {
 
     let b = data(&work, "b.png");
     let target = json!({ "picture": b, "caption": "dusk" });
-    let quick = settings(&work, &json!({ "num_inference_steps": 2 }));
-    let applied = server.job(&json!({
-        "kind": "apply", "difference": "night", "targets": [target, target], "strengths": [0.5, 1],
-        "settings": quick,
-    }));
-    let applied = server.done(&applied);
-    let results = applied["results"].as_array().unwrap();
-    let shown: Vec<_> = results
-        .iter()
-        .map(|one| (one["target"].as_u64(), one["strength"].as_f64()))
-        .collect();
-    let expected = [(0, 0.5), (1, 0.5), (0, 1.0), (1, 1.0)].map(|(b, s)| (Some(b), Some(s)));
-    assert_eq!(shown, expected);
-    let pictures: Vec<Vec<u8>> = results
-        .iter()
-        .map(|one| server.get(one["url"].as_str().unwrap()).expect(200).body)
-        .collect();
-    assert!(
-        pictures[0] != pictures[2],
-        "the strengths give the same picture"
-    );
-    let zip = server
-        .get(&format!("/v1/jobs/{}/zip", applied["id"].as_str().unwrap()))
-        .expect(200)
-        .body;
-    assert!(zip.starts_with(b"PK\x03\x04") && zip.len() > pictures.iter().map(Vec::len).sum());
-    let read = json!({ "picture": results[0]["url"] });
-    let read = server.post("/v1/read-png", &read).expect(200).json();
-    assert_eq!(
-        (&read["command"], &read["settings"]["strength"]),
-        (&json!("apply"), &json!(0.5))
-    );
+    check_strengths(&server, &work, &target);
 
     let captions = server.job(&json!({
         "kind": "caption", "targets": [{ "picture": b }], "settings": settings(&work, &json!({})),
