@@ -160,7 +160,7 @@ mod tests {
         for (name, value) in pairs {
             headers.append(*name, HeaderValue::from_str(value).unwrap());
         }
-        check(&method, &headers, HOME, token).is_ok()
+        check(method, &headers, HOME, token).is_ok()
     }
 
     #[test]
