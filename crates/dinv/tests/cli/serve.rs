@@ -143,7 +143,7 @@ impl Server {
             }
             let is_over = !["queued", "running"].contains(&job["state"].as_str().unwrap());
             assert!(
-                !is_over && started.elapsed() < Duration::from_secs(60),
+                !is_over && started.elapsed() < Duration::from_secs(300),
                 "{job:#}"
             );
             std::thread::sleep(Duration::from_millis(20));
