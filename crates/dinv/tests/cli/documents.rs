@@ -45,6 +45,9 @@ fn commands(page: &str) -> Vec<String> {
 
 /// Whether a command needs a download, other people's files, or hours.
 fn only_understood(command: &str) -> bool {
+    if command.starts_with("dinv serve") {
+        return true; // it runs until it is stopped; `serve.rs` starts it
+    }
     ["--model", "models pull", "models check", "eval "]
         .iter()
         .any(|part| command.contains(part))
