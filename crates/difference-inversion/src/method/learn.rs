@@ -15,6 +15,7 @@ use std::ops::ControlFlow;
 use burn::tensor::{DType, Tensor};
 
 pub use self::adamw::{AdamW, Moments};
+pub use self::checkpoint::losses as losses_of_checkpoint;
 use self::checkpoint::{Best, State};
 pub use self::config::{ClipReading, Initialisation, LearnConfig};
 use self::draws::{Drawn, Source, augmented};

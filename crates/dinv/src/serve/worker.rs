@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use difference_inversion::Error;
 use difference_inversion::image::read_png_text;
+use difference_inversion::method::learn::losses_of_checkpoint;
 use difference_inversion::util::files::{self, Claim};
 use difference_inversion::util::progress::Progress;
 use serde_json::{Value, json};
@@ -133,7 +134,11 @@ fn execute(store: &Store, id: &str, folder: &Path, run: &Run) -> anyhow::Result<
     command.args(&run.arguments);
     command.args(["--json", "--progress=json", "--stop-with-stdin"]);
     let checkpoint = run.checkpoint.as_ref();
-    if checkpoint.is_some_and(|checkpoint| folder.join(checkpoint).is_file()) {
+    let checkpoint = checkpoint.map(|path| folder.join(path));
+    let checkpoint = checkpoint.filter(|path| path.is_file());
+    let mut listener = Listener::new(store, id)?;
+    if let Some(checkpoint) = checkpoint {
+        listener.catch_up(&checkpoint)?;
         command.arg("--resume");
     }
     command.current_dir(folder).stdin(Stdio::piped());
@@ -158,7 +163,6 @@ fn execute(store: &Store, id: &str, folder: &Path, run: &Run) -> anyhow::Result<
         let read = stdout.map(|mut stdout| stdout.read_to_string(&mut printed));
         read.transpose().map(|_| printed)
     });
-    let mut listener = Listener::new(store, id)?;
     for line in stderr
         .map(BufReader::new)
         .into_iter()
@@ -203,6 +207,38 @@ impl<'a> Listener<'a> {
         })
     }
 
+    /// Takes the losses that a killed server no longer heard from those of the checkpoint.
+    fn catch_up(&mut self, checkpoint: &Path) -> anyhow::Result<()> {
+        // The command itself says what is wrong with a checkpoint.
+        let history = losses_of_checkpoint(checkpoint).unwrap_or_default();
+        let known = self.store.get(self.id).map_or(0, |job| {
+            let steps = job.losses.iter().map(|loss| loss.step);
+            steps
+                .zip(1..)
+                .take_while(|(step, expected)| step == expected)
+                .count()
+        });
+        for (step, loss) in (1..).zip(history).skip(known) {
+            self.add(step, loss.total)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the loss of a step, and writes it down.
+    fn add(&mut self, step: usize, loss: f32) -> anyhow::Result<()> {
+        let mut written = None;
+        self.store.update(self.id, |job| {
+            let event = job.changed();
+            let loss = Loss { event, step, loss };
+            job.add(loss);
+            written = Some(loss);
+        });
+        if let Some(loss) = written {
+            writeln!(self.losses, "{}", serde_json::to_string(&loss)?)?;
+        }
+        Ok(())
+    }
+
     fn hear(&mut self, line: &str) -> anyhow::Result<()> {
         if let Ok(progress) = serde_json::from_str::<Progress>(line) {
             return self.observe(&progress);
@@ -236,7 +272,6 @@ impl<'a> Listener<'a> {
             } => {
                 let stage = serde_json::to_value(stage)?;
                 let stage = stage.as_str().unwrap_or_default().to_owned();
-                let mut written = None;
                 self.store.update(self.id, |job| {
                     let since = match &job.progress {
                         Some(known) if known.stage == stage && known.step <= *done => known.since,
@@ -248,16 +283,10 @@ impl<'a> Listener<'a> {
                         of: *total,
                         since,
                     });
-                    let event = job.changed();
-                    if let Some(loss) = loss {
-                        let (step, loss) = (*done, loss.total);
-                        let loss = Loss { event, step, loss };
-                        job.add(loss);
-                        written = Some(loss);
-                    }
+                    job.changed();
                 });
-                if let Some(loss) = written {
-                    writeln!(self.losses, "{}", serde_json::to_string(&loss)?)?;
+                if let Some(loss) = loss {
+                    self.add(*done, loss.total)?;
                 }
             }
             Progress::Notice { message } => self.store.write(self.id, |job| {

@@ -358,7 +358,6 @@ fn the_library_of_differences_is_kept_in_order() {
 }
 
 #[test]
-#[ignore = "fails about once in fifteen runs on a busy machine, for a reason not yet found"]
 fn a_killed_server_continues_its_jobs_at_the_next_start() {
     let work = workplace();
     let mut server = Server::start(&work, &[]);
@@ -372,6 +371,12 @@ fn a_killed_server_continues_its_jobs_at_the_next_start() {
     server.wait(&running, |job| at(job) > Some(5));
     server.child.kill().unwrap();
     server.child.wait().unwrap();
+    // What it had not written down comes from the checkpoint.
+    let id = running.rsplit('/').next().unwrap();
+    let losses = work.path().join(format!("data/jobs/{id}/losses.jsonl"));
+    let written = fs::read_to_string(&losses).unwrap();
+    let kept: Vec<_> = written.lines().take(3).collect();
+    fs::write(&losses, kept.join("\n")).unwrap();
     let server = Server::start(&work, &[]);
     let job = server.done(&running);
     let steps: Vec<u64> = job["losses"]

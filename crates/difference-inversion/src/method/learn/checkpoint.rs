@@ -144,10 +144,7 @@ impl State {
         } else {
             None
         };
-        let history = match arrays.array("history")?.values() {
-            Values::F32(values) => values.as_chunks().0.iter().copied().map(terms).collect(),
-            Values::I64(_) => Vec::new(),
-        };
+        let history = history(&arrays)?;
         Ok(Self {
             step: number(&arrays, "step")?,
             tokens: tensors("tokens")?,
@@ -160,6 +157,21 @@ impl State {
             history,
         })
     }
+}
+
+/// The losses of the steps that a checkpoint holds, the first step first.
+///
+/// # Errors
+/// [`Error::Io`] and [`Error::InvalidFile`] if the file cannot be read.
+pub fn losses(path: &Path) -> Result<Vec<LossTerms>> {
+    history(&Arrays::read(path)?)
+}
+
+fn history(arrays: &Arrays) -> Result<Vec<LossTerms>> {
+    Ok(match arrays.array("history")?.values() {
+        Values::F32(values) => values.as_chunks().0.iter().copied().map(terms).collect(),
+        Values::I64(_) => Vec::new(),
+    })
 }
 
 fn terms([total, after, before, clip]: [f32; 4]) -> LossTerms {

@@ -538,7 +538,7 @@ function actionsOf(job) {
   if (pictures > 1) actions.push(make("a", { className: "button", href: `/v1/jobs/${job.id}/zip`, download: "" }, "Save all"));
   if (job.state === "failed" || job.state === "cancelled") actions.push(act("Try again", () => attempt(async () => { const next = await ask("POST", `/v1/jobs/${job.id}/retry`); shownJob = next.id; await refresh(); })));
   if (Object.keys(job.request.settings ?? {}).some((name) => name !== "model")) actions.push(act("Same settings", () => useSettings(job.request.settings)));
-  if (job.state !== "running") actions.push(act("Delete", () => attempt(async () => { await ask("DELETE", `/v1/jobs/${job.id}`); await refresh(); $("jobs-title").focus?.(); }), "quiet danger"));
+  if (job.state !== "running") actions.push(act("Delete", () => attempt(async () => { await ask("DELETE", `/v1/jobs/${job.id}`); await refresh(); $("jobs-title").focus(); }), "quiet danger"));
   return actions;
 }
 
