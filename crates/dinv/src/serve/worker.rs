@@ -207,10 +207,9 @@ impl<'a> Listener<'a> {
         })
     }
 
-    /// Takes the losses that a killed server no longer heard from those of the checkpoint.
+    /// Takes the losses that a killed server no longer heard from those of the checkpoint. A job that has none yet
+    /// goes on from another job's checkpoint, and shows its own steps alone.
     fn catch_up(&mut self, checkpoint: &Path) -> anyhow::Result<()> {
-        // The command itself says what is wrong with a checkpoint.
-        let history = losses_of_checkpoint(checkpoint).unwrap_or_default();
         let known = self.store.get(self.id).map_or(0, |job| {
             let steps = job.losses.iter().map(|loss| loss.step);
             steps
@@ -218,6 +217,11 @@ impl<'a> Listener<'a> {
                 .take_while(|(step, expected)| step == expected)
                 .count()
         });
+        if known == 0 {
+            return Ok(());
+        }
+        // The command itself says what is wrong with a checkpoint.
+        let history = losses_of_checkpoint(checkpoint).unwrap_or_default();
         for (step, loss) in (1..).zip(history).skip(known) {
             self.add(step, loss.total)?;
         }
