@@ -27,6 +27,11 @@ use crate::models::denoiser::attention_control::AttentionControl;
 use crate::models::denoiser::conditions::Conditions;
 use crate::weights::Weights;
 
+/// Bytes of a number, for estimates of memory: activations are f32.
+const FLOAT: usize = 4;
+/// What kernels work with at most, in bytes: gathered neighbourhoods, transformed tiles, scores.
+const KERNELS: usize = 64 << 20;
+
 /// A frozen network that predicts what is noise in latents.
 pub trait Denoiser: Debug + Send + Sync {
     /// The network's output, as [`Noising`](crate::diffusion::sample::Noising) has it: signs and times that the
@@ -64,8 +69,11 @@ pub trait Denoiser: Debug + Send + Sync {
     /// itself among them.
     fn fingerprint(&self) -> String;
 
-    /// The number of layers whose attention an [`AttentionControl`] can change.
-    fn attention_layers(&self) -> usize;
+    /// The number of layers whose attention an [`AttentionControl`] can change: none, unless the picture
+    /// looks at the prompt in an attention of its own.
+    fn attention_layers(&self) -> usize {
+        0
+    }
 }
 
 /// How a network computes what it predicts.

@@ -169,10 +169,6 @@ impl Denoiser for Transformer {
     fn fingerprint(&self) -> String {
         "the only one".to_owned()
     }
-
-    fn attention_layers(&self) -> usize {
-        0
-    }
 }
 
 // The tower.

@@ -2,7 +2,7 @@
 
 use tempfile::TempDir;
 
-use super::{PAIR, copy_folder, golden, run, succeed, workplace};
+use super::{PAIR, copy_folder, golden, refused, succeed, workplace};
 
 /// A workplace with the model in `tiny-flux`, and how it is named.
 fn work() -> TempDir {
@@ -85,14 +85,8 @@ fn the_model_is_examined() {
 #[test]
 fn what_does_not_fit_is_refused_in_words() {
     let work = work();
-    let refuses = |arguments: &str, code: i32, expected: &[&str]| {
-        let done = run(work.path(), arguments);
-        assert_eq!(done.code, Some(code), "{arguments}\n{}", done.stderr);
-        assert!(!done.stderr.contains("panicked"), "{}", done.stderr);
-        for text in expected {
-            assert!(done.stderr.contains(text), "no `{text}` in {}", done.stderr);
-        }
-    };
+    let refuses =
+        |arguments: &str, code, expected: &[&str]| refused(work.path(), arguments, code, expected);
     let generate = format!("generate {MODEL} --prompt red -o red.png");
     refuses(
         &format!("{generate} --negative-prompt blue"),

@@ -113,6 +113,16 @@ fn succeed(folder: &Path, arguments: &str) -> Done {
     done
 }
 
+/// Runs the program in `folder` and expects it to refuse, in words that hold all of `expected`.
+fn refused(folder: &Path, arguments: &str, code: i32, expected: &[&str]) {
+    let done = run(folder, arguments);
+    assert_eq!(done.code, Some(code), "{arguments}\n{}", done.stderr);
+    assert!(!done.stderr.contains("panicked"), "{}", done.stderr);
+    for text in expected {
+        assert!(done.stderr.contains(text), "no `{text}` in {}", done.stderr);
+    }
+}
+
 /// Starts the program in `folder`, to be met while it runs.
 fn start(folder: &Path, arguments: &str) -> Child {
     dinv(folder)

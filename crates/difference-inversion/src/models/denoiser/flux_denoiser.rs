@@ -8,7 +8,9 @@ use serde_json::Value;
 
 use crate::models::denoiser::conditions::Conditions;
 use crate::models::denoiser::flux::{FluxConfig, FluxTransformer2DModel, PATCH, Told};
-use crate::models::denoiser::{Denoiser, DenoiserConfig, GuidedBy, How, Memory, Surroundings};
+use crate::models::denoiser::{
+    Denoiser, DenoiserConfig, FLOAT, GuidedBy, How, KERNELS, Memory, Surroundings,
+};
 use crate::util::tensors::fingerprint;
 use crate::weights::{Weights, from_value};
 use crate::{Error, Result};
@@ -86,11 +88,6 @@ impl Denoiser for Transformer {
     fn fingerprint(&self) -> String {
         fingerprint(self.0.telling_weights())
     }
-
-    /// None: what looks at what is one attention for picture and prompt.
-    fn attention_layers(&self) -> usize {
-        0
-    }
 }
 
 /// `transformer/config.json` in its pipeline.
@@ -160,18 +157,14 @@ impl DenoiserConfig for Config {
     }
 }
 
-/// Bytes of a number; activations are f32.
-const FLOAT: usize = 4;
-/// Tensors of `tokens × width` that a block keeps, counted from its layers and not measured: normalised, modulated, queries, keys and values before
-/// and after they are normalised and turned, attended, projected and gated, and the four times wider inside
-/// of the feed-forward layers twice.
+/// Tensors of `tokens × width` that a block keeps, counted from its layers and not measured: normalised,
+/// modulated, queries, keys and values before and after they are normalised and turned, attended, projected
+/// and gated, and the four times wider inside of the feed-forward layers twice.
 const BLOCK: usize = 26;
 /// The same of a block of one stream.
 const SINGLE: usize = 26;
 /// Such tensors that are held besides at the same time, in the backward pass.
 const AT_WORK: usize = 12;
-/// What kernels work with at most, in bytes.
-const KERNELS: usize = 64 << 20;
 
 impl FluxConfig {
     /// About how many bytes of activations an optimisation step on the CPU holds at its peak, if

@@ -8,7 +8,9 @@ use serde_json::Value;
 
 use crate::models::denoiser::conditions::Conditions;
 use crate::models::denoiser::sd3::{SD3Config, SD3Transformer2DModel};
-use crate::models::denoiser::{Denoiser, DenoiserConfig, How, Memory, Surroundings};
+use crate::models::denoiser::{
+    Denoiser, DenoiserConfig, FLOAT, How, KERNELS, Memory, Surroundings,
+};
 use crate::util::tensors::fingerprint;
 use crate::weights::{Weights, from_value};
 use crate::{Error, Result};
@@ -87,11 +89,6 @@ impl Denoiser for Transformer {
 
     fn fingerprint(&self) -> String {
         fingerprint(self.network.telling_weights())
-    }
-
-    /// None: what looks at what is one attention for picture and prompt.
-    fn attention_layers(&self) -> usize {
-        0
     }
 }
 
@@ -175,8 +172,6 @@ impl DenoiserConfig for Config {
     }
 }
 
-/// Bytes of a number; activations are f32.
-const FLOAT: usize = 4;
 /// Tokens of CLIP's reading of a prompt.
 const CLIP_LENGTH: usize = 77;
 /// Tensors of `tokens × width` that a block keeps: normalised, modulated, queries, keys and values,
@@ -186,8 +181,6 @@ const BLOCK: usize = 22;
 const DUAL: usize = 11;
 /// Such tensors that are held besides at the same time, in the backward pass.
 const AT_WORK: usize = 10;
-/// What kernels work with at most, in bytes.
-const KERNELS: usize = 64 << 20;
 
 impl SD3Config {
     /// About how many bytes of activations an optimisation step on the CPU holds at its peak, if

@@ -3,18 +3,14 @@
 use std::path::Path;
 
 use crate::Result;
-use crate::models::denoiser::Memory;
 use crate::models::denoiser::unet::UNetConfig;
+use crate::models::denoiser::{FLOAT, KERNELS, Memory};
 
-/// Bytes of a number; activations are f32.
-const FLOAT: usize = 4;
 /// Tensors of `positions × channels` that a transformer block keeps: the inputs of its three
 /// normalisations, queries, keys and values, the prompt's queries, and values with gates (8).
 const BLOCK: usize = 15;
 /// Such tensors that are held besides at the same time: gradients of values and gates.
 const AT_WORK: usize = 16;
-/// What kernels work with at most, in bytes: gathered neighbourhoods, transformed tiles, scores.
-const KERNELS: usize = 64 << 20;
 
 /// A residual block and the transformer after it.
 struct Layer {
