@@ -80,12 +80,6 @@ async function pictureOf(file) {
   return { name: file.name ?? "picture", data: await dataUrl(file) };
 }
 
-async function fetched(url, name) {
-  const response = await fetch(url);
-  if (!response.ok) throw new Refused({ message: `${name} is no longer there.` });
-  return { name, data: await dataUrl(await response.blob()) };
-}
-
 /** An image that shows its pixels where it is small. */
 function image(source, alt) {
   return make("img", { src: source, alt, decoding: "async", onload: ({ target }) => target.classList.toggle("small", target.naturalWidth <= 256) });
@@ -104,6 +98,7 @@ const TILES = {
 };
 const STRENGTHS = [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5];
 
+// A picture's `data` is a data URL, or the address of a picture that the server has.
 const draft = { mode: "new", pictures: {}, captions: {}, targets: [], difference: null, settings: {} };
 const known = { capabilities: null, differences: [], jobs: [] };
 let focusedTile = null; // where a pasted picture goes
@@ -459,23 +454,13 @@ function learn() {
   return attempt(() => submit({ kind: "learn", pairs: [pair()], settings: settingsFor("learn") }));
 }
 
-/** Applies the difference of a job to the same B once more. */
-function again(job, changes) {
-  return attempt(async () => {
-    const name = job.results.find(({ kind }) => kind === "difference")?.name ?? job.request.difference;
-    const pictures = await Promise.all(job.request.targets.map(({ picture, name: called }) => fetched(picture, called ?? "B")));
-    const known = new Set(settingsOf("apply").map((setting) => setting.name));
-    const settings = Object.fromEntries(Object.entries(job.request.settings ?? {}).filter(([setting]) => known.has(setting) || setting === "model"));
-    const { strengths, ...more } = changes;
-    if (strengths) delete settings.strength;
-    await submit({
-      kind: "apply",
-      difference: name,
-      targets: job.request.targets.map((target, index) => ({ ...target, picture: pictures[index].data })),
-      ...(strengths ? { strengths } : {}),
-      settings: { ...settings, ...more },
-    });
-  });
+/** Applies the difference of a job to the same B once more; the server still has its pictures. */
+function again(job, { strengths, ...more }) {
+  const name = job.results.find(({ kind }) => kind === "difference")?.name ?? job.request.difference;
+  const taken = new Set(["model", ...settingsOf("apply").map((setting) => setting.name)]);
+  const settings = Object.fromEntries(Object.entries({ ...job.request.settings, ...more }).filter(([setting]) => taken.has(setting)));
+  if (strengths) delete settings.strength;
+  return attempt(() => submit({ kind: "apply", difference: name, targets: job.request.targets, ...(strengths ? { strengths } : {}), settings }));
 }
 
 const cards = new Map();
@@ -753,15 +738,13 @@ function listen() {
     problem(null);
     drawTiles();
   });
-  $("example").addEventListener("click", () =>
-    attempt(async () => {
-      for (const key of Object.keys(TILES)) draft.pictures[key] = await fetched(known.capabilities.example[key], `${key}.png`);
-      draft.captions = {};
-      shownJob = null;
-      drawTiles();
-      $("go").focus();
-    }),
-  );
+  $("example").addEventListener("click", () => {
+    for (const key of Object.keys(TILES)) draft.pictures[key] = { name: `${key}.png`, data: known.capabilities.example[key] };
+    draft.captions = {};
+    shownJob = null;
+    drawTiles();
+    $("go").focus();
+  });
   for (const [id, mode] of [["tab-new", "new"], ["tab-use", "use"]]) {
     $(id).addEventListener("click", () => setMode(mode));
     $(id).addEventListener("keydown", ({ key }) => {
