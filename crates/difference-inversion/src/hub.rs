@@ -30,7 +30,7 @@ use crate::{Error, Result};
 /// Where the Hub is, unless `HF_ENDPOINT` names another.
 const ENDPOINT: &str = "https://huggingface.co";
 
-/// What is wanted of a model.
+/// Which parts of a model are wanted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Wanted<'a> {
     /// The variant of its weights, such as `fp16`.
@@ -49,7 +49,7 @@ impl<'a> From<Option<&'a str>> for Wanted<'a> {
     }
 }
 
-/// What a download would bring.
+/// The contents of a download, before it begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Survey {
     /// Bytes that are not in the cache. Files whose size the Hub does not state count as nothing.
@@ -142,7 +142,7 @@ impl Hub {
         cache::snapshot_in(folder)
     }
 
-    /// What the cache has of what is wanted of a model.
+    /// The wanted parts of a model that are in the cache.
     pub fn cached<'a>(&self, id: &ModelId, wanted: impl Into<Wanted<'a>>) -> Option<CachedModel> {
         cache::RepoCache::new(&self.cache, id).model(id, wanted.into())
     }

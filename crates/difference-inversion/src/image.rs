@@ -37,7 +37,7 @@ const MAX_DECODED: u64 = 4 << 30;
 
 /// Reads a PNG, JPEG, WebP, GIF (first frame), BMP or TIFF file as 8-bit RGB.
 ///
-/// The format is told from the content, not from the name. The picture is turned as its file says, in EXIF or XMP; its
+/// The format is recognised from the content, not from the name. The picture is turned as its file says, in EXIF or XMP; its
 /// colours become those of sRGB by its colour profile, or a PNG's `cICP`, `gAMA` and `cHRM`; transparent pixels are
 /// laid over white; grey, palette, 16-bit and CMYK pictures are converted. What Pillow reads is read as Pillow does,
 /// or refused.
@@ -136,7 +136,7 @@ fn check_size((width, height): (u32, u32), decoded: u64) -> std::result::Result<
     Ok(())
 }
 
-/// Whether a JPEG has its end-of-image marker; the decoder fills what is missing with grey.
+/// Whether a JPEG has its end-of-image marker; the decoder fills missing parts with grey.
 fn jpeg_is_complete(bytes: &[u8]) -> bool {
     // The segments before the first scan state their length: a thumbnail inside one is skipped.
     let mut at = 2;

@@ -224,7 +224,7 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// The folder at a path, whatever is in it.
+    /// The folder at a path, with any contents.
     pub fn at(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
@@ -400,14 +400,14 @@ impl Folder {
         write_json(&folder.join(RESULT), result)
     }
 
-    /// Where is kept what is learned from an analogy by `learning`.
+    /// Where the results of `learning` on an analogy are kept.
     pub fn learned(&self, learning: &Value, name: &str) -> PathBuf {
         let what = &sha256(learning.to_string())[..16];
         let file = format!("{name}.safetensors");
         self.path.join(LEARNED).join(what).join(file)
     }
 
-    /// Keeps what was learned at a [place](Self::learned) of it.
+    /// Stores what was learned at its [place](Self::learned).
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be written.

@@ -22,7 +22,7 @@ use super::{Analogy, Captions, EvalModels, Method, Told};
 ///
 /// **From the paper**: guidance by picture and by text (equation 3), 100 ancestral Euler steps, and the
 /// range of scales, 5 to 10 for the text and 1 to 1.5 for the picture. **From its code**: the defaults
-/// below, of which the picture's scale is 1.5 on its page and in diffusers, 1.2 in its command line.
+/// below. The picture's scale is 1.5 on its page and in diffusers, 1.2 in its command line.
 /// **Our reading**: nothing.
 ///
 /// The grid to tune on validation: `guidance_scale` 3, 5, 7.5 × `image_guidance_scale` 1, 1.5, 2, and beyond

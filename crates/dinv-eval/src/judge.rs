@@ -61,7 +61,7 @@ impl Judge {
     /// attributes with their values.
     ///
     /// # Errors
-    /// Whatever is wrong with the file, naming it.
+    /// If the file is invalid; the error names it.
     pub fn open(path: &Path, device: &Device) -> Result<Self> {
         let weights = Weights::open(path, device, FloatDType::F32)?;
         let attributes = weights.metadata().remove(ATTRIBUTES).unwrap_or_default();

@@ -190,7 +190,7 @@ impl Measures {
     /// encoder if there are two.
     ///
     /// # Errors
-    /// Whatever is wrong with a file, naming it, and [`Error::Missing`](difference_inversion::Error::Missing) if
+    /// If a file is invalid (the error names it), and [`Error::Missing`](difference_inversion::Error::Missing) if
     /// there is no CLIP.
     pub fn open(paths: &MeasurePaths, models: &EvalModels, device: &Device) -> Result<Self> {
         // The rest of that model stays open only where a method has it.

@@ -1,4 +1,4 @@
-//! What is measured of a B′, each metric a pure function of features, pixels or attributes.
+//! The metrics of a B′, each a pure function of features, pixels or attributes.
 
 mod pixels;
 mod similarity;

@@ -12,7 +12,7 @@ use difference_inversion::{Error, Result};
 pub(super) const TEXT_TO_IMAGE: &str = "text-to-image";
 /// The role of the model that follows instructions.
 pub(super) const INSTRUCT_PIX2PIX: &str = "instruct-pix2pix";
-/// The role of the model that fills in what is covered.
+/// The role of the inpainting model.
 pub(super) const INPAINTING: &str = "inpainting";
 
 /// Where the models of all methods are.

@@ -36,7 +36,7 @@ pub struct MethodResults {
     pub results: Vec<ResultRecord>,
 }
 
-/// The analogies whose edits change so many attributes, or all if that is unknown.
+/// The analogies whose edits change this many attributes, or all if that is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Group(pub Option<usize>);
 

@@ -199,7 +199,7 @@ impl Cost {
         }
     }
 
-    /// What was noted.
+    /// The notes.
     fn noted(arrays: &Arrays) -> Option<Self> {
         let noted = |name: &str| arrays.metadata.get(name);
         Some(Self {

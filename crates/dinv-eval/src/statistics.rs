@@ -51,7 +51,7 @@ pub fn bootstrap(groups: &[Vec<f64>], seed: u64) -> Option<Estimate> {
     })
 }
 
-/// The interval of so many resamples.
+/// The interval of this many resamples.
 fn interval(groups: &[Vec<f64>], seed: u64, resamples: usize) -> [f64; 2] {
     // What is drawn from itself, with the number of groups that it is.
     let mut strata: Vec<(f64, Vec<f64>)> = (groups.iter())
@@ -108,7 +108,7 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// The value below which a fraction of sorted values lies, interpolated between the nearest two.
+/// The value below which a fraction of sorted values falls, interpolated between the nearest two.
 fn percentile(sorted: &[f64], fraction: f64) -> f64 {
     let place = fraction * (sorted.len() - 1) as f64;
     #[expect(

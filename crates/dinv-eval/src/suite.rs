@@ -36,7 +36,7 @@ pub struct About {
     /// Its version, if it has one.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub version: Value,
-    /// Whatever else it says.
+    /// Its other fields.
     #[serde(flatten)]
     pub more: Map<String, Value>,
 }
@@ -254,7 +254,7 @@ struct Entries<'a> {
 }
 
 impl<'a> Entries<'a> {
-    /// Of the list at `list`, with pictures relative to the folder it lies in.
+    /// Of the list at `list`, with pictures relative to its folder.
     fn of(list: &'a Path) -> Self {
         Self {
             list,
@@ -264,7 +264,7 @@ impl<'a> Entries<'a> {
         }
     }
 
-    /// What is wrong with a line.
+    /// The problem with a line.
     fn wrong(&self, line: usize, reason: impl std::fmt::Display) -> Error {
         Error::invalid_file(self.list, format!("line {line}: {reason}"))
     }

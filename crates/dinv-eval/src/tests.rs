@@ -156,7 +156,7 @@ fn an_analogy_is_solved_backwards_from_the_pictures_the_other_way_round() {
     };
     assert_eq!(learn(&*backwards, &there), learn(&*forwards, &back));
     assert_ne!(learn(&*backwards, &there), learn(&*forwards, &there));
-    // What was learned is taken away.
+    // The learned file is removed.
     let learned = forwards.learn(&back, 7, &mut silent).unwrap();
     let draw = |method: &dyn Method| method.draw(&there, &learned, 7, &mut silent).unwrap();
     assert!(draw(&*backwards) != draw(&*forwards));

@@ -65,7 +65,7 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// Every position by itself.
+    /// Every position separately.
     pub const POINTWISE: Self = Self {
         kernel: 1,
         stride: 1,

@@ -1,5 +1,5 @@
 //! Attention on the CPU whose scores stay in the cache: those of a few queries with all keys at a
-//! time, in every head by itself.
+//! time, in each head separately.
 
 use burn::tensor::Tensor;
 use pulp::{Simd, WithSimd};
@@ -149,7 +149,7 @@ impl Heads {
         });
     }
 
-    /// Queries that are worked on at once, of so many.
+    /// The number of queries processed at once.
     #[inline(always)]
     fn queries(keys: Panels, queries: usize) -> usize {
         let most = (SCORES / keys.width().max(1)).clamp(keys.rows, QUERIES);

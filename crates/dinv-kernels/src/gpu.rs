@@ -38,7 +38,7 @@ fn contiguous<const D: usize>(x: Tensor<D>) -> CubeTensor {
     into_contiguous(primitive(x))
 }
 
-/// As [`contiguous`], in whatever order.
+/// As [`contiguous`], in any order.
 #[expect(clippy::expect_used, reason = "checked by all callers")]
 fn primitive<const D: usize>(x: Tensor<D>) -> CubeTensor {
     x.try_into_primitive::<Cube>().expect("a tensor on a GPU")

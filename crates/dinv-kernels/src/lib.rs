@@ -153,7 +153,7 @@ fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
     result
 }
 
-/// What is done to every chunk of an output.
+/// Work on every chunk of an output.
 ///
 /// Arithmetic is in `#[inline(always)]` methods of structs, which become part of the function
 /// that is compiled for each instruction set; closures, which do not, are for copies.

@@ -156,7 +156,7 @@ pub struct Start {
     pub latents: Tensor<4>,
     /// The first step.
     pub step: usize,
-    /// What is added after each step from the first on: σ_t z_t of an edit-friendly inversion.
+    /// The noise added after each step, from the first on: σ_t z_t of an edit-friendly inversion.
     /// Where there is none, solvers that need noise are given some.
     pub residuals: Vec<Tensor<4>>,
     /// The noise of every step of the schedule for solvers that need it, [steps, c, h, w]; drawn

@@ -45,7 +45,7 @@ impl JointSpace {
     /// Opens a transformers `CLIPModel` folder with its tokenizer and `preprocessor_config.json`.
     ///
     /// # Errors
-    /// Whatever is wrong with a file, naming it.
+    /// If a file is invalid; the error names it.
     pub fn open(folder: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
         let model = ClipModel::open(folder, device, dtype)?;
         Ok(Self {

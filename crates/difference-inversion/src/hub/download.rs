@@ -21,7 +21,7 @@ use crate::hub::{Hub, HubProblem, ModelId, Survey, Wanted};
 use crate::util::progress::{self, Observer, Stage};
 use crate::{Error, Result};
 
-/// How long to wait before each further attempt at what did not bring a single byte.
+/// Waits before each retry of a request that brought no byte.
 const WAITS: [Duration; 3] = [
     Duration::from_millis(200),
     Duration::from_secs(1),
@@ -49,7 +49,7 @@ struct Download<'a> {
     total: u64,
 }
 
-/// Looks at what [`pull`] would bring. Brings only the configurations of the text encoders.
+/// Surveys what [`pull`] would download. Downloads only the configurations of the text encoders.
 pub(super) fn survey(
     hub: &Hub,
     id: &ModelId,
@@ -160,7 +160,7 @@ impl<'a> Download<'a> {
         sum
     }
 
-    /// What an earlier download has not brought of a file.
+    /// Bytes of a file that an earlier download left missing.
     fn bytes_to_come(&self, file: &RemoteFile) -> u64 {
         let partial = (file.blob.as_deref()).map(|blob| self.cache.partial(blob));
         let kept = partial.and_then(|path| path.metadata().ok());
@@ -191,7 +191,7 @@ impl<'a> Download<'a> {
         Ok(found)
     }
 
-    /// The name of the blob of a file, which is brought if it is not there.
+    /// The name of the blob of a file, downloaded if absent.
     fn blob(&mut self, file: &RemoteFile) -> Result<String> {
         match &file.blob {
             Some(blob) if self.is_there(file) => Ok(blob.clone()),
@@ -224,7 +224,7 @@ impl<'a> Download<'a> {
         self.cache.set_reference(self.id.revision(), &self.commit)
     }
 
-    /// Refuses a pipeline whose configurations tell that it cannot be opened, before its weights come:
+    /// Refuses a pipeline that cannot be opened according to its configurations, before its weights are downloaded:
     /// those that have come, with the names of their blobs, and those that were there.
     fn check_configs<'f>(
         &self,
@@ -312,7 +312,7 @@ impl<'a> Download<'a> {
         Ok(blob)
     }
 
-    /// Appends what comes; gives the size that the file should have.
+    /// Appends the incoming bytes; returns the expected size of the file.
     fn stream(
         &mut self,
         file: &RemoteFile,

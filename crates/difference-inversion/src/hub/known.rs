@@ -47,7 +47,7 @@ const LICENCES: [(&str, &str); 3] = [
 /// weights.
 ///
 /// # Errors
-/// Whatever is wrong with a configuration.
+/// If a configuration is invalid.
 pub fn joint_spaces(files: &ModelFiles) -> Result<Vec<ModelId>> {
     let found = (family::text_encoders().into_iter())
         .filter(|name| files.has(name))

@@ -57,7 +57,7 @@ impl Partial {
         Ok(())
     }
 
-    /// SHA-256 of what is there, in hexadecimal digits.
+    /// SHA-256 of the bytes so far, in hexadecimal digits.
     pub(super) fn sha256(&self) -> String {
         crate::util::digest::hex(self.digest.clone())
     }

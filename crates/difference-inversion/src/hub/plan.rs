@@ -45,7 +45,7 @@ fn pipeline_parts() -> impl Iterator<Item = (String, Part)> {
         .chain(others)
 }
 
-/// The parts that a pipeline needs whatever else its `model_index.json` names.
+/// The parts that every pipeline needs.
 fn needed(index: Option<&Map<String, Value>>) -> [&'static str; 3] {
     let class = index.and_then(|index| index.get("_class_name")?.as_str());
     let family = class

@@ -2,7 +2,7 @@
 
 use crate::util::foreign::lfs_pointer;
 
-/// What the first bytes of a file tell, and what to do about it.
+/// What the first bytes of a file say, and what to do about it.
 pub(super) fn named(bytes: &[u8]) -> Option<String> {
     let starts = |start: &[u8]| bytes.starts_with(start);
     let at = |place: usize, text: &[u8]| {

@@ -16,7 +16,7 @@ const GREY: u8 = 16;
 /// Black is as dark as this, and white as far from the other end.
 const DARK: u8 = 64;
 
-/// How a mask says what is drawn anew.
+/// How a mask marks the area to redraw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reading {
     /// White, or at least half as bright.
@@ -74,7 +74,7 @@ pub fn load_mask(path: &Path) -> Result<Mask> {
     })
 }
 
-/// What is drawn anew in white.
+/// The area to redraw, in white.
 fn marked(pixels: &RgbaImage, reading: Reading) -> RgbImage {
     let grey = GrayImage::from_fn(pixels.width(), pixels.height(), |x, y| {
         let [r, g, b, alpha] = pixels.get_pixel(x, y).0;

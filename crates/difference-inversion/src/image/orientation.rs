@@ -14,7 +14,7 @@ use ::image::metadata::Orientation;
 const ORIENTATION: u16 = 0x0112;
 /// The tag of XMP in TIFF.
 const XMP: u16 = 700;
-/// What comes before XMP in a JPEG.
+/// The bytes before XMP in a JPEG.
 const JPEG_XMP: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
 /// The text chunks of PNG that are read.
 const PNG_EXIF: &[u8] = b"Raw profile type exif";
@@ -54,7 +54,7 @@ pub(super) fn orientation(bytes: &[u8], format: ImageFormat) -> Orientation {
         .unwrap_or(Orientation::NoTransforms)
 }
 
-/// The orientation in EXIF, of whatever type of number.
+/// The orientation in EXIF, in any integer type.
 fn of_exif(mut exif: &[u8]) -> Option<u64> {
     while let Some(rest) = exif.strip_prefix(b"Exif\0\0") {
         exif = rest;

@@ -44,7 +44,7 @@ const GREYS: u16 = 1;
 const COREL: u64 = 999;
 const STRAIGHT: u16 = 2;
 
-/// What a sample beside the colours means.
+/// The meaning of an extra sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Alpha {
     /// There is none, or it means nothing.
@@ -75,7 +75,7 @@ pub(super) fn is_tiff(bytes: &[u8]) -> bool {
 }
 
 impl<'a> Tiff<'a> {
-    /// Reads the header; the error says what is not read, or what is wrong.
+    /// Reads the header; the error names what is unsupported or invalid.
     pub(super) fn open(bytes: &'a [u8]) -> Result<Self, String> {
         let directory =
             Directory::first(bytes).ok_or("cannot be decoded: the directory is missing")?;
@@ -129,7 +129,7 @@ impl<'a> Tiff<'a> {
         Ok(this)
     }
 
-    /// Refuses what is read otherwise elsewhere, or not at all.
+    /// Refuses files that other readers interpret differently, or not at all.
     fn check(&self, directory: &Directory<'_>, samples: u64, extra: &[u64]) -> Result<(), String> {
         let refused = |what: String| {
             Err(format!(

@@ -124,7 +124,7 @@ impl Conv2d {
         let [c_in, c_out] = self.channels;
         let weight = self.weight.clone().reshape([kernel, kernel, c_in, c_out]);
         let weight = weight.permute([3, 2, 0, 1]);
-        // Of whatever type the weights are, and sums of thousands of products do not bear half precision.
+        // The weights may have any type, and half precision is too coarse for sums of thousands of products.
         let (dtype, bias) = (x.dtype(), self.bias.clone());
         let [x, weight] = [x, weight].map(|x| x.cast(DType::F32));
         let options = ConvOptions::new([stride; 2], [0; 2], [1; 2], 1);

@@ -216,7 +216,7 @@ impl Arrays {
     }
 }
 
-/// Little-endian bytes as numbers; `None` for types nobody needs.
+/// Little-endian bytes as numbers; `None` for unsupported types.
 fn decode(dtype: Dtype, bytes: &[u8]) -> Option<Values> {
     macro_rules! read {
         ($type:ty, $convert:expr) => {

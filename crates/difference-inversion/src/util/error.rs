@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::util::hub_problem::HubProblem;
 use crate::util::progress::Stage;
 
-/// Everything that can go wrong, each with what was wrong, where, and what was expected.
+/// Every error, with its place, the expected and the actual value.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -21,7 +21,7 @@ pub enum Error {
     /// Whoever watched asked to stop.
     #[error("stopped after {done} of {total} {} of {stage}", stage.unit())]
     Stopped {
-        /// The work that was going on.
+        /// The stage that was running.
         stage: Stage,
         /// Steps (of a download: bytes) finished.
         done: usize,
@@ -81,7 +81,7 @@ pub enum Error {
     /// Something that is needed was not given and cannot be made.
     #[error("{what} is missing: {reason}")]
     Missing {
-        /// What is missing.
+        /// The missing item.
         what: String,
         /// Why it is needed and how to give it.
         reason: String,
@@ -98,10 +98,10 @@ pub enum Error {
         /// How they differ.
         reason: String,
     },
-    /// A model that cannot do what is asked of it.
+    /// A model that cannot do the requested task.
     #[error("{reason}")]
     WrongModel {
-        /// What is needed, and what the model is.
+        /// The required and the actual kind of model.
         reason: String,
     },
     /// The optimisation has blown up.
@@ -120,7 +120,7 @@ pub enum Error {
     InvalidFile {
         /// The file or folder.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem with it.
         reason: String,
     },
     /// A field of a configuration file is missing, of the wrong type, or has a value that is not
@@ -131,7 +131,7 @@ pub enum Error {
         path: PathBuf,
         /// The field, dotted where nested.
         field: String,
-        /// What was expected and what was found.
+        /// The expected and the actual value.
         reason: String,
     },
     /// A tensor that the model needs is not in the file, or not as the model needs it.
@@ -160,13 +160,13 @@ pub enum Error {
     /// A caller's value cannot be computed with.
     #[error("{reason}")]
     InvalidInput {
-        /// What was expected and what was found.
+        /// The expected and the actual value.
         reason: String,
     },
     /// A computation gave NaN or infinity.
     #[error("{what} is not finite (NaN or infinity)")]
     NotFinite {
-        /// What was computed.
+        /// The computation.
         what: &'static str,
     },
 }

@@ -29,7 +29,7 @@ pub enum Existing {
 
 /// Writes `bytes` to `path` all at once: into a hidden file in the same folder, then renamed.
 ///
-/// A full disk or a crash leaves whatever was at `path` before, and no partial file.
+/// After a full disk or a crash, `path` is unchanged and no partial file is left.
 ///
 /// # Errors
 /// [`Error::Io`] naming `path` when its folder is missing or cannot be written.
@@ -73,7 +73,7 @@ pub fn place(from: &Path, to: &Path, existing: Existing) -> io::Result<()> {
     }
 }
 
-/// The folder that a file lies in.
+/// The folder of a file.
 pub fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -105,7 +105,7 @@ fn hidden_file(folder: &Path) -> io::Result<NamedTempFile> {
     }
 }
 
-/// A name that this process alone writes to, as long as the value lives.
+/// A name that only this process writes to, for the lifetime of the value.
 #[derive(Debug)]
 pub struct Claim {
     path: PathBuf,
@@ -224,7 +224,7 @@ const COMPLETE: &str = ".complete";
 struct Complete {
     names: Vec<String>,
     replace: bool,
-    /// The file beside the set that nobody needs after it.
+    /// The file next to the set that is obsolete once the set is published.
     spent: Option<String>,
 }
 
@@ -474,7 +474,7 @@ mod tests {
         );
     }
 
-    /// Whatever the move at which the process was killed.
+    /// At every move at which the process can be killed.
     #[test]
     fn a_set_whose_process_was_killed_is_brought_to_its_end() {
         for (moved, replace) in [(0, false), (1, false), (2, false), (0, true), (1, true)] {

@@ -6,7 +6,7 @@ pub(crate) const REFUSAL: &str = "a pickled file is not read, because reading on
     `safetensors.torch.save_file(torch.load(\"FILE\", weights_only=True), \"FILE.safetensors\")`, \
     of a `.ckpt` its [\"state_dict\"]";
 
-/// So many bytes tell what a file is.
+/// The number of bytes that identify a file.
 pub(crate) const BEGINNING: usize = 256;
 
 /// How PNG, JPEG, WebP, GIF and TIFF files begin.

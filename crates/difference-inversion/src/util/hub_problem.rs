@@ -1,4 +1,4 @@
-//! What can stand between a name and a model.
+//! Why a model cannot be fetched.
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -54,7 +54,7 @@ pub enum HubProblem {
     Status {
         /// The status.
         status: u16,
-        /// What was asked for.
+        /// The requested item.
         url: String,
     },
     /// No connection.
@@ -100,13 +100,13 @@ pub enum HubProblem {
     /// An answer that is invalid or dangerous to follow.
     #[error("the Hub's answer cannot be used: {reason}")]
     Protocol {
-        /// What is wrong with it.
+        /// The problem with it.
         reason: String,
     },
     /// The repository does not hold a model in a form that this library reads.
     #[error("not a diffusers pipeline or transformers model that can be read: {reason}")]
     Unusable {
-        /// What is missing.
+        /// The missing item.
         reason: String,
     },
 }

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// The length of the header, a little-endian u64, precedes the header.
 const PREFIX_LEN: u64 = 8;
 
-/// Where the bytes of a [`TensorFile`] lie.
+/// Where the bytes of a [`TensorFile`] are.
 #[derive(Debug)]
 enum Source {
     File(Mutex<File>),

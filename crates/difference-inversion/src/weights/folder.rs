@@ -11,7 +11,7 @@ use crate::{Error, Result};
 /// in which they are looked for; the last one is of early safetensors made from pickled shards.
 pub(crate) const STEMS: [&str; 3] = ["diffusion_pytorch_model", "model", "pytorch_model"];
 
-/// What the names of pickled files end with. Reading one means running what is in it.
+/// Extensions of pickled files. Reading one can run the code in it.
 const PICKLED: [&str; 4] = ["bin", "ckpt", "pt", "pth"];
 
 /// The weight files of one model, and which of them its index says that each tensor is in.

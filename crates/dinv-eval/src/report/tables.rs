@@ -101,7 +101,7 @@ impl Report {
         text
     }
 
-    /// What was measured.
+    /// The results.
     pub(super) fn title(&self) -> String {
         let suite = &self.run.suite;
         let split = match &suite.version {
@@ -169,7 +169,7 @@ impl Report {
         text
     }
 
-    /// What was skipped, what failed, and the settings.
+    /// Skipped methods, failures and settings.
     fn remarks(&self) -> String {
         /// Failures listed for each method.
         const SHOWN: usize = 10;

@@ -18,7 +18,7 @@ fn with_inversion(config: &VisiiConfig, test: impl FnOnce(Inversion<'_>)) {
 
 #[test]
 fn the_gradient_equals_finite_differences() {
-    // A CLIP term large enough to be seen beside the other.
+    // A CLIP term large enough to matter next to the other.
     let config = VisiiConfig {
         lambda_clip: 2.0,
         ..config()

@@ -173,7 +173,7 @@ impl Panels {
     }
 }
 
-/// [`Panels`] of so many columns.
+/// [`Panels`] of this many columns.
 pub(crate) struct PanelsOf(pub(crate) usize);
 
 impl WithSimd for PanelsOf {

@@ -53,7 +53,7 @@ pub(crate) enum Start<'a> {
     Zero,
     /// One number for each column of the result, from the first that is written on.
     Bias(&'a [f32]),
-    /// What is there.
+    /// The existing contents.
     Sums,
 }
 

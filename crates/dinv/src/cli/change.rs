@@ -2,7 +2,7 @@
 
 use image::{RgbImage, imageops};
 
-/// Pictures are compared in blocks of so many pixels a side, which evens out what an autoencoder loses.
+/// Side of the blocks in which pictures are compared, in pixels. Blocks even out what an autoencoder loses.
 const BLOCK: u32 = 4;
 /// How far a channel of a block differs that people see, of 255.
 const VISIBLE: u8 = 24;

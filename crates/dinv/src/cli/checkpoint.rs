@@ -1,4 +1,4 @@
-//! The checkpoint of an interrupted run, and going on from it.
+//! The checkpoint of an interrupted run, and resuming from it.
 
 use std::path::{Path, PathBuf};
 

@@ -17,7 +17,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// Models to download, each with its bytes.
 pub(crate) type Order = Vec<(ModelId, u64)>;
 
-/// Refuses what does not fit on the disk, lists the models, and asks the user if there is a terminal to ask
+/// Refuses a download that does not fit on the disk, lists the models, and asks the user if there is a terminal to ask
 /// on; `yes` answers for them.
 pub(crate) fn ask(
     order: &Order,

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::flags::ModelSettings;
 
-/// Where the demo model's vocabulary lies in its folder.
+/// The demo model's vocabulary, in its folder.
 const TOKENIZER: &str = "tokenizer/tokenizer.json";
 
 #[derive(Deserialize)]
@@ -32,7 +32,7 @@ struct Words {
 const FAMILIAR: f64 = 24.0;
 
 /// A note about pictures that the demo model cannot draw; for other models, none. Its autoencoder was trained on its
-/// world only and loses what is not part of it.
+/// world only and loses everything else.
 ///
 /// # Errors
 /// As [`Pipeline::decode`].

@@ -1,4 +1,4 @@
-//! What to say about a command that is not written right, when the arguments show what was meant.
+//! Hints for misspelt commands whose arguments show what was meant.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -9,7 +9,7 @@ use super::terminal;
 
 /// Prints clap's message, and how the command is written if that is clear; gives the exit code.
 pub(crate) fn report(error: &clap::Error, arguments: &[String]) -> ExitCode {
-    // A closed stdout or stderr is nobody's loss.
+    // Ignored: stdout or stderr may be closed.
     let _ = error.print();
     let strays = [ErrorKind::UnknownArgument, ErrorKind::InvalidSubcommand];
     if strays.contains(&error.kind())

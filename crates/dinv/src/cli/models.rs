@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 
 /// See, download and check models
 ///
-/// Models of the Hugging Face Hub lie in the cache that its Python library uses: $HF_HUB_CACHE, or
+/// Models of the Hugging Face Hub are kept in the cache that its Python library uses: $HF_HUB_CACHE, or
 /// $HF_HOME/hub, or ~/.cache/huggingface/hub. With HF_HUB_OFFLINE=1 nothing is downloaded; models
 /// that ask for an account need HF_TOKEN.
 #[derive(Debug, Args)]

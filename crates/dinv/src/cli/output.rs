@@ -346,7 +346,7 @@ pub(crate) fn is_named_like_a_picture(path: &Path) -> bool {
     kind_of(path).is_some_and(|(_, endings)| endings.contains(&"png"))
 }
 
-/// Refuses outputs of one run of which two would be the same file.
+/// Refuses outputs of a run if two of them are the same file.
 pub(crate) fn refuse_same(outputs: &[(&str, &Path)]) -> Result<(), Failure> {
     let place = |path: &Path| {
         let folder = folder_of(path);
@@ -408,7 +408,7 @@ fn check_makeable(path: &Path) -> anyhow::Result<()> {
     })
 }
 
-/// What is there can be replaced if it is a file that can be written.
+/// An existing file can be replaced if it is writable.
 fn check_replaceable(path: &Path) -> anyhow::Result<()> {
     let metadata = fs::metadata(path).or_else(|_| fs::symlink_metadata(path));
     if metadata.is_ok_and(|metadata| !metadata.is_file() && !metadata.is_symlink()) {

@@ -11,7 +11,7 @@ pub(crate) struct Tile<'a> {
     pub(crate) caption: &'a str,
 }
 
-/// Everything on one sheet: the examples on the left, what was made of them on the right.
+/// Everything on one sheet: the examples on the left, the result on the right.
 pub(crate) struct Sheet<'a> {
     pub(crate) examples: Vec<[Tile<'a>; 2]>,
     pub(crate) results: Vec<[Tile<'a>; 2]>,

@@ -53,7 +53,7 @@ pub(crate) fn stop_with_stdin() {
     WITH_STDIN.store(true, Ordering::Relaxed);
 }
 
-/// Waits for the end of standard input, whatever comes before it.
+/// Waits for the end of standard input and ignores its contents.
 fn watch_stdin() -> anyhow::Result<()> {
     let wait = || {
         let mut stdin = std::io::stdin().lock();

@@ -30,7 +30,7 @@ impl Failure {
         }
     }
 
-    /// The command was not put right.
+    /// The command line is invalid.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self {
             exit: Exit::Usage,
@@ -76,7 +76,7 @@ pub(crate) fn writes_json_lines() -> bool {
     MACHINE.load(Ordering::Relaxed)
 }
 
-/// Prints a message for the user on stderr; a closed stderr is nobody's loss.
+/// Prints a message for the user on stderr. A closed stderr is ignored.
 pub(crate) fn message(text: impl Display) {
     if writes_json_lines() {
         event(&json!({ "type": "message", "message": text.to_string() }));

@@ -15,7 +15,7 @@ pub(crate) use super::signals::{catch_interrupts, stopping};
 /// How long each stage took.
 pub(crate) type StageTimes = Vec<(Stage, Duration)>;
 
-/// What is counted for less is not worth a bar.
+/// Shorter counts get no bar.
 const PATIENCE: Duration = Duration::from_millis(700);
 
 /// Shows progress and remembers what should go into `run.json`.
@@ -24,7 +24,7 @@ pub(crate) struct Watcher {
     terminal: bool,
     /// Whether lines are printed in their place.
     plain: bool,
-    /// Of what is going on; between two stages there is none, so that nothing stale is ever seen.
+    /// The bar of the current stage. Between stages there is none, so that no stale bar is shown.
     bar: Option<ProgressBar>,
     current: Option<(Stage, Instant)>,
     /// Since when something is counted.

@@ -1,4 +1,4 @@
-//! The library of differences: .safetensors files, each with a thumbnail and a note beside it.
+//! The library of differences: .safetensors files, each with a thumbnail and a note next to it.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -24,7 +24,7 @@ const SIDE: u32 = 128;
 /// The most characters of a name.
 const LONGEST: usize = 64;
 
-/// What is noted of a difference.
+/// The note stored with a difference.
 #[derive(Debug, Serialize, Deserialize)]
 struct Note {
     created: String,

@@ -87,7 +87,7 @@ pub(crate) async fn serve(listener: tokio::net::TcpListener, app: Arc<App>) {
             server
                 .timer(TokioTimer::new())
                 .header_read_timeout(PATIENCE);
-            // A client that leaves in the middle is nobody's loss.
+            // Ignored: the client may have disconnected.
             let _ = server.serve_connection(TokioIo::new(stream), service).await;
             drop(place);
         });

@@ -1,4 +1,4 @@
-//! What is known about a job.
+//! The state of a job.
 
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
@@ -91,7 +91,7 @@ pub(crate) struct Shows {
     pub(crate) strength: Option<f64>,
 }
 
-/// What is kept of a job in its folder.
+/// The part of a job that is stored in its folder.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Stored {
     pub(crate) id: String,

@@ -10,7 +10,7 @@ use super::problem::{Answer, Problem};
 /// The cookie that a browser carries the token in: pictures and events are asked for without other headers.
 const COOKIE: &str = "dinv-token";
 
-/// What the page may load: only what comes from here.
+/// What the page may load: only resources of this server.
 const POLICY: &str = "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; \
                       form-action 'self'; frame-ancestors 'none'";
 

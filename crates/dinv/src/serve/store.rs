@@ -19,7 +19,7 @@ use crate::cli::signals;
 use super::job::{Job, Loss, State, Stored, now};
 use super::problem::{Answer, Problem};
 
-/// What is kept of a job.
+/// The stored part of a job.
 const JOB: &str = "job.json";
 /// Its losses, one a line.
 const LOSSES: &str = "losses.jsonl";
@@ -191,7 +191,7 @@ impl Store {
         Ok(job.view(jobs.position(id), true))
     }
 
-    /// What has happened to a job since an event: the job if it changed, its losses, and whether more will come.
+    /// The changes of a job since an event: the job if it changed, its losses, and whether more will come.
     pub(crate) fn since(&self, id: &str, event: u64) -> Option<Since> {
         let jobs = self.lock();
         let job = jobs.jobs.get(id)?;
@@ -337,7 +337,7 @@ impl Store {
             return Err(Problem::conflict("the job is running").hint("cancel it first"));
         }
         let folder = self.job_folder(id);
-        // What is left of a folder without this file is no job.
+        // A folder without this file is not a job.
         fs::remove_file(folder.join(JOB)).map_err(Error::io(folder.join(JOB)))?;
         jobs.jobs.remove(id);
         drop(jobs);
@@ -347,7 +347,7 @@ impl Store {
     }
 }
 
-/// What has happened to a job since an event.
+/// The changes of a job since an event.
 pub(crate) struct Since {
     pub(crate) job: Value,
     /// The number of its last event.

@@ -208,7 +208,7 @@ impl<'a> Listener<'a> {
     }
 
     /// Takes the losses that a killed server no longer heard from those of the checkpoint. A job that has none yet
-    /// goes on from another job's checkpoint, and shows its own steps alone.
+    /// resumes from another job's checkpoint, and shows only its own steps.
     fn catch_up(&mut self, checkpoint: &Path) -> anyhow::Result<()> {
         let known = self.store.get(self.id).map_or(0, |job| {
             let steps = job.losses.iter().map(|loss| loss.step);
@@ -375,7 +375,7 @@ fn caption_of(path: &Path) -> Value {
     recipe.map_or(Value::Null, |mut recipe| recipe["b"]["caption"].take())
 }
 
-/// Puts a copy of what was learned into the library.
+/// Copies the learned difference into the library.
 fn keep_difference(store: &Store, id: &str, folder: &Path) -> anyhow::Result<Value> {
     let Ok(job) = store.get(id) else {
         return Ok(Value::Null);

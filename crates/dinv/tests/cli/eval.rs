@@ -180,7 +180,7 @@ fn methods_that_learn_the_same_learn_it_once() {
         picture("out", "weak"),
         picture("out", "difference-inversion")
     );
-    // What was paid for learning counts for every method that uses it.
+    // The cost of learning counts for every method that uses the result.
     let seconds = |method: &str| {
         let result = read_json(&out.join(method).join("one/result.json"));
         result["seconds"].as_f64().unwrap()
@@ -384,7 +384,7 @@ fn real_networks_of_metrics_are_used_where_they_are_given() {
     let result = work.path().join("out/sdedit/one/result.json");
     let seconds = read_json(&result)["seconds"].clone();
     assert_eq!(read_json(&result)["scores"].get("lpips_b"), None);
-    // What is there is measured again, not made again.
+    // Existing results are measured again, not made again.
     succeed(
         work.path(),
         &eval(&format!("-q --methods sdedit --limit 1 {networks} -o out")),

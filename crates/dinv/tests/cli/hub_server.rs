@@ -22,18 +22,18 @@ pub(crate) struct Request {
     pub(crate) headers: BTreeMap<String, String>,
 }
 
-/// What goes wrong.
+/// A fault to inject.
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
     /// Another status, with headers.
     Status(u16, Vec<(&'static str, String)>),
-    /// The connection ends after so many bytes of the contents.
+    /// The connection ends after this many bytes of the contents.
     Break(usize),
     /// A byte of the contents is another.
     Corrupt,
-    /// A pause after every so many bytes.
+    /// A pause after each chunk of this many bytes.
     Slow(usize),
-    /// The answer pays no heed to `Range`.
+    /// The answer ignores `Range`.
     NoRange,
 }
 
@@ -265,7 +265,7 @@ fn read_request(stream: &TcpStream, at_storage: bool) -> Option<Request> {
     })
 }
 
-/// An answer on its way, with what is to go wrong.
+/// An answer being sent, with its fault.
 struct Answer {
     stream: TcpStream,
     start: usize,

@@ -1,4 +1,4 @@
-//! Ctrl-C, the checkpoint it leaves, and going on from it.
+//! Ctrl-C, the checkpoint it leaves, and resuming from it.
 #![cfg(unix)]
 
 use std::fs;
@@ -54,7 +54,7 @@ fn an_interrupted_run_goes_on_to_the_same_result() {
         read("d.safetensors") == read("straight.safetensors"),
         "the results differ"
     );
-    // The trace goes on as well, where it stopped.
+    // The trace resumes too.
     assert!(
         read("trace.safetensors") == read("straight_trace.safetensors"),
         "the traces differ"
@@ -122,7 +122,7 @@ fn captions_stop_after_the_picture() {
 #[test]
 fn a_second_interrupt_ends_the_program_at_once() {
     let work = workplace();
-    // A step of many samples takes longer than both interrupts: the first alone would wait for its end.
+    // A step of many samples takes longer than both interrupts: the first by itself would wait for its end.
     let mut child = start(
         work.path(),
         &format!(

@@ -118,7 +118,7 @@ fn outputs_with_a_dot_have_checkpoints_of_their_own() {
     long.kill().unwrap();
     long.wait().unwrap();
     assert!(work.path().join("lr0.01.checkpoint").exists());
-    // The checkpoint that is there is gone on from, or told to be further than that.
+    // An existing checkpoint is resumed, or reported as being further.
     let behind = format!("{learn} --steps 1 -o lr0.01 --resume");
     refuses(
         work.path(),

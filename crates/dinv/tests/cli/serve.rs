@@ -21,7 +21,7 @@ struct Server {
     port: u16,
 }
 
-/// What was answered.
+/// The answer.
 struct Answer {
     status: u16,
     head: String,
@@ -191,7 +191,7 @@ fn pairs(work: &TempDir) -> Value {
     }])
 }
 
-/// A job that learns for so many steps.
+/// A job that learns for the given number of steps.
 fn learning(work: &TempDir, steps: usize) -> Value {
     let more = json!({ "steps": steps, "num_tokens": 3, "select_every": 0, "checkpoint_every": 1 });
     json!({ "kind": "learn", "pairs": pairs(work), "settings": settings(work, &more) })
@@ -464,7 +464,7 @@ fn the_queue_is_bounded_and_jobs_are_cancelled_retried_and_removed() {
         .as_u64()
         .unwrap();
 
-    // What is tried again resumes from the checkpoint.
+    // A retry resumes from the checkpoint.
     let again = server
         .post(&format!("{running}/retry"), &json!({}))
         .expect(202)

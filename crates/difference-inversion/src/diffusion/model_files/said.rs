@@ -1,4 +1,4 @@
-//! What a single file says of itself beside its weights: by marks among its tensors, and in its metadata.
+//! What a single file states besides its weights: by marks among its tensors, and in its metadata.
 
 use serde_json::Value;
 
@@ -31,7 +31,7 @@ const SD2_BASE_STEP: u64 = 875_000;
 pub(super) struct Said {
     /// Whether a tensor says that velocity is predicted.
     pub(super) by_tensor: bool,
-    /// What is predicted, and where that is said.
+    /// The prediction type, and where it is stated.
     pub(super) by_metadata: Option<(PredictionType, &'static str)>,
     /// Whether the metadata say that the schedule ends in pure noise.
     pub(super) zero_snr: bool,
@@ -85,7 +85,7 @@ fn is_true(value: &str) -> bool {
     ["true", "1", "yes"].contains(&value)
 }
 
-/// What is predicted, for people.
+/// The prediction type, for people.
 pub(super) fn title(prediction: &Value) -> &'static str {
     match prediction.as_str() {
         Some("epsilon") => "noise",

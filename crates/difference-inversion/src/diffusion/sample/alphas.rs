@@ -103,7 +103,7 @@ impl AlphaSchedule {
         value.filter(|value| !value.is_null())
     }
 
-    /// What is wrong with a field of the configuration.
+    /// The problem with a field of the configuration.
     pub(super) fn wrong(&self, field: &str, reason: &str) -> Error {
         Error::Config {
             path: self.path.clone(),

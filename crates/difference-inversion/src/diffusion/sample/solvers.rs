@@ -90,7 +90,7 @@ impl Solver for Ddim {
     }
 }
 
-/// Fields of a scheduler's configuration with the values that are supported: where its σ lie.
+/// Fields of a scheduler's configuration with their supported values: the places of its σ.
 const SIGMAS: &[(&str, &str)] = &[
     ("use_karras_sigmas", "false"),
     ("use_exponential_sigmas", "false"),
@@ -384,7 +384,7 @@ impl UniPc {
         (x, factor)
     }
 
-    /// Where step `i - 1` lies seen from step `i`, in units of the step from `i` to `i + 1`.
+    /// The place of step `i - 1` relative to step `i`, in units of the step from `i` to `i + 1`.
     fn ratio(&self, i: usize) -> f64 {
         let s = &self.sigmas;
         (s.lambda(i - 1) - s.lambda(i)) / (s.lambda(i + 1) - s.lambda(i))

@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// Version of the checkpoint format, in the metadata of every checkpoint.
 const FORMAT_VERSION: &str = "2";
 
-/// Everything an optimisation step depends on, besides what is given again on resuming.
+/// Everything an optimisation step depends on, except the inputs that are given again on resuming.
 #[derive(Debug, Clone)]
 pub(super) struct State {
     /// Steps made.

@@ -1,4 +1,4 @@
-//! Replay and trace: what was drawn and what came of it, so that another implementation can be
+//! Replay and trace: the draws and results of each step, so that another implementation can be
 //! held against this one step by step.
 
 use std::path::{Path, PathBuf};
@@ -106,7 +106,7 @@ impl Replay {
         })
     }
 
-    /// What was recorded for a step.
+    /// The record of a step.
     pub(super) fn draws(&self, step: usize, device: &Device) -> Draws {
         let length: usize = self.shape.iter().product();
         let noise = self.noise[step * length..(step + 1) * length].to_vec();

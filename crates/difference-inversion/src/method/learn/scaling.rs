@@ -7,7 +7,7 @@ use crate::util::tensors::host;
 
 /// The scale that f16 starts with, and never exceeds, is two to this power.
 const MOST: u32 = 16;
-/// After so many steps with finite gradients the scale is doubled.
+/// The number of steps with finite gradients after which the scale is doubled.
 const GROWTH_INTERVAL: usize = 200;
 
 /// The factor that a loss is multiplied by before its backward pass, so that gradients too small for

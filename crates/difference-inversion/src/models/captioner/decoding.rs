@@ -49,7 +49,7 @@ pub trait NextLogits {
     /// returns the logits of what follows each.
     ///
     /// # Errors
-    /// Whatever stops the model.
+    /// If the model fails.
     fn next_logits(&mut self, rows: &[usize], tokens: &[u32]) -> Result<Vec<Vec<f32>>>;
 }
 
@@ -57,7 +57,7 @@ pub trait NextLogits {
 /// and with the first of `eos` or `max_new_tokens`.
 ///
 /// # Errors
-/// Whatever stops the model.
+/// If the model fails.
 pub fn generate(
     model: &mut impl NextLogits,
     first: Vec<f32>,

@@ -5,7 +5,7 @@ use std::fmt;
 
 use burn::tensor::Tensor;
 
-/// What is looked at.
+/// The attention in question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttentionKind {
     /// The feature map itself: self-attention.
@@ -17,7 +17,7 @@ pub enum AttentionKind {
 /// One attention of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttentionPlace {
-    /// What is looked at.
+    /// The attention in question.
     pub kind: AttentionKind,
     /// The number of the transformer block, counted from 0 in the order in which they run.
     pub layer: usize,

@@ -18,17 +18,17 @@ use crate::{Error, Result};
 /// The network's folder in diffusers' layout.
 pub const PART: &str = "transformer";
 
-/// Height and width of the latents that it draws unless it is told otherwise: its configuration says none.
+/// Default height and width of the latents: the configuration has none.
 const SIDE: u64 = 128;
 
-/// How many tokens T5's reading of a prompt has for a network that is told a guidance scale, and for one
-/// that is not.
+/// How many tokens T5's reading of a prompt has for a network with embedded guidance, and for one
+/// without it.
 const T5_LENGTHS: [usize; 2] = [512, 256];
 
 /// Opens the configuration of the transformer.
 ///
 /// # Errors
-/// Whatever is wrong with the file.
+/// If the file is invalid.
 pub fn open(config: Value, path: &Path) -> Result<Box<dyn DenoiserConfig>> {
     Ok(Box::new(Config {
         transformer: from_value(config, path)?,
@@ -36,11 +36,11 @@ pub fn open(config: Value, path: &Path) -> Result<Box<dyn DenoiserConfig>> {
     }))
 }
 
-/// How many tokens T5's reading of a prompt has: 512, or 256 for schnell, which is not told a guidance
-/// scale.
+/// How many tokens T5's reading of a prompt has: 512, or 256 for schnell, which has no embedded
+/// guidance.
 ///
 /// # Errors
-/// Whatever is wrong with the transformer's configuration.
+/// If the transformer's configuration is invalid.
 pub fn t5_length(config: Value, path: &Path) -> Result<usize> {
     Ok(length_of(&from_value(config, path)?))
 }

@@ -23,7 +23,7 @@ const TIME_IDS: usize = 6;
 /// Opens the configuration of a U-Net that reads a prompt and nothing more.
 ///
 /// # Errors
-/// Whatever is wrong with the file.
+/// If the file is invalid.
 pub fn open(config: Value, path: &Path) -> Result<Box<dyn DenoiserConfig>> {
     Config::open(config, path, false)
 }
@@ -31,7 +31,7 @@ pub fn open(config: Value, path: &Path) -> Result<Box<dyn DenoiserConfig>> {
 /// Opens the configuration of SDXL's U-Net, which also receives a pooled prompt and sizes.
 ///
 /// # Errors
-/// Whatever is wrong with the file.
+/// If the file is invalid.
 pub fn open_xl(config: Value, path: &Path) -> Result<Box<dyn DenoiserConfig>> {
     Config::open(config, path, true)
 }

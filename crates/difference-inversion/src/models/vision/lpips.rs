@@ -29,7 +29,7 @@ pub const MIN_SIDE: usize = 16;
 /// The `lpips` package's `LPIPS(net="vgg")`. Its weights are constants.
 #[derive(Clone, Debug)]
 pub struct Lpips {
-    /// What is subtracted of a picture, and what it is divided by, [1, 3, 1, 1].
+    /// The mean and the standard deviation of pictures, [1, 3, 1, 1].
     shift: Tensor<4>,
     scale: Tensor<4>,
     blocks: Vec<Vec<Conv2d>>,
@@ -42,7 +42,7 @@ impl Lpips {
     /// Reads the package's `state_dict()`, saved as safetensors.
     ///
     /// # Errors
-    /// Whatever is wrong with the file, naming it.
+    /// If the file is invalid; the error names it.
     pub fn open(path: &Path, device: &Device) -> Result<Self> {
         let weights = Weights::open(path, device, FloatDType::F32)?;
         let (mut blocks, mut lins) = (Vec::new(), Vec::new());

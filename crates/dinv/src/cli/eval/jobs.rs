@@ -17,7 +17,7 @@ use super::worker::Answer;
 
 /// How many threads the kernels of a process use.
 const THREADS: &str = "RAYON_NUM_THREADS";
-/// After so many workers in a row ended before they answered, no more are started.
+/// The number of workers in a row that may end without an answer before no more are started.
 pub(super) const ENOUGH: usize = 3;
 /// How often a run looks whether it should stop.
 const LOOK: Duration = Duration::from_millis(100);

@@ -1,4 +1,4 @@
-//! The methods of a run: which they are, and what is recorded of them.
+//! The methods of a run, and their record.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -152,7 +152,7 @@ mod tests {
         };
         assert_eq!(names(&["all"], None), names(&[], None));
         assert_eq!(names(&[], Some(&file)), ["mine", "sdedit"]);
-        // What has the name of a built-in method takes its place.
+        // A variant named like a built-in method replaces it.
         let all = names(&["all"], Some(&file));
         assert_eq!(all.len(), BUILT_IN.len() + 1);
         assert_eq!(all[BUILT_IN.len() - 1..], ["mine", "sdedit"]);

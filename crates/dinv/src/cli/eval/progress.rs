@@ -51,7 +51,7 @@ pub(super) struct RunProgress {
 }
 
 impl RunProgress {
-    /// Of so many workers at a time, where a method begins no analogy after `time`.
+    /// For `workers` at a time; no method begins an analogy after `time`.
     pub(super) fn new(quiet: bool, workers: usize, time: Option<Duration>) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let bar = (terminal && !quiet).then(|| {
@@ -84,7 +84,7 @@ impl RunProgress {
         self.methods.insert(method.to_owned(), work);
     }
 
-    /// Tells that the work of a method begins.
+    /// Reports that a method begins.
     pub(super) fn begin(&self, method: &str) {
         if let Some(bar) = &self.bar {
             bar.set_length(self.total as u64);
@@ -108,7 +108,7 @@ impl RunProgress {
         }
     }
 
-    /// Tells that an analogy has ended, after so many seconds of a worker.
+    /// Reports that an analogy has ended, with the seconds a worker spent on it.
     pub(super) fn ended(&mut self, method: &str, name: &str, seconds: f64, failed: Option<&str>) {
         self.done += 1;
         if let Some(work) = self.methods.get_mut(method) {
@@ -138,7 +138,7 @@ impl RunProgress {
         }
     }
 
-    /// Tells the user something once, whatever else is shown.
+    /// Shows the user a note, once.
     pub(super) fn notice(&mut self, notice: String) {
         if !self.notices.contains(&notice) {
             self.say(&format!("note: {notice}"));

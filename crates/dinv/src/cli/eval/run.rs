@@ -231,7 +231,7 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
     let folder = Folder::at(&args.output);
     let record = folder.prepare(record, &entries).map_err(other_run)?;
     for entry in &entries {
-        // The analogy fails by itself.
+        // Only this analogy fails.
         if let Err(error) = folder.show(entry) {
             watcher.notice(&format!(
                 "a picture of `{}` cannot be shown: {error}",

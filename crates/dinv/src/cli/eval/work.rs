@@ -24,7 +24,7 @@ pub(super) struct Prepared {
     pub(super) methods: Vec<(Variant, Option<String>)>,
 }
 
-/// What went wrong in a run, all of which the same command tries again.
+/// The failures of a run. The same command retries them all.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
     /// Analogies that failed.
@@ -80,7 +80,7 @@ pub(super) fn work(
         for entry in entries {
             let finished = folder.finished(&variant.name, &entry.name);
             seconds.extend(finished.as_ref().map(|result| result.seconds));
-            // What is finished may have to be measured by networks that are new.
+            // Finished results may still lack the measures of new networks.
             let done = |result: ResultRecord| result.not_measured_with(measured_with).is_empty();
             if !finished.is_some_and(done) {
                 left.push(entry.name.clone());

@@ -1,4 +1,4 @@
-//! `dinv models list`: what is on disk, and what could be.
+//! `dinv models list`: models on disk and models that can be downloaded.
 
 use std::path::{Path, PathBuf};
 

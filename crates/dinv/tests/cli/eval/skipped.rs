@@ -202,7 +202,7 @@ fn how_the_model_is_understood_is_not_said_of_the_models_beside_it() {
         })
     };
     let [short, words] = pictures("", "plain");
-    // The model itself predicts velocity, the one beside it noise.
+    // The model itself predicts velocity, the one next to it noise.
     let [same, _] = pictures("--prediction-type v_prediction", "velocity");
     assert!(short == same);
     let [_, other] = pictures("--prediction-type epsilon", "noise");

@@ -113,7 +113,7 @@ fn a_worker_ends_with_its_run_however_that_ends() {
     running.child.kill().unwrap();
     let killed = Instant::now();
     running.child.wait().unwrap();
-    // What is left of it may be a zombie that nobody waits for.
+    // The process may remain as a zombie.
     let lives = || {
         let status = fs::read_to_string(format!("/proc/{worker}/stat"));
         status.is_ok_and(|status| !status.contains(") Z "))
