@@ -355,9 +355,10 @@ pub static FLUX_2_KLEIN: Family = Family {
     unread_mark: Some("single_stream_modulation.lin.weight"),
 };
 
-/// The licence of FLUX.2 klein with 9 billion parameters, by its title in the README of
-/// `github.com/black-forest-labs/flux2`; the models' own pages were not read.
-const FLUX_NON_COMMERCIAL: &str = "FLUX Non-Commercial License";
+/// The licence of FLUX.2 klein with 9 billion parameters: as copies of the distilled model's page name it, and as
+/// the README of `github.com/black-forest-labs/flux2` says of both. The pages themselves are gated and were not
+/// read.
+const FLUX_NON_COMMERCIAL: &str = "flux-non-commercial-license";
 
 /// The licence of Stable Diffusion 3 and 3.5, as their pages name it.
 const STABILITY_COMMUNITY: &str = "stabilityai-ai-community";

@@ -198,6 +198,9 @@ pub fn open_qwen3(
     length: usize,
 ) -> Result<TextEncoder> {
     let (tokenizer, pad) = Tokenizer::open_qwen(&files.vocabulary(part)?.folder)?;
+    for token in ["<|im_start|>", "<|im_end|>"] {
+        tokenizer.id(token)?; // without them the template would be read as words
+    }
     let dtype = in_wide_range(device, dtype);
     let (config, weights) = (files.config(part)?, files.weights(part, device, dtype)?);
     let [before, after] = QWEN3_TEMPLATE.map(|text| tokenizer.encode(text));

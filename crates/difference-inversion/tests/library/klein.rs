@@ -573,6 +573,17 @@ fn parts_that_are_missing_or_do_not_fit_are_named() {
         let message = edited(part, from, to);
         assert!(message.contains(expected), "{message}");
     }
+    let message = refused(|folder| {
+        edit(
+            &folder.join("tokenizer/tokenizer.json"),
+            "<|im_end|>",
+            "<|end|>",
+        );
+    });
+    assert!(
+        message.contains("\"<|im_end|>\" is not in the vocabulary"),
+        "{message}"
+    );
     for part in ["text_encoder", "tokenizer", "transformer", "vae"] {
         let message = refused(|folder| std::fs::remove_dir_all(folder.join(part)).unwrap());
         let expected = format!("no folder `{part}`");

@@ -47,7 +47,7 @@ pub(crate) fn run(
     records: &Records,
 ) -> Result<Outcome> {
     let pairs = std::slice::from_ref(pair);
-    let joints = match config.lambda_clip > 0.0 {
+    let joints = match models.pipeline().family().has_joint_space() {
         true => models.joints().unwrap(),
         false => &[],
     };

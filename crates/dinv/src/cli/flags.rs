@@ -34,7 +34,7 @@ pub(crate) const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
 #[serde(default)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelSettings {
-    /// demo, sd15, sd21, sdxl, sd3, sd35, sd35-large, flux-dev, flux-schnell, a folder or file, or OWNER/NAME [default: demo]
+    /// demo, sd15, sd21, sdxl, sd3, sd35, sd35-large, flux-dev, flux-schnell, klein-base, klein, klein-base-9b, klein-9b, a folder or file, or OWNER/NAME [default: demo]
     ///
     /// OWNER/NAME and OWNER/NAME@REVISION are models of the Hugging Face Hub; a file is one .safetensors
     /// file. A dinv.json in the model's folder overrides built-in defaults.
