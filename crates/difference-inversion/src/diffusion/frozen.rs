@@ -16,6 +16,9 @@ use crate::models::captioner::decoding::GenerationConfig;
 use crate::models::denoiser::Memory;
 use crate::{Error, Result};
 
+/// The folder of a captioner inside a pipeline's.
+pub const CAPTIONER_FOLDER: &str = "captioner";
+
 /// Where the models of an analogy are.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ModelPaths {
@@ -75,7 +78,7 @@ impl ModelPaths {
     /// Where the captioner is: as given, or else `captioner` in the model's folder or next to its
     /// file.
     pub fn captioner_folder(&self) -> PathBuf {
-        let default = || self.beside("captioner");
+        let default = || self.beside(CAPTIONER_FOLDER);
         self.captioner.clone().unwrap_or_else(default)
     }
 
@@ -137,11 +140,22 @@ impl Models {
     /// one for each.
     ///
     /// # Errors
-    /// [`Error::Missing`] if a folder is not there, whatever is wrong with a file in it,
+    /// [`Error::Missing`] if a folder is not there or the family has no joint space, whatever is wrong with a file in it,
     /// [`Error::WrongBase`] for a joint space that does not belong to the model, or twice the same.
     pub fn joints(&self) -> Result<&[JointSpace]> {
         if let Some(joints) = self.joints.get() {
             return Ok(joints);
+        }
+        let family = self.pipeline.family();
+        if !family.has_joint_space() {
+            return Err(Error::Missing {
+                what: "a joint space".to_owned(),
+                reason: format!(
+                    "no text encoder of a {} was trained with pictures, so that there can be no CLIP loss and no \
+                     optimised prompt",
+                    family.class
+                ),
+            });
         }
         let mut joints: Vec<JointSpace> = Vec::new();
         for folder in &self.clip_folders {

@@ -2,6 +2,7 @@
 //! by `training/reference/make_golden_klein.py`.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use burn::tensor::{Device, FloatDType, Tensor};
@@ -13,8 +14,9 @@ use difference_inversion::image::load_image;
 use difference_inversion::method::analogy::{self, Applied, Target};
 use difference_inversion::method::difference::DifferenceTokens;
 use difference_inversion::method::generate::{self, Inputs};
-use difference_inversion::method::generate_config::AnalogyConfig;
+use difference_inversion::method::generate_config::{AnalogyConfig, GenerateConfig};
 use difference_inversion::method::learn::{Initialisation, Records};
+use difference_inversion::method::prompt::PromptMode;
 use difference_inversion::method::regenerate::{Guidance, Inversion};
 use difference_inversion::models::denoiser::flux2::{Flux2Config, Flux2Transformer2DModel};
 use difference_inversion::models::denoiser::{GuidedBy, Memory};
@@ -342,7 +344,7 @@ fn a_difference_learned_on_base_is_applied_with_the_distilled_model() {
         if let Progress::Notice { message: notice } = progress {
             notices.push(notice.to_string());
         }
-        std::ops::ControlFlow::Continue(())
+        ControlFlow::Continue(())
     };
     let (learned, applied) = analogy::solve(
         &base,
@@ -362,7 +364,7 @@ fn a_difference_learned_on_base_is_applied_with_the_distilled_model() {
     };
     assert_eq!(embedding.dims(), [2, 16]);
     let config = AnalogyConfig {
-        generate: difference_inversion::method::generate_config::GenerateConfig {
+        generate: GenerateConfig {
             guidance_scale: None,
             ..short_analogy().generate
         },
@@ -600,6 +602,18 @@ fn a_difference_of_another_family_is_refused() {
     let error = analogy::check_apply(&models, &tokens, &short_analogy()).unwrap_err();
     let expected = "this model is a FLUX.2 klein transformer";
     assert!(error.to_string().contains(expected), "{error}");
+}
+
+#[test]
+fn prompts_cannot_be_optimised_without_a_joint_space() {
+    let mut config = short_analogy();
+    config.prompt.prompt_mode = PromptMode::Optimised;
+    let models = models(Kind::Base);
+    let (examples, records) = ([example_in("klein")], Records::default());
+    let error = analogy::learn(&models, &examples, &config, &records, &mut silent).unwrap_err();
+    let message = error.to_string();
+    assert!(message.contains("no optimised prompt"), "{message}");
+    assert!(message.contains("a Flux2KleinPipeline"), "{message}");
 }
 
 #[test]

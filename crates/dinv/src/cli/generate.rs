@@ -11,6 +11,7 @@ use difference_inversion::job::Job;
 use serde::Serialize;
 use serde_json::json;
 
+use super::demo_world;
 use super::fetch::{Fetcher, Needs};
 use super::fitting;
 use super::flags::{General, ModelSettings, SeedFlag, finite};
@@ -18,27 +19,27 @@ use super::output::{Kind, Outputs};
 use super::record::{Recipe, text_of};
 use super::settings::Settings;
 use super::terminal;
-use super::vocabulary;
 use super::watch::{self, Watcher};
 
 /// Draw a picture from words, or edit one with a model made for that
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   dinv generate --prompt \"a red house on a hill\" -o house.png
-  dinv generate --prompt \"a red house on a hill\" --embedding night.safetensors -o night-house.png
-  dinv generate --model ~/instruct-pix2pix --image street.jpg --prompt \"make it snow\" -o snow.png
-  dinv generate --model ~/inpainting --image street.jpg --mask sky.png --prompt \"a sunset\"")]
+  dinv generate --prompt \"a red house on a hill\" --embedding night.safetensors
+  dinv generate --model ~/instruct-pix2pix --image day.jpg --prompt \"at night\"
+  dinv generate --model ~/inpainting --image b.jpg --mask m.png --prompt sunset")]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
     words: TextFlags,
     /// Difference to append to the prompt
     #[arg(long, value_name = "FILE")]
     embedding: Option<PathBuf>,
-    /// Picture to edit, with InstructPix2Pix and inpainting models
+    /// Picture to edit (InstructPix2Pix and inpainting models)
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
-    /// Area that an inpainting model redraws: white on black, brush strokes on transparency, or the picture
-    /// with the area erased
+    /// Area that an inpainting model redraws
+    ///
+    /// White on black, brush strokes on transparency, or the picture with the area erased.
     #[arg(long, value_name = "FILE")]
     mask: Option<PathBuf>,
     /// Start from the tensor `latents` [1, 4, h, w] in a safetensors file instead of the seed's noise;
@@ -66,7 +67,10 @@ struct TextFlags {
     prompt: String,
     #[arg(long, help = about!(text.negative_prompt), value_name = "TEXT")]
     negative_prompt: Option<String>,
-    #[arg(long, help = concat!(about!(text.guidance_scale), " [default: 7.5; FLUX.1 dev 3.5]"), value_name = "SCALE", value_parser = finite)]
+    #[arg(long, help = concat!(about!(text.guidance_scale), " [default: 7.5; FLUX.1 dev: 3.5]"),
+          long_help = concat!(about!(text.guidance_scale), " [default: 7.5; FLUX.1 dev: 3.5]\n\n",
+              "FLUX.1 dev reads the number as an input. FLUX.1 schnell has no guidance. Neither takes a negative prompt."),
+          value_name = "SCALE", value_parser = finite)]
     guidance_scale: Option<f64>,
     #[arg(long, help = about!(text.image_guidance_scale), value_name = "SCALE", hide_short_help = true, value_parser = finite)]
     image_guidance_scale: Option<f64>,
@@ -119,10 +123,10 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
-    let mut fetcher = Fetcher::new(&mut watcher)?;
-    let model = fetcher.model(&models)?;
+    let mut fetcher = Fetcher::new(&mut watcher, args.general.yes)?;
+    let model = fetcher.model(&models, Needs::default())?;
     job.settings = settings.clone().with_model(&model)?.resolve()?;
-    let note = vocabulary::note(&models, &model, [args.words.prompt.as_str()]);
+    let note = demo_world::of_words(&models, &model, [args.words.prompt.as_str()]);
     let paths = fetcher.paths(&models, model, Needs::default())?;
     watcher.notices(note);
     let mut recipe = Recipe::new("generate", &models, &paths, &[&job.settings])?;

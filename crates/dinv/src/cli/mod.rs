@@ -6,6 +6,8 @@ mod canvas;
 mod caption;
 mod change;
 mod checkpoint;
+mod consent;
+mod demo_world;
 pub(crate) mod device;
 mod doctor;
 mod eval;
@@ -29,7 +31,6 @@ pub(crate) mod settings;
 mod sheet;
 pub(crate) mod signals;
 pub(crate) mod terminal;
-mod vocabulary;
 pub(crate) mod watch;
 
 use std::process::ExitCode;
