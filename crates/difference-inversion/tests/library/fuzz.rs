@@ -551,3 +551,26 @@ fn sizes_that_no_network_has_are_refused_before_they_are_believed() {
         );
     }
 }
+
+/// Found above: the tokenizer's library panicked at a file that is no JSON from its decoder on, such as one that was
+/// cut there.
+#[test]
+fn a_tokenizer_that_is_cut_in_its_decoder_is_refused() {
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    let whole = root.join("tests/golden/klein/tokenizer/tokenizer.json");
+    let whole = std::fs::read_to_string(whole).unwrap();
+    let decoder = "\"decoder\": {";
+    let (start, _) = whole.split_once(decoder).unwrap();
+    let nan = format!("{start}\"decoder\": NaN }}");
+    for damaged in [format!("{start}{decoder}"), nan] {
+        let folder = folder(&[("tokenizer.json", damaged.as_bytes())]);
+        for error in [
+            Tokenizer::open(folder.path()).unwrap_err(),
+            Tokenizer::open_qwen(folder.path()).unwrap_err(),
+        ] {
+            let message = error.to_string();
+            assert!(message.contains("tokenizer.json"), "{message}");
+            assert!(message.contains("not valid JSON"), "{message}");
+        }
+    }
+}

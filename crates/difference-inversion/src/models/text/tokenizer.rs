@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -206,7 +207,7 @@ impl Tokenizer {
     /// Opens the `tokenizer.json` of a folder.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] when it is missing or damaged.
+    /// [`Error::Io`] when it cannot be read, [`Error::InvalidFile`] when it is damaged.
     pub fn open(dir: &Path) -> Result<Self> {
         Ok(Self {
             rules: open_tokenizer_json(&dir.join("tokenizer.json"))?,
@@ -504,10 +505,14 @@ fn bounded_length(length: f64) -> usize {
 /// Opens a `tokenizer.json`, without the truncation and padding that it may ask for.
 ///
 /// # Errors
-/// [`Error::InvalidFile`] when it is missing or damaged.
+/// [`Error::Io`] when it cannot be read, [`Error::InvalidFile`] when it is damaged.
 pub(crate) fn open_tokenizer_json(path: &Path) -> Result<Rules> {
     let invalid = |error: tokenizers::Error| Error::invalid_file(path, error.to_string());
-    let mut tokenizer = Rules::from_file(path).map_err(invalid)?;
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    // The library panics where a decoder is no JSON.
+    serde_json::from_str::<IgnoredAny>(&text)
+        .map_err(|error| Error::invalid_file(path, format!("not valid JSON: {error}")))?;
+    let mut tokenizer: Rules = text.parse().map_err(invalid)?;
     tokenizer.with_truncation(None).map_err(invalid)?;
     tokenizer.with_padding(None);
     Ok(tokenizer)
