@@ -156,6 +156,10 @@ class Reference:
     def joint_spaces(self, folders: list[Path]) -> list[JointSpace]:
         return [JointSpace(folder) for folder in folders]
 
+    def start(self, settings: Settings, widths: list[int]) -> list[torch.Tensor]:
+        """The tokens before the first step, for each text encoder that they are learned for."""
+        return [torch.zeros(settings.num_tokens, width) for width in widths]
+
     def latents(self, image: numpy.ndarray) -> torch.Tensor:
         pixels = torch.from_numpy(image.astype(numpy.float32) / 127.5 - 1).permute(2, 0, 1)[None]
         mean = self.vae.encode(pixels).latent_dist.mean
@@ -199,7 +203,7 @@ def learn(model: Reference, pair: Pair, settings: Settings, timesteps, noise) ->
         z_a, z_a_prime = model.latents(pair.a), model.latents(pair.a_prime)
         deltas = [joint.delta(pair, settings.alpha) for joint in model.joints]
     widths = [encoder.text_model.config.hidden_size for encoder in model.encoders]
-    tokens = [torch.zeros(settings.num_tokens, d, requires_grad=True) for d in widths]
+    tokens = [x.detach().clone().requires_grad_() for x in model.start(settings, widths)]
     optimiser = torch.optim.AdamW(
         tokens, lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
@@ -220,7 +224,7 @@ def learn(model: Reference, pair: Pair, settings: Settings, timesteps, noise) ->
         clip = torch.stack([
             joint.clip_loss(pair, x, delta, settings.clip_reading)
             for joint, x, delta in zip(model.joints, tokens, deltas)
-        ]).mean()
+        ]).mean() if model.joints else torch.zeros(())
         explained = after + settings.lambda_before * before
         loss = settings.lambda_mse * explained + settings.lambda_clip * clip
         optimiser.zero_grad()

@@ -12,9 +12,14 @@ use crate::diffusion::model_files::{MODEL_INDEX, ModelFiles, SCHEDULER};
 use crate::diffusion::sample::{
     AlphaSchedule, FlowConfig, FlowSchedule, Noising, SchedulerConfig, check_kind, complete,
 };
-use crate::diffusion::text_encoder::{Encoded, TextEncoder, open_clip, open_t5, open_t5_of_length};
+use crate::diffusion::text_encoder::{
+    Encoded, TextEncoder, open_clip, open_qwen3, open_t5, open_t5_of_length,
+};
 use crate::models::denoiser::conditions::Conditions;
-use crate::models::denoiser::{DenoiserConfig, flux_denoiser, sd3_denoiser, unet_denoiser};
+use crate::models::denoiser::{
+    DenoiserConfig, flux_denoiser, flux2_denoiser, sd3_denoiser, unet_denoiser,
+};
+use crate::models::text::qwen3;
 use crate::models::vae::AutoencoderKLConfig;
 use crate::weights::from_value;
 use crate::{Error, Result};
@@ -110,6 +115,8 @@ pub struct EncoderPart {
     pub learned: bool,
     /// Whether the denoiser can do without it.
     pub optional: bool,
+    /// Whether it needs the tensor of this name, among those of its file.
+    pub needs: fn(&str) -> bool,
     /// Opens it with its tokenizer.
     pub open: fn(&ModelFiles, &str, &Device, FloatDType) -> Result<TextEncoder>,
 }
@@ -140,6 +147,7 @@ const CLIP: EncoderPart = EncoderPart {
     joint: true,
     learned: true,
     optional: false,
+    needs: |_| true,
     open: open_clip,
 };
 
@@ -156,6 +164,7 @@ const T5_3: EncoderPart = EncoderPart {
     joint: false,
     learned: false,
     optional: true,
+    needs: |_| true,
     open: open_t5,
 };
 
@@ -165,6 +174,18 @@ const T5_2: EncoderPart = EncoderPart {
     optional: false,
     open: open_t5_of_flux,
     ..T5_3
+};
+
+/// Qwen3, of which the denoiser reads layers before the last. It is the only text encoder of its family, so D̃
+/// is learned for it, and starts where a norm can read it: see
+/// [`TextEncoder::reads_directions`].
+const QWEN3: EncoderPart = EncoderPart {
+    part: "text_encoder",
+    joint: false,
+    learned: true,
+    optional: false,
+    needs: |key| qwen3::needs(key, &flux2_denoiser::LAYERS),
+    open: open_qwen3_of_klein,
 };
 
 /// Stable Diffusion's autoencoder.
@@ -304,6 +325,56 @@ pub static FLUX: Family = Family {
     unread_mark: Some("double_blocks.0.img_attn.norm.key_norm.scale"),
 };
 
+/// FLUX.2 klein: `base`, and what was distilled from it to draw in four steps without guidance, which its
+/// `model_index.json` says; with 4 and with 9 billion parameters, which its configurations say.
+pub static FLUX_2_KLEIN: Family = Family {
+    class: "Flux2KleinPipeline",
+    models: &[
+        KnownModel {
+            name: "klein-base",
+            repository: "black-forest-labs/FLUX.2-klein-base-4B",
+            licence: "apache-2.0",
+            bytes: 16_000_000_000,
+        },
+        KnownModel {
+            name: "klein",
+            repository: "black-forest-labs/FLUX.2-klein-4B",
+            licence: "apache-2.0",
+            bytes: 16_000_000_000,
+        },
+        KnownModel {
+            name: "klein-base-9b",
+            repository: "black-forest-labs/FLUX.2-klein-base-9B",
+            licence: FLUX_NON_COMMERCIAL,
+            bytes: 34_700_000_000,
+        },
+        KnownModel {
+            name: "klein-9b",
+            repository: "black-forest-labs/FLUX.2-klein-9B",
+            licence: FLUX_NON_COMMERCIAL,
+            bytes: 34_700_000_000,
+        },
+    ],
+    denoiser: DenoiserPart {
+        part: flux2_denoiser::PART,
+        title: "FLUX.2 klein transformer",
+        open: flux2_denoiser::open,
+    },
+    text_encoders: &[QWEN3],
+    conditions: hidden_states_that_are_read,
+    force_zeros_for_empty_prompt: false,
+    noising: flow_of_flux2,
+    beside: Beside::Nothing,
+    autoencoder: AUTOENCODER,
+    single_files: &[],
+    unread_mark: Some("single_stream_modulation.lin.weight"),
+};
+
+/// The licence of FLUX.2 klein with 9 billion parameters: as copies of the distilled model's page name it, and as
+/// the README of `github.com/black-forest-labs/flux2` says of both. The pages themselves are gated and were not
+/// read.
+const FLUX_NON_COMMERCIAL: &str = "flux-non-commercial-license";
+
 /// The licence of Stable Diffusion 3 and 3.5, as their pages name it.
 const STABILITY_COMMUNITY: &str = "stabilityai-ai-community";
 
@@ -343,13 +414,15 @@ pub static FAMILIES: &[&Family] = &[
     &STABLE_DIFFUSION_XL,
     &STABLE_DIFFUSION_3,
     &FLUX,
+    &FLUX_2_KLEIN,
     &INSTRUCT_PIX2PIX,
     &INPAINT,
 ];
 
 /// Pipelines of diffusers whose parts are those of a family, so that a model saved by one of them is of
 /// that family.
-const SAME_PARTS: [(&str, &str); 12] = [
+const SAME_PARTS: [(&str, &str); 13] = [
+    ("Flux2KleinInpaintPipeline", "Flux2KleinPipeline"),
     ("FluxImg2ImgPipeline", "FluxPipeline"),
     (
         "LatentConsistencyModelImg2ImgPipeline",
@@ -412,12 +485,14 @@ pub fn known_models() -> impl Iterator<Item = &'static KnownModel> {
     all().flat_map(|family| family.models)
 }
 
-/// The family that a file with tensors of these names is known to be of, though its layout is not read.
+/// The family that a file with tensors of these names is known to be of, though its layout is not read. Of
+/// several the last: a family comes after the one whose tensors it has kept.
 pub(crate) fn of_unread(names: &[String]) -> Option<&'static Family> {
-    all().find(|family| {
+    let is_marked = |family: &&Family| {
         let mark = family.unread_mark;
         mark.is_some_and(|mark| names.iter().any(|name| name.ends_with(mark)))
-    })
+    };
+    all().filter(is_marked).last()
 }
 
 /// The layouts of single files.
@@ -628,6 +703,25 @@ fn flow_in_whole_steps(files: &ModelFiles) -> Result<Noising> {
     })
 }
 
+/// The same, with a shift that depends on the number of steps, too.
+fn flow_of_flux2(files: &ModelFiles) -> Result<Noising> {
+    Ok(match flow(files)? {
+        Noising::Flow(schedule) => Noising::Flow(schedule.with_empirical_shift()),
+        other => other,
+    })
+}
+
+/// Qwen3, as far as the transformer reads it.
+fn open_qwen3_of_klein(
+    files: &ModelFiles,
+    part: &str,
+    device: &Device,
+    dtype: FloatDType,
+) -> Result<TextEncoder> {
+    let (layers, length) = (&flux2_denoiser::LAYERS, flux2_denoiser::LENGTH);
+    open_qwen3(files, part, device, dtype, layers, length)
+}
+
 /// T5, whose reading of a prompt is as long as the transformer was trained with.
 fn open_t5_of_flux(
     files: &ModelFiles,
@@ -698,6 +792,12 @@ fn t5_hidden_states_and_pooled_clip(_: &[TextEncoder], encoded: &[Encoded]) -> R
     })
 }
 
+/// The hidden states that a text encoder keeps, side by side.
+fn hidden_states_that_are_read(_: &[TextEncoder], encoded: &[Encoded]) -> Result<Conditions> {
+    let states = encoded.iter().flat_map(|one| one.hidden_states.clone());
+    Ok(Conditions::new(Tensor::cat(states.collect(), 2))) // [1, n, 3d]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -760,7 +860,7 @@ mod tests {
         assert!(STABLE_DIFFUSION_XL.check_words_alone().is_ok());
         let message = INPAINT.check_words_alone().unwrap_err().to_string();
         let expected = "a StableDiffusionPipeline or a StableDiffusionXLPipeline or a \
-                        StableDiffusion3Pipeline or a FluxPipeline";
+                        StableDiffusion3Pipeline or a FluxPipeline or a Flux2KleinPipeline";
         assert!(message.ends_with(expected), "{message}");
     }
 }

@@ -140,11 +140,22 @@ impl Models {
     /// one for each.
     ///
     /// # Errors
-    /// [`Error::Missing`] if a folder is not there, whatever is wrong with a file in it,
+    /// [`Error::Missing`] if a folder is not there or the family has no joint space, whatever is wrong with a file in it,
     /// [`Error::WrongBase`] for a joint space that does not belong to the model, or twice the same.
     pub fn joints(&self) -> Result<&[JointSpace]> {
         if let Some(joints) = self.joints.get() {
             return Ok(joints);
+        }
+        let family = self.pipeline.family();
+        if !family.has_joint_space() {
+            return Err(Error::Missing {
+                what: "a joint space".to_owned(),
+                reason: format!(
+                    "no text encoder of a {} was trained with pictures, so that there can be no CLIP loss and no \
+                     optimised prompt",
+                    family.class
+                ),
+            });
         }
         let mut joints: Vec<JointSpace> = Vec::new();
         for folder in &self.clip_folders {

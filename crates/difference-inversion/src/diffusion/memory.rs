@@ -49,12 +49,17 @@ impl LearningMemory {
         let device = Device::flex();
         let open = |part: &str, dtype| files.weights(part, &device, dtype);
         let vae_dtype = autoencoder.dtype(&vae, self.dtype);
-        let encoders = (family.encoders_in(&files)?.iter())
+        let parts = family.encoders_in(&files)?;
+        let encoders = (parts.iter())
             .map(|encoder| open(encoder.part, self.dtype))
             .collect::<Result<Vec<_>>>()?;
+        let of_encoders = parts.iter().zip(&encoders);
+        let of_encoders: u64 = of_encoders
+            .map(|(part, weights)| weights.bytes_in_memory_of(part.needs))
+            .sum();
         let mut weights = open(family.denoiser.part, self.dtype)?.bytes_in_memory()
             + open(autoencoder.part, vae_dtype)?.bytes_in_memory()
-            + encoders.iter().map(Weights::bytes_in_memory).sum::<u64>();
+            + of_encoders;
         let folder = |folder: &Path| match folder.is_dir() {
             true => Weights::open(folder, &device, self.dtype).map(Some),
             false => Ok(None),
@@ -78,7 +83,7 @@ impl LearningMemory {
             let captioner = folder(&paths.captioner_folder())?;
             viewers += captioner.map_or(0, |captioner| captioner.bytes_in_memory());
         }
-        let factor = vae.downsampling_factor();
+        let factor = vae.pixels();
         let latents = resolution(&files, family, &*denoiser, &vae)?
             .map(|side| (side as usize).checked_div(factor).unwrap_or(0));
         let step = denoiser.step_bytes(self.rows, latents, self.memory)?;

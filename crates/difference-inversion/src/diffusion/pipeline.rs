@@ -114,11 +114,11 @@ impl Pipeline {
 
     /// The shape of one picture's latents, [1, channels, h, w].
     pub fn latent_shape(&self) -> [usize; 4] {
-        let factor = self.vae.config().downsampling_factor();
+        let factor = self.vae.config().pixels();
         let [h, w] = self
             .resolution
             .map(|side| (side as usize).checked_div(factor).unwrap_or(0));
-        [1, self.vae.config().latent_channels, h, w]
+        [1, self.vae.config().denoised_channels(), h, w]
     }
 
     /// Checks that prompts have room for this many difference tokens.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::diffusion::model_files::ModelFiles;
 use crate::models::denoiser::sd3_denoiser::T5_LENGTH;
 use crate::models::text::clip_text::ClipTextModel;
+use crate::models::text::qwen3::Qwen3Model;
 use crate::models::text::t5::T5EncoderModel;
 use crate::models::text::tokenizer::{ClipTokenizer, Tokenizer};
 pub use crate::models::text::tower::{Beginning, Encoded, Tower};
@@ -164,10 +165,7 @@ pub fn open_t5_of_length(
     length: usize,
 ) -> Result<TextEncoder> {
     let tokenizer = Tokenizer::open(&files.vocabulary(part)?.folder)?;
-    let dtype = match compute_dtype(device, dtype) {
-        FloatDType::F16 => FloatDType::F32,
-        _ => dtype,
-    };
+    let dtype = in_wide_range(device, dtype);
     let (config, weights) = (files.config(part)?, files.weights(part, device, dtype)?);
     let frame = Frame {
         before: Vec::new(),
@@ -176,6 +174,55 @@ pub fn open_t5_of_length(
         length,
     };
     TextEncoder::new(tokenizer, frame, T5EncoderModel::load(&weights, &config)?)
+}
+
+/// What stands round a message to Qwen3 that is to be answered without thinking: the chat template of
+/// FLUX.2 klein, for one message of a user.
+const QWEN3_TEMPLATE: [&str; 2] = [
+    "<|im_start|>user\n",
+    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+];
+
+/// Opens Qwen3 with its tokenizer, of which the outputs of `layers` are read, for prompts of `length` tokens
+/// with the template round them. It was trained in a type of wider range than half precision has: it computes
+/// in f32 where others compute in f16.
+///
+/// # Errors
+/// Whatever is wrong with a file, naming it.
+pub fn open_qwen3(
+    files: &ModelFiles,
+    part: &str,
+    device: &Device,
+    dtype: FloatDType,
+    layers: &[usize],
+    length: usize,
+) -> Result<TextEncoder> {
+    let (tokenizer, pad) = Tokenizer::open_qwen(&files.vocabulary(part)?.folder)?;
+    for token in ["<|im_start|>", "<|im_end|>"] {
+        tokenizer.id(token)?; // without them the template would be read as words
+    }
+    let dtype = in_wide_range(device, dtype);
+    let (config, weights) = (files.config(part)?, files.weights(part, device, dtype)?);
+    let [before, after] = QWEN3_TEMPLATE.map(|text| tokenizer.encode(text));
+    let frame = Frame {
+        before: before?,
+        after: after?,
+        fill: Some(pad),
+        length,
+    };
+    TextEncoder::new(
+        tokenizer,
+        frame,
+        Qwen3Model::load(&weights, &config, layers)?,
+    )
+}
+
+/// f32 where `dtype` is computed in as f16.
+fn in_wide_range(device: &Device, dtype: FloatDType) -> FloatDType {
+    match compute_dtype(device, dtype) {
+        FloatDType::F16 => FloatDType::F32,
+        _ => dtype,
+    }
 }
 
 /// A tokenizer and its text tower.
@@ -259,6 +306,11 @@ impl TextEncoder {
         self.tower.projection_dim()
     }
 
+    /// As [`Tower::reads_directions`].
+    pub fn reads_directions(&self) -> bool {
+        self.tower.reads_directions()
+    }
+
     /// The token-embedding table, [vocab_size, d].
     pub fn token_table(&self) -> &Tensor<2> {
         self.tower.table()
@@ -331,8 +383,15 @@ impl TextEncoder {
     /// `embeds`: [n, d]
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] for another width, and for more embeddings than there are positions.
+    /// [`Error::InvalidInput`] for another width, for more embeddings than there are positions, and if the text
+    /// encoder has to be told which of them are padding.
     pub fn encode_embeds(&self, embeds: Tensor<2>) -> Result<Encoded> {
+        if self.tower.masks_padding() {
+            return Err(Error::invalid_input(
+                "token embeddings cannot stand for a whole prompt of a text encoder that does not look at its \
+                 padding",
+            ));
+        }
         let last = embeds.dims()[0].saturating_sub(1);
         let embeds = embeds.cast(self.token_table().dtype());
         self.tower.finish(None, embeds, last)

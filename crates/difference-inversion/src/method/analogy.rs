@@ -4,11 +4,12 @@ use image::RgbImage;
 
 use crate::diffusion::frozen::Models;
 use crate::diffusion::joint_space::JointSpace;
+use crate::diffusion::text_encoder::TextEncoder;
 use crate::diffusion::words::FullPrompt;
 use crate::method::delta::{self, DeltaMode, Features};
 use crate::method::difference::DifferenceTokens;
 use crate::method::generate_config::AnalogyConfig;
-use crate::method::learn::{self, Outcome, Pair, Records};
+use crate::method::learn::{self, Initialisation, Outcome, Pair, Records};
 use crate::method::prompt::{self, Picture, PromptMode};
 use crate::method::regenerate::{self, Branches};
 use crate::util::progress::{self, LossTerms, Observer};
@@ -99,6 +100,15 @@ pub fn learn(
         config.learn.lambda_clip = 0.0;
         let notice = "the model's text encoders have no joint space with pictures: there is no CLIP \
                       loss, and `lambda_clip` counts as 0";
+        progress::notice(&mut *observer, notice);
+    }
+    let has_directions = (pipeline.learned_encoders().iter()).any(TextEncoder::reads_directions);
+    if config.learn.initialisation == Initialisation::Zero
+        && has_directions
+        && records.resume.is_none()
+    {
+        let notice = "the model's text encoder reads the direction of a token and not its length: the difference \
+                      tokens start as noise of the vocabulary's spread, and not at zero";
         progress::notice(&mut *observer, notice);
     }
     let config = &config;

@@ -210,17 +210,18 @@ impl<'a> Run<'a> {
         }
         let n = self.config.num_tokens;
         let tokens = match &self.config.initialisation {
-            Initialisation::Zero => {
-                DifferenceTokens::zeros(n, &self.identity.base, device).into_embeddings()
-            }
-            Initialisation::Random => {
+            start @ (Initialisation::Zero | Initialisation::Random) => {
                 let mut rng = rng(self.config.seed, Purpose::Initialise, 0);
+                let is_random = *start == Initialisation::Random;
                 (self.pipeline.learned_encoders().iter())
                     .map(|encoder| {
                         let table = encoder.token_table().clone().cast(DType::F32);
-                        let width = table.dims()[1];
+                        let shape = [n, table.dims()[1]];
+                        if !is_random && !encoder.reads_directions() {
+                            return Tensor::zeros(shape, (device, DType::F32));
+                        }
                         let deviation = f64::from(host(table.var(0).mean().sqrt())[0]);
-                        normal(&mut rng, [n, width], device) * deviation
+                        normal(&mut rng, shape, device) * deviation
                     })
                     .collect()
             }

@@ -4,10 +4,12 @@
 pub mod attention_control;
 pub mod conditions;
 pub mod flux;
+pub mod flux2;
+mod flux2_blocks;
+pub mod flux2_denoiser;
 pub mod flux_denoiser;
 mod flux_single_block;
 mod joint_block;
-mod rotation;
 pub mod sd3;
 pub mod sd3_denoiser;
 mod time_embedding;
@@ -164,4 +166,6 @@ pub struct Surroundings<'a> {
     pub image_channels: usize,
     /// Pixels for each side of a latent pixel.
     pub pixels: usize,
+    /// Whether the model was distilled to draw without guidance, of which its own configuration says nothing.
+    pub is_distilled: bool,
 }

@@ -115,6 +115,17 @@ impl Linear {
         Ok(Self::new(weight, None))
     }
 
+    /// [`load`](Self::load) or [`load_without_bias`](Self::load_without_bias).
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with(weights: &Weights, d_in: usize, d_out: usize, bias: bool) -> Result<Self> {
+        match bias {
+            true => Self::load(weights, d_in, d_out),
+            false => Self::load_without_bias(weights, d_in, d_out),
+        }
+    }
+
     /// A layer of the given `weight` `[d_out, d_in]` and `bias` `[d_out]`.
     pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
         Self { weight, bias }
@@ -383,6 +394,17 @@ pub fn gated_gelu(x: Tensor<3>) -> Tensor<3> {
     x.narrow(2, 0, c) * Activation::Gelu.forward(gate)
 }
 
+/// `SiLU(gate) · value` of `[gate, value]` on the last dimension
+/// ([Shazeer 2020](https://arxiv.org/abs/2002.05202), SwiGLU).
+///
+/// # Shapes
+/// `[b, n, 2c]` to `[b, n, c]`.
+pub fn gated_silu(x: Tensor<3>) -> Tensor<3> {
+    let c = x.dims()[2] / 2;
+    let gate = x.clone().narrow(2, 0, c);
+    Activation::Silu.forward(gate) * x.narrow(2, c, c)
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use burn::tensor::{Device, FloatDType};
@@ -474,6 +496,12 @@ pub(super) mod tests {
                 "{activation:?}"
             );
         }
+    }
+
+    #[test]
+    fn the_first_half_is_the_gate_of_silu() {
+        let x = tensor([1, 1, 4], &[1., 0., 2., 7.]);
+        assert_close(gated_silu(x), &[2. * 0.731_058_6, 0.]);
     }
 
     #[test]

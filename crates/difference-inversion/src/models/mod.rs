@@ -5,6 +5,7 @@ pub mod captioner;
 pub mod denoiser;
 pub mod feature_map;
 pub mod layers;
+mod rotation;
 pub mod text;
 pub mod vae;
 pub mod vision;

@@ -2,6 +2,7 @@
 
 pub mod clip;
 pub mod clip_text;
+pub mod qwen3;
 pub mod t5;
 pub mod tokenizer;
 pub mod tower;

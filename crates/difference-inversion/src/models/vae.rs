@@ -1,4 +1,4 @@
-//! The autoencoder between pictures and latents: `AutoencoderKL` of diffusers.
+//! The autoencoder between pictures and latents: `AutoencoderKL` of diffusers, and `AutoencoderKLFlux2`.
 
 mod vae_config;
 mod vae_tiles;
@@ -40,6 +40,26 @@ pub struct AutoencoderKL {
     quant_conv: Option<Conv2d>,
     post_quant_conv: Option<Conv2d>,
     decoder: Decoder,
+    statistics: Option<Statistics>,
+}
+
+/// Mean and standard deviation of every channel of packed latents, `[1, c, 1, 1]` each.
+#[derive(Debug, Clone)]
+struct Statistics {
+    mean: Tensor<4>,
+    deviation: Tensor<4>,
+}
+
+impl Statistics {
+    fn load(weights: &Weights, config: &AutoencoderKLConfig) -> Result<Self> {
+        let c = config.denoised_channels();
+        let read = |name: &str| weights.tensor(name, [c]).map(|x| x.reshape([1, c, 1, 1]));
+        let variance: Tensor<4> = read("running_var")?;
+        Ok(Self {
+            mean: read("running_mean")?,
+            deviation: (variance + config.batch_norm_eps).sqrt(),
+        })
+    }
 }
 
 impl AutoencoderKL {
@@ -62,8 +82,11 @@ impl AutoencoderKL {
             quant_conv: conv("quant_conv", config.use_quant_conv, 2 * latent)?,
             post_quant_conv: conv("post_quant_conv", config.use_post_quant_conv, latent)?,
             decoder: Decoder::load(&weights.scope("decoder"), config)?,
+            statistics: (config.is_packed())
+                .then(|| Statistics::load(&weights.scope("bn"), config))
+                .transpose()?,
         };
-        weights.check_all_used(&[])?;
+        weights.check_all_used(&["bn.num_batches_tracked"])?;
         Ok(vae)
     }
 
@@ -72,7 +95,43 @@ impl AutoencoderKL {
         &self.config
     }
 
-    /// The latents of pictures, not scaled by [`AutoencoderKLConfig::scaling_factor`].
+    /// Latents as the denoiser sees them: `(latents − shift_factor) · scaling_factor`, or each square of them
+    /// packed into channels with the features (c, p, q), then normalised.
+    ///
+    /// # Shapes
+    /// `[b, latent_channels, h, w]`; packed, to `[b, 4 · latent_channels, h / 2, w / 2]`.
+    pub fn to_denoised(&self, latents: Tensor<4>) -> Tensor<4> {
+        let config = &self.config;
+        let Some(Statistics { mean, deviation }) = &self.statistics else {
+            return (latents - config.shift_factor.unwrap_or(0.0)) * config.scaling_factor;
+        };
+        let ([b, c, h, w], p) = (latents.dims(), config.patch());
+        let packed = latents
+            .reshape([b, c, h / p, p, w / p, p])
+            .permute([0, 1, 3, 5, 2, 4])
+            .reshape([b, c * p * p, h / p, w / p]);
+        let [mean, deviation] = [mean, deviation].map(|one| one.clone().cast(packed.dtype()));
+        (packed - mean) / deviation
+    }
+
+    /// The reverse of [`to_denoised`](Self::to_denoised).
+    ///
+    /// # Shapes
+    /// `[b, c, h, w]` as the denoiser sees them, to those of [`decode`](Self::decode).
+    pub fn from_denoised(&self, latents: Tensor<4>) -> Tensor<4> {
+        let config = &self.config;
+        let Some(Statistics { mean, deviation }) = &self.statistics else {
+            return latents / config.scaling_factor + config.shift_factor.unwrap_or(0.0);
+        };
+        let [mean, deviation] = [mean, deviation].map(|one| one.clone().cast(latents.dtype()));
+        let ([b, c, h, w], p) = (latents.dims(), config.patch());
+        (latents * deviation + mean)
+            .reshape([b, c / (p * p), p, p, h, w])
+            .permute([0, 1, 4, 2, 5, 3])
+            .reshape([b, c / (p * p), h * p, w * p])
+    }
+
+    /// The latents of pictures as they come from the encoder, not [`to_denoised`](Self::to_denoised).
     ///
     /// # Shapes
     /// `[b, in_channels, height, width]` in `[-1, 1]` to `[b, latent_channels, h, w]`, smaller by
@@ -92,7 +151,7 @@ impl AutoencoderKL {
         }
     }
 
-    /// The pictures of latents that are not scaled by [`AutoencoderKLConfig::scaling_factor`].
+    /// The pictures of latents as the decoder takes them, not [`to_denoised`](Self::to_denoised).
     ///
     /// # Shapes
     /// `[b, latent_channels, h, w]` to `[b, out_channels, height, width]`, about in `[-1, 1]`.
@@ -195,7 +254,7 @@ struct Decoder {
 impl Decoder {
     fn load(weights: &Weights, config: &AutoencoderKLConfig) -> Result<Self> {
         let options = block_options(config);
-        let channels = &config.block_out_channels;
+        let channels = config.decoder_channels();
         let last = channels[channels.len() - 1];
         let mut up_blocks = Vec::new();
         let mut previous = last;

@@ -49,7 +49,12 @@ struct Store {
 }
 
 /// What the keys of tables have in them, whose rows are looked up: token and position embeddings.
-const TABLES: [&str; 3] = ["embedding", "shared.weight", "attention_bias"];
+const TABLES: [&str; 4] = [
+    "embedding",
+    "embed_tokens",
+    "shared.weight",
+    "attention_bias",
+];
 
 /// The element type that computations on `device` are done in when weights are of type `dtype`:
 /// f32 on the CPU, which has no fast arithmetic of half precision, and `dtype` elsewhere.
@@ -308,6 +313,11 @@ impl Weights {
     /// The bytes that this view's tensors take in memory: matrices and kernels in the type that
     /// was asked for, everything else in the one that is computed in.
     pub fn bytes_in_memory(&self) -> u64 {
+        self.bytes_in_memory_of(|_| true)
+    }
+
+    /// The same of those tensors whose full keys `are_needed` says.
+    pub(crate) fn bytes_in_memory_of(&self, are_needed: impl Fn(&str) -> bool) -> u64 {
         let size = |key: &str| {
             let shape = self.shape(key.strip_prefix(&self.prefix)?)?;
             let is_matrix = shape.len() > 1 && !TABLES.iter().any(|part| key.contains(part));
@@ -318,7 +328,9 @@ impl Weights {
             let elements: u64 = shape.iter().map(|&size| size as u64).product();
             Some(elements * DType::from(dtype).size() as u64)
         };
-        self.keys().filter_map(size).sum()
+        (self.keys().filter(|key| are_needed(key)))
+            .filter_map(size)
+            .sum()
     }
 
     /// Checks that every tensor of this view has been read, except those whose key ends with one of

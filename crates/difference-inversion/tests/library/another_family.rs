@@ -51,6 +51,7 @@ static TINY_FLOW: Family = Family {
         joint: false,
         learned: true,
         optional: false,
+        needs: |_| true,
         open: open_text_encoder,
     }],
     conditions,

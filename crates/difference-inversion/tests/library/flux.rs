@@ -106,7 +106,7 @@ fn both_transformers_and_their_gradients_match_diffusers() {
 
 // Prompts, schedule, autoencoder.
 
-fn encode(pipeline: &Pipeline, text: &str) -> Conditions {
+pub(crate) fn encode(pipeline: &Pipeline, text: &str) -> Conditions {
     let words = pipeline.read(&pipeline.prompt(text).unwrap(), 0).unwrap();
     pipeline
         .encode_prompts(&[FullPrompt::plain(&words)])
@@ -171,7 +171,7 @@ fn pictures_become_latents_of_16_channels_as_with_diffusers() {
 // Drawing.
 
 /// The latents that are drawn from given ones.
-fn draw(models: &Models, request: &TextToImage, latents: Tensor<4>) -> Tensor<4> {
+pub(crate) fn draw(models: &Models, request: &TextToImage, latents: Tensor<4>) -> Tensor<4> {
     let inputs = Inputs {
         init: Some(InitNoise {
             latents,
@@ -182,7 +182,7 @@ fn draw(models: &Models, request: &TextToImage, latents: Tensor<4>) -> Tensor<4>
     generate::generate_latents(models, request, inputs, &mut silent).unwrap()
 }
 
-fn check_picture(models: &Models, latents: Tensor<4>, expected: Tensor<4>) {
+pub(crate) fn check_picture(models: &Models, latents: Tensor<4>, expected: Tensor<4>) {
     let picture = models.pipeline().decode(latents).unwrap();
     let expected = expected.squeeze_dim::<3>(0).permute([1, 2, 0]);
     let expected: Vec<f32> = expected.try_into_vec_as().unwrap();

@@ -16,10 +16,12 @@ use difference_inversion::diffusion::sample::{
 use difference_inversion::image::{ImagePreprocessor, RgbImage};
 use difference_inversion::models::captioner::Captioner;
 use difference_inversion::models::denoiser::flux::{FluxConfig, FluxTransformer2DModel};
+use difference_inversion::models::denoiser::flux2::{Flux2Config, Flux2Transformer2DModel};
 use difference_inversion::models::denoiser::sd3::{SD3Config, SD3Transformer2DModel};
 use difference_inversion::models::denoiser::unet::{UNet2DConditionModel, UNetConfig};
 use difference_inversion::models::text::clip::ClipModel;
 use difference_inversion::models::text::clip_text::{ClipTextConfig, ClipTextModel};
+use difference_inversion::models::text::qwen3::{Qwen3Config, Qwen3Model};
 use difference_inversion::models::text::t5::{T5Config, T5EncoderModel};
 use difference_inversion::models::text::tokenizer::{ClipTokenizer, Tokenizer};
 use difference_inversion::models::vae::{AutoencoderKL, AutoencoderKLConfig};
@@ -186,15 +188,23 @@ fn load_all(json: &[u8]) {
     if let Ok(config) = parse_config::<FluxConfig>(json, path) {
         assert!(FluxTransformer2DModel::load(&nothing(), &config).is_err());
     }
+    if let Ok(config) = parse_config::<Flux2Config>(json, path) {
+        assert!(Flux2Transformer2DModel::load(&nothing(), &config).is_err());
+    }
+    if let Ok(config) = parse_config::<Qwen3Config>(json, path) {
+        assert!(Qwen3Model::load(&nothing(), &config, &[1]).is_err());
+    }
     if let Ok(config) = parse_config::<T5Config>(json, path) {
         assert!(T5EncoderModel::load(&nothing(), &config).is_err());
     }
     if let Ok(config) = parse_config::<FlowConfig>(json, path)
         && let Ok(schedule) = FlowSchedule::new(&config, path)
     {
-        for steps in [1, 2, 7] {
-            let times = Noising::Flow(schedule.clone()).times(steps);
-            assert!(times.is_err() || times.unwrap().iter().all(|time| time.is_finite()));
+        for schedule in [schedule.clone(), schedule.with_empirical_shift()] {
+            for steps in [1, 2, 7] {
+                let times = Noising::Flow(schedule.clone()).times(steps);
+                assert!(times.is_err() || times.unwrap().iter().all(|time| time.is_finite()));
+            }
         }
     }
     if let Ok(config) = parse_config::<SchedulerConfig>(json, path)
@@ -243,7 +253,9 @@ fn open_all(json: &[u8]) {
     assert!(Captioner::open(folder.path(), &device, FloatDType::F32).is_err());
     drop(ClipTokenizer::open(folder.path()));
     drop(Tokenizer::open(folder.path()));
+    drop(Tokenizer::open_qwen(folder.path()));
     std::fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
+    drop(Tokenizer::open_qwen(folder.path()));
     drop(ClipTokenizer::open(folder.path()));
     if let Ok(preprocessor) = ImagePreprocessor::open(folder.path()) {
         let picture = RgbImage::from_pixel(5, 4, image::Rgb([9, 8, 7]));
@@ -274,6 +286,9 @@ fn configurations() -> Vec<Value> {
         "pipeline/tokenizer/tokenizer_config.json",
         "sd3/transformer/config.json",
         "flux/transformer/config.json",
+        "klein/transformer/config.json",
+        "klein/text_encoder/config.json",
+        "klein/vae/config.json",
         "sd3/text_encoder_3/config.json",
         "sd3/tokenizer_3/tokenizer.json",
         "sd3/scheduler/scheduler_config.json",
@@ -534,5 +549,28 @@ fn sizes_that_no_network_has_are_refused_before_they_are_believed() {
             message.contains(&format!("field `{field}`: expected edges of 1 to")),
             "{message}"
         );
+    }
+}
+
+/// Found above: the tokenizer's library panicked at a file that is no JSON from its decoder on, such as one that was
+/// cut there.
+#[test]
+fn a_tokenizer_that_is_cut_in_its_decoder_is_refused() {
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    let whole = root.join("tests/golden/klein/tokenizer/tokenizer.json");
+    let whole = std::fs::read_to_string(whole).unwrap();
+    let decoder = "\"decoder\": {";
+    let (start, _) = whole.split_once(decoder).unwrap();
+    let nan = format!("{start}\"decoder\": NaN }}");
+    for damaged in [format!("{start}{decoder}"), nan] {
+        let folder = folder(&[("tokenizer.json", damaged.as_bytes())]);
+        for error in [
+            Tokenizer::open(folder.path()).unwrap_err(),
+            Tokenizer::open_qwen(folder.path()).unwrap_err(),
+        ] {
+            let message = error.to_string();
+            assert!(message.contains("tokenizer.json"), "{message}");
+            assert!(message.contains("not valid JSON"), "{message}");
+        }
     }
 }

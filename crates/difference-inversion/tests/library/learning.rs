@@ -47,8 +47,18 @@ pub(crate) fn run(
     records: &Records,
 ) -> Result<Outcome> {
     let pairs = std::slice::from_ref(pair);
-    let (pipeline, joints) = (models.pipeline(), models.joints().unwrap());
-    learn::difference(pipeline, joints, pairs, config, records, &mut silent)
+    let joints = match models.pipeline().family().has_joint_space() {
+        true => models.joints().unwrap(),
+        false => &[],
+    };
+    learn::difference(
+        models.pipeline(),
+        joints,
+        pairs,
+        config,
+        records,
+        &mut silent,
+    )
 }
 
 #[test]
@@ -58,9 +68,15 @@ fn saving_memory_learns_the_same() {
         select_every: 2,
         ..config()
     };
-    let learned = ["learning", "sdxl", "sd3", "flux"].map(|folder| {
+    let learned = ["learning", "sdxl", "sd3", "flux", "klein"].map(|folder| {
         [Memory::Normal, Memory::Low].map(|memory| {
             let models = small(folder).with_memory(memory);
+            let has_joint_space = models.pipeline().family().has_joint_space();
+            let lambda_clip = if has_joint_space { 0.1 } else { 0.0 };
+            let config = LearnConfig {
+                lambda_clip,
+                ..config.clone()
+            };
             let pair = pair_of(&models, &example_in(folder), 3);
             let outcome = run(&models, &pair, &config, &Records::default()).unwrap();
             outcome.tokens.embeddings().to_vec()
@@ -117,26 +133,34 @@ fn replay(folder: &str) {
 }
 
 fn replay_reading(folder: &str, clip_reading: ClipReading, expected: &str) {
-    let written = tempfile::tempdir().unwrap();
-    let records = Records {
-        replay: Some(golden(folder).join("trace.safetensors")),
-        trace: Some(written.path().join("trace.safetensors")),
-        ..Records::default()
-    };
     let config = LearnConfig {
         steps: 20,
         select_every: 0,
         clip_reading,
         ..config()
     };
+    replay_as(folder, &config, expected);
+}
+
+/// The same with all settings.
+fn replay_as(folder: &str, config: &LearnConfig, expected: &str) {
+    let written = tempfile::tempdir().unwrap();
+    let records = Records {
+        replay: Some(golden(folder).join("trace.safetensors")),
+        trace: Some(written.path().join("trace.safetensors")),
+        ..Records::default()
+    };
     let models = small(folder);
     let pair = pair_of(&models, &example_in(folder), 3);
-    run(&models, &pair, &config, &records).unwrap();
+    run(&models, &pair, config, &records).unwrap();
     let read = |path: &Path| Arrays::read(path).unwrap();
     let found = read(records.trace.as_ref().unwrap());
     let expected = read(&golden(folder).join(expected));
     let device = Device::flex();
     for name in ["loss", "after", "before", "clip"] {
+        if name == "clip" && config.lambda_clip == 0.0 {
+            continue;
+        }
         let [found, expected] =
             [&found, &expected].map(|file| file.tensor::<1>(name, &device).unwrap());
         let error = relative_error(found, expected);
@@ -147,11 +171,15 @@ fn replay_reading(folder: &str, clip_reading: ClipReading, expected: &str) {
         .iter()
         .take(models.pipeline().base().encoders.len())
     {
-        let last = |file: &Arrays| file.tensor::<3>(name, &device).unwrap().slice([19..20]);
+        let steps = config.steps;
+        let last = |file: &Arrays| {
+            let tokens = file.tensor::<3>(name, &device).unwrap();
+            tokens.slice([steps - 1..steps])
+        };
         let (found, expected) = (values(&last(&found)), values(&last(&expected)));
         let difference: Vec<f32> = found.iter().zip(&expected).map(|(x, y)| x - y).collect();
         let error = norm(&difference) / norm(&expected);
-        println!("{name} after 20 steps: relative error {error:.1e}");
+        println!("{name} after {steps} steps: relative error {error:.1e}");
         assert!(error <= TOKEN_TOLERANCE, "{name}: {error:.1e}");
     }
 }
@@ -174,6 +202,18 @@ fn twenty_replayed_steps_on_stable_diffusion_3_equal_the_pytorch_reference() {
 #[test]
 fn twenty_replayed_steps_on_flux_equal_the_pytorch_reference() {
     replay("flux");
+}
+
+#[test]
+fn five_replayed_steps_on_klein_equal_the_pytorch_reference() {
+    let config = LearnConfig {
+        steps: 5,
+        select_every: 0,
+        lambda_clip: 0.0,
+        initialisation: Initialisation::Word("blue house".to_owned()),
+        ..config()
+    };
+    replay_as("klein", &config, "trace.safetensors");
 }
 
 #[test]

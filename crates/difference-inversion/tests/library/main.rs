@@ -22,6 +22,7 @@ mod golden_samplers;
 #[cfg(feature = "webgpu")]
 mod gpu;
 mod half_precision;
+mod klein;
 mod learning;
 mod misfits;
 mod model_folders;

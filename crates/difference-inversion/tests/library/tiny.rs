@@ -73,7 +73,11 @@ pub(crate) fn pair_of(models: &Models, example: &Example, num_tokens: usize) -> 
         let prompt = pipeline.prompt(text).unwrap();
         pipeline.read(&prompt, num_tokens).unwrap()
     };
-    let deltas = models.joints().unwrap().iter().map(|joint| {
+    let joints = match pipeline.family().has_joint_space() {
+        true => models.joints().unwrap(),
+        false => &[],
+    };
+    let deltas = joints.iter().map(|joint| {
         let image = |image| joint.image_features(image).unwrap();
         let text = |text| {
             let prompt = pipeline.prompt(text).unwrap();

@@ -828,6 +828,10 @@ fn the_list_tells_what_is_there_and_what_is_missing() {
         "sd35-large",
         "flux-dev",
         "flux-schnell",
+        "klein-base",
+        "klein",
+        "klein-base-9b",
+        "klein-9b",
     ];
     assert_eq!(names, [&["demo"], &short[..]].concat());
     assert_eq!(before["models"][0]["state"], "complete");
@@ -861,10 +865,10 @@ fn the_list_tells_what_is_there_and_what_is_missing() {
     assert!(line.contains("openrail++"), "{line}");
     assert!(text.contains("\n  missing: vae/config.json\n"), "{text}");
     assert!(text.starts_with("MODEL "), "{text}");
-    let sdxl = "\nsdxl          stabilityai/stable-diffusion-xl-base-1.0\n";
+    let sdxl = "\nsdxl           stabilityai/stable-diffusion-xl-base-1.0\n";
     assert!(text.contains(sdxl), "{text}");
     assert!(
-        text.contains("\nsdxl          ~13.9 GB  not downloaded  openrail++\n"),
+        text.contains("\nsdxl           ~13.9 GB  not downloaded  openrail++\n"),
         "{text}"
     );
     assert!(text.contains("\ncache "), "{text}");

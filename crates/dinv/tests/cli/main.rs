@@ -16,6 +16,7 @@ mod hub;
 #[cfg(feature = "hub")]
 mod hub_server;
 mod interrupt;
+mod klein;
 mod model_files;
 mod outputs;
 mod runs;

@@ -55,6 +55,8 @@ pub(super) struct ModelIndex {
     pub(super) family: &'static Family,
     /// Whether the conditions of an absent negative prompt are zeros.
     pub(super) force_zeros_for_empty_prompt: bool,
+    /// Whether it was distilled to draw without guidance.
+    pub(super) is_distilled: bool,
 }
 
 impl ModelIndex {
@@ -69,6 +71,7 @@ impl ModelIndex {
             #[serde(rename = "_class_name")]
             class_name: String,
             force_zeros_for_empty_prompt: Option<bool>,
+            is_distilled: Option<bool>,
         }
         let index: Value = files.config(MODEL_INDEX)?;
         let path = files.config_path(MODEL_INDEX);
@@ -87,6 +90,7 @@ impl ModelIndex {
             family,
             force_zeros_for_empty_prompt: default
                 && fields.force_zeros_for_empty_prompt.unwrap_or(true),
+            is_distilled: fields.is_distilled.unwrap_or(false),
         })
     }
 }

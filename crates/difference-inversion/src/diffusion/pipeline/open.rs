@@ -34,7 +34,7 @@ impl Pipeline {
         if matches!(noising, Noising::Discrete(_)) {
             vae_config.shift_factor = None; // diffusers' pipelines of these families do not look at it
         }
-        let latent_channels = vae_config.latent_channels;
+        let latent_channels = vae_config.denoised_channels();
         if let Some(unet) = files.other_unet() {
             family.denoiser.check_replaced(unet)?;
             family = family.with_channels(denoiser.in_channels(), latent_channels);
@@ -55,7 +55,8 @@ impl Pipeline {
             projections: &projections,
             latent_channels,
             image_channels: family.image_channels(latent_channels),
-            pixels: vae_config.downsampling_factor(),
+            pixels: vae_config.pixels(),
+            is_distilled: index.is_distilled,
         };
         denoiser.check(&around)?;
 
@@ -109,7 +110,7 @@ impl Pipeline {
 
     /// Checks that the networks can draw at its resolution, which noising may depend on.
     fn fit_resolution(&mut self) -> Result<()> {
-        let pixels = self.vae.config().downsampling_factor();
+        let pixels = self.vae.config().pixels();
         let factor = pixels * self.denoiser.multiple();
         let most = self.denoiser.largest().map(|most| most * pixels);
         let fits = |side: u32| {
@@ -180,7 +181,7 @@ pub(crate) fn resolution(
     vae: &AutoencoderKLConfig,
 ) -> Result<[u32; 2]> {
     let trained_on = || {
-        let factor = u64::try_from(vae.downsampling_factor()).ok()?;
+        let factor = u64::try_from(vae.pixels()).ok()?;
         let side = |latents: u64| u32::try_from(latents.checked_mul(factor)?).ok();
         let [height, width] = denoiser.trained_on()?;
         Some([side(height)?, side(width)?])

@@ -15,13 +15,13 @@ const LUMA: [f32; 3] = [0.299, 0.587, 0.114];
 
 impl Pipeline {
     /// The latents of a picture, fitted to [`resolution`](Self::resolution):
-    /// `(mean − shift_factor) · scaling_factor`. The mean, not a sample, so that a picture has one
-    /// place.
+    /// the mean, not a sample, so that a picture has one place, [as the denoiser sees
+    /// it](crate::models::vae::AutoencoderKL::to_denoised).
     ///
     /// # Shapes
     /// [1, channels, h, w] as [`latent_shape`](Self::latent_shape), f32
     pub fn encode_image(&self, image: &RgbImage) -> Tensor<4> {
-        self.scaled(self.mean(self.pixels(image)))
+        self.vae.to_denoised(self.mean(self.pixels(image)))
     }
 
     /// The picture of latents.
@@ -37,9 +37,8 @@ impl Pipeline {
     /// # Shapes
     /// [b, channels, h, w] to [b, 3, height, width], about in [-1, 1], f32
     pub fn decode_pixels(&self, latents: Tensor<4>) -> Tensor<4> {
-        let config = self.vae.config();
-        let latents = latents.cast(DType::from(self.vae_dtype)) / config.scaling_factor;
-        let latents = latents + config.shift_factor.unwrap_or(0.0);
+        let latents = latents.cast(DType::from(self.vae_dtype));
+        let latents = self.vae.from_denoised(latents);
         let pixels = match self.memory {
             Memory::Normal => self.vae.decode(latents),
             Memory::Low => self.vae.decode_in_tiles(&latents),
@@ -128,9 +127,9 @@ impl Pipeline {
     fn masked(&self, image: &RgbImage, mask: &RgbImage) -> Tensor<4> {
         let mask = self.marked(mask);
         let kept = self.pixels(image) * (mask.clone().neg() + 1.0);
-        let latents = self.scaled(self.mean(kept));
+        let latents = self.vae.to_denoised(self.mean(kept));
         let [_, _, h, w] = latents.dims();
-        let factor = self.vae.config().downsampling_factor();
+        let factor = self.vae.config().pixels();
         let corners = |count: usize| {
             let places = (0..count).map(|i| i64::try_from(i * factor).unwrap_or(i64::MAX));
             Tensor::<1, Int>::from_ints(places.collect::<Vec<_>>().as_slice(), &self.device)
@@ -155,10 +154,5 @@ impl Pipeline {
             Memory::Low => self.vae.encode_in_tiles(&pixels),
         };
         mean.cast(DType::F32)
-    }
-
-    fn scaled(&self, latents: Tensor<4>) -> Tensor<4> {
-        let config = self.vae.config();
-        (latents - config.shift_factor.unwrap_or(0.0)) * config.scaling_factor
     }
 }

@@ -71,6 +71,26 @@ pub struct FlowSchedule {
     shift: f64,
     /// Whether n steps are spaced evenly down to 1 / n, whatever the shift.
     whole_steps: bool,
+    /// Whether a dynamic shift is FLUX.2's, which depends on the number of steps, too.
+    empirical: bool,
+    /// Tokens of the pictures.
+    tokens: usize,
+}
+
+/// The largest μ of a dynamic shift e^μ, and the negative of the least.
+const MOST_MU: f64 = 6.0;
+
+/// μ of FLUX.2, as its pipeline in diffusers has it (`compute_empirical_mu`): linear in the number of tokens
+/// for 200 steps, where it is FLUX.1's, and for 10 steps; between and beyond these linear in the number of steps. For
+/// more than 4300 tokens always that of 200 steps.
+fn empirical_mu(tokens: usize, steps: usize) -> f64 {
+    let (tokens, steps) = (tokens as f64, steps as f64);
+    let of_200 = 0.000_169_27 * tokens + 0.456_666_66;
+    if tokens > 4300.0 {
+        return of_200;
+    }
+    let of_10 = 8.738_095_24e-5 * tokens + 1.898_333_33;
+    of_200 + (of_200 - of_10) / 190.0 * (steps - 200.0)
 }
 
 impl FlowSchedule {
@@ -98,7 +118,7 @@ impl FlowSchedule {
             ("base_shift", config.base_shift),
             ("max_shift", config.max_shift),
         ] {
-            if !(-6.0..=6.0).contains(&mu) {
+            if !(-MOST_MU..=MOST_MU).contains(&mu) {
                 return wrong(field, "-6 to 6", mu.to_string());
             }
         }
@@ -114,6 +134,8 @@ impl FlowSchedule {
             config: config.clone(),
             shift,
             whole_steps: config.use_dynamic_shifting,
+            empirical: false,
+            tokens: base,
         };
         Ok(schedule.for_tokens(base))
     }
@@ -121,12 +143,15 @@ impl FlowSchedule {
     /// The same for pictures of so many tokens, on which a dynamic shift depends.
     #[must_use]
     pub fn for_tokens(mut self, tokens: usize) -> Self {
+        self.tokens = tokens;
         let config = &self.config;
-        if config.use_dynamic_shifting {
+        if config.use_dynamic_shifting && self.empirical {
+            self.shift = empirical_mu(tokens, 200).exp().min(MOST_MU.exp());
+        } else if config.use_dynamic_shifting {
             let (base, most) = (config.base_image_seq_len, config.max_image_seq_len);
             let slope = (config.max_shift - config.base_shift) / (most as f64 - base as f64);
             let mu = config.base_shift + slope * (tokens as f64 - base as f64);
-            self.shift = mu.clamp(-6.0, 6.0).exp();
+            self.shift = mu.clamp(-MOST_MU, MOST_MU).exp();
         }
         self
     }
@@ -139,7 +164,17 @@ impl FlowSchedule {
         self
     }
 
-    /// s in σ′ = s σ / (1 + (s − 1) σ).
+    /// The same with FLUX.2's dynamic shift, which depends on the number of steps; and with
+    /// [whole steps](Self::with_whole_steps). Times of training are shifted as 200 steps are, where the shift is
+    /// FLUX.1's: training has no number of steps.
+    #[must_use]
+    pub fn with_empirical_shift(mut self) -> Self {
+        (self.empirical, self.whole_steps) = (true, true);
+        let tokens = self.tokens;
+        self.for_tokens(tokens)
+    }
+
+    /// s in σ′ = s σ / (1 + (s − 1) σ), of training.
     pub fn shift(&self) -> f64 {
         self.shift
     }
@@ -151,7 +186,7 @@ impl FlowSchedule {
 
     /// σ′ = s σ / (1 + (s − 1) σ)
     pub(super) fn shifted(&self, sigma: f64) -> f64 {
-        self.shift * sigma / (1.0 + (self.shift - 1.0) * sigma)
+        shifted(self.shift, sigma)
     }
 
     /// The σ of `n` steps from 1 down: evenly spaced, then shifted. As diffusers has it, the last of them
@@ -163,8 +198,17 @@ impl FlowSchedule {
             false => self.shifted(1.0 / self.config.num_train_timesteps as f64),
         };
         let step = (1.0 - least) / (n.max(2) - 1) as f64;
+        let shift = match self.empirical && self.config.use_dynamic_shifting {
+            true => empirical_mu(self.tokens, n).clamp(-MOST_MU, MOST_MU).exp(),
+            false => self.shift,
+        };
         (0..n)
-            .map(|i| self.shifted(1.0 - step * i as f64))
+            .map(|i| shifted(shift, 1.0 - step * i as f64))
             .collect()
     }
+}
+
+/// s σ / (1 + (s − 1) σ)
+fn shifted(shift: f64, sigma: f64) -> f64 {
+    shift * sigma / (1.0 + (shift - 1.0) * sigma)
 }

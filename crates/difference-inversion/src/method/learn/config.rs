@@ -10,7 +10,9 @@ use crate::util::settings::{Checks, Unread};
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Initialisation {
-    /// D̃ = 0, so that nothing but the learned difference gets in (the paper's choice).
+    /// D̃ = 0, so that nothing but the learned difference gets in (the paper's choice). For a text encoder that
+    /// [reads directions](crate::diffusion::text_encoder::TextEncoder::reads_directions), which zeros have none
+    /// of, as `Random`.
     #[default]
     Zero,
     /// Normal noise with the vocabulary's spread (ablation C).

@@ -12,9 +12,9 @@ use crate::models::denoiser::flux_single_block::SingleBlock;
 use crate::models::denoiser::joint_block::{
     BlockOptions, JointBlock, LastNorm, patches, within_range,
 };
-use crate::models::denoiser::rotation::Rotation;
 use crate::models::denoiser::time_embedding::{TimestepEmbedding, sinusoidal_embedding};
 use crate::models::layers::{Activation, Linear, MOST_LAYERS};
+use crate::models::rotation::{Pairs, Rotation};
 use crate::weights::{OtherFields, Weights};
 use crate::{Error, Result};
 
@@ -22,6 +22,8 @@ use crate::{Error, Result};
 const TIME: usize = 256;
 /// Guidance scales are embedded as times of a thousand steps.
 const GUIDANCE_UNIT: f32 = 1000.0;
+/// The base θ of the rotary positions' frequencies.
+const THETA: f64 = 10_000.0;
 /// Latent pixels on each side of a token.
 pub(super) const PATCH: usize = 2;
 
@@ -150,6 +152,7 @@ impl FluxConfig {
             qk_norm: true,
             dual: false,
             last: false,
+            bias: true,
         }
     }
 }
@@ -214,7 +217,7 @@ impl FluxTransformer2DModel {
             single_blocks: (0..config.num_single_layers)
                 .map(|number| SingleBlock::load(&single.scope(number), config.block()))
                 .collect::<Result<_>>()?,
-            norm_out: LastNorm::load(&weights.scope("norm_out"), d)?,
+            norm_out: LastNorm::load(&weights.scope("norm_out"), d, true)?,
             proj_out: linear("proj_out", d, config.out_channels())?,
         };
         weights.check_all_used(&[])?;
@@ -259,7 +262,7 @@ impl FluxTransformer2DModel {
         let places = (0..rows).flat_map(|row| (0..columns).map(move |column| [0, row, column]));
         let places: Vec<[usize; 3]> = places.collect();
         let device = latents.device().without_autodiff();
-        let rotation = Rotation::new(&places, self.axes, &device);
+        let rotation = Rotation::new(&places, self.axes, THETA, Pairs::Neighbours, &device);
         let mut x = self.x_embedder.forward(patches(latents, PATCH)); // [b, n, d]
         let mut prompt = self.context_embedder.forward(context); // [b, m, d]
         for block in &self.blocks {

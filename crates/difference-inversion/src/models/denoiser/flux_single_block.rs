@@ -8,8 +8,8 @@ use crate::Result;
 use crate::models::denoiser::joint_block::{
     BlockOptions, Modulation, Projections, modulated, turned, within_range,
 };
-use crate::models::denoiser::rotation::Rotation;
 use crate::models::layers::{Activation, Linear, Mask, multi_head_attention};
+use crate::models::rotation::Rotation;
 use crate::weights::Weights;
 
 /// `FluxSingleTransformerBlock` of diffusers.
@@ -29,7 +29,7 @@ impl SingleBlock {
         let d = options.width();
         Ok(Self {
             heads: options.heads,
-            modulation: Modulation::load(&weights.scope("norm"), d, 3)?,
+            modulation: Modulation::load(&weights.scope("norm"), d, 3, true)?,
             projections: Projections::own(&weights.scope("attn"), options)?,
             inner: Linear::load(&weights.scope("proj_mlp"), d, 4 * d)?,
             outer: Linear::load(&weights.scope("proj_out"), 5 * d, d)?,

@@ -5,8 +5,8 @@ use burn::tensor::{DType, Tensor};
 use dinv_kernels::{self as kernels, gradient::recomputed};
 
 use crate::Result;
-use crate::models::denoiser::rotation::Rotation;
 use crate::models::layers::{Activation, LayerNorm, Linear, Mask, RmsNorm, multi_head_attention};
+use crate::models::rotation::Rotation;
 use crate::weights::Weights;
 
 /// The small constant of every norm.
@@ -23,6 +23,8 @@ pub(super) struct BlockOptions {
     pub(super) dual: bool,
     /// Whether the prompt is only attended to: in the last block.
     pub(super) last: bool,
+    /// Whether its linear layers add a bias.
+    pub(super) bias: bool,
 }
 
 impl BlockOptions {
@@ -61,9 +63,9 @@ pub(super) struct Modulation {
 }
 
 impl Modulation {
-    pub(super) fn load(weights: &Weights, d: usize, parts: usize) -> Result<Self> {
+    pub(super) fn load(weights: &Weights, d: usize, parts: usize, bias: bool) -> Result<Self> {
         Ok(Self {
-            linear: Linear::load(&weights.scope("linear"), d, parts * d)?,
+            linear: Linear::load_with(&weights.scope("linear"), d, parts * d, bias)?,
             norm: LayerNorm::plain(d, EPSILON, weights),
             parts,
         })
@@ -81,8 +83,8 @@ impl Modulation {
 pub(super) struct LastNorm(Modulation);
 
 impl LastNorm {
-    pub(super) fn load(weights: &Weights, d: usize) -> Result<Self> {
-        Modulation::load(weights, d, 2).map(Self)
+    pub(super) fn load(weights: &Weights, d: usize, bias: bool) -> Result<Self> {
+        Modulation::load(weights, d, 2, bias).map(Self)
     }
 
     /// # Shapes
@@ -111,7 +113,7 @@ impl Projections {
         norms: [&str; 2],
     ) -> Result<Self> {
         let d = options.width();
-        let layer = |name: &str| Linear::load(&weights.scope(name), d, d);
+        let layer = |name: &str| Linear::load_with(&weights.scope(name), d, d, options.bias);
         let norm = |name: &str| RmsNorm::load(&weights.scope(name), options.head_dim, EPSILON);
         Ok(Self {
             query: layer(layers[0])?,
@@ -131,9 +133,14 @@ impl Projections {
     }
 
     /// Of the prompt.
-    fn added(weights: &Weights, options: BlockOptions) -> Result<Self> {
+    pub(super) fn added(weights: &Weights, options: BlockOptions) -> Result<Self> {
         let names = ["add_q_proj", "add_k_proj", "add_v_proj"];
         Self::load(weights, options, names, ["norm_added_q", "norm_added_k"])
+    }
+
+    /// The weights that make keys.
+    pub(super) fn keys(&self) -> &Tensor<2> {
+        self.key.weight()
     }
 
     pub(super) fn forward(&self, x: &Tensor<3>) -> [Tensor<3>; 3] {
@@ -222,7 +229,7 @@ impl JointBlock {
         };
         Ok(Self {
             options,
-            modulation: Modulation::load(&weights.scope("norm1"), d, parts)?,
+            modulation: Modulation::load(&weights.scope("norm1"), d, parts, true)?,
             projections: Projections::own(&attention, options)?,
             prompt_projections: Projections::added(&attention, options)?,
             dual: options.dual.then(dual).transpose()?,
@@ -234,6 +241,7 @@ impl JointBlock {
                 &weights.scope("norm1_context"),
                 d,
                 if options.last { 2 } else { 6 },
+                true,
             )?,
             prompt_further: (!options.last).then(prompt_further).transpose()?,
         })
@@ -241,7 +249,7 @@ impl JointBlock {
 
     /// The weights that make the prompt's keys.
     pub(super) fn prompt_keys(&self) -> &Tensor<2> {
-        self.prompt_projections.key.weight()
+        self.prompt_projections.keys()
     }
 
     /// The picture's and the prompt's tokens after the block; of the last block, the prompt's as they
@@ -369,7 +377,7 @@ impl Further {
 }
 
 /// Queries, keys and values of the picture, then of the prompt.
-fn joined(own: [Tensor<3>; 3], added: [Tensor<3>; 3]) -> [Tensor<3>; 3] {
+pub(super) fn joined(own: [Tensor<3>; 3], added: [Tensor<3>; 3]) -> [Tensor<3>; 3] {
     let mut added = added.into_iter();
     own.map(|own| Tensor::cat([own].into_iter().chain(added.next()).collect(), 1))
 }

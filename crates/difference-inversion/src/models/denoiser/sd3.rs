@@ -132,6 +132,7 @@ impl SD3Config {
             qk_norm: self.qk_norm.is_some(),
             dual: self.dual_attention_layers.contains(&number),
             last: number + 1 == self.num_layers,
+            bias: true,
         }
     }
 }
@@ -186,7 +187,7 @@ impl SD3Transformer2DModel {
             blocks: (0..config.num_layers)
                 .map(|number| JointBlock::load(&blocks.scope(number), config.block(number)))
                 .collect::<Result<_>>()?,
-            norm_out: LastNorm::load(&weights.scope("norm_out"), d)?,
+            norm_out: LastNorm::load(&weights.scope("norm_out"), d, true)?,
             proj_out: Linear::load(
                 &weights.scope("proj_out"),
                 d,

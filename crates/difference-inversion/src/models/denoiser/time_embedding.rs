@@ -21,9 +21,20 @@ impl TimestepEmbedding {
         [d_in, d_out]: [usize; 2],
         act_fn: Activation,
     ) -> Result<Self> {
+        Self::load_with(weights, [d_in, d_out], act_fn, true)
+    }
+
+    /// The same of layers that add a bias or not.
+    pub(crate) fn load_with(
+        weights: &Weights,
+        [d_in, d_out]: [usize; 2],
+        act_fn: Activation,
+        bias: bool,
+    ) -> Result<Self> {
+        let linear = |name: &str, d_in| Linear::load_with(&weights.scope(name), d_in, d_out, bias);
         Ok(Self {
-            linear_1: Linear::load(&weights.scope("linear_1"), d_in, d_out)?,
-            linear_2: Linear::load(&weights.scope("linear_2"), d_out, d_out)?,
+            linear_1: linear("linear_1", d_in)?,
+            linear_2: linear("linear_2", d_out)?,
             act_fn,
         })
     }

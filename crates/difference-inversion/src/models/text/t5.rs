@@ -273,6 +273,10 @@ impl Tower for T5EncoderModel {
         Ok(Beginning::new(embeds))
     }
 
+    fn reads_directions(&self) -> bool {
+        true
+    }
+
     fn finish(
         &self,
         beginning: Option<&Beginning>,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::{Value, json};
 use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -29,6 +30,11 @@ pub struct Vocabulary {
 /// How CLIP cuts a text into words: contractions, runs of letters, single digits, runs of the rest.
 const WORDS: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+/// How Qwen2 and Qwen3 cut a text into words: as CLIP, but a word begins with the space or sign before it,
+/// and breaks of lines and spaces are kept.
+const QWEN_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// What fills up Qwen's prompts where a folder does not tell.
+const QWEN_PAD: &str = "<|endoftext|>";
 /// What the last piece of a word ends with in the vocabulary.
 const END_OF_WORD: &str = "</w>";
 /// The length of CLIP's context, if a folder does not state its own.
@@ -201,12 +207,49 @@ impl Tokenizer {
     /// Opens the `tokenizer.json` of a folder.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] when it is missing or damaged.
+    /// [`Error::Io`] when it cannot be read, [`Error::InvalidFile`] when it is damaged.
     pub fn open(dir: &Path) -> Result<Self> {
         Ok(Self {
             rules: open_tokenizer_json(&dir.join("tokenizer.json"))?,
             dir: dir.to_owned(),
         })
+    }
+
+    /// Opens the byte-level tokenizer of Qwen2 and Qwen3 in a folder: `tokenizer.json` if there is one, else
+    /// `vocab.json` and `merges.txt` with the tokens that `tokenizer_config.json` or `added_tokens.json` adds.
+    /// With it comes the id that prompts are filled up with.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged, the padding is not in the vocabulary, or an added token has an id that
+    /// is not the next one.
+    pub fn open_qwen(dir: &Path) -> Result<(Self, u32)> {
+        let path = dir.join("tokenizer_config.json");
+        let mut specials: Specials = match path.exists() {
+            true => read_config(&path)?,
+            false => Specials::default(),
+        };
+        specials.check(&path)?;
+        let tokenizer = if dir.join("tokenizer.json").exists() {
+            Self::open(dir)?
+        } else {
+            let known: Vec<Written> = specials.tokens().cloned().collect();
+            let added = match specials.added_tokens_decoder.take() {
+                Some(added) => added,
+                None => open_added(dir, &known.iter().collect::<Vec<_>>())?,
+            };
+            let mut tokenizer = Self {
+                rules: qwen_from_vocabulary(dir)?,
+                dir: dir.to_owned(),
+            };
+            tokenizer.add(added)?;
+            tokenizer
+        };
+        let pad = specials
+            .pad_token
+            .as_ref()
+            .map_or(QWEN_PAD, Written::content);
+        let pad = tokenizer.id(pad)?;
+        Ok((tokenizer, pad))
     }
 
     /// The id of a token, such as a special one.
@@ -462,10 +505,14 @@ fn bounded_length(length: f64) -> usize {
 /// Opens a `tokenizer.json`, without the truncation and padding that it may ask for.
 ///
 /// # Errors
-/// [`Error::InvalidFile`] when it is missing or damaged.
+/// [`Error::Io`] when it cannot be read, [`Error::InvalidFile`] when it is damaged.
 pub(crate) fn open_tokenizer_json(path: &Path) -> Result<Rules> {
     let invalid = |error: tokenizers::Error| Error::invalid_file(path, error.to_string());
-    let mut tokenizer = Rules::from_file(path).map_err(invalid)?;
+    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
+    // The library panics where a decoder is no JSON.
+    serde_json::from_str::<IgnoredAny>(&text)
+        .map_err(|error| Error::invalid_file(path, format!("not valid JSON: {error}")))?;
+    let mut tokenizer: Rules = text.parse().map_err(invalid)?;
     tokenizer.with_truncation(None).map_err(invalid)?;
     tokenizer.with_padding(None);
     Ok(tokenizer)
@@ -515,8 +562,8 @@ fn open_added(dir: &Path, specials: &[&Written]) -> Result<BTreeMap<u32, Written
         .collect())
 }
 
-/// CLIP's tokenizer around the `vocab.json` and `merges.txt` of `dir`.
-fn from_vocabulary(dir: &Path, unk: &str) -> Result<Rules> {
+/// The vocabulary of `vocab.json` and the pairs of `merges.txt` of `dir`.
+fn vocabulary_and_merges(dir: &Path) -> Result<(Vocab, Vec<(String, String)>)> {
     let vocab_path = dir.join("vocab.json");
     let vocab: BTreeMap<String, u32> = read_config(&vocab_path)?;
     let merges_path = dir.join("merges.txt");
@@ -533,9 +580,31 @@ fn from_vocabulary(dir: &Path, unk: &str) -> Result<Rules> {
             )),
         })
         .collect::<Result<Vec<_>>>()?;
+    Ok((vocab.into_iter().collect(), merges))
+}
+
+/// Qwen's tokenizer around the `vocab.json` and `merges.txt` of `dir`.
+fn qwen_from_vocabulary(dir: &Path) -> Result<Rules> {
+    let (vocab, merges) = vocabulary_and_merges(dir)?;
+    let invalid = |error: tokenizers::Error| Error::invalid_file(dir, error.to_string());
+    let bpe = BPE::builder().vocab_and_merges(vocab, merges);
+    let words = SplitPattern::Regex(QWEN_WORDS.to_owned());
+    let split = Split::new(words, SplitDelimiterBehavior::Isolated, false).map_err(invalid)?;
+    let bytes = ByteLevel::new(false, true, false);
+    let mut tokenizer = Rules::new(bpe.build().map_err(invalid)?);
+    tokenizer
+        .with_normalizer(Some(NFC))
+        .with_pre_tokenizer(Some(PreTokenizers::new(vec![split.into(), bytes.into()])))
+        .with_decoder(Some(bytes));
+    Ok(tokenizer)
+}
+
+/// CLIP's tokenizer around the `vocab.json` and `merges.txt` of `dir`.
+fn from_vocabulary(dir: &Path, unk: &str) -> Result<Rules> {
+    let (vocab, merges) = vocabulary_and_merges(dir)?;
     let invalid = |error: tokenizers::Error| Error::invalid_file(dir, error.to_string());
     let bpe = BPE::builder()
-        .vocab_and_merges(vocab.into_iter().collect::<Vocab>(), merges)
+        .vocab_and_merges(vocab, merges)
         .continuing_subword_prefix(String::new())
         .end_of_word_suffix(END_OF_WORD.to_owned())
         .unk_token(unk.to_owned())

@@ -50,6 +50,17 @@ pub trait Tower: Any + Debug + Send + Sync {
         None
     }
 
+    /// Whether a norm that leaves nothing of a token but its direction is the first to read it, so that
+    /// difference tokens of zeros are no start: the norm's gradient there is a thousand times that elsewhere.
+    fn reads_directions(&self) -> bool {
+        false
+    }
+
+    /// Whether padding is not looked at, so that the tower has to be told where a prompt ends.
+    fn masks_padding(&self) -> bool {
+        false
+    }
+
     /// The width of the joint space, if the tower has a projection into one.
     fn projection_dim(&self) -> Option<usize> {
         None
@@ -123,7 +134,8 @@ impl Beginning {
 #[derive(Clone, Debug)]
 pub struct Encoded {
     /// The input of the first layer, then the output of each layer, `[b, n, d]`, without the final
-    /// norm. SDXL reads the last but one. T5, of which the last is read behind the norm, keeps none.
+    /// norm. SDXL reads the last but one. T5, of which the last is read behind the norm, keeps none, and Qwen3
+    /// only the outputs that are read.
     pub hidden_states: Vec<Tensor<3>>,
     /// The last layer's output behind the final norm, `[b, n, d]`. Stable Diffusion 1 and 2 read
     /// this.

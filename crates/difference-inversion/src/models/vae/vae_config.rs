@@ -9,6 +9,9 @@ use crate::models::layers::{Activation, MOST_LAYERS};
 use crate::weights::{OtherFields, check_fixed_fields};
 use crate::{Error, Result};
 
+/// Latents on each side of a square that is packed.
+pub(super) const PATCH: usize = 2;
+
 /// The configuration of an [`AutoencoderKL`](super::AutoencoderKL), with the names and defaults of diffusers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
@@ -43,6 +46,15 @@ pub struct AutoencoderKLConfig {
     pub use_post_quant_conv: bool,
     /// Whether the middle of encoder and decoder attends over all positions.
     pub mid_block_add_attention: bool,
+    /// `AutoencoderKLFlux2`, whose latents are packed and normalised instead of scaled, or `AutoencoderKL`.
+    #[serde(rename = "_class_name")]
+    pub class_name: Option<String>,
+    /// Channels of every level of the decoder; null are those of the encoder.
+    pub decoder_block_out_channels: Option<Vec<usize>>,
+    /// Added to the variances of packed latents.
+    pub batch_norm_eps: f64,
+    /// Height and width of the squares of latents that are packed.
+    pub patch_size: [usize; 2],
     /// All other fields.
     #[serde(flatten)]
     pub other: OtherFields,
@@ -66,6 +78,10 @@ impl Default for AutoencoderKLConfig {
             use_quant_conv: true,
             use_post_quant_conv: true,
             mid_block_add_attention: true,
+            class_name: None,
+            decoder_block_out_channels: None,
+            batch_norm_eps: 1e-4,
+            patch_size: [PATCH; 2],
             other: OtherFields::new(),
         }
     }
@@ -75,6 +91,35 @@ impl AutoencoderKLConfig {
     /// Factor between the size of a picture and that of its latents.
     pub fn downsampling_factor(&self) -> usize {
         1 << self.block_out_channels.len().saturating_sub(1)
+    }
+
+    /// Whether the denoiser sees squares of latents as one, normalised by running statistics, as that of FLUX.2
+    /// does.
+    pub fn is_packed(&self) -> bool {
+        self.class_name.as_deref() == Some("AutoencoderKLFlux2")
+    }
+
+    /// Latents of the autoencoder on each side of one that the denoiser sees.
+    pub(super) fn patch(&self) -> usize {
+        if self.is_packed() { PATCH } else { 1 }
+    }
+
+    /// Pixels on each side of a latent that the denoiser sees.
+    pub fn pixels(&self) -> usize {
+        self.downsampling_factor() * self.patch()
+    }
+
+    /// Channels of the latents that the denoiser sees.
+    pub fn denoised_channels(&self) -> usize {
+        self.latent_channels * self.patch() * self.patch()
+    }
+
+    /// Channels of every level of the decoder, in the encoder's order.
+    pub(super) fn decoder_channels(&self) -> &[usize] {
+        match &self.decoder_block_out_channels {
+            Some(channels) => channels,
+            None => &self.block_out_channels,
+        }
     }
 
     pub(crate) fn check(&self, path: &Path) -> Result<()> {
@@ -118,9 +163,22 @@ impl AutoencoderKLConfig {
             }
         }
         let groups = self.norm_num_groups;
+        if self.decoder_channels().len() != levels {
+            let reason = format!("expected {levels} levels, as in block_out_channels");
+            return wrong("decoder_block_out_channels", reason);
+        }
+        if self.patch_size != [PATCH; 2] {
+            let reason = format!("expected [{PATCH}, {PATCH}], found {:?}", self.patch_size);
+            return wrong("patch_size", reason);
+        }
+        if !(self.batch_norm_eps.is_finite() && self.batch_norm_eps >= 0.0) {
+            let reason = format!("expected 0 or more, found {}", self.batch_norm_eps);
+            return wrong("batch_norm_eps", reason);
+        }
         if let Some(c) = self
             .block_out_channels
             .iter()
+            .chain(self.decoder_channels())
             .find(|&c| groups == 0 || c % groups != 0)
         {
             return wrong(

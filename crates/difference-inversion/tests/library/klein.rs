@@ -1,0 +1,655 @@
+//! FLUX.2 klein, base and distilled, against diffusers and transformers, on a tiny model with random weights made
+//! by `training/reference/make_golden_klein.py`.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use burn::tensor::{Device, FloatDType, Tensor};
+use difference_inversion::diffusion::draw::TextToImage;
+use difference_inversion::diffusion::family;
+use difference_inversion::diffusion::frozen::{ModelPaths, Models};
+use difference_inversion::diffusion::memory::LearningMemory;
+use difference_inversion::image::load_image;
+use difference_inversion::method::analogy::{self, Applied, Target};
+use difference_inversion::method::difference::DifferenceTokens;
+use difference_inversion::method::generate::{self, Inputs};
+use difference_inversion::method::generate_config::{AnalogyConfig, GenerateConfig};
+use difference_inversion::method::learn::{Initialisation, Records};
+use difference_inversion::method::prompt::PromptMode;
+use difference_inversion::method::regenerate::{Guidance, Inversion};
+use difference_inversion::models::denoiser::flux2::{Flux2Config, Flux2Transformer2DModel};
+use difference_inversion::models::denoiser::{GuidedBy, Memory};
+use difference_inversion::models::text::qwen3::{Qwen3Config, Qwen3Model};
+use difference_inversion::models::text::tokenizer::Tokenizer;
+use difference_inversion::models::text::tower::Tower;
+use difference_inversion::util::arrays::{Array, Arrays};
+use difference_inversion::util::progress::Progress;
+use difference_inversion::weights::{Weights, read_config};
+use tempfile::TempDir;
+
+use super::common::{assert_matches, open, read};
+use crate::flux::{check_picture, draw, encode, models_of};
+use crate::tiny::{PROMPT, copy, edit, example_in, golden, opened, request, short_analogy, silent};
+
+const NEGATIVE: &str = "red";
+
+/// Which of the two: they differ in what `model_index.json` says.
+#[derive(Clone, Copy)]
+enum Kind {
+    Base,
+    Distilled,
+}
+
+fn folder_of(kind: Kind) -> TempDir {
+    let folder = copy("klein");
+    if let Kind::Distilled = kind {
+        let index = folder.path().join("model_index.json");
+        edit(&index, "\"is_distilled\": false", "\"is_distilled\": true");
+    }
+    folder
+}
+
+fn models(kind: Kind) -> Models {
+    models_of(folder_of(kind).path(), [16, 16])
+}
+
+fn io() -> Weights {
+    open(&golden("klein/io.safetensors"))
+}
+
+// The networks.
+
+#[test]
+fn the_transformer_and_its_gradients_match_diffusers() {
+    let (folder, io) = (golden("klein/transformer"), io());
+    let config: Flux2Config = read_config(&folder.join("config.json")).unwrap();
+    let network = Flux2Transformer2DModel::load(&open(&folder), &config).unwrap();
+    let forward = |latents: Tensor<4>, states: Tensor<3>, memory| {
+        network.forward(latents, read(&io, "network.times"), states, memory)
+    };
+    let latents = || read::<4>(&io, "network.latents");
+    let states = || read::<3>(&io, "network.states");
+    let found = forward(latents(), states(), Memory::Normal);
+    assert_matches("output", found, read(&io, "network.output"));
+    for memory in [Memory::Normal, Memory::Low] {
+        let latents = latents().autodiff().require_grad();
+        let states = states().autodiff().require_grad();
+        let output = forward(latents.clone(), states.clone(), memory);
+        let gradients = (output * read::<4>(&io, "network.towards"))
+            .sum()
+            .backward();
+        let found = states.grad(&gradients).unwrap();
+        let expected = read(&io, "network.states.grad");
+        assert_matches(&format!("states ({memory:?})"), found, expected);
+        let found = latents.grad(&gradients).unwrap();
+        let expected = read(&io, "network.latents.grad");
+        assert_matches(&format!("latents ({memory:?})"), found, expected);
+    }
+}
+
+/// Qwen3, of which the outputs of these layers are read.
+fn qwen(layers: &[usize]) -> Qwen3Model {
+    let folder = golden("klein/text_encoder");
+    let config: Qwen3Config = read_config(&folder.join("config.json")).unwrap();
+    Qwen3Model::load(&open(&folder), &config, layers).unwrap()
+}
+
+#[test]
+fn qwen3_and_its_gradients_match_transformers_whatever_pads_the_prompt() {
+    let (qwen, io) = (qwen(&[1, 5, 28]), io());
+    for (row, length) in [13, 9].into_iter().enumerate() {
+        let of_row = |name: &str| read::<3>(&io, name).narrow(0, row, 1);
+        let embeds: Tensor<2> = of_row("tower.embeds").squeeze_dim(0);
+        let expected = || of_row("tower.states");
+        let leaf = embeds.clone().autodiff().require_grad();
+        let found = qwen.finish(None, leaf.clone(), length - 1).unwrap();
+        assert_eq!(found.hidden_states.len(), 3);
+        let states = Tensor::cat(found.hidden_states, 2);
+        assert_matches("states", states.clone().inner(), expected());
+        let gradients = (states * of_row("tower.towards")).sum().backward();
+        let found = leaf.grad(&gradients).unwrap();
+        let expected_gradient = of_row("tower.embeds.grad").squeeze_dim(0);
+        assert_matches("gradient", found, expected_gradient);
+        // In two parts, the first of which is kept.
+        let [begin, rest] = [(0, 6), (6, 14)].map(|(start, n)| embeds.clone().narrow(0, start, n));
+        let beginning = qwen.begin(begin).unwrap();
+        let found = qwen.finish(Some(&beginning), rest, length - 1).unwrap();
+        assert_matches("in parts", Tensor::cat(found.hidden_states, 2), expected());
+    }
+    for end in [20, 5] {
+        let embeds: Tensor<2> = read::<3>(&io, "tower.embeds")
+            .narrow(0, 0, 1)
+            .squeeze_dim(0);
+        let beginning = qwen.begin(embeds.clone().narrow(0, 0, 6)).unwrap();
+        let rest = embeds.narrow(0, 6, 14);
+        let error = qwen.finish(Some(&beginning), rest, end).unwrap_err();
+        assert!(
+            error.to_string().contains(&format!("ends at {end}")),
+            "{error}"
+        );
+    }
+}
+
+// Prompts, schedule, autoencoder.
+
+/// The ids of some texts in the template, without padding, by transformers.
+fn expected_ids() -> BTreeMap<String, Vec<u32>> {
+    read_config(&golden("klein/ids.json")).unwrap()
+}
+
+#[test]
+fn the_template_gives_the_ids_of_apply_chat_template() {
+    let models = models(Kind::Base);
+    let pipeline = models.pipeline();
+    let frame = pipeline.text_encoders()[0].frame();
+    for (text, expected) in expected_ids() {
+        let words = pipeline.prompt(&text).unwrap().ids(0);
+        let found = [&frame.before, &words, &frame.after].map(|ids| &ids[..]);
+        assert_eq!(found.concat(), expected, "{text:?}");
+    }
+    assert_eq!(frame.length, 512);
+}
+
+#[test]
+fn a_vocabulary_with_merges_is_the_same_tokenizer() {
+    let folder = golden("klein/tokenizer");
+    let file: serde_json::Value = read_config(&folder.join("tokenizer.json")).unwrap();
+    let (whole, pad) = Tokenizer::open_qwen(&folder).unwrap();
+    let apart = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(apart.path().join(name), text).unwrap();
+    write("vocab.json", &file["model"]["vocab"].to_string());
+    let merges = file["model"]["merges"].as_array().unwrap().iter();
+    let merges: Vec<String> = merges
+        .map(|pair| {
+            format!(
+                "{} {}",
+                pair[0].as_str().unwrap(),
+                pair[1].as_str().unwrap()
+            )
+        })
+        .collect();
+    write(
+        "merges.txt",
+        &format!("#version: 0.2\n{}\n", merges.join("\n")),
+    );
+    let added = file["added_tokens"].as_array().unwrap();
+    // As transformers wrote them: in the tokenizer's configuration, or in a file of their own.
+    let decoder: serde_json::Map<String, serde_json::Value> = (added.iter())
+        .map(|token| (token["id"].to_string(), token.clone()))
+        .collect();
+    let config =
+        serde_json::json!({ "pad_token": "<|endoftext|>", "added_tokens_decoder": decoder });
+    let ids: serde_json::Map<String, serde_json::Value> = (added.iter())
+        .map(|token| {
+            (
+                token["content"].as_str().unwrap().to_owned(),
+                token["id"].clone(),
+            )
+        })
+        .collect();
+    for (config, ids) in [(config, None), (serde_json::json!({}), Some(ids))] {
+        write("tokenizer_config.json", &config.to_string());
+        if let Some(ids) = ids {
+            write(
+                "added_tokens.json",
+                &serde_json::Value::from(ids).to_string(),
+            );
+        }
+        let (found, found_pad) = Tokenizer::open_qwen(apart.path()).unwrap();
+        assert_eq!((found_pad, found.vocab_size()), (pad, whole.vocab_size()));
+        for text in expected_ids().keys() {
+            assert_eq!(
+                found.encode(text).unwrap(),
+                whole.encode(text).unwrap(),
+                "{text:?}"
+            );
+        }
+    }
+    write("tokenizer_config.json", r#"{"padding_side": "left"}"#);
+    let error = Tokenizer::open_qwen(apart.path()).unwrap_err().to_string();
+    assert!(error.contains("`padding_side`: expected right"), "{error}");
+    write("tokenizer_config.json", r#"{"pad_token": "<none>"}"#);
+    let error = Tokenizer::open_qwen(apart.path()).unwrap_err().to_string();
+    assert!(error.contains("\"<none>\""), "{error}");
+}
+
+#[test]
+fn qwen3_reads_the_prompt_as_in_diffusers() {
+    let (models, io) = (models(Kind::Base), io());
+    let pipeline = models.pipeline();
+    assert_eq!(pipeline.family(), &family::FLUX_2_KLEIN);
+    for (prefix, text) in [("", PROMPT), ("negative_", NEGATIVE)] {
+        let states = encode(pipeline, text).context;
+        assert_eq!(states.dims(), [1, 512, 48]);
+        let ends = [(0, 64), (496, 16)].map(|(start, n)| states.clone().narrow(1, start, n));
+        let expected = read(&io, &format!("{prefix}prompt_embeds"));
+        assert_matches("states", Tensor::cat(ends.to_vec(), 1), expected);
+    }
+}
+
+#[test]
+fn times_are_shifted_by_the_size_of_the_picture_and_the_number_of_steps() {
+    let io = io();
+    let sized = |size| {
+        models_of(&golden("klein"), size)
+            .pipeline()
+            .noising()
+            .clone()
+    };
+    let [square, wide] = [sized([16, 16]), sized([16, 24])];
+    for (tokens, noising) in [
+        (16, square.clone()),
+        (24, wide),
+        (1024, square.clone().for_tokens(1024)),
+        (4096, square.clone().for_tokens(4096)),
+        (5000, square.for_tokens(5000)),
+    ] {
+        for steps in [1, 4, 50] {
+            let times = noising.times(steps).unwrap();
+            let expected: Tensor<1> = read(&io, &format!("sigmas.{tokens}.{steps}"));
+            let mut expected = expected.try_into_vec_as::<f32>().unwrap();
+            assert_eq!(expected.pop(), Some(0.0));
+            assert_eq!(times.len(), expected.len());
+            for (time, expected) in times.iter().zip(&expected) {
+                let found = (time / 1000.0) as f32;
+                assert!(
+                    (found - expected).abs() < 1e-6,
+                    "{tokens}: {found} {expected}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn pictures_become_packed_latents_as_with_diffusers() {
+    let (models, io) = (models(Kind::Base), io());
+    let picture = load_image(&golden("klein/a.png")).unwrap();
+    let found = models.pipeline().encode_image(&picture);
+    assert_eq!(found.dims(), [1, 32, 4, 4]);
+    assert_eq!(models.pipeline().latent_shape(), found.dims());
+    assert_matches("latents", found, read(&io, "encoded"));
+}
+
+// Drawing.
+
+#[test]
+fn base_and_distilled_draw_what_diffusers_draws() {
+    let io = io();
+    for (kind, name, scale) in [
+        (Kind::Base, "", Some(4.0)),
+        (Kind::Distilled, "distilled.", None),
+    ] {
+        let folder = folder_of(kind);
+        for (prefix, size) in [("", [16, 16]), ("wide.", [16, 24])] {
+            let models = models_of(folder.path(), size);
+            let request = TextToImage {
+                guidance_scale: scale,
+                ..request(4, 0.0)
+            };
+            let drawn = draw(&models, &request, read(&io, &format!("{prefix}latents")));
+            let expected = read(&io, &format!("{name}{prefix}drawn"));
+            assert_matches(&format!("{name}{prefix}drawn"), drawn.clone(), expected);
+            check_picture(&models, drawn, read(&io, &format!("{name}{prefix}picture")));
+        }
+    }
+}
+
+#[test]
+fn base_is_guided_by_a_negative_prompt_and_distilled_by_nothing() {
+    let (base, distilled) = (models(Kind::Base), models(Kind::Distilled));
+    let guided_by = |models: &Models| models.pipeline().denoiser().guided_by();
+    assert_eq!(guided_by(&base), GuidedBy::Reference);
+    assert_eq!(guided_by(&distilled), GuidedBy::Nothing);
+    let negative = TextToImage {
+        negative_prompt: NEGATIVE.to_owned(),
+        ..request(2, 4.0)
+    };
+    let drawn = |models: &Models, request: &TextToImage| {
+        generate::generate(models, request, Inputs::default(), &mut silent)
+    };
+    let plain = drawn(&base, &request(2, 4.0)).unwrap();
+    assert_ne!(drawn(&base, &negative).unwrap(), plain);
+    for (request, setting) in [
+        (negative, "negative_prompt"),
+        (request(2, 4.0), "guidance_scale"),
+    ] {
+        let message = drawn(&distilled, &request).unwrap_err().to_string();
+        assert!(
+            message.contains(&format!("setting `{setting}`")),
+            "{message}"
+        );
+    }
+}
+
+// The method.
+
+fn target() -> Target {
+    Target {
+        b: example_in("klein").a_prime,
+        caption_b: Some("a green house".to_owned()),
+    }
+}
+
+fn apply(models: &Models, tokens: &DifferenceTokens, config: &AnalogyConfig) -> Applied {
+    analogy::apply(models, tokens, &target(), config, &mut silent).unwrap()
+}
+
+#[test]
+fn a_difference_learned_on_base_is_applied_with_the_distilled_model() {
+    let (base, distilled) = (models(Kind::Base), models(Kind::Distilled));
+    let mut notices = Vec::new();
+    let mut watch = |progress: &Progress| {
+        if let Progress::Notice { message: notice } = progress {
+            notices.push(notice.to_string());
+        }
+        ControlFlow::Continue(())
+    };
+    let (learned, applied) = analogy::solve(
+        &base,
+        &[example_in("klein")],
+        &target(),
+        &short_analogy(),
+        &Records::default(),
+        &mut watch,
+    )
+    .unwrap();
+    for expected in ["`lambda_clip` counts as 0", "the direction of a token"] {
+        let told = notices.iter().filter(|notice| notice.contains(expected));
+        assert_eq!(told.count(), 1, "{notices:?}");
+    }
+    let [embedding] = learned.tokens.embeddings() else {
+        panic!("one text encoder");
+    };
+    assert_eq!(embedding.dims(), [2, 16]);
+    let config = AnalogyConfig {
+        generate: GenerateConfig {
+            guidance_scale: None,
+            ..short_analogy().generate
+        },
+        ..short_analogy()
+    };
+    let of = |models: &Models| apply(models, &learned.tokens, &config).b_prime;
+    assert_eq!(of(&base), applied.b_prime);
+    assert_eq!(base.pipeline().base(), distilled.pipeline().base());
+    // The weights are the same here: it is the guidance by the difference that both have.
+    assert_eq!(of(&distilled), applied.b_prime);
+}
+
+/// Zeros have no direction, so that tokens start as those of a vocabulary are, in the type of start that says
+/// so and in the default.
+#[test]
+fn tokens_start_with_the_spread_of_the_vocabulary() {
+    let models = models(Kind::Base);
+    let start = |initialisation| {
+        let mut config = short_analogy();
+        config.learn.steps = 1;
+        config.learn.select_every = 0;
+        config.learn.learning_rate = 1e-9;
+        config.learn.num_tokens = 40;
+        config.learn.initialisation = initialisation;
+        let examples = [example_in("klein")];
+        let learned = analogy::learn(
+            &models,
+            &examples,
+            &config,
+            &Records::default(),
+            &mut silent,
+        )
+        .unwrap();
+        learned.tokens.embeddings()[0].clone()
+    };
+    let zero = start(Initialisation::Zero);
+    let difference = (zero.clone() - start(Initialisation::Random)).abs().max();
+    assert!(difference.into_scalar::<f32>() < 1e-6);
+    let spread = |tokens: Tensor<2>| tokens.powi_scalar(2).mean().sqrt().into_scalar::<f32>();
+    let table = models.pipeline().text_encoders()[0].token_table().clone();
+    let ratio = spread(zero) / spread(table);
+    assert!((0.9..1.1).contains(&ratio), "{ratio}");
+}
+
+#[test]
+fn every_inversion_and_guidance_works_with_both() {
+    for kind in [Kind::Base, Kind::Distilled] {
+        let models = models(kind);
+        let pipeline = models.pipeline();
+        let tokens: Vec<f32> = (0..32u8).map(|i| f32::from(i).sin()).collect();
+        let tokens = Tensor::<1>::from_floats(tokens.as_slice(), &Device::flex()).reshape([2, 16]);
+        let tokens = DifferenceTokens::new(vec![tokens], pipeline.base()).unwrap();
+        let same = pipeline.decode(pipeline.encode_image(&target().b)).unwrap();
+        for inversion in [Inversion::EditFriendly, Inversion::Ddim, Inversion::Sdedit] {
+            for guidance in [Guidance::Difference, Guidance::Ordinary] {
+                let with = |strength: f64| {
+                    let mut config = short_analogy();
+                    config.generate.inversion = inversion;
+                    config.generate.guidance = guidance;
+                    config.generate.guidance_scale = None;
+                    config.generate.strength = strength;
+                    apply(&models, &tokens, &config).b_prime
+                };
+                let (nothing, all) = (with(0.0), with(1.0));
+                assert_ne!(nothing, all, "{inversion:?} {guidance:?}");
+                if (inversion, guidance) == (Inversion::EditFriendly, Guidance::Difference) {
+                    let pairs = nothing.as_raw().iter().zip(same.as_raw());
+                    let worst = pairs.map(|(x, y)| x.abs_diff(*y)).max();
+                    assert!(worst <= Some(1), "{worst:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_estimate_of_memory_leaves_out_what_is_not_read() {
+    let peak = |folder: &Path, memory| {
+        let mut paths = ModelPaths {
+            model: folder.to_owned(),
+            ..ModelPaths::default()
+        };
+        paths.options.resolution = Some([16, 16]);
+        let memory = LearningMemory {
+            dtype: FloatDType::F32,
+            memory,
+            rows: 2,
+            captions: false,
+        };
+        memory.peak(&paths).unwrap()
+    };
+    let folder = golden("klein");
+    let [normal, low] = [Memory::Normal, Memory::Low].map(|memory| peak(&folder, memory));
+    assert!(normal > low);
+    // Without head, final norm and the last layer, which are the same to the estimate.
+    let less = copy("klein");
+    let path = less.path().join("text_encoder/model.safetensors");
+    let mut arrays = Arrays::read(&path).unwrap();
+    let is_unread = |key: &str| {
+        key.starts_with("model.layers.27.") || !key.contains("layers") && !key.contains("embed")
+    };
+    arrays.arrays.retain(|key, _| !is_unread(key));
+    arrays.write(&path).unwrap();
+    assert_eq!(peak(less.path(), Memory::Normal), normal);
+    assert!(opened(less.path()).is_ok());
+}
+
+// What does not fit.
+
+/// The error of opening a copy of the model in which something was changed.
+fn refused(change: impl FnOnce(&Path)) -> String {
+    let folder = copy("klein");
+    change(folder.path());
+    opened(folder.path()).unwrap_err().to_string()
+}
+
+/// Checks the messages of edited configurations: the part, what is replaced with what, and the message.
+fn check_refused(cases: &[[&str; 4]]) {
+    for [part, from, to, expected] in cases {
+        let message = refused(|folder| edit(&folder.join(part).join("config.json"), from, to));
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
+fn a_transformer_that_does_not_fit_is_refused_in_words() {
+    check_refused(&[
+        [
+            "transformer",
+            "\"guidance_embeds\": false",
+            "\"guidance_embeds\": true",
+            "`guidance_embeds`: expected false, as in FLUX.2 klein: FLUX.2 dev",
+        ],
+        [
+            "transformer",
+            "\"joint_attention_dim\": 48",
+            "\"joint_attention_dim\": 64",
+            "`joint_attention_dim`: expected 48, three times the width of Qwen3, found 64",
+        ],
+        [
+            "transformer",
+            "\"in_channels\": 32",
+            "\"in_channels\": 64",
+            "`in_channels`: expected 32, the channels of the packed latents, found 64",
+        ],
+        [
+            "transformer",
+            "\"patch_size\": 1",
+            "\"patch_size\": 2",
+            "`patch_size`: expected 1",
+        ],
+        [
+            "transformer",
+            "\"patch_size\": 1",
+            "\"patch_size\": 1, \"quantization_config\": {\"load_in_4bit\": true}",
+            "`quantization_config`: expected no such field",
+        ],
+        [
+            "transformer",
+            "    6\n",
+            "    8\n",
+            "`axes_dims_rope`: expected four even numbers that add up to 16",
+        ],
+        [
+            "transformer",
+            "\"mlp_ratio\": 3.0",
+            "\"mlp_ratio\": -1",
+            "`mlp_ratio`: expected more than 0",
+        ],
+        [
+            "transformer",
+            "\"eps\": 1e-06",
+            "\"eps\": 1e-05",
+            "`eps`: expected 0.000001",
+        ],
+        [
+            "transformer",
+            "\"num_layers\": 2",
+            "\"num_layers\": 1",
+            "transformer_blocks.1",
+        ],
+    ]);
+}
+
+#[test]
+fn parts_that_are_missing_or_do_not_fit_are_named() {
+    check_refused(&[
+        [
+            "text_encoder",
+            "\"num_hidden_layers\": 28",
+            "\"num_hidden_layers\": 26",
+            "`num_hidden_layers`: expected at least 27",
+        ],
+        [
+            "text_encoder",
+            "\"model_type\": \"qwen3\"",
+            "\"model_type\": \"mistral\"",
+            "`model_type`: expected \"qwen3\"",
+        ],
+        [
+            "vae",
+            "\"_class_name\": \"AutoencoderKLFlux2\"",
+            "\"_class_name\": \"AutoencoderKL\"",
+            "`in_channels`: expected 8, the channels of the packed latents",
+        ],
+        [
+            "vae",
+            "\"decoder_block_out_channels\": null",
+            "\"decoder_block_out_channels\": [4]",
+            "`decoder_block_out_channels`: expected 2 levels",
+        ],
+        [
+            "vae",
+            "\"batch_norm_eps\": 0.01",
+            "\"batch_norm_eps\": -1",
+            "`batch_norm_eps`: expected 0 or more",
+        ],
+    ]);
+    let message = refused(|folder| {
+        edit(
+            &folder.join("tokenizer/tokenizer.json"),
+            "<|im_end|>",
+            "<|end|>",
+        );
+    });
+    assert!(
+        message.contains("\"<|im_end|>\" is not in the vocabulary"),
+        "{message}"
+    );
+    for part in ["text_encoder", "tokenizer", "transformer", "vae"] {
+        let message = refused(|folder| std::fs::remove_dir_all(folder.join(part)).unwrap());
+        let expected = format!("no folder `{part}`");
+        assert!(message.contains(&expected), "{message}");
+    }
+}
+
+#[test]
+fn a_difference_of_another_family_is_refused() {
+    let models = models(Kind::Base);
+    let mut base = models.pipeline().base();
+    base.denoiser = "FLUX.1 transformer".to_owned();
+    let tokens = DifferenceTokens::zeros(2, &base, &Device::flex());
+    let error = analogy::check_apply(&models, &tokens, &short_analogy()).unwrap_err();
+    let expected = "this model is a FLUX.2 klein transformer";
+    assert!(error.to_string().contains(expected), "{error}");
+}
+
+#[test]
+fn prompts_cannot_be_optimised_without_a_joint_space() {
+    let mut config = short_analogy();
+    config.prompt.prompt_mode = PromptMode::Optimised;
+    let models = models(Kind::Base);
+    let (examples, records) = ([example_in("klein")], Records::default());
+    let error = analogy::learn(&models, &examples, &config, &records, &mut silent).unwrap_err();
+    let message = error.to_string();
+    assert!(message.contains("no optimised prompt"), "{message}");
+    assert!(message.contains("a Flux2KleinPipeline"), "{message}");
+}
+
+#[test]
+fn embeddings_do_not_tell_where_a_prompt_ends() {
+    let models = models(Kind::Base);
+    let embeds = Tensor::zeros([512, 16], &Device::flex());
+    let error = models.pipeline().encode_embeds(embeds).unwrap_err();
+    assert!(
+        error.to_string().contains("does not look at its padding"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_single_file_in_the_original_layout_says_what_to_take_instead() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("flux-2-klein-4b.safetensors");
+    let one = || Array::floats([8], vec![1.0; 8]);
+    Arrays::default()
+        .with("double_blocks.0.img_attn.norm.key_norm.scale", one())
+        .with("single_stream_modulation.lin.weight", one())
+        .write(&path)
+        .unwrap();
+    let paths = ModelPaths {
+        model: path,
+        ..ModelPaths::default()
+    };
+    let message = paths.files().unwrap_err().to_string();
+    assert!(message.contains("Flux2KleinPipeline"), "{message}");
+    assert!(message.contains("klein-base"), "{message}");
+}
