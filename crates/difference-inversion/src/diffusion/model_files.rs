@@ -2,6 +2,7 @@
 //! layout of the original code.
 
 pub mod layout;
+pub mod lora;
 mod original;
 mod said;
 
@@ -14,16 +15,17 @@ use serde_json::{Value, json};
 
 use crate::diffusion::family;
 use crate::diffusion::model_files::layout::Layout;
+use crate::diffusion::model_files::lora::{LayerNames, Lora, LoraFile};
 use crate::diffusion::model_files::original::{Networks, networks};
 use crate::diffusion::model_files::said::{Said, ZERO_SNR, title};
 use crate::diffusion::sample::{PredictionType, TimestepSpacing};
 use crate::models::denoiser::unet_denoiser::PART as UNET;
 use crate::models::text::tokenizer::Vocabulary;
 use crate::util::error::abbreviate;
-use crate::weights::Weights;
 use crate::weights::file::TensorFile;
 use crate::weights::folder::{has_variant, refuse_pickled};
 use crate::weights::json::{from_value, read_config};
+use crate::weights::{Changes, Weights};
 use crate::{Error, Result};
 
 /// The file of a diffusers folder that says which pipeline it is.
@@ -62,6 +64,8 @@ pub struct FileOptions {
     pub unet: Option<PathBuf>,
     /// Leaves T5 out, where the family can do without it.
     pub without_t5: bool,
+    /// Low-rank changes that are added to the denoiser and the text encoders.
+    pub loras: Vec<LoraFile>,
 }
 
 /// The files of one diffusion model, of which configurations and headers were read so far. Its
@@ -71,6 +75,7 @@ pub struct ModelFiles {
     path: PathBuf,
     options: FileOptions,
     original: Option<Original>,
+    loras: Vec<Lora>,
     notices: Vec<String>,
 }
 
@@ -116,10 +121,14 @@ impl ModelFiles {
             notices.clone_from(&opened.notices);
             original = Some(opened);
         }
+        let loras = options.loras.iter().map(Lora::open);
+        let loras = loras.collect::<Result<Vec<_>>>()?;
+        notices.extend(loras.iter().filter_map(Lora::notice));
         Ok(Self {
             path: path.to_owned(),
             options: options.clone(),
             original,
+            loras,
             notices,
         })
     }
@@ -245,11 +254,48 @@ impl ModelFiles {
         }
     }
 
-    /// The weights of a network, under diffusers' keys.
+    /// The files of its LoRAs.
+    pub fn loras(&self) -> impl Iterator<Item = &Path> {
+        self.loras.iter().map(Lora::path)
+    }
+
+    /// Checks that the LoRAs change only layers that one of these networks has.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] if the model has no such network; as [`Weights::open`].
+    /// [`Error::InvalidFile`] naming the first that none has, and what the file was made for.
+    pub(crate) fn check_loras(&self, networks: &[&str], model: &str) -> Result<()> {
+        if self.loras.is_empty() {
+            return Ok(());
+        }
+        let names = networks.iter().map(|network| {
+            let weights = self.own_weights(network, &Device::flex(), FloatDType::F32)?;
+            Ok(LayerNames::of(network, &weights))
+        });
+        let names = names.collect::<Result<Vec<_>>>()?;
+        self.loras
+            .iter()
+            .try_for_each(|lora| lora.check_known(&names, model))
+    }
+
+    /// The weights of a network, under diffusers' keys, with what LoRAs change of them.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if the model has no such network, or a LoRA does not fit it; as [`Weights::open`].
     pub fn weights(&self, network: &str, device: &Device, dtype: FloatDType) -> Result<Weights> {
+        let weights = self.own_weights(network, device, dtype)?;
+        if self.loras.is_empty() {
+            return Ok(weights);
+        }
+        let names = LayerNames::of(network, &weights);
+        let mut changes = Changes::new();
+        for lora in &self.loras {
+            lora.add_changes(&names, &weights, &mut changes)?;
+        }
+        Ok(weights.changed(changes))
+    }
+
+    /// The same without LoRAs.
+    fn own_weights(&self, network: &str, device: &Device, dtype: FloatDType) -> Result<Weights> {
         if let Some(path) = self.other_unet().filter(|_| network == UNET) {
             return Weights::open(path, device, dtype);
         }

@@ -27,6 +27,8 @@ pub struct Pipeline {
     force_zeros_for_empty_prompt: bool,
     text_encoders: Vec<TextEncoder>,
     denoiser: Arc<dyn Denoiser>,
+    /// SHA-256 of what LoRAs change of the denoiser.
+    adapters: Option<String>,
     vae: AutoencoderKL,
     noising: Noising,
     /// Height and width of its pictures.
@@ -64,6 +66,15 @@ impl Pipeline {
     /// The network that predicts what is noise.
     pub fn denoiser(&self) -> &dyn Denoiser {
         &*self.denoiser
+    }
+
+    /// What identifies the denoiser and what LoRAs change of it.
+    pub fn fingerprint(&self) -> String {
+        let fingerprint = self.denoiser.fingerprint();
+        match &self.adapters {
+            Some(adapters) => format!("{fingerprint} {adapters}"),
+            None => fingerprint,
+        }
     }
 
     /// The text encoders in the order the denoiser reads them.

@@ -12,7 +12,7 @@ use crate::models::text::t5::T5EncoderModel;
 use crate::models::text::tokenizer::{ClipTokenizer, Tokenizer};
 pub use crate::models::text::tower::{Beginning, Encoded, Tower};
 use crate::util::tensors::fingerprint;
-use crate::weights::compute_dtype;
+use crate::weights::{Adapters, Weights, compute_dtype};
 use crate::{Error, Result};
 
 /// What a text encoder must share with the one the tokens were learned on.
@@ -25,6 +25,24 @@ pub struct EncoderBase {
     /// SHA-256 of the token-embedding table, rounded to f16 so that an f16 and an f32 copy of one
     /// model are the same base.
     pub table: String,
+    /// What LoRAs change of its layers, if they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapters: Option<EncoderAdapters>,
+}
+
+/// LoRAs that change a text encoder. They are the same if their numbers are, whatever the files are called.
+#[derive(Debug, Clone, Eq, Serialize, Deserialize)]
+pub struct EncoderAdapters {
+    /// SHA-256 of all changes.
+    pub digest: String,
+    /// The files' names, with the weights if they are not 1.
+    pub names: Vec<String>,
+}
+
+impl PartialEq for EncoderAdapters {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
 }
 
 impl EncoderBase {
@@ -38,6 +56,7 @@ impl EncoderBase {
             vocab_size,
             hidden_size,
             table: fingerprint([table]),
+            adapters: None,
         }
     }
 }
@@ -46,7 +65,11 @@ impl std::fmt::Display for EncoderBase {
     /// The sizes of the table and the beginning of its hash.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let table = self.table.get(..12).unwrap_or(&self.table);
-        write!(f, "{} × {} ({table})", self.vocab_size, self.hidden_size)
+        write!(f, "{} × {} ({table})", self.vocab_size, self.hidden_size)?;
+        match &self.adapters {
+            Some(adapters) => write!(f, " with the LoRA {}", adapters.names.join(" and ")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -135,7 +158,8 @@ pub fn open_clip(
 ) -> Result<TextEncoder> {
     let tokenizer = ClipTokenizer::of(&files.vocabulary(part)?)?;
     let (config, weights) = (files.config(part)?, files.weights(part, device, dtype)?);
-    TextEncoder::clip(tokenizer, ClipTextModel::load_alone(&weights, &config)?)
+    let encoder = TextEncoder::clip(tokenizer, ClipTextModel::load_alone(&weights, &config)?)?;
+    encoder.adapted(&weights)
 }
 
 /// Opens T5's encoder of Stable Diffusion 3.
@@ -175,7 +199,8 @@ pub fn open_t5_of_length(
         fill: Some(tokenizer.id("<pad>")?),
         length,
     };
-    TextEncoder::new(tokenizer, frame, T5EncoderModel::load(&weights, &config)?)
+    let encoder = TextEncoder::new(tokenizer, frame, T5EncoderModel::load(&weights, &config)?)?;
+    encoder.adapted(&weights)
 }
 
 /// A tokenizer and its text tower.
@@ -217,6 +242,17 @@ impl TextEncoder {
     pub fn clip(tokenizer: ClipTokenizer, model: ClipTextModel) -> Result<Self> {
         let frame = Frame::clip(&tokenizer, model.max_positions());
         Self::new(tokenizer.into_tokenizer(), frame, model)
+    }
+
+    /// The same, whose tower was read from `weights`: what LoRAs change of them is part of its base.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a LoRA cannot be read.
+    fn adapted(mut self, weights: &Weights) -> Result<Self> {
+        let adapters = weights.adapters()?;
+        self.base.adapters =
+            adapters.map(|Adapters { digest, names }| EncoderAdapters { digest, names });
+        Ok(self)
     }
 
     /// Adds the rows that the table of `other` has more, those of words added to its vocabulary.

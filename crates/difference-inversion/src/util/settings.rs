@@ -124,6 +124,10 @@ macro_rules! about {
     (seed) => {
         "Random seed"
     };
+    (model.lora) => {
+        "LoRA or LoCon that changes the U-Net and the text encoders, and how much of it (1 is all): a file of diffusers, \
+         PEFT, kohya or ComfyUI; repeat for several"
+    };
     (text.prompt) => {
         "What to draw"
     };

@@ -23,6 +23,7 @@ mod golden_samplers;
 mod gpu;
 mod half_precision;
 mod learning;
+mod lora;
 mod misfits;
 mod model_folders;
 mod paper_map;

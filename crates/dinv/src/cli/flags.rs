@@ -11,6 +11,7 @@ use difference_inversion::diffusion::family;
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::diffusion::model_files::FileOptions;
 use difference_inversion::diffusion::model_files::layout::Layout;
+use difference_inversion::diffusion::model_files::lora::LoraFile;
 use difference_inversion::diffusion::sample::{PredictionType, TimestepSpacing};
 use difference_inversion::job::PairFiles;
 use difference_inversion::method::analogy::Example;
@@ -66,6 +67,9 @@ pub(crate) struct ModelSettings {
     /// weights for the model's own configuration
     #[arg(long, value_name = "PATH", hide_short_help = true)]
     pub(crate) unet: Option<PathBuf>,
+    #[arg(long, help = about!(model.lora), value_name = "FILE[:WEIGHT]", hide_short_help = true)]
+    #[serde(deserialize_with = "one_or_several_texts")]
+    pub(crate) lora: Option<Vec<String>>,
     /// Leave out T5, the largest text encoder of Stable Diffusion 3, with its download and memory
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           hide_short_help = true)]
@@ -195,6 +199,7 @@ impl ModelSettings {
             resolution: self.resolution.as_deref().map(resolution).transpose()?,
             unet: self.unet.clone(),
             without_t5: self.without_t5.unwrap_or(false),
+            loras: self.lora.iter().flatten().map(|text| lora(text)).collect(),
         })
     }
 
@@ -220,7 +225,37 @@ impl ModelSettings {
         ];
         let given = |(name, value): (&str, Option<String>)| Some((name.to_owned(), json!(value?)));
         let without_t5 = (self.without_t5).map(|value| ("without_t5".to_owned(), json!(value)));
-        settings.into_iter().filter_map(given).chain(without_t5)
+        let names = |given: &Option<Vec<String>>, name: fn(&str) -> String| {
+            let names = given.as_ref()?.iter().map(|given| name(given));
+            Some(json!(names.collect::<Vec<_>>()))
+        };
+        let loras = names(&self.lora, |text| {
+            let LoraFile { path, weight } = lora(text);
+            format!("{}:{weight}", file_name(&path))
+        });
+        let lists = [("lora", loras)];
+        let lists = lists
+            .into_iter()
+            .filter_map(|(name, list)| Some((name.to_owned(), list?)));
+        settings
+            .into_iter()
+            .filter_map(given)
+            .chain(without_t5)
+            .chain(lists)
+    }
+}
+
+/// A LoRA and its weight, `FILE` or `FILE:WEIGHT`; a file whose name ends in such a number is that file.
+pub(crate) fn lora(text: &str) -> LoraFile {
+    let path = PathBuf::from(text);
+    let split = text.rsplit_once(':').filter(|_| !path.exists());
+    let weighted = split.and_then(|(path, weight)| Some((path, weight.trim().parse().ok()?)));
+    match weighted {
+        Some((path, weight)) => LoraFile {
+            path: path.into(),
+            weight,
+        },
+        None => LoraFile { path, weight: 1.0 },
     }
 }
 
@@ -271,6 +306,15 @@ fn one_or_several<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Vec<Path
         Paths::One(path) => vec![path],
         Paths::Several(paths) => paths,
     }))
+}
+
+/// Texts, of which a settings file may write a single one without brackets.
+fn one_or_several_texts<'de, D: Deserializer<'de>>(
+    value: D,
+) -> Result<Option<Vec<String>>, D::Error> {
+    let paths = one_or_several(value)?;
+    let text = |path: PathBuf| path.to_string_lossy().into_owned();
+    Ok(paths.map(|paths| paths.into_iter().map(text).collect()))
 }
 
 /// Flags of every subcommand.

@@ -40,6 +40,7 @@ impl Pipeline {
             family = family.with_channels(denoiser.in_channels(), latent_channels);
         }
         check_attention_mask(files, family)?;
+        files.check_loras(&family.networks_in(files)?, family.class)?;
         let parts = family.encoders_in(files)?;
         let text_encoders = (parts.iter())
             .map(|encoder| (encoder.open)(files, encoder.part, device, dtype))
@@ -65,12 +66,14 @@ impl Pipeline {
         let resolution = resolution(files, family, &*denoiser, &vae_config)?;
         let weights = files.weights(family.denoiser.part, device, dtype)?;
         let denoiser = denoiser.load(&weights, &around)?;
+        let adapters = weights.adapters()?.map(|adapters| adapters.digest);
         let mut pipeline = Self {
             family,
             parts,
             force_zeros_for_empty_prompt: index.force_zeros_for_empty_prompt,
             text_encoders,
             denoiser,
+            adapters,
             vae,
             noising,
             resolution,

@@ -292,6 +292,7 @@ mod tests {
             dtype: text("f16"),
             memory: text("low"),
             without_t5: None,
+            lora: Some(vec!["style.safetensors:0.5".to_owned()]),
         };
         let other = of_other(&settings, &theirs);
         assert_eq!(other.model.as_ref(), Some(&theirs));
