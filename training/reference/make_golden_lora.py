@@ -82,9 +82,9 @@ def of_text(name: str) -> bool:
     return name.endswith(("q_proj", "v_proj", "out_proj", "fc1"))
 
 
-def draw(pipeline, latents: torch.Tensor) -> numpy.ndarray:
+def draw(pipeline, latents: torch.Tensor, **more) -> numpy.ndarray:
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
-    more = {"height": latents.shape[-2] * 2, "width": latents.shape[-1] * 2}
+    more |= {"height": latents.shape[-2] * 2, "width": latents.shape[-1] * 2}
     return pipeline(
         PROMPT, negative_prompt=NEGATIVE, num_inference_steps=STEPS, guidance_scale=5.0, latents=latents.clone(),
         output_type="np", **more,

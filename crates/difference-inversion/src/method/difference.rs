@@ -153,7 +153,7 @@ impl DifferenceTokens {
             (bare, names.join(" and "))
         });
         if ours.0 != theirs.0 {
-            return None;
+            return self.skipped_otherwise(base);
         }
         Some(match (ours.1.as_str(), theirs.1.as_str()) {
             (learned, "") => format!(
@@ -168,6 +168,19 @@ impl DifferenceTokens {
                 "the difference was learned with the LoRA {learned}, and the text encoder is changed by {given}: give \
                  the same files with the same weights"
             ),
+        })
+    }
+
+    /// How the layers that are read differ, if nothing else does.
+    fn skipped_otherwise(&self, base: &Base) -> Option<String> {
+        let skip = |base: &Base| base.encoders.iter().map(|encoder| encoder.clip_skip).max();
+        let mut bare = self.base.clone();
+        for (encoder, other) in bare.encoders.iter_mut().zip(&base.encoders) {
+            encoder.clip_skip = other.clip_skip;
+        }
+        let learned = skip(&self.base)?;
+        (bare == *base).then(|| {
+            format!("the difference was learned with `--clip-skip {learned}`: give the same")
         })
     }
 
@@ -295,6 +308,7 @@ mod tests {
             hidden_size,
             table: "00".repeat(32),
             adapters: None,
+            clip_skip: 0,
         });
         Base {
             denoiser: "network".to_owned(),

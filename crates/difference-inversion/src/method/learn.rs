@@ -177,7 +177,7 @@ impl<'a> Run<'a> {
             .map(|(number, joint)| ClipLoss::new(joint, number, pairs, config))
             .collect::<Result<_>>()?;
         let bounds = (pipeline.learned_encoders().iter())
-            .map(|encoder| Some(config.max_norm? * median_norm(encoder.token_table().clone())))
+            .map(|encoder| Some(config.max_norm? * median_norm(encoder.own_table())))
             .collect();
         Ok(Self {
             pipeline,
@@ -217,7 +217,7 @@ impl<'a> Run<'a> {
                 let mut rng = rng(self.config.seed, Purpose::Initialise, 0);
                 (self.pipeline.learned_encoders().iter())
                     .map(|encoder| {
-                        let table = encoder.token_table().clone().cast(DType::F32);
+                        let table = encoder.own_table().cast(DType::F32);
                         let width = table.dims()[1];
                         let deviation = f64::from(host(table.var(0).mean().sqrt())[0]);
                         normal(&mut rng, [n, width], device) * deviation

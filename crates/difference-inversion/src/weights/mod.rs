@@ -162,6 +162,26 @@ impl Weights {
         }
     }
 
+    /// The same without the tensors whose keys `are_strays` says.
+    pub(crate) fn without(self, are_strays: impl Fn(&str) -> bool) -> Self {
+        if !self.keys().any(&are_strays) {
+            return self;
+        }
+        let store = &self.store;
+        let mut index = store.index.clone();
+        index.retain(|key, _| !are_strays(key));
+        Self {
+            prefix: self.prefix,
+            ..Self::new(
+                &store.path,
+                store.files.clone(),
+                index,
+                &store.device,
+                store.dtype,
+            )
+        }
+    }
+
     /// The same tensors with `changes` added to them, computed in f32 before they are converted.
     pub(crate) fn changed(self, changes: Changes) -> Self {
         if changes.is_empty() {

@@ -27,6 +27,7 @@ mod lora;
 mod misfits;
 mod model_folders;
 mod paper_map;
+mod parts;
 mod regeneration;
 mod rooms;
 mod sd3;

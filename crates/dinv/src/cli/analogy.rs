@@ -138,6 +138,8 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
         config.learn.steps,
     ));
     let models = models.open(&paths, &mut watcher)?;
+    let given = args.pairs.given_captions().chain(args.caption_b.as_deref());
+    watcher.notices(vocabulary::unknown(models.pipeline(), given));
     let mut sizes = args.pairs.sizes(examples);
     sizes.push((&b_path, target.b.dimensions()));
     watcher.notices(fitting::of_pairs(&sizes, models.pipeline().resolution()));

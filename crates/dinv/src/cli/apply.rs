@@ -137,6 +137,8 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
         models.named(),
     ));
     let models = models.open(&paths, &mut watcher)?;
+    let given = args.caption_b.iter().map(String::as_str);
+    watcher.notices(vocabulary::unknown(models.pipeline(), given));
     analogy::check_apply(&models, &tokens, &config)?;
     watcher.notices(fitting::of_pictures(&sizes, models.pipeline().resolution()));
     if memory == Memory::Low {

@@ -10,6 +10,7 @@ use difference_inversion::about;
 use difference_inversion::diffusion::family;
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::diffusion::model_files::FileOptions;
+use difference_inversion::diffusion::model_files::embedding::EmbeddingFile;
 use difference_inversion::diffusion::model_files::layout::Layout;
 use difference_inversion::diffusion::model_files::lora::LoraFile;
 use difference_inversion::diffusion::sample::{PredictionType, TimestepSpacing};
@@ -67,9 +68,16 @@ pub(crate) struct ModelSettings {
     /// weights for the model's own configuration
     #[arg(long, value_name = "PATH", hide_short_help = true)]
     pub(crate) unet: Option<PathBuf>,
+    #[arg(long, help = about!(model.vae), value_name = "PATH", hide_short_help = true)]
+    pub(crate) vae: Option<PathBuf>,
     #[arg(long, help = about!(model.lora), value_name = "FILE[:WEIGHT]", hide_short_help = true)]
     #[serde(deserialize_with = "one_or_several_texts")]
     pub(crate) lora: Option<Vec<String>>,
+    #[arg(long, help = about!(model.embedding), value_name = "[NAME=]FILE", hide_short_help = true)]
+    #[serde(deserialize_with = "one_or_several_texts")]
+    pub(crate) embedding: Option<Vec<String>>,
+    #[arg(long, help = about!(model.clip_skip), value_name = "N", hide_short_help = true)]
+    pub(crate) clip_skip: Option<usize>,
     /// Leave out T5, the largest text encoder of Stable Diffusion 3, with its download and memory
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           hide_short_help = true)]
@@ -177,6 +185,15 @@ impl ModelSettings {
         Ok(models)
     }
 
+    /// The words that were learned for the text encoders.
+    pub(crate) fn embeddings(&self) -> Vec<EmbeddingFile> {
+        self.embedding
+            .iter()
+            .flatten()
+            .map(|text| embedding(text))
+            .collect()
+    }
+
     /// How the model's files are to be understood.
     pub(crate) fn file_options(&self) -> anyhow::Result<FileOptions> {
         let prediction_type = named::<PredictionType>(
@@ -200,6 +217,9 @@ impl ModelSettings {
             unet: self.unet.clone(),
             without_t5: self.without_t5.unwrap_or(false),
             loras: self.lora.iter().flatten().map(|text| lora(text)).collect(),
+            embeddings: self.embeddings(),
+            vae: self.vae.clone(),
+            clip_skip: self.clip_skip.unwrap_or(0),
         })
     }
 
@@ -222,6 +242,7 @@ impl ModelSettings {
             ("resolution", self.resolution.clone()),
             ("tokenizer", name(&self.tokenizer)),
             ("unet", name(&self.unet)),
+            ("vae", name(&self.vae)),
         ];
         let given = |(name, value): (&str, Option<String>)| Some((name.to_owned(), json!(value?)));
         let without_t5 = (self.without_t5).map(|value| ("without_t5".to_owned(), json!(value)));
@@ -233,15 +254,23 @@ impl ModelSettings {
             let LoraFile { path, weight } = lora(text);
             format!("{}:{weight}", file_name(&path))
         });
-        let lists = [("lora", loras)];
-        let lists = lists
+        let embeddings = names(&self.embedding, |text| {
+            let file = embedding(text);
+            format!("{}={}", file.name(), file_name(&file.path))
+        });
+        let others = [
+            ("lora", loras),
+            ("embedding", embeddings),
+            ("clip_skip", self.clip_skip.map(|layers| json!(layers))),
+        ];
+        let others = others
             .into_iter()
-            .filter_map(|(name, list)| Some((name.to_owned(), list?)));
+            .filter_map(|(name, value)| Some((name.to_owned(), value?)));
         settings
             .into_iter()
             .filter_map(given)
             .chain(without_t5)
-            .chain(lists)
+            .chain(others)
     }
 }
 
@@ -256,6 +285,21 @@ pub(crate) fn lora(text: &str) -> LoraFile {
             weight,
         },
         None => LoraFile { path, weight: 1.0 },
+    }
+}
+
+/// An embedding, `FILE` or `NAME=FILE`; a file whose name has such a sign in it is that file.
+pub(crate) fn embedding(text: &str) -> EmbeddingFile {
+    let split = text.split_once('=').filter(|_| !Path::new(text).exists());
+    match split {
+        Some((name, path)) => EmbeddingFile {
+            name: Some(name.to_owned()),
+            path: path.into(),
+        },
+        None => EmbeddingFile {
+            name: None,
+            path: text.into(),
+        },
     }
 }
 

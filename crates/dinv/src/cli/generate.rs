@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Device;
 use clap::Args;
 use difference_inversion::about;
 use difference_inversion::diffusion::sample::SolverKind;
 use difference_inversion::image::save_png;
 use difference_inversion::job::GenerateJob;
 use difference_inversion::job::Job;
+use difference_inversion::method::difference::DifferenceTokens;
 use serde::Serialize;
 use serde_json::json;
 
@@ -17,7 +19,7 @@ use super::flags::{General, ModelSettings, SeedFlag, finite};
 use super::output::{Kind, Outputs};
 use super::record::{Recipe, text_of};
 use super::settings::Settings;
-use super::terminal;
+use super::terminal::{self, Failure};
 use super::vocabulary;
 use super::watch::{self, Watcher};
 
@@ -25,7 +27,7 @@ use super::watch::{self, Watcher};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   dinv generate --prompt \"a red house on a hill\" -o house.png
-  dinv generate --prompt \"a red house on a hill\" --embedding night.safetensors -o night-house.png
+  dinv generate --prompt \"a red house on a hill\" --difference night.safetensors -o night-house.png
   dinv generate --model ~/instruct-pix2pix --image street.jpg --prompt \"make it snow\" -o snow.png
   dinv generate --model ~/inpainting --image street.jpg --mask sky.png --prompt \"a sunset\"")]
 pub(crate) struct GenerateArgs {
@@ -33,7 +35,7 @@ pub(crate) struct GenerateArgs {
     words: TextFlags,
     /// Difference to append to the prompt
     #[arg(long, value_name = "FILE")]
-    embedding: Option<PathBuf>,
+    difference: Option<PathBuf>,
     /// Picture to edit, with InstructPix2Pix and inpainting models
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
@@ -78,7 +80,33 @@ struct TextFlags {
     strength: Option<f64>,
 }
 
+/// Notes about embeddings whose words are in no text; a difference is refused, since it is likely meant to follow the
+/// prompt.
+fn unused_embeddings(models: &ModelSettings, texts: [&str; 2]) -> anyhow::Result<Vec<String>> {
+    let mut notices = Vec::new();
+    for file in models.embeddings() {
+        if texts.iter().any(|text| file.is_in(text)) {
+            continue;
+        }
+        let (path, name) = (file.path.display(), file.name());
+        if DifferenceTokens::load(&file.path, &Device::flex()).is_ok() {
+            let message = format!("{path} is a difference, and the prompt has no `<{name}>`");
+            let hint = format!("`--difference {path}` appends it to the prompt");
+            return Err(Failure::usage(message).hint(hint).into());
+        }
+        notices.push(format!(
+            "{path} changes nothing: write `<{name}>` in the prompt where it belongs"
+        ));
+    }
+    Ok(notices)
+}
+
 impl GenerateArgs {
+    /// The negative prompt.
+    fn negative(&self) -> &str {
+        self.words.negative_prompt.as_deref().unwrap_or_default()
+    }
+
     /// The settings that were given.
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
         self.general
@@ -90,8 +118,9 @@ impl GenerateArgs {
 pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let settings = args.settings()?;
     let models: ModelSettings = settings.resolve()?;
+    let unused = unused_embeddings(&models, [args.words.prompt.as_str(), args.negative()])?;
     let mut job = GenerateJob {
-        embedding: args.embedding.clone(),
+        difference: args.difference.clone(),
         init_latents: args.init_latents.clone(),
         image: args.image.clone(),
         mask: args.mask.clone(),
@@ -101,7 +130,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let files = [
         &args.image,
         &args.mask,
-        &args.embedding,
+        &args.difference,
         &args.init_latents,
         &args.general.config,
     ];
@@ -125,9 +154,10 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let note = vocabulary::note(&models, &model, [args.words.prompt.as_str()]);
     let paths = fetcher.paths(&models, model, Needs::default())?;
     watcher.notices(note);
+    watcher.notices(unused);
     let mut recipe = Recipe::new("generate", &models, &paths, &[&job.settings])?;
     for (name, file) in [
-        ("embedding", &args.embedding),
+        ("difference", &args.difference),
         ("init_latents", &args.init_latents),
         ("image", &args.image),
         ("mask", &args.mask),
@@ -135,6 +165,8 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         recipe.input(name, file.as_deref().map(text_of))?;
     }
     let models = models.open(&paths, &mut watcher)?;
+    let texts = [args.words.prompt.as_str(), args.negative()];
+    watcher.notices(vocabulary::unknown(models.pipeline(), texts));
     let family = models.pipeline().family();
     let unread = job.settings.unread(family, inputs.tokens.is_some());
     watcher.notices(settings.without_effect(unread));

@@ -125,6 +125,10 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
         config.learn.steps,
     ));
     let models = models.open(&paths, &mut watcher)?;
+    watcher.notices(vocabulary::unknown(
+        models.pipeline(),
+        args.pairs.given_captions(),
+    ));
     watcher.notices(fitting::of_pairs(
         &args.pairs.sizes(&examples),
         models.pipeline().resolution(),

@@ -21,14 +21,7 @@ use super::flags::ModelSettings;
 use super::watch::StageTimes;
 
 /// Names of the inputs that are files.
-const FILES: [&str; 6] = [
-    "file",
-    "difference",
-    "embedding",
-    "image",
-    "init_latents",
-    "mask",
-];
+const FILES: [&str; 5] = ["file", "difference", "image", "init_latents", "mask"];
 
 /// Everything that decides a result, and with it everything that is needed to get it again.
 #[derive(Debug, Clone, Serialize)]
@@ -159,6 +152,9 @@ pub(crate) fn weight_files(paths: &ModelPaths) -> Result<Vec<(String, PathBuf)>>
     }
     for (number, file) in model.loras().enumerate() {
         files.push((numbered("lora", number), file.to_owned()));
+    }
+    for (number, file) in model.embeddings().iter().enumerate() {
+        files.push((numbered("embedding", number), file.path.clone()));
     }
     let joints = joint_space::FOLDERS.into_iter().zip(paths.clip_folders());
     for (network, folder) in joints.chain([("captioner", paths.captioner_folder())]) {

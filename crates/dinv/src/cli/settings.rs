@@ -201,10 +201,14 @@ fn read_toml(path: &Path) -> anyhow::Result<Layer> {
             }
         }
     }
-    for name in ["lora"] {
+    for name in ["lora", "vae", "embedding"] {
         for file in several(&mut values, name) {
-            if let Value::String(file) = file {
-                *file = folder.join(&*file).to_string_lossy().into_owned();
+            if let Value::String(text) = file {
+                let (before, path) = match text.split_once('=') {
+                    Some((word, path)) if name == "embedding" => (format!("{word}="), path),
+                    _ => (String::new(), text.as_str()),
+                };
+                *text = format!("{before}{}", folder.join(path).display());
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use difference_inversion::diffusion::pipeline::Pipeline;
 use difference_inversion::weights::read_config;
 use serde::Deserialize;
 use serde_json::Value;
@@ -32,7 +33,7 @@ pub(crate) fn note<'a>(
 ) -> Option<String> {
     let tokenizer = settings.is_demo().then(|| model.join(TOKENIZER))?;
     let known: Tokenizer = read_config(&tokenizer).ok()?;
-    let unknown = unknown(&known.model.vocab, texts);
+    let unknown = never_seen(&known.model.vocab, texts);
     if unknown.is_empty() {
         return None;
     }
@@ -44,8 +45,26 @@ pub(crate) fn note<'a>(
     ))
 }
 
+/// A note about what is written like a learned word in prompts and captions and is none.
+pub(crate) fn unknown<'a>(
+    pipeline: &Pipeline,
+    texts: impl IntoIterator<Item = &'a str>,
+) -> Option<String> {
+    let words = texts
+        .into_iter()
+        .flat_map(|text| pipeline.unknown_words(text));
+    let words: BTreeSet<String> = words.map(|word| format!("`{word}`")).collect();
+    let names: Vec<String> = words.into_iter().collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "{} is read as plain text: there is no `--embedding` of this name",
+            names.join(", ")
+        )
+    })
+}
+
 /// Words of three letters or more that are no entry of the vocabulary, in lower case.
-fn unknown<'a>(
+fn never_seen<'a>(
     vocabulary: &BTreeMap<String, Value>,
     texts: impl IntoIterator<Item = &'a str>,
 ) -> BTreeSet<String> {

@@ -6,12 +6,18 @@
 //! diffusers and transformers on the other.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::tensor::{Device, FloatDType};
 
 use crate::diffusion::model_files::layout::{Layout, TextLayout};
 use crate::diffusion::model_files::said::{VELOCITY, ZERO_SNR};
 use crate::models::denoiser::unet_config::MOST_LEVELS;
 use crate::util::error::abbreviate;
+use crate::weights::Weights;
 use crate::weights::file::TensorFile;
+use crate::weights::folder::refuse_pickled;
 use crate::weights::placement::{Change, Placement};
 use crate::{Error, Result};
 
@@ -268,6 +274,65 @@ fn renamed(key: &str, names: &Names) -> Option<String> {
 fn numbered(key: &str) -> Option<(usize, &str)> {
     let (number, rest) = key.split_once('.')?;
     Some((number.parse().ok()?, rest))
+}
+
+/// Opens a file with an autoencoder, in diffusers' layout or in the original one; a whole model's file stands for
+/// its own.
+///
+/// # Errors
+/// [`Error::InvalidFile`] if it has tensors that no autoencoder has, or none of one.
+pub(crate) fn autoencoder(path: &Path, device: &Device, dtype: FloatDType) -> Result<Weights> {
+    refuse_pickled(path)?;
+    let file = TensorFile::open(path)?;
+    let names = file.names();
+    if names
+        .iter()
+        .any(|name| name.starts_with("decoder.up_blocks."))
+    {
+        return Weights::open(path, device, dtype);
+    }
+    let is_of_model = names.iter().any(|name| name.starts_with(VAE));
+    let bare = |name: &str| match is_of_model {
+        true => name.strip_prefix(VAE).map(str::to_owned),
+        false => Some(name.to_owned()),
+    };
+    let names: Vec<(String, String)> = names
+        .into_iter()
+        .filter_map(|name| Some((bare(&name)?, name)))
+        .collect();
+    let level = |name: &str| Some(1 + numbered(name.strip_prefix("decoder.up.")?)?.0);
+    let levels = names
+        .iter()
+        .filter_map(|(bare, _)| level(bare))
+        .max()
+        .unwrap_or(0);
+    let halves = ["encoder.", "decoder.", "quant_conv.", "post_quant_conv."];
+    let mut tensors = BTreeMap::new();
+    for (bare, key) in names {
+        if !halves.iter().any(|half| bare.starts_with(half)) {
+            continue; // of its training
+        }
+        let Some((name, change)) = vae_key(&bare, levels) else {
+            let reason = format!(
+                "not an autoencoder of Stable Diffusion: tensor `{key}` is not known (TAESD and other tiny ones are \
+                 not supported)"
+            );
+            return Err(Error::invalid_file(path, reason));
+        };
+        let place = Placement {
+            file: 0,
+            key,
+            change,
+        };
+        tensors.insert(name, place);
+    }
+    Ok(Weights::new(
+        path,
+        vec![Arc::new(file)],
+        tensors,
+        device,
+        dtype,
+    ))
 }
 
 /// The U-Net counts its blocks through all levels, each with `layers` (on the way up one more)

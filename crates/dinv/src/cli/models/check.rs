@@ -60,8 +60,12 @@ pub(crate) struct CheckArgs {
     /// Another U-Net in place of the model's own: a folder, or a file of weights
     #[arg(long, value_name = "PATH")]
     unet: Option<PathBuf>,
+    #[arg(long, help = about!(model.vae), value_name = "PATH")]
+    vae: Option<PathBuf>,
     #[arg(long, help = about!(model.lora), value_name = "FILE[:WEIGHT]")]
     lora: Option<Vec<String>>,
+    #[arg(long, help = about!(model.embedding), value_name = "[NAME=]FILE")]
+    embedding: Option<Vec<String>>,
     /// The joint space: a folder or a name of the Hub, once for each text encoder
     #[arg(long, value_name = "MODEL")]
     clip: Option<Vec<PathBuf>>,
@@ -96,7 +100,9 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
         variant: args.variant.clone(),
         tokenizer: args.tokenizer.clone(),
         unet: args.unet.clone(),
+        vae: args.vae.clone(),
         lora: args.lora.clone(),
+        embedding: args.embedding.clone(),
         clip: args.clip.clone(),
         device: args.device.clone(),
         dtype: args.dtype.clone(),
