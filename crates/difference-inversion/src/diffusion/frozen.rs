@@ -16,6 +16,9 @@ use crate::models::captioner::decoding::GenerationConfig;
 use crate::models::denoiser::Memory;
 use crate::{Error, Result};
 
+/// The folder of a captioner inside a pipeline's.
+pub const CAPTIONER_FOLDER: &str = "captioner";
+
 /// Where the models of an analogy are.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ModelPaths {
@@ -75,7 +78,7 @@ impl ModelPaths {
     /// Where the captioner is: as given, or else `captioner` in the model's folder or next to its
     /// file.
     pub fn captioner_folder(&self) -> PathBuf {
-        let default = || self.beside("captioner");
+        let default = || self.beside(CAPTIONER_FOLDER);
         self.captioner.clone().unwrap_or_else(default)
     }
 

@@ -82,6 +82,11 @@ impl RepoCache {
         self.folder.join("blobs").join(name)
     }
 
+    /// What has come of a blob.
+    pub(super) fn partial(&self, name: &str) -> PathBuf {
+        self.blob(&format!("{name}.incomplete"))
+    }
+
     /// Whether `path` of a snapshot is a file of so many bytes, and no link to a blob.
     pub(super) fn holds(&self, commit: &str, path: &str, size: Option<u64>) -> bool {
         let data = fs::symlink_metadata(self.snapshot(commit).join(path));

@@ -8,13 +8,16 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::diffusion::family::{self, Family};
+use crate::diffusion::frozen::CAPTIONER_FOLDER;
+use crate::diffusion::joint_space;
 use crate::diffusion::model_files::{FileOptions, MODEL_INDEX, ModelFiles};
 use crate::diffusion::pipeline::Pipeline;
 use crate::hub::cache::RepoCache;
 use crate::hub::client::{Answer, Client, Listing, RemoteFile, is_digest, reason};
+use crate::hub::known;
 use crate::hub::partial::Partial;
 use crate::hub::plan::{self, Plan};
-use crate::hub::{Hub, HubProblem, ModelId, Wanted};
+use crate::hub::{Hub, HubProblem, ModelId, Survey, Wanted};
 use crate::util::progress::{self, Observer, Stage};
 use crate::{Error, Result};
 
@@ -46,6 +49,24 @@ struct Download<'a> {
     total: u64,
 }
 
+/// Looks at what [`pull`] would bring. Brings only the configurations of the text encoders.
+pub(super) fn survey(
+    hub: &Hub,
+    id: &ModelId,
+    wanted: Wanted<'_>,
+    observer: Observer<'_>,
+) -> Result<Survey> {
+    let mut download = Download::new(hub, id, observer);
+    let files = download.planned(wanted)?;
+    Ok(Survey {
+        bytes: download.bytes_of(&download.absent(&files), |file| {
+            download.bytes_to_come(file)
+        }),
+        joint_spaces: download.joint_spaces(&files)?,
+        has_captioner: holds(&files, CAPTIONER_FOLDER),
+    })
+}
+
 /// Brings a revision into the cache; gives the folder of its snapshot.
 pub(super) fn pull(
     hub: &Hub,
@@ -53,18 +74,8 @@ pub(super) fn pull(
     wanted: Wanted<'_>,
     observer: Observer<'_>,
 ) -> Result<PathBuf> {
-    let mut download = Download {
-        id,
-        client: Client::new(hub, id),
-        cache: RepoCache::new(&hub.cache, id),
-        commit: String::new(),
-        observer,
-        finished: 0,
-        done: 0,
-        total: 0,
-    };
-    let listing = download.patiently(|this| this.client.listing().map_err(|it| it.of(id)))?;
-    let files = choose(listing, wanted, &mut download.commit).map_err(|it| it.of(id))?;
+    let mut download = Download::new(hub, id, observer);
+    let files = download.planned(wanted)?;
     download.all(&files)?;
     let snapshot = download.cache.snapshot(&download.commit);
     let all_variants = Wanted {
@@ -95,38 +106,113 @@ fn choose(
         .collect())
 }
 
+/// Whether there is something in a folder.
+fn holds(files: &[RemoteFile], folder: &str) -> bool {
+    let is_in = |file: &RemoteFile| file.path.split('/').next() == Some(folder);
+    files.iter().any(is_in)
+}
+
 fn unusable(missing: &[String]) -> HubProblem {
     HubProblem::Unusable {
         reason: format!("it has no {}", missing.join(", no ")),
     }
 }
 
-impl Download<'_> {
+impl<'a> Download<'a> {
+    fn new(hub: &'a Hub, id: &'a ModelId, observer: Observer<'a>) -> Self {
+        Self {
+            id,
+            client: Client::new(hub, id),
+            cache: RepoCache::new(&hub.cache, id),
+            commit: String::new(),
+            observer,
+            finished: 0,
+            done: 0,
+            total: 0,
+        }
+    }
+
+    /// The files that are needed, of the commit that the revision stands for now.
+    fn planned(&mut self, wanted: Wanted<'_>) -> Result<Vec<RemoteFile>> {
+        let id = self.id;
+        let listing = self.patiently(|this| this.client.listing().map_err(|it| it.of(id)))?;
+        choose(listing, wanted, &mut self.commit).map_err(|it| it.of(id))
+    }
+
+    /// The planned files that have to be linked, at least. A file, and not a link, was put there by a
+    /// program that could make no links.
+    fn absent<'f>(&self, planned: &'f [RemoteFile]) -> Vec<&'f RemoteFile> {
+        let is_linked = |file: &&RemoteFile| !self.cache.holds(&self.commit, &file.path, file.size);
+        planned.iter().filter(is_linked).collect()
+    }
+
+    /// The sum of `bytes` of these files, as far as they are not there. Files with the same contents are one
+    /// blob.
+    fn bytes_of(&self, files: &[&RemoteFile], bytes: impl Fn(&RemoteFile) -> u64) -> u64 {
+        let mut counted = BTreeSet::new();
+        let mut sum = 0;
+        for &file in files {
+            let first = file.blob.is_none() || counted.insert(&file.blob);
+            if first && !self.is_there(file) {
+                sum += bytes(file);
+            }
+        }
+        sum
+    }
+
+    /// What an earlier download has not brought of a file.
+    fn bytes_to_come(&self, file: &RemoteFile) -> u64 {
+        let partial = (file.blob.as_deref()).map(|blob| self.cache.partial(blob));
+        let kept = partial.and_then(|path| path.metadata().ok());
+        let kept = kept.map_or(0, |data| data.len());
+        file.size.unwrap_or(0).saturating_sub(kept)
+    }
+
+    /// The joint spaces that belong to the planned text encoders.
+    fn joint_spaces(&mut self, planned: &[RemoteFile]) -> Result<Vec<ModelId>> {
+        if (joint_space::FOLDERS.into_iter()).any(|folder| holds(planned, folder)) {
+            return Ok(Vec::new());
+        }
+        self.cache.prepare()?;
+        let mut found = Vec::new();
+        for name in family::text_encoders() {
+            let path = format!("{name}/config.json");
+            let Some(file) = planned.iter().find(|file| file.path == path) else {
+                continue;
+            };
+            let config = if self.cache.holds(&self.commit, &path, file.size) {
+                self.cache.snapshot(&self.commit).join(&path)
+            } else {
+                let blob = self.blob(file)?;
+                self.cache.blob(&blob)
+            };
+            found.extend(known::joint_space_of(&config)?);
+        }
+        Ok(found)
+    }
+
+    /// The name of the blob of a file, which is brought if it is not there.
+    fn blob(&mut self, file: &RemoteFile) -> Result<String> {
+        match &file.blob {
+            Some(blob) if self.is_there(file) => Ok(blob.clone()),
+            _ => self.patiently(|this| this.receive(file)),
+        }
+    }
+
     /// Brings all files, then makes the snapshot, then the name of the revision.
     fn all(&mut self, planned: &[RemoteFile]) -> Result<()> {
         self.cache.prepare()?;
-        // What is a file there, and not a link, was put there by a program that could make no links.
-        let is_linked = |file: &&RemoteFile| !self.cache.holds(&self.commit, &file.path, file.size);
-        let mut files: Vec<&RemoteFile> = planned.iter().filter(is_linked).collect();
+        let mut files = self.absent(planned);
+        self.total = self.bytes_of(&files, |file| file.size.unwrap_or(0));
         // Files that show whether the model can be used come before its weights.
         files.sort_by_key(|file| (file.path != MODEL_INDEX, is_weights(file)));
-        let mut counted = BTreeSet::new(); // files with the same contents are one blob
-        for &file in &files {
-            let first = file.blob.is_none() || counted.insert(&file.blob);
-            if first && !self.is_there(file) {
-                self.total += file.size.unwrap_or(0);
-            }
-        }
         let weights = files.iter().position(|file| is_weights(file));
         let mut blobs = Vec::new();
         for (number, &file) in files.iter().enumerate() {
             if Some(number) == weights {
                 self.check_configs(files.iter().zip(&blobs), planned)?;
             }
-            let blob = match &file.blob {
-                Some(blob) if self.is_there(file) => blob.clone(),
-                _ => self.patiently(|this| this.receive(file))?,
-            };
+            let blob = self.blob(file)?;
             if file.path == MODEL_INDEX {
                 check_class(&self.cache.blob(&blob)).map_err(|it| it.of(self.id))?;
             }
@@ -200,7 +286,7 @@ impl Download<'_> {
             self.step()?;
             return Ok(blob);
         }
-        let path = self.cache.blob(&format!("{blob}.incomplete"));
+        let path = self.cache.partial(&blob);
         let mut partial = Partial::open(path.clone()).map_err(Error::io(&path))?;
         if answer.is_some() || file.size.is_none_or(|size| partial.len() > size) {
             partial.restart().map_err(Error::io(&path))?;

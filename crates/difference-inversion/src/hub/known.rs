@@ -9,6 +9,8 @@ use crate::Result;
 use crate::diffusion::family;
 use crate::diffusion::model_files::ModelFiles;
 use crate::hub::ModelId;
+#[cfg(feature = "hub")]
+use crate::weights::read_config;
 
 /// The captioner that the paper uses, for models from the Hub.
 pub const CAPTIONER: &str = "Salesforce/blip2-opt-2.7b";
@@ -52,6 +54,12 @@ pub fn joint_spaces(files: &ModelFiles) -> Result<Vec<ModelId>> {
         .map(|name| joint_space(&files.config(name)?));
     let found: Vec<Option<ModelId>> = found.collect::<Result<_>>()?;
     Ok(found.into_iter().flatten().collect())
+}
+
+/// The joint space that a text encoder belongs to, by the file of its configuration.
+#[cfg(feature = "hub")]
+pub(super) fn joint_space_of(config: &Path) -> Result<Option<ModelId>> {
+    joint_space(&read_config(config)?)
 }
 
 /// What distinguishes text encoders. Other architectures have other fields and no joint space.

@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use crate::diffusion::family::{self, Family, STABLE_DIFFUSION};
+use crate::diffusion::frozen::CAPTIONER_FOLDER;
 use crate::diffusion::joint_space;
 use crate::diffusion::model_files::MODEL_INDEX as INDEX;
 use crate::diffusion::model_files::{SCHEDULER, tokenizer_of};
@@ -36,7 +37,7 @@ fn pipeline_parts() -> impl Iterator<Item = (String, Part)> {
     let networks = networks.map(|name| (name.to_owned(), Part::Network));
     let tokenizers = family::text_encoders().into_iter();
     let tokenizers = tokenizers.map(|name| (tokenizer_of(name), Part::Tokenizer));
-    let others = joint_space::FOLDERS.into_iter().chain(["captioner"]);
+    let others = joint_space::FOLDERS.into_iter().chain([CAPTIONER_FOLDER]);
     let others = others.map(|name| (name.to_owned(), Part::Transformer));
     networks
         .chain(tokenizers)

@@ -146,8 +146,7 @@ macro_rules! about {
         "What to avoid"
     };
     (text.guidance_scale) => {
-        "How closely to follow the prompt; 1 or less is no guidance. FLUX.1 dev is told the number, \
-         schnell has no guidance, and neither has a negative prompt"
+        "How closely to follow the prompt; 1 or less is no guidance"
     };
     (text.image_guidance_scale) => {
         "InstructPix2Pix: how closely to keep to the picture; less than 1 turns all guidance off"

@@ -17,6 +17,7 @@ use super::fetch::{Fetcher, Needs};
 use super::flags::{
     General, GenerateFlags, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag,
 };
+use super::learned_words;
 use super::output::Outputs;
 use super::plot;
 use super::record::{Recipe, Run, file_name, groups, text_of};
@@ -24,7 +25,7 @@ use super::settings::Settings;
 use super::sheet::{self, Sheet, Tile};
 use super::terminal::{self, Failure};
 use super::watch::{self, Watcher};
-use super::{change, checkpoint, fitting, locate, vocabulary};
+use super::{change, checkpoint, demo_world, fitting, locate};
 
 const B_PRIME: &str = "b_prime.png";
 const SHEET: &str = "sheet.png";
@@ -112,19 +113,17 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
-    let mut fetcher = Fetcher::new(&mut watcher)?;
-    let model = fetcher.model_of_words(&models)?;
+    let mut fetcher = Fetcher::new(&mut watcher, args.general.yes)?;
+    let captions = args.pairs.have_captions() && args.caption_b.is_some();
+    let needs = |config: &AnalogyConfig| Needs::of_learning(captions, config);
+    let model = fetcher.model_of_words(&models, needs(&settings.clone().analogy()?))?;
     job.settings = settings.clone().with_model(&model)?.analogy()?;
     let config = &job.settings;
-    let captions = args.pairs.have_captions() && args.caption_b.is_some();
-    let needs = Needs::of_learning(captions, config);
+    let needs = needs(config);
     let given = args.pairs.given_captions().chain(args.caption_b.as_deref());
-    let unknown_words = vocabulary::note(&models, &model, given);
+    let unknown_words = demo_world::of_words(&models, &model, given);
     let paths = fetcher.paths(&models, model, needs)?;
     watcher.notices(unknown_words);
-    if args.b.is_some() {
-        watcher.notices(models.demo_notice());
-    }
     watcher.notices(settings.without_effect(config.unread()));
     let mut recipe = Recipe::new("analogy", &models, &paths, &groups(config))?;
     if !args.no_memory_check {
@@ -137,9 +136,12 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
         models.named(),
         config.learn.steps,
     ));
-    let models = models.open(&paths, &mut watcher)?;
+    let chosen = models;
+    let models = chosen.open(&paths, &mut watcher)?;
+    let seen = (args.pairs.pictures(examples)).chain([(b_path.as_path(), &target.b)]);
+    watcher.notices(demo_world::of_pictures(&chosen, models.pipeline(), seen)?);
     let given = args.pairs.given_captions().chain(args.caption_b.as_deref());
-    watcher.notices(vocabulary::unknown(models.pipeline(), given));
+    watcher.notices(learned_words::unknown(models.pipeline(), given));
     let mut sizes = args.pairs.sizes(examples);
     sizes.push((&b_path, target.b.dimensions()));
     watcher.notices(fitting::of_pairs(&sizes, models.pipeline().resolution()));

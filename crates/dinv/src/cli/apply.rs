@@ -9,18 +9,20 @@ use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
 use difference_inversion::image::{read_png_text, save_png};
 use difference_inversion::method::analogy::{self, Applied, Target};
 use difference_inversion::method::difference::DifferenceTokens;
+use difference_inversion::method::prompt::PromptConfig;
 use difference_inversion::models::denoiser::Memory;
 use serde_json::{Map, Value, json};
 
+use super::demo_world;
 use super::fetch::{Fetcher, Needs};
 use super::fitting::{self, Measured};
 use super::flags::{General, GenerateFlags, ModelSettings, PromptFlags, SeedFlag, check_captions};
+use super::learned_words;
 use super::output::Outputs;
 use super::pictures::{self, Picture};
 use super::record::{Recipe, file_name, text_of};
 use super::settings::Settings;
 use super::terminal::{self, Failure};
-use super::vocabulary;
 use super::watch::{self, Watcher};
 
 /// Apply a learned difference to pictures
@@ -32,7 +34,7 @@ use super::watch::{self, Watcher};
     after_help = "Examples:
   dinv apply night.safetensors --b street.jpg -o nights
   dinv apply night.safetensors --b photos -o nights --strength 0.7
-  dinv apply night.safetensors --b photos/*.jpg -o nights --strength 0.7 --skip-existing
+  dinv apply night.safetensors --b photos -o nights --skip-existing
   dinv apply night.safetensors --b evening.png -o days --reverse"
 )]
 pub(crate) struct ApplyArgs {
@@ -103,16 +105,17 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     if jobs.is_empty() {
         return args.finish(watcher, &[]);
     }
-    let mut fetcher = Fetcher::new(&mut watcher)?;
-    let model = fetcher.model_of_words(&models)?;
+    let mut fetcher = Fetcher::new(&mut watcher, args.general.yes)?;
+    let needs = |config: &PromptConfig| Needs::of_prompts(!args.caption_b.is_empty(), config);
+    let model = fetcher.model_of_words(&models, needs(&settings.clone().analogy()?.prompt))?;
     // Before what goes with the model is downloaded.
     if let Some((denoiser, widths)) = text_widths(&model, &models)? {
         tokens.check_widths(denoiser, &widths)?;
     }
     let config = settings.clone().with_model(&model)?.analogy()?;
-    let needs = Needs::of_prompts(!args.caption_b.is_empty(), &config.prompt);
+    let needs = needs(&config.prompt);
     let unknown_words =
-        vocabulary::note(&models, &model, args.caption_b.iter().map(String::as_str));
+        demo_world::of_words(&models, &model, args.caption_b.iter().map(String::as_str));
     let paths = fetcher.paths(&models, model, needs)?;
     watcher.notices(unknown_words);
     let unread = [config.prompt.unread(), config.generate.unread()].concat();
@@ -136,10 +139,15 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
         },
         models.named(),
     ));
-    let models = models.open(&paths, &mut watcher)?;
+    let chosen = models;
+    let models = chosen.open(&paths, &mut watcher)?;
     let given = args.caption_b.iter().map(String::as_str);
-    watcher.notices(vocabulary::unknown(models.pipeline(), given));
+    watcher.notices(learned_words::unknown(models.pipeline(), given));
     analogy::check_apply(&models, &tokens, &config)?;
+    if let Some(first) = read.first() {
+        let seen = [(first.path, &first.read()?)];
+        watcher.notices(demo_world::of_pictures(&chosen, models.pipeline(), seen)?);
+    }
     watcher.notices(fitting::of_pictures(&sizes, models.pipeline().resolution()));
     if memory == Memory::Low {
         // The captioner is closed while a picture is made: all captions first, or it is opened for each.

@@ -7,6 +7,7 @@ use difference_inversion::Error;
 use difference_inversion::util::progress::Stage;
 use serde_json::json;
 
+use super::demo_world;
 use super::fetch::{Fetcher, Needs};
 use super::flags::{General, ModelSettings};
 use super::pictures;
@@ -37,15 +38,19 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
     let pictures = pictures::check(images.iter().map(PathBuf::as_path), &mut watcher)?;
-    let mut fetcher = Fetcher::new(&mut watcher)?;
-    let model = fetcher.model(&models)?;
+    let mut fetcher = Fetcher::new(&mut watcher, args.general.yes)?;
     let needs = Needs {
         joint_spaces: false,
         captioner: true,
     };
+    let model = fetcher.model(&models, needs)?;
     let paths = fetcher.paths(&models, model, needs)?;
-    watcher.notices(models.demo_notice());
-    let models = models.open(&paths, &mut watcher)?;
+    let chosen = models;
+    let models = chosen.open(&paths, &mut watcher)?;
+    if let Some(first) = pictures.first() {
+        let seen = [(first.path, &first.read()?)];
+        watcher.notices(demo_world::of_pictures(&chosen, models.pipeline(), seen)?);
+    }
     let mut captions = Vec::new();
     let mut stopped = Ok(());
     for (done, picture) in pictures.iter().enumerate() {

@@ -158,7 +158,7 @@ fn known(model: &Path) -> Option<&'static str> {
 fn find(models: &ModelSettings) -> anyhow::Result<(ModelPaths, Vec<ModelId>)> {
     let mut watcher = Watcher::new(true);
     let mut fetcher = Fetcher::looking_only(&mut watcher)?;
-    let model = fetcher.model(models)?;
+    let model = fetcher.model(models, Needs::default())?;
     let files = ModelFiles::open(&model, &models.file_options()?);
     let learns = files.map_or(true, |files| learns(&files));
     let needs = Needs {

@@ -1,15 +1,17 @@
 //! From what the user calls a model to where it is: on this disk, or first brought from the Hub.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use difference_inversion::diffusion::family::Family;
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
-use difference_inversion::hub::{CAPTIONER, Hub, ModelId, Wanted, joint_spaces};
+use difference_inversion::hub::{CAPTIONER, Hub, ModelId, Survey, Wanted, joint_spaces};
 use difference_inversion::method::delta::DeltaMode;
 use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::method::prompt::{PromptConfig, PromptMode};
 
+use super::consent::{self, Order};
 use super::flags::ModelSettings;
 use super::locate::{self, Location};
 use super::terminal::Failure;
@@ -52,17 +54,23 @@ pub(crate) struct Fetcher<'a> {
     watcher: &'a mut Watcher,
     /// Only to look at what is there.
     looks_only: bool,
+    /// Not to ask before a download.
+    yes: bool,
+    /// The models that may be downloaded.
+    agreed: BTreeSet<ModelId>,
     /// What would have been downloaded.
     pub(crate) absent: Vec<ModelId>,
 }
 
 impl<'a> Fetcher<'a> {
-    /// Downloads what is needed.
-    pub(crate) fn new(watcher: &'a mut Watcher) -> anyhow::Result<Self> {
+    /// Downloads what is needed; asks the user before that, unless `yes`.
+    pub(crate) fn new(watcher: &'a mut Watcher, yes: bool) -> anyhow::Result<Self> {
         Ok(Self {
             hub: Hub::from_env()?,
             watcher,
             looks_only: false,
+            yes,
+            agreed: BTreeSet::new(),
             absent: Vec::new(),
         })
     }
@@ -71,12 +79,17 @@ impl<'a> Fetcher<'a> {
     pub(crate) fn looking_only(watcher: &'a mut Watcher) -> anyhow::Result<Self> {
         Ok(Self {
             looks_only: true,
-            ..Self::new(watcher)?
+            ..Self::new(watcher, true)?
         })
     }
 
-    /// Where the diffusion model is; without `--model`, the demo model.
-    pub(crate) fn model(&mut self, settings: &ModelSettings) -> anyhow::Result<PathBuf> {
+    /// Where the diffusion model is; without `--model`, the demo model. The user is asked about the downloads of
+    /// `needs` as well.
+    pub(crate) fn model(
+        &mut self,
+        settings: &ModelSettings,
+        needs: Needs,
+    ) -> anyhow::Result<PathBuf> {
         settings.device()?; // no download for a device that is not there,
         settings.dtype()?; // or for one that does not compute in this type
         settings.file_options()?;
@@ -86,6 +99,9 @@ impl<'a> Fetcher<'a> {
                     variant: settings.variant.as_deref(),
                     without_t5: settings.without_t5.unwrap_or(false),
                 };
+                if let Location::Hub(id) = locate::locate(name)? {
+                    self.agree(&id, wanted, settings, needs)?;
+                }
                 self.find(name, wanted)
             }
             None => locate::demo_model(),
@@ -94,8 +110,12 @@ impl<'a> Fetcher<'a> {
 
     /// The same, for a model that differences are learned or applied with: one that draws from words alone.
     /// Another is refused before what goes with it is downloaded.
-    pub(crate) fn model_of_words(&mut self, settings: &ModelSettings) -> anyhow::Result<PathBuf> {
-        let model = self.model(settings)?;
+    pub(crate) fn model_of_words(
+        &mut self,
+        settings: &ModelSettings,
+        needs: Needs,
+    ) -> anyhow::Result<PathBuf> {
+        let model = self.model(settings, needs)?;
         if settings.unet.is_none() {
             let options = FileOptions {
                 tokenizer: None,
@@ -196,6 +216,70 @@ impl<'a> Fetcher<'a> {
         }
     }
 
+    /// Asks the user whether a diffusion model of the Hub may be downloaded, with all that goes with it.
+    fn agree(
+        &mut self,
+        id: &ModelId,
+        wanted: Wanted<'_>,
+        settings: &ModelSettings,
+        needs: Needs,
+    ) -> anyhow::Result<()> {
+        if self.looks_only || self.hub.offline || self.is_complete(id, wanted) {
+            return Ok(());
+        }
+        let model = self.survey(id, wanted)?;
+        let ids_of = |names: &[&PathBuf]| -> anyhow::Result<Vec<ModelId>> {
+            let locations = names.iter().map(|name| locate::locate(name));
+            let ids = locations.filter_map(|location| match location {
+                Ok(Location::Hub(id)) => Some(Ok(id)),
+                Ok(Location::Disk(_)) => None,
+                Err(error) => Some(Err(error)),
+            });
+            ids.collect()
+        };
+        let mut others = ids_of(&settings.tokenizer.iter().collect::<Vec<_>>())?;
+        if needs.joint_spaces {
+            others.extend(match &settings.clip {
+                Some(names) => ids_of(&names.iter().collect::<Vec<_>>())?,
+                None => model.joint_spaces,
+            });
+        }
+        if needs.captioner {
+            match &settings.captioner {
+                Some(name) => others.extend(ids_of(&[name])?),
+                None if model.has_captioner => {}
+                None => others.push(CAPTIONER.parse()?),
+            }
+        }
+        let mut order = vec![(id.clone(), model.bytes)];
+        for other in others {
+            let is_new = order.iter().all(|(id, _)| *id != other);
+            if is_new && !self.is_complete(&other, Wanted::default()) {
+                let bytes = self.survey(&other, Wanted::default())?.bytes;
+                order.push((other, bytes));
+            }
+        }
+        self.ask(order)
+    }
+
+    /// Asks the user about downloads.
+    fn ask(&mut self, order: Order) -> anyhow::Result<()> {
+        consent::ask(&order, &self.hub.cache, self.yes, self.watcher)?;
+        self.agreed.extend(order.into_iter().map(|(id, _)| id));
+        Ok(())
+    }
+
+    fn survey(&mut self, id: &ModelId, wanted: Wanted<'_>) -> anyhow::Result<Survey> {
+        let watcher = &mut *self.watcher;
+        let observe = &mut |progress: &_| watcher.observe(progress);
+        Ok(self.hub.survey(id, wanted, observe)?)
+    }
+
+    fn is_complete(&self, id: &ModelId, wanted: Wanted<'_>) -> bool {
+        let cached = self.hub.cached(id, wanted);
+        cached.is_some_and(|model| model.missing.is_empty())
+    }
+
     /// The folder of a model of the Hub.
     fn fetch(&mut self, id: &ModelId, wanted: Wanted<'_>) -> anyhow::Result<PathBuf> {
         let cached = self.hub.cached(id, wanted);
@@ -217,6 +301,10 @@ impl<'a> Fetcher<'a> {
             return Err(Failure::new(message).hint(hint).into());
         }
         if !self.hub.offline {
+            if !self.agreed.contains(id) {
+                let bytes = self.survey(id, wanted)?.bytes;
+                self.ask(vec![(id.clone(), bytes)])?;
+            }
             let cache = self.hub.cache.display();
             self.watcher.say(&format!("downloading {id} to {cache}"));
         }

@@ -7,13 +7,13 @@ use burn::tensor::{Device, FloatDType};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
 use difference_inversion::about;
-use difference_inversion::diffusion::family;
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::diffusion::model_files::FileOptions;
 use difference_inversion::diffusion::model_files::embedding::EmbeddingFile;
 use difference_inversion::diffusion::model_files::layout::Layout;
 use difference_inversion::diffusion::model_files::lora::LoraFile;
 use difference_inversion::diffusion::sample::{PredictionType, TimestepSpacing};
+use difference_inversion::image::RgbImage;
 use difference_inversion::job::PairFiles;
 use difference_inversion::method::analogy::Example;
 use serde::de::DeserializeOwned;
@@ -36,8 +36,9 @@ pub(crate) const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
 #[serde(default)]
 #[command(next_help_heading = "Model")]
 pub(crate) struct ModelSettings {
-    /// demo, sd15, sd21, sdxl, sd3, sd35, sd35-large, flux-dev, flux-schnell, a folder or file, or OWNER/NAME [default: demo]
+    /// Name from `dinv models list`, folder, file, or OWNER/NAME [default: demo]
     ///
+    /// Names are demo, sd15, sd21, sdxl, sd3, sd35, sd35-large, flux-dev and flux-schnell.
     /// OWNER/NAME and OWNER/NAME@REVISION are models of the Hugging Face Hub; a file is one .safetensors
     /// file. A dinv.json in the model's folder overrides built-in defaults.
     #[arg(long, value_name = "MODEL")]
@@ -96,20 +97,20 @@ pub(crate) struct ModelSettings {
     #[arg(long, value_name = "SIZE")]
     #[serde(deserialize_with = "number_or_text")]
     pub(crate) resolution: Option<String>,
-    /// Where the models run [default: auto]
+    /// CPU or GPU [default: auto]
     ///
-    /// `auto` is the first GPU that is built in and present, else the CPU.
+    /// `auto` is the first GPU back end that is built in and finds a GPU, else the CPU.
     #[arg(long, value_parser = DEVICES)]
     pub(crate) device: Option<String>,
     /// Number format of the weights [default: f32]
     ///
     /// The CPU computes in f32 regardless; `vulkan` and `webgpu` have no bf16.
-    #[arg(long, value_parser = DTYPES)]
+    #[arg(long, value_parser = DTYPES, hide_short_help = true)]
     pub(crate) dtype: Option<String>,
     /// `low` saves memory by recomputing [default: normal]
     ///
     /// A step of learning takes a third more time.
-    #[arg(long, value_parser = ["normal", "low"])]
+    #[arg(long, value_parser = ["normal", "low"], hide_short_help = true)]
     pub(crate) memory: Option<String>,
 }
 
@@ -156,18 +157,6 @@ impl ModelSettings {
     /// What is saved.
     pub(crate) fn memory_name(&self) -> &str {
         self.memory.as_deref().unwrap_or("normal")
-    }
-
-    /// A note for a user who gives pictures and no model.
-    pub(crate) fn demo_notice(&self) -> Option<String> {
-        let known: Vec<&str> = family::known_models().map(|model| model.name).collect();
-        let (last, others) = known.split_last()?;
-        let notice = format!(
-            "the demo model is used, which only knows the little landscapes of its own world; for photographs, \
-             choose a model such as {} or {last} with `--model`",
-            others.join(", ")
-        );
-        self.model.is_none().then_some(notice)
     }
 
     /// Opens the models at `paths`; `watcher` reports how their files were understood, if that
@@ -366,7 +355,7 @@ fn one_or_several_texts<'de, D: Deserializer<'de>>(
 #[command(next_help_heading = "General")]
 pub(crate) struct General {
     /// Settings from a TOML file; flags override it
-    #[arg(long, value_name = "FILE.toml")]
+    #[arg(long, value_name = "FILE.toml", hide_short_help = true)]
     pub(crate) config: Option<PathBuf>,
     /// Print the results as one JSON object
     #[arg(long, hide_short_help = true)]
@@ -374,6 +363,11 @@ pub(crate) struct General {
     /// Print only errors and notes
     #[arg(long, short)]
     pub(crate) quiet: bool,
+    /// Download models without asking
+    ///
+    /// Only a terminal is asked.
+    #[arg(long, short, hide_short_help = true)]
+    pub(crate) yes: bool,
     /// How progress and messages are written to stderr [default: auto]
     ///
     /// `auto` is a bar on a terminal and lines elsewhere. `json` is one JSON object per line, for other
@@ -424,7 +418,7 @@ pub(crate) struct PromptFlags {
 pub(crate) struct LearnFlags {
     #[arg(long, help = about!(steps), value_name = "N")]
     steps: Option<usize>,
-    #[arg(long, help = about!(num_tokens), value_name = "N")]
+    #[arg(long, help = about!(num_tokens), value_name = "N", hide_short_help = true)]
     num_tokens: Option<usize>,
     #[arg(long, help = about!(learning_rate), value_name = "RATE", hide_short_help = true, value_parser = finite)]
     learning_rate: Option<f64>,
@@ -469,11 +463,11 @@ pub(crate) struct LearnFlags {
 #[derive(Debug, Clone, Default, Args, Serialize)]
 #[command(next_help_heading = "Making B′")]
 pub(crate) struct GenerateFlags {
-    #[arg(long, help = about!(inversion), value_parser = ["edit-friendly", "ddim", "sdedit"])]
+    #[arg(long, help = about!(inversion), hide_short_help = true, value_parser = ["edit-friendly", "ddim", "sdedit"])]
     inversion: Option<String>,
     #[arg(long, help = about!(guidance), hide_short_help = true, value_parser = ["difference", "ordinary"])]
     guidance: Option<String>,
-    #[arg(long, help = concat!(about!(guidance_scale), " [default: depends on the inversion]"), value_name = "SCALE", value_parser = finite)]
+    #[arg(long, help = concat!(about!(guidance_scale), " [default: depends on the inversion]"), value_name = "SCALE", hide_short_help = true, value_parser = finite)]
     guidance_scale: Option<f64>,
     #[arg(long, help = about!(num_inference_steps), value_name = "N", hide_short_help = true)]
     num_inference_steps: Option<usize>,
@@ -584,6 +578,20 @@ impl Pairs {
         files.map(PathBuf::as_path).collect()
     }
 
+    /// Each picture with its file, A before its A′.
+    pub(crate) fn pictures<'a>(
+        &'a self,
+        examples: &'a [Example],
+    ) -> impl Iterator<Item = (&'a Path, &'a RgbImage)> {
+        let images = examples.iter().flat_map(|pair| [&pair.a, &pair.a_prime]);
+        let files = self
+            .a
+            .iter()
+            .zip(&self.a_prime)
+            .flat_map(|(a, a_prime)| [a, a_prime]);
+        files.map(PathBuf::as_path).zip(images)
+    }
+
     /// The size of each picture, A before its A′.
     pub(crate) fn sizes(&self, examples: &[Example]) -> Vec<Measured<'_>> {
         let pairs = self.a.iter().zip(&self.a_prime).zip(examples);
@@ -628,6 +636,7 @@ pub(crate) fn check_captions(
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
+    use difference_inversion::diffusion::family;
 
     use super::*;
 
@@ -637,7 +646,7 @@ mod tests {
         for (subcommand, flag) in [("analogy", "model"), ("models", "names")] {
             let of = |command: &clap::Command| {
                 let flag = command.get_arguments().find(|arg| arg.get_id() == flag)?;
-                Some(flag.get_help()?.to_string())
+                Some(flag.get_long_help().or(flag.get_help())?.to_string())
             };
             let found = command.find_subcommand(subcommand).unwrap();
             let help = of(found)

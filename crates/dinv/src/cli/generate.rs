@@ -2,45 +2,45 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
 use clap::Args;
 use difference_inversion::about;
 use difference_inversion::diffusion::sample::SolverKind;
 use difference_inversion::image::save_png;
 use difference_inversion::job::GenerateJob;
 use difference_inversion::job::Job;
-use difference_inversion::method::difference::DifferenceTokens;
 use serde::Serialize;
 use serde_json::json;
 
+use super::demo_world;
 use super::fetch::{Fetcher, Needs};
 use super::fitting;
 use super::flags::{General, ModelSettings, SeedFlag, finite};
+use super::learned_words;
 use super::output::{Kind, Outputs};
 use super::record::{Recipe, text_of};
 use super::settings::Settings;
-use super::terminal::{self, Failure};
-use super::vocabulary;
+use super::terminal;
 use super::watch::{self, Watcher};
 
 /// Draw a picture from words, or edit one with a model made for that
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   dinv generate --prompt \"a red house on a hill\" -o house.png
-  dinv generate --prompt \"a red house on a hill\" --difference night.safetensors -o night-house.png
-  dinv generate --model ~/instruct-pix2pix --image street.jpg --prompt \"make it snow\" -o snow.png
-  dinv generate --model ~/inpainting --image street.jpg --mask sky.png --prompt \"a sunset\"")]
+  dinv generate --prompt \"a red house on a hill\" --difference night.safetensors
+  dinv generate --model ~/instruct-pix2pix --image day.jpg --prompt \"at night\"
+  dinv generate --model ~/inpainting --image b.jpg --mask m.png --prompt sunset")]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
     words: TextFlags,
     /// Difference to append to the prompt
     #[arg(long, value_name = "FILE")]
     difference: Option<PathBuf>,
-    /// Picture to edit, with InstructPix2Pix and inpainting models
+    /// Picture to edit (InstructPix2Pix and inpainting models)
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
-    /// Area that an inpainting model redraws: white on black, brush strokes on transparency, or the picture
-    /// with the area erased
+    /// Area that an inpainting model redraws
+    ///
+    /// White on black, brush strokes on transparency, or the picture with the area erased.
     #[arg(long, value_name = "FILE")]
     mask: Option<PathBuf>,
     /// Start from the tensor `latents` [1, 4, h, w] in a safetensors file instead of the seed's noise;
@@ -68,7 +68,10 @@ struct TextFlags {
     prompt: String,
     #[arg(long, help = about!(text.negative_prompt), value_name = "TEXT")]
     negative_prompt: Option<String>,
-    #[arg(long, help = concat!(about!(text.guidance_scale), " [default: 7.5; FLUX.1 dev 3.5]"), value_name = "SCALE", value_parser = finite)]
+    #[arg(long, help = concat!(about!(text.guidance_scale), " [default: 7.5; FLUX.1 dev: 3.5]"),
+          long_help = concat!(about!(text.guidance_scale), " [default: 7.5; FLUX.1 dev: 3.5]\n\n",
+              "FLUX.1 dev reads the number as an input. FLUX.1 schnell has no guidance. Neither takes a negative prompt."),
+          value_name = "SCALE", value_parser = finite)]
     guidance_scale: Option<f64>,
     #[arg(long, help = about!(text.image_guidance_scale), value_name = "SCALE", hide_short_help = true, value_parser = finite)]
     image_guidance_scale: Option<f64>,
@@ -78,27 +81,6 @@ struct TextFlags {
     scheduler: Option<String>,
     #[arg(long, help = about!(text.strength), value_name = "S", allow_negative_numbers = true, value_parser = finite)]
     strength: Option<f64>,
-}
-
-/// Notes about embeddings whose words are in no text; a difference is refused, since it is likely meant to follow the
-/// prompt.
-fn unused_embeddings(models: &ModelSettings, texts: [&str; 2]) -> anyhow::Result<Vec<String>> {
-    let mut notices = Vec::new();
-    for file in models.embeddings() {
-        if texts.iter().any(|text| file.is_in(text)) {
-            continue;
-        }
-        let (path, name) = (file.path.display(), file.name());
-        if DifferenceTokens::load(&file.path, &Device::flex()).is_ok() {
-            let message = format!("{path} is a difference, and the prompt has no `<{name}>`");
-            let hint = format!("`--difference {path}` appends it to the prompt");
-            return Err(Failure::usage(message).hint(hint).into());
-        }
-        notices.push(format!(
-            "{path} changes nothing: write `<{name}>` in the prompt where it belongs"
-        ));
-    }
-    Ok(notices)
 }
 
 impl GenerateArgs {
@@ -118,7 +100,7 @@ impl GenerateArgs {
 pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let settings = args.settings()?;
     let models: ModelSettings = settings.resolve()?;
-    let unused = unused_embeddings(&models, [args.words.prompt.as_str(), args.negative()])?;
+    let unused = learned_words::unused(&models, [args.words.prompt.as_str(), args.negative()])?;
     let mut job = GenerateJob {
         difference: args.difference.clone(),
         init_latents: args.init_latents.clone(),
@@ -148,10 +130,10 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
-    let mut fetcher = Fetcher::new(&mut watcher)?;
-    let model = fetcher.model(&models)?;
+    let mut fetcher = Fetcher::new(&mut watcher, args.general.yes)?;
+    let model = fetcher.model(&models, Needs::default())?;
     job.settings = settings.clone().with_model(&model)?.resolve()?;
-    let note = vocabulary::note(&models, &model, [args.words.prompt.as_str()]);
+    let note = demo_world::of_words(&models, &model, [args.words.prompt.as_str()]);
     let paths = fetcher.paths(&models, model, Needs::default())?;
     watcher.notices(note);
     watcher.notices(unused);
@@ -166,7 +148,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     }
     let models = models.open(&paths, &mut watcher)?;
     let texts = [args.words.prompt.as_str(), args.negative()];
-    watcher.notices(vocabulary::unknown(models.pipeline(), texts));
+    watcher.notices(learned_words::unknown(models.pipeline(), texts));
     let family = models.pipeline().family();
     let unread = job.settings.unread(family, inputs.tokens.is_some());
     watcher.notices(settings.without_effect(unread));

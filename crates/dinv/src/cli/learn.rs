@@ -6,18 +6,20 @@ use std::time::Instant;
 use clap::Args;
 use difference_inversion::job::Job;
 use difference_inversion::job::LearnJob;
+use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::method::learn::Records;
 use serde_json::json;
 
 use super::checkpoint;
+use super::demo_world;
 use super::fetch::{Fetcher, Needs};
 use super::fitting;
 use super::flags::{General, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag};
+use super::learned_words;
 use super::output::{Kind, Outputs, refuse_same};
 use super::record::{text_of, weight_paths};
 use super::settings::Settings;
 use super::terminal::{self, Failure};
-use super::vocabulary;
 use super::watch::{self, Watcher};
 
 /// Learn the difference between A and A′, to apply it later
@@ -27,7 +29,7 @@ use super::watch::{self, Watcher};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   dinv learn --a day.png --a-prime night.png -o night.safetensors
-  dinv learn --a 1.png --a-prime 1n.png --a 2.png --a-prime 2n.png -o night.safetensors")]
+  dinv learn --a 1.png --a-prime 1n.png --a 2.png --a-prime 2n.png")]
 pub(crate) struct LearnArgs {
     #[command(flatten)]
     pairs: Pairs,
@@ -101,12 +103,13 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
-    let mut fetcher = Fetcher::new(&mut watcher)?;
-    let model = fetcher.model_of_words(&models)?;
+    let mut fetcher = Fetcher::new(&mut watcher, args.general.yes)?;
+    let needs = |config: &AnalogyConfig| Needs::of_learning(args.pairs.have_captions(), config);
+    let model = fetcher.model_of_words(&models, needs(&settings.clone().analogy()?))?;
     job.settings = settings.clone().with_model(&model)?.analogy()?;
     let config = &job.settings;
-    let needs = Needs::of_learning(args.pairs.have_captions(), config);
-    let unknown_words = vocabulary::note(&models, &model, args.pairs.given_captions());
+    let needs = needs(config);
+    let unknown_words = demo_world::of_words(&models, &model, args.pairs.given_captions());
     let paths = fetcher.paths(&models, model, needs)?;
     for output in [Some(&output), trace.as_ref()].into_iter().flatten() {
         output.refuse_inputs(&weight_paths(&paths)?)?;
@@ -115,7 +118,6 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
     if !args.no_memory_check {
         models.check_memory(&paths, &config.learn, examples.len(), needs.captioner)?;
     }
-    watcher.notices(models.demo_notice());
     watcher
         .notices(settings.without_effect([config.prompt.unread(), config.learn.unread()].concat()));
     watcher.say(&format!(
@@ -124,8 +126,15 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
         models.named(),
         config.learn.steps,
     ));
-    let models = models.open(&paths, &mut watcher)?;
-    watcher.notices(vocabulary::unknown(
+    let chosen = models;
+    let models = chosen.open(&paths, &mut watcher)?;
+    let pictures = args.pairs.pictures(&examples);
+    watcher.notices(demo_world::of_pictures(
+        &chosen,
+        models.pipeline(),
+        pictures,
+    )?);
+    watcher.notices(learned_words::unknown(
         models.pipeline(),
         args.pairs.given_captions(),
     ));

@@ -1,5 +1,6 @@
 //! What to say about a command that is not written right, when the arguments show what was meant.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -10,7 +11,8 @@ use super::terminal;
 pub(crate) fn report(error: &clap::Error, arguments: &[String]) -> ExitCode {
     // A closed stdout or stderr is nobody's loss.
     let _ = error.print();
-    if error.kind() == ErrorKind::UnknownArgument
+    let strays = [ErrorKind::UnknownArgument, ErrorKind::InvalidSubcommand];
+    if strays.contains(&error.kind())
         && let Some(command) = meant(arguments)
     {
         terminal::message(format_args!("\nhint: {command}"));
@@ -20,12 +22,17 @@ pub(crate) fn report(error: &clap::Error, arguments: &[String]) -> ExitCode {
 
 /// The command that was meant by arguments that are only words or only files.
 fn meant(arguments: &[String]) -> Option<String> {
-    let (command, given) = arguments.split_first()?;
+    let (first, behind) = arguments.split_first()?;
+    let (command, given) = match first {
+        text if text.contains(' ') => ("generate", arguments),
+        path if Path::new(path).extension().is_some() => ("analogy", arguments),
+        command => (command.as_str(), behind),
+    };
     let bare: Vec<&str> = (given.iter().map(String::as_str))
         .take_while(|word| !word.starts_with('-'))
         .collect();
     let rest = given[bare.len()..].iter().map(String::as_str);
-    let written = match (command.as_str(), bare.as_slice()) {
+    let written = match (command, bare.as_slice()) {
         ("generate", [_, ..]) => format!("--prompt \"{}\"", bare.join(" ")),
         ("analogy", [a, a_prime, b]) => {
             format!(
@@ -79,6 +86,14 @@ mod tests {
             "dinv analogy --a a.png --a-prime 'my a2.png' --b b.png"
         );
         assert_eq!(
+            hint(&["a.png", "a2.png", "b.png"]).unwrap(),
+            "dinv analogy --a a.png --a-prime a2.png --b b.png"
+        );
+        assert_eq!(
+            hint(&["a red house", "-q"]).unwrap(),
+            "dinv generate --prompt \"a red house\" -q"
+        );
+        assert_eq!(
             hint(&["apply", "night.safetensors", "x.png", "y.png", "-o", "out"]).unwrap(),
             "dinv apply night.safetensors --b x.png y.png -o out"
         );
@@ -87,6 +102,7 @@ mod tests {
     #[test]
     fn what_cannot_be_told_is_not_guessed() {
         assert_eq!(hint(&["analogy", "a.png"]), None);
+        assert_eq!(hint(&["a.png"]), None);
         assert_eq!(hint(&["doctor", "x"]), None);
         assert_eq!(hint(&["generate", "--promt", "x"]), None);
         assert_eq!(hint(&[]), None);

@@ -1,12 +1,13 @@
 //! What the user reads: results on stdout, messages on stderr, and how errors are put.
 
 use std::fmt::{self, Display};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use difference_inversion::Error;
 use serde::Serialize;
 use serde_json::json;
+use terminal_size::{Width, terminal_size_of};
 
 use super::exit::Exit;
 use super::signals;
@@ -80,8 +81,34 @@ pub(crate) fn message(text: impl Display) {
     if writes_json_lines() {
         event(&json!({ "type": "message", "message": text.to_string() }));
     } else {
-        let _ = writeln!(io::stderr().lock(), "{text}");
+        let _ = writeln!(io::stderr().lock(), "{}", fitted(&text.to_string()));
     }
+}
+
+/// A message broken between words, if it goes to a terminal.
+fn fitted(text: &str) -> String {
+    let stderr = io::stderr();
+    let size = stderr.is_terminal().then(|| terminal_size_of(&stderr));
+    match size.flatten() {
+        Some((Width(width), _)) => broken(text, width.into()),
+        None => text.to_owned(),
+    }
+}
+
+/// A text broken between words into lines of at most `width` columns, if its words are short enough. What continues a
+/// line is indented. Hints stay whole: people paste the commands in them.
+fn broken(text: &str, width: usize) -> String {
+    let options = textwrap::Options::new(width)
+        .break_words(false)
+        .subsequent_indent("  ");
+    let options = options.word_splitter(textwrap::WordSplitter::NoHyphenation);
+    let lines = text
+        .lines()
+        .map(|line| match line.trim_start().starts_with("hint: ") {
+            true => line.to_owned(),
+            false => textwrap::fill(line, &options),
+        });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Prints a JSON object as one line of stderr.
@@ -193,6 +220,20 @@ mod tests {
         assert_eq!(exit_of(&Failure::usage("x").into()), Exit::Usage);
         assert_eq!(exit_of(&Failure::new("x").into()), Exit::Failed);
         assert_eq!(exit_of(&anyhow::anyhow!("x")), Exit::Failed);
+    }
+
+    #[test]
+    fn messages_are_broken_between_words() {
+        let note =
+            "note: a/rather/long/path.png is nothing like it\nhint: dinv generate --prompt x";
+        let lines = [
+            "note:",
+            "  a/rather/long/path.png",
+            "  is nothing like it",
+            "hint: dinv generate --prompt x",
+        ];
+        assert_eq!(broken(note, 20), lines.join("\n"));
+        assert_eq!(broken("  two  spaces", 20), "  two  spaces");
     }
 
     #[test]

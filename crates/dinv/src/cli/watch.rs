@@ -221,7 +221,7 @@ impl Watcher {
     }
 
     /// Takes the bar away.
-    fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
         }

@@ -1,6 +1,8 @@
 //! Models from the Hub: what is downloaded, what is not, and what happens when it fails.
 
 use std::fs;
+#[cfg(target_os = "linux")]
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -539,6 +541,97 @@ fn a_full_disk_is_an_error_and_leaves_no_half_model() {
 }
 
 #[test]
+fn what_does_not_fit_on_the_disk_is_refused_before_it_is_begun() {
+    let setup = Setup::new();
+    setup.hub.claim(TINY, UNET, 1 << 60);
+    for command in [
+        "models pull tests/tiny",
+        "generate --config tiny.toml --prompt red --model tests/tiny",
+    ] {
+        let done = setup.run(command);
+        assert_eq!(done.code, Some(1), "{}", done.stderr);
+        for expected in [
+            "error: downloading tests/tiny takes 1152921504.",
+            " GB free\n",
+            "hint: make room, or name another folder with HF_HUB_CACHE",
+        ] {
+            assert!(done.stderr.contains(expected), "{}", done.stderr);
+        }
+        let requests = setup.hub.requests();
+        let files = of_files(&requests);
+        let is_config = |path: &&str| path.ends_with("/config.json");
+        assert!(files.iter().all(is_config), "{files:?}");
+    }
+}
+
+/// On a terminal, that of `script`.
+#[cfg(target_os = "linux")]
+#[test]
+fn on_a_terminal_a_download_is_asked_for_with_all_that_goes_with_it() {
+    let setup = Setup::new();
+    let bare = setup.work.path().join("bare");
+    super::copy_folder(&golden("pipeline"), &bare);
+    for part in ["clip", "captioner"] {
+        let _ = fs::remove_dir_all(bare.join(part));
+    }
+    setup.hub.add("tests/bare", &bare);
+    setup.hub.add("tests/clip", &golden("pipeline/clip"));
+    let learn = format!(
+        "learn --config tiny.toml {PAIR} --model tests/bare \
+         --clip tests/clip -o d.safetensors"
+    );
+    let typed = |command: &str, answer: &str| -> Done {
+        let ours = setup.command(command);
+        let line: Vec<_> = ours.get_args().map(|it| it.to_string_lossy()).collect();
+        let program = ours.get_program().to_string_lossy();
+        let line = format!("{program} {}", line.join(" "));
+        let mut script = Command::new("script");
+        script.args(["-qefc", &line, "/dev/null"]);
+        script.current_dir(setup.work.path()).envs(
+            ours.get_envs()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+        script.env_remove("HF_HUB_OFFLINE");
+        let streams = [Stdio::piped(), Stdio::piped(), Stdio::piped()];
+        let [stdin, stdout, stderr] = streams;
+        let mut child = script.stdin(stdin).stdout(stdout).stderr(stderr).spawn();
+        let child = child.as_mut().expect("`script` of util-linux is installed");
+        let mut input = child.stdin.take().unwrap();
+        input.write_all(answer.as_bytes()).unwrap();
+        let mut seen = String::new();
+        let mut output = child.stdout.take().unwrap();
+        output.read_to_string(&mut seen).unwrap();
+        drop(input);
+        Done {
+            code: child.wait().unwrap().code(),
+            stdout: seen,
+            stderr: String::new(),
+        }
+    };
+    let refused = typed(&learn, "n\n");
+    assert_eq!(refused.code, Some(1), "{}", refused.stdout);
+    for expected in [
+        "to download to ",
+        " free:",
+        "  tests/bare",
+        "  tests/clip",
+        "? [Y/n] ",
+        "error: nothing was downloaded",
+    ] {
+        assert!(refused.stdout.contains(expected), "{}", refused.stdout);
+    }
+    let requests = setup.hub.requests();
+    assert!(requests.iter().all(|request| !request.at_storage));
+    let done = typed(&learn, "\n");
+    assert_eq!(done.code, Some(0), "{}", done.stdout);
+    assert_eq!(done.stdout.matches("[Y/n]").count(), 1, "{}", done.stdout);
+    fs::remove_dir_all(setup.work.path().join("hf")).unwrap();
+    let done = typed(&format!("{learn} --overwrite --yes"), "");
+    assert_eq!(done.code, Some(0), "{}", done.stdout);
+    assert!(!done.stdout.contains("[Y/n]"), "{}", done.stdout);
+}
+
+#[test]
 fn a_file_name_that_leaves_the_cache_is_refused() {
     for name in ["../../evil", "unet/../../../evil.safetensors", "/tmp/evil"] {
         let setup = Setup::new();
@@ -655,10 +748,11 @@ fn the_joint_space_and_the_captioner_come_when_they_are_needed() {
         assert_eq!(done.code, Some(1), "{}", done.stderr);
         let requests = setup.hub.requests();
         let names = requests.iter().filter_map(|request| {
-            let path = request.path.strip_prefix("/api/models/")?;
-            Some(path.split_once("/revision")?.0.to_owned())
+            let (name, _) = request.path.split_once("/resolve/")?;
+            Some(name.trim_start_matches('/').to_owned())
         });
-        names.collect()
+        let mut seen = std::collections::BTreeSet::new();
+        names.filter(|name| seen.insert(name.clone())).collect()
     };
     let pictures = "--a a.png --a-prime a_prime.png";
     let learned = asked(&format!("learn {PAIR} --model tests/bare"));
@@ -769,7 +863,14 @@ fn the_list_tells_what_is_there_and_what_is_missing() {
     assert!(text.starts_with("MODEL "), "{text}");
     let sdxl = "\nsdxl          stabilityai/stable-diffusion-xl-base-1.0\n";
     assert!(text.contains(sdxl), "{text}");
-    assert!(text.lines().last().unwrap().starts_with("cache "), "{text}");
+    assert!(
+        text.contains("\nsdxl          ~13.9 GB  not downloaded  openrail++\n"),
+        "{text}"
+    );
+    assert!(text.contains("\ncache "), "{text}");
+    let widest = text.lines().map(|line| line.chars().count()).max();
+    let cache = setup.work.path().as_os_str().len();
+    assert!(widest.unwrap() <= 80.max(cache + 24), "{text}");
 }
 
 #[test]

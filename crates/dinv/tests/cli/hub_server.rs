@@ -42,6 +42,8 @@ pub(crate) enum Fault {
 struct Repository {
     commit: String,
     files: BTreeMap<String, Vec<u8>>,
+    /// Sizes that the listing states in place of the true ones.
+    sizes: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Default)]
@@ -90,7 +92,11 @@ impl HubServer {
         let mut files = BTreeMap::new();
         read_folder(folder, "", &mut files);
         let commit = hex(name.as_bytes())[..40].to_owned();
-        let repository = Repository { commit, files };
+        let repository = Repository {
+            commit,
+            files,
+            sizes: BTreeMap::new(),
+        };
         let mut state = self.state();
         state.repositories.insert(name.to_owned(), repository);
     }
@@ -102,6 +108,13 @@ impl HubServer {
         repository
             .files
             .insert(path.to_owned(), contents.to_owned());
+    }
+
+    /// Makes the listing state another size of a file.
+    pub(crate) fn claim(&self, name: &str, path: &str, size: u64) {
+        let mut state = self.state();
+        let repository = state.repositories.get_mut(name).unwrap();
+        repository.sizes.insert(path.to_owned(), size);
     }
 
     /// Makes the next `times` requests whose path contains `part` fail.
@@ -195,11 +208,13 @@ impl Repository {
     fn listing(&self) -> Value {
         let siblings = self.files.iter().map(|(path, contents)| {
             let digest = hex(contents);
+            let size = self.sizes.get(path).copied();
+            let size = size.unwrap_or(contents.len() as u64);
             let mut file = json!({
-                "rfilename": path, "size": contents.len(), "blobId": digest[..40],
+                "rfilename": path, "size": size, "blobId": digest[..40],
             });
             if is_large(path) {
-                file["lfs"] = json!({ "sha256": digest, "size": contents.len() });
+                file["lfs"] = json!({ "sha256": digest, "size": size });
             }
             file
         });

@@ -16,6 +16,8 @@ const TEMPLATE: &str = "{prefix:>20} {wide_bar:.blue/dim} {pos}/{len} {msg}";
 #[derive(Debug, Clone, Default)]
 struct Work {
     left: usize,
+    /// The time of an analogy, relative to other methods.
+    cost: f64,
     /// What an analogy is charged with on average, of those that were there before this run.
     charged: Option<f64>,
     /// Analogies that this run has ended, and what they took together.
@@ -68,12 +70,13 @@ impl RunProgress {
         }
     }
 
-    /// Announces the work of a method: how many analogies are to be done, and what those are charged
-    /// with that are done already.
-    pub(super) fn plan(&mut self, method: &str, left: usize, seconds: &[f64]) {
+    /// Announces the work of a method: how many analogies are to be done, how long one takes relative to other
+    /// methods, and what those that are done already are charged with.
+    pub(super) fn plan(&mut self, method: &str, left: usize, cost: f64, seconds: &[f64]) {
         self.total += left;
         let work = Work {
             left,
+            cost,
             charged: (!seconds.is_empty())
                 .then(|| seconds.iter().sum::<f64>() / seconds.len() as f64),
             ..Work::default()
@@ -156,18 +159,20 @@ impl RunProgress {
         }
     }
 
-    /// How long the rest takes if every method continues at its pace. Methods without a pace yet take as long
-    /// as the others on average. None begins an analogy after its time.
+    /// How long the rest takes if every method continues at its pace. The pace of methods that have none yet
+    /// follows from that of the others and their costs. None begins an analogy after its time.
     fn time_left(&self) -> Option<Duration> {
-        let means: Vec<f64> = self.methods.values().filter_map(Work::mean).collect();
+        let known = self.methods.values();
+        let known = known.filter_map(|work| Some((work.mean()?, work.cost)));
+        let (means, costs): (Vec<f64>, Vec<f64>) = known.unzip();
         if means.is_empty() {
             return None;
         }
-        let usual = means.iter().sum::<f64>() / means.len() as f64;
+        let usual = means.iter().sum::<f64>() / costs.iter().sum::<f64>();
         let workers = self.workers as f64;
         let time = self.time.map_or(f64::INFINITY, |time| time.as_secs_f64());
         let seconds = self.methods.values().map(|work| {
-            let mean = work.mean().unwrap_or(usual);
+            let mean = work.mean().unwrap_or(usual * work.cost);
             let budget = (time - work.seconds / workers).max(0.0);
             (mean * work.left as f64 / workers).min(budget + mean)
         });
@@ -189,9 +194,9 @@ mod tests {
     #[test]
     fn time_left_is_that_of_each_method_shared_among_the_workers() {
         let mut progress = RunProgress::new(true, 2, None);
-        progress.plan("slow", 3, &[]);
-        progress.plan("quick", 10, &[1.0, 1.0]);
-        progress.plan("unknown", 4, &[]);
+        progress.plan("slow", 3, 1.5, &[]);
+        progress.plan("quick", 10, 0.5, &[1.0, 1.0]);
+        progress.plan("unknown", 4, 1.0, &[]);
         progress.ended("slow", "000", 7.0, None);
         // 2 · 7 s, 10 · 1 s, 4 · 4 s, by two workers
         assert_eq!(progress.time_left(), Some(Duration::from_secs(20)));
@@ -202,10 +207,19 @@ mod tests {
     }
 
     #[test]
+    fn a_method_without_a_pace_takes_its_cost_into_account() {
+        let mut progress = RunProgress::new(true, 1, None);
+        progress.plan("usual", 2, 1.0, &[]);
+        progress.plan("ten times as slow", 3, 10.0, &[]);
+        progress.ended("usual", "000", 2.0, None);
+        assert_eq!(progress.time_left(), Some(Duration::from_secs(2 + 60)));
+    }
+
+    #[test]
     fn no_method_begins_an_analogy_after_its_time() {
         let mut progress = RunProgress::new(true, 2, Some(Duration::from_secs(60)));
-        progress.plan("slow", 100, &[]);
-        progress.plan("quick", 10, &[1.0]);
+        progress.plan("slow", 100, 1.0, &[]);
+        progress.plan("quick", 10, 1.0, &[1.0]);
         progress.ended("slow", "000", 30.0, None);
         // 60 s less what one worker of two has used, the analogy that is begun then, and 10 · 1 s by two
         assert_eq!(progress.time_left(), Some(Duration::from_secs(45 + 30 + 5)));
@@ -216,7 +230,7 @@ mod tests {
     #[test]
     fn what_was_charged_counts_until_something_has_ended() {
         let mut progress = RunProgress::new(true, 1, None);
-        progress.plan("shares what it learned", 3, &[20.0, 10.0]);
+        progress.plan("shares what it learned", 3, 1.0, &[20.0, 10.0]);
         assert_eq!(progress.time_left(), Some(Duration::from_secs(45)));
         progress.ended("shares what it learned", "000", 2.0, None);
         assert_eq!(progress.time_left(), Some(Duration::from_secs(4)));

@@ -186,8 +186,8 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
     let suite = Suite::open(&suite_path)?;
 
     let mut watcher = Watcher::new(args.general.quiet);
-    let mut fetcher = Fetcher::new(&mut watcher)?;
-    let model = fetcher.model(&model_settings)?;
+    let mut fetcher = Fetcher::new(&mut watcher, args.general.yes)?;
+    let model = fetcher.model(&model_settings, setup::needs(&variants))?;
     let recommended = settings.with_model(&model)?.analogy()?;
     let paths = setup::model_paths(
         &mut fetcher,

@@ -108,6 +108,15 @@ pub(super) struct Job {
     pub(super) variant: Variant,
 }
 
+/// What the methods need besides the text-to-image model.
+pub(super) fn needs(variants: &[Variant]) -> Needs {
+    let mut methods = variants.iter().map(|variant| variant.method.as_str());
+    Needs {
+        joint_spaces: true,
+        captioner: methods.any(|method| !WITHOUT_CAPTIONER.contains(&method)),
+    }
+}
+
 /// Where the models of all methods are; they are downloaded if need be.
 pub(super) fn model_paths(
     fetcher: &mut Fetcher<'_>,
@@ -117,11 +126,7 @@ pub(super) fn model_paths(
     variants: &[Variant],
 ) -> anyhow::Result<EvalModelPaths> {
     let any = |is: &dyn Fn(&str) -> bool| variants.iter().any(|variant| is(&variant.method));
-    let needs = Needs {
-        joint_spaces: true,
-        captioner: any(&|method| !WITHOUT_CAPTIONER.contains(&method)),
-    };
-    let text_to_image = fetcher.paths(settings, model, needs)?;
+    let text_to_image = fetcher.paths(settings, model, needs(variants))?;
     let mut other = |name: &Option<PathBuf>, joint_spaces| {
         let needs = Needs {
             joint_spaces,
@@ -151,7 +156,7 @@ fn other_paths(
     text_to_image: &ModelPaths,
 ) -> anyhow::Result<ModelPaths> {
     let mut settings = of_other(settings, name);
-    let model = fetcher.model(&settings)?;
+    let model = fetcher.model(&settings, needs)?;
     let alone = ModelPaths {
         model: model.clone(),
         options: settings.file_options()?,

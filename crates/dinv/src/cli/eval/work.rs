@@ -86,7 +86,7 @@ pub(super) fn work(
                 left.push(entry.name.clone());
             }
         }
-        progress.plan(&variant.name, left.len(), &seconds);
+        progress.plan(&variant.name, left.len(), variant.cost(), &seconds);
         plans.push((variant, left));
     }
     let mut failures = Failures::default();

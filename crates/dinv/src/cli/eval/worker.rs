@@ -16,7 +16,7 @@ use dinv_eval::{Folder, Measures, Session, Status};
 use serde::{Deserialize, Serialize};
 
 use super::super::exit::Exit;
-use super::super::fetch::Fetcher;
+use super::super::fetch::{Fetcher, Needs};
 use super::super::terminal;
 use super::super::watch::Watcher;
 use super::setup::{self, Job};
@@ -80,8 +80,8 @@ pub(super) fn run(_: &WorkerArgs) -> anyhow::Result<()> {
     let suite = Suite::open(&job.suite)?;
 
     let mut watcher = Watcher::new(true);
-    let mut fetcher = Fetcher::new(&mut watcher)?;
-    let model = fetcher.model(&job.models)?;
+    let mut fetcher = Fetcher::new(&mut watcher, true)?;
+    let model = fetcher.model(&job.models, Needs::default())?;
     let variants = std::slice::from_ref(&job.variant);
     let paths = setup::model_paths(&mut fetcher, &job.models, &job.further, model, variants)?;
     let models = setup::models(paths, &job.models, job.recommended.clone())?;

@@ -110,7 +110,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     };
     let mut watcher = Watcher::new(true);
     let mut fetcher = Fetcher::looking_only(&mut watcher)?;
-    let folder = fetcher.model(&settings)?;
+    let folder = fetcher.model(&settings, Needs::default())?;
     let alone = ModelPaths {
         model: folder.clone(),
         options: settings.file_options()?,

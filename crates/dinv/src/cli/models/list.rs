@@ -29,7 +29,10 @@ pub(crate) struct Row {
     pub(crate) id: Option<String>,
     pub(crate) state: State,
     folder: Option<PathBuf>,
+    /// On this machine.
     pub(crate) bytes: u64,
+    /// About how many bytes the whole download has, if that is known.
+    download_bytes: Option<u64>,
     /// Files that an incomplete copy lacks.
     missing: Vec<String>,
     pub(crate) licence: Option<String>,
@@ -58,11 +61,11 @@ pub(crate) fn run(args: &ListArgs) -> anyhow::Result<()> {
     });
     terminal::line(format_args!(
         "{:<width$} {:>9}  {:<14}  LICENCE",
-        "MODEL", "ON DISK", "STATE"
+        "MODEL", "SIZE", "STATE"
     ))?;
     for row in &rows {
-        let size = match row.state {
-            State::NotDownloaded => "–".to_owned(),
+        let size = match (row.state, row.download_bytes) {
+            (State::NotDownloaded, Some(bytes)) => about(bytes),
             _ => terminal::size(row.bytes),
         };
         let state = match row.state {
@@ -83,7 +86,15 @@ pub(crate) fn run(args: &ListArgs) -> anyhow::Result<()> {
     for (name, id) in short {
         terminal::line(format_args!("{name:<width$}  {id}"))?;
     }
-    terminal::line(format_args!("{:<width$}  {}", "cache", hub.cache.display()))
+    terminal::line(format_args!("{:<width$}  {}", "cache", hub.cache.display()))?;
+    terminal::line("")?;
+    terminal::line("~ is the size of the download; `dinv models pull MODEL` starts it.")
+}
+
+/// An approximate size.
+fn about(bytes: u64) -> String {
+    let tenths = bytes.div_ceil(100_000_000);
+    format!("~{}.{} GB", tenths / 10, tenths % 10)
 }
 
 /// Every model on this machine or with a short name.
@@ -102,6 +113,7 @@ fn rows(demo: Option<&Path>, mut cached: Vec<CachedModel>) -> anyhow::Result<Vec
             state: state(&missing),
             folder: Some(folder.to_owned()),
             bytes: hub::size(folder),
+            download_bytes: None,
             missing,
             licence: Some(env!("CARGO_PKG_LICENSE").to_owned()),
         });
@@ -110,13 +122,14 @@ fn rows(demo: Option<&Path>, mut cached: Vec<CachedModel>) -> anyhow::Result<Vec
         let id: ModelId = short.repository.parse()?;
         let found = cached.iter().position(|model| model.id == id);
         rows.push(match found.map(|index| cached.remove(index)) {
-            Some(model) => row(short.name.to_owned(), model),
+            Some(model) => row(short.name.to_owned(), model, Some(short.bytes)),
             None => Row {
                 name: short.name.to_owned(),
                 id: Some(id.to_string()),
                 state: State::NotDownloaded,
                 folder: None,
                 bytes: 0,
+                download_bytes: Some(short.bytes),
                 missing: Vec::new(),
                 licence: licence(None, id.repository()),
             },
@@ -125,12 +138,12 @@ fn rows(demo: Option<&Path>, mut cached: Vec<CachedModel>) -> anyhow::Result<Vec
     rows.extend(
         cached
             .into_iter()
-            .map(|model| row(model.id.to_string(), model)),
+            .map(|model| row(model.id.to_string(), model, None)),
     );
     Ok(rows)
 }
 
-fn row(name: String, model: CachedModel) -> Row {
+fn row(name: String, model: CachedModel, download_bytes: Option<u64>) -> Row {
     Row {
         name,
         state: state(&model.missing),
@@ -138,6 +151,7 @@ fn row(name: String, model: CachedModel) -> Row {
         id: Some(model.id.to_string()),
         folder: Some(model.folder),
         bytes: model.bytes,
+        download_bytes,
         missing: model.missing,
     }
 }

@@ -7,6 +7,7 @@ use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::hub::{self, Hub, ModelId, Wanted, joint_spaces, licence};
 use serde_json::{Value, json};
 
+use crate::cli::consent;
 use crate::cli::locate::{self, DEMO, demo_model, name_of};
 use crate::cli::record::text_of;
 use crate::cli::terminal::{self, Failure};
@@ -53,6 +54,9 @@ pub(crate) fn run(args: &PullArgs) -> anyhow::Result<()> {
             None => demo_model()?,
             Some(id) => {
                 watcher.say(&format!("looking for {id} at {}", hub.endpoint));
+                let observe = &mut |progress: &_| watcher.observe(progress);
+                let bytes = hub.survey(id, wanted_of(args), observe)?.bytes;
+                consent::ask(&vec![(id.clone(), bytes)], &hub.cache, true, &mut watcher)?;
                 let observe = &mut |progress: &_| watcher.observe(progress);
                 let folder = hub.pull(id, wanted_of(args), observe)?;
                 for other in also_needed(&hub, &folder)? {
