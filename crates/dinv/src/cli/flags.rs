@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use difference_inversion::about;
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::diffusion::model_files::FileOptions;
 use difference_inversion::diffusion::model_files::embedding::EmbeddingFile;
@@ -16,6 +15,7 @@ use difference_inversion::diffusion::sample::{PredictionType, TimestepSpacing};
 use difference_inversion::image::RgbImage;
 use difference_inversion::job::PairFiles;
 use difference_inversion::method::analogy::Example;
+use difference_inversion::{Error, about};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
@@ -181,6 +181,17 @@ impl ModelSettings {
             .flatten()
             .map(|text| embedding(text))
             .collect()
+    }
+
+    /// Checks that the files which are given besides a model are there, before it is downloaded.
+    pub(crate) fn check_there(&self) -> anyhow::Result<()> {
+        let loras = self.lora.iter().flatten().map(|text| lora(text).path);
+        let words = self.embeddings().into_iter().map(|file| file.path);
+        let mut paths = loras.chain(words).chain(self.vae.clone());
+        paths.try_for_each(|path| match std::fs::metadata(&path) {
+            Ok(_) => Ok(()),
+            Err(source) => Err(Error::io(path)(source).into()),
+        })
     }
 
     /// How the model's files are to be understood.

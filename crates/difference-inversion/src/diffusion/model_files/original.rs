@@ -14,6 +14,7 @@ use burn::tensor::{Device, FloatDType};
 use crate::diffusion::model_files::layout::{Layout, TextLayout};
 use crate::diffusion::model_files::said::{VELOCITY, ZERO_SNR};
 use crate::models::denoiser::unet_config::MOST_LEVELS;
+use crate::models::layers::MOST_LAYERS;
 use crate::util::error::abbreviate;
 use crate::weights::Weights;
 use crate::weights::file::TensorFile;
@@ -300,7 +301,13 @@ pub(crate) fn autoencoder(path: &Path, device: &Device, dtype: FloatDType) -> Re
         .into_iter()
         .filter_map(|name| Some((bare(&name)?, name)))
         .collect();
-    let level = |name: &str| Some(1 + numbered(name.strip_prefix("decoder.up.")?)?.0);
+    let level = |name: &str| {
+        Some(
+            numbered(name.strip_prefix("decoder.up.")?)?
+                .0
+                .saturating_add(1),
+        )
+    };
     let levels = names
         .iter()
         .filter_map(|(bare, _)| level(bare))
@@ -408,7 +415,9 @@ impl OriginalNames {
                     continue;
                 };
                 *attends |= rest.starts_with("attentions.");
-                if let Some((layer, _)) = rest.strip_prefix("resnets.").and_then(numbered) {
+                if let Some((layer, _)) = rest.strip_prefix("resnets.").and_then(numbered)
+                    && layer < MOST_LAYERS
+                {
                     *layers = (*layers).max(layer + 1);
                 }
             }

@@ -42,7 +42,7 @@ impl Pipeline {
             family = family.with_channels(denoiser.in_channels(), latent_channels);
         }
         check_attention_mask(files, family)?;
-        files.check_loras(&family.networks_in(files)?, family.class)?;
+        Self::check_adapters(files)?;
         let parts = family.encoders_in(files)?;
         let text_encoders = (parts.iter())
             .map(|encoder| (encoder.open)(files, encoder.part, device, dtype))
@@ -106,6 +106,15 @@ impl Pipeline {
         denoiser.step_bytes(1, [64, 64], Memory::Normal)?;
         let vae: AutoencoderKLConfig = files.config(family.autoencoder.part)?;
         vae.check(&files.config_path(family.autoencoder.part))
+    }
+
+    /// Checks that the LoRAs change only layers that the model has.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] naming the first layer that it has not, and what the file was made for.
+    pub fn check_adapters(files: &ModelFiles) -> Result<()> {
+        let family = Family::of(files)?;
+        files.check_loras(&family.networks_in(files)?, family.class)
     }
 
     /// The same for pictures of another height and width.
