@@ -395,7 +395,7 @@ fn key_of_adapter() -> impl Strategy<Value = String> {
         "lora_B.weight",
         "alpha",
     ];
-    let of_lora = (select(&layers[..]), select(&ends[..]));
+    let of_lora = (select(layers.to_vec()), select(ends.to_vec()));
     let others = [
         "emb_params",
         "clip_g",
@@ -405,7 +405,7 @@ fn key_of_adapter() -> impl Strategy<Value = String> {
     ];
     prop_oneof![
         4 => of_lora.prop_map(|(layer, end)| format!("{layer}.{end}")),
-        1 => select(&others[..]).prop_map(str::to_owned),
+        1 => select(others.to_vec()).prop_map(str::to_owned),
     ]
 }
 
