@@ -363,10 +363,11 @@ fn print(findings: &Findings) -> anyhow::Result<()> {
                 Ok(bytes) => terminal::size(*bytes),
                 Err(_) => "missing".into(),
             };
-            terminal::line(format_args!(
-                "  {name:<15} {state:>9}  {}",
-                folder.display()
-            ))?;
+            let elsewhere = match *folder == model.join(name) {
+                true => String::new(),
+                false => format!("  {}", folder.display()),
+            };
+            terminal::line(format_args!("  {name:<15} {state:>9}{elsewhere}"))?;
         }
     }
     for problem in &findings.problems {

@@ -177,6 +177,7 @@ fn demo_places() -> Vec<PathBuf> {
         ])
     });
     let sources = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("demo/model");
+    let sources = sources.canonicalize().unwrap_or(sources);
     beside_program
         .into_iter()
         .flatten()

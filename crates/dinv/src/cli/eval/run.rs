@@ -44,10 +44,11 @@ const MOST_MINUTES: u64 = 365 * 24 * 60;
   dinv eval run --quick -o quick
   dinv eval run --suite demo/test --jobs 2 -o night
   dinv eval run --suite demo/test --jobs 2 --minutes-per-method 45 -o night
-  dinv eval run --methods difference-inversion,alpha-0 --variants alpha.toml -o sweep
+  dinv eval run --methods difference-inversion,alpha-0 --variants alpha.toml
 
-A file of variants has one section per variant, named as in the tables. `method` is a built-in
-method, everything else a setting of it, named as in a --config file:
+A file of variants has one section per variant, named as in the tables. `method`
+is a built-in method, everything else a setting of it, named as in a --config
+file:
   [alpha-0]
   method = \"difference-inversion\"
   alpha = 0.0")]
