@@ -303,6 +303,18 @@ fn what_is_no_lora_of_the_model_is_refused_in_words() {
             "{found}"
         );
     }
+}
+
+#[test]
+fn what_does_not_fit_the_model_is_refused_in_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    let message = |path: &Path, model: &str| {
+        let opened = with(&golden(model), &[(path.to_owned(), 1.0)]);
+        opened.unwrap_err().to_string()
+    };
+    let floats = |shape: &[usize]| Array::floats(shape, vec![0.5; shape.iter().product()]);
+    let layer = "lora_unet_mid_block_attentions_0_proj_in";
     for (up, down) in [
         ([8, 2, 1, 1], [2, 16, 1, 1]),
         ([16, 3, 1, 1], [2, 16, 1, 1]),

@@ -148,6 +148,28 @@ fn per_level(depth: &PerBlock<PerBlock<usize>>) -> PerBlock<PerBlock<usize>> {
     }
 }
 
+/// The blocks of each of `count` transformers of a level, or what is wrong with them.
+fn blocks_of(
+    depth: &PerBlock<usize>,
+    count: usize,
+    level: usize,
+) -> std::result::Result<Vec<usize>, String> {
+    let blocks = depth.expand(count);
+    let blocks = blocks.ok_or_else(|| format!("expected {count} values for level {level}"))?;
+    match blocks.iter().find(|blocks| **blocks > MOST_LAYERS) {
+        Some(found) => Err(format!("expected 0 to {MOST_LAYERS}, found {found}")),
+        None => Ok(blocks),
+    }
+}
+
+fn wrong(path: &Path, field: &str, reason: String) -> Error {
+    Error::Config {
+        path: path.to_owned(),
+        field: field.to_owned(),
+        reason,
+    }
+}
+
 /// One resolution of the network, on the way down and up.
 #[derive(Debug)]
 pub(crate) struct LevelConfig {
@@ -188,14 +210,7 @@ impl UNetConfig {
     /// Checks the configuration and gives the levels from the finest to the coarsest; `path` is
     /// named in errors.
     pub(crate) fn levels(&self, path: &Path) -> Result<Vec<LevelConfig>> {
-        fn failed<T>(path: &Path, field: &str, reason: String) -> Result<T> {
-            Err(Error::Config {
-                path: path.to_owned(),
-                field: field.to_owned(),
-                reason,
-            })
-        }
-        let wrong = |field: &str, reason: String| failed(path, field, reason);
+        let wrong = |field: &str, reason: String| Err(wrong(path, field, reason));
         check_fixed_fields(&self.other, FIXED_FIELDS, path)?;
         let blocks = self.block_out_channels.len();
         if !(1..=MOST_LEVELS).contains(&blocks) || self.block_out_channels[0] % 2 == 1 {
@@ -217,23 +232,7 @@ impl UNetConfig {
             let reason = format!("expected 0 or 1, found {}", self.downsample_padding);
             return wrong("downsample_padding", reason);
         }
-        if let Some(added) = self.addition_embed_type.as_deref() {
-            if added != "text_time" {
-                return wrong(
-                    "addition_embed_type",
-                    format!("expected text_time, found {added}"),
-                );
-            }
-            let dims = (
-                self.addition_time_embed_dim,
-                self.projection_class_embeddings_input_dim,
-            );
-            if !matches!(dims, (Some(d), Some(_)) if d > 0 && d % 2 == 0) {
-                let reason = "text_time needs an even addition_time_embed_dim and \
-                              projection_class_embeddings_input_dim";
-                return wrong("addition_embed_type", reason.to_owned());
-            }
-        }
+        self.check_added(path)?;
         if let Some(kind) = self.mid_block_type.as_deref()
             && !["UNetMidBlock2DCrossAttn", "UNetMidBlock2D"].contains(&kind)
         {
@@ -244,20 +243,7 @@ impl UNetConfig {
         up.reverse();
         let heads = self.expand("attention_head_dim", &self.attention_head_dim, path)?;
         let context_dims = self.expand("cross_attention_dim", &self.cross_attention_dim, path)?;
-        let depth = per_level(&self.transformer_layers_per_block);
-        let depth = self.expand(DEPTH, &depth, path)?;
-        let up_depth = match &self.reverse_transformer_layers_per_block {
-            Some(depth) => {
-                let mut depth = self.expand(UP_DEPTH, &per_level(depth), path)?;
-                depth.reverse();
-                depth
-            }
-            None if depth.iter().any(|depth| matches!(depth, PerBlock::Each(_))) => {
-                let reason = "missing, though transformer_layers_per_block has lists in it";
-                return wrong(UP_DEPTH, reason.to_owned());
-            }
-            None => depth.clone(),
-        };
+        let [depth, up_depth] = self.depths(path)?;
         let only_cross = self.expand("only_cross_attention", &self.only_cross_attention, path)?;
         let layers = self.expand("layers_per_block", &self.layers_per_block, path)?;
 
@@ -284,23 +270,10 @@ impl UNetConfig {
                 return wrong("layers_per_block", reason);
             }
             let transformer = |field, depth: &PerBlock<usize>, count: usize| {
-                let Some(layers) = depth.expand(count) else {
-                    return failed(
-                        path,
-                        field,
-                        format!("expected {count} values for level {i}"),
-                    );
-                };
-                if let Some(count) = layers.iter().find(|count| **count > MOST_LAYERS) {
-                    return failed(
-                        path,
-                        field,
-                        format!("expected 0 to {MOST_LAYERS}, found {count}"),
-                    );
-                }
-                Ok(TransformerOptions {
+                Ok::<_, Error>(TransformerOptions {
                     heads: heads[i],
-                    layers,
+                    layers: blocks_of(depth, count, i)
+                        .map_err(|reason| self::wrong(path, field, reason))?,
                     cross_attention_dim: context_dims[i],
                     use_linear_projection: self.use_linear_projection,
                     only_cross_attention: only_cross[i],
@@ -320,6 +293,45 @@ impl UNetConfig {
             });
         }
         Ok(levels)
+    }
+
+    /// Checks the fields of SDXL's further conditions.
+    fn check_added(&self, path: &Path) -> Result<()> {
+        let Some(added) = self.addition_embed_type.as_deref() else {
+            return Ok(());
+        };
+        let dims = (
+            self.addition_time_embed_dim,
+            self.projection_class_embeddings_input_dim,
+        );
+        let reason = if added != "text_time" {
+            format!("expected text_time, found {added}")
+        } else if !matches!(dims, (Some(d), Some(_)) if d > 0 && d % 2 == 0) {
+            "text_time needs an even addition_time_embed_dim and projection_class_embeddings_input_dim"
+                .to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(wrong(path, "addition_embed_type", reason))
+    }
+
+    /// The transformer blocks of every level, from the finest: on the way down, and up.
+    fn depths(&self, path: &Path) -> Result<[Vec<PerBlock<usize>>; 2]> {
+        let depth = per_level(&self.transformer_layers_per_block);
+        let depth = self.expand(DEPTH, &depth, path)?;
+        let up = match &self.reverse_transformer_layers_per_block {
+            Some(up) => {
+                let mut up = self.expand(UP_DEPTH, &per_level(up), path)?;
+                up.reverse();
+                up
+            }
+            None if depth.iter().any(|depth| matches!(depth, PerBlock::Each(_))) => {
+                let reason = format!("missing, though {DEPTH} has lists in it");
+                return Err(wrong(path, UP_DEPTH, reason));
+            }
+            None => depth.clone(),
+        };
+        Ok([depth, up])
     }
 
     /// The middle block, if there is one: its transformer, if it has one.
