@@ -147,6 +147,25 @@ def make_models() -> None:
         },
         (8, 12),
     )
+    make_unet(
+        "unet_ssd1b",  # as segmind/SSD-1B and Segmind-Vega are distilled from SDXL
+        {
+            "block_out_channels": (8, 12, 16),
+            "down_block_types": ("DownBlock2D", down, down),
+            "mid_block_type": "UNetMidBlock2D",
+            "up_block_types": (up, up, "UpBlock2D"),
+            "layers_per_block": 2,
+            "attention_head_dim": (2, 3, 4),
+            "transformer_layers_per_block": [1, [2, 1], [1, 2]],
+            "reverse_transformer_layers_per_block": [[1, 2, 3], [2, 1, 1], 1],
+            "cross_attention_dim": 12,
+            "use_linear_projection": True,
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 4,
+            "projection_class_embeddings_input_dim": 30,
+        },
+        (8, 8),
+    )
     make_vae(
         "vae",
         {

@@ -10,4 +10,5 @@ pub mod model_files;
 pub mod pipeline;
 pub mod sample;
 pub mod text_encoder;
+mod textual_inversion;
 pub mod words;

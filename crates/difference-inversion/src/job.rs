@@ -228,7 +228,7 @@ pub struct GenerateJob {
     /// The words, and how the picture is drawn.
     pub settings: TextToImage,
     /// The file of difference tokens that follow the prompt.
-    pub embedding: Option<PathBuf>,
+    pub difference: Option<PathBuf>,
     /// The file of the noise to start from, see [`InitNoise::read`].
     pub init_latents: Option<PathBuf>,
     /// The picture that InstructPix2Pix or an inpainting model changes.
@@ -259,7 +259,7 @@ impl Job for GenerateJob {
         let tokens = |path| DifferenceTokens::load(path, device);
         let init = |path| InitNoise::read(path, device);
         Ok(GenerateInputs {
-            tokens: self.embedding.as_deref().map(tokens).transpose()?,
+            tokens: self.difference.as_deref().map(tokens).transpose()?,
             init: self.init_latents.as_deref().map(init).transpose()?,
             image: picture(&self.image)?,
             mask: self.mask.as_deref().map(load_mask).transpose()?,
@@ -375,7 +375,7 @@ mod tests {
         };
         let plain = draw(json!({}));
         assert_eq!(plain, draw(json!({})));
-        assert_ne!(plain, draw(json!({ "embedding": difference })));
+        assert_ne!(plain, draw(json!({ "difference": difference })));
     }
 
     #[test]
@@ -389,7 +389,7 @@ mod tests {
         );
         let gone: LearnJob = read(json!({ "pairs": [{ "a": "gone.png", "a_prime": "x.png" }] }));
         assert!(message(&gone).starts_with("gone.png: No such file"));
-        let generate: GenerateJob = read(json!({ "embedding": "gone.safetensors" }));
+        let generate: GenerateJob = read(json!({ "difference": "gone.safetensors" }));
         let gone = generate.open(&device).unwrap_err().to_string();
         assert!(gone.starts_with("gone.safetensors: No such file"), "{gone}");
         let unknown = serde_json::from_value::<GenerateJob>(json!({ "prompt": "x" }));

@@ -1,9 +1,12 @@
 //! The files of one diffusion model, in whatever layout: a diffusers folder, or one file in the
 //! layout of the original code.
 
+pub mod embedding;
 pub mod layout;
+pub mod lora;
 mod original;
 mod said;
+mod strays;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,17 +16,21 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::diffusion::family;
+use crate::diffusion::model_files::embedding::EmbeddingFile;
 use crate::diffusion::model_files::layout::Layout;
-use crate::diffusion::model_files::original::{Networks, networks};
+use crate::diffusion::model_files::lora::{LayerNames, Lora, LoraFile};
+use crate::diffusion::model_files::original::{Networks, autoencoder, networks};
 use crate::diffusion::model_files::said::{Said, ZERO_SNR, title};
+use crate::diffusion::model_files::strays::{cleaned, noted};
 use crate::diffusion::sample::{PredictionType, TimestepSpacing};
 use crate::models::denoiser::unet_denoiser::PART as UNET;
 use crate::models::text::tokenizer::Vocabulary;
+use crate::models::vae::AutoencoderKLConfig;
 use crate::util::error::abbreviate;
-use crate::weights::Weights;
 use crate::weights::file::TensorFile;
 use crate::weights::folder::{has_variant, refuse_pickled};
 use crate::weights::json::{from_value, read_config};
+use crate::weights::{Changes, Weights};
 use crate::{Error, Result};
 
 /// The file of a diffusers folder that says which pipeline it is.
@@ -31,6 +38,11 @@ pub const MODEL_INDEX: &str = "model_index.json";
 
 /// The folder of a diffusers folder that says how latents are noised.
 pub const SCHEDULER: &str = "scheduler";
+
+/// The class of autoencoders that are read.
+const AUTOENCODER: &str = "AutoencoderKL";
+/// Its tensor that tells how many latent channels it has.
+const LATENTS_IN: &str = "decoder.conv_in.weight";
 
 /// The folder of a text encoder's vocabulary in diffusers' layout.
 pub fn tokenizer_of(text_encoder: &str) -> String {
@@ -62,6 +74,16 @@ pub struct FileOptions {
     pub unet: Option<PathBuf>,
     /// Leaves T5 out, where the family can do without it.
     pub without_t5: bool,
+    /// Low-rank changes that are added to the denoiser and the text encoders.
+    pub loras: Vec<LoraFile>,
+    /// Words that were learned for the text encoders.
+    pub embeddings: Vec<EmbeddingFile>,
+    /// Another autoencoder in the place of the model's own, with as many latent channels: a folder in diffusers'
+    /// layout, or a file with weights for the model's own configuration, in diffusers' layout or the original one.
+    pub vae: Option<PathBuf>,
+    /// How many layers before its usual one the hidden states of CLIP are read from, as diffusers counts
+    /// (`clip_skip`).
+    pub clip_skip: usize,
 }
 
 /// The files of one diffusion model, of which configurations and headers were read so far. Its
@@ -71,6 +93,7 @@ pub struct ModelFiles {
     path: PathBuf,
     options: FileOptions,
     original: Option<Original>,
+    loras: Vec<Lora>,
     notices: Vec<String>,
 }
 
@@ -116,12 +139,36 @@ impl ModelFiles {
             notices.clone_from(&opened.notices);
             original = Some(opened);
         }
-        Ok(Self {
+        let loras = options.loras.iter().map(Lora::open);
+        let loras = loras.collect::<Result<Vec<_>>>()?;
+        notices.extend(loras.iter().filter_map(Lora::notice));
+        let mut files = Self {
             path: path.to_owned(),
             options: options.clone(),
             original,
+            loras,
             notices,
-        })
+        };
+        files.note_strays();
+        Ok(files)
+    }
+
+    /// Adds notes about tensors in the folders of networks that are of no network. What is wrong with a folder is told
+    /// when it is read.
+    fn note_strays(&mut self) {
+        for network in family::networks() {
+            let (folder, variant) = match (self.replaced(network), &self.original) {
+                (Some(folder), _) => (folder, None),
+                (None, Some(_)) => continue,
+                (None, None) => (self.path.join(network), self.options.variant.as_deref()),
+            };
+            if folder.join("config.json").is_file()
+                && let Ok(weights) =
+                    Weights::open_variant(&folder, variant, &Device::flex(), FloatDType::F32)
+            {
+                self.notices.extend(noted(&weights));
+            }
+        }
     }
 
     /// The folder or file.
@@ -158,10 +205,44 @@ impl ModelFiles {
         self.options.unet.as_deref()
     }
 
-    /// The folder of a part that does not come with the model.
-    fn replaced(&self, part: &str) -> Option<&Path> {
-        self.other_unet()
-            .filter(|path| part == UNET && !path.is_file())
+    /// The folder or file of the autoencoder that takes the place of the model's own, if one does.
+    pub fn other_vae(&self) -> Option<&Path> {
+        self.options.vae.as_deref()
+    }
+
+    /// What takes the place of a part of the model, if something does.
+    fn other(&self, part: &str) -> Option<&Path> {
+        let is_vae = || family::all().any(|family| family.autoencoder.part == part);
+        match part {
+            UNET => self.other_unet(),
+            _ if is_vae() => self.other_vae(),
+            _ => None,
+        }
+    }
+
+    /// Whether something takes the place of a part of the model.
+    pub(crate) fn is_replaced(&self, part: &str) -> bool {
+        self.other(part).is_some()
+    }
+
+    /// The folder of a part that does not come with the model. A whole model's folder stands for that part of it.
+    fn replaced(&self, part: &str) -> Option<PathBuf> {
+        let path = self.other(part).filter(|path| !path.is_file())?;
+        let within = path.join(part);
+        Some(match within.join("config.json").is_file() {
+            true => within,
+            false => path.to_owned(),
+        })
+    }
+
+    /// How many layers before its usual one the hidden states of CLIP are read from.
+    pub fn clip_skip(&self) -> usize {
+        self.options.clip_skip
+    }
+
+    /// The files of words that were learned for the text encoders.
+    pub fn embeddings(&self) -> &[EmbeddingFile] {
+        &self.options.embeddings
     }
 
     /// Whether the model has this network.
@@ -245,17 +326,112 @@ impl ModelFiles {
         }
     }
 
-    /// The weights of a network, under diffusers' keys.
+    /// The files of its LoRAs.
+    pub fn loras(&self) -> impl Iterator<Item = &Path> {
+        self.loras.iter().map(Lora::path)
+    }
+
+    /// Checks that the LoRAs change only layers that one of these networks has.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] if the model has no such network; as [`Weights::open`].
+    /// [`Error::InvalidFile`] naming the first that none has, and what the file was made for.
+    pub(crate) fn check_loras(&self, networks: &[&str], model: &str) -> Result<()> {
+        if self.loras.is_empty() {
+            return Ok(());
+        }
+        let names = networks.iter().map(|network| {
+            let weights = self.own_weights(network, &Device::flex(), FloatDType::F32)?;
+            Ok(LayerNames::of(network, &weights))
+        });
+        let names = names.collect::<Result<Vec<_>>>()?;
+        self.loras
+            .iter()
+            .try_for_each(|lora| lora.check_known(&names, model))
+    }
+
+    /// Checks that the autoencoder which takes the place of the model's own is one, and has as many latent channels.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if it has others; [`Error::InvalidFile`] if it is none.
+    pub(crate) fn check_vae(&self, part: &str) -> Result<()> {
+        let Some(path) = self.other_vae() else {
+            return Ok(());
+        };
+        let class = |config: &Value| config["_class_name"].as_str().map(str::to_owned);
+        if self.replaced(part).is_some()
+            && let Some(class) = class(&self.config(part)?)
+            && class != AUTOENCODER
+        {
+            let path = self.config_path(part);
+            return Err(Error::unsupported(&path, "_class_name", AUTOENCODER, class));
+        }
+        let weights = self.weights(part, &Device::flex(), FloatDType::F32)?;
+        let Some(found) = weights
+            .shape(LATENTS_IN)
+            .and_then(|shape| shape.get(1).copied())
+        else {
+            let reason = format!(
+                "not an {AUTOENCODER}: there is no `{LATENTS_IN}` in it (TAESD and other tiny ones are not supported)"
+            );
+            return Err(Error::invalid_file(path, reason));
+        };
+        // A model whose own is not there is checked by its denoiser.
+        let own: Option<AutoencoderKLConfig> = self.own_config(part).ok();
+        match own.map(|own| own.latent_channels) {
+            Some(expected) if expected != found => Err(Error::Setting {
+                name: "vae",
+                expected: format!(
+                    "an autoencoder of {expected} latent channels, as the model's own"
+                ),
+                found: format!("{}, which has {found}", path.display()),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The configuration of a network that comes with the model.
+    fn own_config<T: DeserializeOwned>(&self, part: &str) -> Result<T> {
+        let path = self.path.join(part).join("config.json");
+        match &self.original {
+            Some(original) => from_value(original.config(part)?, &self.path),
+            None => read_config(&path),
+        }
+    }
+
+    /// The weights of a network, under diffusers' keys, with what LoRAs change of them.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] if the model has no such network, or a LoRA does not fit it; as [`Weights::open`].
     pub fn weights(&self, network: &str, device: &Device, dtype: FloatDType) -> Result<Weights> {
-        if let Some(path) = self.other_unet().filter(|_| network == UNET) {
-            return Weights::open(path, device, dtype);
+        let weights = self.own_weights(network, device, dtype)?;
+        if self.loras.is_empty() {
+            return Ok(weights);
+        }
+        let names = LayerNames::of(network, &weights);
+        let mut changes = Changes::new();
+        for lora in &self.loras {
+            lora.add_changes(&names, &weights, &mut changes)?;
+        }
+        Ok(weights.changed(changes))
+    }
+
+    /// The same without LoRAs.
+    fn own_weights(&self, network: &str, device: &Device, dtype: FloatDType) -> Result<Weights> {
+        if let Some(path) = self.other(network) {
+            let path = self.replaced(network).unwrap_or_else(|| path.to_owned());
+            return match path.is_file() && network != UNET {
+                true => autoencoder(&path, device, dtype),
+                false => cleaned(Weights::open(&path, device, dtype)?),
+            };
         }
         let Some(original) = &self.original else {
             let variant = self.options.variant.as_deref();
-            return Weights::open_variant(&self.folder(network)?, variant, device, dtype);
+            return cleaned(Weights::open_variant(
+                &self.folder(network)?,
+                variant,
+                device,
+                dtype,
+            )?);
         };
         let Some(tensors) = original.networks.get(network) else {
             return Err(original.has_no(network));

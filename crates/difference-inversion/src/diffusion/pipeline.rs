@@ -10,8 +10,9 @@ use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 pub(crate) use self::open::resolution;
 use crate::diffusion::family::{EncoderPart, Family};
+use crate::diffusion::model_files::embedding::written_in;
 use crate::diffusion::sample::Noising;
-use crate::diffusion::text_encoder::{Base, TextEncoder};
+use crate::diffusion::text_encoder::{Base, Encoded, TextEncoder};
 use crate::diffusion::words::{FullPrompt, Prompt, Words};
 pub use crate::models::denoiser::conditions::Conditions;
 use crate::models::denoiser::{Denoiser, How, Memory};
@@ -27,6 +28,8 @@ pub struct Pipeline {
     force_zeros_for_empty_prompt: bool,
     text_encoders: Vec<TextEncoder>,
     denoiser: Arc<dyn Denoiser>,
+    /// SHA-256 of what LoRAs change of the denoiser.
+    adapters: Option<String>,
     vae: AutoencoderKL,
     noising: Noising,
     /// Height and width of its pictures.
@@ -64,6 +67,15 @@ impl Pipeline {
     /// The network that predicts what is noise.
     pub fn denoiser(&self) -> &dyn Denoiser {
         &*self.denoiser
+    }
+
+    /// What identifies the denoiser and what LoRAs change of it.
+    pub fn fingerprint(&self) -> String {
+        let fingerprint = self.denoiser.fingerprint();
+        match &self.adapters {
+            Some(adapters) => format!("{fingerprint} {adapters}"),
+            None => fingerprint,
+        }
     }
 
     /// The text encoders in the order the denoiser reads them.
@@ -128,6 +140,21 @@ impl Pipeline {
     pub fn check_num_tokens(&self, num_tokens: usize) -> Result<()> {
         let mut encoders = self.learned_encoders().iter();
         encoders.try_for_each(|encoder| encoder.room(num_tokens).map(|_| ()))
+    }
+
+    /// What a text has in it that is written like a learned word, `<name>`, and is none to any text encoder.
+    pub fn unknown_words(&self, text: &str) -> Vec<String> {
+        let is_known = |word: &str| {
+            let encoders = self.text_encoders.iter();
+            encoders
+                .map(TextEncoder::tokenizer)
+                .any(|tokenizer| tokenizer.knows(word))
+        };
+        let words = written_in(text);
+        words
+            .filter(|word| !is_known(word))
+            .map(str::to_owned)
+            .collect()
     }
 
     /// The words of a text.
@@ -198,10 +225,20 @@ impl Pipeline {
 
     /// The conditions of one Full Prompt at strength 1.
     fn encode_prompt(&self, full: &FullPrompt<'_>) -> Result<Conditions> {
+        self.encode_as(full, TextEncoder::skipped)
+    }
+
+    /// The same, of what is made of the outputs of encoders that tokens are learned for.
+    fn encode_as(
+        &self,
+        full: &FullPrompt<'_>,
+        read: fn(&TextEncoder, Encoded) -> Encoded,
+    ) -> Result<Conditions> {
         let beginnings = self.text_encoders.iter().zip(&full.words.beginnings);
         let mut outputs = (beginnings.enumerate())
             .map(|(number, (encoder, beginning))| {
-                encoder.finish(beginning, full.difference.get(number))
+                let encoded = encoder.finish(beginning, full.difference.get(number))?;
+                Ok(read(encoder, encoded))
             })
             .collect::<Result<Vec<_>>>()?;
         outputs.extend(full.words.whole.iter().cloned());
@@ -220,7 +257,7 @@ impl Pipeline {
     pub fn encode_embeds(&self, embeds: Tensor<2>) -> Result<Conditions> {
         match &self.text_encoders[..] {
             [encoder] => {
-                let encoded = encoder.encode_embeds(embeds)?;
+                let encoded = encoder.skipped(encoder.encode_embeds(embeds)?);
                 (self.family.conditions)(&self.text_encoders, &[encoded])
             }
             _ => Err(Error::invalid_input(format!(
@@ -232,13 +269,14 @@ impl Pipeline {
     }
 
     /// The conditions that ordinary guidance moves away from. For an empty text they are those of
-    /// the empty prompt, or zeros where `model_index.json` says `force_zeros_for_empty_prompt`.
+    /// the empty prompt, or zeros where `model_index.json` says `force_zeros_for_empty_prompt`. As in diffusers,
+    /// `clip_skip` does not apply to them.
     ///
     /// # Errors
     /// [`Error::InvalidFile`] if the vocabulary cannot express the text.
     pub fn encode_negative_prompt(&self, text: &str) -> Result<Conditions> {
         let words = self.read(&self.prompt(text)?, 0)?;
-        let conditions = self.encode_prompts(&[FullPrompt::plain(&words)])?;
+        let conditions = self.encode_as(&FullPrompt::plain(&words), |_, encoded| encoded)?;
         match text.is_empty() && self.force_zeros_for_empty_prompt {
             true => Ok(conditions.without_prompt()),
             false => Ok(conditions),

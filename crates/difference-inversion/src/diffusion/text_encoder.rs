@@ -13,7 +13,7 @@ use crate::models::text::t5::T5EncoderModel;
 use crate::models::text::tokenizer::{ClipTokenizer, Tokenizer};
 pub use crate::models::text::tower::{Beginning, Encoded, Tower};
 use crate::util::tensors::fingerprint;
-use crate::weights::compute_dtype;
+use crate::weights::{Adapters, Weights, compute_dtype};
 use crate::{Error, Result};
 
 /// What a text encoder must share with the one the tokens were learned on.
@@ -26,6 +26,32 @@ pub struct EncoderBase {
     /// SHA-256 of the token-embedding table, rounded to f16 so that an f16 and an f32 copy of one
     /// model are the same base.
     pub table: String,
+    /// What LoRAs change of its layers, if they do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adapters: Option<EncoderAdapters>,
+    /// How many layers before its usual one the hidden states are read from.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub clip_skip: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_none(layers: &usize) -> bool {
+    *layers == 0
+}
+
+/// LoRAs that change a text encoder. They are the same if their numbers are, whatever the files are called.
+#[derive(Debug, Clone, Eq, Serialize, Deserialize)]
+pub struct EncoderAdapters {
+    /// SHA-256 of all changes.
+    pub digest: String,
+    /// The files' names, with the weights if they are not 1.
+    pub names: Vec<String>,
+}
+
+impl PartialEq for EncoderAdapters {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
 }
 
 impl EncoderBase {
@@ -39,6 +65,8 @@ impl EncoderBase {
             vocab_size,
             hidden_size,
             table: fingerprint([table]),
+            adapters: None,
+            clip_skip: 0,
         }
     }
 }
@@ -47,7 +75,11 @@ impl std::fmt::Display for EncoderBase {
     /// The sizes of the table and the beginning of its hash.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let table = self.table.get(..12).unwrap_or(&self.table);
-        write!(f, "{} × {} ({table})", self.vocab_size, self.hidden_size)
+        write!(f, "{} × {} ({table})", self.vocab_size, self.hidden_size)?;
+        match &self.adapters {
+            Some(adapters) => write!(f, " with the LoRA {}", adapters.names.join(" and ")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -136,7 +168,8 @@ pub fn open_clip(
 ) -> Result<TextEncoder> {
     let tokenizer = ClipTokenizer::of(&files.vocabulary(part)?)?;
     let (config, weights) = (files.config(part)?, files.weights(part, device, dtype)?);
-    TextEncoder::clip(tokenizer, ClipTextModel::load_alone(&weights, &config)?)
+    let encoder = TextEncoder::clip(tokenizer, ClipTextModel::load_alone(&weights, &config)?)?;
+    encoder.adapted(&weights)
 }
 
 /// Opens T5's encoder of Stable Diffusion 3.
@@ -173,7 +206,8 @@ pub fn open_t5_of_length(
         fill: Some(tokenizer.id("<pad>")?),
         length,
     };
-    TextEncoder::new(tokenizer, frame, T5EncoderModel::load(&weights, &config)?)
+    let encoder = TextEncoder::new(tokenizer, frame, T5EncoderModel::load(&weights, &config)?)?;
+    encoder.adapted(&weights)
 }
 
 /// What stands round a message to Qwen3 that is to be answered without thinking: the chat template of
@@ -232,6 +266,8 @@ pub struct TextEncoder {
     frame: Frame,
     tower: Arc<dyn Tower>,
     base: EncoderBase,
+    /// The id of the first word that was added to the vocabulary of its files, if one was.
+    first_added: Option<u32>,
 }
 
 impl TextEncoder {
@@ -254,6 +290,7 @@ impl TextEncoder {
             frame,
             base: EncoderBase::new(tower.table().clone()),
             tower: Arc::new(tower),
+            first_added: None,
         })
     }
 
@@ -266,13 +303,79 @@ impl TextEncoder {
         Self::new(tokenizer.into_tokenizer(), frame, model)
     }
 
+    /// The same, whose tower was read from `weights`: what LoRAs change of them is part of its base.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if a LoRA cannot be read.
+    fn adapted(mut self, weights: &Weights) -> Result<Self> {
+        let adapters = weights.adapters()?;
+        self.base.adapters =
+            adapters.map(|Adapters { digest, names }| EncoderAdapters { digest, names });
+        Ok(self)
+    }
+
     /// Adds the rows that the table of `other` has more, those of words added to its vocabulary.
     pub(crate) fn extend(&mut self, other: &Self) {
-        let [own, theirs] = [&self.base, &other.base].map(|base| base.vocab_size);
-        if let (true, Some(tower)) = (theirs > own, Arc::get_mut(&mut self.tower)) {
-            tower.extend(other.token_table().clone().slice([own..theirs]));
+        let [own, theirs] = [&*self, other].map(|encoder| encoder.token_table().dims()[0]);
+        let first = other
+            .first_added
+            .map_or(own, |first| own.min(first as usize));
+        if let (true, Some(tower)) = (theirs > first, Arc::get_mut(&mut self.tower)) {
+            tower.extend(first, other.token_table().clone().slice([first..theirs]));
             self.base = EncoderBase::new(tower.table().clone());
         }
+    }
+
+    /// Adds a word `<name>` to the vocabulary, which is read as these embeddings, [n, d], one after the other. What
+    /// difference tokens belong to stays the same.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if the vocabulary has the word already.
+    pub(crate) fn add_word(&mut self, name: &str, embeddings: Tensor<2>) -> Result<()> {
+        let Some(tower) = Arc::get_mut(&mut self.tower) else {
+            return Err(Error::invalid_input(
+                "words are added before a text encoder is shared",
+            ));
+        };
+        let first = self.tokenizer.add_word(name, embeddings.dims()[0])?;
+        tower.extend(first as usize, embeddings);
+        self.first_added = self.first_added.or(Some(first));
+        Ok(())
+    }
+
+    /// The rows of the token-embedding table that come with the model, [vocab_size, d].
+    pub fn own_table(&self) -> Tensor<2> {
+        let rows = self.first_added.map_or(usize::MAX, |first| first as usize);
+        let table = self.token_table();
+        table.clone().slice([0..rows.min(table.dims()[0])])
+    }
+
+    /// The number of layers, of a tower whose hidden states are kept.
+    pub fn layers(&self) -> usize {
+        self.tower.layers()
+    }
+
+    /// Has hidden states read from so many layers earlier.
+    pub(crate) fn set_clip_skip(&mut self, layers: usize) {
+        if layers < self.layers() {
+            self.base.clip_skip = layers;
+        }
+    }
+
+    /// What is read of the tower's output, without the layers that are skipped. The pooled prompt stays.
+    pub(crate) fn skipped(&self, mut encoded: Encoded) -> Encoded {
+        let kept = encoded
+            .hidden_states
+            .len()
+            .saturating_sub(self.base.clip_skip);
+        if self.base.clip_skip > 0 && kept > 0 {
+            encoded.hidden_states.truncate(kept);
+            let last = encoded.hidden_states.last().cloned();
+            if let Some(state) = last.and_then(|last| self.tower.normed(last)) {
+                encoded.last_hidden_state = state;
+            }
+        }
+        encoded
     }
 
     /// As [`Tower::share`]; nothing if the tower is held by a copy, too.

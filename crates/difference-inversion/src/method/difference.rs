@@ -126,11 +126,62 @@ impl DifferenceTokens {
         if &self.base == base {
             return Ok(());
         }
+        if let Some(reason) = self.adapted_otherwise(base) {
+            return Err(Error::WrongBase { reason });
+        }
         let reason = format!(
             "the difference was learned on {}, this model is {base}",
             self.base
         );
         Err(Error::WrongBase { reason })
+    }
+
+    /// How the LoRAs that change the text encoders differ, if nothing else does.
+    fn adapted_otherwise(&self, base: &Base) -> Option<String> {
+        let [ours, theirs] = [&self.base, base].map(|base| {
+            let mut bare = base.clone();
+            let adapters = bare
+                .encoders
+                .iter_mut()
+                .map(|encoder| encoder.adapters.take());
+            let mut names: Vec<String> = Vec::new();
+            for name in adapters.flatten().flat_map(|adapters| adapters.names) {
+                if !names.contains(&name) {
+                    names.push(name);
+                }
+            }
+            (bare, names.join(" and "))
+        });
+        if ours.0 != theirs.0 {
+            return self.skipped_otherwise(base);
+        }
+        Some(match (ours.1.as_str(), theirs.1.as_str()) {
+            (learned, "") => format!(
+                "the difference was learned with the LoRA {learned}, which changes the text encoder: give it with \
+                 `--lora`"
+            ),
+            ("", given) => format!(
+                "the difference was learned without the LoRA {given}, which changes the text encoder: leave it out, or \
+                 learn the difference with it"
+            ),
+            (learned, given) => format!(
+                "the difference was learned with the LoRA {learned}, and the text encoder is changed by {given}: give \
+                 the same files with the same weights"
+            ),
+        })
+    }
+
+    /// How the layers that are read differ, if nothing else does.
+    fn skipped_otherwise(&self, base: &Base) -> Option<String> {
+        let skip = |base: &Base| base.encoders.iter().map(|encoder| encoder.clip_skip).max();
+        let mut bare = self.base.clone();
+        for (encoder, other) in bare.encoders.iter_mut().zip(&base.encoders) {
+            encoder.clip_skip = other.clip_skip;
+        }
+        let learned = skip(&self.base)?;
+        (bare == *base).then(|| {
+            format!("the difference was learned with `--clip-skip {learned}`: give the same")
+        })
     }
 
     /// Checks that the tokens were learned on such a denoiser, and are as wide as the text encoders of a model that
@@ -256,6 +307,8 @@ mod tests {
             vocab_size: 7,
             hidden_size,
             table: "00".repeat(32),
+            adapters: None,
+            clip_skip: 0,
         });
         Base {
             denoiser: "network".to_owned(),

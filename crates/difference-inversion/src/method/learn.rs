@@ -177,7 +177,7 @@ impl<'a> Run<'a> {
             .map(|(number, joint)| ClipLoss::new(joint, number, pairs, config))
             .collect::<Result<_>>()?;
         let bounds = (pipeline.learned_encoders().iter())
-            .map(|encoder| Some(config.max_norm? * median_norm(encoder.token_table().clone())))
+            .map(|encoder| Some(config.max_norm? * median_norm(encoder.own_table())))
             .collect();
         Ok(Self {
             pipeline,
@@ -215,7 +215,7 @@ impl<'a> Run<'a> {
                 let is_random = *start == Initialisation::Random;
                 (self.pipeline.learned_encoders().iter())
                     .map(|encoder| {
-                        let table = encoder.token_table().clone().cast(DType::F32);
+                        let table = encoder.own_table().cast(DType::F32);
                         let shape = [n, table.dims()[1]];
                         if !is_random && !encoder.reads_directions() {
                             return Tensor::zeros(shape, (device, DType::F32));

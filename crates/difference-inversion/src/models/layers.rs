@@ -275,10 +275,14 @@ impl Embedding {
         &self.weight
     }
 
-    /// Adds `rows`, `[m, d]`, behind its own.
-    pub fn extend(&mut self, rows: Tensor<2>) {
+    /// Puts `rows`, `[m, d]`, behind the first `kept` of its own.
+    pub fn extend(&mut self, kept: usize, rows: Tensor<2>) {
         let rows = rows.cast(self.weight.dtype());
-        self.weight = Tensor::cat(vec![self.weight.clone(), rows], 0);
+        let kept = self
+            .weight
+            .clone()
+            .slice([0..kept.min(self.weight.dims()[0])]);
+        self.weight = Tensor::cat(vec![kept, rows], 0);
     }
 
     /// As [`Linear::share`].

@@ -124,6 +124,21 @@ macro_rules! about {
     (seed) => {
         "Random seed"
     };
+    (model.lora) => {
+        "LoRA or LoCon that changes the U-Net and the text encoders, and how much of it (1 is all): a file of diffusers, \
+         PEFT, kohya or ComfyUI; repeat for several"
+    };
+    (model.embedding) => {
+        "Textual inversion that `<NAME>` in prompts and captions stands for; NAME is the file's name unless given; \
+         repeat for several"
+    };
+    (model.vae) => {
+        "Autoencoder that replaces the model's own: a folder, or a file of weights for the model's own configuration"
+    };
+    (model.clip_skip) => {
+        "How many layers earlier than usual CLIP is read, as diffusers counts; 1 is what others call clip skip 2 \
+         [default: 0]"
+    };
     (text.prompt) => {
         "What to draw"
     };

@@ -96,11 +96,11 @@ pub enum PerBlock<T> {
     Each(Vec<T>),
 }
 
-impl<T: Copy> PerBlock<T> {
+impl<T: Clone> PerBlock<T> {
     /// The values for `blocks` blocks, or `None` if the list has another length.
     pub fn expand(&self, blocks: usize) -> Option<Vec<T>> {
         match self {
-            Self::Same(value) => Some(vec![*value; blocks]),
+            Self::Same(value) => Some(vec![value.clone(); blocks]),
             Self::Each(values) => (values.len() == blocks).then(|| values.clone()),
         }
     }

@@ -3,6 +3,7 @@
 pub(crate) mod file;
 pub(crate) mod folder;
 pub(crate) mod json;
+pub(crate) mod low_rank;
 pub(crate) mod placement;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use safetensors::Dtype;
+use sha2::{Digest, Sha256};
 
 use self::file::TensorFile;
 use self::folder::Found;
@@ -19,7 +21,9 @@ pub(crate) use self::folder::{STEMS, shards_come_first, suffixes};
 pub use self::json::{
     OtherFields, PerBlock, check_fixed_fields, from_value, parse_config, read_config,
 };
+use self::low_rank::{LowRank, merged};
 use self::placement::{Change, Placement};
+use crate::util::digest::hex;
 use crate::{Error, Result};
 
 /// The tensors of one model, addressed by their dotted keys and read on demand.
@@ -40,12 +44,26 @@ struct Store {
     files: Vec<Arc<TensorFile>>,
     /// Where every tensor is.
     index: BTreeMap<String, Placement>,
+    /// What is added to tensors.
+    changes: Changes,
     used: Mutex<BTreeSet<String>>,
     device: Device,
     /// The element type of matrices and kernels.
     dtype: FloatDType,
     /// The element type of everything else, and of computations.
     compute: FloatDType,
+}
+
+/// The low-rank changes of tensors, by their keys.
+pub(crate) type Changes = BTreeMap<String, Vec<LowRank>>;
+
+/// The changes of a network, for records and comparisons.
+#[derive(Debug, Clone)]
+pub(crate) struct Adapters {
+    /// SHA-256 of all of them.
+    pub(crate) digest: String,
+    /// What people call them.
+    pub(crate) names: Vec<String>,
 }
 
 /// What the keys of tables have in them, whose rows are looked up: token and position embeddings.
@@ -137,6 +155,7 @@ impl Weights {
             path: path.to_owned(),
             files,
             index,
+            changes: Changes::new(),
             used: Mutex::new(BTreeSet::new()),
             device: device.clone(),
             dtype,
@@ -146,6 +165,70 @@ impl Weights {
             store: Arc::new(store),
             prefix: String::new(),
         }
+    }
+
+    /// The same without the tensors whose keys `are_strays` says.
+    pub(crate) fn without(self, are_strays: impl Fn(&str) -> bool) -> Self {
+        if !self.keys().any(&are_strays) {
+            return self;
+        }
+        let store = &self.store;
+        let mut index = store.index.clone();
+        index.retain(|key, _| !are_strays(key));
+        Self {
+            prefix: self.prefix,
+            ..Self::new(
+                &store.path,
+                store.files.clone(),
+                index,
+                &store.device,
+                store.dtype,
+            )
+        }
+    }
+
+    /// The same tensors with `changes` added to them, computed in f32 before they are converted.
+    pub(crate) fn changed(self, changes: Changes) -> Self {
+        if changes.is_empty() {
+            return self;
+        }
+        let store = Store {
+            path: self.store.path.clone(),
+            files: self.store.files.clone(),
+            index: self.store.index.clone(),
+            changes,
+            used: Mutex::new(BTreeSet::new()),
+            device: self.store.device.clone(),
+            dtype: self.store.dtype,
+            compute: self.store.compute,
+        };
+        Self {
+            store: Arc::new(store),
+            ..self
+        }
+    }
+
+    /// The changes that are added to the tensors, if there are any.
+    pub(crate) fn adapters(&self) -> Result<Option<Adapters>> {
+        let changes = &self.store.changes;
+        if changes.is_empty() {
+            return Ok(None);
+        }
+        let mut hash = Sha256::new();
+        let mut names = Vec::new();
+        for (key, changes) in changes {
+            hash.update(key);
+            for change in changes {
+                change.hash(&mut hash)?;
+                if !names.contains(&change.name) {
+                    names.push(change.name.clone());
+                }
+            }
+        }
+        Ok(Some(Adapters {
+            digest: hex(hash),
+            names,
+        }))
     }
 
     /// The view of the tensors whose keys start with this view's prefix, `name` and a dot.
@@ -297,7 +380,10 @@ impl Weights {
             return Err(wrong(file.path(), name, found));
         };
         let bytes = place.change.bytes(file, &place.key)?;
-        let data = TensorData::from_bytes_vec(bytes, shape, dtype);
+        let data = match self.store.changes.get(&key) {
+            Some(changes) => merged(bytes, shape, dtype, changes)?,
+            None => TensorData::from_bytes_vec(bytes, shape, dtype),
+        };
         let data = data.convert_dtype(as_dtype.into());
         self.store
             .used

@@ -8,8 +8,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::{Device, FloatDType};
+use difference_inversion::diffusion::model_files::embedding::EmbeddingFile;
 use difference_inversion::diffusion::model_files::layout::Layout;
+use difference_inversion::diffusion::model_files::lora::LoraFile;
 use difference_inversion::diffusion::model_files::{FileOptions, MODEL_INDEX, ModelFiles};
+use difference_inversion::diffusion::pipeline::Pipeline;
 use difference_inversion::diffusion::sample::{
     AlphaSchedule, FlowConfig, FlowSchedule, Noising, SchedulerConfig, SolverKind,
 };
@@ -32,6 +35,8 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::RngSeed;
 use serde_json::{Map, Value, json};
+
+use crate::tiny::golden;
 
 /// The default number of cases is what CI runs, always the same ones; failures are printed, not
 /// written to files.
@@ -389,8 +394,86 @@ fn open_single(bytes: &[u8]) {
     }
 }
 
+/// Keys of files that are given besides a model.
+fn key_of_adapter() -> impl Strategy<Value = String> {
+    let layers = [
+        "lora_unet_mid_block_attentions_0_proj_in",
+        "unet.conv_in",
+        "diffusion_model.time_embed.0",
+        "lora_te_text_model_encoder_layers_0_mlp_fc1",
+        "x",
+    ];
+    let ends = [
+        "lora_down.weight",
+        "lora_up.weight",
+        "lora_A.weight",
+        "lora_B.weight",
+        "alpha",
+    ];
+    let of_lora = (select(layers.to_vec()), select(ends.to_vec()));
+    let others = [
+        "emb_params",
+        "clip_g",
+        "<x>",
+        "decoder.conv_in.weight",
+        "decoder.up.9.block.0.norm1.bias",
+    ];
+    prop_oneof![
+        4 => of_lora.prop_map(|(layer, end)| format!("{layer}.{end}")),
+        1 => select(others.to_vec()).prop_map(str::to_owned),
+    ]
+}
+
+/// Opens the tiny pipeline with a file in the place of all that can be given besides it.
+fn open_with(bytes: &[u8]) {
+    let folder = folder(&[("x.safetensors", bytes)]);
+    let path = folder.path().join("x.safetensors");
+    let lora = LoraFile {
+        path: path.clone(),
+        weight: 0.5,
+    };
+    let word = EmbeddingFile {
+        name: None,
+        path: path.clone(),
+    };
+    for options in [
+        FileOptions {
+            loras: vec![lora],
+            ..FileOptions::default()
+        },
+        FileOptions {
+            embeddings: vec![word],
+            ..FileOptions::default()
+        },
+        FileOptions {
+            vae: Some(path),
+            ..FileOptions::default()
+        },
+    ] {
+        if let Ok(files) = ModelFiles::open(&golden("pipeline"), &options) {
+            drop(Pipeline::open(&files, &Device::flex(), FloatDType::F32));
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(config())]
+
+    #[test]
+    fn any_adapter_is_merged_or_refused(
+        tensors in proptest::collection::btree_map(
+            key_of_adapter(),
+            vec(select(&[0_usize, 1, 2, 4, 16, 32][..]), 0..5),
+            0..5,
+        ),
+        cut in proptest::option::of(any::<Index>()),
+    ) {
+        let mut bytes = file_of(&tensors);
+        if let Some(cut) = cut {
+            bytes.truncate(cut.index(bytes.len()));
+        }
+        open_with(&bytes);
+    }
 
     #[test]
     fn any_bytes_are_read_or_refused(bytes in vec(any::<u8>(), 0..200)) {

@@ -75,6 +75,12 @@ fn unet_of_sdxl_matches_diffusers() {
     check_unet("unet_sdxl");
 }
 
+/// Each transformer of a level has blocks of its own, and the way up others than the way down.
+#[test]
+fn unet_of_ssd_1b_matches_diffusers() {
+    check_unet("unet_ssd1b");
+}
+
 #[test]
 fn unet_gradient_agrees_with_finite_differences() {
     const STEP: f32 = 1e-2;

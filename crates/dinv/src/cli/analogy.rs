@@ -17,6 +17,7 @@ use super::fetch::{Fetcher, Needs};
 use super::flags::{
     General, GenerateFlags, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag,
 };
+use super::learned_words;
 use super::output::Outputs;
 use super::plot;
 use super::record::{Recipe, Run, file_name, groups, text_of};
@@ -139,6 +140,8 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     let models = chosen.open(&paths, &mut watcher)?;
     let seen = (args.pairs.pictures(examples)).chain([(b_path.as_path(), &target.b)]);
     watcher.notices(demo_world::of_pictures(&chosen, models.pipeline(), seen)?);
+    let given = args.pairs.given_captions().chain(args.caption_b.as_deref());
+    watcher.notices(learned_words::unknown(models.pipeline(), given));
     let mut sizes = args.pairs.sizes(examples);
     sizes.push((&b_path, target.b.dimensions()));
     watcher.notices(fitting::of_pairs(&sizes, models.pipeline().resolution()));

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use difference_inversion::Error;
 use difference_inversion::diffusion::family::Family;
+use difference_inversion::diffusion::frozen::Models;
 use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
 use difference_inversion::image::{read_png_text, save_png};
 use difference_inversion::method::analogy::{self, Applied, Target};
 use difference_inversion::method::difference::DifferenceTokens;
+use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::method::prompt::PromptConfig;
 use difference_inversion::models::denoiser::Memory;
 use serde_json::{Map, Value, json};
@@ -17,6 +19,7 @@ use super::demo_world;
 use super::fetch::{Fetcher, Needs};
 use super::fitting::{self, Measured};
 use super::flags::{General, GenerateFlags, ModelSettings, PromptFlags, SeedFlag, check_captions};
+use super::learned_words;
 use super::output::Outputs;
 use super::pictures::{self, Picture};
 use super::record::{Recipe, file_name, text_of};
@@ -140,6 +143,8 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     ));
     let chosen = models;
     let models = chosen.open(&paths, &mut watcher)?;
+    let given = args.caption_b.iter().map(String::as_str);
+    watcher.notices(learned_words::unknown(models.pipeline(), given));
     analogy::check_apply(&models, &tokens, &config)?;
     if let Some(first) = read.first() {
         let seen = [(first.path, &first.read()?)];
@@ -148,12 +153,7 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     watcher.notices(fitting::of_pictures(&sizes, models.pipeline().resolution()));
     if memory == Memory::Low {
         // The captioner is closed while a picture is made: all captions first, or it is opened for each.
-        for (job, b) in jobs.iter_mut().zip(&read) {
-            let mut observe = |progress: &_| watcher.observe(progress);
-            let caption = (job.target(b))
-                .and_then(|target| analogy::caption(&models, &target, &config, &mut observe));
-            job.caption = Some(caption.map_err(|error| args.stopped(error, job))?);
-        }
+        args.caption_all(&mut jobs, &read, (&models, &config), &mut watcher)?;
     }
     let mut results = Vec::new();
     for (job, b) in jobs.iter().zip(&read) {
@@ -253,6 +253,23 @@ impl ApplyArgs {
         };
         output.check().map_err(|error| self.or_skip(error))?;
         Ok((output, there))
+    }
+
+    /// Captions all pictures.
+    fn caption_all(
+        &self,
+        jobs: &mut [Job<'_>],
+        read: &[Picture<'_>],
+        (models, config): (&Models, &AnalogyConfig),
+        watcher: &mut Watcher,
+    ) -> anyhow::Result<()> {
+        for (job, b) in jobs.iter_mut().zip(read) {
+            let mut observe = |progress: &_| watcher.observe(progress);
+            let caption = (job.target(b))
+                .and_then(|target| analogy::caption(models, &target, config, &mut observe));
+            job.caption = Some(caption.map_err(|error| self.stopped(error, job))?);
+        }
+        Ok(())
     }
 
     /// What there is to do.

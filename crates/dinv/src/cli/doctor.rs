@@ -8,6 +8,7 @@ use clap::Args;
 use difference_inversion::diffusion::family::{self, Family, STABLE_DIFFUSION};
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::diffusion::model_files::{ModelFiles, SCHEDULER, tokenizer_of};
+use difference_inversion::diffusion::pipeline::Pipeline;
 use difference_inversion::hub::ModelId;
 use difference_inversion::util::machine::peak_memory;
 use difference_inversion::vector_instructions;
@@ -205,6 +206,14 @@ fn components(paths: &ModelPaths) -> Vec<Component> {
             part(name),
             network_size(&files, name),
         );
+    }
+    if let Ok(files) = &files {
+        let fit = Pipeline::check_adapters(files).map_err(|error| error.to_string());
+        for file in files.loras() {
+            let size = || sum_of_sizes(&[file.to_owned()]);
+            let state = fit.clone().and_then(|()| size());
+            add("lora".to_owned(), drawing, file.to_owned(), state);
+        }
     }
     let encoders = family.text_encoders.iter().map(|encoder| encoder.part);
     let encoders = encoders.filter(|encoder| networks.contains(encoder));

@@ -93,6 +93,7 @@ impl<'a> Fetcher<'a> {
         settings.device()?; // no download for a device that is not there,
         settings.dtype()?; // or for one that does not compute in this type
         settings.file_options()?;
+        settings.check_there()?;
         match &settings.model {
             Some(name) => {
                 let wanted = Wanted {

@@ -6,14 +6,16 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use difference_inversion::about;
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::diffusion::model_files::FileOptions;
+use difference_inversion::diffusion::model_files::embedding::EmbeddingFile;
 use difference_inversion::diffusion::model_files::layout::Layout;
+use difference_inversion::diffusion::model_files::lora::LoraFile;
 use difference_inversion::diffusion::sample::{PredictionType, TimestepSpacing};
 use difference_inversion::image::RgbImage;
 use difference_inversion::job::PairFiles;
 use difference_inversion::method::analogy::Example;
+use difference_inversion::{Error, about};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
@@ -68,6 +70,16 @@ pub(crate) struct ModelSettings {
     /// weights for the model's own configuration
     #[arg(long, value_name = "PATH", hide_short_help = true)]
     pub(crate) unet: Option<PathBuf>,
+    #[arg(long, help = about!(model.vae), value_name = "PATH", hide_short_help = true)]
+    pub(crate) vae: Option<PathBuf>,
+    #[arg(long, help = about!(model.lora), value_name = "FILE[:WEIGHT]", hide_short_help = true)]
+    #[serde(deserialize_with = "one_or_several_texts")]
+    pub(crate) lora: Option<Vec<String>>,
+    #[arg(long, help = about!(model.embedding), value_name = "[NAME=]FILE", hide_short_help = true)]
+    #[serde(deserialize_with = "one_or_several_texts")]
+    pub(crate) embedding: Option<Vec<String>>,
+    #[arg(long, help = about!(model.clip_skip), value_name = "N", hide_short_help = true)]
+    pub(crate) clip_skip: Option<usize>,
     /// Leave out T5, the largest text encoder of Stable Diffusion 3, with its download and memory
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           hide_short_help = true)]
@@ -163,6 +175,26 @@ impl ModelSettings {
         Ok(models)
     }
 
+    /// The words that were learned for the text encoders.
+    pub(crate) fn embeddings(&self) -> Vec<EmbeddingFile> {
+        self.embedding
+            .iter()
+            .flatten()
+            .map(|text| embedding(text))
+            .collect()
+    }
+
+    /// Checks that the files which are given besides a model are there, before it is downloaded.
+    pub(crate) fn check_there(&self) -> anyhow::Result<()> {
+        let loras = self.lora.iter().flatten().map(|text| lora(text).path);
+        let words = self.embeddings().into_iter().map(|file| file.path);
+        let mut paths = loras.chain(words).chain(self.vae.clone());
+        paths.try_for_each(|path| match std::fs::metadata(&path) {
+            Ok(_) => Ok(()),
+            Err(source) => Err(Error::io(path)(source).into()),
+        })
+    }
+
     /// How the model's files are to be understood.
     pub(crate) fn file_options(&self) -> anyhow::Result<FileOptions> {
         let prediction_type = named::<PredictionType>(
@@ -185,6 +217,10 @@ impl ModelSettings {
             resolution: self.resolution.as_deref().map(resolution).transpose()?,
             unet: self.unet.clone(),
             without_t5: self.without_t5.unwrap_or(false),
+            loras: self.lora.iter().flatten().map(|text| lora(text)).collect(),
+            embeddings: self.embeddings(),
+            vae: self.vae.clone(),
+            clip_skip: self.clip_skip.unwrap_or(0),
         })
     }
 
@@ -207,10 +243,64 @@ impl ModelSettings {
             ("resolution", self.resolution.clone()),
             ("tokenizer", name(&self.tokenizer)),
             ("unet", name(&self.unet)),
+            ("vae", name(&self.vae)),
         ];
         let given = |(name, value): (&str, Option<String>)| Some((name.to_owned(), json!(value?)));
         let without_t5 = (self.without_t5).map(|value| ("without_t5".to_owned(), json!(value)));
-        settings.into_iter().filter_map(given).chain(without_t5)
+        let names = |given: &Option<Vec<String>>, name: fn(&str) -> String| {
+            let names = given.as_ref()?.iter().map(|given| name(given));
+            Some(json!(names.collect::<Vec<_>>()))
+        };
+        let loras = names(&self.lora, |text| {
+            let LoraFile { path, weight } = lora(text);
+            format!("{}:{weight}", file_name(&path))
+        });
+        let embeddings = names(&self.embedding, |text| {
+            let file = embedding(text);
+            format!("{}={}", file.name(), file_name(&file.path))
+        });
+        let others = [
+            ("lora", loras),
+            ("embedding", embeddings),
+            ("clip_skip", self.clip_skip.map(|layers| json!(layers))),
+        ];
+        let others = others
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?)));
+        settings
+            .into_iter()
+            .filter_map(given)
+            .chain(without_t5)
+            .chain(others)
+    }
+}
+
+/// A LoRA and its weight, `FILE` or `FILE:WEIGHT`; a file whose name ends in such a number is that file.
+pub(crate) fn lora(text: &str) -> LoraFile {
+    let path = PathBuf::from(text);
+    let split = text.rsplit_once(':').filter(|_| !path.exists());
+    let weighted = split.and_then(|(path, weight)| Some((path, weight.trim().parse().ok()?)));
+    match weighted {
+        Some((path, weight)) => LoraFile {
+            path: path.into(),
+            weight,
+        },
+        None => LoraFile { path, weight: 1.0 },
+    }
+}
+
+/// An embedding, `FILE` or `NAME=FILE`; a file whose name has such a sign in it is that file.
+pub(crate) fn embedding(text: &str) -> EmbeddingFile {
+    let split = text.split_once('=').filter(|_| !Path::new(text).exists());
+    match split {
+        Some((name, path)) => EmbeddingFile {
+            name: Some(name.to_owned()),
+            path: path.into(),
+        },
+        None => EmbeddingFile {
+            name: None,
+            path: text.into(),
+        },
     }
 }
 
@@ -261,6 +351,15 @@ fn one_or_several<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Vec<Path
         Paths::One(path) => vec![path],
         Paths::Several(paths) => paths,
     }))
+}
+
+/// Texts, of which a settings file may write a single one without brackets.
+fn one_or_several_texts<'de, D: Deserializer<'de>>(
+    value: D,
+) -> Result<Option<Vec<String>>, D::Error> {
+    let paths = one_or_several(value)?;
+    let text = |path: PathBuf| path.to_string_lossy().into_owned();
+    Ok(paths.map(|paths| paths.into_iter().map(text).collect()))
 }
 
 /// Flags of every subcommand.

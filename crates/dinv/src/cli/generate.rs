@@ -15,6 +15,7 @@ use super::demo_world;
 use super::fetch::{Fetcher, Needs};
 use super::fitting;
 use super::flags::{General, ModelSettings, SeedFlag, finite};
+use super::learned_words;
 use super::output::{Kind, Outputs};
 use super::record::{Recipe, text_of};
 use super::settings::Settings;
@@ -25,7 +26,7 @@ use super::watch::{self, Watcher};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   dinv generate --prompt \"a red house on a hill\" -o house.png
-  dinv generate --prompt \"a red house on a hill\" --embedding night.safetensors
+  dinv generate --prompt \"a red house on a hill\" --difference night.safetensors
   dinv generate --model ~/instruct-pix2pix --image day.jpg --prompt \"at night\"
   dinv generate --model ~/inpainting --image b.jpg --mask m.png --prompt sunset")]
 pub(crate) struct GenerateArgs {
@@ -33,7 +34,7 @@ pub(crate) struct GenerateArgs {
     words: TextFlags,
     /// Difference to append to the prompt
     #[arg(long, value_name = "FILE")]
-    embedding: Option<PathBuf>,
+    difference: Option<PathBuf>,
     /// Picture to edit (InstructPix2Pix and inpainting models)
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
@@ -83,6 +84,11 @@ struct TextFlags {
 }
 
 impl GenerateArgs {
+    /// The negative prompt.
+    fn negative(&self) -> &str {
+        self.words.negative_prompt.as_deref().unwrap_or_default()
+    }
+
     /// The settings that were given.
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
         self.general
@@ -94,8 +100,9 @@ impl GenerateArgs {
 pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let settings = args.settings()?;
     let models: ModelSettings = settings.resolve()?;
+    let unused = learned_words::unused(&models, [args.words.prompt.as_str(), args.negative()])?;
     let mut job = GenerateJob {
-        embedding: args.embedding.clone(),
+        difference: args.difference.clone(),
         init_latents: args.init_latents.clone(),
         image: args.image.clone(),
         mask: args.mask.clone(),
@@ -105,7 +112,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let files = [
         &args.image,
         &args.mask,
-        &args.embedding,
+        &args.difference,
         &args.init_latents,
         &args.general.config,
     ];
@@ -129,9 +136,10 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let note = demo_world::of_words(&models, &model, [args.words.prompt.as_str()]);
     let paths = fetcher.paths(&models, model, Needs::default())?;
     watcher.notices(note);
+    watcher.notices(unused);
     let mut recipe = Recipe::new("generate", &models, &paths, &[&job.settings])?;
     for (name, file) in [
-        ("embedding", &args.embedding),
+        ("difference", &args.difference),
         ("init_latents", &args.init_latents),
         ("image", &args.image),
         ("mask", &args.mask),
@@ -139,6 +147,8 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         recipe.input(name, file.as_deref().map(text_of))?;
     }
     let models = models.open(&paths, &mut watcher)?;
+    let texts = [args.words.prompt.as_str(), args.negative()];
+    watcher.notices(learned_words::unknown(models.pipeline(), texts));
     let family = models.pipeline().family();
     let unread = job.settings.unread(family, inputs.tokens.is_some());
     watcher.notices(settings.without_effect(unread));

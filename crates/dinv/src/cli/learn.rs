@@ -15,6 +15,7 @@ use super::demo_world;
 use super::fetch::{Fetcher, Needs};
 use super::fitting;
 use super::flags::{General, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag};
+use super::learned_words;
 use super::output::{Kind, Outputs, refuse_same};
 use super::record::{text_of, weight_paths};
 use super::settings::Settings;
@@ -133,6 +134,10 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
         models.pipeline(),
         pictures,
     )?);
+    watcher.notices(learned_words::unknown(
+        models.pipeline(),
+        args.pairs.given_captions(),
+    ));
     watcher.notices(fitting::of_pairs(
         &args.pairs.sizes(&examples),
         models.pipeline().resolution(),

@@ -17,6 +17,7 @@ mod fitting;
 pub(crate) mod flags;
 mod generate;
 mod learn;
+mod learned_words;
 pub(crate) mod locate;
 mod memory;
 mod misspelt;

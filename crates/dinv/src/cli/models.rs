@@ -25,7 +25,7 @@ pub(crate) struct ModelsArgs {
 enum Action {
     List(list::ListArgs),
     Pull(pull::PullArgs),
-    Check(check::CheckArgs),
+    Check(Box<check::CheckArgs>),
 }
 
 /// Lists, downloads or checks.

@@ -21,14 +21,7 @@ use super::flags::ModelSettings;
 use super::watch::StageTimes;
 
 /// Names of the inputs that are files.
-const FILES: [&str; 6] = [
-    "file",
-    "difference",
-    "embedding",
-    "image",
-    "init_latents",
-    "mask",
-];
+const FILES: [&str; 5] = ["file", "difference", "image", "init_latents", "mask"];
 
 /// Everything that decides a result, and with it everything that is needed to get it again.
 #[derive(Debug, Clone, Serialize)]
@@ -157,6 +150,12 @@ pub(crate) fn weight_files(paths: &ModelPaths) -> Result<Vec<(String, PathBuf)>>
         let weights = model.weights(network, &device, FloatDType::F32)?;
         files.extend(named_files(network, &weights));
     }
+    for (number, file) in model.loras().enumerate() {
+        files.push((numbered("lora", number), file.to_owned()));
+    }
+    for (number, file) in model.embeddings().iter().enumerate() {
+        files.push((numbered("embedding", number), file.path.clone()));
+    }
     let joints = joint_space::FOLDERS.into_iter().zip(paths.clip_folders());
     for (network, folder) in joints.chain([("captioner", paths.captioner_folder())]) {
         if folder.is_dir() {
@@ -177,14 +176,18 @@ pub(crate) fn weight_paths(paths: &ModelPaths) -> Result<Vec<PathBuf>> {
 
 /// The files of a network, called by its name, further shards by their number as well.
 pub(crate) fn named_files(network: &str, weights: &Weights) -> Vec<(String, PathBuf)> {
-    let name = |number| match number {
-        0 => network.to_owned(),
-        _ => format!("{network} ({number})"),
-    };
     let files = weights.files().enumerate();
     files
-        .map(|(number, file)| (name(number), file.to_owned()))
+        .map(|(number, file)| (numbered(network, number), file.to_owned()))
         .collect()
+}
+
+/// The name of the first of several files, or that of another.
+fn numbered(name: &str, number: usize) -> String {
+    match number {
+        0 => name.to_owned(),
+        _ => format!("{name} ({number})"),
+    }
 }
 
 /// A run with its circumstances.

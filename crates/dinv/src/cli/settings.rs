@@ -195,14 +195,20 @@ fn read_toml(path: &Path) -> anyhow::Result<Layer> {
         .iter()
         .filter(|name| ["model", "tokenizer", "unet", "clip", "captioner"].contains(&name.as_str()))
     {
-        let paths = match values.get_mut(name) {
-            Some(Value::Array(paths)) => paths.as_mut_slice(),
-            Some(path) => std::slice::from_mut(path),
-            None => continue,
-        };
-        for path in paths {
+        for path in several(&mut values, name) {
             if let Value::String(value) = path {
                 *value = relative_to(folder, value).to_string_lossy().into_owned();
+            }
+        }
+    }
+    for name in ["lora", "vae", "embedding"] {
+        for file in several(&mut values, name) {
+            if let Value::String(text) = file {
+                let (before, path) = match text.split_once('=') {
+                    Some((word, path)) if name == "embedding" => (format!("{word}="), path),
+                    _ => (String::new(), text.as_str()),
+                };
+                *text = format!("{before}{}", folder.join(path).display());
             }
         }
     }
@@ -215,6 +221,15 @@ fn read_toml(path: &Path) -> anyhow::Result<Layer> {
     known.extend(names::<TextToImage>()?);
     layer.check_names(&known)?;
     Ok(layer)
+}
+
+/// The values of a setting that may be one or a list.
+fn several<'a>(values: &'a mut Map<String, Value>, name: &str) -> &'a mut [Value] {
+    match values.get_mut(name) {
+        Some(Value::Array(values)) => values.as_mut_slice(),
+        Some(value) => std::slice::from_mut(value),
+        None => &mut [],
+    }
 }
 
 /// The names of a group's settings; of a group of groups, the names of all.

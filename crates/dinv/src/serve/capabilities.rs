@@ -18,7 +18,7 @@ use super::job::Kind;
 use super::problem::Answer;
 
 /// Flags about files, output and paths: a request names none.
-const LEFT_OUT: [&str; 29] = [
+const LEFT_OUT: [&str; 31] = [
     "a",
     "a_prime",
     "b",
@@ -45,6 +45,8 @@ const LEFT_OUT: [&str; 29] = [
     "stop_with_stdin",
     "tokenizer",
     "unet",
+    "vae",
+    "lora",
     "clip",
     "captioner",
     "help",

@@ -396,7 +396,7 @@ impl Request {
                 .map(|prompt| format!("--prompt={prompt}")),
         );
         if files.difference && self.kind == Kind::Generate {
-            arguments.push(format!("--embedding={}", input(DIFFERENCE)));
+            arguments.push(format!("--difference={}", input(DIFFERENCE)));
         }
         arguments.extend_from_slice(settings);
         arguments

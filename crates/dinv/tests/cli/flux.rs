@@ -51,7 +51,7 @@ fn a_difference_is_learned_applied_and_drawn_with() {
     assert_eq!((plain.width(), plain.height()), (16, 16));
     assert_eq!(drawn("--guidance-scale 3.5"), plain);
     assert_ne!(drawn("--guidance-scale 1"), plain);
-    assert_ne!(drawn("--embedding d.safetensors"), plain);
+    assert_ne!(drawn("--difference d.safetensors"), plain);
 }
 
 #[test]

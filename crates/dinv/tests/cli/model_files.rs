@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::{entries, golden, run, succeed, workplace};
+use super::{PAIR, entries, golden, refused, run, succeed, workplace};
 
 /// Expects `dinv generate` to fail with this exit code, saying all of `expected`, without a file
 /// left behind.
@@ -204,5 +204,194 @@ fn doctor_looks_into_single_files() {
         done.stdout.contains("prompts of width 16"),
         "{}",
         done.stdout
+    );
+}
+
+/// A LoRA changes pictures, is written down, and belongs to a difference that was learned with it.
+#[test]
+fn loras_are_merged_and_recorded() {
+    let work = workplace();
+    let folder = work.path();
+    for (name, file) in [("style", "sd1_kohya"), ("xl", "sdxl_kohya")] {
+        let from = golden("lora").join(format!("{file}.safetensors"));
+        fs::copy(from, folder.join(format!("{name}.safetensors"))).unwrap();
+    }
+    let draw = |flags: &str, output: &str| {
+        let settings = "generate -q --config tiny.toml --prompt red";
+        succeed(folder, &format!("{settings} {flags} -o {output}"));
+        image::open(folder.join(output)).unwrap().into_rgb8()
+    };
+    let plain = draw("", "plain.png");
+    let styled = draw("--lora style.safetensors:0.7", "styled.png");
+    assert_ne!(plain, styled);
+    assert_eq!(draw("--lora style.safetensors:0", "none.png"), plain);
+    let halves = "--lora style.safetensors:0.9 --lora style.safetensors:-0.2";
+    let halves = draw(halves, "halves.png");
+    let pairs = halves.as_raw().iter().zip(styled.as_raw());
+    assert!(pairs.map(|(x, y)| x.abs_diff(*y)).max() <= Some(1));
+    let text = fs::read(folder.join("styled.png")).unwrap();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert!(
+        text.contains(r#""lora":["style.safetensors:0.7"]"#),
+        "{text}"
+    );
+
+    // In a settings file, relative to it.
+    let settings = fs::read_to_string(folder.join("tiny.toml")).unwrap();
+    let settings = format!("{settings}lora = 'style.safetensors:0.7'\n");
+    fs::write(folder.join("style.toml"), settings).unwrap();
+    succeed(
+        folder,
+        &format!("analogy -q --config style.toml {PAIR} --b b.png --caption-b day -o out"),
+    );
+    let run = fs::read_to_string(folder.join("out/run.json")).unwrap();
+    let run: serde_json::Value = serde_json::from_str(&run).unwrap();
+    assert_eq!(
+        run["settings"]["lora"],
+        serde_json::json!(["style.safetensors:0.7"])
+    );
+    let hashed = run["model_files"].as_object().unwrap();
+    assert!(
+        hashed
+            .keys()
+            .any(|file| file.ends_with("style.safetensors")),
+        "{hashed:?}"
+    );
+    let apply = "apply out/difference.safetensors --b b.png --caption-b day -o applied";
+    let expected =
+        "learned with the LoRA style.safetensors:0.7, which changes the text encoder: give it with";
+    refused(
+        folder,
+        &format!("{apply} --config tiny.toml"),
+        1,
+        &[expected],
+    );
+    succeed(folder, &format!("{apply} --config style.toml"));
+
+    refuses(
+        folder,
+        "--lora xl.safetensors",
+        1,
+        &["xl.safetensors: a LoRA for Stable Diffusion XL"],
+    );
+    refuses(
+        folder,
+        "--lora style.safetensors:inf",
+        2,
+        &["setting `lora`: expected a finite weight"],
+    );
+    refuses(
+        folder,
+        "--lora absent.safetensors",
+        1,
+        &["absent.safetensors: ", "hint: check the spelling"],
+    );
+    let doctor = run_doctor(folder, "--lora style.safetensors");
+    assert!(
+        doctor.contains("lora ") && !doctor.contains("lora (every picture)"),
+        "{doctor}"
+    );
+    let doctor = run_doctor(folder, "--lora xl.safetensors");
+    assert!(
+        doctor.contains("missing: lora (every picture)")
+            && doctor.contains("for Stable Diffusion XL"),
+        "{doctor}"
+    );
+}
+
+fn run_doctor(folder: &Path, flags: &str) -> String {
+    run(folder, &format!("doctor --model model {flags}")).stdout
+}
+
+/// A textual inversion is a word; a difference that is given as one is likely meant to follow the prompt.
+#[test]
+fn embeddings_are_words_of_prompts() {
+    let work = workplace();
+    let folder = work.path();
+    fs::copy(
+        golden("parts/kohya.safetensors"),
+        folder.join("toy.safetensors"),
+    )
+    .unwrap();
+    let draw = |prompt: &str, flags: &str, output: &str| {
+        let mut command = super::dinv(folder);
+        let settings = "generate --overwrite --config tiny.toml -o";
+        command
+            .args(settings.split(' '))
+            .args([output, "--prompt", prompt]);
+        let done: super::Done = command
+            .args(flags.split_whitespace())
+            .output()
+            .unwrap()
+            .into();
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        (
+            image::open(folder.join(output)).unwrap().into_rgb8(),
+            done.stderr,
+        )
+    };
+    let (plain, note) = draw("a <toy>", "", "plain.png");
+    assert!(note.contains("`<toy>` is read as plain text"), "{note}");
+    let (toy, note) = draw("a <toy>", "--embedding toy.safetensors", "toy.png");
+    assert!(plain != toy && !note.contains("plain text"), "{note}");
+    let (other, _) = draw("a <cat>", "--embedding cat=toy.safetensors", "cat.png");
+    assert_eq!(toy, other);
+    let (_, note) = draw("a house", "--embedding toy.safetensors", "none.png");
+    assert!(
+        note.contains("toy.safetensors changes nothing: write `<toy>` in the prompt"),
+        "{note}"
+    );
+
+    succeed(
+        folder,
+        &format!("learn -q --config tiny.toml {PAIR} -o night.safetensors"),
+    );
+    refuses(
+        folder,
+        "--embedding night.safetensors",
+        2,
+        &[
+            "night.safetensors is a difference",
+            "`--difference night.safetensors` appends it",
+        ],
+    );
+    draw("a <night>", "--embedding night.safetensors", "night.png");
+    refuses(
+        folder,
+        "--embedding model/unet/diffusion_pytorch_model.safetensors",
+        1,
+        &[
+            "expected vectors of width 16",
+            "it was made for another model",
+        ],
+    );
+}
+
+#[test]
+fn another_autoencoder_and_clip_skip_are_recorded() {
+    let work = workplace();
+    let folder = work.path();
+    super::copy_folder(&golden("parts/vae"), &folder.join("other-vae"));
+    succeed(
+        folder,
+        "generate -q --config tiny.toml --prompt red --vae other-vae --clip-skip 1 -o x.png",
+    );
+    let text = fs::read(folder.join("x.png")).unwrap();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    assert!(
+        text.contains(r#""clip_skip":1"#) && text.contains(r#""vae":"other-vae""#),
+        "{text}"
+    );
+    refuses(
+        folder,
+        "--clip-skip 9",
+        2,
+        &["setting `clip_skip`: expected less than 2"],
+    );
+    refuses(
+        folder,
+        "--vae model/unet",
+        1,
+        &["`_class_name`: expected AutoencoderKL"],
     );
 }

@@ -426,7 +426,7 @@ fn sdxl_goes_through_every_command() {
     assert_eq!(recipe["model"], "xl");
     succeed(
         work.path(),
-        &format!("generate {model} --prompt house --embedding night.safetensors -o house.png"),
+        &format!("generate {model} --prompt house --difference night.safetensors -o house.png"),
     );
     // Paths of a settings file, one or several.
     let settings = "model = 'xl'\nclip = ['xl/its_clip', 'xl/its_clip_2']\nsteps = 2\n\

@@ -75,11 +75,11 @@ fn a_difference_is_learned_applied_and_drawn_with() {
     };
     let plain = drawn("");
     assert_eq!((plain.width(), plain.height()), (16, 16));
-    assert_ne!(drawn("--embedding d.safetensors"), plain);
+    assert_ne!(drawn("--difference d.safetensors"), plain);
     // A difference learned beside T5 is used without.
     let without_t5 = drawn("--without-t5");
     assert_ne!(without_t5, plain);
-    assert_ne!(drawn("--without-t5 --embedding d.safetensors"), without_t5);
+    assert_ne!(drawn("--without-t5 --difference d.safetensors"), without_t5);
 }
 
 #[test]

@@ -275,6 +275,11 @@ impl Layout {
             768 => Ok(Self::sd1()),
             1024 if predicts_noise || inpaints => Ok(Self::sd2_base()),
             1024 => Ok(Self::sd2()),
+            2048 if is_distilled(file) => {
+                let reason = "SSD-1B or Segmind-Vega as one file, which is not read: take its diffusers folder, such as \
+                              segmind/SSD-1B";
+                Err(Error::invalid_file(file.path(), reason))
+            }
             2048 => Ok(Self::sdxl()),
             _ => {
                 let note = if width == 1280 {
@@ -360,6 +365,15 @@ impl Layout {
     }
 }
 
+/// Whether the U-Net of SDXL lacks layers, as those that were distilled from it do.
+fn is_distilled(file: &TensorFile) -> bool {
+    let has = |layer: usize| {
+        let block = format!("{UNET}input_blocks.8.1.transformer_blocks.{layer}.norm1.weight");
+        file.info(&block).is_some()
+    };
+    has(0) && !has(9)
+}
+
 /// The channels that the U-Net in `file` reads.
 fn in_channels(file: &TensorFile) -> Option<usize> {
     match file.info(&format!("{UNET}{CONV_IN}"))? {
@@ -390,8 +404,11 @@ fn context_dim(file: &TensorFile) -> Result<usize> {
         return Err(Error::invalid_file(file.path(), reason));
     }
     let starts_with = |start: &str| names.iter().any(|name| name.starts_with(start));
-    let what = if starts_with("lora_") || names.iter().any(|name| name.contains(".lora")) {
-        "a LoRA, not a whole model"
+    let what = if starts_with("model_ema.") {
+        "a checkpoint of averaged weights (EMA) only, without the weights themselves: take the pruned one, or convert \
+         it with diffusers (`convert_original_stable_diffusion_to_diffusers.py --extract_ema`)"
+    } else if starts_with("lora_") || names.iter().any(|name| name.contains(".lora")) {
+        "a LoRA, not a whole model: give it with `--lora`, and its model with `--model`"
     } else if starts_with("down_blocks.") || starts_with("decoder.") || starts_with("text_model.") {
         "one network of a diffusers folder: name the folder that its model_index.json is in"
     } else {

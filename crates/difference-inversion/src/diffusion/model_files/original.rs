@@ -6,11 +6,19 @@
 //! diffusers and transformers on the other.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::tensor::{Device, FloatDType};
 
 use crate::diffusion::model_files::layout::{Layout, TextLayout};
 use crate::diffusion::model_files::said::{VELOCITY, ZERO_SNR};
+use crate::models::denoiser::unet_config::MOST_LEVELS;
+use crate::models::layers::MOST_LAYERS;
 use crate::util::error::abbreviate;
+use crate::weights::Weights;
 use crate::weights::file::TensorFile;
+use crate::weights::folder::refuse_pickled;
 use crate::weights::placement::{Change, Placement};
 use crate::{Error, Result};
 
@@ -269,6 +277,71 @@ fn numbered(key: &str) -> Option<(usize, &str)> {
     Some((number.parse().ok()?, rest))
 }
 
+/// Opens a file with an autoencoder, in diffusers' layout or in the original one; a whole model's file stands for
+/// its own.
+///
+/// # Errors
+/// [`Error::InvalidFile`] if it has tensors that no autoencoder has, or none of one.
+pub(crate) fn autoencoder(path: &Path, device: &Device, dtype: FloatDType) -> Result<Weights> {
+    refuse_pickled(path)?;
+    let file = TensorFile::open(path)?;
+    let names = file.names();
+    if names
+        .iter()
+        .any(|name| name.starts_with("decoder.up_blocks."))
+    {
+        return Weights::open(path, device, dtype);
+    }
+    let is_of_model = names.iter().any(|name| name.starts_with(VAE));
+    let bare = |name: &str| match is_of_model {
+        true => name.strip_prefix(VAE).map(str::to_owned),
+        false => Some(name.to_owned()),
+    };
+    let names: Vec<(String, String)> = names
+        .into_iter()
+        .filter_map(|name| Some((bare(&name)?, name)))
+        .collect();
+    let level = |name: &str| {
+        Some(
+            numbered(name.strip_prefix("decoder.up.")?)?
+                .0
+                .saturating_add(1),
+        )
+    };
+    let levels = names
+        .iter()
+        .filter_map(|(bare, _)| level(bare))
+        .max()
+        .unwrap_or(0);
+    let halves = ["encoder.", "decoder.", "quant_conv.", "post_quant_conv."];
+    let mut tensors = BTreeMap::new();
+    for (bare, key) in names {
+        if !halves.iter().any(|half| bare.starts_with(half)) {
+            continue; // of its training
+        }
+        let Some((name, change)) = vae_key(&bare, levels) else {
+            let reason = format!(
+                "not an autoencoder of Stable Diffusion: tensor `{key}` is not known (TAESD and other tiny ones are \
+                 not supported)"
+            );
+            return Err(Error::invalid_file(path, reason));
+        };
+        let place = Placement {
+            file: 0,
+            key,
+            change,
+        };
+        tensors.insert(name, place);
+    }
+    Ok(Weights::new(
+        path,
+        vec![Arc::new(file)],
+        tensors,
+        device,
+        dtype,
+    ))
+}
+
 /// The U-Net counts its blocks through all levels, each with `layers` (on the way up one more)
 /// layers and a resampling.
 fn unet_key(key: &str, layers: usize) -> Option<String> {
@@ -311,6 +384,100 @@ fn unet_key(key: &str, layers: usize) -> Option<String> {
         1 => Some(format!("{level}.attentions.{layer}.{rest}")),
         _ => None,
     }
+}
+
+/// What the original code calls the layers of a U-Net, by what diffusers calls them: the inverse of
+/// [`unet_key`].
+#[derive(Debug, Default)]
+pub(crate) struct OriginalNames {
+    /// The residual blocks of every level, and whether it has transformers.
+    down: Vec<(usize, bool)>,
+    up: Vec<(usize, bool)>,
+}
+
+impl OriginalNames {
+    /// Of the U-Net with tensors of these names.
+    pub(crate) fn of<'a>(keys: impl Iterator<Item = &'a str>) -> Self {
+        let mut names = Self::default();
+        for key in keys {
+            let levels = [
+                ("down_blocks.", &mut names.down),
+                ("up_blocks.", &mut names.up),
+            ];
+            for (start, levels) in levels {
+                let Some((level, rest)) = key.strip_prefix(start).and_then(numbered) else {
+                    continue;
+                };
+                if level >= levels.len() && level < MOST_LEVELS {
+                    levels.resize(level + 1, (0, false));
+                }
+                let Some((layers, attends)) = levels.get_mut(level) else {
+                    continue;
+                };
+                *attends |= rest.starts_with("attentions.");
+                if let Some((layer, _)) = rest.strip_prefix("resnets.").and_then(numbered)
+                    && layer < MOST_LAYERS
+                {
+                    *layers = (*layers).max(layer + 1);
+                }
+            }
+        }
+        names
+    }
+
+    /// The name of a layer, both without a dot at the end.
+    pub(crate) fn get(&self, layer: &str) -> Option<String> {
+        let key = self.key(&format!("{layer}."))?;
+        Some(key.trim_end_matches('.').to_owned())
+    }
+
+    fn key(&self, key: &str) -> Option<String> {
+        if let Some(name) = renamed_back(key, UNET_PARTS) {
+            return Some(name);
+        }
+        if let Some((resnet, rest)) = key.strip_prefix("mid_block.resnets.").and_then(numbered) {
+            let rest = renamed_back(rest, UNET_RESNET)?;
+            return Some(format!("middle_block.{}.{rest}", 2 * resnet));
+        }
+        let (part, rest) = key.split_once('.')?;
+        let (level, rest) = numbered(rest)?;
+        let (kind, rest) = rest.split_once('.')?;
+        let (layer, rest) = numbered(rest)?;
+        let (levels, part, first, sampling) = match part {
+            "down_blocks" => (&self.down, "input_blocks", 1, 1),
+            "up_blocks" => (&self.up, "output_blocks", 0, 0),
+            _ => return None,
+        };
+        let (layers, attends) = *levels.get(level)?;
+        let before: usize = (levels[..level].iter())
+            .map(|(layers, _)| layers + sampling)
+            .sum();
+        let first = first + before;
+        Some(match kind {
+            "resnets" => {
+                let rest = renamed_back(rest, UNET_RESNET)?;
+                format!("{part}.{}.0.{rest}", first + layer)
+            }
+            "attentions" => format!("{part}.{}.1.{rest}", first + layer),
+            "downsamplers" => {
+                let rest = rest.strip_prefix("conv.")?;
+                format!("{part}.{}.0.op.{rest}", first + layers)
+            }
+            "upsamplers" => {
+                let child = if attends { 2 } else { 1 };
+                format!("{part}.{}.{child}.{rest}", (first + layers).checked_sub(1)?)
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// `key` with its beginning renamed to what the original code calls it.
+fn renamed_back(key: &str, names: &Names) -> Option<String> {
+    names.iter().find_map(|(original, name)| {
+        let rest = key.strip_prefix(name)?;
+        Some(format!("{original}{rest}"))
+    })
 }
 
 /// The autoencoder counts the levels of both halves from the finest, diffusers the decoder's from

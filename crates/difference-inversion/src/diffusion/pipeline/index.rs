@@ -35,8 +35,7 @@ fn check_parts(files: &ModelFiles, family: &Family, index: &Value) -> Result<()>
     if family.denoiser.part != UNET {
         return Ok(());
     }
-    let replaced = files.other_unet().map(|_| UNET);
-    for part in family.networks().filter(|part| Some(*part) != replaced) {
+    for part in family.networks().filter(|part| !files.is_replaced(part)) {
         let known = CLASSES.iter().find(|(start, _)| part.starts_with(start));
         let (Some((_, known)), Some(class)) = (known, index[part][1].as_str()) else {
             continue;

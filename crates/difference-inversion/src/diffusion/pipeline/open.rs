@@ -10,6 +10,7 @@ use crate::diffusion::pipeline::Pipeline;
 use crate::diffusion::pipeline::index::ModelIndex;
 use crate::diffusion::sample::Noising;
 use crate::diffusion::text_encoder::TextEncoder;
+use crate::diffusion::textual_inversion;
 use crate::models::denoiser::{DenoiserConfig, Memory, Surroundings};
 use crate::models::vae::{AutoencoderKL, AutoencoderKLConfig};
 use crate::weights::{OtherFields, check_fixed_fields, compute_dtype};
@@ -34,17 +35,25 @@ impl Pipeline {
         if matches!(noising, Noising::Discrete(_)) {
             vae_config.shift_factor = None; // diffusers' pipelines of these families do not look at it
         }
+        files.check_vae(family.autoencoder.part)?;
         let latent_channels = vae_config.denoised_channels();
         if let Some(unet) = files.other_unet() {
             family.denoiser.check_replaced(unet)?;
             family = family.with_channels(denoiser.in_channels(), latent_channels);
         }
         check_attention_mask(files, family)?;
+        Self::check_adapters(files)?;
         let parts = family.encoders_in(files)?;
         let text_encoders = (parts.iter())
             .map(|encoder| (encoder.open)(files, encoder.part, device, dtype))
             .collect::<Result<Vec<_>>>()?;
         check_vocabularies(files.path(), &parts, &text_encoders)?;
+        check_clip_skip(files.clip_skip(), family, &parts, &text_encoders)?;
+        let mut text_encoders = text_encoders;
+        for encoder in &mut text_encoders {
+            encoder.set_clip_skip(files.clip_skip());
+        }
+        textual_inversion::add_all(files.embeddings(), &parts, &mut text_encoders)?;
         let widths: Vec<usize> = text_encoders.iter().map(TextEncoder::hidden_size).collect();
         let projections: Vec<Option<usize>> = (text_encoders.iter())
             .map(TextEncoder::projection_dim)
@@ -66,12 +75,14 @@ impl Pipeline {
         let resolution = resolution(files, family, &*denoiser, &vae_config)?;
         let weights = files.weights(family.denoiser.part, device, dtype)?;
         let denoiser = denoiser.load(&weights, &around)?;
+        let adapters = weights.adapters()?.map(|adapters| adapters.digest);
         let mut pipeline = Self {
             family,
             parts,
             force_zeros_for_empty_prompt: index.force_zeros_for_empty_prompt,
             text_encoders,
             denoiser,
+            adapters,
             vae,
             noising,
             resolution,
@@ -96,6 +107,15 @@ impl Pipeline {
         denoiser.step_bytes(1, [64, 64], Memory::Normal)?;
         let vae: AutoencoderKLConfig = files.config(family.autoencoder.part)?;
         vae.check(&files.config_path(family.autoencoder.part))
+    }
+
+    /// Checks that the LoRAs change only layers that the model has.
+    ///
+    /// # Errors
+    /// [`Error::InvalidFile`] naming the first layer that it has not, and what the file was made for.
+    pub fn check_adapters(files: &ModelFiles) -> Result<()> {
+        let family = Family::of(files)?;
+        files.check_loras(&family.networks_in(files)?, family.class)
     }
 
     /// The same for pictures of another height and width.
@@ -141,6 +161,45 @@ fn check_attention_mask(files: &ModelFiles, family: &Family) -> Result<()> {
     let config: OtherFields = files.config(encoder.part)?;
     let fixed = [("use_attention_mask", "false")];
     check_fixed_fields(&config, &fixed, &files.config_path(encoder.part))
+}
+
+/// Refuses to skip layers that there are not, or that nothing is read from.
+fn check_clip_skip(
+    skip: usize,
+    family: &Family,
+    parts: &[&EncoderPart],
+    text_encoders: &[TextEncoder],
+) -> Result<()> {
+    let wrong = |expected: String| {
+        Err(Error::Setting {
+            name: "clip_skip",
+            expected,
+            found: skip.to_string(),
+        })
+    };
+    if skip == 0 {
+        return Ok(());
+    }
+    if !family
+        .text_encoders
+        .iter()
+        .all(|part| part.joint || part.optional)
+    {
+        return wrong(format!(
+            "0, since a {} reads no hidden states of CLIP",
+            family.class
+        ));
+    }
+    let joint = parts
+        .iter()
+        .zip(text_encoders)
+        .filter(|(part, _)| part.joint);
+    match joint.map(|(_, encoder)| encoder.layers()).min() {
+        Some(layers) if skip >= layers => wrong(format!(
+            "less than {layers}, the layers of the text encoder"
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses text encoders with joint spaces whose ids do not mean the same words: those of an optimised

@@ -45,7 +45,7 @@ impl<'a> Identity<'a> {
         Self {
             config,
             part: &pipeline.family().denoiser,
-            denoiser: pipeline.denoiser().fingerprint(),
+            denoiser: pipeline.fingerprint(),
             prediction_type: noising.prediction_type(),
             noise_schedule: noising.fingerprint(),
             pairs: hash_of(pairs, pipeline.text_encoders().len()),

@@ -144,7 +144,8 @@ impl Upsample {
 #[derive(Debug, Clone)]
 pub(crate) struct TransformerOptions {
     pub(crate) heads: usize,
-    pub(crate) layers: usize,
+    /// The blocks of each transformer.
+    pub(crate) layers: Vec<usize>,
     pub(crate) cross_attention_dim: usize,
     pub(crate) use_linear_projection: bool,
     pub(crate) only_cross_attention: bool,
@@ -275,6 +276,7 @@ impl Transformer2D {
         c: usize,
         groups: usize,
         options: &TransformerOptions,
+        layers: usize,
     ) -> Result<Self> {
         let projection = |name: &str| {
             let weights = weights.scope(name);
@@ -289,7 +291,7 @@ impl Transformer2D {
         Ok(Self {
             norm: GroupNorm::load(&weights.scope("norm"), groups, c, 1e-6)?,
             proj_in: projection("proj_in")?,
-            transformer_blocks: (0..options.layers)
+            transformer_blocks: (0..layers)
                 .map(|i| BasicTransformerBlock::load(&blocks.scope(i), c, options))
                 .collect::<Result<_>>()?,
             proj_out: projection("proj_out")?,
@@ -341,7 +343,9 @@ impl Level {
             (0..count).map(move |i| {
                 let weights = weights.scope("attentions").scope(i);
                 let c_out = channels[i][1];
-                Transformer2D::load(&weights, c_out, options.norm_num_groups, transformer)
+                let layers = transformer.layers.get(i).copied().unwrap_or(0);
+                let groups = options.norm_num_groups;
+                Transformer2D::load(&weights, c_out, groups, transformer, layers)
             })
         });
         Ok(Self {

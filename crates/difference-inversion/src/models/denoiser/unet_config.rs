@@ -50,8 +50,10 @@ pub struct UNetConfig {
     pub norm_eps: f64,
     /// Width of the prompt's hidden states.
     pub cross_attention_dim: PerBlock<usize>,
-    /// Transformer blocks in every transformer.
-    pub transformer_layers_per_block: PerBlock<usize>,
+    /// Transformer blocks in every transformer: for all, for each level, or for each transformer of a level.
+    pub transformer_layers_per_block: PerBlock<PerBlock<usize>>,
+    /// The same of the way up, from the coarsest level, if it is not that of the way down.
+    pub reverse_transformer_layers_per_block: Option<PerBlock<PerBlock<usize>>>,
     /// The *number* of attention heads, in spite of its name.
     pub attention_head_dim: PerBlock<usize>,
     /// Whether transformers project with linear layers instead of 1×1 convolutions.
@@ -94,7 +96,8 @@ impl Default for UNetConfig {
             norm_num_groups: 32,
             norm_eps: 1e-5,
             cross_attention_dim: PerBlock::Same(1280),
-            transformer_layers_per_block: PerBlock::Same(1),
+            transformer_layers_per_block: PerBlock::Same(PerBlock::Same(1)),
+            reverse_transformer_layers_per_block: None,
             attention_head_dim: PerBlock::Same(8),
             use_linear_projection: false,
             addition_embed_type: None,
@@ -108,13 +111,15 @@ impl Default for UNetConfig {
     }
 }
 
+const DEPTH: &str = "transformer_layers_per_block";
+const UP_DEPTH: &str = "reverse_transformer_layers_per_block";
+
 /// More levels than any network has; each halves the picture.
 pub(crate) const MOST_LEVELS: usize = 16;
 
 /// Fields of which one value is supported.
 const FIXED_FIELDS: &[(&str, &str)] = &[
     ("mid_block_scale_factor", "1"),
-    ("reverse_transformer_layers_per_block", "null"),
     ("encoder_hid_dim", "null"),
     ("encoder_hid_dim_type", "null"),
     ("num_attention_heads", "null"),
@@ -132,6 +137,38 @@ const FIXED_FIELDS: &[(&str, &str)] = &[
     ("class_embeddings_concat", "false"),
     ("cross_attention_norm", "null"),
 ];
+
+/// A list of numbers, which could also be those of every level, as those of one level each.
+fn per_level(depth: &PerBlock<PerBlock<usize>>) -> PerBlock<PerBlock<usize>> {
+    match depth {
+        PerBlock::Same(PerBlock::Each(counts)) => {
+            PerBlock::Each(counts.iter().copied().map(PerBlock::Same).collect())
+        }
+        other => other.clone(),
+    }
+}
+
+/// The blocks of each of `count` transformers of a level, or what is wrong with them.
+fn blocks_of(
+    depth: &PerBlock<usize>,
+    count: usize,
+    level: usize,
+) -> std::result::Result<Vec<usize>, String> {
+    let blocks = depth.expand(count);
+    let blocks = blocks.ok_or_else(|| format!("expected {count} values for level {level}"))?;
+    match blocks.iter().find(|blocks| **blocks > MOST_LAYERS) {
+        Some(found) => Err(format!("expected 0 to {MOST_LAYERS}, found {found}")),
+        None => Ok(blocks),
+    }
+}
+
+fn wrong(path: &Path, field: &str, reason: String) -> Error {
+    Error::Config {
+        path: path.to_owned(),
+        field: field.to_owned(),
+        reason,
+    }
+}
 
 /// One resolution of the network, on the way down and up.
 #[derive(Debug)]
@@ -173,13 +210,7 @@ impl UNetConfig {
     /// Checks the configuration and gives the levels from the finest to the coarsest; `path` is
     /// named in errors.
     pub(crate) fn levels(&self, path: &Path) -> Result<Vec<LevelConfig>> {
-        let wrong = |field: &str, reason: String| {
-            Err(Error::Config {
-                path: path.to_owned(),
-                field: field.to_owned(),
-                reason,
-            })
-        };
+        let wrong = |field: &str, reason: String| Err(wrong(path, field, reason));
         check_fixed_fields(&self.other, FIXED_FIELDS, path)?;
         let blocks = self.block_out_channels.len();
         if !(1..=MOST_LEVELS).contains(&blocks) || self.block_out_channels[0] % 2 == 1 {
@@ -201,23 +232,7 @@ impl UNetConfig {
             let reason = format!("expected 0 or 1, found {}", self.downsample_padding);
             return wrong("downsample_padding", reason);
         }
-        if let Some(added) = self.addition_embed_type.as_deref() {
-            if added != "text_time" {
-                return wrong(
-                    "addition_embed_type",
-                    format!("expected text_time, found {added}"),
-                );
-            }
-            let dims = (
-                self.addition_time_embed_dim,
-                self.projection_class_embeddings_input_dim,
-            );
-            if !matches!(dims, (Some(d), Some(_)) if d > 0 && d % 2 == 0) {
-                let reason = "text_time needs an even addition_time_embed_dim and \
-                              projection_class_embeddings_input_dim";
-                return wrong("addition_embed_type", reason.to_owned());
-            }
-        }
+        self.check_added(path)?;
         if let Some(kind) = self.mid_block_type.as_deref()
             && !["UNetMidBlock2DCrossAttn", "UNetMidBlock2D"].contains(&kind)
         {
@@ -228,8 +243,7 @@ impl UNetConfig {
         up.reverse();
         let heads = self.expand("attention_head_dim", &self.attention_head_dim, path)?;
         let context_dims = self.expand("cross_attention_dim", &self.cross_attention_dim, path)?;
-        let depth = &self.transformer_layers_per_block;
-        let depth = self.expand("transformer_layers_per_block", depth, path)?;
+        let [depth, up_depth] = self.depths(path)?;
         let only_cross = self.expand("only_cross_attention", &self.only_cross_attention, path)?;
         let layers = self.expand("layers_per_block", &self.layers_per_block, path)?;
 
@@ -250,31 +264,74 @@ impl UNetConfig {
                 );
                 return wrong("attention_head_dim", reason);
             }
-            for (field, least, count) in [
-                ("layers_per_block", 1, layers[i]),
-                ("transformer_layers_per_block", 0, depth[i]),
-            ] {
-                if !(least..=MOST_LAYERS).contains(&count) {
-                    let reason = format!("expected {least} to {MOST_LAYERS}, found {count}");
-                    return wrong(field, reason);
-                }
+            let count = layers[i];
+            if !(1..=MOST_LAYERS).contains(&count) {
+                let reason = format!("expected 1 to {MOST_LAYERS}, found {count}");
+                return wrong("layers_per_block", reason);
             }
-            let transformer = TransformerOptions {
-                heads: heads[i],
-                layers: depth[i],
-                cross_attention_dim: context_dims[i],
-                use_linear_projection: self.use_linear_projection,
-                only_cross_attention: only_cross[i],
+            let transformer = |field, depth: &PerBlock<usize>, count: usize| {
+                Ok::<_, Error>(TransformerOptions {
+                    heads: heads[i],
+                    layers: blocks_of(depth, count, i)
+                        .map_err(|reason| self::wrong(path, field, reason))?,
+                    cross_attention_dim: context_dims[i],
+                    use_linear_projection: self.use_linear_projection,
+                    only_cross_attention: only_cross[i],
+                })
             };
+            let of_down = |count| transformer(DEPTH, &depth[i], count);
+            let of_up = || transformer(UP_DEPTH, &up_depth[i], count + 1);
             levels.push(LevelConfig {
                 channels,
-                layers: layers[i],
-                down_transformer: down[i].then(|| transformer.clone()),
-                up_transformer: up[i].then(|| transformer.clone()),
-                transformer,
+                layers: count,
+                down_transformer: down[i].then(|| of_down(count)).transpose()?,
+                up_transformer: up[i].then(of_up).transpose()?,
+                transformer: match &depth[i] {
+                    PerBlock::Same(_) => of_down(1)?,
+                    PerBlock::Each(_) => of_down(count)?,
+                },
             });
         }
         Ok(levels)
+    }
+
+    /// Checks the fields of SDXL's further conditions.
+    fn check_added(&self, path: &Path) -> Result<()> {
+        let Some(added) = self.addition_embed_type.as_deref() else {
+            return Ok(());
+        };
+        let dims = (
+            self.addition_time_embed_dim,
+            self.projection_class_embeddings_input_dim,
+        );
+        let reason = if added != "text_time" {
+            format!("expected text_time, found {added}")
+        } else if !matches!(dims, (Some(d), Some(_)) if d > 0 && d % 2 == 0) {
+            "text_time needs an even addition_time_embed_dim and projection_class_embeddings_input_dim"
+                .to_owned()
+        } else {
+            return Ok(());
+        };
+        Err(wrong(path, "addition_embed_type", reason))
+    }
+
+    /// The transformer blocks of every level, from the finest: on the way down, and up.
+    fn depths(&self, path: &Path) -> Result<[Vec<PerBlock<usize>>; 2]> {
+        let depth = per_level(&self.transformer_layers_per_block);
+        let depth = self.expand(DEPTH, &depth, path)?;
+        let up = match &self.reverse_transformer_layers_per_block {
+            Some(up) => {
+                let mut up = self.expand(UP_DEPTH, &per_level(up), path)?;
+                up.reverse();
+                up
+            }
+            None if depth.iter().any(|depth| matches!(depth, PerBlock::Each(_))) => {
+                let reason = format!("missing, though {DEPTH} has lists in it");
+                return Err(wrong(path, UP_DEPTH, reason));
+            }
+            None => depth.clone(),
+        };
+        Ok([depth, up])
     }
 
     /// The middle block, if there is one: its transformer, if it has one.
@@ -311,7 +368,7 @@ impl UNetConfig {
             .collect()
     }
 
-    fn expand<T: Copy>(&self, field: &str, value: &PerBlock<T>, path: &Path) -> Result<Vec<T>> {
+    fn expand<T: Clone>(&self, field: &str, value: &PerBlock<T>, path: &Path) -> Result<Vec<T>> {
         let blocks = self.block_out_channels.len();
         value.expand(blocks).ok_or_else(|| Error::Config {
             path: path.to_owned(),
@@ -417,6 +474,19 @@ mod tests {
             (
                 r#"{"layers_per_block": 4294967296}"#,
                 "expected 1 to 256, found 4294967296",
+            ),
+            (
+                r#"{"transformer_layers_per_block": [1, 1, [2], 1],
+                    "reverse_transformer_layers_per_block": [1, 1, 1, 1]}"#,
+                "field `transformer_layers_per_block`: expected 2 values for level 2",
+            ),
+            (
+                r#"{"transformer_layers_per_block": [1, 1, [2, 2], 1]}"#,
+                "field `reverse_transformer_layers_per_block`: missing",
+            ),
+            (
+                r#"{"reverse_transformer_layers_per_block": [1, [1, 2], 1, 1]}"#,
+                "field `reverse_transformer_layers_per_block`: expected 3 values for level 2",
             ),
             (
                 r#"{"transformer_layers_per_block": 18446744073709551615}"#,

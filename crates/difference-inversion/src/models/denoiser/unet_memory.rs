@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::Result;
 use crate::models::denoiser::unet::UNetConfig;
+use crate::models::denoiser::unet_blocks::TransformerOptions;
 use crate::models::denoiser::{FLOAT, KERNELS, Memory};
 
 /// Tensors of `positions × channels` that a transformer block keeps: the inputs of its three
@@ -42,6 +43,13 @@ impl Layer {
     }
 }
 
+/// The blocks of one of a level's transformers, if it has them.
+fn blocks_of(transformers: Option<&TransformerOptions>, number: usize) -> usize {
+    transformers.map_or(0, |options| {
+        options.layers.get(number).copied().unwrap_or(0)
+    })
+}
+
 impl UNetConfig {
     /// About how many bytes of activations an optimisation step on the CPU holds at its peak, if
     /// `rows` latents of `height` and `width` go through the network at once.
@@ -77,17 +85,17 @@ impl UNetConfig {
         let mut layers = Vec::new();
         let mut c_in = self.block_out_channels[0];
         for (number, level) in levels.iter().enumerate() {
-            for _ in 0..level.layers {
+            for layer in 0..level.layers {
                 layers.push(Layer {
                     channels: [c_in, level.channels],
                     positions: positions(number),
-                    blocks: level.down_transformer.as_ref().map_or(0, |t| t.layers),
+                    blocks: blocks_of(level.down_transformer.as_ref(), layer),
                 });
                 c_in = level.channels;
             }
         }
         if let Some(transformer) = self.mid_block(&levels) {
-            let blocks = transformer.map_or(0, |transformer| transformer.layers);
+            let blocks = blocks_of(transformer.as_ref(), 0);
             layers.extend([blocks, 0].map(|blocks| Layer {
                 channels: [c_in; 2],
                 positions: positions(levels.len() - 1),
@@ -105,7 +113,7 @@ impl UNetConfig {
                 layers.push(Layer {
                     channels: [c_in + skip, level.channels],
                     positions: positions(number),
-                    blocks: level.up_transformer.as_ref().map_or(0, |t| t.layers),
+                    blocks: blocks_of(level.up_transformer.as_ref(), layer),
                 });
                 c_in = level.channels;
             }

@@ -391,9 +391,17 @@ impl Tower for ClipTextModel {
         ClipTextModel::project(self, pooled)
     }
 
-    fn extend(&mut self, embeddings: Tensor<2>) {
-        self.config.vocab_size += embeddings.dims()[0];
-        self.token_embedding.extend(embeddings);
+    fn extend(&mut self, rows: usize, embeddings: Tensor<2>) {
+        self.config.vocab_size = rows + embeddings.dims()[0];
+        self.token_embedding.extend(rows, embeddings);
+    }
+
+    fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn normed(&self, hidden_state: Tensor<3>) -> Option<Tensor<3>> {
+        Some(self.final_layer_norm(hidden_state))
     }
 
     fn share(&mut self, other: &(dyn Tower + 'static)) -> u64 {

@@ -201,6 +201,8 @@ pub struct Tokenizer {
     rules: Rules,
     /// The folder, for errors.
     dir: PathBuf,
+    /// How many ids in a row words stand for, by the first.
+    words: BTreeMap<u32, u32>,
 }
 
 impl Tokenizer {
@@ -212,6 +214,7 @@ impl Tokenizer {
         Ok(Self {
             rules: open_tokenizer_json(&dir.join("tokenizer.json"))?,
             dir: dir.to_owned(),
+            words: BTreeMap::new(),
         })
     }
 
@@ -240,6 +243,7 @@ impl Tokenizer {
             let mut tokenizer = Self {
                 rules: qwen_from_vocabulary(dir)?,
                 dir: dir.to_owned(),
+                words: BTreeMap::new(),
             };
             tokenizer.add(added)?;
             tokenizer
@@ -272,7 +276,55 @@ impl Tokenizer {
             .rules
             .encode_fast(text, false)
             .map_err(|error| Error::invalid_file(&self.dir, error.to_string()))?;
-        Ok(encoding.get_ids().to_vec())
+        let ids = encoding.get_ids().iter();
+        Ok(ids.flat_map(|&id| self.all_of(id)).collect())
+    }
+
+    /// The ids that stand in the place of one.
+    fn all_of(&self, id: u32) -> std::ops::Range<u32> {
+        id..id + self.words.get(&id).copied().unwrap_or(1)
+    }
+
+    /// Whether a piece of text is one token.
+    pub(crate) fn knows(&self, token: &str) -> bool {
+        matches!(self.encode(token).as_deref(), Ok([id]) if *id as usize >= self.base_vocab_size())
+            || self.words.keys().any(|&id| {
+                self.token(id)
+                    .is_some_and(|known| known.eq_ignore_ascii_case(token))
+            })
+    }
+
+    /// Adds a word `<name>` that stands for `count` tokens, and gives the id of the first; the others follow. As in
+    /// diffusers, they are called `<name>_1` and so on.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if there is such a word already.
+    pub(crate) fn add_word(&mut self, name: &str, count: usize) -> Result<u32> {
+        let first = u32::try_from(self.vocab_size()).unwrap_or(u32::MAX);
+        let number = |number: usize| match number {
+            0 => format!("<{name}>"),
+            _ => format!("<{name}>_{number}"),
+        };
+        let tokens: Vec<AddedToken> = (0..count)
+            .map(|place| AddedToken::from(number(place), false))
+            .collect();
+        let known = self.rules.get_added_tokens_decoder();
+        let is_known = |token: &AddedToken| {
+            known
+                .values()
+                .any(|old| old.content.eq_ignore_ascii_case(&token.content))
+        };
+        if let Some(token) = tokens.iter().find(|token| is_known(token)) {
+            return Err(Error::Setting {
+                name: "embedding",
+                expected: "a word that is not in the vocabulary; NAME=FILE gives it another name"
+                    .to_owned(),
+                found: format!("`{}`", token.content),
+            });
+        }
+        self.rules.add_tokens(&tokens);
+        self.words.insert(first, u32::try_from(count).unwrap_or(1));
+        Ok(first)
     }
 
     /// The ids of the words of `text`, each with the place in bytes that its token ends at.
@@ -285,7 +337,10 @@ impl Tokenizer {
             .encode(text, false)
             .map_err(|error| Error::invalid_file(&self.dir, error.to_string()))?;
         let ends = encoding.get_offsets().iter().map(|(_, end)| *end);
-        Ok(encoding.get_ids().iter().copied().zip(ends).collect())
+        let ids = encoding.get_ids().iter().zip(ends);
+        Ok(ids
+            .flat_map(|(&id, end)| self.all_of(id).map(move |id| (id, end)))
+            .collect())
     }
 
     /// Adds tokens, which must have the ids that come next.
@@ -387,6 +442,7 @@ impl ClipTokenizer {
         let mut tokenizer = Tokenizer {
             rules,
             dir: dir.to_owned(),
+            words: BTreeMap::new(),
         };
         let added = match decoder {
             Some(added) => added,

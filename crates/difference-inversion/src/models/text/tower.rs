@@ -79,8 +79,18 @@ pub trait Tower: Any + Debug + Send + Sync {
         ))
     }
 
-    /// Adds the embeddings of further tokens, [m, d], behind those of the table, if the tower can.
-    fn extend(&mut self, _embeddings: Tensor<2>) {}
+    /// Puts the embeddings of further tokens, [m, d], behind the first `rows` of the table, if the tower can.
+    fn extend(&mut self, _rows: usize, _embeddings: Tensor<2>) {}
+
+    /// The number of layers whose outputs are kept, see [`Encoded::hidden_states`].
+    fn layers(&self) -> usize {
+        0
+    }
+
+    /// A hidden state behind the final norm, of a tower that keeps hidden states.
+    fn normed(&self, _hidden_state: Tensor<3>) -> Option<Tensor<3>> {
+        None
+    }
 
     /// Holds the weights of `other` in the place of its own wherever both are the same. Gives the
     /// bytes that are shared.

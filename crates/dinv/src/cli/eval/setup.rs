@@ -297,6 +297,10 @@ mod tests {
             dtype: text("f16"),
             memory: text("low"),
             without_t5: None,
+            vae: Some(ours.join("vae")),
+            lora: Some(vec!["style.safetensors:0.5".to_owned()]),
+            embedding: Some(vec!["cat.safetensors".to_owned()]),
+            clip_skip: Some(1),
         };
         let other = of_other(&settings, &theirs);
         assert_eq!(other.model.as_ref(), Some(&theirs));

@@ -6,7 +6,6 @@ use std::time::Instant;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use difference_inversion::Error;
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::diffusion::joint_space;
 use difference_inversion::diffusion::joint_space::JointSpace;
@@ -16,6 +15,7 @@ use difference_inversion::diffusion::words::{FullPrompt, Prompt};
 use difference_inversion::image::RgbImage;
 use difference_inversion::models::captioner::Captioner;
 use difference_inversion::weights::{Weights, read_config};
+use difference_inversion::{Error, about};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -60,6 +60,12 @@ pub(crate) struct CheckArgs {
     /// Another U-Net in place of the model's own: a folder, or a file of weights
     #[arg(long, value_name = "PATH")]
     unet: Option<PathBuf>,
+    #[arg(long, help = about!(model.vae), value_name = "PATH")]
+    vae: Option<PathBuf>,
+    #[arg(long, help = about!(model.lora), value_name = "FILE[:WEIGHT]")]
+    lora: Option<Vec<String>>,
+    #[arg(long, help = about!(model.embedding), value_name = "[NAME=]FILE")]
+    embedding: Option<Vec<String>>,
     /// The joint space: a folder or a name of the Hub, once for each text encoder
     #[arg(long, value_name = "MODEL")]
     clip: Option<Vec<PathBuf>>,
@@ -94,6 +100,9 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
         variant: args.variant.clone(),
         tokenizer: args.tokenizer.clone(),
         unet: args.unet.clone(),
+        vae: args.vae.clone(),
+        lora: args.lora.clone(),
+        embedding: args.embedding.clone(),
         clip: args.clip.clone(),
         device: args.device.clone(),
         dtype: args.dtype.clone(),

@@ -142,3 +142,27 @@ fn keys_of_open_clip() {
         None
     );
 }
+
+/// The way back leads from every layer of a U-Net to itself.
+#[test]
+fn original_names_are_the_inverse() {
+    use burn::tensor::{Device, FloatDType};
+
+    let golden =
+        std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/golden");
+    for (folder, layers) in [("unet_sd15", 2), ("unet_sdxl", 1), ("sd21/unet", 1)] {
+        let open = crate::weights::Weights::open;
+        let weights = open(&golden.join(folder), &Device::flex(), FloatDType::F32).unwrap();
+        let names = OriginalNames::of(weights.keys());
+        for key in weights.keys() {
+            let (layer, kind) = key.rsplit_once('.').unwrap();
+            let original = names.get(layer).unwrap_or_else(|| panic!("{layer}"));
+            let back = unet_key(&format!("{original}.{kind}"), layers);
+            assert_eq!(back.as_deref(), Some(key), "{original}");
+        }
+    }
+    assert_eq!(
+        OriginalNames::default().get("up_blocks.0.upsamplers.0.conv"),
+        None
+    );
+}

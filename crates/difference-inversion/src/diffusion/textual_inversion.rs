@@ -1,0 +1,134 @@
+//! Textual inversions: words that were learned for text encoders, as other programs save them.
+//!
+//! A word is written `<name>` in prompts and stands for the vectors of its file, one after the other
+//! ([Gal et al. 2022](https://arxiv.org/abs/2208.01618)).
+
+use std::path::Path;
+
+use burn::tensor::{DType, Tensor, TensorData};
+
+use crate::diffusion::family::EncoderPart;
+use crate::diffusion::model_files::embedding::{EmbeddingFile, is_name};
+use crate::diffusion::text_encoder::TextEncoder;
+use crate::weights::file::TensorFile;
+use crate::weights::low_rank::numbers;
+use crate::{Error, Result};
+
+/// The pickled files of this kind, and what to do about them.
+const PICKLED: [&str; 4] = ["pt", "bin", "ckpt", "pth"];
+const CONVERT: &str = "a pickled file is not read, because reading one can run any code; convert it in Python: \
+    `d = torch.load(\"FILE\", weights_only=True)`, then `safetensors.torch.save_file({\"emb_params\": \
+    d[\"string_to_param\"][\"*\"].detach()}, \"FILE.safetensors\")`; of a file without `string_to_param`, save `d` itself";
+
+/// Names of vectors for one text encoder, as ComfyUI and kohya's scripts have them: which of a model's CLIPs it is,
+/// counted from 0, and of which models.
+const NAMED: [(&str, usize, usize); 3] =
+    [("clip_l", 0, 768), ("clip_h", 0, 1024), ("clip_g", 1, 1280)];
+
+/// Adds the words of all files to the text encoders that they were learned for, by the names and widths of their
+/// tensors.
+///
+/// # Errors
+/// Whatever is wrong with a file, naming it; [`Error::Setting`] for a name that is taken or cannot stand in a prompt.
+pub(crate) fn add_all(
+    files: &[EmbeddingFile],
+    parts: &[&EncoderPart],
+    encoders: &mut [TextEncoder],
+) -> Result<()> {
+    for file in files {
+        let name = file.name();
+        if !is_name(&name) {
+            return Err(Error::Setting {
+                name: "embedding",
+                expected: "a name of letters, digits, `.`, `_` and `-`, which NAME=FILE gives"
+                    .to_owned(),
+                found: format!("`{name}`"),
+            });
+        }
+        for (number, embeddings) in read(&file.path, parts, encoders)? {
+            encoders[number].add_word(&name, embeddings)?;
+        }
+    }
+    Ok(())
+}
+
+/// The vectors of a file, [n, d], each with the number of its text encoder.
+fn read(
+    path: &Path,
+    parts: &[&EncoderPart],
+    encoders: &[TextEncoder],
+) -> Result<Vec<(usize, Tensor<2>)>> {
+    let extension = path.extension().unwrap_or_default();
+    if PICKLED
+        .iter()
+        .any(|end| extension.eq_ignore_ascii_case(end))
+    {
+        return Err(Error::invalid_file(path, CONVERT));
+    }
+    let file = TensorFile::open(path)?;
+    // Those that difference tokens are learned for can have words added.
+    let clips: Vec<usize> = (0..encoders.len())
+        .filter(|&number| parts[number].joint)
+        .collect();
+    let widths = || {
+        let widths = clips
+            .iter()
+            .map(|&number| encoders[number].hidden_size().to_string());
+        widths.collect::<Vec<_>>().join(" and ")
+    };
+    let mut found: Vec<(usize, Tensor<2>)> = Vec::new();
+    let mut names = file.names();
+    names.sort();
+    for key in names {
+        let Some((_, shape)) = file.info(&key) else {
+            continue;
+        };
+        let [count, width] = match *shape {
+            [width] => [1, width],
+            [count, width] => [count, width],
+            _ => [0, 0],
+        };
+        let last = key.rsplit('.').next().unwrap_or(&key);
+        let named = NAMED.iter().find(|(name, ..)| *name == last);
+        let number = match named {
+            Some((_, place, _)) => clips.get(*place).copied(),
+            None => clips
+                .iter()
+                .copied()
+                .find(|&number| encoders[number].hidden_size() == width),
+        };
+        let fits = |number: &usize| encoders[*number].hidden_size() == width;
+        let Some(number) = number.filter(fits).filter(|_| count > 0) else {
+            let kind = match (named, width) {
+                _ if count == 0 => "it is no textual inversion",
+                (Some(("clip_g", ..)), _) | (None, 1280) => "it was made for Stable Diffusion XL",
+                (_, 768) => "it was made for Stable Diffusion 1",
+                (_, 1024) => "it was made for Stable Diffusion 2",
+                _ => "it was made for another model",
+            };
+            let reason = format!(
+                "expected vectors of width {} for the model's text encoders, found tensor `{key}` of shape {shape:?}: {kind}",
+                widths()
+            );
+            return Err(Error::invalid_file(path, reason));
+        };
+        if found.iter().any(|(other, _)| *other == number) {
+            let reason = format!(
+                "more than one word in it, such as `{key}`: save each in a file of its own"
+            );
+            return Err(Error::invalid_file(path, reason));
+        }
+        let numbers = numbers(&file, &key)?;
+        if !numbers.iter().all(|number| number.is_finite()) {
+            let reason = format!("tensor `{key}` has numbers that are not finite");
+            return Err(Error::invalid_file(path, reason));
+        }
+        let device = encoders[number].token_table().device();
+        let data = TensorData::new(numbers, [count, width]);
+        found.push((number, Tensor::from_data(data, (&device, DType::F32))));
+    }
+    match found.is_empty() {
+        true => Err(Error::invalid_file(path, "no tensors in it")),
+        false => Ok(found),
+    }
+}

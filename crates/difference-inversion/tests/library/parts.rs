@@ -1,0 +1,359 @@
+//! Parts that are given besides a model: words learned by other programs, another autoencoder, layers of CLIP that
+//! are skipped; against diffusers.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Device, FloatDType, Tensor};
+use difference_inversion::Error;
+use difference_inversion::diffusion::draw::InitNoise;
+use difference_inversion::diffusion::frozen::{ModelPaths, Models};
+use difference_inversion::diffusion::model_files::embedding::EmbeddingFile;
+use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
+use difference_inversion::diffusion::words::FullPrompt;
+use difference_inversion::image::load_image;
+use difference_inversion::method::analogy;
+use difference_inversion::method::difference::DifferenceTokens;
+use difference_inversion::method::generate::{self, Inputs};
+use difference_inversion::method::learn::Records;
+use difference_inversion::util::arrays::{Array, Arrays};
+
+use crate::tiny::{
+    copy, example_in, golden, models_in, relative_error, request, short_analogy, silent,
+};
+
+/// The prompt of `training/reference/make_golden_parts.py`.
+const PROMPT: &str = "a <toy> by <vec.v2>!";
+
+fn open(folder: &Path, options: FileOptions) -> Result<Models, Error> {
+    let paths = ModelPaths {
+        model: folder.to_owned(),
+        options,
+        ..ModelPaths::default()
+    };
+    Models::open(&paths, &Device::flex(), FloatDType::F32)
+}
+
+fn word(name: &str, path: impl Into<PathBuf>) -> EmbeddingFile {
+    EmbeddingFile {
+        name: Some(name.to_owned()),
+        path: path.into(),
+    }
+}
+
+fn with_words(folder: &str, embeddings: Vec<EmbeddingFile>) -> Result<Models, Error> {
+    let options = FileOptions {
+        embeddings,
+        ..FileOptions::default()
+    };
+    open(&golden(folder), options)
+}
+
+fn part(name: &str) -> PathBuf {
+    golden("parts").join(format!("{name}.safetensors"))
+}
+
+#[track_caller]
+fn check_picture(what: &str, models: &Models, name: &str, expected: &str) {
+    let mut request = request(4, 5.0);
+    request.negative_prompt = "red".to_owned();
+    request.scheduler = Some("ddim".to_owned());
+    let latents = golden("lora").join(format!("{name}_latents.safetensors"));
+    let inputs = Inputs {
+        init: Some(InitNoise::read(&latents, &Device::flex()).unwrap()),
+        ..Inputs::default()
+    };
+    let drawn = generate::generate(models, &request, inputs, &mut silent).unwrap();
+    let expected = load_image(&golden("parts").join(format!("{expected}.png"))).unwrap();
+    let pairs = drawn.as_raw().iter().zip(expected.as_raw());
+    let furthest = pairs.map(|(x, y)| x.abs_diff(*y)).max().unwrap();
+    println!("{what}: {furthest}/255");
+    assert!(furthest <= 1, "{what}: {furthest}/255");
+}
+
+#[track_caller]
+fn check_states(what: &str, models: &Models, expected: &str) {
+    let pipeline = models.pipeline();
+    let words = pipeline.read(&pipeline.prompt(PROMPT).unwrap(), 0).unwrap();
+    assert_eq!(words.notice(), None);
+    let conditions = pipeline
+        .encode_prompts(&[FullPrompt::plain(&words)])
+        .unwrap();
+    let expected = Arrays::read(&part(expected)).unwrap();
+    let state: Tensor<3> = expected.tensor("context", &Device::flex()).unwrap();
+    let error = relative_error(conditions.context, state);
+    println!("{what}: relative error {error:.1e}");
+    assert!(error <= 1e-4, "{what}: relative error {error:.1e}");
+    if let Some(pooled) = conditions.pooled {
+        let error = relative_error(pooled, expected.tensor("pooled", &Device::flex()).unwrap());
+        assert!(
+            error <= 1e-4,
+            "{what}: relative error of the pooled prompt {error:.1e}"
+        );
+    }
+}
+
+#[test]
+fn learned_words_are_read_as_diffusers_reads_them() {
+    for layout in ["diffusers", "a1111", "kohya", "comfyui"] {
+        let words = vec![word("toy", part(layout)), word("Vec.v2", part("three"))];
+        let models = with_words("pipeline", words).unwrap();
+        check_states(layout, &models, "sd1_states");
+        let pipeline = models.pipeline();
+        assert_eq!(
+            pipeline.unknown_words("a <toy>, <TOY> and <cat>"),
+            ["<cat>"]
+        );
+        // One that stands for three tokens.
+        assert_eq!(pipeline.prompt("<VEC.v2>").unwrap().ids(0).len(), 3);
+    }
+    // SDXL's has vectors for both text encoders; of another, one of them reads the name.
+    let words = vec![word("toy", part("xl")), word("Vec.v2", part("three"))];
+    check_states("sdxl", &with_words("sdxl", words).unwrap(), "sdxl_states");
+}
+
+/// A difference that is learned while words are given does not belong to them, and the joint space knows them.
+#[test]
+fn learned_words_are_not_part_of_the_base() {
+    let models = with_words("sdxl", vec![word("toy", part("xl"))]).unwrap();
+    assert_eq!(
+        models.pipeline().base(),
+        models_in(&golden("sdxl")).pipeline().base()
+    );
+    let mut example = example_in("sdxl");
+    example.caption_a = Some("a <toy>".to_owned());
+    let config = short_analogy();
+    let learn = |example| {
+        let records = Records::default();
+        analogy::learn(&models, &[example], &config, &records, &mut silent).unwrap()
+    };
+    let with_word = learn(example.clone());
+    example.caption_a = Some("a house".to_owned());
+    assert_ne!(with_word.history, learn(example).history);
+    with_word
+        .tokens
+        .check_base(&models_in(&golden("sdxl")).pipeline().base())
+        .unwrap();
+
+    // What `dinv learn` writes is such a word, too.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("night.safetensors");
+    with_word.tokens.save(&path).unwrap();
+    let night = EmbeddingFile { name: None, path };
+    let models = with_words("sdxl", vec![night]).unwrap();
+    assert_eq!(
+        models.pipeline().prompt("a <night>").unwrap().ids(1).len(),
+        3
+    );
+}
+
+#[test]
+fn words_that_do_not_fit_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.safetensors");
+    let message =
+        |words: Vec<EmbeddingFile>| with_words("pipeline", words).unwrap_err().to_string();
+    for (tensors, expected) in [
+        (
+            vec![("emb_params", vec![2, 768])],
+            "it was made for Stable Diffusion 1",
+        ),
+        (
+            vec![("<x>", vec![1024])],
+            "it was made for Stable Diffusion 2",
+        ),
+        (
+            vec![("clip_g", vec![1, 16]), ("clip_l", vec![1, 16])],
+            "it was made for Stable Diffusion XL",
+        ),
+        (
+            vec![("a", vec![16]), ("b", vec![16])],
+            "more than one word in it, such as `b`",
+        ),
+        (vec![("w", vec![16, 3, 3])], "it is no textual inversion"),
+        (vec![("w", vec![0, 16])], "it is no textual inversion"),
+        (vec![], "no tensors in it"),
+    ] {
+        let file = tensors
+            .into_iter()
+            .fold(Arrays::default(), |file, (key, shape)| {
+                let count = shape.iter().product();
+                file.with(key, Array::floats(shape, vec![0.5; count]))
+            });
+        file.write(&path).unwrap();
+        let found = message(vec![word("x", &path)]);
+        assert!(
+            found.contains(expected) && found.contains("x.safetensors"),
+            "{found}"
+        );
+    }
+    let infinite = Arrays::default().with("x", Array::floats([16], vec![f32::INFINITY; 16]));
+    infinite.write(&path).unwrap();
+    assert!(message(vec![word("x", &path)]).contains("not finite"));
+    let pickled = folder.path().join("x.pt");
+    std::fs::write(&pickled, "PK").unwrap();
+    let found = message(vec![word("x", &pickled)]);
+    assert!(
+        found.contains("a pickled file is not read") && found.contains("string_to_param"),
+        "{found}"
+    );
+    for (name, expected) in [("a b", "found `a b`"), ("", "found ``")] {
+        let found = message(vec![word(name, part("kohya"))]);
+        assert!(
+            found.contains("letters, digits") && found.contains(expected),
+            "{found}"
+        );
+    }
+    let found = message(vec![word("x", part("kohya")), word("X", part("three"))]);
+    assert!(
+        found.contains("NAME=FILE gives it another name, found `<X>`"),
+        "{found}"
+    );
+}
+
+#[test]
+fn layers_of_clip_are_skipped_as_diffusers_does() {
+    for (name, folder) in [("sd1", "pipeline"), ("sdxl", "sdxl")] {
+        let skipping = |clip_skip| {
+            let options = FileOptions {
+                clip_skip,
+                ..FileOptions::default()
+            };
+            open(&golden(folder), options)
+        };
+        let models = skipping(1).unwrap();
+        let expected = format!("{name}_skipped");
+        check_picture(&expected, &models, name, &expected);
+        let message = skipping(2).unwrap_err().to_string();
+        assert!(
+            message.contains("`clip_skip`: expected less than 2, the layers of the text encoder"),
+            "{message}"
+        );
+        // A difference is applied as it was learned.
+        let base = |clip_skip| skipping(clip_skip).unwrap().pipeline().base();
+        let tokens = DifferenceTokens::zeros(1, &base(1), &Device::flex());
+        tokens.check_base(&base(1)).unwrap();
+        let message = tokens.check_base(&base(0)).unwrap_err().to_string();
+        assert!(
+            message.contains("learned with `--clip-skip 1`: give the same"),
+            "{message}"
+        );
+    }
+    let options = FileOptions {
+        clip_skip: 1,
+        ..FileOptions::default()
+    };
+    let message = open(&golden("flux"), options).unwrap_err().to_string();
+    assert!(
+        message.contains("a FluxPipeline reads no hidden states of CLIP"),
+        "{message}"
+    );
+}
+
+#[test]
+fn another_autoencoder_takes_the_place_of_the_models_own() {
+    let with = |folder: &str, vae: PathBuf| {
+        let options = FileOptions {
+            vae: Some(vae),
+            ..FileOptions::default()
+        };
+        open(&golden(folder), options)
+    };
+    let weights = golden("parts/vae/diffusion_pytorch_model.safetensors");
+    for vae in [golden("parts/vae"), weights, part("vae_original")] {
+        let models = with("pipeline", vae.clone()).unwrap();
+        check_picture(&vae.display().to_string(), &models, "sd1", "sd1_other_vae");
+    }
+    // A whole model's folder or file stands for its autoencoder.
+    with("pipeline", golden("learning")).unwrap();
+    let message = |vae: PathBuf| with("pipeline", vae).unwrap_err().to_string();
+    let found = message(golden("flux"));
+    assert!(
+        found.contains("`vae`: expected an autoencoder of 4 latent channels"),
+        "{found}"
+    );
+    let found = message(golden("pipeline/unet"));
+    assert!(
+        found.contains("`_class_name`") && found.contains("UNet2DConditionModel"),
+        "{found}"
+    );
+    let found = message(part("xl"));
+    assert!(found.contains("not an AutoencoderKL"), "{found}");
+    let found = message(golden("parts/absent"));
+    assert!(found.contains("absent"), "{found}");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("taesd.safetensors");
+    let layer = Array::floats([4], vec![0.5; 4]);
+    Arrays::default()
+        .with("decoder.layers.1.bias", layer)
+        .write(&path)
+        .unwrap();
+    let found = message(path);
+    assert!(
+        found.contains("TAESD and other tiny ones are not supported"),
+        "{found}"
+    );
+}
+
+/// Tensors of other things in the folder of a network are left out with a note.
+#[test]
+fn strays_in_the_folder_of_a_network_are_left_out() {
+    let model = copy("pipeline");
+    let path = model
+        .path()
+        .join("unet/diffusion_pytorch_model.safetensors");
+    let plain = Arrays::read(&path).unwrap();
+    let write = |keys: &[&str]| {
+        let file = keys.iter().fold(plain.clone(), |file, key| {
+            file.with(*key, Array::floats([2], vec![0.5; 2]))
+        });
+        file.write(&path).unwrap();
+    };
+    let open = || {
+        let files = ModelFiles::open(model.path(), &FileOptions::default())?;
+        let notices = files.notices().to_vec();
+        crate::tiny::opened(model.path()).map(|_| notices)
+    };
+    let layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1";
+    write(&[
+        "control_model.x",
+        "lora_unet_x.alpha",
+        "safety_checker.y",
+        &format!("{layer}.processor.to_q_lora.up.weight"),
+    ]);
+    let notices = open().unwrap();
+    assert_eq!(notices.len(), 1);
+    assert!(
+        notices[0]
+            .contains("unet: 4 tensors are not of the network and are left out: control_model.x"),
+        "{notices:?}"
+    );
+    write(&[]);
+    assert_eq!(open().unwrap(), [""; 0]);
+    // What could be of the network is none.
+    write(&["down_blocks.9.x"]);
+    assert!(
+        open()
+            .unwrap_err()
+            .to_string()
+            .contains("are not used by the model")
+    );
+    write(&[&format!("{layer}.to_q.base_layer.weight")]);
+    let message = open().unwrap_err().to_string();
+    assert!(
+        message.contains("an adapter of PEFT that is not merged"),
+        "{message}"
+    );
+    let averaged = Arrays::default().with("model_ema.x", Array::floats([2], vec![0.5; 2]));
+    averaged.write(&path).unwrap();
+    let message = open().unwrap_err().to_string();
+    assert!(message.contains("averaged weights (EMA)"), "{message}");
+    let single = model.path().join("ema.safetensors");
+    averaged.write(&single).unwrap();
+    let message = ModelFiles::open(&single, &FileOptions::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("a checkpoint of averaged weights (EMA) only"),
+        "{message}"
+    );
+}
