@@ -116,7 +116,7 @@ macro_rules! about {
         "DDIM: fixed-point iterations per inversion step"
     };
     (sdedit_strength) => {
-        "SDEdit: how far B is noised"
+        "SDEdit: how much noise is added to B"
     };
     (eta) => {
         "Edit-friendly: randomness of the sampling steps: 0 is DDIM (for a flow, Euler: FlowEdit), 1 is DDPM"

@@ -30,7 +30,7 @@ use super::{change, checkpoint, demo_world, fitting, locate};
 const B_PRIME: &str = "b_prime.png";
 const SHEET: &str = "sheet.png";
 const LOSS: &str = "loss.png";
-const DIFFERENCE: &str = "difference.safetensors";
+pub(crate) const DIFFERENCE: &str = "difference.safetensors";
 const RUN: &str = "run.json";
 const FILES: [&str; 5] = [B_PRIME, SHEET, LOSS, DIFFERENCE, RUN];
 
@@ -113,6 +113,9 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
+    if args.b.is_none() && !models.is_demo() {
+        watcher.notice("no pictures are given: the demo's example is used");
+    }
     let mut fetcher = Fetcher::new(&mut watcher, args.general.yes)?;
     let captions = args.pairs.have_captions() && args.caption_b.is_some();
     let needs = |config: &AnalogyConfig| Needs::of_learning(captions, config);
@@ -125,6 +128,7 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     let paths = fetcher.paths(&models, model, needs)?;
     watcher.notices(unknown_words);
     watcher.notices(settings.without_effect(config.unread()));
+    watcher.notices(change::of_strength(config.generate.strength));
     let mut recipe = Recipe::new("analogy", &models, &paths, &groups(config))?;
     if !args.no_memory_check {
         models.check_memory(&paths, &config.learn, examples.len(), needs.captioner)?;
@@ -227,6 +231,14 @@ impl AnalogyArgs {
                 return Err(Failure::usage("`--b` needs `--a` and `--a-prime`").into());
             }
             self.pairs.check()?;
+            if b.is_dir() {
+                let message = format!("{}: a folder, expected a picture", b.display());
+                let hint = format!(
+                    "for a folder, `dinv learn` the difference once, then `dinv apply FILE --b {} -o DIR`",
+                    b.display()
+                );
+                return Err(Failure::new(message).hint(hint).into());
+            }
             return Ok(b.clone());
         }
         if !self.pairs.a.is_empty() || !self.pairs.a_prime.is_empty() {

@@ -15,6 +15,8 @@ use difference_inversion::method::prompt::PromptConfig;
 use difference_inversion::models::denoiser::Memory;
 use serde_json::{Map, Value, json};
 
+use super::analogy::DIFFERENCE;
+use super::change;
 use super::demo_world;
 use super::fetch::{Fetcher, Needs};
 use super::fitting::{self, Measured};
@@ -89,6 +91,7 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     let settings = args.settings()?;
     let models: ModelSettings = settings.resolve()?;
     let device = models.device()?;
+    refuse_folder(&difference)?;
     let tokens = DifferenceTokens::load(&difference, &device)?;
     let (mut output, left_out) = args.outputs(&difference, &jobs)?;
     jobs.retain(|job| !left_out.contains(&job.name));
@@ -122,6 +125,7 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     watcher.notices(unknown_words);
     let unread = [config.prompt.unread(), config.generate.unread()].concat();
     watcher.notices(settings.without_effect(unread));
+    watcher.notices(change::of_strength(config.generate.strength));
     let mut recipe = Recipe::new(
         "apply",
         &models,
@@ -146,10 +150,7 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     let given = args.caption_b.iter().map(String::as_str);
     watcher.notices(learned_words::unknown(models.pipeline(), given));
     analogy::check_apply(&models, &tokens, &config)?;
-    if let Some(first) = read.first() {
-        let seen = [(first.path, &first.read()?)];
-        watcher.notices(demo_world::of_pictures(&chosen, models.pipeline(), seen)?);
-    }
+    watcher.notices(demo_world::of_first(&chosen, models.pipeline(), &read)?);
     watcher.notices(fitting::of_pictures(&sizes, models.pipeline().resolution()));
     if memory == Memory::Low {
         // The captioner is closed while a picture is made: all captions first, or it is opened for each.
@@ -185,6 +186,21 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
         results.push(json!({ "b": b, "b_prime": text_of(&path) }));
     }
     args.finish(watcher, &results)
+}
+
+/// Refuses a folder in place of a difference, and names the difference in it.
+fn refuse_folder(difference: &Path) -> anyhow::Result<()> {
+    if !difference.is_dir() {
+        return Ok(());
+    }
+    let message = format!("{}: a folder, expected a difference", difference.display());
+    let inside = difference.join(DIFFERENCE);
+    let failure = Failure::new(message);
+    Err(match inside.is_file() {
+        true => failure.hint(format!("did you mean {}?", inside.display())),
+        false => failure,
+    }
+    .into())
 }
 
 impl Job<'_> {

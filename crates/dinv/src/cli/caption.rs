@@ -47,10 +47,7 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
     let paths = fetcher.paths(&models, model, needs)?;
     let chosen = models;
     let models = chosen.open(&paths, &mut watcher)?;
-    if let Some(first) = pictures.first() {
-        let seen = [(first.path, &first.read()?)];
-        watcher.notices(demo_world::of_pictures(&chosen, models.pipeline(), seen)?);
-    }
+    watcher.notices(demo_world::of_first(&chosen, models.pipeline(), &pictures)?);
     let mut captions = Vec::new();
     let mut stopped = Ok(());
     for (done, picture) in pictures.iter().enumerate() {

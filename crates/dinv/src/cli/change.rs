@@ -10,6 +10,21 @@ const VISIBLE: u8 = 24;
 /// that does nothing changes none.
 const LITTLE: f64 = 0.003;
 
+/// Beyond this strength, other things than the difference begin to change (docs/concept/strength.md).
+const STRONGEST: f64 = 1.5;
+
+/// A note about a strength that rarely gives what was meant.
+pub(crate) fn of_strength(strength: f64) -> Option<String> {
+    let note = if strength > STRONGEST {
+        "beyond about 1.5, other things change as well"
+    } else if strength < 0.0 {
+        "a negative strength moves away from the difference; `--reverse` undoes it"
+    } else {
+        return None;
+    };
+    Some(format!("strength {strength}: {note}"))
+}
+
 /// Whether B′ differs visibly from B, which has its size.
 pub(crate) fn shows(b: &RgbImage, b_prime: &RgbImage) -> bool {
     let blocks = |picture: &RgbImage| {
@@ -35,6 +50,15 @@ mod tests {
     use image::Rgb;
 
     use super::*;
+
+    #[test]
+    fn unusual_strengths_are_noted() {
+        for usual in [0.0, 0.5, 1.0, 1.5] {
+            assert_eq!(of_strength(usual), None);
+        }
+        assert!(of_strength(2.0).unwrap().contains("other things change"));
+        assert!(of_strength(-1.0).unwrap().contains("`--reverse`"));
+    }
 
     fn scene() -> RgbImage {
         RgbImage::from_fn(128, 128, |x, y| Rgb([x as u8, y as u8, 90]))

@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::flags::ModelSettings;
+use super::pictures::Picture;
 
 /// The demo model's vocabulary, in its folder.
 const TOKENIZER: &str = "tokenizer/tokenizer.json";
@@ -60,6 +61,23 @@ pub(crate) fn of_pictures<'a>(
             if strange.len() == 1 { "is" } else { "are" },
         )
     }))
+}
+
+/// The same of the first of many pictures.
+///
+/// # Errors
+/// As [`of_pictures`], and if the picture cannot be read.
+pub(crate) fn of_first(
+    settings: &ModelSettings,
+    pipeline: &Pipeline,
+    pictures: &[Picture<'_>],
+) -> Result<Option<String>, Error> {
+    match pictures.first() {
+        Some(first) if settings.is_demo() => {
+            of_pictures(settings, pipeline, [(first.path, &first.read()?)])
+        }
+        _ => Ok(None),
+    }
 }
 
 /// The peak signal-to-noise ratio of two pictures of one size, in dB.

@@ -89,33 +89,32 @@ fn examine(models: &ModelSettings) -> Findings {
     if let Err(error) = models.device().and_then(|_| models.dtype()) {
         problems.push(error.to_string());
     }
-    let (model, components, learning) = match find(models) {
-        Ok((paths, absent)) => {
-            problems.extend(
-                absent
-                    .iter()
-                    .map(|id| format!("{id} is not downloaded; run `dinv models pull {id}`")),
-            );
-            let learning = match paths.files() {
-                Ok(files) if learns(&files) => memory::ways(&paths),
-                _ => Vec::new(),
-            };
-            (Some(paths.model.clone()), components(&paths), learning)
-        }
-        Err(error) => {
-            let hint = match terminal::hint(&error) {
-                Some(hint) => format!("{error}; {hint}"),
-                None => format!("{error:#}"),
-            };
-            // What is wrong with the device keeps the model from being looked for.
-            problems.extend(problems.is_empty().then_some(hint));
-            let learning = match models.model.as_deref().and_then(known) {
-                Some(name) => memory::ways_of_known(name),
-                None => Vec::new(),
-            };
-            (None, Vec::new(), learning)
-        }
-    };
+    let (model, components, learning) =
+        match find(models) {
+            Ok((paths, absent)) => {
+                problems.extend(absent.iter().map(|id| {
+                    format!("{id} is not downloaded; `dinv models pull {id}` downloads it")
+                }));
+                let learning = match paths.files() {
+                    Ok(files) if learns(&files) => memory::ways(&paths),
+                    _ => Vec::new(),
+                };
+                (Some(paths.model.clone()), components(&paths), learning)
+            }
+            Err(error) => {
+                let hint = match terminal::hint(&error) {
+                    Some(hint) => format!("{error}; {hint}"),
+                    None => format!("{error:#}"),
+                };
+                // What is wrong with the device keeps the model from being looked for.
+                problems.extend(problems.is_empty().then_some(hint));
+                let learning = match models.model.as_deref().and_then(known) {
+                    Some(name) => memory::ways_of_known(name),
+                    None => Vec::new(),
+                };
+                (None, Vec::new(), learning)
+            }
+        };
     let simd = vector_instructions();
     if simd.is_none() {
         problems.push(

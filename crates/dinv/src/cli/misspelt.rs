@@ -11,6 +11,13 @@ use super::terminal;
 pub(crate) fn report(error: &clap::Error, arguments: &[String]) -> ExitCode {
     // Ignored: stdout or stderr may be closed.
     let _ = error.print();
+    if error.kind() == ErrorKind::InvalidValue
+        && arguments
+            .windows(2)
+            .any(|pair| pair[0] == "--device" && pair[1] == "gpu")
+    {
+        terminal::message("\nhint: `--device auto` takes the first GPU; docs/guide/gpu.md");
+    }
     let strays = [ErrorKind::UnknownArgument, ErrorKind::InvalidSubcommand];
     if strays.contains(&error.kind())
         && let Some(command) = meant(arguments)

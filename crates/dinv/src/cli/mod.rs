@@ -161,7 +161,14 @@ fn with_default(arg: Arg, defaults: &Map<String, Value>, demo: &Map<String, Valu
     let Some(help) = arg.get_help().map(ToString::to_string) else {
         return arg;
     };
-    arg.help(format!("{help} [default: {text}]"))
+    // A text that states the built-in default itself gets the demo model's added.
+    let own = help
+        .strip_suffix(']')
+        .filter(|own| own.contains(" [default: "));
+    arg.help(match (own, text.strip_prefix("none; ")) {
+        (Some(own), Some(of_demo)) => format!("{own}; {of_demo}]"),
+        _ => format!("{help} [default: {text}]"),
+    })
 }
 
 /// A value as people type it.

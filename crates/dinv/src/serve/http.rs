@@ -148,12 +148,18 @@ async fn guard(State(app): Shared, asked: Asked, next: Next) -> Response {
     if !headers.contains_key(header::CACHE_CONTROL) {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
-    terminal::message(format_args!(
-        "{method} {} {} {} ms",
-        path.escape_debug(),
-        response.status().as_u16(),
-        started.elapsed().as_millis()
-    ));
+    // What the page reads all the time would bury the rest.
+    if method != Method::GET
+        || response.status().is_client_error()
+        || response.status().is_server_error()
+    {
+        terminal::message(format_args!(
+            "{method} {} {} {} ms",
+            path.escape_debug(),
+            response.status().as_u16(),
+            started.elapsed().as_millis()
+        ));
+    }
     response
 }
 

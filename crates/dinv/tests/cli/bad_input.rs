@@ -36,11 +36,39 @@ fn check(done: &Done, arguments: &str, code: i32, expected: &[&str]) {
 const B: &str = "--b b.png --caption-b noon";
 
 #[test]
+fn a_folder_in_place_of_a_file_gets_a_hint() {
+    let work = workplace();
+    let analogy = format!("analogy --config tiny.toml {PAIR} --b model");
+    let hint = "`dinv apply FILE --b model -o DIR`";
+    refuses(
+        work.path(),
+        &analogy,
+        1,
+        &["model: a folder, expected a picture", hint],
+    );
+    fs::create_dir(work.path().join("out")).unwrap();
+    let apply = "apply out --config tiny.toml --b b.png -o o";
+    let message = "out: a folder, expected a difference";
+    refuses(work.path(), apply, 1, &[message]);
+    fs::write(work.path().join("out/difference.safetensors"), "").unwrap();
+    let hint = "did you mean out/difference.safetensors?";
+    refuses(work.path(), apply, 1, &[message, hint]);
+}
+
+#[test]
 fn wrong_usage_exits_with_2_and_names_the_flag() {
     let work = workplace();
     let cases = [
         ("", "Usage: dinv <COMMAND>"),
         ("dream", "unrecognized subcommand 'dream'"),
+        (
+            "generate --prompt x --device gpu",
+            "hint: `--device auto` takes the first GPU",
+        ),
+        (
+            "a.png a_prime.png b.png",
+            "hint: dinv analogy --a a.png --a-prime a_prime.png --b b.png",
+        ),
         ("analogy --b b.png", "`--b` needs `--a` and `--a-prime`"),
         ("analogy --a a.png --a-prime b.png", "`--b` is missing"),
         (

@@ -58,7 +58,7 @@ fn a_difference_is_learned_on_base_applied_to_both_and_drawn_with() {
     let plain = drawn(BASE, "");
     assert_eq!(drawn(BASE, "--guidance-scale 7.5"), plain);
     assert_ne!(drawn(BASE, "--negative-prompt blue"), plain);
-    assert_ne!(drawn(BASE, "--embedding d.safetensors"), plain);
+    assert_ne!(drawn(BASE, "--difference d.safetensors"), plain);
     let distilled = drawn(DISTILLED, "");
     assert_eq!(drawn(BASE, "--guidance-scale 1"), distilled);
     assert_ne!(distilled, plain);

@@ -12,6 +12,9 @@ use super::super::watch::style;
 /// The look of the bar.
 const TEMPLATE: &str = "{prefix:>20} {wide_bar:.blue/dim} {pos}/{len} {msg}";
 
+/// More pictures than this take hours.
+const MANY: usize = 300;
+
 /// The work of one method.
 #[derive(Debug, Clone, Default)]
 struct Work {
@@ -82,6 +85,17 @@ impl RunProgress {
             ..Work::default()
         };
         self.methods.insert(method.to_owned(), work);
+    }
+
+    /// Tells the user of a long run how long it is.
+    pub(super) fn announce(&mut self) {
+        if self.total > MANY {
+            let methods = self.methods.values().filter(|work| work.left > 0).count();
+            self.notice(format!(
+                "{} pictures are to be made, by {methods} methods; `--quick` makes a few, in minutes",
+                self.total
+            ));
+        }
     }
 
     /// Reports that a method begins.

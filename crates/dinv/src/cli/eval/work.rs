@@ -89,6 +89,7 @@ pub(super) fn work(
         progress.plan(&variant.name, left.len(), variant.cost(), &seconds);
         plans.push((variant, left));
     }
+    progress.announce();
     let mut failures = Failures::default();
     for (variant, left) in plans {
         if left.is_empty() {

@@ -400,7 +400,7 @@ function modelNote() {
   if (!model) return;
   const parts = [];
   if (!model.on_disk) parts.push(model.bytes ? `Downloads ${size(model.bytes)} at first use` : "Is downloaded at first use");
-  if (model.licence) parts.push(model.licence);
+  if (model.licence) parts.push(`Licence: ${model.licence}`);
   $("model-note").textContent = parts.join(" · ");
 }
 
