@@ -20,14 +20,15 @@ pub mod unet_denoiser;
 mod unet_memory;
 
 use std::fmt::Debug;
+use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
-use crate::Result;
 use crate::models::denoiser::attention_control::AttentionControl;
 use crate::models::denoiser::conditions::Conditions;
 use crate::weights::Weights;
+use crate::{Error, Result};
 
 /// Bytes of a number, for estimates of memory: activations are f32.
 const FLOAT: usize = 4;
@@ -149,6 +150,24 @@ pub trait DenoiserConfig {
     /// # Errors
     /// [`Error::Config`](crate::Error::Config) as for [`load`](Self::load).
     fn step_bytes(&self, rows: usize, latents: [usize; 2], memory: Memory) -> Result<u64>;
+}
+
+/// Checks numbers of a configuration, each with its field, the value found, the one expected if it is known, and what
+/// that is.
+///
+/// # Errors
+/// [`Error::Config`] for the first that differs.
+pub(crate) fn check_numbers<const N: usize>(
+    path: &Path,
+    numbers: [(&str, usize, Option<usize>, &str); N],
+) -> Result<()> {
+    for (field, found, expected, what) in numbers {
+        if let Some(expected) = expected.filter(|&expected| expected != found) {
+            let expected = format!("{expected}, {what}");
+            return Err(Error::unsupported(path, field, &expected, found));
+        }
+    }
+    Ok(())
 }
 
 /// What stands around a denoiser in its pipeline.

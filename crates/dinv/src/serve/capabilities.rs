@@ -155,8 +155,9 @@ pub(crate) fn all(app: &App) -> Answer<Value> {
                     view[name] = value;
                 }
             };
+            let bytes = model.bytes_in_all();
+            add("bytes", (bytes > 0).then(|| json!(bytes)));
             add("title", model.id.map(|id| json!(id)));
-            add("bytes", on_disk.then(|| json!(model.bytes)));
             add("licence", model.licence.map(|licence| json!(licence)));
             view
         })

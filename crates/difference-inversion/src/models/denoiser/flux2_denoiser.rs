@@ -6,14 +6,14 @@ use std::sync::Arc;
 use burn::tensor::{DType, Tensor};
 use serde_json::Value;
 
+use crate::Result;
 use crate::models::denoiser::conditions::Conditions;
 use crate::models::denoiser::flux2::{Flux2Config, Flux2Transformer2DModel};
 use crate::models::denoiser::{
-    Denoiser, DenoiserConfig, FLOAT, GuidedBy, How, KERNELS, Memory, Surroundings,
+    Denoiser, DenoiserConfig, FLOAT, GuidedBy, How, KERNELS, Memory, Surroundings, check_numbers,
 };
 use crate::util::tensors::fingerprint;
 use crate::weights::{Weights, from_value};
-use crate::{Error, Result};
 
 /// The network's folder in diffusers' layout.
 pub const PART: &str = "transformer";
@@ -96,7 +96,7 @@ impl DenoiserConfig for Config {
         network.check(&self.path)?;
         let qwen = around.encoder_widths.first().map(|d| d * LAYERS.len());
         let (latents, of_latents) = (around.latent_channels, "the channels of the packed latents");
-        for (field, found, expected, what) in [
+        let numbers = [
             (
                 "in_channels",
                 network.in_channels,
@@ -115,13 +115,8 @@ impl DenoiserConfig for Config {
                 qwen,
                 "three times the width of Qwen3",
             ),
-        ] {
-            if let Some(expected) = expected.filter(|&expected| expected != found) {
-                let expected = format!("{expected}, {what}");
-                return Err(Error::unsupported(&self.path, field, &expected, found));
-            }
-        }
-        Ok(())
+        ];
+        check_numbers(&self.path, numbers)
     }
 
     fn load(&self, weights: &Weights, around: &Surroundings<'_>) -> Result<Arc<dyn Denoiser>> {

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use burn::tensor::{DType, Tensor};
 use serde_json::Value;
 
+use crate::Result;
 use crate::models::denoiser::conditions::Conditions;
 use crate::models::denoiser::flux::{FluxConfig, FluxTransformer2DModel, PATCH, Told};
 use crate::models::denoiser::{
-    Denoiser, DenoiserConfig, FLOAT, GuidedBy, How, KERNELS, Memory, Surroundings,
+    Denoiser, DenoiserConfig, FLOAT, GuidedBy, How, KERNELS, Memory, Surroundings, check_numbers,
 };
 use crate::util::tensors::fingerprint;
 use crate::weights::{Weights, from_value};
-use crate::{Error, Result};
 
 /// The network's folder in diffusers' layout.
 pub const PART: &str = "transformer";
@@ -112,7 +112,7 @@ impl DenoiserConfig for Config {
         let [clip, t5] = [0, 1].map(|number| around.encoder_widths.get(number).copied());
         let latents = around.latent_channels * PATCH * PATCH;
         let of_latents = "four times the channels of the latents";
-        for (field, found, expected, what) in [
+        let numbers = [
             (
                 "in_channels",
                 network.in_channels,
@@ -137,13 +137,8 @@ impl DenoiserConfig for Config {
                 clip,
                 "the width of CLIP",
             ),
-        ] {
-            if let Some(expected) = expected.filter(|&expected| expected != found) {
-                let expected = format!("{expected}, {what}");
-                return Err(Error::unsupported(&self.path, field, &expected, found));
-            }
-        }
-        Ok(())
+        ];
+        check_numbers(&self.path, numbers)
     }
 
     fn load(&self, weights: &Weights, _: &Surroundings<'_>) -> Result<Arc<dyn Denoiser>> {

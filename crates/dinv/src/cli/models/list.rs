@@ -38,6 +38,16 @@ pub(crate) struct Row {
     pub(crate) licence: Option<String>,
 }
 
+impl Row {
+    /// Its bytes on this machine, or about those of its download.
+    pub(crate) fn bytes_in_all(&self) -> u64 {
+        match self.state {
+            State::NotDownloaded => self.download_bytes.unwrap_or(0),
+            State::Complete | State::Incomplete => self.bytes,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum State {

@@ -391,15 +391,15 @@ const size = (bytes) => (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : `${Ma
 
 function drawModels() {
   const before = $("model").value;
-  $("model").replaceChildren(...known.capabilities.models.map(({ name, title, on_disk: here }) => make("option", { value: name, selected: name === before }, `${title ?? name}${here ? "" : " (to download)"}`)));
+  $("model").replaceChildren(...known.capabilities.models.map(({ name, on_disk: here }) => make("option", { value: name, selected: name === before }, `${name}${here ? "" : " (to download)"}`)));
   modelNote();
 }
 
 function modelNote() {
   const model = known.capabilities.models.find(({ name }) => name === $("model").value);
   if (!model) return;
-  const parts = [];
-  if (!model.on_disk) parts.push(model.bytes ? `Downloads ${size(model.bytes)} at first use` : "Is downloaded at first use");
+  const parts = model.title && model.title !== model.name ? [model.title] : [];
+  if (!model.on_disk) parts.push(model.bytes ? `Downloads about ${size(model.bytes)} at first use` : "Is downloaded at first use");
   if (model.licence) parts.push(`Licence: ${model.licence}`);
   $("model-note").textContent = parts.join(" · ");
 }
