@@ -147,7 +147,7 @@ impl Hub {
         cache::RepoCache::new(&self.cache, id).model(id, wanted.into())
     }
 
-    /// What the cache has of every model that this library could use, by name.
+    /// Every usable model in the cache, by name.
     ///
     /// # Errors
     /// [`Error::Io`] if the cache cannot be read; a cache that is not there is empty.

@@ -1,4 +1,4 @@
-//! The families of models, one row each. Whatever lists parts, names or kinds of models reads the
+//! The families of models, one row each. All code that lists parts, names or kinds of models reads the
 //! rows; adding a family is adding a row, and the file of its network.
 
 use std::path::Path;
@@ -31,7 +31,7 @@ pub struct Family {
     pub class: &'static str,
     /// Its models that are known by name.
     pub models: &'static [KnownModel],
-    /// The network that predicts what is noise.
+    /// The network that predicts the noise.
     pub denoiser: DenoiserPart,
     /// Its text encoders, in the order in which [`conditions`](Self::conditions) is given them.
     pub text_encoders: &'static [EncoderPart],
@@ -58,7 +58,7 @@ pub struct Family {
 pub struct KnownModel {
     /// What to type.
     pub name: &'static str,
-    /// What it stands for on the Hub.
+    /// Its repository on the Hub.
     pub repository: &'static str,
     /// Its licence, as its page names it.
     pub licence: &'static str,
@@ -97,7 +97,7 @@ impl DenoiserPart {
     /// The denoiser's configuration in a model.
     ///
     /// # Errors
-    /// Whatever is wrong with the file.
+    /// If the file is invalid.
     pub fn config(&self, files: &ModelFiles) -> Result<Box<dyn DenoiserConfig>> {
         (self.open)(files.config(self.part)?, &files.config_path(self.part))
     }
@@ -137,7 +137,7 @@ pub enum Beside {
     Nothing,
     /// A picture that is changed, by which guidance has a scale of its own.
     Picture,
-    /// A picture, and a mask of what is drawn again.
+    /// A picture, and a mask of the area to redraw.
     PictureAndMask,
 }
 
@@ -293,7 +293,7 @@ pub static STABLE_DIFFUSION_3: Family = Family {
     unread_mark: Some("joint_blocks.0.context_block.adaLN_modulation.1.bias"),
 };
 
-/// FLUX.1: `dev`, which is told a guidance scale, and `schnell`, which draws in four steps.
+/// FLUX.1: `dev`, which reads a guidance scale, and `schnell`, which draws in four steps.
 pub static FLUX: Family = Family {
     class: "FluxPipeline",
     models: &[
@@ -649,7 +649,7 @@ impl Family {
 }
 
 impl AutoencoderPart {
-    /// What it is computed in, where the other networks are computed in `dtype`.
+    /// Its number format, where the other networks are computed in `dtype`.
     pub(crate) fn dtype(&self, config: &AutoencoderKLConfig, dtype: FloatDType) -> FloatDType {
         match self.upcast && config.force_upcast.unwrap_or(false) {
             true => FloatDType::F32,

@@ -110,7 +110,7 @@ impl Models {
     /// for.
     ///
     /// # Errors
-    /// Whatever is wrong with the pipeline's files, naming the file.
+    /// If a file of the pipeline is invalid; the error names it.
     pub fn open(paths: &ModelPaths, device: &Device, dtype: FloatDType) -> Result<Self> {
         let files = paths.files()?;
         Ok(Self {
@@ -131,7 +131,7 @@ impl Models {
         &self.pipeline
     }
 
-    /// What to tell the user about how the model's files were understood.
+    /// Notes for the user about how the model's files were understood.
     pub fn notices(&self) -> &[String] {
         &self.notices
     }

@@ -22,7 +22,7 @@ use crate::{Error, Result};
 pub struct Guide {
     first: Conditions,
     further: Vec<(Conditions, f64)>,
-    /// What a network that embeds it is told in every branch.
+    /// The scale that a network with embedded guidance reads in every branch.
     embedded: f64,
     control: Option<Arc<dyn AttentionControl>>,
 }

@@ -38,7 +38,7 @@ impl LearningMemory {
     /// the weights that are open at the same time, and the activations of a step.
     ///
     /// # Errors
-    /// Whatever is wrong with a file, naming it; [`Error::Missing`](crate::Error::Missing) if the size of the pictures is
+    /// If a file is invalid (the error names it); [`Error::Missing`](crate::Error::Missing) if the size of the pictures is
     /// not known.
     pub fn peak(&self, paths: &ModelPaths) -> Result<u64> {
         let files = paths.files()?;
@@ -155,7 +155,7 @@ impl LearningMemory {
         Some(self.total(weights, viewers, step))
     }
 
-    /// What is held at once: weights, what looks at pictures, and a step.
+    /// The memory in use at once: weights, image networks, and a step.
     fn total(&self, weights: u64, viewers: u64, step: u64) -> u64 {
         PROGRAM
             + weights

@@ -1,4 +1,4 @@
-//! The files of one diffusion model, in whatever layout: a diffusers folder, or one file in the
+//! The files of one diffusion model, in any layout: a diffusers folder, or one file in the
 //! layout of the original code.
 
 pub mod embedding;
@@ -41,7 +41,7 @@ pub const SCHEDULER: &str = "scheduler";
 
 /// The class of autoencoders that are read.
 const AUTOENCODER: &str = "AutoencoderKL";
-/// Its tensor that tells how many latent channels it has.
+/// The tensor that shows the number of latent channels.
 const LATENTS_IN: &str = "decoder.conv_in.weight";
 
 /// The folder of a text encoder's vocabulary in diffusers' layout.
@@ -58,7 +58,7 @@ pub struct FileOptions {
     /// file what its metadata say, else the family's. A single file with a tensor `v_pred` is not asked.
     pub prediction_type: Option<PredictionType>,
     /// Whether the noise schedule is rescaled so that it ends in pure noise, and visited from there
-    /// (`rescale_betas_zero_snr`, trailing), whatever the model says.
+    /// (`rescale_betas_zero_snr`, trailing), regardless of the model.
     pub zero_snr: bool,
     /// Which timesteps are visited; by default those that the scheduler's configuration says.
     pub timestep_spacing: Option<TimestepSpacing>,
@@ -69,7 +69,7 @@ pub struct FileOptions {
     /// Height and width of the pictures; by default those the U-Net was trained on.
     pub resolution: Option<[u32; 2]>,
     /// A folder with another U-Net, in diffusers' layout, which takes the place of the model's own.
-    /// Its input channels decide what it takes besides words: nothing more, a picture, or a picture
+    /// Its input channels decide its inputs besides words: nothing more, a picture, or a picture
     /// and a mask. Or a file with the weights of a U-Net that is configured as the model's own.
     pub unet: Option<PathBuf>,
     /// Leaves T5 out, where the family can do without it.
@@ -181,7 +181,7 @@ impl ModelFiles {
         self.options.resolution
     }
 
-    /// What to tell the user about how the files were understood.
+    /// Notes for the user about how the files were understood.
     pub fn notices(&self) -> &[String] {
         &self.notices
     }

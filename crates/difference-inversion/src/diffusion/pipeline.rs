@@ -35,7 +35,7 @@ pub struct Pipeline {
     /// Height and width of its pictures.
     resolution: [u32; 2],
     device: Device,
-    /// What the networks compute in.
+    /// The number format of the computation.
     dtype: FloatDType,
     /// That of the autoencoder, which may be wider.
     vae_dtype: FloatDType,
@@ -64,7 +64,7 @@ impl Pipeline {
         }
     }
 
-    /// The network that predicts what is noise.
+    /// The network that predicts the noise.
     pub fn denoiser(&self) -> &dyn Denoiser {
         &*self.denoiser
     }
@@ -119,7 +119,7 @@ impl Pipeline {
         &self.device
     }
 
-    /// What the networks compute in.
+    /// The number format of the computation.
     pub fn dtype(&self) -> FloatDType {
         self.dtype
     }
@@ -142,7 +142,7 @@ impl Pipeline {
         encoders.try_for_each(|encoder| encoder.room(num_tokens).map(|_| ()))
     }
 
-    /// What a text has in it that is written like a learned word, `<name>`, and is none to any text encoder.
+    /// Parts of a text that are written like a learned word, `<name>`, and that no text encoder knows.
     pub fn unknown_words(&self, text: &str) -> Vec<String> {
         let is_known = |word: &str| {
             let encoders = self.text_encoders.iter();

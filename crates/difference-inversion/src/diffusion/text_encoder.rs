@@ -16,7 +16,7 @@ use crate::util::tensors::fingerprint;
 use crate::weights::{Adapters, Weights, compute_dtype};
 use crate::{Error, Result};
 
-/// What a text encoder must share with the one the tokens were learned on.
+/// The identity that a text encoder must share with the one the tokens were learned on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EncoderBase {
     /// Number of entries of the token-embedding table.
@@ -134,7 +134,7 @@ impl Frame {
         }
     }
 
-    /// The ids that have a place of their own, whatever the words.
+    /// The ids with a fixed place, regardless of the words.
     pub fn ids(&self) -> impl Iterator<Item = u32> {
         let around = self.before.iter().chain(&self.after).copied();
         around.chain(self.fill)
@@ -159,7 +159,7 @@ impl Frame {
 /// Opens a text tower of CLIP, saved on its own, with its tokenizer.
 ///
 /// # Errors
-/// Whatever is wrong with a file, naming it.
+/// If a file is invalid; the error names it.
 pub fn open_clip(
     files: &ModelFiles,
     part: &str,
@@ -175,7 +175,7 @@ pub fn open_clip(
 /// Opens T5's encoder of Stable Diffusion 3.
 ///
 /// # Errors
-/// Whatever is wrong with a file, naming it.
+/// If a file is invalid; the error names it.
 pub fn open_t5(
     files: &ModelFiles,
     part: &str,
@@ -189,7 +189,7 @@ pub fn open_t5(
 /// precision: it computes in f32 where others compute in f16.
 ///
 /// # Errors
-/// Whatever is wrong with a file, naming it.
+/// If a file is invalid; the error names it.
 pub fn open_t5_of_length(
     files: &ModelFiles,
     part: &str,
@@ -222,7 +222,7 @@ const QWEN3_TEMPLATE: [&str; 2] = [
 /// in f32 where others compute in f16.
 ///
 /// # Errors
-/// Whatever is wrong with a file, naming it.
+/// If a file is invalid; the error names it.
 pub fn open_qwen3(
     files: &ModelFiles,
     part: &str,
@@ -355,7 +355,7 @@ impl TextEncoder {
         self.tower.layers()
     }
 
-    /// Has hidden states read from so many layers earlier.
+    /// Has hidden states read this many layers earlier.
     pub(crate) fn set_clip_skip(&mut self, layers: usize) {
         if layers < self.layers() {
             self.base.clip_skip = layers;
@@ -424,7 +424,7 @@ impl TextEncoder {
         self.frame.room()
     }
 
-    /// How many ids of words a prompt has room for beside `num_tokens` difference tokens.
+    /// How many ids of words fit into a prompt next to `num_tokens` difference tokens.
     ///
     /// # Errors
     /// [`Error::Setting`] if not even the difference tokens have room.

@@ -29,7 +29,7 @@ const NAMED: [(&str, usize, usize); 3] =
 /// tensors.
 ///
 /// # Errors
-/// Whatever is wrong with a file, naming it; [`Error::Setting`] for a name that is taken or cannot stand in a prompt.
+/// If a file is invalid (the error names it); [`Error::Setting`] for a name that is taken or cannot stand in a prompt.
 pub(crate) fn add_all(
     files: &[EmbeddingFile],
     parts: &[&EncoderPart],

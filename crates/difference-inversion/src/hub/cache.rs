@@ -14,7 +14,7 @@ use std::path::{Component, Path, PathBuf};
 use crate::hub::{ModelId, Wanted, plan};
 use crate::{Error, Result};
 
-/// What a repository's folder begins with.
+/// Prefix of a repository's folder.
 const MODELS: &str = "models--";
 const SNAPSHOTS: &str = "snapshots";
 
@@ -29,7 +29,7 @@ pub struct CachedModel {
     pub commit: String,
     /// Bytes of the files in the snapshot.
     pub bytes: u64,
-    /// What it lacks, by path; empty if it is complete.
+    /// The missing files, by path; empty if it is complete.
     pub missing: Vec<String>,
 }
 

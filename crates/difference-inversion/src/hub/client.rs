@@ -39,7 +39,7 @@ pub(super) struct Listing {
 pub(super) struct RemoteFile {
     pub(super) path: String,
     pub(super) size: Option<u64>,
-    /// What it is called in the cache.
+    /// Its name in the cache.
     pub(super) blob: Option<String>,
 }
 
@@ -297,7 +297,7 @@ fn parse(url: &str) -> Result<Uri> {
         .ok_or_else(|| HubProblem::protocol(format!("`{url}` is no address")))
 }
 
-/// Scheme, host and port: what a token is for.
+/// Scheme, host and port: the scope of a token.
 fn origin(uri: &Uri) -> (Option<&str>, Option<String>, Option<u16>) {
     let default = uri.scheme_str().map(|scheme| match scheme {
         "http" => 80,
@@ -324,7 +324,7 @@ fn encode(text: &str, keep_slashes: bool) -> String {
     encoded
 }
 
-/// What a broken connection says, in its own words.
+/// The message of a broken connection.
 pub(super) fn reason(error: &io::Error) -> String {
     match error.get_ref().and_then(|inner| inner.downcast_ref()) {
         Some(ureq::Error::Timeout(_)) => "no data in time".to_owned(),

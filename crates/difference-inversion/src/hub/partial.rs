@@ -38,7 +38,7 @@ impl Partial {
         self.len
     }
 
-    /// Adds bytes. What a full disk took only in part is taken back.
+    /// Appends bytes. A partial write on a full disk is undone.
     pub(super) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         if let Err(error) = self.file.write_all(bytes) {
             self.file.set_len(self.len)?;

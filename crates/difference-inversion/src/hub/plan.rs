@@ -13,7 +13,7 @@ use crate::diffusion::model_files::{SCHEDULER, tokenizer_of};
 use crate::hub::Wanted;
 use crate::weights::{STEMS, shards_come_first, suffixes};
 
-/// What a folder of a model holds.
+/// The contents of a model's folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Part {
     /// One network: `config.json` and weights.

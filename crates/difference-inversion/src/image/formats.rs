@@ -1,4 +1,4 @@
-//! What a file is that is no picture, or one of a format that is not read.
+//! Recognises files that are not pictures, or pictures in unsupported formats.
 
 use crate::util::foreign::lfs_pointer;
 

@@ -21,7 +21,7 @@ const DARK: u8 = 64;
 enum Reading {
     /// White, or at least half as bright.
     Bright,
-    /// What was painted, on nothing.
+    /// Paint on transparency.
     Painted,
     /// White, on black or nothing.
     BrightAndOpaque,

@@ -22,7 +22,7 @@ const PNG_XMP: &[u8] = b"XML:com.adobe.xmp";
 /// More than this is no metadata.
 const MOST: usize = 1 << 24;
 
-/// What a file says besides its pixels.
+/// The statements of a file besides its pixels.
 #[derive(Debug, Default)]
 struct Metadata {
     exif: Option<Vec<u8>>,

@@ -27,7 +27,7 @@ pub enum DeltaMode {
 pub struct Delta {
     /// Unit-norm direction in the joint space.
     pub direction: Vec<f32>,
-    /// What it was made from, which is less than asked for if the captions are equal.
+    /// Its sources, fewer than requested if the captions are equal.
     pub mode: DeltaMode,
 }
 

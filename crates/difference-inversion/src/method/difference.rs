@@ -84,7 +84,7 @@ impl DifferenceTokens {
         self.embeddings
     }
 
-    /// What the tokens belong to.
+    /// The text encoder and family of the tokens.
     pub fn base(&self) -> &Base {
         &self.base
     }
@@ -99,7 +99,7 @@ impl DifferenceTokens {
         self.embeddings.first().map_or(0, |e| e.dims()[0])
     }
 
-    /// SHA-256 of the embeddings, by which two differences are told apart.
+    /// SHA-256 of the embeddings; it distinguishes differences.
     pub fn fingerprint(&self) -> String {
         let numbers = self
             .embeddings

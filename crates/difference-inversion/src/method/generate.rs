@@ -10,7 +10,7 @@ use crate::diffusion::words::FullPrompt;
 use crate::method::difference::DifferenceTokens;
 use crate::util::progress::{self, Observer};
 
-/// What a picture is drawn from besides the words; nothing of it by default.
+/// The inputs of a picture besides the words; none by default.
 #[derive(Debug, Clone, Default)]
 pub struct Inputs<'a> {
     /// Difference tokens that follow the prompt.

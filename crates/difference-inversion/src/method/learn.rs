@@ -48,7 +48,7 @@ pub struct Pair {
     pub deltas: Vec<Vec<f32>>,
 }
 
-/// What the optimisation found.
+/// The result of the optimisation.
 #[derive(Debug, Clone)]
 pub struct Outcome {
     /// The best tokens on the fixed set, or the last if nothing is selected.

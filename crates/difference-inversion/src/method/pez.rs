@@ -13,7 +13,7 @@ use crate::util::random::{Purpose, rng};
 use crate::util::tensors::{cosine, host};
 use crate::{Error, Result};
 
-/// The words that, behind `prefix`, bring the prompt nearest to a picture in the joint space.
+/// The words that, after `prefix`, make the prompt closest to a picture in the joint space.
 ///
 /// A soft prompt of `pez_tokens` embeddings is optimised by AdamW. At each step it is projected to
 /// the nearest entries of the vocabulary (by cosine); the loss `1 − cos(E_I(image), E_T(prompt))`

@@ -169,7 +169,7 @@ impl GroupNorm {
         })
     }
 
-    /// Statistics are taken in f32 whatever the type of `x`: the squares of half-precision
+    /// Statistics are taken in f32 regardless of the type of `x`: the squares of half-precision
     /// activations overflow.
     ///
     /// # Shapes

@@ -36,7 +36,7 @@ pub enum Activation {
 const QUICK_GELU: f32 = 1.702;
 
 impl Activation {
-    /// Applies the non-linearity to every element, in f32 whatever the type of `x`: the gradient of
+    /// Applies the non-linearity to every element, in f32 regardless of the type of `x`: the gradient of
     /// GELU has powers that overflow in half precision.
     pub fn forward<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         if kernels::available(&x) {
@@ -193,7 +193,7 @@ impl LayerNorm {
         share(&mut self.weight, &other.weight) + share(&mut self.bias, &other.bias)
     }
 
-    /// In f32 whatever the type of `x`, as [`GroupNorm`](super::feature_map::GroupNorm) is: squares
+    /// In f32 regardless of the type of `x`, as [`GroupNorm`](super::feature_map::GroupNorm) is: squares
     /// overflow in half precision.
     ///
     /// # Shapes
@@ -229,7 +229,7 @@ impl RmsNorm {
         })
     }
 
-    /// In f32 whatever the type of `x`, as [`LayerNorm::forward`].
+    /// In f32 regardless of the type of `x`, as [`LayerNorm::forward`].
     ///
     /// # Shapes
     /// `[..., d]` to `[..., d]`.

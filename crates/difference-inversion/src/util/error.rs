@@ -43,9 +43,9 @@ pub enum Error {
     Setting {
         /// The setting's name.
         name: &'static str,
-        /// What it may be.
+        /// The allowed values.
         expected: String,
-        /// What it is.
+        /// The actual value.
         found: String,
     },
     /// A field of a configuration file has a value for which there is no implementation.
@@ -115,7 +115,7 @@ pub enum Error {
         /// The last checkpoint written before it.
         checkpoint: Option<PathBuf>,
     },
-    /// A file or folder was read, but its contents are not what they should be.
+    /// A file or folder was read, but its contents are invalid.
     #[error("{}: {reason}", path.display())]
     InvalidFile {
         /// The file or folder.
@@ -141,7 +141,7 @@ pub enum Error {
         path: PathBuf,
         /// The full key of the tensor.
         name: String,
-        /// What the model needs.
+        /// What the model requires.
         expected: String,
         /// What the file holds.
         found: String,

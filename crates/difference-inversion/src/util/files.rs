@@ -1,7 +1,7 @@
 //! Writing files so that a failure never leaves half of one, and nothing is replaced that was not to be.
 //!
-//! What is not finished lies in hidden files and folders whose names begin with `.dinv-`. Whoever writes one holds
-//! a lock on it, which ends with the process, however that ends: [`sweep`] removes those that nobody holds.
+//! Unfinished files are kept in hidden files and folders whose names begin with `.dinv-`. Whoever writes one holds
+//! a lock on it, which ends with the process. [`sweep`] removes those that no process holds.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Write};

@@ -202,7 +202,7 @@ fn in_seconds(seconds: Option<u64>) -> String {
     seconds.map_or_else(String::new, |seconds| format!(", for {seconds} s"))
 }
 
-/// Where copies of repositories are that were taken from the Hub, by what the names begin with.
+/// Today's homes of repositories that were removed from the Hub, by prefixes of their old names.
 const MOVED: [(&str, &str); 2] = [
     (
         "runwayml/stable-diffusion-",

@@ -1,4 +1,4 @@
-//! What the library reports to its caller while it works, and how the caller stops it.
+//! Progress reports to the caller, and how the caller stops the work.
 
 use std::fmt;
 use std::ops::ControlFlow;

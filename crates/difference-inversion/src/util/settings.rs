@@ -234,7 +234,7 @@ impl Checks {
 pub struct Unread {
     /// Its name.
     pub setting: &'static str,
-    /// What it needs to have an effect.
+    /// What the setting depends on to have an effect.
     pub needs: &'static str,
 }
 

@@ -28,7 +28,7 @@ pub(crate) struct LowRank {
 }
 
 impl LowRank {
-    /// What is added, [rows, columns], f32 on the CPU.
+    /// The change, [rows, columns], f32 on the CPU.
     fn change(&self) -> Result<Tensor<2>> {
         let up = matrix(&self.file, &self.up)?.slice([self.rows.clone()]); // [rows, rank]
         let down = matrix(&self.file, &self.down)?; // [rank, columns]

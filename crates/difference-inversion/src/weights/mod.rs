@@ -44,7 +44,7 @@ struct Store {
     files: Vec<Arc<TensorFile>>,
     /// Where every tensor is.
     index: BTreeMap<String, Placement>,
-    /// What is added to tensors.
+    /// Changes that are added to tensors.
     changes: Changes,
     used: Mutex<BTreeSet<String>>,
     device: Device,

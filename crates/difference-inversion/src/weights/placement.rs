@@ -1,4 +1,4 @@
-//! Where a tensor of a model lies in a file, and what has to be done to it.
+//! The place of a model's tensor in a file, and its conversion.
 
 use crate::Result;
 use crate::weights::file::TensorFile;
@@ -29,7 +29,7 @@ pub(crate) enum Change {
 }
 
 impl Change {
-    /// The shape of what is made from a tensor of shape `stored`.
+    /// The shape made from a tensor of shape `stored`.
     pub(crate) fn shape(self, stored: &[usize]) -> Vec<usize> {
         match (self, stored) {
             (Self::Third(_), [rows, columns @ ..]) => {

@@ -1,4 +1,4 @@
-//! What a learned word is called in prompts: `<name>`.
+//! Names of learned words in prompts: `<name>`.
 
 use std::path::PathBuf;
 
@@ -34,7 +34,7 @@ impl EmbeddingFile {
     }
 }
 
-/// What a text has in it that is written like a learned word, with its brackets.
+/// Parts of a text that are written like learned words, with their brackets.
 pub(crate) fn written_in(text: &str) -> impl Iterator<Item = &str> {
     text.match_indices('<').filter_map(|(start, _)| {
         let rest = &text[start + 1..];

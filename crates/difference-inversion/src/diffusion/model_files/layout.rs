@@ -58,7 +58,7 @@ pub struct Layout {
 const EDITING: usize = 8;
 /// Channels of a U-Net that reads a mask and the latents of the masked picture next to the noisy ones.
 const INPAINTING: usize = 9;
-/// What the keys of Stable Diffusion 2's text encoder start with.
+/// Prefix of the keys of Stable Diffusion 2's text encoder.
 const SD2_ENCODER: &str = "cond_stage_model.model.";
 /// The same in the layout of the code of SDXL.
 const SGM_ENCODER: &str = "conditioner.embedders.0.model.";
@@ -72,7 +72,7 @@ const IN_CHANNELS: [usize; 3] = [LATENTS, EDITING, INPAINTING];
 const CONV_IN: &str = "input_blocks.0.0.weight";
 
 impl Layout {
-    /// Whether another layout differs in what the U-Net predicts alone: Stable Diffusion 2's.
+    /// Whether another layout differs only in the prediction type: Stable Diffusion 2's.
     pub(crate) fn has_twin(&self) -> bool {
         self.context_dim() == 1024
     }

@@ -476,7 +476,7 @@ impl Lora {
         self.file.path()
     }
 
-    /// A note about what is not used.
+    /// A note about unused parts.
     pub(super) fn notice(&self) -> Option<String> {
         (self.embeddings > 0).then(|| {
             format!(
@@ -487,7 +487,7 @@ impl Lora {
         })
     }
 
-    /// Adds what it changes of a network to `changes`.
+    /// Adds its changes of a network to `changes`.
     pub(super) fn add_changes(
         &self,
         names: &LayerNames,
@@ -694,7 +694,7 @@ enum Part {
     Alpha,
 }
 
-/// The layer of a key, and what it is of it.
+/// The layer of a key, and its role in the layer.
 fn split(key: &str) -> Option<(String, Part)> {
     // PEFT puts the adapter's name before the end.
     let plain = match key.rsplit_once(".lora_A.").or(key.rsplit_once(".lora_B.")) {

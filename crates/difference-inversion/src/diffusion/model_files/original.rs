@@ -22,9 +22,9 @@ use crate::weights::folder::refuse_pickled;
 use crate::weights::placement::{Change, Placement};
 use crate::{Error, Result};
 
-/// What the U-Net's keys start with.
+/// Prefix of the U-Net's keys.
 pub(crate) const UNET: &str = "model.diffusion_model.";
-/// What the autoencoder's keys start with.
+/// Prefix of the autoencoder's keys.
 pub(crate) const VAE: &str = "first_stage_model.";
 
 /// Names, and what diffusers calls the same.
@@ -271,7 +271,7 @@ fn renamed(key: &str, names: &Names) -> Option<String> {
     })
 }
 
-/// The number before the first dot, and what is behind it.
+/// The number before the first dot, and the rest.
 fn numbered(key: &str) -> Option<(usize, &str)> {
     let (number, rest) = key.split_once('.')?;
     Some((number.parse().ok()?, rest))
@@ -472,7 +472,7 @@ impl OriginalNames {
     }
 }
 
-/// `key` with its beginning renamed to what the original code calls it.
+/// `key` with its prefix renamed as in the original code.
 fn renamed_back(key: &str, names: &Names) -> Option<String> {
     names.iter().find_map(|(original, name)| {
         let rest = key.strip_prefix(name)?;

@@ -10,7 +10,7 @@ pub(crate) const VELOCITY: &str = "v_pred";
 /// The same, that their schedule ends in pure noise.
 pub(crate) const ZERO_SNR: &str = "ztsnr";
 
-/// Fields of the metadata that name what the U-Net predicts: those of Stability AI's specification
+/// Metadata fields that name the U-Net's prediction type: those of Stability AI's specification
 /// (github.com/Stability-AI/ModelSpec) and of kohya's scripts (github.com/kohya-ss/sd-scripts).
 const PREDICTIONS: [&str; 3] = [
     "modelspec.prediction_type",
@@ -26,7 +26,7 @@ const RESCALED: &str = "ss_zero_terminal_snr";
 /// it predicts noise.
 const SD2_BASE_STEP: u64 = 875_000;
 
-/// What a file says.
+/// The statements of a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Said {
     /// Whether a tensor says that velocity is predicted.
@@ -68,7 +68,7 @@ impl Said {
     }
 }
 
-/// What a field means.
+/// The meaning of a field.
 fn prediction(name: &str, value: &str) -> Option<PredictionType> {
     if name == PREDICTIONS[2] {
         return is_true(value).then_some(PredictionType::VPrediction);

@@ -4,7 +4,7 @@ use crate::util::error::abbreviate;
 use crate::weights::Weights;
 use crate::{Error, Result};
 
-/// What the keys of other networks, of adapters and of training start with.
+/// Prefixes of keys of other networks, of adapters and of training.
 const STARTS: [&str; 20] = [
     "lora_",
     "lycoris_",
@@ -27,7 +27,7 @@ const STARTS: [&str; 20] = [
     "visual_projection.",
     "vision_model.",
 ];
-/// What the keys of adapters that were not merged have in them.
+/// Parts of the keys of unmerged adapters.
 const INSIDE: [&str; 4] = [".lora_", "_lora.", ".lora.", ".hada_"];
 /// Whole keys of training.
 const WHOLE: [&str; 6] = [
@@ -47,7 +47,7 @@ fn is_stray(key: &str) -> bool {
         || INSIDE.iter().any(|part| key.contains(part))
 }
 
-/// The weights of a network without what is not of it.
+/// The weights of a network without foreign tensors.
 ///
 /// # Errors
 /// [`Error::InvalidFile`] if an adapter of PEFT was saved inside the layers, or there is nothing but weights averaged

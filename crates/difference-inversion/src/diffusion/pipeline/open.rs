@@ -23,7 +23,7 @@ impl Pipeline {
     /// otherwise.
     ///
     /// # Errors
-    /// Whatever is wrong with a file, naming it; [`Error::Config`] for a pipeline class that is not
+    /// If a file is invalid (the error names it); [`Error::Config`] for a pipeline class that is not
     /// supported and for parts that do not fit each other; [`Error::Setting`] for a resolution the
     /// networks cannot halve often enough.
     pub fn open(files: &ModelFiles, device: &Device, dtype: FloatDType) -> Result<Self> {
@@ -95,10 +95,10 @@ impl Pipeline {
         Ok(pipeline)
     }
 
-    /// Checks what the configurations tell: what is not supported, before any weights are there.
+    /// Refuses unsupported configurations, before any weights are present.
     ///
     /// # Errors
-    /// As [`open`](Self::open), as far as weights and vocabularies are not needed to tell.
+    /// As [`open`](Self::open), except for errors that need weights or vocabularies.
     pub fn check_configs(files: &ModelFiles) -> Result<()> {
         let family = ModelIndex::open(files)?.family;
         (family.noising)(files)?;

@@ -1,4 +1,4 @@
-//! Pictures to latents and back, and what the denoiser is shown of a picture.
+//! Pictures to latents and back, and the picture inputs of the denoiser.
 
 use ::image::RgbImage;
 use burn::tensor::{DType, Int, Tensor};
@@ -46,13 +46,13 @@ impl Pipeline {
         pixels.cast(DType::F32)
     }
 
-    /// What the denoiser is shown of the picture that is to be changed, for
+    /// The denoiser's input from the picture to change, for
     /// [`Conditions::image`](super::Conditions::image): for InstructPix2Pix its latents, *not*
     /// scaled; for inpainting the mask (1 where the picture is drawn again), then the scaled latents
-    /// of the picture with grey in place of what is masked. Nothing for pipelines that draw from
+    /// of the picture with the masked area grey. Nothing for pipelines that draw from
     /// words only.
     ///
-    /// A mask is fitted like the picture; what is at least half as bright as white is drawn again.
+    /// A mask is fitted like the picture; areas at least half as bright as white are redrawn.
     /// Each latent pixel takes its mask from the upper left corner of its place.
     ///
     /// # Shapes

@@ -174,7 +174,7 @@ impl AlphaSchedule {
         }
     }
 
-    /// What a person should know of so few steps: that their spacing is a guess, or that they begin far
+    /// A note about very few steps: that their spacing is a guess, or that they begin far
     /// below pure noise.
     pub(super) fn notice(&self, times: &[f64]) -> Option<String> {
         let n = times.len();

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::weights::{OtherFields, check_fixed_fields};
 use crate::{Error, Result};
 
-/// Fields of which one value is supported.
+/// Fields with only one supported value.
 const FIXED_FIELDS: &[(&str, &str)] = &[
     ("time_shift_type", "\"exponential\""),
     ("invert_sigmas", "false"),
@@ -69,7 +69,7 @@ pub struct FlowSchedule {
     config: FlowConfig,
     /// s
     shift: f64,
-    /// Whether n steps are spaced evenly down to 1 / n, whatever the shift.
+    /// Whether n steps are spaced evenly down to 1 / n, regardless of the shift.
     whole_steps: bool,
     /// Whether a dynamic shift is FLUX.2's, which depends on the number of steps, too.
     empirical: bool,
@@ -140,7 +140,7 @@ impl FlowSchedule {
         Ok(schedule.for_tokens(base))
     }
 
-    /// The same for pictures of so many tokens, on which a dynamic shift depends.
+    /// The same for pictures with this number of tokens, on which a dynamic shift depends.
     #[must_use]
     pub fn for_tokens(mut self, tokens: usize) -> Self {
         self.tokens = tokens;

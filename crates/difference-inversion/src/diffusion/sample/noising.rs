@@ -31,7 +31,7 @@ pub struct Step {
     pub time: f64,
     /// The level of noise there.
     pub from: Level,
-    /// What the latents are made of afterwards.
+    /// The mix of signal and noise afterwards.
     pub to: Mix,
 }
 
@@ -52,7 +52,7 @@ impl Noising {
         Ok(Self::Discrete(schedule))
     }
 
-    /// The same for pictures of so many tokens of the denoiser, on which the times of a flow may depend.
+    /// The same for pictures with this number of denoiser tokens, on which the times of a flow may depend.
     #[must_use]
     pub fn for_tokens(self, tokens: usize) -> Self {
         match self {
@@ -61,7 +61,7 @@ impl Noising {
         }
     }
 
-    /// What the network predicts.
+    /// The prediction type.
     pub fn prediction_type(&self) -> PredictionType {
         match self {
             Self::Discrete(schedule) => schedule.config().prediction_type,
@@ -136,7 +136,7 @@ impl Noising {
         }
     }
 
-    /// What a person should know of a solver's few steps, from the times at which it asks the network.
+    /// A note about a solver's few steps, from the times at which it calls the network.
     pub fn notice(&self, times: &[f64]) -> Option<String> {
         match self {
             Self::Discrete(schedule) => schedule.notice(times),
@@ -153,7 +153,7 @@ impl Noising {
         Ok(steps.into_iter().map(|step| step.time).collect())
     }
 
-    /// The time at `place`, from 0 to 1, of the times of training, all of which are equally likely:
+    /// The time at `place`, from 0 to 1, among the training times, which are equally likely:
     /// a whole step, or T σ with σ shifted, in the precision of f32, in which it is recorded.
     pub fn time_at(&self, place: f64) -> f64 {
         let train = self.num_train_timesteps();
@@ -194,7 +194,7 @@ impl Noising {
         mixed(&inputs.collect::<Vec<_>>(), original, noise)
     }
 
-    /// What the network should predict; shapes as for [`add_noise`](Self::add_noise).
+    /// The target of the prediction; shapes as for [`add_noise`](Self::add_noise).
     pub fn target(&self, original: Tensor<4>, noise: Tensor<4>, times: &[f64]) -> Tensor<4> {
         let outputs = times.iter().map(|&time| self.level(time).output);
         mixed(&outputs.collect::<Vec<_>>(), original, noise)

@@ -22,7 +22,7 @@ pub enum BetaSchedule {
     SquaredCosine,
 }
 
-/// What the network predicts.
+/// The prediction type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PredictionType {
@@ -69,7 +69,7 @@ pub struct SchedulerConfig {
     pub beta_schedule: BetaSchedule,
     /// β of every step, in place of the three fields above.
     pub trained_betas: Option<Vec<f64>>,
-    /// What the network predicts.
+    /// The prediction type.
     pub prediction_type: PredictionType,
     /// Which timesteps are visited; by default leading for DDIM and linspace for the others.
     pub timestep_spacing: Option<TimestepSpacing>,
@@ -151,7 +151,7 @@ const CLIPPING: [&str; 5] = [
     "RePaintScheduler",
 ];
 
-/// Fields that say that noise is no schedule of β, whatever the class, with the values that say nothing.
+/// Fields that mark a noise schedule without β, in any class, with their neutral values.
 const OF_OTHER_NOISE: [(&str, &[&str]); 4] = [
     ("timestep_type", &["discrete"]),
     ("use_flow_sigmas", &["false"]),
@@ -159,7 +159,7 @@ const OF_OTHER_NOISE: [(&str, &[&str]); 4] = [
     ("prediction_type", &["epsilon", "sample", "v_prediction"]),
 ];
 
-/// Puts the defaults of its class into a `scheduler_config.json` that does not tell what they are for.
+/// Adds the defaults of its class to an incomplete `scheduler_config.json`.
 pub(crate) fn complete(config: &mut Value) {
     let class = config["_class_name"]
         .as_str()

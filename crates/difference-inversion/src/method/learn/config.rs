@@ -21,7 +21,7 @@ pub enum Initialisation {
     Word(String),
 }
 
-/// What the text encoder reads in the CLIP loss; see [`ClipLoss`](crate::method::loss::ClipLoss).
+/// The text that the CLIP loss encodes; see [`ClipLoss`](crate::method::loss::ClipLoss).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClipReading {
@@ -133,7 +133,7 @@ impl LearnConfig {
         self.consistency && self.lambda_before > 0.0
     }
 
-    /// Latents that go through the denoiser in a step with so many pairs.
+    /// The number of latents that go through the denoiser in a step with `pairs` pairs.
     pub fn rows(&self, pairs: usize) -> usize {
         let halves = 1 + usize::from(self.explains_before());
         halves * self.samples_per_step * pairs

@@ -1,4 +1,4 @@
-//! What a step sees: timesteps and noise, drawn or replayed, and changed copies of the pairs.
+//! The draws of a step: timesteps and noise, drawn or replayed, and changed copies of the pairs.
 
 use std::borrow::Cow;
 

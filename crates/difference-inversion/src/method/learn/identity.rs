@@ -1,4 +1,4 @@
-//! What a checkpoint and the run that resumes from it must share.
+//! The identity that a checkpoint and the run resuming from it must share.
 
 use burn::tensor::Tensor;
 use serde_json::{Value, json};
@@ -30,7 +30,7 @@ pub(super) struct Identity<'a> {
     part: &'static DenoiserPart,
     /// Of the weights that identify the denoiser.
     denoiser: String,
-    /// What it predicts.
+    /// Its prediction type.
     prediction_type: PredictionType,
     /// As [`Noising::fingerprint`](crate::diffusion::sample::Noising::fingerprint).
     noise_schedule: String,

@@ -30,7 +30,7 @@ pub const LENGTH: usize = 512;
 /// Opens the configuration of the transformer.
 ///
 /// # Errors
-/// Whatever is wrong with the file.
+/// If the file is invalid.
 pub fn open(config: Value, path: &Path) -> Result<Box<dyn DenoiserConfig>> {
     Ok(Box::new(Config {
         transformer: from_value(config, path)?,

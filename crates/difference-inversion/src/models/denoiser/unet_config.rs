@@ -117,7 +117,7 @@ const UP_DEPTH: &str = "reverse_transformer_layers_per_block";
 /// More levels than any network has; each halves the picture.
 pub(crate) const MOST_LEVELS: usize = 16;
 
-/// Fields of which one value is supported.
+/// Fields with only one supported value.
 const FIXED_FIELDS: &[(&str, &str)] = &[
     ("mid_block_scale_factor", "1"),
     ("encoder_hid_dim", "null"),

@@ -63,7 +63,7 @@ const TABLE: &str = "embeddings.token_embedding.weight";
 /// by the first layer's queries.
 ///
 /// # Errors
-/// Whatever is wrong with a file, naming it.
+/// If a file is invalid; the error names it.
 pub fn shared_bytes(one: &Weights, other: &Weights) -> Result<u64> {
     let towers = [one, other].map(|weights| tower_weights(weights, "text_model", TABLE));
     let queries = (towers.each_ref()).map(|tower| tower.scope("encoder.layers.0.self_attn.q_proj"));

@@ -33,9 +33,9 @@ const WORDS: &str =
 /// How Qwen2 and Qwen3 cut a text into words: as CLIP, but a word begins with the space or sign before it,
 /// and breaks of lines and spaces are kept.
 const QWEN_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// What fills up Qwen's prompts where a folder does not tell.
+/// Qwen's padding token, unless a folder states another.
 const QWEN_PAD: &str = "<|endoftext|>";
-/// What the last piece of a word ends with in the vocabulary.
+/// Suffix of the last piece of a word in the vocabulary.
 const END_OF_WORD: &str = "</w>";
 /// The length of CLIP's context, if a folder does not state its own.
 const DEFAULT_LENGTH: usize = 77;
@@ -129,7 +129,7 @@ struct Specials {
     padding_side: Option<String>,
     truncation_side: Option<String>,
     split_special_tokens: Option<bool>,
-    /// All tokens beside those of the byte pair encoding, since transformers 4.34.
+    /// All tokens besides those of the byte pair encoding, since transformers 4.34.
     added_tokens_decoder: Option<BTreeMap<u32, WrittenToken>>,
 }
 
@@ -195,7 +195,7 @@ impl Specials {
     }
 }
 
-/// Text to ids and back, of whatever text encoder.
+/// Text to ids and back, for any text encoder.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
     rules: Rules,
