@@ -133,14 +133,14 @@ pub trait DenoiserConfig {
     /// Checks that it fits the other parts of its pipeline.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) or [`Error::WrongBase`](crate::Error::WrongBase)
+    /// [`Error::Config`] or [`Error::WrongBase`]
     /// naming what does not.
     fn check(&self, around: &Surroundings<'_>) -> Result<()>;
 
     /// Builds the network, which must use all of the weights.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) for a configuration that is contradictory or not
+    /// [`Error::Config`] for a configuration that is contradictory or not
     /// supported, and whatever is wrong with a tensor.
     fn load(&self, weights: &Weights, around: &Surroundings<'_>) -> Result<Arc<dyn Denoiser>>;
 
@@ -148,7 +148,7 @@ pub trait DenoiserConfig {
     /// `rows` latents of height and width `latents` go through the network at once.
     ///
     /// # Errors
-    /// [`Error::Config`](crate::Error::Config) as for [`load`](Self::load).
+    /// [`Error::Config`] as for [`load`](Self::load).
     fn step_bytes(&self, rows: usize, latents: [usize; 2], memory: Memory) -> Result<u64>;
 }
 

@@ -119,17 +119,13 @@ mod run {
         commands.len()
     }
 
+    /// In one checkout, as a reader does who starts with the README.
     #[test]
-    fn commands_of_the_readme_can_be_pasted() {
+    fn commands_of_the_readme_and_then_of_the_guide_can_be_pasted() {
         let root = checkout();
         assert!(paste(root.path(), README) >= 7);
         assert!(root.path().join("out/sheet.png").is_file());
         assert!(root.path().join("day-again/b.png").is_file());
-    }
-
-    #[test]
-    fn commands_of_the_guide_can_be_pasted() {
-        let root = checkout();
         for page in GUIDE {
             let pasted = paste(root.path(), page);
             assert!(
