@@ -298,7 +298,7 @@ impl<'a> Fetcher<'a> {
                     missing.join(", no ")
                 )
             };
-            let hint = format!("download it with `dinv models pull {id}`");
+            let hint = format!("download it with `dinv models pull {}`", locate::called(id));
             return Err(Failure::new(message).hint(hint).into());
         }
         if !self.hub.offline {

@@ -118,6 +118,13 @@ fn short_name(text: &str) -> Option<ModelId> {
     text.replacen(name, short.repository, 1).parse().ok()
 }
 
+/// What to type for a model of the Hub: its short name, if it has one.
+pub(crate) fn called(id: &ModelId) -> String {
+    let text = id.to_string();
+    let short = family::known_models().find(|model| model.repository == text);
+    short.map_or(text, |model| model.name.to_owned())
+}
+
 /// What a name in a settings file in `folder` means: paths are relative to it.
 pub(crate) fn relative_to(folder: &Path, name: &str) -> PathBuf {
     let path = folder.join(name);
@@ -274,6 +281,15 @@ mod tests {
             let error = locate(Path::new(name)).unwrap_err().to_string();
             assert_eq!(error, format!("{name}: no such file, folder or model"));
         }
+    }
+
+    #[test]
+    fn models_are_called_by_their_short_names() {
+        let called = |text: &str| called(&text.parse().unwrap());
+        let sdxl = "stabilityai/stable-diffusion-xl-base-1.0";
+        assert_eq!(called(sdxl), "sdxl");
+        assert_eq!(called(&format!("{sdxl}@v1")), format!("{sdxl}@v1"));
+        assert_eq!(called("owner/name"), "owner/name");
     }
 
     #[test]
