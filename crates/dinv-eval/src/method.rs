@@ -91,8 +91,9 @@ pub struct BuiltIn {
     /// The role of the model that it draws with: see
     /// [`EvalModelPaths::by_role`](super::EvalModelPaths::by_role).
     pub model: &'static str,
-    /// The time an analogy takes, relative to `difference-inversion`: with the demo model on two CPU cores and
-    /// each method's own settings, from `dinv eval run` on `demo/test`.
+    /// About the time an analogy takes, relative to `difference-inversion`, with the demo model on two CPU cores
+    /// and each method's own settings: from `dinv eval run --quick`, of `no-consistency`, `visii` and `dia` from
+    /// docs/study.md and docs/eval.md. Ablations that change only what is learned count as 1.
     pub cost: f64,
     /// How it is made.
     pub build: Build,

@@ -37,6 +37,8 @@ use difference_inversion::{Error, Result, hub};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::tiny::furthest;
+
 /// The row.
 static TINY_FLOW: Family = Family {
     class: "TinyFlowPipeline",
@@ -443,10 +445,7 @@ fn it_applies_a_difference_by_every_inversion() {
         caption_b: Some("a red house".to_owned()),
     };
     let same = pipeline.decode(pipeline.encode_image(&target.b)).unwrap();
-    let worst = |picture: &RgbImage| {
-        let pairs = picture.as_raw().iter().zip(same.as_raw());
-        pairs.map(|(x, y)| x.abs_diff(*y)).max().unwrap()
-    };
+    let worst = |picture: &RgbImage| furthest(picture, &same);
     for inversion in [Inversion::EditFriendly, Inversion::Ddim, Inversion::Sdedit] {
         let apply = |strength: f64| {
             let mut config = config();

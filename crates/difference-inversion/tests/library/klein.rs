@@ -30,7 +30,10 @@ use tempfile::TempDir;
 
 use super::common::{assert_matches, open, read};
 use crate::flux::{check_picture, draw, encode, models_of};
-use crate::tiny::{PROMPT, copy, edit, example_in, golden, opened, request, short_analogy, silent};
+use crate::tiny::{
+    PROMPT, copy, edit, example_in, furthest, golden, opened, refused, request, short_analogy,
+    silent,
+};
 
 const NEGATIVE: &str = "red";
 
@@ -431,9 +434,8 @@ fn every_inversion_and_guidance_works_with_both() {
                 let (nothing, all) = (with(0.0), with(1.0));
                 assert_ne!(nothing, all, "{inversion:?} {guidance:?}");
                 if (inversion, guidance) == (Inversion::EditFriendly, Guidance::Difference) {
-                    let pairs = nothing.as_raw().iter().zip(same.as_raw());
-                    let worst = pairs.map(|(x, y)| x.abs_diff(*y)).max();
-                    assert!(worst <= Some(1), "{worst:?}");
+                    let worst = furthest(&nothing, &same);
+                    assert!(worst <= 1, "{worst}");
                 }
             }
         }
@@ -474,17 +476,12 @@ fn the_estimate_of_memory_leaves_out_what_is_not_read() {
 
 // What does not fit.
 
-/// The error of opening a copy of the model in which something was changed.
-fn refused(change: impl FnOnce(&Path)) -> String {
-    let folder = copy("klein");
-    change(folder.path());
-    opened(folder.path()).unwrap_err().to_string()
-}
-
 /// Checks the messages of edited configurations: the part, what is replaced with what, and the message.
 fn check_refused(cases: &[[&str; 4]]) {
     for [part, from, to, expected] in cases {
-        let message = refused(|folder| edit(&folder.join(part).join("config.json"), from, to));
+        let message = refused("klein", |folder| {
+            edit(&folder.join(part).join("config.json"), from, to)
+        });
         assert!(message.contains(expected), "{message}");
     }
 }
@@ -583,7 +580,7 @@ fn parts_that_are_missing_or_do_not_fit_are_named() {
             "`batch_norm_eps`: expected 0 or more",
         ],
     ]);
-    let message = refused(|folder| {
+    let message = refused("klein", |folder| {
         edit(
             &folder.join("tokenizer/tokenizer.json"),
             "<|im_end|>",
@@ -595,7 +592,9 @@ fn parts_that_are_missing_or_do_not_fit_are_named() {
         "{message}"
     );
     for part in ["text_encoder", "tokenizer", "transformer", "vae"] {
-        let message = refused(|folder| std::fs::remove_dir_all(folder.join(part)).unwrap());
+        let message = refused("klein", |folder| {
+            std::fs::remove_dir_all(folder.join(part)).unwrap()
+        });
         let expected = format!("no folder `{part}`");
         assert!(message.contains(&expected), "{message}");
     }

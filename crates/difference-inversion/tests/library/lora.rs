@@ -15,7 +15,7 @@ use difference_inversion::models::denoiser::Memory;
 use difference_inversion::util::arrays::{Array, Arrays};
 use image::RgbImage;
 
-use crate::tiny::{golden, request, silent};
+use crate::tiny::{furthest, golden, request, silent};
 
 /// Of its fused weight, in the golden files.
 const SCALE: f64 = 0.7;
@@ -59,8 +59,7 @@ fn lora(name: &str, layout: &str) -> PathBuf {
 #[track_caller]
 fn check(what: &str, drawn: &RgbImage, expected: &str) {
     let expected = load_image(&golden("lora").join(format!("{expected}.png"))).unwrap();
-    let furthest = drawn.as_raw().iter().zip(expected.as_raw());
-    let furthest = furthest.map(|(x, y)| x.abs_diff(*y)).max().unwrap();
+    let furthest = furthest(drawn, &expected);
     println!("{what}: {furthest}/255");
     assert!(furthest <= 1, "{what}: {furthest}/255");
 }
@@ -219,20 +218,27 @@ fn a_lora_of_the_text_encoder_is_part_of_the_base() {
     assert_ne!(fingerprints[0], fingerprints[1]);
 }
 
+/// A layer of the U-Net, as kohya names it.
+const LAYER: &str = "lora_unet_mid_block_attentions_0_proj_in";
+
+/// The error of opening a golden model with a LoRA.
+fn message(path: &Path, model: &str) -> String {
+    let opened = with(&golden(model), &[(path.to_owned(), 1.0)]);
+    opened.unwrap_err().to_string()
+}
+
+fn floats(shape: &[usize]) -> Array {
+    Array::floats(shape, vec![0.5; shape.iter().product()])
+}
+
 #[test]
 fn what_is_no_lora_of_the_model_is_refused_in_words() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.safetensors");
-    let message = |path: &Path, model: &str| {
-        let opened = with(&golden(model), &[(path.to_owned(), 1.0)]);
-        opened.unwrap_err().to_string()
-    };
-    let floats = |shape: &[usize]| Array::floats(shape, vec![0.5; shape.iter().product()]);
-    let layer = "lora_unet_mid_block_attentions_0_proj_in";
     let good = || {
         Arrays::default()
-            .with(format!("{layer}.lora_up.weight"), floats(&[16, 2, 1, 1]))
-            .with(format!("{layer}.lora_down.weight"), floats(&[2, 16, 1, 1]))
+            .with(format!("{LAYER}.lora_up.weight"), floats(&[16, 2, 1, 1]))
+            .with(format!("{LAYER}.lora_down.weight"), floats(&[2, 16, 1, 1]))
     };
     good().write(&path).unwrap();
     with(&golden("pipeline"), &[(path.clone(), 1.0)]).unwrap();
@@ -240,7 +246,7 @@ fn what_is_no_lora_of_the_model_is_refused_in_words() {
     let wide = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k";
     for (more, expected) in [
         (
-            vec![(format!("{layer}.dora_scale"), vec![16, 1])],
+            vec![(format!("{LAYER}.dora_scale"), vec![16, 1])],
             "a DoRA, which is not supported",
         ),
         (
@@ -289,7 +295,7 @@ fn what_is_no_lora_of_the_model_is_refused_in_words() {
             "a LoRA for Stable Diffusion XL: 1 of its 2 layers",
         ),
         (
-            vec![(format!("{layer}.alpha"), vec![2])],
+            vec![(format!("{LAYER}.alpha"), vec![2])],
             "expected one finite number",
         ),
     ] {
@@ -309,20 +315,14 @@ fn what_is_no_lora_of_the_model_is_refused_in_words() {
 fn what_does_not_fit_the_model_is_refused_in_words() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.safetensors");
-    let message = |path: &Path, model: &str| {
-        let opened = with(&golden(model), &[(path.to_owned(), 1.0)]);
-        opened.unwrap_err().to_string()
-    };
-    let floats = |shape: &[usize]| Array::floats(shape, vec![0.5; shape.iter().product()]);
-    let layer = "lora_unet_mid_block_attentions_0_proj_in";
     for (up, down) in [
         ([8, 2, 1, 1], [2, 16, 1, 1]),
         ([16, 3, 1, 1], [2, 16, 1, 1]),
         ([16, 2, 1, 1], [2, 4, 2, 2]),
     ] {
         let file = Arrays::default()
-            .with(format!("{layer}.lora_up.weight"), floats(&up))
-            .with(format!("{layer}.lora_down.weight"), floats(&down));
+            .with(format!("{LAYER}.lora_up.weight"), floats(&up))
+            .with(format!("{LAYER}.lora_down.weight"), floats(&down));
         file.write(&path).unwrap();
         let found = message(&path, "pipeline");
         assert!(

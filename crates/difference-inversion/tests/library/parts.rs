@@ -18,7 +18,7 @@ use difference_inversion::method::learn::Records;
 use difference_inversion::util::arrays::{Array, Arrays};
 
 use crate::tiny::{
-    copy, example_in, golden, models_in, relative_error, request, short_analogy, silent,
+    copy, example_in, furthest, golden, models_in, relative_error, request, short_analogy, silent,
 };
 
 /// The prompt of `training/reference/make_golden_parts.py`.
@@ -64,8 +64,7 @@ fn check_picture(what: &str, models: &Models, name: &str, expected: &str) {
     };
     let drawn = generate::generate(models, &request, inputs, &mut silent).unwrap();
     let expected = load_image(&golden("parts").join(format!("{expected}.png"))).unwrap();
-    let pairs = drawn.as_raw().iter().zip(expected.as_raw());
-    let furthest = pairs.map(|(x, y)| x.abs_diff(*y)).max().unwrap();
+    let furthest = furthest(&drawn, &expected);
     println!("{what}: {furthest}/255");
     assert!(furthest <= 1, "{what}: {furthest}/255");
 }

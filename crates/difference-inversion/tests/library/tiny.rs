@@ -10,7 +10,7 @@ use difference_inversion::diffusion::draw::TextToImage;
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
 use difference_inversion::diffusion::pipeline::Pipeline;
-use difference_inversion::image::load_image;
+use difference_inversion::image::{RgbImage, load_image};
 use difference_inversion::method::analogy::Example;
 use difference_inversion::method::delta::{DeltaMode, Features, delta};
 use difference_inversion::method::generate_config::{AnalogyConfig, GenerateConfig};
@@ -30,6 +30,13 @@ pub(crate) fn golden(name: &str) -> PathBuf {
 pub(crate) fn relative_error<const D: usize>(found: Tensor<D>, reference: Tensor<D>) -> f32 {
     let largest = reference.clone().abs().max().into_scalar::<f32>();
     (found - reference).abs().max().into_scalar::<f32>() / largest
+}
+
+/// Largest difference of a colour value of two pictures of one size, of 255.
+pub(crate) fn furthest(found: &RgbImage, reference: &RgbImage) -> u8 {
+    assert_eq!(found.dimensions(), reference.dimensions());
+    let pairs = found.as_raw().iter().zip(reference.as_raw());
+    pairs.map(|(x, y)| x.abs_diff(*y)).max().unwrap()
 }
 
 /// The models of `tests/golden/learning`, in f32 on the CPU.
@@ -139,6 +146,13 @@ pub(crate) fn copy(folder: &str) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     copy_folder(&golden(folder), copy.path());
     copy
+}
+
+/// The error of opening a copy of a golden folder in which something was changed.
+pub(crate) fn refused(folder: &str, change: impl FnOnce(&Path)) -> String {
+    let folder = copy(folder);
+    change(folder.path());
+    opened(folder.path()).unwrap_err().to_string()
 }
 
 /// Replaces what must be there in a text file.

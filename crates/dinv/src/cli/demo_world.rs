@@ -7,6 +7,7 @@ use difference_inversion::Error;
 use difference_inversion::diffusion::pipeline::Pipeline;
 use difference_inversion::image::fit;
 use difference_inversion::weights::read_config;
+use dinv_eval::metrics::mse;
 use image::RgbImage;
 use serde::Deserialize;
 use serde_json::Value;
@@ -49,7 +50,8 @@ pub(crate) fn of_pictures<'a>(
     for (path, picture) in pictures {
         let kept = pipeline.decode(pipeline.encode_image(picture))?;
         let [height, width] = pipeline.resolution();
-        if psnr(&fit(picture, width, height), &kept) < FAMILIAR {
+        let psnr = -10.0 * mse(&fit(picture, width, height), &kept).log10(); // in dB
+        if psnr < FAMILIAR {
             strange.push(path.display().to_string());
         }
     }
@@ -78,16 +80,6 @@ pub(crate) fn of_first(
         }
         _ => Ok(None),
     }
-}
-
-/// The peak signal-to-noise ratio of two pictures of one size, in dB.
-fn psnr(one: &RgbImage, other: &RgbImage) -> f64 {
-    let squares = one.iter().zip(other.iter()).map(|(&x, &y)| {
-        let difference = f64::from(x) - f64::from(y);
-        difference * difference
-    });
-    let mean = squares.sum::<f64>() / f64::from(3 * one.width() * one.height());
-    10.0 * (255.0 * 255.0 / mean).log10()
 }
 
 /// A note about words of prompts and captions that the demo model was never shown; for other models, none. Its
