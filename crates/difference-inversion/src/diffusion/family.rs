@@ -13,13 +13,13 @@ use crate::diffusion::sample::{
     AlphaSchedule, FlowConfig, FlowSchedule, Noising, SchedulerConfig, check_kind, complete,
 };
 use crate::diffusion::text_encoder::{
-    Encoded, TextEncoder, open_clip, open_qwen3, open_t5, open_t5_of_length,
+    Encoded, Qwen3Reading, TextEncoder, open_clip, open_qwen3, open_t5, open_t5_of_length,
 };
 use crate::models::denoiser::conditions::Conditions;
 use crate::models::denoiser::{
-    DenoiserConfig, flux_denoiser, flux2_denoiser, sd3_denoiser, unet_denoiser,
+    DenoiserConfig, flux_denoiser, flux2_denoiser, sd3_denoiser, unet_denoiser, z_image_denoiser,
 };
-use crate::models::text::qwen3;
+use crate::models::text::qwen3::{self, Qwen3Config};
 use crate::models::vae::AutoencoderKLConfig;
 use crate::weights::from_value;
 use crate::{Error, Result};
@@ -186,6 +186,13 @@ const QWEN3: EncoderPart = EncoderPart {
     optional: false,
     needs: |key| qwen3::needs(key, &flux2_denoiser::LAYERS),
     open: open_qwen3_of_klein,
+};
+
+/// Qwen3, of which the denoiser reads the last layer but one, whichever that is.
+const QWEN3_OF_Z_IMAGE: EncoderPart = EncoderPart {
+    needs: |_| true,
+    open: open_qwen3_of_z_image,
+    ..QWEN3
 };
 
 /// Stable Diffusion's autoencoder.
@@ -370,6 +377,39 @@ pub static FLUX_2_KLEIN: Family = Family {
     unread_mark: Some("single_stream_modulation.lin.weight"),
 };
 
+/// Z-Image, and Turbo, which was distilled from it to draw in eight steps without guidance. Nothing in their
+/// files distinguishes them.
+pub static Z_IMAGE: Family = Family {
+    class: "ZImagePipeline",
+    models: &[
+        KnownModel {
+            name: "z-image",
+            repository: "Tongyi-MAI/Z-Image",
+            licence: "apache-2.0",
+            bytes: 20_500_000_000,
+        },
+        KnownModel {
+            name: "z-image-turbo",
+            repository: "Tongyi-MAI/Z-Image-Turbo",
+            licence: "apache-2.0",
+            bytes: 32_900_000_000,
+        },
+    ],
+    denoiser: DenoiserPart {
+        part: z_image_denoiser::PART,
+        title: "Z-Image transformer",
+        open: z_image_denoiser::open,
+    },
+    text_encoders: &[QWEN3_OF_Z_IMAGE],
+    conditions: hidden_states_that_are_read,
+    force_zeros_for_empty_prompt: false,
+    noising: flow_in_whole_steps,
+    beside: Beside::Nothing,
+    autoencoder: AUTOENCODER,
+    single_files: &[],
+    unread_mark: Some("layers.0.adaLN_modulation.0.weight"),
+};
+
 /// The licence of FLUX.2 klein with 9 billion parameters: as copies of the distilled model's page name it, and as
 /// the README of `github.com/black-forest-labs/flux2` says of both. The pages themselves are gated and were not
 /// read.
@@ -415,13 +455,14 @@ pub static FAMILIES: &[&Family] = &[
     &STABLE_DIFFUSION_3,
     &FLUX,
     &FLUX_2_KLEIN,
+    &Z_IMAGE,
     &INSTRUCT_PIX2PIX,
     &INPAINT,
 ];
 
 /// Pipelines of diffusers whose parts are those of a family, so that a model saved by one of them is of
 /// that family.
-const SAME_PARTS: [(&str, &str); 13] = [
+const SAME_PARTS: [(&str, &str); 15] = [
     ("Flux2KleinInpaintPipeline", "Flux2KleinPipeline"),
     ("FluxImg2ImgPipeline", "FluxPipeline"),
     (
@@ -450,6 +491,8 @@ const SAME_PARTS: [(&str, &str); 13] = [
         "StableDiffusionXLPipeline",
     ),
     ("StableDiffusionXLPAGPipeline", "StableDiffusionXLPipeline"),
+    ("ZImageImg2ImgPipeline", "ZImagePipeline"),
+    ("ZImageInpaintPipeline", "ZImagePipeline"),
 ];
 
 /// Rows that tests add.
@@ -718,8 +761,46 @@ fn open_qwen3_of_klein(
     device: &Device,
     dtype: FloatDType,
 ) -> Result<TextEncoder> {
-    let (layers, length) = (&flux2_denoiser::LAYERS, flux2_denoiser::LENGTH);
-    open_qwen3(files, part, device, dtype, layers, length)
+    let reading = Qwen3Reading {
+        template: [
+            "<|im_start|>user\n",
+            "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", // answered without thinking
+        ],
+        layers: &flux2_denoiser::LAYERS,
+        length: flux2_denoiser::LENGTH,
+        is_padded: true,
+    };
+    open_qwen3(files, part, device, dtype, &reading)
+}
+
+/// Qwen3 as far as the last layer but one.
+fn open_qwen3_of_z_image(
+    files: &ModelFiles,
+    part: &str,
+    device: &Device,
+    dtype: FloatDType,
+) -> Result<TextEncoder> {
+    let config: Qwen3Config = files.config(part)?;
+    let layers = config.num_hidden_layers;
+    if layers < 2 {
+        let (path, expected) = (
+            files.config_path(part),
+            "at least 2, of which the last but one is read",
+        );
+        return Err(Error::unsupported(
+            &path,
+            "num_hidden_layers",
+            expected,
+            layers,
+        ));
+    }
+    let reading = Qwen3Reading {
+        template: ["<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"],
+        layers: &[layers - 1],
+        length: z_image_denoiser::LENGTH,
+        is_padded: false,
+    };
+    open_qwen3(files, part, device, dtype, &reading)
 }
 
 /// T5, whose reading of a prompt is as long as the transformer was trained with.
@@ -860,7 +941,7 @@ mod tests {
         assert!(STABLE_DIFFUSION_XL.check_words_alone().is_ok());
         let message = INPAINT.check_words_alone().unwrap_err().to_string();
         let expected = "a StableDiffusionPipeline or a StableDiffusionXLPipeline or a \
-                        StableDiffusion3Pipeline or a FluxPipeline or a Flux2KleinPipeline";
+                        StableDiffusion3Pipeline or a FluxPipeline or a Flux2KleinPipeline or a ZImagePipeline";
         assert!(message.ends_with(expected), "{message}");
     }
 }

@@ -210,16 +210,21 @@ pub fn open_t5_of_length(
     encoder.adapted(&weights)
 }
 
-/// What stands round a message to Qwen3 that is to be answered without thinking: the chat template of
-/// FLUX.2 klein, for one message of a user.
-const QWEN3_TEMPLATE: [&str; 2] = [
-    "<|im_start|>user\n",
-    "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
-];
+/// How a family reads prompts with Qwen3.
+#[derive(Debug, Clone, Copy)]
+pub struct Qwen3Reading<'a> {
+    /// The chat template before and after the one message of a user.
+    pub template: [&'a str; 2],
+    /// The layers whose outputs are read, counted from 1 and ascending.
+    pub layers: &'a [usize],
+    /// The most tokens of a prompt in its template.
+    pub length: usize,
+    /// Whether prompts are padded to that length.
+    pub is_padded: bool,
+}
 
-/// Opens Qwen3 with its tokenizer, of which the outputs of `layers` are read, for prompts of `length` tokens
-/// with the template round them. It was trained in a type of wider range than half precision has: it computes
-/// in f32 where others compute in f16.
+/// Opens Qwen3 with its tokenizer. It was trained in a type of wider range than half precision has: it
+/// computes in f32 where others compute in f16.
 ///
 /// # Errors
 /// If a file is invalid; the error names it.
@@ -228,8 +233,7 @@ pub fn open_qwen3(
     part: &str,
     device: &Device,
     dtype: FloatDType,
-    layers: &[usize],
-    length: usize,
+    reading: &Qwen3Reading<'_>,
 ) -> Result<TextEncoder> {
     let (tokenizer, pad) = Tokenizer::open_qwen(&files.vocabulary(part)?.folder)?;
     for token in ["<|im_start|>", "<|im_end|>"] {
@@ -237,18 +241,15 @@ pub fn open_qwen3(
     }
     let dtype = in_wide_range(device, dtype);
     let (config, weights) = (files.config(part)?, files.weights(part, device, dtype)?);
-    let [before, after] = QWEN3_TEMPLATE.map(|text| tokenizer.encode(text));
+    let [before, after] = reading.template.map(|text| tokenizer.encode(text));
     let frame = Frame {
         before: before?,
         after: after?,
-        fill: Some(pad),
-        length,
+        fill: reading.is_padded.then_some(pad),
+        length: reading.length,
     };
-    TextEncoder::new(
-        tokenizer,
-        frame,
-        Qwen3Model::load(&weights, &config, layers)?,
-    )
+    let tower = Qwen3Model::load(&weights, &config, reading.layers)?;
+    TextEncoder::new(tokenizer, frame, tower)
 }
 
 /// f32 where `dtype` is computed in as f16.

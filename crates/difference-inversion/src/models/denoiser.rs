@@ -18,6 +18,9 @@ pub(crate) mod unet_blocks;
 pub(crate) mod unet_config;
 pub mod unet_denoiser;
 mod unet_memory;
+pub mod z_image;
+mod z_image_block;
+pub mod z_image_denoiser;
 
 use std::fmt::Debug;
 use std::path::Path;

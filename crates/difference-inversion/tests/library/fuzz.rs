@@ -294,6 +294,7 @@ fn configurations() -> Vec<Value> {
         "klein/transformer/config.json",
         "klein/text_encoder/config.json",
         "klein/vae/config.json",
+        "z_image/transformer/config.json",
         "sd3/text_encoder_3/config.json",
         "sd3/tokenizer_3/tokenizer.json",
         "sd3/scheduler/scheduler_config.json",

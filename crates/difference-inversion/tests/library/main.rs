@@ -35,3 +35,4 @@ mod sd3;
 mod single_file;
 mod tiny;
 mod two_encoders;
+mod z_image;

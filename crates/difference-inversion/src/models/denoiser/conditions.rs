@@ -7,8 +7,9 @@ use burn::tensor::{DType, Tensor};
 pub struct Conditions {
     /// The prompt as the denoiser attends to it, [b, n, d]: the text encoders' hidden states.
     pub context: Tensor<3>,
-    /// How many of the n positions belong to the prompt of each row; what follows is padding.
-    pub lengths: Vec<usize>,
+    /// How far each of the n positions belongs to the prompt of its row: 1 in the prompt, 0 in what fills it
+    /// up to the longest of a batch, and between them where only one of two mixed prompts has a token.
+    pub presence: Vec<Vec<f32>>,
     /// The prompt as one vector, [b, e], where the denoiser takes one.
     pub pooled: Option<Tensor<2>>,
     /// What is shown of a picture, [b, c, h, w]: the latents of InstructPix2Pix's picture, or
@@ -25,7 +26,7 @@ impl Conditions {
         let [b, n, _] = context.dims();
         Self {
             context,
-            lengths: vec![n; b],
+            presence: vec![vec![1.0; n]; b],
             pooled: None,
             image: None,
         }
@@ -49,10 +50,10 @@ impl Conditions {
         if count == 1 {
             return self;
         }
-        let lengths = self.lengths.iter();
+        let presence = self.presence.iter();
         Self {
             context: repeat_rows(self.context, count),
-            lengths: lengths.flat_map(|&n| vec![n; count]).collect(),
+            presence: presence.flat_map(|row| vec![row.clone(); count]).collect(),
             pooled: self.pooled.map(|pooled| repeat_rows(pooled, count)),
             image: self.image.map(|image| repeat_rows(image, count)),
         }
@@ -66,12 +67,14 @@ impl Conditions {
     #[must_use]
     pub fn cat(all: &[Self]) -> Self {
         let longest = all.iter().map(|one| one.context.dims()[1]).max();
-        let contexts = (all.iter()).map(|one| filled_up(one.context.clone(), longest.unwrap_or(0)));
+        let longest = longest.unwrap_or(0);
+        let contexts = (all.iter()).map(|one| filled_up(one.context.clone(), longest));
+        let presence = all.iter().flat_map(|one| one.presence_to(longest));
         let pooled: Option<Vec<_>> = all.iter().map(|one| one.pooled.clone()).collect();
         let images: Option<Vec<_>> = all.iter().map(|one| one.image.clone()).collect();
         Self {
             context: Tensor::cat(contexts.collect(), 0),
-            lengths: all.iter().flat_map(|one| one.lengths.clone()).collect(),
+            presence: presence.collect(),
             pooled: pooled.map(|pooled| Tensor::cat(pooled, 0)),
             image: images.map(|images| Tensor::cat(images, 0)),
         }
@@ -81,15 +84,30 @@ impl Conditions {
     #[must_use]
     pub fn towards(self, other: Self, strength: f64) -> Self {
         let longest = self.context.dims()[1].max(other.context.dims()[1]);
+        let presence = self.presence_to(longest).zip(other.presence_to(longest));
+        let mixed = |(own, other): (Vec<f32>, Vec<f32>)| {
+            let pairs = own.into_iter().zip(other);
+            let mixed = pairs.map(|(own, other)| own + strength as f32 * (other - own));
+            mixed.collect()
+        };
+        let presence = presence.map(mixed).collect();
         let [from, to] = [self.context, other.context].map(|one| filled_up(one, longest));
-        let lengths = self.lengths.iter().zip(&other.lengths);
         Self {
             context: towards(from, to, strength),
-            lengths: lengths.map(|(&own, &other)| own.max(other)).collect(),
+            presence,
             pooled: (self.pooled.zip(other.pooled))
                 .map(|(own, other)| towards(own, other, strength)),
             image: self.image,
         }
+    }
+
+    /// The presence of `length` positions in each row, 0 behind those that there are.
+    fn presence_to(&self, length: usize) -> impl Iterator<Item = Vec<f32>> {
+        self.presence.iter().map(move |row| {
+            let mut row = row.clone();
+            row.resize(length, 0.0);
+            row
+        })
     }
 
     /// The same without a prompt: context and pooled prompt are zeros.
@@ -97,7 +115,7 @@ impl Conditions {
     pub fn without_prompt(&self) -> Self {
         Self {
             context: self.context.zeros_like(),
-            lengths: self.lengths.clone(),
+            presence: self.presence.clone(),
             pooled: self.pooled.as_ref().map(Tensor::zeros_like),
             image: self.image.clone(),
         }
@@ -108,7 +126,7 @@ impl Conditions {
     pub fn cast(self, dtype: DType) -> Self {
         Self {
             context: self.context.cast(dtype),
-            lengths: self.lengths,
+            presence: self.presence,
             pooled: self.pooled.map(|pooled| pooled.cast(dtype)),
             image: self.image.map(|image| image.cast(dtype)),
         }
@@ -163,7 +181,7 @@ mod tests {
         let both = Conditions::cat(&[conditions(1.0), conditions(2.0)]).repeat_each(2);
         let states = host(both.context);
         assert_eq!(states, [1.0, 1.5, 1.0, 1.5, 2.0, 2.5, 2.0, 2.5]);
-        assert_eq!(both.lengths, [2; 4]);
+        assert_eq!(both.presence, vec![[1.0; 2]; 4]);
         let pooled = host(both.pooled.unwrap());
         assert_eq!(pooled, [1.0, -1.0, 1.0, -1.0, 2.0, -2.0, 2.0, -2.0]);
         let image = host(both.image.unwrap());
@@ -177,10 +195,12 @@ mod tests {
         let short = Conditions::new(conditions(4.0).context);
         let both = Conditions::cat(&[short.clone(), long.clone()]);
         assert_eq!(host(both.context), [4.0, 4.5, 0.0, 1.0, 2.0, 3.0]);
-        assert_eq!(both.lengths, [2, 3]);
+        assert_eq!(both.presence, [[1.0, 1.0, 0.0], [1.0; 3]]);
+        let none = short.clone().towards(long.clone(), 0.0);
+        assert_eq!(none.presence, [[1.0, 1.0, 0.0]]);
         let between = short.towards(long, 0.5);
         assert_eq!(host(between.context), [2.5, 3.25, 1.5]);
-        assert_eq!(between.lengths, [3]);
+        assert_eq!(between.presence, [[1.0, 1.0, 0.5]]);
     }
 
     #[test]

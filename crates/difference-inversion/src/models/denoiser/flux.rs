@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::models::denoiser::Memory;
 use crate::models::denoiser::flux_single_block::SingleBlock;
 use crate::models::denoiser::joint_block::{
-    BlockOptions, JointBlock, LastNorm, patches, within_range,
+    BlockOptions, EPSILON, JointBlock, LastNorm, patches, within_range,
 };
 use crate::models::denoiser::time_embedding::{TimestepEmbedding, sinusoidal_embedding};
 use crate::models::layers::{Activation, Linear, MOST_LAYERS};
@@ -150,6 +150,7 @@ impl FluxConfig {
             heads: self.num_attention_heads,
             head_dim: self.attention_head_dim,
             qk_norm: true,
+            epsilon: EPSILON,
             dual: false,
             last: false,
             bias: true,

@@ -177,6 +177,7 @@ impl Flux2Config {
             heads: self.num_attention_heads,
             head_dim: self.attention_head_dim,
             qk_norm: true,
+            epsilon: EPSILON,
             dual: false,
             last: false,
             bias: false,

@@ -19,6 +19,8 @@ pub(super) struct BlockOptions {
     pub(super) head_dim: usize,
     /// Whether queries and keys are normalised.
     pub(super) qk_norm: bool,
+    /// The small constant of these norms.
+    pub(super) epsilon: f64,
     /// Whether the picture attends to itself once more.
     pub(super) dual: bool,
     /// Whether the prompt is only attended to: in the last block.
@@ -114,7 +116,8 @@ impl Projections {
     ) -> Result<Self> {
         let d = options.width();
         let layer = |name: &str| Linear::load_with(&weights.scope(name), d, d, options.bias);
-        let norm = |name: &str| RmsNorm::load(&weights.scope(name), options.head_dim, EPSILON);
+        let norm =
+            |name: &str| RmsNorm::load(&weights.scope(name), options.head_dim, options.epsilon);
         Ok(Self {
             query: layer(layers[0])?,
             key: layer(layers[1])?,

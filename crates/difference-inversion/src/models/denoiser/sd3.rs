@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use crate::models::denoiser::Memory;
-use crate::models::denoiser::joint_block::{BlockOptions, JointBlock, LastNorm, patches};
+use crate::models::denoiser::joint_block::{BlockOptions, EPSILON, JointBlock, LastNorm, patches};
 use crate::models::denoiser::time_embedding::{TimestepEmbedding, sinusoidal_embedding};
 use crate::models::layers::{Activation, Linear, MOST_LAYERS};
 use crate::weights::Weights;
@@ -130,6 +130,7 @@ impl SD3Config {
             heads: self.num_attention_heads,
             head_dim: self.attention_head_dim,
             qk_norm: self.qk_norm.is_some(),
+            epsilon: EPSILON,
             dual: self.dual_attention_layers.contains(&number),
             last: number + 1 == self.num_layers,
             bias: true,

@@ -24,6 +24,15 @@ impl TimestepEmbedding {
         Self::load_with(weights, [d_in, d_out], act_fn, true)
     }
 
+    /// Two layers that are there, whatever they are called.
+    pub(crate) fn new(linear_1: Linear, linear_2: Linear, act_fn: Activation) -> Self {
+        Self {
+            linear_1,
+            linear_2,
+            act_fn,
+        }
+    }
+
     /// The same of layers that add a bias or not.
     pub(crate) fn load_with(
         weights: &Weights,
