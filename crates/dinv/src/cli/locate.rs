@@ -3,7 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use difference_inversion::diffusion::family;
+use difference_inversion::diffusion::family::{self, KnownModel};
 use difference_inversion::diffusion::model_files::MODEL_INDEX;
 use difference_inversion::hub::{self, Hub, ModelId};
 
@@ -116,6 +116,16 @@ fn short_name(text: &str) -> Option<ModelId> {
     let name = text.split('@').next()?;
     let short = family::known_models().find(|model| model.name == name)?;
     text.replacen(name, short.repository, 1).parse().ok()
+}
+
+/// The model that is known by the name or by the repository that was typed, at any revision.
+pub(crate) fn known(model: &Path) -> Option<&'static KnownModel> {
+    let Ok(Location::Hub(id)) = locate(model) else {
+        return None;
+    };
+    let text = id.to_string();
+    let repository = text.split('@').next()?;
+    family::known_models().find(|model| model.repository == repository)
 }
 
 /// What to type for a model of the Hub: its short name, if it has one.

@@ -13,10 +13,10 @@ use difference_inversion::method::prompt::PromptConfig;
 use difference_inversion::weights::read_config;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::flags::ModelSettings;
-use super::locate::relative_to;
+use super::locate::{known, relative_to};
 use super::terminal::Failure;
 
 /// The file in a model's folder with the settings recommended for it.
@@ -46,6 +46,8 @@ enum Origin {
     Config(PathBuf),
     /// The model's own file.
     Model(PathBuf),
+    /// The program, of a model that it knows by name.
+    Known(&'static str),
 }
 
 /// Every setting that was given somewhere, lowest precedence first.
@@ -87,6 +89,26 @@ impl Settings {
         Ok(self)
     }
 
+    /// Puts what a model that is known by name is drawn with below all others.
+    pub(crate) fn with_drawing_of(mut self, model: Option<&Path>) -> Self {
+        let Some(known) = model.and_then(known) else {
+            return self;
+        };
+        if let Some(drawing) = known.drawing {
+            let values = [
+                ("num_inference_steps", json!(drawing.steps)),
+                ("guidance_scale", json!(drawing.guidance_scale)),
+            ];
+            let values = values.map(|(name, value)| (name.to_owned(), value));
+            let layer = Layer {
+                origin: Origin::Known(known.name),
+                values: values.into_iter().collect(),
+            };
+            self.layers.insert(0, layer);
+        }
+        self
+    }
+
     /// All settings of an analogy, checked.
     pub(crate) fn analogy(&self) -> anyhow::Result<AnalogyConfig> {
         let config = AnalogyConfig {
@@ -102,7 +124,7 @@ impl Settings {
     /// Notes about settings that were given and have no effect. Those that a model recommends are for all cases and get
     /// none.
     pub(crate) fn without_effect(&self, unread: Vec<Unread>) -> impl Iterator<Item = String> {
-        let of_user = |layer: &&Layer| !matches!(layer.origin, Origin::Model(_));
+        let of_user = |layer: &&Layer| matches!(layer.origin, Origin::Flags | Origin::Config(_));
         let given = move |name| {
             (self.layers.iter().filter(of_user)).any(|layer| layer.values.contains_key(name))
         };
@@ -160,6 +182,7 @@ impl Layer {
             Origin::Flags => Failure::usage(message),
             Origin::Config(path) => Failure::usage(format!("{}: {message}", path.display())),
             Origin::Model(path) => Failure::new(format!("{}: {message}", path.display())),
+            Origin::Known(name) => Failure::new(format!("{name}: {message}")),
         }
     }
 }
@@ -258,5 +281,29 @@ fn object(value: &impl Serialize) -> anyhow::Result<Map<String, Value>> {
     match serde_json::to_value(value).context("settings cannot be written as JSON")? {
         Value::Object(map) => Ok(map),
         _ => Err(Failure::new("settings are not a list of names and values").into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn models_with_a_name_are_drawn_with_what_their_pages_recommend() {
+        let drawn = |model: &str, flags: Value| {
+            let settings = Settings::new(None, &[&flags]).unwrap();
+            let settings = settings.with_drawing_of(Some(Path::new(model)));
+            let drawn: TextToImage = settings.resolve().unwrap();
+            (drawn.num_inference_steps, drawn.guidance_scale)
+        };
+        let none = || json!({});
+        assert_eq!(drawn("z-image-turbo", none()), (8, Some(1.0)));
+        assert_eq!(drawn("Tongyi-MAI/Z-Image@main", none()), (50, Some(5.0)));
+        assert_eq!(drawn("flux-schnell@v1", none()), (4, Some(1.0)));
+        for model in ["sd15", "demo", "owner/name"] {
+            assert_eq!(drawn(model, none()), (50, None), "{model}");
+        }
+        let flags = json!({ "num_inference_steps": 9 });
+        assert_eq!(drawn("klein-base", flags), (9, Some(4.0)));
     }
 }

@@ -832,6 +832,8 @@ fn the_list_tells_what_is_there_and_what_is_missing() {
         "klein",
         "klein-base-9b",
         "klein-9b",
+        "z-image",
+        "z-image-turbo",
     ];
     assert_eq!(names, [&["demo"], &short[..]].concat());
     assert_eq!(before["models"][0]["state"], "complete");

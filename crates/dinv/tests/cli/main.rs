@@ -23,6 +23,7 @@ mod runs;
 mod sd3;
 #[cfg(feature = "serve")]
 mod serve;
+mod z_image;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
