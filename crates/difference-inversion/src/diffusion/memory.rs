@@ -133,8 +133,8 @@ const PUBLISHED: [Published; 3] = [
 
 impl LearningMemory {
     /// As [`peak`](Self::peak), of a model that is known by this name and is not there, without the captioner; `None`
-    /// if its sizes are not known.
-    pub fn peak_of_known(&self, name: &str) -> Option<u64> {
+    /// if its sizes are not known. `resolution` is height and width in pixels, by default those the model draws.
+    pub fn peak_of_known(&self, name: &str, resolution: Option<[u32; 2]>) -> Option<u64> {
         let published = PUBLISHED.iter().find(|published| published.name == name)?;
         let layout = Layout::by_name(published.layout).ok()?;
         let part = &layout.family.denoiser;
@@ -148,9 +148,10 @@ impl LearningMemory {
         let weights = bytes(published.denoiser + published.text_encoders, self.dtype)
             + bytes(published.autoencoder, vae_dtype);
         let viewers = bytes(published.image_towers, self.dtype);
-        let latents = denoiser
-            .trained_on()?
-            .map(|side| usize::try_from(side).unwrap_or(0));
+        let latents = match resolution {
+            Some(size) => size.map(|side| side as usize / vae.pixels()),
+            None => (denoiser.trained_on()?).map(|side| usize::try_from(side).unwrap_or(0)),
+        };
         let step = denoiser.step_bytes(self.rows, latents, self.memory).ok()?;
         Some(self.total(weights, viewers, step))
     }
@@ -180,9 +181,11 @@ mod tests {
                 rows: 2,
                 captions: false,
             };
-            let normal = learning(FloatDType::F32, Memory::Normal).peak_of_known(model.name);
-            let saved = learning(FloatDType::F16, Memory::Low).peak_of_known(model.name);
-            let (Some(normal), Some(saved)) = (normal, saved) else {
+            let normal = learning(FloatDType::F32, Memory::Normal).peak_of_known(model.name, None);
+            let smaller = learning(FloatDType::F32, Memory::Normal)
+                .peak_of_known(model.name, Some([256, 256]));
+            let saved = learning(FloatDType::F16, Memory::Low).peak_of_known(model.name, None);
+            let (Some(normal), Some(smaller), Some(saved)) = (normal, smaller, saved) else {
                 continue; // a model whose layout is no single file's
             };
             assert!(
@@ -190,6 +193,7 @@ mod tests {
                 "{}: {normal}",
                 model.name
             );
+            assert!(smaller < normal, "{}: {smaller}", model.name);
             assert!(saved < normal / 2 + (2 << 30), "{}: {saved}", model.name);
         }
         assert!(

@@ -13,7 +13,13 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
-const digits = (value) => value === 0 ? "0" : value.toFixed(Math.abs(value) < 0.05 ? 4 : 3);
+/** Shares of 1, shown in percent as the terminal shows them. */
+const SHARES = ["right", "edit", "kept"];
+const digits = (value, metric) => {
+  if (SHARES.includes(metric.name)) return `${Number((100 * value).toFixed(1))}`;
+  return value === 0 ? "0" : value.toFixed(Math.abs(value) < 0.05 ? 4 : 3);
+};
+const titleOf = (metric) => SHARES.includes(metric.name) ? `${metric.title}, %` : metric.title;
 const link = (path) => path.split("/").map(encodeURIComponent).join("/");
 const methods = data.methods.filter((method) => !method.skipped);
 const hasScore = (metric) =>
@@ -30,13 +36,13 @@ function meansTable(group) {
   const body = element("tbody");
   const sorted = { column: null, descending: true };
   const scores = metrics.map((metric) => ({
-    title: metric.title,
+    title: titleOf(metric),
     metric,
     value: (row) => row.scores[metric.name]?.[0],
     text: (row) => {
       const estimate = row.scores[metric.name];
       if (!estimate) return ["–"];
-      const [mean, low, high] = estimate.slice(0, 3).map(digits);
+      const [mean, low, high] = estimate.slice(0, 3).map((value) => digits(value, metric));
       const count = estimate[3];
       return [mean, element("small", {}, `${low} … ${high}${count === row.solved ? "" : ` (n = ${count})`}`)];
     },
@@ -91,7 +97,12 @@ function meansTable(group) {
 
   fill();
   const head = element("thead", {}, element("tr", {}, element("th", { scope: "col" }, "method"), ...heads));
-  return [element("h2", {}, group.title), element("div", { class: "wide" }, element("table", {}, head, body))];
+  const wide = element("div", { class: "wide", tabindex: "0", role: "group", "aria-label": group.title },
+    element("table", {}, head, body));
+  const mark = () => wide.classList.toggle("cut", wide.scrollLeft + wide.clientWidth < wide.scrollWidth - 1);
+  wide.addEventListener("scroll", mark);
+  new ResizeObserver(mark).observe(wide);
+  return [element("h2", {}, group.title), wide];
 }
 
 /* The analogies with their pictures. */
@@ -126,11 +137,11 @@ function article(analogy, metric) {
       return element("figure", {}, element("div", { class: "failed" }, `failed: ${result.failed}`), element("figcaption", {}, name));
     }
     const value = metric && score(analogy, method.name, metric);
-    return figure(result.picture, [name, ...(value == null ? [] : [" ", element("b", {}, digits(value))])]);
+    return figure(result.picture, [name, ...(value == null ? [] : [" ", element("b", {}, digits(value, metric))])]);
   });
   return element("article", {},
-    element("div", { class: "row" }, given, element("div", { class: "pictures" }, ...made)),
-    element("h3", {}, analogy.edit ?? analogy.kind, " ", element("span", {}, analogy.name)));
+    element("h3", {}, analogy.edit ?? analogy.kind, " ", element("span", {}, analogy.name)),
+    element("div", { class: "row" }, given, element("div", { class: "pictures" }, ...made)));
 }
 
 function draw() {
@@ -161,7 +172,7 @@ function draw() {
 byId("about").textContent = `${data.program}, seed ${data.seed}. Means over the analogies of each kind first, then over kinds, with 95 % bootstrap intervals within kinds; the best of a column is marked, among the methods measured on most analogies.`;
 byId("tables").append(...data.groups.flatMap(meansTable));
 options(byId("kind"), [["", "all"], ...[...new Set(data.analogies.map((one) => one.kind))].sort().map((kind) => [kind, kind])]);
-options(byId("metric"), metrics.map((metric) => [metric.name, metric.title]));
+options(byId("metric"), metrics.map((metric) => [metric.name, titleOf(metric)]));
 options(byId("sort"), [["name", "name"], ["mean", "mean of the methods"], ...methods.map((method) => [method.name, method.name])]);
 options(byId("show"), [["all", "all analogies"], ["failed", "those that failed"],
   ...(metricNamed("edit") ? [["missed", "the change is missed"], ["lost", "something else is lost"]] : [])]);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
-use difference_inversion::diffusion::family::{self, Family, STABLE_DIFFUSION};
+use difference_inversion::diffusion::family::{Family, STABLE_DIFFUSION};
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::diffusion::model_files::{ModelFiles, SCHEDULER, tokenizer_of};
 use difference_inversion::diffusion::pipeline::Pipeline;
@@ -20,7 +20,7 @@ use super::fetch::{Fetcher, Needs};
 use super::flags::{General, ModelSettings};
 use super::terminal::Failure;
 use super::watch::Watcher;
-use super::{device, memory, terminal};
+use super::{device, locate, memory, terminal};
 
 /// Check the device, the memory and the model files
 #[derive(Debug, Args)]
@@ -69,7 +69,8 @@ struct Component {
     state: Result<u64, String>,
 }
 
-/// Reports what was found; a missing part is a finding, not a failure, unless it is the whole model.
+/// Reports what was found. A missing part is a finding, not a failure; so is a whole model that need only be
+/// downloaded, if its memory is known.
 pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     let models: ModelSettings = args.general.settings(&[&args.model])?.resolve()?;
     let findings = examine(&models);
@@ -78,9 +79,11 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     } else {
         print(&findings)?;
     }
-    match findings.model {
-        Some(_) => Ok(()),
-        None => Err(Failure::new("the model cannot be used as it is").into()),
+    match &findings.model {
+        None if findings.learning.is_empty() => {
+            Err(Failure::new("the model cannot be used as it is").into())
+        }
+        _ => Ok(()),
     }
 }
 
@@ -89,32 +92,34 @@ fn examine(models: &ModelSettings) -> Findings {
     if let Err(error) = models.device().and_then(|_| models.dtype()) {
         problems.push(error.to_string());
     }
-    let (model, components, learning) =
-        match find(models) {
-            Ok((paths, absent)) => {
-                problems.extend(absent.iter().map(|id| {
-                    format!("{id} is not downloaded; `dinv models pull {id}` downloads it")
-                }));
-                let learning = match paths.files() {
-                    Ok(files) if learns(&files) => memory::ways(&paths),
-                    _ => Vec::new(),
-                };
-                (Some(paths.model.clone()), components(&paths), learning)
-            }
-            Err(error) => {
-                let hint = match terminal::hint(&error) {
-                    Some(hint) => format!("{error}; {hint}"),
-                    None => format!("{error:#}"),
-                };
-                // What is wrong with the device keeps the model from being looked for.
-                problems.extend(problems.is_empty().then_some(hint));
-                let learning = match models.model.as_deref().and_then(known) {
-                    Some(name) => memory::ways_of_known(name),
-                    None => Vec::new(),
-                };
-                (None, Vec::new(), learning)
-            }
-        };
+    let (model, components, learning) = match find(models) {
+        Ok((paths, absent)) => {
+            problems.extend(absent.iter().map(|id| {
+                let name = locate::called(id);
+                format!("{id} is not downloaded; `dinv models pull {name}` downloads it")
+            }));
+            let learning = match paths.files() {
+                Ok(files) if learns(&files) => memory::ways(&paths),
+                _ => Vec::new(),
+            };
+            (Some(paths.model.clone()), components(&paths), learning)
+        }
+        Err(error) => {
+            let hint = match terminal::hint(&error) {
+                Some(hint) => format!("{error}; {hint}"),
+                None => format!("{error:#}"),
+            };
+            // What is wrong with the device keeps the model from being looked for.
+            problems.extend(problems.is_empty().then_some(hint));
+            let known = models.model.as_deref().and_then(locate::known);
+            let resolution = models.file_options().ok();
+            let resolution = resolution.and_then(|options| options.resolution);
+            let learning = known.map_or_else(Vec::new, |known| {
+                memory::ways_of_known(known.name, resolution)
+            });
+            (None, Vec::new(), learning)
+        }
+    };
     let simd = vector_instructions();
     if simd.is_none() {
         problems.push(
@@ -143,15 +148,6 @@ fn examine(models: &ModelSettings) -> Findings {
         components,
         problems,
     }
-}
-
-/// The short name of a model that is called by it or by its repository.
-fn known(model: &Path) -> Option<&'static str> {
-    let text = model.to_string_lossy();
-    let name = text.split('@').next()?;
-    let mut models = family::known_models();
-    let found = models.find(|model| [model.name, model.repository].contains(&name));
-    found.map(|model| model.name)
 }
 
 /// Where the models are as far as they are on this disk, and what would be downloaded.

@@ -139,6 +139,7 @@ impl<'a> Fetcher<'a> {
             options: settings.file_options()?,
             ..ModelPaths::default()
         };
+        self.agree_beside(settings, &paths, needs)?;
         if let Some(name) = &settings.tokenizer {
             paths.options.tokenizer = Some(self.find(name, Wanted::default())?);
         }
@@ -195,15 +196,24 @@ impl<'a> Fetcher<'a> {
         settings: &ModelSettings,
         paths: &ModelPaths,
     ) -> anyhow::Result<Option<PathBuf>> {
+        match self.captioner_of(settings, paths)? {
+            Some(id) => self.fetch_beside(&id),
+            None => Ok(None),
+        }
+    }
+
+    /// The captioner that a model of the Hub takes from there, if it has none of its own.
+    fn captioner_of(
+        &self,
+        settings: &ModelSettings,
+        paths: &ModelPaths,
+    ) -> anyhow::Result<Option<ModelId>> {
         let from_hub = match &settings.model {
             Some(name) => matches!(locate::locate(name)?, Location::Hub(_)),
             None => false,
         };
-        if from_hub && !paths.captioner_folder().is_dir() {
-            self.fetch_beside(&CAPTIONER.parse()?)
-        } else {
-            Ok(None)
-        }
+        let is_missing = from_hub && !paths.captioner_folder().is_dir();
+        Ok(is_missing.then(|| CAPTIONER.parse()).transpose()?)
     }
 
     /// As `fetch`, of a model that nobody named: while only looking, its absence is noted.
@@ -229,38 +239,66 @@ impl<'a> Fetcher<'a> {
             return Ok(());
         }
         let model = self.survey(id, wanted)?;
-        let ids_of = |names: &[&PathBuf]| -> anyhow::Result<Vec<ModelId>> {
-            let locations = names.iter().map(|name| locate::locate(name));
-            let ids = locations.filter_map(|location| match location {
-                Ok(Location::Hub(id)) => Some(Ok(id)),
-                Ok(Location::Disk(_)) => None,
-                Err(error) => Some(Err(error)),
-            });
-            ids.collect()
-        };
-        let mut others = ids_of(&settings.tokenizer.iter().collect::<Vec<_>>())?;
+        let mut others = ids_of(settings.tokenizer.iter())?;
         if needs.joint_spaces {
             others.extend(match &settings.clip {
-                Some(names) => ids_of(&names.iter().collect::<Vec<_>>())?,
+                Some(names) => ids_of(names.iter())?,
                 None => model.joint_spaces,
             });
         }
         if needs.captioner {
             match &settings.captioner {
-                Some(name) => others.extend(ids_of(&[name])?),
+                Some(name) => others.extend(ids_of([name].into_iter())?),
                 None if model.has_captioner => {}
                 None => others.push(CAPTIONER.parse()?),
             }
         }
-        let mut order = vec![(id.clone(), model.bytes)];
+        let order = self.order(vec![(id.clone(), model.bytes)], others)?;
+        self.ask(order)
+    }
+
+    /// Asks the user once whether all that goes with a diffusion model on this disk may be downloaded.
+    fn agree_beside(
+        &mut self,
+        settings: &ModelSettings,
+        paths: &ModelPaths,
+        needs: Needs,
+    ) -> anyhow::Result<()> {
+        if self.looks_only || self.hub.offline {
+            return Ok(());
+        }
+        let mut others = ids_of(settings.tokenizer.iter())?;
+        if needs.joint_spaces {
+            let is_there = || paths.clip_folders().iter().any(|folder| folder.is_dir());
+            others.extend(match &settings.clip {
+                Some(names) => ids_of(names.iter())?,
+                None if is_there() => Vec::new(),
+                None => joint_spaces(&paths.files()?)?,
+            });
+        }
+        if needs.captioner {
+            others.extend(match &settings.captioner {
+                Some(name) => ids_of([name].into_iter())?,
+                None => self.captioner_of(settings, paths)?.into_iter().collect(),
+            });
+        }
+        let order = self.order(Vec::new(), others)?;
+        match order.len() {
+            0 => Ok(()),
+            _ => self.ask(order),
+        }
+    }
+
+    /// `order`, and those of the others that are not there and that the user was not asked about.
+    fn order(&mut self, mut order: Order, others: Vec<ModelId>) -> anyhow::Result<Order> {
         for other in others {
-            let is_new = order.iter().all(|(id, _)| *id != other);
+            let is_new = order.iter().all(|(id, _)| *id != other) && !self.agreed.contains(&other);
             if is_new && !self.is_complete(&other, Wanted::default()) {
                 let bytes = self.survey(&other, Wanted::default())?.bytes;
                 order.push((other, bytes));
             }
         }
-        self.ask(order)
+        Ok(order)
     }
 
     /// Asks the user about downloads.
@@ -313,6 +351,15 @@ impl<'a> Fetcher<'a> {
         let observe = &mut |progress: &_| watcher.observe(progress);
         Ok(self.hub.pull(id, wanted, observe)?)
     }
+}
+
+/// The models of the Hub among those that names mean.
+fn ids_of<'a>(names: impl Iterator<Item = &'a PathBuf>) -> anyhow::Result<Vec<ModelId>> {
+    let ids = names.map(|name| match locate::locate(name)? {
+        Location::Hub(id) => Ok(Some(id)),
+        Location::Disk(_) => Ok(None),
+    });
+    ids.filter_map(Result::transpose).collect()
 }
 
 #[cfg(test)]

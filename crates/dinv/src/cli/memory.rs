@@ -40,8 +40,8 @@ pub(crate) fn ways(paths: &ModelPaths) -> Vec<Way> {
 }
 
 /// The same of a model that is known by name and is not there.
-pub(crate) fn ways_of_known(name: &str) -> Vec<Way> {
-    ways_by(|learning| learning.peak_of_known(name))
+pub(crate) fn ways_of_known(name: &str, resolution: Option<[u32; 2]>) -> Vec<Way> {
+    ways_by(|learning| learning.peak_of_known(name, resolution))
 }
 
 fn ways_by(peak: impl Fn(&LearningMemory) -> Option<u64>) -> Vec<Way> {

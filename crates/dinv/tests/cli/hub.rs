@@ -629,6 +629,31 @@ fn on_a_terminal_a_download_is_asked_for_with_all_that_goes_with_it() {
     let done = typed(&format!("{learn} --overwrite --yes"), "");
     assert_eq!(done.code, Some(0), "{}", done.stdout);
     assert!(!done.stdout.contains("[Y/n]"), "{}", done.stdout);
+    // What goes with a model on this disk is asked for at once, too.
+    fs::remove_dir_all(setup.work.path().join("hf")).unwrap();
+    let captioner = "tests/captioner";
+    setup.hub.add(captioner, &golden("pipeline/captioner"));
+    let learn = format!(
+        "learn --config tiny.toml --a a.png --a-prime a_prime.png --model bare --clip tests/clip \
+         --captioner {captioner} -o e.safetensors"
+    );
+    let done = typed(&learn, "\n");
+    assert_eq!(done.code, Some(0), "{}", done.stdout);
+    assert_eq!(done.stdout.matches("[Y/n]").count(), 1, "{}", done.stdout);
+}
+
+#[test]
+fn doctor_estimates_the_memory_of_a_model_before_its_download() {
+    let setup = Setup::new();
+    let peak = |flags: &str| {
+        let done = setup.succeed(&format!("doctor --model sd15 --json {flags}"));
+        let findings: Value = serde_json::from_str(&done.stdout).unwrap();
+        let problem = findings["problems"][0].as_str().unwrap();
+        assert!(problem.contains("`dinv models pull sd15`"), "{problem}");
+        findings["learning"][0]["peak"].as_u64().unwrap()
+    };
+    assert!(peak("--resolution 256") < peak(""));
+    assert!(setup.hub.requests().is_empty());
 }
 
 #[test]
