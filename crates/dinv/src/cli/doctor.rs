@@ -1,4 +1,4 @@
-//! `dinv doctor`: what the program found on this machine.
+//! `dinv doctor`: reports on the device, the memory and the model files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,13 +40,13 @@ struct Findings {
     device: String,
     devices_built_in: Vec<&'static str>,
     threads: usize,
-    /// The vector instructions that are used.
+    /// The vector instructions in use.
     simd: Option<&'static str>,
     memory: Memory,
     learning: Vec<memory::Way>,
     model: Option<PathBuf>,
     components: Vec<Component>,
-    /// What is wrong, each with what to do.
+    /// The problems, each with what to do about it.
     problems: Vec<String>,
 }
 
@@ -55,7 +55,7 @@ struct Findings {
 struct Memory {
     total: u64,
     available: u64,
-    /// The most this process has used.
+    /// Peak use of this process.
     peak: Option<u64>,
 }
 
@@ -65,11 +65,11 @@ struct Component {
     name: String,
     needed_for: &'static str,
     folder: PathBuf,
-    /// Size of its weights in bytes, or what is wrong with it.
+    /// Size of its weights in bytes, or its problem.
     state: Result<u64, String>,
 }
 
-/// Reports what was found; a missing part is a finding, not a failure, unless it is the whole model.
+/// Reports the findings. A missing part is a finding, not a failure, unless it is the whole model.
 pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     let models: ModelSettings = args.general.settings(&[&args.model])?.resolve()?;
     let findings = examine(&models);
@@ -106,7 +106,7 @@ fn examine(models: &ModelSettings) -> Findings {
                     Some(hint) => format!("{error}; {hint}"),
                     None => format!("{error:#}"),
                 };
-                // What is wrong with the device keeps the model from being looked for.
+                // With a problem of the device, the model is not looked for.
                 problems.extend(problems.is_empty().then_some(hint));
                 let learning = match models.model.as_deref().and_then(known) {
                     Some(name) => memory::ways_of_known(name),
@@ -145,7 +145,7 @@ fn examine(models: &ModelSettings) -> Findings {
     }
 }
 
-/// The short name of a model that is called by it or by its repository.
+/// The short name of a model given by it or by its repository.
 fn known(model: &Path) -> Option<&'static str> {
     let text = model.to_string_lossy();
     let name = text.split('@').next()?;
@@ -154,7 +154,7 @@ fn known(model: &Path) -> Option<&'static str> {
     found.map(|model| model.name)
 }
 
-/// Where the models are as far as they are on this disk, and what would be downloaded.
+/// The paths of the models that are on this disk, and the models that would be downloaded.
 fn find(models: &ModelSettings) -> anyhow::Result<(ModelPaths, Vec<ModelId>)> {
     let mut watcher = Watcher::new(true);
     let mut fetcher = Fetcher::looking_only(&mut watcher)?;
@@ -169,7 +169,7 @@ fn find(models: &ModelSettings) -> anyhow::Result<(ModelPaths, Vec<ModelId>)> {
     Ok((paths, fetcher.absent))
 }
 
-/// Whether differences are learned on a model, as far as its files say.
+/// Whether differences can be learned on a model, as far as its files state.
 fn learns(files: &ModelFiles) -> bool {
     !Family::of(files).is_ok_and(Family::takes_picture)
 }
@@ -196,7 +196,7 @@ fn components(paths: &ModelPaths) -> Vec<Component> {
     let family = family.unwrap_or(&STABLE_DIFFUSION);
     let there = files.as_ref().ok();
     let there = there.and_then(|files| family.networks_in(files).ok());
-    // One that is missing is listed as such.
+    // A missing network is listed as such.
     let networks = there.unwrap_or_else(|| family.networks().collect());
     for &name in &networks {
         add(
@@ -251,7 +251,7 @@ fn components(paths: &ModelPaths) -> Vec<Component> {
     parts
 }
 
-/// Size of the weights of one network of the model.
+/// Size of the weights of one network.
 fn network_size(files: &Result<ModelFiles, String>, network: &str) -> Result<u64, String> {
     let files = files.as_ref().map_err(Clone::clone)?;
     let weights = files.weights(network, &Device::flex(), FloatDType::F32);
@@ -275,7 +275,7 @@ fn weights_size(folder: &Path) -> Result<u64, String> {
     Ok(weights.map_err(|error| error.to_string())?.bytes())
 }
 
-/// Size of the first set of files that is complete.
+/// Size of the first complete set of files.
 fn size_of(folder: &Path, alternatives: &[&[&str]]) -> Result<u64, String> {
     for names in alternatives {
         let files: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();
