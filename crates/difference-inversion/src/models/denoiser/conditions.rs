@@ -1,17 +1,17 @@
-//! What a denoiser receives besides the noisy latents.
+//! The inputs of a denoiser besides the noisy latents.
 
 use burn::tensor::{DType, Tensor};
 
-/// What a denoiser is conditioned on, a row for each prompt.
+/// The conditions of a denoiser, with a row for each prompt.
 #[derive(Debug, Clone)]
 pub struct Conditions {
     /// The prompt as the denoiser attends to it, [b, n, d]: the text encoders' hidden states.
     pub context: Tensor<3>,
-    /// How many of the n positions belong to the prompt of each row; what follows is padding.
+    /// The number of the n positions that belong to the prompt of each row; the rest is padding.
     pub lengths: Vec<usize>,
-    /// The prompt as one vector, [b, e], where the denoiser takes one.
+    /// The prompt as one vector, [b, e], if the denoiser takes one.
     pub pooled: Option<Tensor<2>>,
-    /// What is shown of a picture, [b, c, h, w]: the latents of InstructPix2Pix's picture, or
+    /// The input from a picture, [b, c, h, w]: the latents of InstructPix2Pix's picture, or
     /// inpainting's mask and the latents of its picture.
     pub image: Option<Tensor<4>>,
 }
@@ -58,7 +58,7 @@ impl Conditions {
         }
     }
 
-    /// The rows of all, which are conditions of one pipeline; shorter prompts are filled up with
+    /// The rows of all, which are conditions of one pipeline; shorter prompts are padded with
     /// zeros.
     ///
     /// # Panics
@@ -77,7 +77,7 @@ impl Conditions {
         }
     }
 
-    /// The prompt's share `strength` of the way to another, or beyond it; the picture stays.
+    /// Interpolates the prompt towards another by `strength`, or extrapolates beyond it; the picture stays.
     #[must_use]
     pub fn towards(self, other: Self, strength: f64) -> Self {
         let longest = self.context.dims()[1].max(other.context.dims()[1]);
@@ -103,7 +103,7 @@ impl Conditions {
         }
     }
 
-    /// The same in another type of numbers.
+    /// The same in another number format.
     #[must_use]
     pub fn cast(self, dtype: DType) -> Self {
         Self {
@@ -120,7 +120,7 @@ fn towards<const D: usize>(from: Tensor<D>, to: Tensor<D>, strength: f64) -> Ten
     from.clone() + (to - from) * strength
 }
 
-/// A context [b, n, d] of `length` positions, zeros behind those that it has.
+/// A context [b, n, d] padded with zeros to `length` positions.
 fn filled_up(context: Tensor<3>, length: usize) -> Tensor<3> {
     let [b, n, d] = context.dims();
     if n >= length {
