@@ -1,4 +1,4 @@
-//! A time, as denoisers are told it.
+//! The embedding of a time for denoisers.
 
 use burn::tensor::{DType, Tensor};
 
@@ -24,7 +24,7 @@ impl TimestepEmbedding {
         Self::load_with(weights, [d_in, d_out], act_fn, true)
     }
 
-    /// The same of layers that add a bias or not.
+    /// The same with layers with or without a bias.
     pub(crate) fn load_with(
         weights: &Weights,
         [d_in, d_out]: [usize; 2],
