@@ -48,7 +48,7 @@
 //! # }
 //! ```
 
-#[macro_use] // before those that use its texts of settings
+#[macro_use] // before the modules that use its texts of settings
 pub mod util;
 
 pub mod diffusion;

@@ -21,7 +21,7 @@ pub trait Method: Send + Sync {
     /// What the method is given in addition to A, A′ and B.
     fn told(&self) -> Told;
 
-    /// Whether an analogy with these captions and this instruction provides all that [`Self::told`] names.
+    /// Whether an analogy with these captions and this instruction provides all that [`Method::told`] names.
     fn is_told(&self, _captions: &Captions, _instruction: Option<&str>) -> bool {
         true
     }

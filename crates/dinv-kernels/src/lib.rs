@@ -11,7 +11,7 @@
 
 pub mod conv;
 pub mod fused_attention;
-#[cfg(all(feature = "gpu", not(test)))] // its tests, which need a device, are the library's
+#[cfg(all(feature = "gpu", not(test)))] // its tests need a device and are in the library
 mod gpu;
 pub mod gradient;
 mod half;

@@ -356,7 +356,7 @@ impl<'a> Download<'a> {
             }
             self.done += count as u64;
             if size.is_some_and(|size| partial.len() > size) {
-                break; // `check` reports what is wrong with it
+                break; // `check` reports the error
             }
             self.step()?;
         }

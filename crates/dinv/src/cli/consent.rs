@@ -32,7 +32,7 @@ pub(crate) fn ask(
     }
     let asks = !yes && total > 0 && io::stdin().is_terminal() && io::stderr().is_terminal();
     if !asks && order.len() < 2 {
-        return Ok(()); // what is said of each download is enough
+        return Ok(()); // each download is announced anyway
     }
     let room = free.map_or_else(String::new, |free| format!(", {} free", size(free)));
     let heading = format!("to download to {}{room}:", cache.display());

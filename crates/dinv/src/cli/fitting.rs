@@ -137,7 +137,7 @@ mod tests {
             .map(|(name, size)| (Path::new(name), size));
         let notices = of_pairs(&[camera, editor, camera], [448, 640]);
         assert!(notices[0].starts_with("a.jpg (3000×2000) and a2.png (2000×1500)"));
-        assert_eq!(notices.len(), 2); // and that of a2.png a part is cut away
+        assert_eq!(notices.len(), 2); // the other: a part of a2.png is cut off
         assert!(of_pairs(&[camera, camera, camera], [448, 640]).is_empty());
     }
 }

@@ -181,7 +181,7 @@ impl<T: Serialize> ErasedFlags for T {
 /// Reads a settings file, whose names may belong to any subcommand; its paths are relative to it.
 fn read_toml(path: &Path) -> anyhow::Result<Layer> {
     let text = fs::read_to_string(path).map_err(difference_inversion::Error::io(path))?;
-    let text = text.trim_start_matches('\u{feff}'); // editors of Windows put it there
+    let text = text.trim_start_matches('\u{feff}'); // Windows editors add it
     let mut values: Map<String, Value> = toml::from_str(text).map_err(|error| {
         Failure::usage(format!(
             "{}: {}",

@@ -91,7 +91,7 @@ pub(crate) fn all(store: &Store) -> Answer<Vec<Value>> {
             continue;
         }
         if let Ok(view) = view(store, &name) {
-            all.push(view); // else it was removed meanwhile, or is none
+            all.push(view); // else it has been removed, or is invalid
         }
     }
     all.sort_by(|one, other| other["created"].as_str().cmp(&one["created"].as_str()));

@@ -159,7 +159,7 @@ pub(crate) fn accept(
     let place = store.job_folder(&id);
     folder.publish(&place)?;
     store.add(stored, app.options.queue).inspect_err(|_| {
-        let _ = fs::remove_dir_all(&place); // it has no job.json: at worst a folder that is not looked at
+        let _ = fs::remove_dir_all(&place); // without job.json, a leftover folder is ignored
     })
 }
 

@@ -234,7 +234,7 @@ impl Store {
     pub(crate) fn losses(&self, id: &str) -> anyhow::Result<File> {
         let path = self.job_folder(id).join(LOSSES);
         let mut file = File::options().create(true).append(true).open(&path)?;
-        file.write_all(b"\n")?; // ends the half line of a server that was killed
+        file.write_all(b"\n")?; // ends a partial line of a killed server
         Ok(file)
     }
 

@@ -89,7 +89,7 @@ impl<'a> Identity<'a> {
             if name == CONFIG
                 && let Ok(config) = serde_json::from_value::<LearnConfig>(theirs.clone())
             {
-                theirs = json!(config); // with the defaults of settings that were not known then
+                theirs = json!(config); // with the defaults of newer settings
             }
             if let Some(difference) = self.difference(name, &theirs, &read(&ours)?) {
                 let reason = format!(

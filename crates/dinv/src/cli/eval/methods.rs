@@ -101,7 +101,7 @@ pub(super) fn records(
     models: &EvalModels,
     entries: &[Entry],
 ) -> anyhow::Result<Vec<MethodRecord>> {
-    let mut last = None; // so that a model which the next method has, too, stays open
+    let mut last = None; // keeps a model open that the next method shares
     let records = variants.iter().map(|variant| {
         let (name, method) = (variant.name.clone(), variant.method.clone());
         match dinv_eval::build(variant, models) {

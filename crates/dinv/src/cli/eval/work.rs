@@ -37,7 +37,7 @@ impl Failures {
     /// The failure of the run, if anything went wrong.
     pub(super) fn told(&self) -> Result<(), Failure> {
         let failed = match self.analogies {
-            0 => return Ok(()), // nor was a method given up, which takes failures
+            0 => return Ok(()), // giving up on a method also takes failures
             1 => "1 analogy failed".to_owned(),
             count => format!("{count} analogies failed"),
         };
