@@ -184,8 +184,8 @@ pub struct FullPrompt<'a> {
     /// Token embeddings after the words, one [n, d] per text encoder that they are learned for; empty
     /// for words alone.
     pub difference: Vec<Tensor<2>>,
-    /// The share of the tokens' effect on the text encoders' outputs that is applied: none with 0, all with
-    /// 1.
+    /// The share of the tokens' effect on the text encoders' outputs that is applied: 0 is none, and 1 is
+    /// all of it.
     pub strength: f64,
 }
 
