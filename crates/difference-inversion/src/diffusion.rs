@@ -1,4 +1,4 @@
-//! Frozen diffusion models of any family: what they consist of, how they are opened, told and sampled.
+//! Frozen diffusion models of any family: their parts, and how they are opened, conditioned and sampled.
 
 pub mod draw;
 pub mod family;

@@ -1,8 +1,8 @@
 //! Models from the Hugging Face Hub: a name in, a local folder out.
 //!
-//! Downloads go to the cache that Python's `huggingface_hub` uses (`models--OWNER--NAME` with
-//! `blobs`, `refs` and `snapshots`), so that what one of them has fetched the other finds. Only the
-//! files that this library reads are fetched. A snapshot appears when all of its files are there.
+//! Downloads go to the cache of Python's `huggingface_hub` (`models--OWNER--NAME` with `blobs`, `refs`
+//! and `snapshots`), so each finds what the other has fetched. Only files that this library reads are
+//! fetched. A snapshot appears once all of its files are there.
 
 mod cache;
 #[cfg(feature = "hub")]
@@ -27,7 +27,7 @@ pub use crate::util::hub_problem::HubProblem;
 use crate::util::progress::Observer;
 use crate::{Error, Result};
 
-/// Where the Hub is, unless `HF_ENDPOINT` names another.
+/// The address of the Hub, unless `HF_ENDPOINT` overrides it.
 const ENDPOINT: &str = "https://huggingface.co";
 
 /// Which parts of a model are wanted.
@@ -35,7 +35,7 @@ const ENDPOINT: &str = "https://huggingface.co";
 pub struct Wanted<'a> {
     /// The variant of its weights, such as `fp16`.
     pub variant: Option<&'a str>,
-    /// Whether T5 is left out, where the family can do without it.
+    /// Whether to leave out T5 if the family works without it.
     pub without_t5: bool,
 }
 
@@ -54,9 +54,9 @@ impl<'a> From<Option<&'a str>> for Wanted<'a> {
 pub struct Survey {
     /// Bytes that are not in the cache. Files whose size the Hub does not state count as nothing.
     pub bytes: u64,
-    /// The joint spaces of the pipeline's text encoders, as far as they are known, unless it holds its own.
+    /// The known joint spaces of the pipeline's text encoders, unless it has its own.
     pub joint_spaces: Vec<ModelId>,
-    /// Whether the pipeline holds a captioner.
+    /// Whether the pipeline has a captioner.
     pub has_captioner: bool,
 }
 
@@ -67,9 +67,9 @@ pub struct Hub {
     pub endpoint: String,
     /// The folder of the cache.
     pub cache: PathBuf,
-    /// What identifies the user; sent to the endpoint and to no other host.
+    /// The user's token, sent to the endpoint and to no other host.
     pub token: Option<String>,
-    /// Never to touch the network.
+    /// Whether to avoid the network.
     pub offline: bool,
 }
 
@@ -88,12 +88,12 @@ impl std::fmt::Debug for Hub {
 impl Hub {
     /// The Hub as the environment describes it, in `huggingface_hub`'s variables:
     ///
-    /// | variable | what it says |
+    /// | variable | meaning |
     /// |---|---|
     /// | `HF_HUB_CACHE` | the cache; else `$HF_HOME/hub`, else `~/.cache/huggingface/hub` |
     /// | `HF_TOKEN` | the token; else the file `HF_TOKEN_PATH`, else `$HF_HOME/token` |
     /// | `HF_ENDPOINT` | another address |
-    /// | `HF_HUB_OFFLINE` | `1`, `on`, `yes` or `true`: never to touch the network |
+    /// | `HF_HUB_OFFLINE` | `1`, `on`, `yes` or `true`: avoid the network |
     ///
     /// # Errors
     /// [`Error::Missing`] if there is neither one of these variables nor a home folder.
@@ -136,13 +136,13 @@ impl Hub {
         })
     }
 
-    /// The folder of a repository's snapshot, if `folder` is what the cache keeps of that repository:
+    /// The folder of a repository's snapshot, if `folder` is that repository's folder in the cache:
     /// `models--OWNER--NAME`.
     pub fn snapshot_in(folder: &std::path::Path) -> Option<PathBuf> {
         cache::snapshot_in(folder)
     }
 
-    /// The wanted parts of a model that are in the cache.
+    /// The wanted parts of a model in the cache.
     pub fn cached<'a>(&self, id: &ModelId, wanted: impl Into<Wanted<'a>>) -> Option<CachedModel> {
         cache::RepoCache::new(&self.cache, id).model(id, wanted.into())
     }
@@ -150,19 +150,18 @@ impl Hub {
     /// Every usable model in the cache, by name.
     ///
     /// # Errors
-    /// [`Error::Io`] if the cache cannot be read; a cache that is not there is empty.
+    /// [`Error::Io`] if the cache cannot be read; a missing cache is empty.
     pub fn list(&self) -> Result<Vec<CachedModel>> {
         cache::list(&self.cache)
     }
 
-    /// Brings a model's revision, as the Hub has it now, into the cache: the files that are not
-    /// there yet, going on where an earlier download stopped; of the weights those of the variant
-    /// that is `wanted`, where there are any. Gives its folder.
+    /// Downloads the current commit of a model's revision into the cache: the missing files, resuming an
+    /// earlier download, with weights in the `wanted` variant if there are any. Returns its folder.
     ///
     /// # Errors
-    /// [`Error::Hub`] with what stood in the way, [`Error::Io`] if the cache cannot be written,
-    /// [`Error::Stopped`] if the observer asks to stop. What came so far is kept, and no snapshot
-    /// is left with less than all of its files.
+    /// [`Error::Hub`] with the reason, [`Error::Io`] if the cache cannot be written,
+    /// [`Error::Stopped`] if the observer asks to stop. Downloaded data is kept, and an incomplete
+    /// snapshot is never left.
     #[cfg(feature = "hub")]
     pub fn pull<'a>(
         &self,
@@ -175,7 +174,7 @@ impl Hub {
         download::pull(self, id, wanted, observer)
     }
 
-    /// Says that this build cannot download.
+    /// Reports that this build cannot download.
     ///
     /// # Errors
     /// [`Error::Hub`], always.
@@ -190,7 +189,7 @@ impl Hub {
         Err(HubProblem::NotBuiltIn.of(id))
     }
 
-    /// What [`pull`](Self::pull) would download. Brings no weights.
+    /// What [`pull`](Self::pull) would download. Downloads no weights.
     ///
     /// # Errors
     /// As [`pull`](Self::pull).
@@ -206,7 +205,7 @@ impl Hub {
         download::survey(self, id, wanted, observer)
     }
 
-    /// Says that this build cannot download.
+    /// Reports that this build cannot download.
     ///
     /// # Errors
     /// [`Error::Hub`], always.
@@ -231,8 +230,8 @@ impl Hub {
     }
 }
 
-/// A path with `~`, `$NAME` and `${NAME}` replaced, as Python's library does it: not every place where
-/// variables are set has a shell.
+/// A path with `~`, `$NAME` and `${NAME}` expanded, as in Python's library: variables are not always set by
+/// a shell.
 fn expanded(path: OsString, variable: &impl Fn(&str) -> Option<OsString>) -> PathBuf {
     let Some(text) = path.to_str() else {
         return PathBuf::from(path);

@@ -26,9 +26,9 @@ pub use self::png::{read_png_text, save_png};
 pub use self::preprocess::ImagePreprocessor;
 pub use self::resize::{Filter, resize};
 
-/// Pictures with a side shorter than this are refused: there is nothing to see in them.
+/// Pictures with a shorter side are refused: they show nothing.
 pub const MIN_SIDE: u32 = 8;
-/// Pictures with more pixels than this are refused before they are decoded.
+/// Pictures with more pixels are refused before decoding.
 pub const MAX_PIXELS: u64 = 300_000_000;
 /// The largest file read, in bytes.
 const MAX_BYTES: u64 = 1 << 30;
@@ -37,10 +37,10 @@ const MAX_DECODED: u64 = 4 << 30;
 
 /// Reads a PNG, JPEG, WebP, GIF (first frame), BMP or TIFF file as 8-bit RGB.
 ///
-/// The format is recognised from the content, not from the name. The picture is turned as its file says, in EXIF or XMP; its
-/// colours become those of sRGB by its colour profile, or a PNG's `cICP`, `gAMA` and `cHRM`; transparent pixels are
-/// laid over white; grey, palette, 16-bit and CMYK pictures are converted. What Pillow reads is read as Pillow does,
-/// or refused.
+/// The format is recognised from the content, not from the name. The picture is auto-rotated (EXIF or XMP) and
+/// converted to sRGB from its colour profile, or from a PNG's `cICP`, `gAMA` and `cHRM`. Transparent pixels are
+/// blended with white; grey, palette, 16-bit and CMYK pictures are converted. Formats that Pillow reads are
+/// read the same way, or refused.
 ///
 /// # Errors
 /// [`Error::Io`] when the file cannot be read. [`Error::InvalidFile`], naming the file, when it is not a
@@ -50,7 +50,7 @@ pub fn load_image(path: &Path) -> Result<RgbImage> {
     Ok(over_white(load_transparent(path)?))
 }
 
-/// As [`load_image`], before transparent pixels are laid over white.
+/// As [`load_image`], but keeps transparency.
 pub(crate) fn load_transparent(path: &Path) -> Result<DynamicImage> {
     let invalid = |reason: String| Error::invalid_file(path, reason);
     if path.is_dir() {
@@ -69,7 +69,7 @@ pub(crate) fn load_transparent(path: &Path) -> Result<DynamicImage> {
     decode(&bytes).map_err(invalid)
 }
 
-/// The picture that a file holds; the error says why not.
+/// Decodes the picture in a file, or states why it cannot.
 fn decode(bytes: &[u8]) -> std::result::Result<DynamicImage, String> {
     let (mut image, format, icc) = match tiff::is_tiff(bytes) {
         true => {
@@ -91,7 +91,7 @@ fn decode(bytes: &[u8]) -> std::result::Result<DynamicImage, String> {
     })
 }
 
-/// The same for the formats that the crate `image` reads whole: the picture as it is stored, its format and its
+/// The same for formats that the crate `image` decodes in full: the picture as stored, its format and its
 /// profile.
 fn decode_by_image(
     bytes: &[u8],
@@ -120,7 +120,7 @@ fn decode_by_image(
     Ok((image, format, icc))
 }
 
-/// Refuses pictures that are too small to see anything in, and those that are too large.
+/// Refuses pictures that are too small to show anything, and pictures that are too large.
 fn check_size((width, height): (u32, u32), decoded: u64) -> std::result::Result<(), String> {
     if width < MIN_SIDE || height < MIN_SIDE {
         return Err(format!(
@@ -174,7 +174,7 @@ fn over_white(image: DynamicImage) -> RgbImage {
     })
 }
 
-/// The middle `width` × `height` of a picture; where the picture is smaller, black is added.
+/// The central `width` × `height` of a picture; a smaller picture is padded with black.
 fn crop(image: &RgbImage, width: u32, height: u32) -> RgbImage {
     // Half the difference, rounded as transformers' `center_crop` does: up when padding.
     let offset = |canvas: u32, picture: u32| {
@@ -188,7 +188,7 @@ fn crop(image: &RgbImage, width: u32, height: u32) -> RgbImage {
     canvas
 }
 
-/// The middle of a picture, as much of it as has the aspect ratio of `width` × `height`.
+/// The largest central part of a picture with the aspect ratio of `width` × `height`.
 #[must_use]
 pub fn middle(image: &RgbImage, width: u32, height: u32) -> RgbImage {
     let (w, h) = (u64::from(image.width()), u64::from(image.height()));

@@ -1,7 +1,7 @@
-//! What the program, a server and other languages share: a request, as it may come in JSON, and its answer.
+//! Requests, which may come as JSON, and their answers: shared by the program, a server and other languages.
 //!
-//! A job is checked and its files are read by [`Job::open`], before a model is needed, and done by [`Job::run`].
-//! The observer receives its progress and stops it with [`ControlFlow::Break`](std::ops::ControlFlow::Break).
+//! [`Job::open`] checks a job and reads its files, before a model is needed; [`Job::run`] runs it. The observer
+//! receives its progress and stops it with [`ControlFlow::Break`](std::ops::ControlFlow::Break).
 
 use std::path::PathBuf;
 
@@ -30,18 +30,18 @@ use crate::util::settings::Checks;
 
 /// A request that models answer.
 pub trait Job {
-    /// What its files hold.
+    /// The contents of its files.
     type Inputs;
-    /// What comes of it.
+    /// Its result.
     type Answer;
 
     /// Reads and checks the files; tensors are put on `device`.
     ///
     /// # Errors
-    /// [`Error::Missing`] if something required is not given, and whatever is wrong with a file, naming it.
+    /// [`Error::Missing`] if a required input is absent, and any error in a file, naming it.
     fn open(&self, device: &Device) -> Result<Self::Inputs>;
 
-    /// Does the job.
+    /// Runs the job.
     ///
     /// # Errors
     /// [`Error::Setting`] for an invalid setting, [`Error::Stopped`] if the observer asks to stop,
@@ -53,7 +53,7 @@ pub trait Job {
         observer: Observer<'_>,
     ) -> Result<Self::Answer>;
 
-    /// Both, one after the other.
+    /// Opens and runs the job.
     ///
     /// # Errors
     /// As [`open`](Self::open) and [`run`](Self::run).
@@ -71,7 +71,7 @@ pub struct PairFiles {
     pub a: PathBuf,
     /// The picture after.
     pub a_prime: PathBuf,
-    /// A's caption; the captioner's where absent.
+    /// A's caption; if absent, the captioner's.
     #[serde(default)]
     pub caption_a: Option<String>,
     /// The same for A′.
@@ -96,7 +96,7 @@ impl PairFiles {
 pub struct TargetFile {
     /// The picture.
     pub b: PathBuf,
-    /// Its caption; the captioner's where absent.
+    /// Its caption; if absent, the captioner's.
     #[serde(default)]
     pub caption_b: Option<String>,
 }
@@ -227,17 +227,17 @@ impl Job for AnalogyJob {
 pub struct GenerateJob {
     /// The words, and how the picture is drawn.
     pub settings: TextToImage,
-    /// The file of difference tokens that follow the prompt.
+    /// The file of the difference tokens appended to the prompt.
     pub difference: Option<PathBuf>,
     /// The file of the noise to start from, see [`InitNoise::read`].
     pub init_latents: Option<PathBuf>,
     /// The picture that InstructPix2Pix or an inpainting model changes.
     pub image: Option<PathBuf>,
-    /// What an inpainting model draws again.
+    /// The area that an inpainting model redraws.
     pub mask: Option<PathBuf>,
 }
 
-/// What the files of a [`GenerateJob`] hold.
+/// The contents of the files of a [`GenerateJob`].
 #[derive(Debug, Clone)]
 pub struct GenerateInputs {
     /// Difference tokens.
@@ -342,7 +342,7 @@ mod tests {
         })
     }
 
-    /// What is learned by one request is applied by another, with the result of both in one.
+    /// Learning in one request and applying in another gives the result of both in one.
     #[test]
     fn requests_in_json_are_answered() {
         let models = models();

@@ -1,8 +1,8 @@
 //! Difference Inversion: given three pictures A, A′ and B, make B′ so that A is to A′ as B is
 //! to B′, with any frozen text-to-image diffusion model.
 //!
-//! The method stands in [`method`], in the order of the paper; the frozen models it works with in
-//! [`diffusion`]; their networks in [`models`].
+//! The method is in [`method`], in the order of the paper; the frozen models it uses are in
+//! [`diffusion`]; their networks are in [`models`].
 //!
 //! ```
 //! use std::{ops::ControlFlow, path::Path};
@@ -48,7 +48,7 @@
 //! # }
 //! ```
 
-#[macro_use] // before those that use its texts of settings
+#[macro_use] // before the modules that use its texts of settings
 pub mod util;
 
 pub mod diffusion;
@@ -63,10 +63,10 @@ pub use dinv_kernels::vector_instructions;
 pub use util::error::{Error, Result};
 pub use util::settings::Unread;
 
-/// Runs `work` on one of the threads that tensor operations on the CPU are shared among.
+/// Runs `work` on one of the threads that execute tensor operations on the CPU.
 ///
-/// Elsewhere, each operation has to be handed over to these threads and waited for, hundreds of
-/// times for one call of a network; here, the thread itself does its part of them.
+/// From any other thread, each operation has to be handed over to these threads and waited for,
+/// hundreds of times per call of a network. Here, the thread itself does its share of the work.
 pub fn on_workers<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     rayon::scope(|_| work())
 }

@@ -1,4 +1,4 @@
-//! What every room uses: errors, settings, random numbers, progress, files.
+//! Shared parts: errors, settings, random numbers, progress, files.
 
 #[macro_use]
 pub mod settings;

@@ -28,56 +28,55 @@ use serde_json::{Map, Value};
 use super::settings::{recorded, with_settings};
 use super::{Analogy, Captions, EvalModels, Method, Told};
 
-/// Transformer blocks of Stable Diffusion 1, among which layers are counted.
+/// Transformer blocks of Stable Diffusion 1, by which layers are numbered.
 const LAYERS: usize = 16;
 
 /// Analogist (Gu et al. 2024, [arXiv 2405.10316](https://arxiv.org/abs/2405.10316)). It sees A, A′ and B.
 ///
-/// A and A′ stand above B and a copy of B; that copy's cell is drawn again. In some layers, scores of
-/// self-attention between A′ and B′ are replaced by those between A and B, times a scale, in both
-/// directions (self-attention cloning); and in cross-attention nothing but B′ reads the prompt
+/// A and A′ stand above B and a copy of B; the copy's cell is drawn again. In some layers, the
+/// self-attention scores between A′ and B′ are replaced, in both directions, by those between A and B,
+/// times a scale (self-attention cloning). In some layers, only B′ reads the prompt in cross-attention
 /// (cross-attention masking).
 ///
 /// **From the paper**: the grid, cloning, masking, GPT-4V as the author of the prompt.
-/// **From its code**: the copy of B, the layers, that cloning works on scores before the softmax and in
-/// every step, strength, guidance, the words behind the prompt and those to move away from, 50 DDIM
-/// steps.
-/// **Our reading**: where its code asks GPT-4V, which sees the three pictures, for at most five words
-/// about B′, here stand the first five words of A′'s caption that A's has not, all of them if there is
-/// nothing new; captions are the captioner's, so that the method is still given nothing. The
-/// pictures touch each other; its code leaves a line of two pixels between cells of 256. B′ is enlarged to
-/// the size of the model's pictures. Layers are counted
-/// as among Stable Diffusion 1's 16 transformer blocks and scaled to as many as the model has (3 to 10 of
-/// 16 are 1 to 4 of 7). One B′ is made; its code makes eight.
+/// **From its code**: the copy of B, the layers, cloning of scores before the softmax and in every
+/// step, strength, guidance, the words after the prompt, the negative prompt, 50 DDIM steps.
+/// **Our reading**: its code shows GPT-4V the three pictures and asks for at most five words about B′.
+/// Here, the prompt is the first five words of A′'s caption that are not in A's, or the first five of
+/// all of them if none is new. The captions are the captioner's, so the method is given nothing more.
+/// The pictures touch each other; its code leaves a line of two pixels between cells of 256. B′ is
+/// enlarged to the size of the model's pictures. Layers are numbered among Stable Diffusion 1's 16
+/// transformer blocks and scaled to the model's number of blocks (3 to 10 of 16 are 1 to 4 of 7). One
+/// B′ is made; its code makes eight.
 ///
-/// The grid to tune on validation: `quality` and `negative_prompt` both as they are, both empty ×
-/// `guidance_scale` 3, 7.5, 15; then `strength` .8, .98 × `scale` 1, 1.3 with the best of these, and beyond
-/// what is best at an edge. (Words
-/// that a model's text encoder has never read lead it astray, as the defaults do on the demo model.)
+/// The grid to tune on validation: `quality` and `negative_prompt` both at their defaults, both empty ×
+/// `guidance_scale` 3, 7.5, 15; then, with the best of these, `strength` .8, .98 × `scale` 1, 1.3. Extend
+/// the grid where the best lies at an edge. (Words that a model's text encoder was not trained on lead
+/// it astray, as the defaults do on the demo model.)
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AnalogistConfig {
-    /// Height and width of the grid in pixels; those of the model's pictures if absent.
+    /// Height and width of the grid in pixels; defaults to those of the model's pictures.
     pub resolution: Option<u32>,
-    /// How far B's copy is noised, 0 to 1.
+    /// How much noise is added to B's copy, 0 to 1.
     pub strength: f64,
     /// Strength of guidance by the prompt.
     pub guidance_scale: f64,
     /// Steps of the sampling schedule.
     pub num_inference_steps: usize,
-    /// What cloned scores are multiplied by.
+    /// Factor of cloned scores.
     pub scale: f64,
-    /// The layers whose scores are cloned: the first, and that after the last, among 16.
+    /// The layers whose scores are cloned, among 16: the first, and one past the last.
     pub clone_layers: [usize; 2],
-    /// The layers in which only B′ reads the prompt: the first, and that after the last, among 16.
+    /// The layers in which only B′ reads the prompt, among 16: the first, and one past the last.
     pub mask_layers: [usize; 2],
-    /// Whose captions of A and A′ the prompt is made of.
+    /// The source of the captions of A and A′ that make the prompt.
     pub prompt: Captioned,
-    /// Most words of the prompt.
+    /// The largest number of words in the prompt.
     pub words: usize,
-    /// What is put behind them.
+    /// Words appended to the prompt.
     pub quality: String,
-    /// What to move away from.
+    /// The negative prompt.
     pub negative_prompt: String,
 }
 
@@ -134,7 +133,7 @@ impl AnalogistConfig {
 
 struct Analogist {
     models: Arc<Models>,
-    /// The model for pictures as large as the grid.
+    /// The model at the resolution of the grid.
     pipeline: Pipeline,
     control: Arc<GridControl>,
     config: AnalogistConfig,
@@ -152,7 +151,7 @@ pub(super) fn analogist(
     let size = config
         .resolution
         .map_or(pipeline.resolution(), |side| [side; 2]);
-    // Half a grid has to be a picture of the model, too.
+    // Half a grid must also be a valid size for the model.
     let half = size.map(|side| side.div_euclid(2));
     if let Err(error) = pipeline.clone().with_resolution(half) {
         return Err(match config.resolution {
@@ -222,14 +221,14 @@ impl Method for Analogist {
         let drawn = pipeline.decode(latents)?;
         let [x, y] = [width, height].map(|side| side.div_euclid(2));
         let cell = drawn.view(x, y, width - x, height - y).to_image();
-        // As large as the model's pictures, as those of other methods are, whatever the size of B.
+        // The size of the model's pictures whatever the size of B, as in other methods.
         let [height, width] = self.models.pipeline().resolution();
         Ok(resize(&cell, width, height, Filter::Bicubic))
     }
 }
 
 impl Analogist {
-    /// What is said about B′.
+    /// The prompt about B′.
     fn prompt(&self, analogy: &Analogy, observer: Observer<'_>) -> Result<String> {
         let [before, after] = match self.config.prompt {
             Captioned::Suite => analogy.captions_of_a()?.map(str::to_owned),
@@ -250,8 +249,8 @@ impl Analogist {
     }
 }
 
-/// The first `most` words of `after` that `before` has not, whatever their case and punctuation; the
-/// first `most` words if it has them all.
+/// The first `most` words of `after` that are not in `before`, ignoring case and punctuation; the
+/// first `most` words of all if none is new.
 fn new_words(before: &str, after: &str, most: usize) -> String {
     let bare = |word: &str| {
         word.trim_matches(|c: char| !c.is_alphanumeric())
@@ -303,7 +302,7 @@ struct GridControl {
 }
 
 impl GridControl {
-    /// For a U-Net of so many transformer blocks.
+    /// For a U-Net with this many transformer blocks.
     fn new(config: &AnalogistConfig, blocks: usize) -> Self {
         // The nearest whole number of layers.
         let scaled = |layer: usize| (2 * layer * blocks + LAYERS).div_euclid(2 * LAYERS);

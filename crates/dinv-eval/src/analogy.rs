@@ -1,4 +1,4 @@
-//! One analogy with everything that is known about it.
+//! One analogy with everything known about it.
 
 use std::collections::BTreeMap;
 
@@ -6,12 +6,12 @@ use difference_inversion::{Error, Result};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-/// One analogy of a suite, its pictures read.
+/// One analogy of a suite with its pictures loaded.
 #[derive(Debug, Clone)]
 pub struct Analogy {
-    /// Its name, which no other analogy of the suite has; a folder can be called so.
+    /// Its name: unique in the suite, and valid as the name of a folder.
     pub name: String,
-    /// The kind of edit; means are taken over each kind first.
+    /// The kind of edit; results are averaged within each kind first.
     pub kind: String,
     /// A, the picture before.
     pub a: RgbImage,
@@ -19,7 +19,7 @@ pub struct Analogy {
     pub a_prime: RgbImage,
     /// B, the picture to change.
     pub b: RgbImage,
-    /// The true B′, where it is known.
+    /// The true B′, if known.
     pub b_prime: Option<RgbImage>,
     /// What the pictures show, in words.
     pub captions: Option<Captions>,
@@ -48,12 +48,12 @@ pub struct Captions {
 }
 
 impl Captions {
-    /// A's and A′'s, if both are given.
+    /// The captions of A and A′, if both are given.
     pub fn of_a(&self) -> Option<[&str; 2]> {
         Some([self.a.as_deref()?, self.a_prime.as_deref()?])
     }
 
-    /// B's and the true B′'s, if both are given.
+    /// The captions of B and of the true B′, if both are given.
     pub fn of_b(&self) -> Option<[&str; 2]> {
         Some([self.b.as_deref()?, self.b_prime.as_deref()?])
     }
@@ -66,16 +66,16 @@ pub type SceneAttributes = BTreeMap<String, String>;
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Attributes {
-    /// Those of A.
+    /// Attributes of A.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub a: SceneAttributes,
-    /// Those of A′.
+    /// Attributes of A′.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub a_prime: SceneAttributes,
-    /// Those of B.
+    /// Attributes of B.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub b: SceneAttributes,
-    /// Those of the true B′.
+    /// Attributes of the true B′.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub b_prime: SceneAttributes,
 }

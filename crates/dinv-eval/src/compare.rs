@@ -1,4 +1,4 @@
-//! What differs between two methods on the same analogies.
+//! Comparison of two methods on the same analogies.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -13,45 +13,45 @@ use super::report::{Group, MethodResults, Report};
 use super::statistics::{Estimate, bootstrap, mean_of_means, sign_flip_p};
 use super::{Better, METRICS, Metric, ResultRecord, RunRecord};
 
-/// Differences less likely than this by chance are marked.
+/// The p-value below which a difference is marked.
 const SIGNIFICANT: f64 = 0.05;
 
-/// One metric of two methods, over the analogies that both have solved and that, where a judge,
-/// DINO-v2 or LPIPS measures, the same one has measured.
+/// One metric of two methods, over the analogies that both have solved. If a judge, DINO-v2 or LPIPS
+/// measures it, the same network must have measured both.
 #[derive(Debug, Clone, Serialize)]
 pub struct Difference {
     /// The metric.
     pub metric: &'static str,
-    /// The mean of the first.
+    /// The mean of the first method.
     pub first: f64,
-    /// The mean of the second.
+    /// The mean of the second method.
     pub second: f64,
-    /// Second less first, analogy by analogy, with its interval.
+    /// Second minus first, analogy by analogy, with its interval.
     pub difference: Estimate,
-    /// How likely so large a difference is if there is none
+    /// The probability of a difference at least this large if there is none
     /// ([`sign_flip_p`]; not corrected for the number of comparisons).
     pub p: f64,
-    /// Whether the second is the better one; nothing if they are equal.
+    /// Whether the second is better; `None` if they are equal.
     pub better: Option<bool>,
 }
 
 /// Two methods compared over one group of analogies.
 #[derive(Debug, Clone, Serialize)]
 pub struct Comparison {
-    /// What is compared: the names of both.
+    /// The names of both methods.
     pub names: [String; 2],
     /// The group.
     pub group: Group,
-    /// Every metric that both have.
+    /// Every metric that both methods have.
     pub differences: Vec<Difference>,
 }
 
-/// Compares the methods that two runs of the same suite have in common, and lists what differs in the
-/// runs' circumstances, a line for each.
+/// Compares the methods that two runs of the same suite have in common, and lists the differences
+/// between the runs' circumstances, one per line.
 ///
 /// # Errors
-/// [`Error::InvalidInput`] if the suites or the pictures of an analogy differ, or there is no such
-/// method.
+/// [`Error::InvalidInput`] if the suites or the pictures of an analogy differ, or the runs have no
+/// method in common.
 pub fn compare_runs(first: &Report, second: &Report) -> Result<(Vec<String>, Vec<Comparison>)> {
     let (suite, other) = (&first.run.suite, &second.run.suite);
     if suite.identity != other.identity {
@@ -80,7 +80,7 @@ pub fn compare_runs(first: &Report, second: &Report) -> Result<(Vec<String>, Vec
     Ok((changes(first, second, &pairs), comparisons))
 }
 
-/// The first analogy that both have solved, but with other pictures.
+/// The first analogy that both have solved, but with different pictures.
 fn repainted<'a>(one: &'a MethodResults, other: &MethodResults) -> Option<&'a str> {
     let others: BTreeMap<&str, &String> = (other.solved())
         .filter_map(|result| Some((result.name.as_str(), pictures(result)?)))
@@ -93,12 +93,12 @@ fn repainted<'a>(one: &'a MethodResults, other: &MethodResults) -> Option<&'a st
     repainted.map(|result| result.name.as_str())
 }
 
-/// What identifies the pictures of an analogy.
+/// The identity of the pictures of an analogy.
 fn pictures(result: &ResultRecord) -> Option<&String> {
     result.made_with.get(provenance::PICTURES)
 }
 
-/// Compares every other method of a run with one of them.
+/// Compares every other method of a run with the one called `name`.
 ///
 /// # Errors
 /// [`Error::InvalidInput`] if the run has no method of that name.
@@ -150,7 +150,7 @@ fn difference(
     let others: BTreeMap<&str, &ResultRecord> = (second.solved())
         .map(|result| (result.name.as_str(), result))
         .collect();
-    // By kind: the scores of the first, of the second, and their difference.
+    // By kind: the scores of the first, those of the second, and their differences.
     let mut kinds: BTreeMap<&str, [Vec<f64>; 3]> = BTreeMap::new();
     for result in first.solved().filter(|result| group.has(result)) {
         let other = others.get(result.name.as_str());
@@ -179,7 +179,7 @@ fn difference(
     })
 }
 
-/// What the runs were made with that differs.
+/// The differences between the circumstances of two runs.
 fn changes(
     first: &Report,
     second: &Report,
@@ -194,7 +194,7 @@ fn changes(
     lines
 }
 
-/// What a run was made with, by name.
+/// The circumstances of a run, by name.
 fn circumstances(run: &RunRecord) -> Vec<(String, String)> {
     let short = |hash: &String| hash.chars().take(12).collect::<String>();
     let mut all = vec![
@@ -213,7 +213,7 @@ fn circumstances(run: &RunRecord) -> Vec<(String, String)> {
     all
 }
 
-/// A line for every name of which the values differ, or only one has one; those that only the second
+/// One line for every name whose values differ or that only one side has; names that only the second
 /// has come last.
 fn differences(of: &str, [before, after]: [Vec<(String, String)>; 2]) -> Vec<String> {
     let value = |among: &[(String, String)], name: &String| {
@@ -230,7 +230,7 @@ fn differences(of: &str, [before, after]: [Vec<(String, String)>; 2]) -> Vec<Str
     lines.collect()
 }
 
-/// Every setting by its own name, whatever group it is in.
+/// Every setting by its own name, without its group.
 fn flat(settings: &Value) -> Vec<(String, String)> {
     let mut all = Vec::new();
     for (name, value) in settings.as_object().into_iter().flatten() {
@@ -242,7 +242,7 @@ fn flat(settings: &Value) -> Vec<(String, String)> {
     all
 }
 
-/// Comparisons as tables for people.
+/// Formats comparisons as Markdown tables.
 pub fn markdown(comparisons: &[Comparison]) -> String {
     let mut text = String::new();
     for comparison in comparisons {

@@ -24,23 +24,23 @@ use super::{Analogy, EvalModels, Method, Told};
 
 /// Diffusion Image Analogies (Šubrtová et al. 2023, SIGGRAPH). It is given only A, A′ and B.
 ///
-/// Each of A, A′ and B is turned into a prompt: the first token embeddings of an empty prompt, at the text
-/// encoder's input, are optimised so that the U-Net explains the picture. B is turned into noise that
-/// becomes B again under its prompt. B′ is drawn from that noise under `c_B + s (c_A′ − c_A)`, where c is
-/// the text encoder's output.
+/// Each of A, A′ and B is inverted to a prompt: the first token embeddings of an empty prompt, at the
+/// text encoder's input, are optimised so that the U-Net explains the picture. B is inverted to noise
+/// that becomes B again under its prompt. B′ is drawn from that noise under `c_B + s (c_A′ − c_A)`,
+/// where c is the text encoder's output.
 ///
-/// **From its code** (the text of the paper was not at hand): all of that; that s and guidance are chosen
-/// from a grid of results; that the start is among the ten embeddings; a batch of the picture, its mirror
-/// image and six crops of 85 to 99 % of its area, each with a timestep of its own among the eight least noisy of
-/// ten DDIM steps; fresh noise in each of ten AdamW steps; L-BFGS (ten times twenty iterations) through
-/// all sampling steps on the squared error of latents and of pixels, from B's latents under noise of the
-/// first step; the end of either search at a loss of .0008; ten DDIM steps without randomness; s from 0
-/// to 1.5 and guidance from 1 to 12.
-/// **Our reading**: its code leaves the choice from the grid to a person. Where more than one strength
-/// or scale is given, the B′ whose CLIP direction is nearest to that from A to A′ is taken, which asks for
-/// nothing but the pictures; by default there is one of each, and no choice. Means of the autoencoder where its code
-/// draws samples; weight decay only on the optimised embeddings; the target is the velocity for
-/// models that predict it.
+/// **From its code** (the text of the paper was unavailable): all of the above; s and guidance are
+/// chosen from a grid of results; the start token is among the ten embeddings; a batch is the picture,
+/// its mirror image and six crops of 85 to 99 % of its area, each with a timestep of its own among the
+/// eight least noisy of ten DDIM steps; fresh noise in each of ten AdamW steps; L-BFGS (ten times twenty
+/// iterations) through all sampling steps on the squared error of latents and of pixels, starting from
+/// B's latents with the first step's noise; either search ends at a loss of .0008; ten deterministic
+/// DDIM steps; s from 0 to 1.5 and guidance from 1 to 12.
+/// **Our reading**: its code leaves the choice from the grid to a person. Here, if there is more than
+/// one strength or scale, the B′ whose CLIP direction is nearest to that from A to A′ is chosen, which
+/// needs only the pictures; by default there is one of each, and no choice. Means of the autoencoder
+/// where its code draws samples; weight decay only on the optimised embeddings; the target is the
+/// velocity for models that predict it.
 ///
 /// The grid to tune on validation: one of `strengths` .5, 1, 1.5 × one of `guidance_scales` 1, 3, 5, with
 /// `noise_learning_rate` 1 and `noise_iterations` 2, which reach a lower error sooner; then `inversion`
@@ -48,48 +48,48 @@ use super::{Analogy, EvalModels, Method, Told};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DiaConfig {
-    /// Token embeddings that a picture is turned into, that of the start among them.
+    /// Token embeddings of a picture's prompt, including the start token's.
     pub num_tokens: usize,
-    /// Optimisation steps for them.
+    /// Optimisation steps for the embeddings.
     pub token_iterations: usize,
-    /// AdamW's learning rate for them.
+    /// AdamW's learning rate for the embeddings.
     pub token_learning_rate: f64,
-    /// AdamW's weight decay for them.
+    /// AdamW's weight decay for the embeddings.
     pub token_weight_decay: f64,
     /// Random crops in a batch, besides the picture and its mirror image.
     pub crops: usize,
-    /// The least share of the picture's area that a crop has.
+    /// The smallest share of the picture's area in a crop.
     pub least_crop: f64,
-    /// The largest.
+    /// The largest share of the picture's area in a crop.
     pub largest_crop: f64,
-    /// Steps of the sampling schedule, which the timesteps of the batch are taken from.
+    /// Steps of the sampling schedule; the timesteps of the batch are among them.
     pub num_inference_steps: usize,
-    /// How B becomes noise.
+    /// How B is inverted to noise.
     pub inversion: DiaInversion,
-    /// L-BFGS: how often it is started, with what it knows.
+    /// L-BFGS: number of `step` calls; its state is kept between them.
     pub noise_iterations: usize,
-    /// L-BFGS: iterations each time.
+    /// L-BFGS: iterations per call.
     pub noise_inner_iterations: usize,
     /// L-BFGS: its step size.
     pub noise_learning_rate: f64,
-    /// L-BFGS: weight of the error of pixels relative to that of latents.
+    /// L-BFGS: weight of the pixel error relative to the latent error.
     pub noise_pixel_weight: f64,
     /// Loss at which either search ends.
     pub sufficient_loss: f64,
-    /// How much of the difference is added.
+    /// Factors s of the difference.
     pub strengths: Vec<f64>,
-    /// How far guidance goes; 1 is none.
+    /// Guidance scales; 1 means no guidance.
     pub guidance_scales: Vec<f64>,
 }
 
-/// How B becomes noise.
+/// How B is inverted to noise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum DiaInversion {
     /// The noise is optimised through all sampling steps.
     #[default]
     Lbfgs,
-    /// DDIM's steps backwards.
+    /// DDIM inversion.
     Ddim,
 }
 
@@ -117,7 +117,7 @@ impl Default for DiaConfig {
 }
 
 impl DiaConfig {
-    /// Checks what the models do not decide.
+    /// Checks the settings that do not depend on the models.
     fn validate(&self) -> Result<()> {
         let crops = self.least_crop > 0.0
             && self.least_crop <= self.largest_crop
@@ -144,7 +144,7 @@ impl DiaConfig {
     }
 }
 
-/// The prompts of A, A′ and B among what is learned, [1, n, d] each.
+/// The learned prompts of A, A′ and B, `[1, n, d]` each.
 const PROMPTS: [&str; 3] = ["prompt_a", "prompt_a_prime", "prompt_b"];
 /// The noise that becomes B.
 const NOISE: &str = "noise";
@@ -233,7 +233,7 @@ impl Dia {
         }
     }
 
-    /// The picture whose CLIP direction from B is nearest to that from A to A′; the first of equals.
+    /// The picture whose CLIP direction from B is nearest to that from A to A′; the first if equal.
     fn nearest(&self, analogy: &Analogy, candidates: Vec<RgbImage>) -> Result<RgbImage> {
         let mut best: Option<(f64, RgbImage)> = None;
         let several = candidates.len() > 1;
@@ -255,7 +255,7 @@ impl Dia {
     }
 }
 
-/// cos(E_I(A′) − E_I(A), E_I(B′) − E_I(B)) of unit-norm features; 0 where either is nothing.
+/// cos(E_I(A′) − E_I(A), E_I(B′) − E_I(B)) of unit-norm features; 0 if either difference is zero.
 fn clip_direction(joint: &JointSpace, analogy: &Analogy, b_prime: &RgbImage) -> Result<f64> {
     let look = |picture| joint.image_features(picture);
     let (a, a_prime) = (look(&analogy.a)?, look(&analogy.a_prime)?);

@@ -1,6 +1,6 @@
-//! The folder of a run: `run.json`, and for every method and analogy `METHOD/NAME/b_prime.png` and
-//! `result.json`; what methods learned in `learned/WHAT/NAME.safetensors`. Every file is written
-//! whole, and `result.json` last, so that whatever is there counts, however the program ended.
+//! The folder of a run: `run.json`; for every method and analogy `METHOD/NAME/b_prime.png` and
+//! `result.json`; and what methods learned in `learned/WHAT/NAME.safetensors`. Every file is written
+//! atomically, and `result.json` last, so every result there is valid however the program ended.
 
 pub(super) mod provenance;
 
@@ -22,38 +22,38 @@ use super::metrics::derive;
 use super::suite::Entry;
 use super::{Scores, Told};
 
-/// The form of the folder.
+/// The version of the folder's format.
 const FORMAT: u32 = 1;
 const RUN: &str = "run.json";
 const RESULT: &str = "result.json";
 const B_PRIME: &str = "b_prime.png";
-/// What methods learned, for others that learn the same.
+/// The folder of what methods learned, shared by methods that learn the same.
 const LEARNED: &str = "learned";
 /// The suite's pictures, for the report.
 const PICTURES: &str = "pictures";
-/// The longer side of these, at most.
+/// The longest side of a picture for the report.
 const SHOWN_SIDE: u32 = 512;
 
-/// What a run is made with; results made with anything else are not mixed with it.
+/// What a run is made with. Results made with anything else are not mixed with it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunRecord {
-    /// The form of the folder.
+    /// The version of the folder's format.
     pub format: u32,
     /// The program and its version.
     pub program: String,
     /// The suite.
     pub suite: SuiteRecord,
-    /// The seed that the seed of every analogy is derived from.
+    /// The seed from which the seed of every analogy is derived.
     pub seed: u64,
-    /// Where and in which number format the models ran.
+    /// The device and number format of the models.
     pub device: String,
-    /// How the text-to-image model's files were understood, if that was said.
+    /// How the text-to-image model's files were interpreted, if stated.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub options: Map<String, Value>,
-    /// SHA-256 of the files of every model, by the model's role and the network; those that no
-    /// method of the run reads may be left out.
+    /// SHA-256 of the files of every model, by the model's role and the network; networks that no
+    /// method of the run reads may be absent.
     pub models: BTreeMap<String, BTreeMap<String, String>>,
-    /// SHA-256 of the networks of metrics, of this run and of earlier ones.
+    /// SHA-256 of the networks of metrics, in this run and earlier ones.
     pub measures: BTreeMap<String, String>,
     /// The methods in the order of the tables.
     pub methods: Vec<MethodRecord>,
@@ -79,13 +79,13 @@ pub struct MethodRecord {
     pub name: String,
     /// The built-in method.
     pub method: String,
-    /// What it is given besides A, A′ and B.
+    /// What it is given in addition to A, A′ and B.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub told: Option<Told>,
-    /// All its settings.
+    /// All of its settings.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub settings: Value,
-    /// Why it could not run, if it could not.
+    /// The reason it was skipped, if it was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub skipped: Option<String>,
 }
@@ -96,11 +96,11 @@ pub struct MethodRecord {
 pub enum Status {
     /// B′ was made and measured.
     Done,
-    /// It was not, for this reason; another run tries again.
+    /// It failed for this reason; another run tries again.
     Failed(String),
 }
 
-/// What came of one analogy with one method.
+/// The result of one method on one analogy.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ResultRecord {
     /// The analogy.
@@ -119,21 +119,21 @@ pub struct ResultRecord {
     pub seed: u64,
     /// Time to make B′, without opening the model.
     pub seconds: f64,
-    /// The most memory the process had while B′ was made, in bytes, if the system reports it.
+    /// Peak memory of the process while B′ was made, in bytes, if the system reports it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_memory: Option<u64>,
     /// What it was made with: [`RunRecord::made_with`], and under `pictures`
-    /// [`Entry::identity`]. Nothing is known of a result that an older program made.
+    /// [`Entry::identity`]. Empty for results of older programs.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub made_with: BTreeMap<String, String>,
-    /// SHA-256 of the networks of metrics that it was measured with.
+    /// SHA-256 of the networks of metrics that measured it.
     pub measured_with: BTreeMap<String, String>,
     /// The scores.
     pub scores: Scores,
 }
 
 impl RunRecord {
-    /// A record of this program and this form of the folder.
+    /// Returns a record of this program and this version of the format.
     pub fn new(suite: SuiteRecord, seed: u64, device: String) -> Self {
         Self {
             format: FORMAT,
@@ -148,9 +148,9 @@ impl RunRecord {
         }
     }
 
-    /// What differs in another record so that results of the two cannot stand side by side. Methods,
-    /// models and networks of models that only one of them has do not matter, nor what is measured:
-    /// that can be done again.
+    /// States the difference that keeps results of this record and another from being compared.
+    /// Methods, models and networks of models that only one of them has do not matter. Neither do the
+    /// networks of metrics: results can be measured again.
     fn conflict(&self, there: &Self) -> Option<String> {
         let differs = |what: &str, here: &dyn std::fmt::Display, there: &dyn std::fmt::Display| {
             let (here, there) = (here.to_string(), there.to_string());
@@ -192,8 +192,8 @@ impl RunRecord {
         of_methods.map(|method| format!("the method `{}` has other settings", method.name))
     }
 
-    /// Takes over the methods, models and networks that only the other record has; its methods come
-    /// first, as they did in the tables.
+    /// Adds the methods, models and networks that only the other record has. Its methods come first,
+    /// as they did in the tables.
     fn join(&mut self, there: Self) {
         provenance::join(&mut self.measures, there.measures);
         let own = std::mem::replace(&mut self.methods, there.methods);
@@ -224,20 +224,20 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// The folder at a path, with any contents.
+    /// Returns the folder at a path, whatever its contents.
     pub fn at(path: &Path) -> Self {
         Self {
             path: path.to_owned(),
         }
     }
 
-    /// Makes the folder ready for a run of these analogies, or finds it ready for more of the same;
-    /// gives the record as it is now, with the methods of earlier runs. A run that left no result
-    /// is forgotten if it was another one.
+    /// Prepares the folder for a run of these analogies, or checks that it can hold more of the same.
+    /// Returns the updated record, with the methods of earlier runs. A different earlier run without
+    /// results is discarded.
     ///
     /// # Errors
     /// [`Error::InvalidFile`] for a folder with the results of another suite, seed, program or
-    /// model, or of a method with other settings, and for one with anything else in it.
+    /// model, or of a method with other settings, and for one that contains anything else.
     pub fn prepare(&self, mut record: RunRecord, entries: &[Entry]) -> Result<RunRecord> {
         fs::create_dir_all(&self.path).map_err(Error::io(&self.path))?;
         self.sweep();
@@ -263,7 +263,7 @@ impl Folder {
         Ok(record)
     }
 
-    /// Keeps other runs from working in the folder, which is made if need be; `None` if one does.
+    /// Locks the folder, creating it if needed, against other runs; `None` if one already works in it.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
@@ -272,7 +272,7 @@ impl Folder {
         Claim::on(&self.path.join(RUN))
     }
 
-    /// Removes what processes that were killed have left hidden in it.
+    /// Removes hidden files that killed processes left in it.
     fn sweep(&self) {
         sweep(&self.path);
         for what in names_in(&self.path) {
@@ -284,7 +284,7 @@ impl Folder {
         }
     }
 
-    /// Whether a B′ is there that was made from other pictures than its analogy has now.
+    /// The reason an existing B′ does not match the current pictures of its analogy, if there is one.
     fn changed_pictures(&self, entries: &[Entry]) -> Option<String> {
         let methods = names_in(&self.path);
         let changed = entries.iter().find(|entry| {
@@ -294,19 +294,19 @@ impl Folder {
             let made_from =
                 finished.filter_map(|mut result| result.made_with.remove(provenance::PICTURES));
             let made_from: BTreeSet<String> = made_from.collect();
-            let now = || entry.identity().ok(); // what cannot be read fails by itself
+            let now = || entry.identity().ok(); // unreadable pictures fail on their own
             !made_from.is_empty() && now().is_some_and(|now| made_from != BTreeSet::from([now]))
         });
         changed.map(|entry| format!("the pictures of `{}` have changed", entry.name))
     }
 
-    /// Whether there is any result in it.
+    /// Whether it has any result.
     fn has_results(&self) -> bool {
         let methods = names_in(&self.path);
         methods.iter().any(|name| !self.results(name).is_empty())
     }
 
-    /// Removes what a run has left that counts without any result.
+    /// Removes the files of a run that left no result.
     fn forget(&self) -> Result<()> {
         let left = [LEARNED, PICTURES].map(|name| self.path.join(name));
         for folder in left.iter().filter(|folder| folder.is_dir()) {
@@ -339,17 +339,17 @@ impl Folder {
         &self.path
     }
 
-    /// What came of an analogy, if it was tried: a result is there if it can be read, and its B′
-    /// next to it if it is done.
+    /// The result of an analogy, if it was tried: its file must be readable and, if it is done, its B′
+    /// must exist.
     pub fn result(&self, method: &str, name: &str) -> Option<ResultRecord> {
         let folder = self.path.join(method).join(name);
         let mut result: ResultRecord = read_config(&folder.join(RESULT)).ok()?;
-        derive(&mut result.scores); // an older program may have known fewer
+        derive(&mut result.scores); // an older program may derive fewer
         let there = result.status != Status::Done || folder.join(B_PRIME).is_file();
         there.then_some(result)
     }
 
-    /// The result of an analogy that need not be made again.
+    /// The result of an analogy that is done.
     pub fn finished(&self, method: &str, name: &str) -> Option<ResultRecord> {
         let result = self.result(method, name)?;
         (result.status == Status::Done).then_some(result)
@@ -372,17 +372,17 @@ impl Folder {
         load_image(&self.path.join(Self::b_prime_name(method, name)))
     }
 
-    /// Where the B′ of a method is, from the folder.
+    /// The path of a method's B′, relative to the folder.
     pub fn b_prime_name(method: &str, name: &str) -> String {
         format!("{method}/{name}/{B_PRIME}")
     }
 
-    /// Where a picture of the suite is kept for the report, from the folder.
+    /// The path of the report's copy of a picture of the suite, relative to the folder.
     pub fn picture_name(name: &str, picture: &str) -> String {
         format!("{PICTURES}/{name}/{picture}.png")
     }
 
-    /// Keeps what came of an analogy.
+    /// Stores the result of an analogy.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
@@ -400,14 +400,14 @@ impl Folder {
         write_json(&folder.join(RESULT), result)
     }
 
-    /// Where the results of `learning` on an analogy are kept.
+    /// The path of what `learning` learned from an analogy.
     pub fn learned(&self, learning: &Value, name: &str) -> PathBuf {
         let what = &sha256(learning.to_string())[..16];
         let file = format!("{name}.safetensors");
         self.path.join(LEARNED).join(what).join(file)
     }
 
-    /// Stores what was learned at its [place](Self::learned).
+    /// Stores what was learned at its [path](Self::learned).
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
@@ -418,8 +418,8 @@ impl Folder {
         learned.write(path)
     }
 
-    /// Copies the pictures of an analogy for the report, made smaller if they are large. Those that
-    /// are there stay if a B′ was made from them.
+    /// Copies the pictures of an analogy for the report, shrunk if they are large. Existing copies stay
+    /// if a B′ was made from them.
     ///
     /// # Errors
     /// As [`load_image`], and [`Error::Io`] if a file cannot be written.
@@ -437,10 +437,10 @@ impl Folder {
         Ok(())
     }
 
-    /// Whether a method can have this name.
+    /// Checks that a method can have this name.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if it cannot name a folder next to the others.
+    /// [`Error::InvalidInput`] if it cannot name a folder among the others.
     pub fn check_method_name(name: &str) -> Result<()> {
         let odd = |c: char| !(c.is_alphanumeric() || "-_.+=".contains(c));
         if name.is_empty()
@@ -456,7 +456,7 @@ impl Folder {
     }
 }
 
-/// The names of what is in a folder, sorted, but for hidden files; none if there is no such folder.
+/// The names in a folder, sorted, without hidden files; empty if there is no such folder.
 fn names_in(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name());
@@ -466,7 +466,7 @@ fn names_in(folder: &Path) -> Vec<String> {
     names
 }
 
-/// The picture, made smaller if its longer side has more pixels.
+/// The picture, shrunk if its longer side has more pixels than `side`.
 fn at_most(image: &RgbImage, side: u32) -> RgbImage {
     let (width, height) = image.dimensions();
     let long = width.max(height);

@@ -15,7 +15,7 @@ use self::common::{assert_matches, golden, open, read};
 use crate::Judge;
 use crate::metrics::stage_distance;
 
-/// The four pictures that the golden files are about.
+/// The four pictures of the golden files.
 const PICTURES: [&str; 4] = ["a", "a_prime", "b", "b_prime"];
 
 fn demo(name: &str) -> std::path::PathBuf {
@@ -95,7 +95,7 @@ fn dinov2_is_that_of_transformers() {
     assert!(message.contains("[1, 3, 6, 30]"), "{message}");
 }
 
-/// The bytes `picture` of a golden file, as a picture.
+/// Decodes the bytes `picture` of a golden file.
 fn picture_in(folder: &Path) -> RgbImage {
     let bytes = std::fs::read(folder.join("expected.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();

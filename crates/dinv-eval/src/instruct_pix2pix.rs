@@ -1,4 +1,4 @@
-//! InstructPix2Pix: a U-Net that was taught to follow instructions.
+//! InstructPix2Pix: a U-Net trained to follow instructions.
 
 use std::sync::Arc;
 
@@ -23,10 +23,10 @@ use super::{Analogy, Captions, EvalModels, Method, Told};
 /// **From the paper**: guidance by picture and by text (equation 3), 100 ancestral Euler steps, and the
 /// range of scales, 5 to 10 for the text and 1 to 1.5 for the picture. **From its code**: the defaults
 /// below. The picture's scale is 1.5 on its page and in diffusers, 1.2 in its command line.
-/// **Our reading**: nothing.
+/// **Our reading**: none.
 ///
-/// The grid to tune on validation: `guidance_scale` 3, 5, 7.5 × `image_guidance_scale` 1, 1.5, 2, and beyond
-/// what is best at an edge.
+/// The grid to tune on validation: `guidance_scale` 3, 5, 7.5 × `image_guidance_scale` 1, 1.5, 2. Extend
+/// it where the best lies at an edge.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct InstructPix2PixConfig {
@@ -38,7 +38,7 @@ pub struct InstructPix2PixConfig {
     pub num_inference_steps: usize,
     /// Name of the solver.
     pub scheduler: String,
-    /// What to move away from.
+    /// The negative prompt.
     pub negative_prompt: String,
 }
 

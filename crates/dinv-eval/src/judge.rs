@@ -24,10 +24,10 @@ const SIDE: u32 = 128;
 const POOLED: usize = 4;
 /// The width of the hidden layer.
 const HIDDEN: usize = 256;
-/// The key of the file's metadata that lists attributes and their values.
+/// The metadata key of the attributes and their values.
 const ATTRIBUTES: &str = "attributes";
 
-/// The judge with its weights, which are constants.
+/// The judge with its frozen weights.
 #[derive(Debug)]
 pub struct Judge {
     /// Every attribute with its values, in the order of the network's outputs.
@@ -45,7 +45,7 @@ struct Stage {
     refine: (Conv2d, GroupNorm),
 }
 
-/// What the judge sees in a picture.
+/// What the judge reads from a picture.
 #[derive(Debug, Clone)]
 pub struct Judged {
     /// The most likely value of every attribute.
@@ -96,7 +96,7 @@ impl Judge {
         &self.attributes
     }
 
-    /// The first attribute of the pictures that it does not know with the value that it has there.
+    /// The first attribute and value of the pictures that the judge does not know.
     pub fn unknown<'a>(&self, told: &'a Attributes) -> Option<(&'a str, &'a str)> {
         let known = |name: &str, value: &String| {
             let mut attributes = self.attributes.iter();
@@ -108,7 +108,7 @@ impl Judge {
         Some((unknown.0, unknown.1))
     }
 
-    /// Looks at a picture, fitted to 128 × 128.
+    /// Runs the judge on a picture, fitted to 128 × 128.
     pub fn look(&self, image: &RgbImage) -> Judged {
         let mut x = to_tensor(image, [SIDE; 2], &self.device).permute([0, 2, 3, 1]); // [1, h, w, 3]
         let mut stages = Vec::with_capacity(self.stages.len());

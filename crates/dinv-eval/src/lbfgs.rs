@@ -1,5 +1,5 @@
-//! L-BFGS (Liu & Nocedal 1989) with a fixed step size, step for step as `torch.optim.LBFGS` without a
-//! line search.
+//! L-BFGS (Liu & Nocedal 1989) with a fixed step size, equal step by step to `torch.optim.LBFGS`
+//! without a line search.
 
 use std::collections::VecDeque;
 
@@ -14,7 +14,7 @@ pub(crate) struct Lbfgs {
     learning_rate: f64,
     /// Iterations of one [`step`](Self::step).
     max_iterations: usize,
-    /// Differences of places and of their gradients, from the oldest.
+    /// Differences of points and of their gradients, oldest first.
     history: VecDeque<(Vec<f64>, Vec<f64>)>,
     /// Estimate of the inverse Hessian's diagonal.
     diagonal: f64,
@@ -38,11 +38,10 @@ impl Lbfgs {
         }
     }
 
-    /// Moves `x` by up to `max_iterations` quasi-Newton steps, from where its loss and gradient are
-    /// `start`.
+    /// Moves `x`, whose loss and gradient are `start`, by up to `max_iterations` quasi-Newton steps.
     ///
     /// # Errors
-    /// Those of `evaluate`.
+    /// As `evaluate`.
     pub(crate) fn step(
         &mut self,
         x: &mut [f64],
@@ -81,7 +80,7 @@ impl Lbfgs {
         Ok(())
     }
 
-    /// Where to go: minus the gradient, times the estimate of the inverse Hessian (the two-loop
+    /// The search direction: minus the gradient, times the estimate of the inverse Hessian (two-loop
     /// recursion).
     fn direction(&mut self, gradient: &[f64]) -> Vec<f64> {
         if let Some((moved, before)) = &self.last {
@@ -136,7 +135,7 @@ mod tests {
         (a * a + 100.0 * b * b, gradient)
     }
 
-    /// Worked by torch 2.15 in f64: `x = [-1.2, 1.0]`, `LBFGS([x], lr=0.1, max_iter=4)`, three calls of
+    /// Computed by torch 2.15 in f64: `x = [-1.2, 1.0]`, `LBFGS([x], lr=0.1, max_iter=4)`, three calls of
     /// `step`.
     const TORCH: [[f64; 2]; 3] = [
         [-1.105565141753, 1.039818512641],

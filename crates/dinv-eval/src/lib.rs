@@ -1,5 +1,5 @@
-//! Measuring methods that make picture analogies, on suites of analogies whose answer is known or
-//! not: suites, methods, metrics, and the folder that the results are kept in.
+//! Evaluation of methods that make picture analogies, on suites with or without known answers:
+//! suites, methods, metrics, and the folder of results.
 
 mod analogist;
 mod analogy;

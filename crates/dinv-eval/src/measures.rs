@@ -1,4 +1,4 @@
-//! All metrics of one B′, with the networks they need.
+//! All metrics of one B′, with the networks that they need.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -25,16 +25,16 @@ use super::{Analogy, EvalModels};
 /// The scores of one B′ by the name of the [`Metric`].
 pub type Scores = BTreeMap<String, f64>;
 
-/// Which way a metric is good.
+/// Which direction of a metric is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Better {
-    /// The more the better.
+    /// Higher is better.
     Higher,
-    /// The less the better.
+    /// Lower is better.
     Lower,
 }
 
-/// What a metric is about.
+/// The question that a metric answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Question {
     /// Is the change that A and A′ show made?
@@ -43,20 +43,20 @@ pub enum Question {
     Preservation,
     /// Is B′ the true one?
     Truth,
-    /// One of these, computed as others compute it.
+    /// One of these, computed as in other work.
     Further,
 }
 
-/// A metric, as tables have it.
+/// A metric, as shown in tables.
 #[derive(Debug, Clone, Copy)]
 pub struct Metric {
     /// Its name in files.
     pub name: &'static str,
     /// Its name for people.
     pub title: &'static str,
-    /// Which way is good.
+    /// Which direction is better.
     pub better: Better,
-    /// What it is about.
+    /// The question that it answers.
     pub question: Question,
 }
 
@@ -74,7 +74,7 @@ const fn metric(
     }
 }
 
-/// Every metric there is, in the order of the tables. What the judge stands in for is said.
+/// Every metric, in the order of the tables. Titles state what the judge stands in for.
 pub const METRICS: &[Metric] = {
     use Better::{Higher, Lower};
     use Question::{Edit, Further, Preservation, Truth};
@@ -143,7 +143,7 @@ pub const METRICS: &[Metric] = {
     ]
 };
 
-/// Where the networks of metrics are, besides the text-to-image model's CLIP.
+/// Paths of the networks of metrics other than the text-to-image model's CLIP.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeasurePaths {
     /// The judge of the demo world.
@@ -163,7 +163,7 @@ pub struct Measures {
     lpips: Option<Lpips>,
 }
 
-/// DINO-v2 with its eyes.
+/// DINO-v2 with its image processor.
 #[derive(Debug)]
 struct Dino {
     model: Dinov2Model,
@@ -171,10 +171,10 @@ struct Dino {
     device: Device,
 }
 
-/// The networks of metrics besides CLIP, named like their fields of [`MeasurePaths`].
+/// The networks of metrics other than CLIP, named like their fields of [`MeasurePaths`].
 const NETWORKS: [&str; 3] = ["judge", "dino", "lpips"];
 
-/// The one of [`NETWORKS`] that a metric is measured with, if it is one of them.
+/// The one of [`NETWORKS`] that measures a metric, if any does.
 pub(super) fn network_of(metric: &str) -> Option<&'static str> {
     match metric {
         "edit" | "kept" | "right" => Some("judge"),
@@ -186,14 +186,14 @@ pub(super) fn network_of(metric: &str) -> Option<&'static str> {
 type Features = [Vec<f32>; 4];
 
 impl Measures {
-    /// Opens the networks; CLIP is the joint space of the text-to-image model, of its first text
-    /// encoder if there are two.
+    /// Opens the networks. CLIP is the joint space of the text-to-image model's text encoder, of the
+    /// first if there are two.
     ///
     /// # Errors
     /// If a file is invalid (the error names it), and [`Error::Missing`](difference_inversion::Error::Missing) if
     /// there is no CLIP.
     pub fn open(paths: &MeasurePaths, models: &EvalModels, device: &Device) -> Result<Self> {
-        // The rest of that model stays open only where a method has it.
+        // The rest of that model stays open only while a method uses it.
         let clip = models.text_to_image()?.joints()?[0].clone();
         let judge = paths.judge.as_deref();
         let dino = paths.dino.as_deref();
@@ -206,12 +206,12 @@ impl Measures {
         })
     }
 
-    /// The scores of a B′. B and the true B′ are fitted to its size. What the suite does not allow
-    /// to be measured, or no network was given for, is left out.
+    /// The scores of a B′. B and the true B′ are fitted to its size. Metrics for which the suite lacks
+    /// data or no network was given are omitted.
     ///
     /// # Errors
     /// [`Error::InvalidInput`](difference_inversion::Error::InvalidInput) if a preprocessor and its network do
-    /// not fit, or the picture is too small for a network.
+    /// not match, or the picture is too small for a network.
     pub fn measure(&self, analogy: &Analogy, b_prime: &RgbImage) -> Result<Scores> {
         let analogy = &fitted(analogy, b_prime);
         let mut scores = Scores::new();
@@ -232,8 +232,7 @@ impl Measures {
         Ok(scores)
     }
 
-    /// Those of the scores that are measured with `networks`, called as the fields of
-    /// [`MeasurePaths`].
+    /// The scores that `networks` measure, named like the fields of [`MeasurePaths`].
     ///
     /// # Errors
     /// As [`measure`](Self::measure).
@@ -249,7 +248,7 @@ impl Measures {
         Ok(scores)
     }
 
-    /// For an analogy that is fitted to the B′.
+    /// For an analogy already fitted to the B′.
     fn measure_by_networks(
         &self,
         networks: &BTreeSet<&str>,
@@ -312,7 +311,7 @@ impl Measures {
     }
 }
 
-/// The analogy with B and the true B′ in the size of the B′ that was made.
+/// The analogy with B and the true B′ resized to the B′ that was made.
 fn fitted(analogy: &Analogy, b_prime: &RgbImage) -> Analogy {
     let fitted = |image: &RgbImage| fit(image, b_prime.width(), b_prime.height());
     Analogy {
@@ -331,14 +330,14 @@ impl Dino {
         })
     }
 
-    /// The class token of a picture.
+    /// The class token's features of a picture.
     fn look(&self, image: &RgbImage) -> Result<Vec<f32>> {
         let pixels = self.preprocessor.apply(image, &self.device);
         Ok(host(self.model.pooled(pixels)?))
     }
 }
 
-/// LPIPS (see [`stage_distance`]) of two pictures of one size.
+/// LPIPS (see [`stage_distance`]) of two pictures of the same size.
 fn lpips_distance(lpips: &Lpips, one: &RgbImage, other: &RgbImage) -> Result<f64> {
     let features = |image: &RgbImage| {
         let size = [image.height(), image.width()];
@@ -369,7 +368,7 @@ fn directions(network: &str, features: &Features, scores: &mut Scores) {
     }
 }
 
-/// What the judge says of A, A′, B and B′.
+/// The judge's scores for A, A′, B and B′.
 fn judged_scores(
     analogy: &Analogy,
     [a, a_prime, b, b_prime]: [Judged; 4],
@@ -433,7 +432,7 @@ mod tests {
             b_prime: Some(wide),
             ..small
         };
-        // What a method makes that changes nothing.
+        // The output of a method that changes nothing.
         let made = fit(&wide.b, 40, 40);
         let scores = measures.measure(&wide, &made).unwrap();
         for metric in ["clip_direction", "dino_direction", "lpips_b", "lpips_truth"] {

@@ -1,4 +1,4 @@
-//! What a method is, and the methods that are built in.
+//! The interface of methods, and the built-in ones.
 
 use std::fmt;
 
@@ -13,28 +13,27 @@ use super::models::{INPAINTING, INSTRUCT_PIX2PIX, TEXT_TO_IMAGE};
 use super::{Analogy, Captions, EvalModels};
 use super::{analogist, dia, instruct_pix2pix, ours, visii, words};
 
-/// One way to make B′: what it learns from the pictures, if it learns, and how it draws.
+/// One way to make B′: what it learns from the pictures, if anything, and how it draws.
 pub trait Method: Send + Sync {
-    /// Its settings but the seed, for the record; a result that was made with others is not valid.
+    /// Its settings except the seed, for the record; a result made with others is not valid.
     fn settings(&self) -> Value;
 
-    /// What the method is given besides A, A′ and B.
+    /// What the method is given in addition to A, A′ and B.
     fn told(&self) -> Told;
 
-    /// Whether an analogy with these captions and this instruction provides all of it.
+    /// Whether an analogy with these captions and this instruction provides all that [`Method::told`] names.
     fn is_told(&self, _captions: &Captions, _instruction: Option<&str>) -> bool {
         true
     }
 
     /// The settings that [`Method::learn`] depends on, with the name of what is learned. Methods of
-    /// a run for which this is equal learn the same, so it is learned once. Nothing for a method
-    /// that learns nothing.
+    /// a run for which this is equal share what is learned. `None` for a method that learns nothing.
     fn learning(&self) -> Option<Value> {
         None
     }
 
-    /// What is learned from the pictures of one analogy: all of the work that the settings of
-    /// drawing do not change.
+    /// Learns from the pictures of one analogy: all of the work that does not depend on the settings of
+    /// drawing.
     ///
     /// # Errors
     /// As [`Method::draw`].
@@ -42,11 +41,11 @@ pub trait Method: Send + Sync {
         Ok(Arrays::default())
     }
 
-    /// B′ of one analogy, from what was learned with the same seed.
+    /// Draws B′ of one analogy from what was learned with the same seed.
     ///
     /// # Errors
-    /// [`Error::Missing`] if the suite does not provide what the method needs, and whatever
-    /// else keeps it from making a picture.
+    /// [`Error::Missing`] if the suite does not provide what the method needs, and any other reason
+    /// that prevents it from making a picture.
     fn draw(
         &self,
         analogy: &Analogy,
@@ -56,7 +55,7 @@ pub trait Method: Send + Sync {
     ) -> Result<RgbImage>;
 }
 
-/// What a method is given besides A, A′ and B.
+/// What a method is given in addition to A, A′ and B.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Told {
@@ -78,28 +77,28 @@ impl fmt::Display for Told {
     }
 }
 
-/// Makes a method from the settings that differ from its own.
+/// Makes a method from the settings that differ from its defaults.
 pub type Build = fn(&EvalModels, &Map<String, Value>) -> Result<Box<dyn Method>>;
 
-/// A method that is built in.
+/// A built-in method.
 #[derive(Debug, Clone, Copy)]
 pub struct BuiltIn {
     /// Its name.
     pub name: &'static str,
-    /// What it is, in a few words.
+    /// What it is, in short.
     pub summary: &'static str,
-    /// The role of the model that it draws with: see
+    /// The role of the model it draws with: see
     /// [`EvalModelPaths::by_role`](super::EvalModelPaths::by_role).
     pub model: &'static str,
-    /// About the time an analogy takes, relative to `difference-inversion`, with the demo model on two CPU cores
-    /// and each method's own settings: from `dinv eval run --quick`, of `no-consistency`, `visii` and `dia` from
-    /// docs/study.md and docs/eval.md. Ablations that change only what is learned count as 1.
+    /// The approximate time of an analogy relative to `difference-inversion`, with the demo model on two CPU
+    /// cores and each method's own settings: from `dinv eval run --quick`; for `no-consistency`, `visii` and
+    /// `dia` from docs/study.md and docs/eval.md. Ablations that change only what is learned count as 1.
     pub cost: f64,
-    /// How it is made.
+    /// Makes it.
     pub build: Build,
 }
 
-/// The methods that are built in, in the order of the tables.
+/// The built-in methods, in the order of the tables.
 pub const BUILT_IN: &[BuiltIn] = &[
     BuiltIn {
         name: "difference-inversion",
@@ -187,19 +186,19 @@ pub const BUILT_IN: &[BuiltIn] = &[
     },
 ];
 
-/// A method under a name of its own, some of its settings changed.
+/// A method under its own name, with some settings changed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Variant {
     /// Its name in tables and folders.
     pub name: String,
     /// The built-in method.
     pub method: String,
-    /// The settings that differ from the method's own, by name.
+    /// The settings that differ from the method's defaults, by name.
     pub settings: Map<String, Value>,
 }
 
 impl Variant {
-    /// A built-in method as it is.
+    /// Returns a built-in method with its defaults.
     pub fn plain(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -208,7 +207,7 @@ impl Variant {
         }
     }
 
-    /// The [cost](BuiltIn::cost) of its method; 1 for a method that does not exist.
+    /// The [cost](BuiltIn::cost) of its method; 1 for an unknown method.
     pub fn cost(&self) -> f64 {
         let known = BUILT_IN.iter().find(|known| known.name == self.method);
         known.map_or(1.0, |known| known.cost)
@@ -218,9 +217,9 @@ impl Variant {
 /// Makes the method of a variant.
 ///
 /// # Errors
-/// [`Error::InvalidInput`] if there is no such method or one of its settings is wrong,
-/// [`Error::Missing`] if a model that it needs was not given, [`Error::WrongModel`] if it cannot use
-/// the one that was, and whatever is wrong with the model's files.
+/// [`Error::InvalidInput`] if there is no such method or a setting is invalid, [`Error::Missing`] if a
+/// required model was not given, [`Error::WrongModel`] if the method cannot use the one that was, and
+/// any error in the model's files.
 pub fn build(variant: &Variant, models: &EvalModels) -> Result<Box<dyn Method>> {
     let known = BUILT_IN.iter().find(|known| known.name == variant.method);
     let Some(known) = known else {

@@ -7,10 +7,10 @@ pub use self::pixels::{mse, ssim};
 pub use self::similarity::{direction, rescaled, stage_distance};
 use super::{SceneAttributes, Scores};
 
-/// The share of the changed attributes that B′ shows as the true B′ does; nothing if none changes.
+/// The share of the changed attributes for which B′ shows the value of the true B′; `None` if none
+/// changes.
 ///
-/// `shown` are the attributes that a judge reads from B′; attributes that it does not read do not
-/// count.
+/// `shown` are the attributes that a judge reads from B′; others do not count.
 pub fn edit_shown(
     b: &SceneAttributes,
     b_prime: &SceneAttributes,
@@ -19,7 +19,7 @@ pub fn edit_shown(
     share(b, b_prime, shown, |before, after| before != after)
 }
 
-/// The share of all other attributes that B′ shows as B does; nothing if there are none.
+/// The share of all other attributes that B′ shows as B does; `None` if there are none.
 pub fn others_kept(
     b: &SceneAttributes,
     b_prime: &SceneAttributes,
@@ -28,8 +28,8 @@ pub fn others_kept(
     share(b, b_prime, shown, |before, after| before == after)
 }
 
-/// Adds what follows from scores of an analogy: `right`, 1 if every attribute is that of the true B′
-/// (`edit` and `kept` are 1), else 0.
+/// Adds derived scores of an analogy: `right`, 1 if every attribute is that of the true B′ (`edit` and
+/// `kept` are 1), else 0.
 pub fn derive(scores: &mut Scores) {
     let shares = ["edit", "kept"].map(|name| scores.get(name).copied());
     if let [Some(edit), Some(kept)] = shares {

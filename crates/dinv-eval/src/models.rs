@@ -1,4 +1,4 @@
-//! The frozen models that methods share, opened when the first asks for them.
+//! The frozen models that methods share, opened on first use.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -8,14 +8,14 @@ use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::models::denoiser::Memory;
 use difference_inversion::{Error, Result};
 
-/// The role of the model that makes pictures of words, in records of runs.
+/// The role of the text-to-image model in records of runs.
 pub(super) const TEXT_TO_IMAGE: &str = "text-to-image";
-/// The role of the model that follows instructions.
+/// The role of the InstructPix2Pix model.
 pub(super) const INSTRUCT_PIX2PIX: &str = "instruct-pix2pix";
 /// The role of the inpainting model.
 pub(super) const INPAINTING: &str = "inpainting";
 
-/// Where the models of all methods are.
+/// Paths of the models of all methods.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct EvalModelPaths {
     /// The text-to-image model.
@@ -27,7 +27,7 @@ pub struct EvalModelPaths {
 }
 
 impl EvalModelPaths {
-    /// Those that there are, by their roles in records of runs.
+    /// The models that are given, by their roles in records of runs.
     pub fn by_role(&self) -> impl Iterator<Item = (&'static str, &ModelPaths)> {
         let all = [
             (TEXT_TO_IMAGE, Some(&self.text_to_image)),
@@ -39,7 +39,7 @@ impl EvalModelPaths {
     }
 }
 
-/// The frozen models that methods share. A model stays open as long as any method has it.
+/// The frozen models that methods share. A model stays open as long as any method holds it.
 #[derive(Debug)]
 pub struct EvalModels {
     /// The settings recommended for the text-to-image model: those of Difference Inversion.
@@ -60,7 +60,7 @@ struct Shared {
 }
 
 impl EvalModels {
-    /// Nothing is opened yet.
+    /// Opens nothing yet.
     pub fn new(
         paths: EvalModelPaths,
         recommended: AnalogyConfig,

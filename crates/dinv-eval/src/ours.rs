@@ -18,20 +18,20 @@ use serde_json::{Map, Value};
 use super::settings::{learned_with, recorded, with_settings};
 use super::{Analogy, Captions, EvalModels, Method, Told};
 
-/// Kim, Kim and Kim 2025 ([arXiv 2506.07750](https://arxiv.org/abs/2506.07750)) with the settings
-/// recommended for the model; they are those of [`AnalogyConfig`]. With `reverse` the same analogy is
-/// solved backwards: the difference from A′ to A is learned, and taken away from B.
+/// Kim, Kim and Kim 2025 ([arXiv 2506.07750](https://arxiv.org/abs/2506.07750)) with the settings of
+/// [`AnalogyConfig`] that are recommended for the model. With `reverse`, the same analogy is solved
+/// backwards: the difference from A′ to A is learned, and subtracted from B.
 struct DifferenceInversion {
     models: Arc<Models>,
     config: AnalogyConfig,
 }
 
-/// The method as it is.
+/// The unmodified method.
 pub(super) fn full(models: &EvalModels, values: &Map<String, Value>) -> Result<Box<dyn Method>> {
     ablation(models, values, |_| {})
 }
 
-/// The delta of the pictures in place of the interpolated one.
+/// The image delta in place of the interpolated one.
 pub(super) fn image_delta(
     models: &EvalModels,
     values: &Map<String, Value>,
@@ -39,7 +39,7 @@ pub(super) fn image_delta(
     ablation(models, values, |learn| learn.delta = DeltaMode::Image)
 }
 
-/// L_after only.
+/// Only L_after.
 pub(super) fn no_consistency(
     models: &EvalModels,
     values: &Map<String, Value>,
@@ -47,7 +47,7 @@ pub(super) fn no_consistency(
     ablation(models, values, |learn| learn.consistency = false)
 }
 
-/// Difference tokens that start as noise with the vocabulary's spread.
+/// Difference tokens initialised with noise of the vocabulary's spread.
 pub(super) fn random_start(
     models: &EvalModels,
     values: &Map<String, Value>,
@@ -62,7 +62,7 @@ pub(super) fn no_clip(models: &EvalModels, values: &Map<String, Value>) -> Resul
     ablation(models, values, |learn| learn.lambda_clip = 0.0)
 }
 
-/// The CLIP loss as it is published.
+/// The CLIP loss as published.
 pub(super) fn clip_alone(
     models: &EvalModels,
     values: &Map<String, Value>,
@@ -72,7 +72,7 @@ pub(super) fn clip_alone(
     })
 }
 
-/// The method with something left out; named settings go before.
+/// The method with something left out; named settings override it.
 fn ablation(
     models: &EvalModels,
     values: &Map<String, Value>,
@@ -92,7 +92,7 @@ impl Method for DifferenceInversion {
         recorded(&self.config)
     }
 
-    /// The captioner describes the pictures, unless the prompts are to be the suite's own texts.
+    /// Nothing, since the captioner describes the pictures, unless the prompts are the suite's texts.
     fn told(&self) -> Told {
         match self.config.prompt.prompt_mode {
             PromptMode::Text => Told::Captions,

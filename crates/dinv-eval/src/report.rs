@@ -1,4 +1,4 @@
-//! What a run shows: tables for people and for programs, and a page with the pictures.
+//! The report of a run: tables for people and for programs, and a page with the pictures.
 
 mod page;
 mod tables;
@@ -32,11 +32,11 @@ pub struct Report {
 pub struct MethodResults {
     /// The method.
     pub record: MethodRecord,
-    /// What came of each analogy, by name.
+    /// The result of each analogy, by name.
     pub results: Vec<ResultRecord>,
 }
 
-/// The analogies whose edits change this many attributes, or all if that is unknown.
+/// The analogies whose edits change this number of attributes, or all if it is unknown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Group(pub Option<usize>);
 
@@ -106,7 +106,7 @@ impl Group {
         self.0.is_none() || self.0 == result.changes
     }
 
-    /// What it is, for people.
+    /// Its title for people.
     pub fn title(self) -> String {
         match self.0 {
             None => "All analogies".to_owned(),
@@ -115,7 +115,7 @@ impl Group {
         }
     }
 
-    /// The same, with how many analogies were run.
+    /// The title with the number of analogies run.
     fn counted(self, summaries: &[Summary]) -> String {
         let tried = summaries.iter().map(|one| one.solved + one.failed);
         let count = tried.max().unwrap_or(0);
@@ -128,8 +128,8 @@ impl Group {
 }
 
 impl Report {
-    /// Reads the results in a folder. A method that has some was not skipped, whatever the record
-    /// says: it may be that of one part of the run, and the results another's.
+    /// Reads the results in a folder. A method with results was not skipped, whatever the record
+    /// says: the record may be that of one part of the run, the results those of another.
     ///
     /// # Errors
     /// As [`Folder::record`].
@@ -148,8 +148,8 @@ impl Report {
         Ok(Self { run, methods })
     }
 
-    /// Notes for readers of the tables: how many results of a method were made otherwise than the record of the run
-    /// says, as happens when folders of different runs are copied together.
+    /// Notes for readers of the tables: how many of a method's results do not match the record of the run, as
+    /// happens when folders of different runs are merged.
     pub fn notices(&self) -> Vec<String> {
         let of_method = |method: &MethodResults| {
             let made_with = self.run.made_with(&method.record);
@@ -171,7 +171,7 @@ impl Report {
         self.methods.iter().filter_map(of_method).collect()
     }
 
-    /// The groups of analogies that means are taken over.
+    /// The groups of analogies that are averaged.
     pub fn groups(&self) -> Vec<Group> {
         let results = self.methods.iter().flat_map(|method| &method.results);
         let told: BTreeSet<Option<usize>> = results.map(|result| result.changes).collect();
@@ -189,7 +189,7 @@ impl Report {
         summaries.collect()
     }
 
-    /// Writes [`FILES`] to the folder of the run, each at once; gives their paths.
+    /// Writes [`FILES`] to the folder of the run, each atomically; returns their paths.
     ///
     /// # Errors
     /// [`Error::Io`] if one cannot be written.

@@ -1,4 +1,4 @@
-//! Making and measuring one B′ after the other.
+//! Makes and measures one B′ after another.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -15,14 +15,14 @@ use super::folder::provenance;
 use super::suite::Entry;
 use super::{Analogy, Folder, Measures, Method, ResultRecord, Scores, Status};
 
-/// What every analogy of a run has in common.
+/// What all analogies of a run share.
 #[derive(Debug)]
 pub struct Session {
-    /// What decides the results of the method: [`RunRecord::made_with`](super::RunRecord::made_with).
+    /// What determines the results of the method: [`RunRecord::made_with`](super::RunRecord::made_with).
     pub made_with: BTreeMap<String, String>,
     /// The networks of metrics.
     pub measures: Measures,
-    /// SHA-256 of these.
+    /// SHA-256 of these networks.
     pub measured_with: BTreeMap<String, String>,
     /// Where results are kept.
     pub folder: Folder,
@@ -31,14 +31,14 @@ pub struct Session {
 }
 
 impl Session {
-    /// Makes, measures and keeps the B′ of one analogy by the method called `name`, unless it is
-    /// there already. What is there is measured again by networks that it was not measured with; what
-    /// was measured with networks that are not here stays, and everything if that fails. A failure
-    /// of the analogy is a result.
+    /// Makes, measures and stores the B′ of one analogy by the method called `name`, unless it exists.
+    /// An existing B′ is measured with networks that have not measured it yet. Scores by networks that
+    /// are not given stay, and so do all scores if measuring fails. A failure of the analogy is also a
+    /// result.
     ///
     /// # Errors
     /// [`Error::Stopped`] if the observer asks to stop, and [`Error::Io`] if the result cannot be
-    /// kept.
+    /// stored.
     pub fn solve(
         &self,
         name: &str,
@@ -86,13 +86,13 @@ impl Session {
         Ok(result)
     }
 
-    /// The scores by these networks of the B′ that is there.
+    /// The scores of the existing B′ by these networks.
     fn measure_by(&self, networks: &BTreeSet<&str>, name: &str, entry: &Entry) -> Result<Scores> {
         let b_prime = self.folder.b_prime(name, &entry.name)?;
         self.measures.measure_by(networks, &entry.read()?, &b_prime)
     }
 
-    /// The analogy, whose pictures have this identity, its B′ and what that cost, learning included.
+    /// The analogy, whose pictures have this identity, its B′ and the cost of both learning and drawing.
     fn made(
         &self,
         method: &dyn Method,
@@ -107,8 +107,8 @@ impl Session {
         Ok((analogy, b_prime, learning.and(drawing)))
     }
 
-    /// What a method learns from an analogy, and what it cost to learn it: as it was kept, if a method
-    /// that learns the same from the same pictures was here before.
+    /// What a method learns from an analogy, and its cost. Both are read from the folder if a method that
+    /// learns the same from the same pictures ran before.
     fn learned(
         &self,
         method: &dyn Method,
@@ -142,7 +142,7 @@ impl Session {
 }
 
 impl ResultRecord {
-    /// The result of an analogy that nothing is known of yet but the seed of the run.
+    /// The result of an analogy of which only the run's seed is known yet.
     pub fn begun(entry: &Entry, seed: u64, measured_with: &BTreeMap<String, String>) -> Self {
         Self {
             name: entry.name.clone(),
@@ -160,17 +160,17 @@ impl ResultRecord {
     }
 }
 
-/// What something took.
+/// The cost of some work.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 struct Cost {
-    /// Time, in thousandths of a second.
+    /// Time, rounded to thousandths of a second.
     seconds: f64,
-    /// The most memory that the process had at any time, in bytes, if the system reports it.
+    /// The peak memory of the process in bytes, if the system reports it.
     peak_memory: Option<u64>,
 }
 
 impl Cost {
-    /// Does something and measures what it took.
+    /// Does some work and measures its cost.
     fn of<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Self)> {
         forget_peak_memory();
         let started = Instant::now();
@@ -182,7 +182,7 @@ impl Cost {
         Ok((done, cost))
     }
 
-    /// One after the other.
+    /// The cost of one after the other.
     fn and(self, then: Self) -> Self {
         Self {
             seconds: thousandths(self.seconds + then.seconds),
@@ -190,7 +190,7 @@ impl Cost {
         }
     }
 
-    /// Writes it to the metadata of what it was paid for.
+    /// Writes it to the metadata of the result.
     fn note(self, arrays: Arrays) -> Arrays {
         let arrays = arrays.with_metadata("seconds", self.seconds.to_string());
         match self.peak_memory {
@@ -199,7 +199,7 @@ impl Cost {
         }
     }
 
-    /// The notes.
+    /// Reads it from the metadata.
     fn noted(arrays: &Arrays) -> Option<Self> {
         let noted = |name: &str| arrays.metadata.get(name);
         Some(Self {
@@ -213,8 +213,8 @@ fn thousandths(seconds: f64) -> f64 {
     (seconds * 1e3).round() / 1e3
 }
 
-/// The seed of an analogy: the first four bytes of SHA-256 of the run's seed and the analogy's
-/// name, so that no two draw the same noise, and every method draws the same for the same analogy.
+/// The seed of an analogy: the first four bytes of SHA-256 of the run's seed and the analogy's name.
+/// Different analogies draw different noise, and every method draws the same for the same analogy.
 fn seed_of(seed: u64, name: &str) -> u64 {
     let digest = Sha256::digest(format!("{seed}/{name}"));
     digest[..4]
@@ -285,7 +285,7 @@ mod tests {
         assert_eq!(session.folder.finished("m", &entry.name), Some(again));
     }
 
-    /// Learns nothing but how often it was asked to.
+    /// Counts its calls, and learns nothing else.
     struct Counts(AtomicUsize);
 
     impl Method for Counts {

@@ -1,19 +1,18 @@
-//! Settings of methods by name, as they stand in a file of variants.
+//! Settings of methods by name, as in a file of variants.
 
 use difference_inversion::{Error, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-/// The name under which many settings have a seed; a run has one of its own.
+/// The name of the seed in many settings; a run has its own.
 const SEED: &str = "seed";
 
-/// `defaults` with the values of the named settings. Settings in groups, such as those of an
+/// Returns `defaults` with the values of the named settings. Settings in groups, such as those of an
 /// [`AnalogyConfig`](difference_inversion::method::generate_config::AnalogyConfig), are named without their group.
 ///
 /// # Errors
-/// [`Error::InvalidInput`] for a name that none of them has (the seed is the run's) and for a
-/// value that does not fit.
+/// [`Error::InvalidInput`] for an unknown name (the seed is the run's) and for an invalid value.
 pub fn with_settings<T: Serialize + DeserializeOwned>(
     defaults: &T,
     values: &Map<String, Value>,
@@ -48,7 +47,7 @@ pub(super) fn recorded(settings: &impl Serialize) -> Value {
     Value::Object(settings)
 }
 
-/// What is learned under `name`, and the settings that it depends on: all but those of drawing.
+/// What is learned under `name`, and the settings it depends on: all except those of `drawing`.
 pub(super) fn learned_with(name: &str, settings: &impl Serialize, drawing: &[&str]) -> Value {
     let mut settings = recorded(settings);
     if let Some(settings) = settings.as_object_mut() {
@@ -66,7 +65,7 @@ fn object(settings: &impl Serialize) -> Result<Map<String, Value>> {
     }
 }
 
-/// Where the setting `name` is, in the settings themselves or in one of their groups.
+/// The place of the setting `name`, in the settings themselves or in one of their groups.
 fn place_of<'a>(settings: &'a mut Map<String, Value>, name: &str) -> Option<&'a mut Value> {
     if settings.get(name).is_some_and(|value| !value.is_object()) {
         return settings.get_mut(name);
@@ -75,7 +74,7 @@ fn place_of<'a>(settings: &'a mut Map<String, Value>, name: &str) -> Option<&'a 
     groups.filter_map(|group| group.get_mut(name)).next()
 }
 
-/// The names of all settings but the seed.
+/// The names of all settings except the seed.
 fn names(settings: &Map<String, Value>) -> Vec<String> {
     let mut names = Vec::new();
     for (name, value) in settings {

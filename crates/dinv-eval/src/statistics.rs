@@ -1,7 +1,7 @@
 //! Means over kinds of edits, their intervals, and whether two methods differ.
 //!
-//! Values come in groups, one for each kind: the mean of every group is taken first, then the mean
-//! of these, so that no kind counts more for being more frequent.
+//! Values come in groups, one per kind. Each group is averaged first, then the groups, so that no kind
+//! weighs more for being more frequent.
 
 use difference_inversion::util::random::{Purpose, rng};
 use rand::Rng;
@@ -13,17 +13,17 @@ pub const RESAMPLES: usize = 10_000;
 /// A mean over kinds with its 95 % interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
-    /// The mean over kinds of the means of each.
+    /// The mean over kinds of each kind's mean.
     pub mean: f64,
     /// The lower end of the interval.
     pub low: f64,
-    /// Its upper end.
+    /// The upper end of the interval.
     pub high: f64,
-    /// How many values there are.
+    /// The number of values.
     pub count: usize,
 }
 
-/// The mean over the groups of each group's mean; empty groups do not count.
+/// The mean over the groups of each group's mean; empty groups are ignored.
 pub fn mean_of_means(groups: &[Vec<f64>]) -> Option<f64> {
     let means = groups
         .iter()
@@ -33,13 +33,13 @@ pub fn mean_of_means(groups: &[Vec<f64>]) -> Option<f64> {
     (!means.is_empty()).then(|| mean(&means))
 }
 
-/// The [mean of means](mean_of_means) with its percentile bootstrap interval (Efron 1979): every
+/// The [mean of means](mean_of_means) with its percentile bootstrap interval (Efron 1979). Every
 /// group is resampled from itself, with replacement, [`RESAMPLES`] times; the interval is from the
-/// 2.5th to the 97.5th percentile of what comes out. Of a group of n values n − 1 are drawn, so that
-/// their mean varies by s²/n as that of the group does; n draws would have it vary by (n − 1)/n of
-/// that, which for the small groups of a suite is too little (Rao and Wu 1988, "Resampling inference
-/// with complex survey data", whose rescaling is none for so many draws). Groups of a single value,
-/// which say nothing of how values of theirs differ, are drawn together, as if they were one.
+/// 2.5th to the 97.5th percentile of the resampled means. A group of n values is resampled with n − 1
+/// draws, so that their mean varies by s²/n, as the group's does. With n draws it would vary by
+/// (n − 1)/n of that, which is too little for the small groups of a suite (Rao and Wu 1988,
+/// "Resampling inference with complex survey data"; with n − 1 draws their rescaling vanishes). Groups
+/// of a single value, which do not show how their values vary, are pooled into one.
 pub fn bootstrap(groups: &[Vec<f64>], seed: u64) -> Option<Estimate> {
     let mean = mean_of_means(groups)?;
     let [low, high] = interval(groups, seed, RESAMPLES);
@@ -51,9 +51,9 @@ pub fn bootstrap(groups: &[Vec<f64>], seed: u64) -> Option<Estimate> {
     })
 }
 
-/// The interval of this many resamples.
+/// The interval from this number of resamples.
 fn interval(groups: &[Vec<f64>], seed: u64, resamples: usize) -> [f64; 2] {
-    // What is drawn from itself, with the number of groups that it is.
+    // The sets that are resampled from themselves, with the number of groups in each.
     let mut strata: Vec<(f64, Vec<f64>)> = (groups.iter())
         .filter(|group| group.len() > 1)
         .map(|group| (1.0, group.clone()))
@@ -81,12 +81,12 @@ fn interval(groups: &[Vec<f64>], seed: u64, resamples: usize) -> [f64; 2] {
     [0.025, 0.975].map(|fraction| percentile(&drawn, fraction))
 }
 
-/// Whether paired differences, in groups, are other than zero: the share of sign flips (each
+/// Tests whether paired differences, in groups, are other than zero: the share of sign flips (each
 /// difference kept or negated, [`RESAMPLES`] times at random) whose mean of means is at least as
-/// far from zero, the differences as they are counted among them (Fisher's randomisation test, two-
-/// sided).
+/// far from zero as the observed one, which counts as one of them (Fisher's randomisation test,
+/// two-sided).
 pub fn sign_flip_p(differences: &[Vec<f64>], seed: u64) -> Option<f64> {
-    /// Sums in another order differ by so much.
+    /// The largest error from summing in another order.
     const ROUNDING: f64 = 1e-12;
     let found = mean_of_means(differences)?.abs();
     let mut rng = rng(seed, Purpose::Statistics, 1);
@@ -108,7 +108,7 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// The value below which a fraction of sorted values falls, interpolated between the nearest two.
+/// The value below which `fraction` of sorted values falls, interpolated between the nearest two.
 fn percentile(sorted: &[f64], fraction: f64) -> f64 {
     let place = fraction * (sorted.len() - 1) as f64;
     #[expect(
@@ -156,11 +156,11 @@ mod tests {
             (estimate.high - (0.5 + 1.96 * 0.05)).abs() < 0.011,
             "{estimate:?}"
         );
-        // Resampling within kinds: differences between kinds are no uncertainty.
+        // Resampling is within kinds: differences between kinds add no uncertainty.
         let apart = [vec![0.0; 50], vec![1.0; 50]];
         let estimate = bootstrap(&apart, 3).unwrap();
         assert_eq!([estimate.low, estimate.mean, estimate.high], [0.5; 3]);
-        // Kinds of one analogy each are drawn from one another: the same as one kind of all of them.
+        // Kinds of one analogy each are pooled: the result is that of one kind with all of them.
         let single: Vec<Vec<f64>> = group.iter().map(|value| vec![*value]).collect();
         let estimate = bootstrap(&single, 3).unwrap();
         assert!(
@@ -171,8 +171,8 @@ mod tests {
         assert_eq!(bootstrap(group, 3), bootstrap(group, 3));
     }
 
-    /// The share of 1000 simulated measurements whose interval holds the true mean; kinds of so many
-    /// values each.
+    /// The share of 1000 simulated measurements whose interval contains the true mean, with `size` values
+    /// per kind.
     fn coverage(kinds: usize, size: usize) -> f64 {
         let mut rng = rng(5, Purpose::Statistics, 2);
         let held = (0..1000).filter(|_| {
@@ -191,7 +191,7 @@ mod tests {
             let coverage = coverage(kinds, size);
             assert!((0.91..=0.98).contains(&coverage), "{size}: {coverage}");
         }
-        // The one that is drawn is either of the two.
+        // The single draw is either of the two.
         let estimate = bootstrap(&[vec![0.0, 1.0]], 1).unwrap();
         assert_eq!(
             [estimate.low, estimate.mean, estimate.high],
@@ -201,10 +201,10 @@ mod tests {
 
     #[test]
     fn flips_of_few_signs_can_be_counted() {
-        // Of the 8 sign patterns of three equal differences 2 are as far from zero: p = 1/4.
+        // 2 of the 8 sign patterns of three equal differences are as far from zero: p = 1/4.
         let p = sign_flip_p(&[vec![0.3, 0.3, 0.3]], 1).unwrap();
         assert!((p - 0.25).abs() < 0.015, "{p}");
-        // Ten of one sign: 2 of 1024.
+        // Ten of one sign: 2 of 1024 patterns.
         let p = sign_flip_p(&[vec![1.0; 6], vec![1.0; 4]], 1).unwrap();
         assert!(p < 0.005, "{p}");
         assert_eq!(sign_flip_p(&[vec![0.0; 5]], 1), Some(1.0));

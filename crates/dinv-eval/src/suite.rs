@@ -1,4 +1,4 @@
-//! Suites of analogies, in every layout that is read.
+//! Suites of analogies, in every supported layout.
 
 mod csv;
 mod export;
@@ -25,10 +25,10 @@ pub const SUITE: &str = "suite.json";
 pub const MANIFEST: &str = "manifest.jsonl";
 /// The list of prompts and seeds of InstructPix2Pix's data set.
 const SEEDS: &str = "seeds.json";
-/// The kind of edits without a stated kind.
+/// The kind of edits whose kind is not stated.
 const NO_KIND: &str = "all";
 
-/// What `suite.json` says.
+/// The contents of `suite.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct About {
     /// The suite's name.
@@ -41,16 +41,16 @@ pub struct About {
     pub more: Map<String, Value>,
 }
 
-/// One analogy of a suite, its pictures not read yet.
+/// One analogy of a suite, without its pictures loaded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
-    /// Its name, which no other analogy of the suite has.
+    /// Its name, unique in the suite.
     pub name: String,
     /// The kind of edit.
     pub kind: String,
     /// A, A′ and B.
     pub pictures: [PathBuf; 3],
-    /// The true B′, where it is known.
+    /// The true B′, if known.
     pub b_prime: Option<PathBuf>,
     /// What the pictures show, in words.
     pub captions: Option<Captions>,
@@ -63,15 +63,15 @@ pub struct Entry {
 /// Analogies that methods are measured on.
 #[derive(Debug, Clone)]
 pub struct Suite {
-    /// What it says of itself.
+    /// Its description of itself.
     pub about: About,
     /// Its analogies.
     pub entries: Vec<Entry>,
 }
 
 impl Entry {
-    /// Reads the pictures. They may differ in size: every method fits them to the size it works
-    /// in, and metrics fit B and the true B′ to the size of the B′ that was made.
+    /// Reads the pictures. They may differ in size: every method fits them to its own size, and metrics
+    /// fit B and the true B′ to the size of the B′ that was made.
     ///
     /// # Errors
     /// As [`load_image`].
@@ -90,7 +90,7 @@ impl Entry {
         })
     }
 
-    /// What identifies its pictures: SHA-256 of their contents.
+    /// The identity of its pictures: SHA-256 of their contents.
     ///
     /// # Errors
     /// [`Error::Io`] if one cannot be read.
@@ -106,7 +106,7 @@ impl Entry {
         Ok(hex(hash))
     }
 
-    /// The edit in words, such as `sky: day → night`: attributes that change, else the instruction, else the captions.
+    /// The edit in words, such as `sky: day → night`: the changed attributes, else the instruction, else the captions.
     pub fn edit(&self) -> Option<String> {
         let attributes = self
             .attributes
@@ -155,9 +155,9 @@ impl Suite {
     /// analogies, a `.jsonl` or `.csv` file, with pictures relative to it.
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::InvalidFile`] naming file and line: for a line that is wrong, a
-    /// picture that is not there or outside the folder, a name that occurs twice or cannot be that
-    /// of a folder, and a suite without analogies.
+    /// [`Error::Io`] and [`Error::InvalidFile`] naming file and line: for an invalid line, a picture that
+    /// is missing or outside the folder, a name that occurs twice or cannot name a folder, and a suite
+    /// without analogies.
     pub fn open(path: &Path) -> Result<Self> {
         let suite = if path.join(SUITE).is_file() {
             Self {
@@ -191,7 +191,7 @@ impl Suite {
         }
     }
 
-    /// A suite that says nothing of itself: its name is that of its file or folder.
+    /// A suite without a description: its name is that of its file or folder.
     fn bare(path: &Path, entries: Vec<Entry>) -> Self {
         let name = path.file_stem().unwrap_or(path.as_os_str());
         let about = About {
@@ -202,8 +202,8 @@ impl Suite {
         Self { about, entries }
     }
 
-    /// What identifies this suite: SHA-256 of everything said about the analogies. Their
-    /// pictures, which may be many, are not read: see [`Entry::identity`].
+    /// The identity of this suite: SHA-256 of everything stated about the analogies. The pictures,
+    /// which may be many, are not read: see [`Entry::identity`].
     pub fn identity(&self) -> String {
         let mut hash = Sha256::new();
         for entry in &self.entries {
@@ -219,8 +219,8 @@ impl Suite {
         hex(hash)
     }
 
-    /// The first `limit` analogies of an order in which any first part is like the whole: each kind
-    /// has its share of it. Among equals, kinds that change fewer attributes come first.
+    /// The first `limit` analogies in an order of which any prefix represents the whole: each kind has its
+    /// share of it. Among equals, kinds that change fewer attributes come first.
     pub fn balanced(&self, limit: Option<usize>) -> Vec<Entry> {
         let mut sizes: HashMap<&str, u64> = HashMap::new();
         for entry in &self.entries {
@@ -231,7 +231,7 @@ impl Suite {
         for entry in &self.entries {
             let kind = entry.kind.as_str();
             let count = before.entry(kind).or_default();
-            // The middle of its part of the kind, as a whole number of millionths.
+            // The middle of its part of the kind, in whole millionths.
             placed.push(((2 * *count + 1) * 500_000 / sizes[kind], entry));
             *count += 1;
         }
@@ -245,7 +245,7 @@ impl Suite {
     }
 }
 
-/// Gathers the entries of one list and refuses what cannot be.
+/// Collects the entries of one list and rejects invalid ones.
 struct Entries<'a> {
     list: &'a Path,
     folder: &'a Path,
@@ -254,7 +254,7 @@ struct Entries<'a> {
 }
 
 impl<'a> Entries<'a> {
-    /// Of the list at `list`, with pictures relative to its folder.
+    /// For the list at `list`, with pictures relative to its folder.
     fn of(list: &'a Path) -> Self {
         Self {
             list,
@@ -264,12 +264,12 @@ impl<'a> Entries<'a> {
         }
     }
 
-    /// The problem with a line.
+    /// An error in a line.
     fn wrong(&self, line: usize, reason: impl std::fmt::Display) -> Error {
         Error::invalid_file(self.list, format!("line {line}: {reason}"))
     }
 
-    /// The path of a picture named in a line: inside the folder, and there.
+    /// The path of a picture named in a line; it must exist inside the folder.
     fn picture(&self, line: usize, field: &str, name: &str) -> Result<PathBuf> {
         if name.trim().is_empty() {
             return Err(self.wrong(line, format!("`{field}` is empty")));

@@ -1,4 +1,4 @@
-//! What all methods that are compared have in common.
+//! What all compared methods have in common.
 
 use std::sync::Arc;
 
@@ -19,13 +19,13 @@ fn method(name: &str, values: &Value) -> Box<dyn Method> {
     build(&variant, &eval_models()).unwrap()
 }
 
-/// Learned, then drawn.
+/// Learns, then draws.
 fn solve(method: &dyn Method, analogy: &Analogy, seed: u64) -> Result<RgbImage> {
     let learned = method.learn(analogy, seed, &mut silent)?;
     method.draw(analogy, &learned, seed, &mut silent)
 }
 
-/// Every system with settings that take no time.
+/// Every system, with settings that take little time.
 fn systems() -> [(Box<dyn Method>, Told); 5] {
     let short_visii = json!({
         "steps": 2, "pez_steps": 2, "num_inference_steps": 2,

@@ -25,7 +25,7 @@ pub(super) fn golden(name: &str) -> PathBuf {
     (Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("tests/golden")).join(name)
 }
 
-/// `tests/golden/learning`, with the U-Net of another golden folder.
+/// `tests/golden/learning`, with the U-Net of another golden folder if given.
 fn paths(unet: Option<&str>) -> ModelPaths {
     ModelPaths {
         model: golden("learning"),
@@ -37,12 +37,12 @@ fn paths(unet: Option<&str>) -> ModelPaths {
     }
 }
 
-/// The models of all methods, on one text encoder and joint space.
+/// The models of all methods, with one text encoder and joint space.
 pub(super) fn eval_models() -> EvalModels {
     eval_models_with(Some("instruct_pix2pix"), Some("inpaint"))
 }
 
-/// The same with these U-Nets for the methods that take pictures.
+/// The same with these U-Nets for the methods that take pictures as input.
 pub(super) fn eval_models_with(instruct: Option<&str>, inpaint: Option<&str>) -> EvalModels {
     let paths = EvalModelPaths {
         text_to_image: paths(None),
@@ -58,7 +58,7 @@ pub(super) fn models(unet: Option<&str>) -> Models {
     Models::open(&paths(unet), &Device::flex(), FloatDType::F32).unwrap()
 }
 
-/// Two pictures that differ, the second of which is also B.
+/// Two different pictures, the second of which is also B.
 pub(super) fn analogy() -> Analogy {
     let [a, a_prime] =
         ["a.png", "a_prime.png"].map(|name| load_image(&golden("learning").join(name)).unwrap());
@@ -79,7 +79,7 @@ pub(super) fn analogy() -> Analogy {
     }
 }
 
-/// An analogy of a suite with the same pictures, B being A.
+/// An analogy of a suite with the same pictures, with A as B.
 pub(super) fn entry() -> Entry {
     let analogy = analogy();
     Entry {
@@ -97,13 +97,13 @@ pub(super) fn settings(values: &Value) -> Map<String, Value> {
     values.as_object().unwrap().clone()
 }
 
-/// Watches nothing and never asks to stop.
+/// Ignores progress and never asks to stop.
 pub(super) fn silent(_: &Progress) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// Checks each row of the gradient of `loss` at `start` against a finite difference in its own
-/// direction, and that there is one in every row.
+/// Checks each row of the gradient of `loss` at `start` against a finite difference along that row's
+/// gradient, and that every row has one.
 pub(super) fn check_gradient(
     start: &Tensor<2>,
     gradient: &Tensor<2>,
@@ -132,7 +132,7 @@ pub(super) fn check_gradient(
 pub(super) type Scored<'a> = (&'a str, Option<Vec<(&'a str, f64)>>);
 
 /// The report of one method called `m`, whose analogies have these kinds and scores; those without
-/// scores have failed.
+/// scores failed.
 pub(super) fn report(settings: Value, analogies: &[Scored<'_>]) -> Report {
     let suite = SuiteRecord {
         name: "x".to_owned(),

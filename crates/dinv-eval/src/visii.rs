@@ -28,23 +28,23 @@ use serde_json::{Map, Value};
 use super::settings::{learned_with, recorded, with_settings};
 use super::{Analogy, EvalModels, Method, Told};
 
-/// The CLIP term counts no cosine beyond this.
+/// The cosine at which the CLIP term is clamped.
 const LARGEST_COSINE: f64 = 0.5;
 
 /// VISII (Nguyen et al. 2023, "Visual Instruction Inversion",
 /// [arXiv 2307.14331](https://arxiv.org/abs/2307.14331)). It is given only A, A′ and B.
 ///
-/// The text encoder's *output* c for an instruction is optimised, so that InstructPix2Pix makes A′ of
-/// A; start, end and padding stay as they were. The loss of one timestep t is
+/// The text encoder's *output* c for an instruction is optimised, so that InstructPix2Pix turns A into
+/// A′; start, end and padding stay unchanged. The loss of one timestep t is
 /// `λ_mse ‖target − guided(z_A′ + noise_t, t, A, c)‖² − λ_clip clamp(cos(Δ, W mean(c)), −1, ½)` with
 /// `Δ = E_I(A′) − E_I(A)` and the text projection W of the joint space.
 ///
-/// **From the paper**: the two terms, and that the instruction starts as an optimised prompt of A′.
+/// **From the paper**: the two terms; the instruction starts as an optimised prompt of A′.
 /// **From its code**: that the outputs are optimised and which of them, the guidance inside the loss,
-/// the noise that each timestep keeps, the order in which each of 1000 timesteps is visited once, the
-/// clamp, all numbers below, and that the c with the lowest loss of a single step is applied.
-/// **Our reading**: the optimised prompt is found in the model's own joint space (its code: that of
-/// OpenCLIP ViT-H); unit-norm features in Δ (its code: as they come); AdamW in f32 (its code: 8 bits);
+/// the fixed noise of each timestep, the order in which each of 1000 timesteps is visited once, the
+/// clamp, all numbers below; the c with the lowest loss of a single step is applied.
+/// **Our reading**: the optimised prompt is searched in the model's own joint space (its code:
+/// OpenCLIP ViT-H's); unit-norm features in Δ (its code: unnormalised); AdamW in f32 (its code: 8 bits);
 /// the target is the velocity for models that predict it.
 ///
 /// The grid to tune on validation: `guidance_scale` 3, 5, 8 × `keep` best, last; then `lambda_clip` .1, 1 ×
@@ -52,7 +52,7 @@ const LARGEST_COSINE: f64 = 0.5;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct VisiiConfig {
-    /// Optimisation steps; after all timesteps they are visited again.
+    /// Optimisation steps; timesteps are visited again once all have been.
     pub steps: usize,
     /// AdamW's learning rate.
     pub learning_rate: f64,
@@ -70,7 +70,7 @@ pub struct VisiiConfig {
     pub keep: Keep,
     /// Words of the instruction.
     pub pez_tokens: usize,
-    /// Steps of the search for the words that it starts as.
+    /// Steps of the search for the initial words.
     pub pez_steps: usize,
     /// Learning rate of that search.
     pub pez_learning_rate: f64,
@@ -86,11 +86,11 @@ pub struct VisiiConfig {
     pub scheduler: String,
 }
 
-/// Which of the instructions met on the way is applied.
+/// Which of the instructions seen during optimisation is applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Keep {
-    /// That after the step whose squared error was lowest.
+    /// The instruction after the step with the lowest squared error.
     #[default]
     Best,
     /// The last.
@@ -98,7 +98,7 @@ pub enum Keep {
 }
 
 impl Keep {
-    /// What the instruction is called among those that were learned.
+    /// The name of the instruction among what was learned.
     fn name(self) -> &'static str {
         match self {
             Self::Best => "best",
@@ -207,22 +207,22 @@ impl Method for Visii {
     }
 }
 
-/// Instructions met on the way, [words, d] each.
+/// Instructions seen during optimisation, `[words, d]` each.
 struct Instructions {
     best: Tensor<2>,
     last: Tensor<2>,
 }
 
-/// The outputs of the text encoder that stay as they are.
+/// The outputs of the text encoder that stay unchanged.
 struct Frame {
-    /// That of the start, [1, 1, d].
+    /// The output of the start token, `[1, 1, d]`.
     start: Tensor<3>,
-    /// Those of the end and of the padding, [1, n − words − 1, d].
+    /// The outputs of the end token and the padding, `[1, n − words − 1, d]`.
     end: Tensor<3>,
 }
 
 impl Frame {
-    /// The frame, and what stands in it: [words, d] of [1, n, d], the end being at `end`.
+    /// Splits `outputs` `[1, n, d]`, whose end token is at `end`, into frame and words `[words, d]`.
     fn of(outputs: Tensor<3>, end: usize) -> (Self, Tensor<2>) {
         let [_, n, d] = outputs.dims();
         let outputs = outputs.cast(DType::F32);
@@ -234,32 +234,32 @@ impl Frame {
         (frame, words)
     }
 
-    /// The whole again, [1, n, d].
+    /// Puts the words back into the frame, `[1, n, d]`.
     fn around(&self, words: &Tensor<2>) -> Tensor<3> {
         let words = words.clone().unsqueeze::<3>();
         Tensor::cat(vec![self.start.clone(), words, self.end.clone()], 1)
     }
 }
 
-/// All about A, A′ and the first instruction that the steps do not change.
+/// Everything about A, A′ and the first instruction that the steps do not change.
 struct Inversion<'a> {
     pipeline: &'a Pipeline,
     joint: &'a JointSpace,
     config: &'a VisiiConfig,
     seed: u64,
     frame: Frame,
-    /// Where the instruction starts, [words, d].
+    /// The initial instruction, `[words, d]`.
     first: Tensor<2>,
-    /// Neither instruction nor A, then only A.
+    /// Conditions with neither instruction nor A, then with only A.
     references: Conditions,
-    /// What the U-Net is shown of A.
+    /// The U-Net's input that shows A.
     shown_a: Tensor<4>,
     latents_a_prime: Tensor<4>,
-    /// Unit-norm Δ, [1, e].
+    /// Unit-norm Δ, `[1, e]`.
     direction: Tensor<2>,
 }
 
-/// The loss of one timestep, both `[1]`.
+/// The loss of one timestep; both terms are `[1]`.
 struct Objective {
     total: Tensor<1>,
     mse: Tensor<1>,
@@ -324,7 +324,7 @@ impl<'a> Inversion<'a> {
         })
     }
 
-    /// The instructions that were learned.
+    /// Learns the instructions.
     fn learn(&self, observer: Observer<'_>) -> Result<Instructions> {
         let config = self.config;
         let timesteps = self.pipeline.noising().num_train_timesteps();
@@ -358,7 +358,7 @@ impl<'a> Inversion<'a> {
         })
     }
 
-    /// The loss of the instruction `words` [words, d] at a timestep, which has a noise of its own.
+    /// The loss of the instruction `words` `[words, d]` at a timestep, which has its own fixed noise.
     fn objective(&self, words: &Tensor<2>, timestep: usize) -> Result<Objective> {
         let (pipeline, config) = (self.pipeline, self.config);
         let shape = self.latents_a_prime.dims();
@@ -371,7 +371,7 @@ impl<'a> Inversion<'a> {
         let (noising, t) = (pipeline.noising(), timestep as f64);
         let noisy = noising.add_noise(latents.clone(), noise.clone(), &[t]);
         let target = noising.target(latents, noise, &[t]);
-        // The references do not depend on the instruction: nothing of them is tracked.
+        // The references do not depend on the instruction, so they are not tracked.
         let references =
             pipeline.predict(noisy.clone().repeat_dim(0, 2), &[t, t], &self.references);
         let (neither, a_alone) = (

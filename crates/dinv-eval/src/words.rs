@@ -1,4 +1,4 @@
-//! Methods that are given what B′ shows in words.
+//! Methods that are given B′'s contents in words.
 
 use std::sync::Arc;
 
@@ -15,15 +15,15 @@ use serde_json::{Map, Value};
 use super::settings::{recorded, with_settings};
 use super::{Analogy, Captions, EvalModels, Method, Told};
 
-/// B turned to noise under its caption and made again under the caption of B′; the settings are
-/// those of [`GenerateConfig`].
+/// Inverts B to noise under its caption and draws it again under the caption of B′, with the settings
+/// of [`GenerateConfig`].
 struct Words {
     models: Arc<Models>,
     config: GenerateConfig,
 }
 
-/// What Difference Inversion does with B, the true caption of B′ in place of the Full Prompt: as
-/// well as it can become if the difference is understood.
+/// What Difference Inversion does with B, with the true caption of B′ in place of the Full Prompt: the
+/// upper bound if the difference is fully understood.
 pub(super) fn text_swap(
     models: &EvalModels,
     values: &Map<String, Value>,

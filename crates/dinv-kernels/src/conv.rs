@@ -1,4 +1,4 @@
-//! Linear maps: of every position, and of every neighbourhood.
+//! Linear maps and convolutions on the CPU.
 
 use burn::tensor::Tensor;
 
@@ -35,7 +35,7 @@ pub fn linear<const D: usize>(
     })
 }
 
-/// `x · right + bias`, of the given shape; `x` has the same but for the last dimension.
+/// `x · right + bias` in the given shape, which is that of `x` except for the last dimension.
 fn times<const D: usize>(
     x: Tensor<D>,
     right: Right<'_>,
@@ -58,9 +58,9 @@ const MANY_CHANNELS: usize = 16;
 pub struct Geometry {
     /// Rows and columns of the kernel.
     pub kernel: usize,
-    /// Places of the input from one place of the output to the next.
+    /// Distance between the inputs of neighbouring outputs.
     pub stride: usize,
-    /// Zeros above and to the left; as many as needed are below and to the right.
+    /// Rows and columns of zeros above and to the left; the output size determines the others.
     pub padding: usize,
 }
 
@@ -71,7 +71,7 @@ impl Geometry {
         stride: 1,
         padding: 0,
     };
-    /// What most convolutions are: 3×3, output as large as input.
+    /// The most common convolution: 3×3, output as large as the input.
     pub(super) const SAME: Self = Self {
         kernel: 3,
         stride: 1,
@@ -79,8 +79,8 @@ impl Geometry {
     };
 }
 
-/// The neighbourhoods of one convolution: output position `o` and tap `k` meet input position
-/// `o · stride + k − padding`, if that is inside.
+/// The neighbourhoods of one convolution: output position `o` and tap `k` read input position
+/// `o · stride + k − padding`, if it is inside.
 #[derive(Debug, Clone, Copy)]
 struct Neighbourhoods {
     input: [usize; 2],
@@ -89,13 +89,13 @@ struct Neighbourhoods {
 }
 
 impl Neighbourhoods {
-    /// The input position that an output position meets at a tap.
+    /// The input position that an output position reads at a tap.
     fn source(&self, position: usize, tap: usize, size: usize) -> Option<usize> {
         let place = (position * self.geometry.stride + tap).checked_sub(self.geometry.padding)?;
         (place < size).then_some(place)
     }
 
-    /// The output position that an input position meets at a tap.
+    /// The output position that reads an input position at a tap.
     fn target(&self, position: usize, tap: usize, size: usize) -> Option<usize> {
         let place = (position + self.geometry.padding).checked_sub(tap)?;
         let target = place / self.geometry.stride;
@@ -131,8 +131,8 @@ impl Neighbourhoods {
         tensor(out, [b, height, width, c_out])
     }
 
-    /// The gradient of the input `[b, h, w, c]` from that of the output: what every output
-    /// position passes to its neighbourhood, summed up; image by image.
+    /// The gradient of the input `[b, h, w, c]` from that of the output, image by image: the sum of what
+    /// every output position passes to its neighbourhood.
     fn back(&self, grad: Tensor<4>, kernel: &Weights, c: usize) -> Tensor<4> {
         let [b, height, width, c_out] = grad.dims();
         let ([h, w], taps) = (self.input, self.geometry.kernel * self.geometry.kernel * c);
@@ -154,7 +154,7 @@ impl Neighbourhoods {
         tensor(out, [b, h, w, c])
     }
 
-    /// Adds to one line of inputs what `passed` `[outputs, kernel · kernel · c]` has for it.
+    /// Adds the parts of `passed` `[outputs, kernel · kernel · c]` that belong to one line of inputs.
     fn sum_line(&self, passed: &[f32], c: usize, row: usize, out: &mut [f32]) {
         let ([height, width], kernel) = (self.output, self.geometry.kernel);
         for ky in 0..kernel {

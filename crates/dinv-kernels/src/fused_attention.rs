@@ -1,5 +1,5 @@
-//! Attention on the CPU whose scores stay in the cache: those of a few queries with all keys at a
-//! time, in each head separately.
+//! Attention on the CPU whose scores stay in the cache: each head handles a few queries with all keys at
+//! a time.
 
 use burn::tensor::Tensor;
 use pulp::{Simd, WithSimd};
@@ -11,13 +11,13 @@ use super::math::{exp, max, sum};
 use super::product::{Block, Left, Out, Panels, PanelsOf, Right, Start, blocks, multiply};
 use super::{Values, instructions, tensor, with_scratch, zeros};
 
-/// Most scores that are worked on at once.
+/// Most scores computed at once.
 const SCORES: usize = 1 << 17;
-/// Most queries that are worked on at once.
+/// Most queries processed at once.
 const QUERIES: usize = 96;
 /// Fewest queries for which keys and values are packed.
 const TASK_QUERIES: usize = 8 * QUERIES;
-/// Tasks for each thread, so that none waits long for another.
+/// Tasks per thread, so that threads finish at about the same time.
 const TASKS_PER_THREAD: usize = 4;
 
 /// `softmax(q kᵀ / √d) v` for every head. The backward pass computes the attention weights again,
@@ -66,7 +66,7 @@ pub fn attention(
     })
 }
 
-/// How queries, keys and values of all heads lie: `n` and `m` rows of `c`, `d` for each head.
+/// The layout of queries, keys and values of all heads: `n` and `m` rows of `c`, `d` per head.
 #[derive(Debug, Clone, Copy)]
 struct Heads {
     n: usize,
@@ -156,7 +156,7 @@ impl Heads {
         queries.min(most - most % keys.rows)
     }
 
-    /// For packed keys and values, and for scores.
+    /// Sizes of the buffers for packed keys and values, and for scores.
     fn forward_sizes(self, [keys, columns]: [Panels; 2], queries: usize) -> [usize; 3] {
         let queries = Self::queries(keys, queries);
         [
@@ -166,8 +166,8 @@ impl Heads {
         ]
     }
 
-    /// For keys and values, packed as columns; keys, packed as rows; weights and scores; the
-    /// gradients of keys and values; packed queries and gradients of the result.
+    /// Sizes of the buffers for keys and values, packed as columns; keys, packed as rows; weights and
+    /// scores; the gradients of keys and values; packed queries and gradients of the result.
     fn backward_sizes(self, [keys, columns]: [Panels; 2]) -> [usize; 9] {
         let queries = Self::queries(keys, self.n);
         let turned = self.d * keys.width();
@@ -189,7 +189,7 @@ impl Heads {
         }
     }
 
-    /// `[rows, d]` of one head.
+    /// The rows of one head, `[rows, d]`.
     #[inline(always)]
     fn rows(self, values: &[f32], first: usize) -> Left<'_> {
         Left::Rows {
@@ -220,8 +220,8 @@ impl Heads {
         }
     }
 
-    /// Puts `e^score` in the place of the scores of the query of that number, and zeros in that of
-    /// keys that it does not see. Gives what to multiply with to make it a softmax.
+    /// Replaces the scores of query number `query` by `e^score`, and by zeros for keys that it does not
+    /// see. Returns the factor that makes them a softmax.
     #[inline(always)]
     fn exponentials(self, scores: &mut [f32], query: usize) -> f32 {
         let scale = 1.0 / (self.d as f32).sqrt();
@@ -239,8 +239,8 @@ impl Heads {
         1.0 / sum(seen.len(), |i| seen[i])
     }
 
-    /// Turns the scores of a query into weights and, in the place of `grads`, the gradients of weights
-    /// into those of scores.
+    /// Replaces the scores of a query by its weights and, in `grads`, the gradients of the weights by those
+    /// of the scores.
     #[inline(always)]
     fn weigh(self, weights: &mut [f32], grads: &mut [f32], query: usize) {
         let share = self.exponentials(weights, query);
@@ -256,8 +256,8 @@ impl Heads {
     }
 }
 
-/// From the scores of one query to those of the next. Rows that are a power of two apart would
-/// fall on the same few places of the cache.
+/// The distance between the scores of two queries. Rows a power of two apart would share a few sets of
+/// the cache.
 #[inline(always)]
 fn stride(keys: Panels) -> usize {
     keys.width() + 16

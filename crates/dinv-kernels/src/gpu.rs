@@ -1,10 +1,10 @@
 //! The operations of the networks as kernels for GPUs, written in
 //! [CubeCL](https://docs.rs/cubecl), for f32 and f16.
 //!
-//! Composed of Burn's elementary operations, a normalisation is a dozen launches, each of which reads
-//! and writes the whole feature map; here it is one to three. Whatever the type of the tensors,
-//! arithmetic is in f32. Matrix products, convolutions included, are
-//! [cubek](https://docs.rs/cubek)'s, which sum up in f32 on tensor cores if there are some.
+//! With Burn's elementary operations, a normalisation takes a dozen launches, each of which reads and
+//! writes the whole feature map; here it takes one to three. Arithmetic is in f32, whatever the type of
+//! the tensors. Matrix products, convolutions included, are [cubek](https://docs.rs/cubek)'s, which
+//! accumulate in f32 and use tensor cores if there are any.
 
 pub(super) mod attention;
 pub(super) mod conv;
@@ -33,12 +33,12 @@ const UNITS: u32 = 128;
 /// A tensor on a GPU without autodiff, its elements in row-major order.
 ///
 /// `x` must be on a GPU and without autodiff, as [`available`](super::available) and
-/// [`with_gradient`](super::gradient::with_gradient) see to.
+/// [`with_gradient`](super::gradient::with_gradient) ensure.
 fn contiguous<const D: usize>(x: Tensor<D>) -> CubeTensor {
     into_contiguous(primitive(x))
 }
 
-/// As [`contiguous`], in any order.
+/// As [`contiguous`], with elements in any order.
 #[expect(clippy::expect_used, reason = "checked by all callers")]
 fn primitive<const D: usize>(x: Tensor<D>) -> CubeTensor {
     x.try_into_primitive::<Cube>().expect("a tensor on a GPU")
@@ -48,7 +48,7 @@ fn tensor<const D: usize>(x: CubeTensor) -> Tensor<D> {
     Tensor::from_primitive::<Cube>(x)
 }
 
-/// Memory for a result, next to `x`.
+/// Allocates a result on the device of `x`.
 fn empty(x: &CubeTensor, shape: &[usize], dtype: DType) -> CubeTensor {
     burn_cubecl::ops::numeric::empty_device_contiguous_dtype(
         x.client.clone(),
@@ -58,12 +58,12 @@ fn empty(x: &CubeTensor, shape: &[usize], dtype: DType) -> CubeTensor {
     )
 }
 
-/// The type of the numbers of `x`, as kernels want it.
+/// The element type of `x`, in the form that kernels take.
 fn elem(x: &CubeTensor) -> ElemType {
     burn::backend::cubecl::dtype_to_storage_type(x.dtype)
 }
 
-/// How many numbers of `size` bytes a buffer next to `x` may hold, and at most `most`.
+/// How many numbers of `size` bytes fit into a buffer on the device of `x`, at most `most`.
 fn room(x: &CubeTensor, size: usize, most: usize) -> usize {
     let bytes = x.client.properties().memory.max_page_size;
     usize::try_from(bytes).map_or(most, |bytes| most.min(bytes / size))
@@ -119,7 +119,7 @@ fn cube_reduce(value: f32, #[comptime] largest: bool) -> f32 {
     result
 }
 
-/// The product of matrices, in `dtype`; summed up in f32 if that is of half precision.
+/// The matrix product in `dtype`; half precision accumulates in f32.
 ///
 /// # Shapes
 /// `left` `[.., n, k]`, `right` `[.., k, m]`; result `[.., n, m]`.
@@ -151,9 +151,9 @@ fn product<const D: usize>(left: Tensor<D>, right: Tensor<D>, dtype: DType) -> T
     tensor(product.expect("matrices that fit"))
 }
 
-/// Cubek's ways to multiply matrices of half precision on tensor cores, the fastest first, as measured
-/// on an H100 (docs/performance.md). Burn's tuning tries all of them for every shape, and had not finished
-/// a step of Stable Diffusion 1.5 after a minute.
+/// Cubek's strategies for matrix products of half precision on tensor cores, fastest first, as measured
+/// on an H100 (docs/performance.md). Burn's autotuning tries all of them for every shape, and had not
+/// finished a step of Stable Diffusion 1.5 after a minute.
 fn fastest([n, k, m]: [usize; 3]) -> Vec<Strategy> {
     let tile_matmul = TileMatmulKind::Cmma;
     let simple = |multi_rows| {

@@ -1,4 +1,4 @@
-//! Results with a gradient given by a closure.
+//! Results whose gradient is given by a closure.
 
 use std::sync::Arc;
 
@@ -11,10 +11,10 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::{Autodiff, Backend, DispatchKindConversion, DispatchTensor, Flex};
 use burn::tensor::Tensor;
 
-/// Computes `forward` of the inputs without autodiff and, if one of them is tracked, records the
-/// closure it returns as the way from the result's gradient to those of the inputs.
+/// Computes `forward` of the inputs without autodiff. If an input is tracked, records the closure it
+/// returns, which maps the result's gradient to those of the inputs.
 ///
-/// All inputs must be where one could be made of [`available`](super::available) or
+/// All inputs must be on the back end of a tensor that is [`available`](super::available) or
 /// [`differentiable`](super::differentiable).
 pub(super) fn with_gradient<const N: usize, const D: usize, const R: usize, F>(
     inputs: [Tensor<D>; N],
@@ -71,8 +71,8 @@ where
     })
 }
 
-/// `run` of the inputs, of whose results nothing is kept for the backward pass: it runs once more
-/// there, and its gradient is that of `sum(run(inputs) · grad)`.
+/// `run` of the inputs, without keeping intermediate results for the backward pass: that runs it once
+/// more, and its gradient is that of `sum(run(inputs) · grad)`.
 ///
 /// All inputs must be [`differentiable`](super::differentiable).
 pub fn recomputed<const N: usize>(
@@ -107,7 +107,7 @@ pub fn recomputed<const N: usize>(
 #[derive(Debug)]
 struct Custom<const D: usize, const R: usize>;
 
-/// From the gradient of a result to those of the inputs.
+/// Maps the gradient of a result to those of the inputs.
 #[derive(Clone)]
 struct Closure<const N: usize, const D: usize, const R: usize>(
     Arc<dyn Fn(Tensor<R>) -> [Tensor<D>; N] + Send + Sync>,

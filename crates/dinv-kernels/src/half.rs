@@ -1,11 +1,11 @@
-//! Weights of half precision, converted when they are used.
+//! Weights of half precision, converted on use.
 
 use burn::tensor::{DType, Tensor};
 use half::{bf16, f16};
 
 use super::Values;
 
-/// A tensor's elements in row-major order, of any type that weights are kept in.
+/// A tensor's elements in row-major order, of any type that weights are stored in.
 pub(super) enum Weights {
     F32(Values),
     F16(Values),
@@ -32,7 +32,7 @@ impl Weights {
     }
 }
 
-/// Elements of any type that weights are kept in.
+/// Elements of any type that weights are stored in.
 #[derive(Clone, Copy)]
 pub(super) enum Slice<'a> {
     F32(&'a [f32]),
@@ -41,7 +41,7 @@ pub(super) enum Slice<'a> {
 }
 
 impl Slice<'_> {
-    /// Puts the elements from `start` on to `out`, as many as it has room for.
+    /// Copies the elements from `start` on to `out`, as many as fit.
     #[inline(always)]
     pub(super) fn copy(&self, start: usize, out: &mut [f32]) {
         match self {
@@ -67,10 +67,10 @@ fn put<T: Copy>(values: &[T], out: &mut [f32], convert: impl Fn(T) -> f32) {
     }
 }
 
-/// The same number; unlike [`f16::to_f32`] made of operations that compilers vectorise.
+/// The same number as f32; unlike [`f16::to_f32`], it uses operations that compilers vectorise.
 #[inline(always)]
 fn float(x: f16) -> f32 {
-    /// 2¹¹², what the exponents' biases differ by.
+    /// 2¹¹², the difference of the exponents' biases.
     const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
     let bits = u32::from(x.to_bits());
     let magnitude = (bits & 0x7fff) << 13;

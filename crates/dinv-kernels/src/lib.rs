@@ -2,16 +2,16 @@
 //! may be of half precision, and for f32 and f16 on GPUs (`gpu`).
 //!
 //! Burn composes normalisation, attention and gates from elementary operations, and its autodiff
-//! stores each of their results. These do the work in one or two passes over the memory and keep
-//! only their input for the backward pass, whose gradient goes only to the inputs: weights are
-//! constants. Layers use them where [`available`], and Burn's own operations elsewhere.
+//! stores each of their results. The operations here take one or two passes over the memory and keep
+//! only their input for the backward pass. Only inputs have a gradient: weights are constants. Layers
+//! use these operations where they are [`available`], and Burn's own elsewhere.
 //!
-//! Feature maps are channels-last here, so that a convolution is a matrix product without
-//! transpositions and transformers need none at all.
+//! Feature maps are channels-last, so a convolution is a matrix product without transpositions, and
+//! transformers need no transposition at all.
 
 pub mod conv;
 pub mod fused_attention;
-#[cfg(all(feature = "gpu", not(test)))] // its tests, which need a device, are the library's
+#[cfg(all(feature = "gpu", not(test)))] // its tests need a device and are in the library
 mod gpu;
 pub mod gradient;
 mod half;
@@ -28,7 +28,7 @@ use burn::tensor::{DType, Device, GradientCheckpointingStrategy, Tensor};
 use pulp::Arch;
 use rayon::prelude::*;
 
-/// Floats that one task should at least touch.
+/// The fewest floats that one task should touch.
 const TASK: usize = 1 << 14;
 
 /// The vector instructions that operations on the CPU use here, if any: `avx512`, `avx2, fma` or
@@ -46,16 +46,16 @@ pub fn vector_instructions() -> Option<&'static str> {
 }
 
 thread_local!(
-    /// The vector instructions that are used on this thread in place of the widest.
+    /// The vector instructions used on this thread in place of the widest.
     static CHOSEN: Cell<Option<Arch>> = const { Cell::new(None) };
 );
 
-/// The widest set of vector instructions that this processor has, unless a test chose another.
+/// The widest vector instructions of this processor, unless a test chose others.
 fn instructions() -> Arch {
     CHOSEN.get().unwrap_or_default()
 }
 
-/// Runs `test` without vector instructions, and with every set of them that this processor has.
+/// Runs `test` without vector instructions, and with every set that this processor has.
 #[doc(hidden)]
 pub fn for_each_instruction_set<T>(mut test: impl FnMut() -> T) {
     let mut sets = vec![Arch::Scalar];
@@ -73,13 +73,13 @@ pub fn for_each_instruction_set<T>(mut test: impl FnMut() -> T) {
     CHOSEN.set(None);
 }
 
-/// Whether these operations can be used on `x`: f32 on the CPU back end, any type on a GPU, without
-/// Burn's checkpointing.
+/// Whether these operations work on `x`: f32 on the CPU back end, any type on a GPU, without Burn's
+/// checkpointing.
 pub fn available<const D: usize>(x: &Tensor<D>) -> bool {
     differentiable(x) && (x.dtype() == DType::F32 || !on_cpu(x))
 }
 
-/// Whether operations on `x` can be given a gradient of their own: without Burn's checkpointing.
+/// Whether operations on `x` can have their own gradient: without Burn's checkpointing.
 pub fn differentiable<const D: usize>(x: &Tensor<D>) -> bool {
     matches!(
         x.gradient_checkpointing_strategy(),
@@ -92,12 +92,12 @@ fn on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
     x.device() == Device::flex()
 }
 
-/// A tensor's elements in row-major order, to be read.
+/// A tensor's elements in row-major order, read-only.
 struct Values(<Flex as burn::backend::BackendTypes>::FloatTensorPrimitive);
 
 impl Values {
     /// `x` must be on the CPU and without autodiff, as [`available`] and
-    /// [`gradient::with_gradient`] see to.
+    /// [`gradient::with_gradient`] ensure.
     #[expect(clippy::expect_used, reason = "checked by all callers")]
     fn of<const D: usize>(x: Tensor<D>) -> Self {
         let primitive = x.try_into_primitive::<Flex>().expect("a tensor on the CPU");
@@ -108,7 +108,7 @@ impl Values {
         &self.0.storage()[self.range()]
     }
 
-    /// Where the elements lie in the tensor's storage.
+    /// The range of the elements in the tensor's storage.
     fn range(&self) -> std::ops::Range<usize> {
         let start = self.0.layout().start_offset();
         start..start + self.0.layout().num_elements()
@@ -123,8 +123,8 @@ fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> Tensor<D> {
     )
 }
 
-/// So many zeros. All threads clear them: fresh memory costs the time that the system takes to
-/// give it, when it is first touched.
+/// `len` zeros. All threads write them: the system provides fresh memory when it is first touched,
+/// which takes time.
 fn zeros(len: usize) -> Vec<f32> {
     const PART: usize = 1 << 10;
     if len < 2 * TASK {
@@ -140,8 +140,8 @@ fn zeros(len: usize) -> Vec<f32> {
     zeros
 }
 
-/// Lends `work` a buffer of so many floats, which may hold anything, and keeps it for the next time:
-/// fresh memory would be cleared first, which takes as long as to fill it.
+/// Lends `work` a buffer of `len` floats with any contents, and keeps it for the next call: fresh memory
+/// would have to be cleared first, which takes as long as filling it.
 fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
     thread_local!(static KEPT: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) });
     let mut buffer = KEPT.with_borrow_mut(Vec::pop).unwrap_or_default();
@@ -155,8 +155,8 @@ fn with_scratch<T>(len: usize, work: impl FnOnce(&mut [f32]) -> T) -> T {
 
 /// Work on every chunk of an output.
 ///
-/// Arithmetic is in `#[inline(always)]` methods of structs, which become part of the function
-/// that is compiled for each instruction set; closures, which do not, are for copies.
+/// Arithmetic is in `#[inline(always)]` methods of structs, which become part of the function compiled
+/// for each instruction set. Closures do not, and are only for copies.
 trait Kernel: Sync {
     /// Computes chunk `index`.
     fn run(&self, index: usize, out: &mut [f32]);
@@ -168,7 +168,7 @@ impl<F: Fn(usize, &mut [f32]) + Sync> Kernel for F {
     }
 }
 
-/// The chunks of one task, the first of which has the number `first`.
+/// The chunks of one task, numbered from `first`.
 struct Task<'a, K> {
     kernel: &'a K,
     first: usize,
@@ -187,8 +187,8 @@ impl<K: Kernel> pulp::WithSimd for Task<'_, K> {
     }
 }
 
-/// Runs `kernel` on every chunk of `len` elements of `out`, in parallel if there is enough to
-/// do, with the widest vector instructions there are.
+/// Runs `kernel` on every chunk of `len` elements of `out`, in parallel if there is enough work, with
+/// the widest vector instructions available.
 fn for_chunks<K: Kernel>(out: &mut [f32], len: usize, kernel: &K) {
     let simd = instructions();
     let chunks_per_task = if out.len() < 2 * TASK {

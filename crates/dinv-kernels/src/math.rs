@@ -1,4 +1,4 @@
-//! Functions of one number that compilers can vectorise, sums that they do, and vectors in memory.
+//! Vectorisable functions of one number, vectorised sums, and loads and stores of vectors.
 
 use std::f32::consts::{FRAC_1_SQRT_2, LOG2_E};
 
@@ -60,17 +60,17 @@ pub(super) fn gelu(x: f32) -> (f32, f32) {
     (x * cdf, cdf + x * density * FRAC_1_SQRT_TAU)
 }
 
-/// The vector of `values`, with zeros if they do not fill it.
+/// The vector of `values`, filled up with zeros.
 #[inline(always)]
 pub(super) fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {
-    // Parts of a vector are a jump away if there are no masks (AVX2).
+    // Without masks (AVX2), partial vectors take a jump.
     match S::as_simd_f32s(values) {
         ([vector], []) => *vector,
         _ => simd.partial_load_f32s(values),
     }
 }
 
-/// Puts the beginning of `vector` to `out`, as much as it has room for.
+/// Stores the beginning of `vector` in `out`, as much as fits.
 #[inline(always)]
 pub(super) fn store<S: Simd>(simd: S, out: &mut [f32], vector: S::f32s) {
     match S::as_mut_simd_f32s(out) {
@@ -92,7 +92,7 @@ pub(super) fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     lanes.iter().sum::<f32>() + (whole..n).map(f).sum::<f32>()
 }
 
-/// The largest of `values`; negative infinity if there are none. NaN is passed over.
+/// The largest of `values`; negative infinity if there are none. NaN is ignored.
 #[inline(always)]
 pub(super) fn max(values: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];

@@ -68,7 +68,7 @@ pub fn group_norm(
     })
 }
 
-/// Mean, then reciprocal standard deviation of every channel's group, for every image.
+/// Mean, then reciprocal standard deviation, of every channel's group, for every image.
 struct GroupStatistics<'a> {
     x: &'a [f32],
     groups: usize,
@@ -110,7 +110,7 @@ fn average_groups(sums: &mut [f32], groups: usize, positions: usize) {
     }
 }
 
-/// What both passes read.
+/// The input of both passes.
 struct GroupNorm<'a> {
     x: &'a [f32],
     statistics: &'a [f32],
@@ -119,7 +119,7 @@ struct GroupNorm<'a> {
     positions: usize,
 }
 
-/// One row, of all channels at one position.
+/// One row: all channels at one position.
 struct Forward<'a, const SILU: bool>(GroupNorm<'a>);
 
 impl<const SILU: bool> Kernel for Forward<'_, SILU> {

@@ -1,15 +1,15 @@
-//! Functions of every element, gates and resizing.
+//! Pointwise functions, gates and resizing.
 
 use burn::tensor::Tensor;
 
 use super::gradient::with_gradient;
 use super::{Kernel, Values, for_chunks, math, tensor, zeros};
 
-/// Elements that a function is applied to at once.
+/// Elements per chunk.
 const CHUNK: usize = 1 << 10;
 
-/// `x σ(slope · x)` of every element: SiLU for a slope of 1, what OpenAI's CLIP has in the place of
-/// GELU for 1.702.
+/// `x σ(slope · x)` of every element: SiLU for a slope of 1; for 1.702, the approximation of GELU in
+/// OpenAI's CLIP.
 pub fn sigmoid_linear<const D: usize>(x: Tensor<D>, slope: f32) -> Tensor<D> {
     #[cfg(all(feature = "gpu", not(test)))]
     if !super::on_cpu(&x) {

@@ -1,7 +1,7 @@
 //! Matrix products for f32 on the CPU.
 //!
-//! The columns of the right matrix are packed into panels of a few vectors, and the sums of a few
-//! rows of the left matrix with one panel stay in registers while the panel is gone through
+//! The columns of the right matrix are packed into panels of a few vectors. The sums of a few rows of the
+//! left matrix with one panel stay in registers while the product steps through the panel
 //! ([Goto and van de Geijn 2008](https://doi.org/10.1145/1356052.1356053)). Weights of half
 //! precision are converted as they are packed.
 
@@ -18,23 +18,23 @@ pub(super) use self::tile::{Left, Out, Start, multiply};
 use super::half::Slice;
 use super::{instructions, with_scratch};
 
-/// Steps that a panel is gone through in one go, so that it stays in the second-level cache.
+/// Steps of a panel processed in one go, so that they stay in the second-level cache.
 const STEPS: usize = 1024;
 /// Most floats of packed panels to hold at once.
 const PACKED: usize = 1 << 20;
 /// Steps that one task packs.
 const PACKED_STEPS: usize = 64;
-/// Most floats of packed panels that one thread packs as fast as several, and that stay in the
+/// Most floats of packed panels that one thread packs as fast as several would, and that stay in the
 /// second-level cache.
 const FEW: usize = 1 << 16;
 /// Rows of one task.
 const TASK_ROWS: usize = 384;
-/// Tasks for each thread, so that none waits long for another.
+/// Tasks per thread, so that threads finish at about the same time.
 const TASKS_PER_THREAD: usize = 4;
-/// Multiplications for which other threads are not worth waking.
+/// Most multiplications for which waking other threads does not pay.
 const SMALL: usize = 1 << 19;
 
-/// A block of a matrix, each of its rows a slice.
+/// A block of a matrix, with a slice per row.
 pub(super) struct Block<'a> {
     /// Its first row.
     pub(super) row: usize,
@@ -43,8 +43,8 @@ pub(super) struct Block<'a> {
     pub(super) rows: Vec<&'a mut [f32]>,
 }
 
-/// Cuts some columns of a matrix, whose rows are `width` long, into blocks of so many rows and
-/// columns, or what is left.
+/// Cuts some columns of a matrix, whose rows are `width` long, into blocks of this many rows and columns;
+/// the last ones may be smaller.
 pub(super) fn blocks(
     matrix: &mut [f32],
     width: usize,
@@ -100,7 +100,7 @@ pub(super) fn product(
         size: [rows, steps, columns],
         threads,
     };
-    // Packing turns all of the weights round, or all of the rows and the result.
+    // Packing transposes either all of the weights, or all of the rows and the result.
     if right.transposed && rows * (steps + columns / 2) < columns * steps {
         product.by_columns(out);
     } else {
@@ -145,7 +145,7 @@ impl Product<'_> {
         });
     }
 
-    /// Multiplies columns, which lie one after the other, with packed rows.
+    /// Multiplies columns, which are stored one after the other, with packed rows.
     fn by_columns(&self, out: &mut [f32]) {
         let [rows, steps, columns] = self.size;
         let panels = self.simd.dispatch(PanelsOf(rows));
@@ -222,8 +222,8 @@ impl Product<'_> {
         }
     }
 
-    /// Rows and columns that one task multiplies: few panels, that are used for many rows, or few
-    /// rows, if all panels stay in the cache; and enough tasks for all threads.
+    /// Rows and columns per task: few panels, used for many rows, or few rows, if all panels stay in the
+    /// cache; and enough tasks for all threads.
     fn block(&self, rows: usize, cut: Panels, columns: usize) -> [usize; 2] {
         let (widest, tile) = (cut.widest, cut.rows);
         let panels = columns.div_ceil(widest);
@@ -244,7 +244,7 @@ impl Product<'_> {
         ]
     }
 
-    /// Works on all tasks, with other threads if it is worth it.
+    /// Runs all tasks, on several threads if it pays.
     fn run<T: Send>(&self, tasks: Vec<T>, work: impl Fn(T) + Send + Sync) {
         if self.threads == 1 {
             tasks.into_iter().for_each(work);
@@ -254,7 +254,7 @@ impl Product<'_> {
     }
 }
 
-/// Columns in whole panels, of which not too much is held.
+/// Columns of one round in whole panels, which bounds the packed floats.
 fn round(panels: Panels, steps: usize) -> usize {
     let columns = PACKED / steps.max(1);
     columns.max(1).next_multiple_of(panels.widest)
@@ -279,7 +279,7 @@ impl WithSimd for Pack<'_> {
             }
             return;
         }
-        // In the order of memory.
+        // In memory order.
         for number in 0..PACKED_STEPS {
             let step = self.start + number;
             for (panel, out) in &mut self.panels {
@@ -309,11 +309,11 @@ impl WithSimd for Widen<'_> {
 
 /// One block of a product.
 struct Task<'a> {
-    /// The rows of the block (its columns, if `turned`), and what follows.
+    /// The rows of the block (its columns, if `turned`), followed by the rest.
     left: &'a [f32],
-    /// The panels of the block, and what follows.
+    /// The panels of the block, followed by the rest.
     packed: &'a [f32],
-    /// For the columns of the block, and what follows.
+    /// The bias of the block's columns, followed by the rest.
     bias: Option<&'a [f32]>,
     steps: usize,
     block: Block<'a>,

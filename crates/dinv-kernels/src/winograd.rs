@@ -1,10 +1,10 @@
-//! 3×3 convolutions in a quarter of the multiplications: Winograd's F(4×4, 3×3)
+//! 3×3 convolutions with a quarter of the multiplications: Winograd's F(4×4, 3×3)
 //! ([Lavin and Gray 2015](https://arxiv.org/abs/1509.09308)).
 //!
 //! A tile of 4×4 outputs depends on 6×6 inputs `d`; with the kernel `g`, it is
-//! `Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A`, so that all input channels' contributions to one of the 36 points
-//! of all tiles are one matrix product. Weights are transformed again each time, in blocks that
-//! stay in the cache: stored, they would take four times the memory.
+//! `Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A`. So, for each of the 36 points, the contributions of all input channels
+//! to all tiles are one matrix product. Weights are transformed anew each time, in blocks that stay in
+//! the cache: stored, they would take four times the memory.
 
 mod tiling;
 mod transform;
@@ -32,25 +32,25 @@ const SIDE: usize = 4;
 const TAPS: usize = 9;
 /// Input channels whose weights are transformed at once.
 const BLOCK: usize = 128;
-/// Input channels from one point or tap of a block to the next. Without one more than there are, all
-/// points of a channel would fall on the same few places of the first-level cache.
+/// Distance, in input channels, between points or taps of a block. The extra one keeps all points of a
+/// channel from sharing a few sets of the first-level cache.
 const SPACED: usize = BLOCK + 1;
 /// Tiles that share the transformed weights.
 const TILES: usize = 128;
 /// Most floats of transformed inputs to hold at once.
 const TRANSFORMED: usize = 1 << 22;
 
-/// How many tiles' inputs are interleaved, so that a step of the product reads them in one go and
-/// their sums fit into the registers: the first entry that suffices, or the last.
+/// Numbers of tiles whose inputs are interleaved, so that a step of the product reads them in one go and
+/// their sums fit into the registers: the first entry that suffices is used, or the last.
 const GROUPS: [usize; 7] = [1, 2, 4, 5, 6, 8, 12];
 
-/// The convolution of channels-last feature maps with a 3×3 kernel, one zero of padding around,
+/// The convolution of channels-last feature maps with a 3×3 kernel and one zero of padding on each side,
 /// or its backward pass.
 ///
 /// # Shapes
 /// `x` `[b, h, w, c_in]`, `weight` `[9 · c_in, c_out]` of any floating-point type, ordered by row,
-/// column and input channel, `bias` `[c_out]`; result `[b, h, w, c_out]`. If `back`, `x` is the gradient of the result and
-/// the result that of `x`.
+/// column and input channel, `bias` `[c_out]`; result `[b, h, w, c_out]`. If `back`, `x` is the gradient
+/// of the result, and the result is the gradient of `x`.
 pub(super) fn conv(
     x: Tensor<4>,
     weight: &Tensor<2>,
@@ -175,7 +175,7 @@ impl WithSimd for Inputs<'_> {
     }
 }
 
-/// The position without its padding of one, if it is inside.
+/// The position without its padding of one, or `None` in the padding.
 #[inline(always)]
 fn inside(padded: usize, size: usize) -> Option<usize> {
     padded.checked_sub(1).filter(|&position| position < size)
@@ -277,13 +277,13 @@ impl WithSimd for Outputs<'_> {
     }
 }
 
-/// Tiles from the sums of one point to those of the next, for the reason of [`SPACED`].
+/// Distance, in tiles, between the sums of two points, for the reason of [`SPACED`].
 const fn spaced(tiles: usize) -> usize {
     tiles | 1
 }
 
-/// Adds the products of inputs `[k, ROWS]` and weights `[k, 2]` to (or, if `fresh`, puts them
-/// into) the sums of up to `ROWS` tiles.
+/// Adds the products of inputs `[k, ROWS]` and weights `[k, 2]` to the sums of up to `ROWS` tiles; if
+/// `fresh`, overwrites the sums.
 #[inline(always)]
 fn multiply<S: Simd, const ROWS: usize>(
     simd: S,
@@ -311,13 +311,13 @@ fn multiply<S: Simd, const ROWS: usize>(
     }
 }
 
-/// Outputs by chunk of tiles and panel of channels, `[chunks, panels, tiles, OUTPUTS, panel]`.
+/// Outputs by chunk of tiles and panel of channels: `[chunks, panels, tiles, OUTPUTS, panel]`.
 struct Parts<'a> {
     values: &'a [f32],
     panels: usize,
 }
 
-/// Hands `take` the outputs of the `tiles` whose inputs are `transformed`.
+/// Passes `take` the outputs of the `tiles` whose inputs are `transformed`.
 fn products(
     simd: Arch,
     transformed: &[f32],
@@ -365,7 +365,7 @@ fn products(
 }
 
 impl Parts<'_> {
-    /// Puts the outputs of the tiles from `first` on to where they belong in `[b, h, w, n]`.
+    /// Copies the outputs of the tiles from `first` on to their places in `[b, h, w, n]`.
     fn put(&self, out: &mut [f32], bias: Option<&[f32]>, tiling: &Tiling, first: usize) {
         let (chunk, panel) = (tiling.tiles_of_a_chunk(), tiling.panel());
         let tiles = self.values.len() / (self.panels * OUTPUTS * panel);

@@ -6,8 +6,8 @@ mod serve;
 
 use std::process::ExitCode;
 
-/// Models allocate and free large buffers all the time. Keeping freed pages makes the program about 1.6 times as fast as
-/// with the system's allocator.
+/// Models constantly allocate and free large buffers. Keeping freed pages makes the program about 1.6 times as fast
+/// as with the system's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -17,16 +17,16 @@ fn main() -> ExitCode {
     difference_inversion::on_workers(cli::main)
 }
 
-/// Settings that libraries read from the environment, before `main` or at their first call. Existing ones are kept.
+/// Settings that libraries read from the environment, before `main` or on their first call. Existing ones are kept.
 #[cfg(unix)]
 fn settings() -> Vec<(&'static str, &'static str)> {
     let unset = |name: &str| std::env::var_os(name).is_none();
     let mut settings = Vec::new();
-    // The allocator keeps freed memory for ten seconds instead of one. A step of a large model takes longer than one
-    // second, and the system would clear all of its memory again, which takes a seventh of the step.
+    // Keeps freed memory for ten seconds instead of one. A step of a large model takes longer than one second, and
+    // the system would clear all of its memory again, which takes a seventh of the step.
     settings.push(("MIMALLOC_PURGE_DELAY", "10000"));
-    // Mesa's Vulkan drivers ask the display which GPU to list first. Without a display they print
-    // an error of their own, once for each question.
+    // Mesa's Vulkan drivers ask the display which GPU to list first. Without a display, they print an
+    // error for each query.
     if unset("XDG_RUNTIME_DIR") {
         settings.push(("NODEVICE_SELECT", "1"));
     }
@@ -34,8 +34,8 @@ fn settings() -> Vec<(&'static str, &'static str)> {
     settings
 }
 
-/// Restarts the program in the same process with [`settings`] in its environment, unless they are there. A variable
-/// cannot be changed from within: that call is unsafe, which this package forbids, and too late for the allocator.
+/// Restarts the program in the same process with [`settings`] in its environment, unless they are already set.
+/// Setting a variable from within is unsafe, which this package forbids, and too late for the allocator.
 /// Restarting takes 2 ms.
 #[cfg(unix)]
 fn set_environment() {
@@ -52,6 +52,6 @@ fn set_environment() {
     if let Some(name) = arguments.next() {
         command.arg0(name);
     }
-    // Returns only if it fails; then everything still works, more slowly.
+    // Returns only on failure; then everything still works, more slowly.
     let _error = command.args(arguments).envs(settings).exec();
 }

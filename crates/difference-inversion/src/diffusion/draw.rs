@@ -45,7 +45,7 @@ pub struct TextToImage {
 }
 
 impl TextToImage {
-    /// The guidance scale: as set, or else what suits the model.
+    /// The guidance scale: the one that is set, or else the model's default.
     pub fn guidance_scale(&self, guided_by: GuidedBy) -> f64 {
         self.guidance_scale.unwrap_or(match guided_by {
             GuidedBy::Reference => 7.5,
@@ -54,15 +54,15 @@ impl TextToImage {
         })
     }
 
-    /// Whether there is guidance by a reference, as diffusers has it for each family: distilled models are
-    /// given a scale of 0.
+    /// Whether guidance uses a reference, as diffusers does for each family: distilled models are given a scale
+    /// of 0.
     pub(crate) fn is_guided(&self, family: &Family) -> bool {
         let by_picture = family.has_image_guidance();
         let scale = self.guidance_scale(GuidedBy::Reference);
         scale > 1.0 && !(by_picture && self.image_guidance_scale < 1.0)
     }
 
-    /// The settings that are not read, as the others are, with a model of this family.
+    /// The settings that a model of this family, with the other settings, does not read.
     pub fn unread(&self, family: &Family, with_tokens: bool) -> Vec<Unread> {
         Unread::among([
             ("strength", with_tokens, "difference tokens"),
@@ -95,22 +95,22 @@ impl Default for TextToImage {
     }
 }
 
-/// The noise a picture is made from, if it is not drawn from the seed.
+/// The noise of a picture, if it is not drawn from the seed.
 #[derive(Debug, Clone)]
 pub struct InitNoise {
     /// Unit-variance noise [1, channels, h, w].
     pub latents: Tensor<4>,
-    /// What ancestral solvers add after each step, standard normal [steps, channels, h, w]; drawn
-    /// from the seed where absent.
+    /// Noise that ancestral solvers add after each step, standard normal [steps, channels, h, w]; drawn
+    /// from the seed if absent.
     pub noise: Option<Tensor<4>>,
 }
 
 impl InitNoise {
-    /// Reads the tensors `latents` and, if there is one, `noise` of a safetensors file.
+    /// Reads the tensor `latents` and, if present, `noise` from a safetensors file.
     ///
     /// # Errors
     /// [`Error::Io`] and [`Error::InvalidFile`] if it cannot be read or is not such a file, or a tensor
-    /// is missing or has not four dimensions.
+    /// is missing or does not have four dimensions.
     pub fn read(path: &Path, device: &Device) -> Result<Self> {
         let arrays = Arrays::read(path)?;
         let noise = (arrays.arrays.contains_key("noise"))
@@ -122,7 +122,7 @@ impl InitNoise {
         })
     }
 
-    /// Checks that the shapes are those of a picture's latents and of `steps` steps.
+    /// Checks the shapes against a picture's latents and `steps` steps.
     fn check(&self, latent_shape: [usize; 4], steps: usize) -> Result<()> {
         let [_, c, h, w] = latent_shape;
         let noise = self.noise.as_ref().map(Tensor::dims);
@@ -139,8 +139,8 @@ impl InitNoise {
     }
 }
 
-/// The solver that a model was saved with. Every model can be sampled with DDIM, which stands in for those
-/// that are not here.
+/// The solver that a model was saved with. DDIM, with which every model can be sampled, replaces those that
+/// are not implemented.
 fn own_solver(pipeline: &Pipeline, observer: Observer<'_>) -> SolverKind {
     let Some(class) = pipeline.noising().class_name() else {
         return SolverKind::Ddim;
@@ -152,8 +152,8 @@ fn own_solver(pipeline: &Pipeline, observer: Observer<'_>) -> SolverKind {
     })
 }
 
-/// The latents of the picture drawn under the conditions `prompt`, in place of the request's words,
-/// next to what the denoiser is shown of a picture (see [`Pipeline::show`]).
+/// Draws latents under the conditions `prompt`, which replace the request's words, together with the
+/// denoiser's input from a picture (see [`Pipeline::show`]).
 ///
 /// # Errors
 /// [`Error::Setting`] for invalid settings,
@@ -205,8 +205,8 @@ pub fn draw(
     )
 }
 
-/// Guidance as diffusers has it for each family. A scale of 1 or less is none: distilled
-/// models are given 0.
+/// Guidance as in diffusers for each family. A scale of 1 or less means none: distilled models are
+/// given 0.
 fn guide(
     pipeline: &Pipeline,
     request: &TextToImage,
@@ -232,7 +232,7 @@ fn guide(
     if !pipeline.family().has_image_guidance() {
         return Ok(Guide::new(conditional, reference, scale));
     }
-    // From neither picture nor text, to the picture, to both.
+    // From neither picture nor text, to the picture only, to both.
     let neither = beside(negative, &image.map(|image| image.zeros_like()));
     Ok(Guide::plain(neither)
         .towards(reference, request.image_guidance_scale)

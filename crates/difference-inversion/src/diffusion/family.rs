@@ -1,5 +1,5 @@
 //! The families of models, one row each. All code that lists parts, names or kinds of models reads the
-//! rows; adding a family is adding a row, and the file of its network.
+//! rows. To add a family, add a row and the file of its network.
 
 use std::path::Path;
 use std::sync::{PoisonError, RwLock};
@@ -24,16 +24,16 @@ use crate::models::vae::AutoencoderKLConfig;
 use crate::weights::from_value;
 use crate::{Error, Result};
 
-/// A family: models whose parts and mathematics are the same.
+/// A family: models with the same parts and mathematics.
 #[derive(Debug)]
 pub struct Family {
-    /// The class of its pipeline in diffusers, by which a model's `model_index.json` names it.
+    /// The diffusers class of its pipeline, as named in a model's `model_index.json`.
     pub class: &'static str,
-    /// Its models that are known by name.
+    /// Its models with a short name.
     pub models: &'static [KnownModel],
     /// The network that predicts the noise.
     pub denoiser: DenoiserPart,
-    /// Its text encoders, in the order in which [`conditions`](Self::conditions) is given them.
+    /// Its text encoders, in the order in which [`conditions`](Self::conditions) takes them.
     pub text_encoders: &'static [EncoderPart],
     /// What the denoiser receives from each text encoder, one entry for each.
     pub conditions: fn(&[TextEncoder], &[Encoded]) -> Result<Conditions>,
@@ -42,28 +42,28 @@ pub struct Family {
     pub force_zeros_for_empty_prompt: bool,
     /// How latents are noised.
     pub noising: fn(&ModelFiles) -> Result<Noising>,
-    /// What accompanies the prompt.
+    /// The inputs that accompany the prompt.
     pub beside: Beside,
-    /// What turns pictures into latents.
+    /// The autoencoder that turns pictures into latents.
     pub autoencoder: AutoencoderPart,
-    /// The layouts of its models that come as one file.
+    /// The layouts of its single-file models.
     pub single_files: &'static [fn() -> Layout],
-    /// A tensor by which a file in the original layout is known to be of this family, where that layout
-    /// is not read.
+    /// A tensor that marks a file in the original layout as one of this family, if that layout is not
+    /// supported.
     pub unread_mark: Option<&'static str>,
 }
 
 /// A model that is known by name.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct KnownModel {
-    /// What to type.
+    /// The name to type.
     pub name: &'static str,
     /// Its repository on the Hub.
     pub repository: &'static str,
     /// Its licence, as its page names it.
     pub licence: &'static str,
-    /// About how many bytes its download has, with all of its text encoders: its parameters, each as large as
-    /// the repository stores it.
+    /// The approximate size of its download in bytes, with all of its text encoders: its parameters, each as large
+    /// as the repository stores it.
     pub bytes: u64,
     /// What it draws with by default, if not with [`TextToImage`](crate::diffusion::draw::TextToImage)'s defaults.
     pub drawing: Option<Drawing>,
@@ -83,17 +83,17 @@ pub struct Drawing {
 pub struct DenoiserPart {
     /// Its folder in diffusers' layout.
     pub part: &'static str,
-    /// What people call it.
+    /// Its common name.
     pub title: &'static str,
-    /// Reads its configuration, of the file that errors name.
+    /// Parses its configuration, from the file that errors name.
     pub open: fn(Value, &Path) -> Result<Box<dyn DenoiserConfig>>,
 }
 
 impl DenoiserPart {
-    /// Checks that the network in the folder `unet` can take this one's place.
+    /// Checks that the network in the folder `unet` can replace this one.
     ///
     /// # Errors
-    /// [`Error::Setting`] if this one is no U-Net.
+    /// [`Error::Setting`] if this one is not a U-Net.
     pub fn check_replaced(&self, unet: &Path) -> Result<()> {
         if self.part == unet_denoiser::PART {
             return Ok(());
@@ -121,12 +121,12 @@ pub struct EncoderPart {
     pub part: &'static str,
     /// Whether it was trained with an image tower, so that there is a joint space.
     pub joint: bool,
-    /// Whether difference tokens are learned for it. Those for which they are come first; the others
-    /// read the words alone.
+    /// Whether difference tokens are learned for it. Encoders for which they are come first; the others
+    /// read only the words.
     pub learned: bool,
-    /// Whether the denoiser can do without it.
+    /// Whether the denoiser works without it.
     pub optional: bool,
-    /// Whether it needs the tensor of this name, among those of its file.
+    /// Whether it needs the tensor of this name from its file.
     pub needs: fn(&str) -> bool,
     /// Opens it with its tokenizer.
     pub open: fn(&ModelFiles, &str, &Device, FloatDType) -> Result<TextEncoder>,
@@ -137,16 +137,16 @@ pub struct EncoderPart {
 pub struct AutoencoderPart {
     /// Its folder in diffusers' layout.
     pub part: &'static str,
-    /// Whether it is computed in f32 where its configuration asks for it (`force_upcast`).
+    /// Whether it computes in f32 if its configuration asks for it (`force_upcast`).
     pub upcast: bool,
 }
 
-/// What accompanies the prompt.
+/// The inputs that accompany the prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beside {
     /// Nothing: the model draws from words only.
     Nothing,
-    /// A picture that is changed, by which guidance has a scale of its own.
+    /// A picture to change, with a guidance scale of its own.
     Picture,
     /// A picture, and a mask of the area to redraw.
     PictureAndMask,
@@ -168,8 +168,8 @@ const CLIP_2: EncoderPart = EncoderPart {
     ..CLIP
 };
 
-/// T5 as the third text encoder. It reads token embeddings through a norm that leaves their direction
-/// alone, so that tokens of zeros are no start for it: D̃ is not learned for it.
+/// T5 as the third text encoder. It reads token embeddings through a norm that keeps only their
+/// direction, so tokens cannot start at zero: D̃ is not learned for it.
 const T5_3: EncoderPart = EncoderPart {
     part: "text_encoder_3",
     joint: false,
@@ -179,7 +179,7 @@ const T5_3: EncoderPart = EncoderPart {
     open: open_t5,
 };
 
-/// T5 as the second text encoder, without which the denoiser reads no words but CLIP's summary of them.
+/// T5 as the second text encoder, without which the denoiser reads only CLIP's summary of the words.
 const T5_2: EncoderPart = EncoderPart {
     part: "text_encoder_2",
     optional: false,
@@ -187,7 +187,7 @@ const T5_2: EncoderPart = EncoderPart {
     ..T5_3
 };
 
-/// Qwen3, of which the denoiser reads layers before the last. It is the only text encoder of its family, so D̃
+/// Qwen3, of which the denoiser reads intermediate layers. It is the only text encoder of its family, so D̃
 /// is learned for it, and starts where a norm can read it: see
 /// [`TextEncoder::reads_directions`].
 const QWEN3: EncoderPart = EncoderPart {
@@ -366,8 +366,8 @@ pub static FLUX: Family = Family {
     unread_mark: Some("double_blocks.0.img_attn.norm.key_norm.scale"),
 };
 
-/// FLUX.2 klein: `base`, and what was distilled from it to draw in four steps without guidance, which its
-/// `model_index.json` says; with 4 and with 9 billion parameters, which its configurations say.
+/// FLUX.2 klein: `base`, and the model distilled from it to draw in four steps without guidance, which
+/// `model_index.json` distinguishes; with 4 or 9 billion parameters, which the configurations distinguish.
 pub static FLUX_2_KLEIN: Family = Family {
     class: "Flux2KleinPipeline",
     models: &[
@@ -491,7 +491,7 @@ pub static INSTRUCT_PIX2PIX: Family = Family {
     unread_mark: None,
 };
 
-/// Stable Diffusion's inpainting: a prompt, a picture, and a mask of what is drawn again.
+/// Stable Diffusion's inpainting: a prompt, a picture, and a mask of the area to redraw.
 pub static INPAINT: Family = Family {
     class: "StableDiffusionInpaintPipeline",
     models: &[],
@@ -556,7 +556,7 @@ const SAME_PARTS: [(&str, &str); 15] = [
 /// Rows that tests add.
 static MORE: RwLock<Vec<&'static Family>> = RwLock::new(Vec::new());
 
-/// Adds a row to the table: the seam that tests prove with a family of their own.
+/// Adds a row to the table, so that tests can add their own family.
 #[doc(hidden)]
 pub fn add(family: &'static Family) {
     MORE.write()
@@ -570,24 +570,24 @@ pub fn all() -> impl Iterator<Item = &'static Family> {
     FAMILIES.iter().copied().chain(more)
 }
 
-/// The folders of all networks that some family has, each once.
+/// The folders of the networks of all families, without duplicates.
 pub fn networks() -> Vec<&'static str> {
     once_each(all().flat_map(Family::networks))
 }
 
-/// The folders of all text encoders that some family has, each once.
+/// The folders of the text encoders of all families, without duplicates.
 pub fn text_encoders() -> Vec<&'static str> {
     let encoders = all().flat_map(|family| family.text_encoders);
     once_each(encoders.map(|encoder| encoder.part))
 }
 
-/// The models that are known by name.
+/// The models with a short name.
 pub fn known_models() -> impl Iterator<Item = &'static KnownModel> {
     all().flat_map(|family| family.models)
 }
 
-/// The family that a file with tensors of these names is known to be of, though its layout is not read. Of
-/// several the last: a family comes after the one whose tensors it has kept.
+/// The family of a file with tensors of these names, if it is known though its layout is not supported. The last
+/// match counts: a family comes after the one whose tensors it has kept.
 pub(crate) fn of_unread(names: &[String]) -> Option<&'static Family> {
     let is_marked = |family: &&Family| {
         let mark = family.unread_mark;
@@ -601,7 +601,7 @@ pub fn layouts() -> impl Iterator<Item = Layout> {
     all().flat_map(|family| family.single_files.iter().map(|layout| layout()))
 }
 
-/// The classes of pipelines that there are, for errors.
+/// The known classes of pipelines, for errors.
 pub(crate) fn classes() -> String {
     any_of(all())
 }
@@ -622,7 +622,7 @@ fn once_each(names: impl Iterator<Item = &'static str>) -> Vec<&'static str> {
 }
 
 impl PartialEq for Family {
-    /// A class is one family's.
+    /// Each class belongs to only one family.
     fn eq(&self, other: &Self) -> bool {
         self.class == other.class
     }
@@ -631,7 +631,7 @@ impl PartialEq for Family {
 impl Eq for Family {}
 
 impl Family {
-    /// The family of a class of diffusers: its own, or one of the same parts.
+    /// The family of a diffusers class: its own, or one with the same parts.
     pub fn of_class(class: &str) -> Option<&'static Self> {
         let same = SAME_PARTS.iter().find(|(other, _)| *other == class);
         let class = same.map_or(class, |(_, class)| *class);
@@ -646,11 +646,11 @@ impl Family {
             .chain(encoders)
     }
 
-    /// Its text encoders that a model has: all but those that are optional and not there.
+    /// Its text encoders in a model: all except absent optional ones.
     ///
     /// # Errors
-    /// [`Error::Setting`] if T5 is to be left out of a model that cannot do without;
-    /// [`Error::NoTextEncoder`] if the model names an optional one that is not there.
+    /// [`Error::Setting`] if T5 is to be left out of a model that needs it;
+    /// [`Error::NoTextEncoder`] if the model names an optional one that is missing.
     pub fn encoders_in(&self, files: &ModelFiles) -> Result<Vec<&'static EncoderPart>> {
         let leaves_out = files.leaves_out_t5();
         if leaves_out && !self.text_encoders.iter().any(|encoder| encoder.optional) {
@@ -676,7 +676,7 @@ impl Family {
         Ok(encoders)
     }
 
-    /// The folders of the networks that a model has of it: denoiser, autoencoder, text encoders.
+    /// The folders of a model's networks: denoiser, autoencoder, text encoders.
     ///
     /// # Errors
     /// As [`encoders_in`](Self::encoders_in).
@@ -687,8 +687,8 @@ impl Family {
         Ok(others.into_iter().chain(encoders).collect())
     }
 
-    /// Whether one of its text encoders was trained with an image tower, so that there is a space
-    /// that pictures and words share.
+    /// Whether one of its text encoders was trained with an image tower, so that there is a joint space of
+    /// pictures and words.
     pub fn has_joint_space(&self) -> bool {
         self.text_encoders.iter().any(|encoder| encoder.joint)
     }
@@ -703,12 +703,12 @@ impl Family {
         self.beside == Beside::PictureAndMask
     }
 
-    /// Whether guidance has a scale for the picture, too.
+    /// Whether guidance also has a scale for the picture.
     pub fn has_image_guidance(&self) -> bool {
         self.beside == Beside::Picture
     }
 
-    /// Channels that the picture adds to latents of `latents` channels.
+    /// The number of channels that the picture adds to latents of `latents` channels.
     pub(crate) fn image_channels(&self, latents: usize) -> usize {
         match self.beside {
             Beside::Nothing => 0,
@@ -717,10 +717,10 @@ impl Family {
         }
     }
 
-    /// Checks that nothing accompanies the prompt, as difference tokens are learned and applied.
+    /// Checks that nothing accompanies the prompt, as learning and applying difference tokens requires.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if a picture does.
+    /// [`Error::InvalidInput`] if a picture accompanies it.
     pub fn check_words_alone(&self) -> Result<()> {
         if !self.takes_picture() {
             return Ok(());
@@ -734,8 +734,8 @@ impl Family {
         )))
     }
 
-    /// The family that the same model is with a denoiser of `in_channels` input channels, which
-    /// takes what it has channels for, for latents of `latents` channels; this one if no other fits.
+    /// The family of the same model with a denoiser of `in_channels` input channels, which determine its
+    /// inputs, for latents of `latents` channels; this family if no other fits.
     pub(crate) fn with_channels(
         &'static self,
         in_channels: usize,
@@ -750,7 +750,7 @@ impl Family {
 }
 
 impl AutoencoderPart {
-    /// Its number format, where the other networks are computed in `dtype`.
+    /// Its number format if the other networks compute in `dtype`.
     pub(crate) fn dtype(&self, config: &AutoencoderKLConfig, dtype: FloatDType) -> FloatDType {
         match self.upcast && config.force_upcast.unwrap_or(false) {
             true => FloatDType::F32,
@@ -759,18 +759,18 @@ impl AutoencoderPart {
     }
 }
 
-/// A schedule of whole steps, as the model says.
+/// A schedule of whole steps, as the model states it.
 fn discrete(files: &ModelFiles) -> Result<Noising> {
     corrected(files, |_| ())
 }
 
-/// The same for models that were trained with an offset of 1, which diffusers' pipeline puts into
-/// outdated configurations.
+/// The same for models trained with an offset of 1, which diffusers' pipeline adds to outdated
+/// configurations.
 fn discrete_with_offset(files: &ModelFiles) -> Result<Noising> {
     corrected(files, |config| config.steps_offset = 1)
 }
 
-/// The same for latents that reach beyond ±1, too, so that they are not clamped.
+/// The same without clamping, for latents that also reach beyond ±1.
 fn discrete_unclamped(files: &ModelFiles) -> Result<Noising> {
     corrected(files, |config| {
         config.steps_offset = 1;
@@ -796,7 +796,7 @@ fn flow(files: &ModelFiles) -> Result<Noising> {
     Ok(Noising::Flow(schedule))
 }
 
-/// The same, in steps that are spaced evenly before they are shifted.
+/// The same, with steps that are evenly spaced before the shift.
 fn flow_in_whole_steps(files: &ModelFiles) -> Result<Noising> {
     Ok(match flow(files)? {
         Noising::Flow(schedule) => Noising::Flow(schedule.with_whole_steps()),
@@ -804,7 +804,7 @@ fn flow_in_whole_steps(files: &ModelFiles) -> Result<Noising> {
     })
 }
 
-/// The same, with a shift that depends on the number of steps, too.
+/// The same, with a shift that also depends on the number of steps.
 fn flow_of_flux2(files: &ModelFiles) -> Result<Noising> {
     Ok(match flow(files)? {
         Noising::Flow(schedule) => Noising::Flow(schedule.with_empirical_shift()),
@@ -812,7 +812,7 @@ fn flow_of_flux2(files: &ModelFiles) -> Result<Noising> {
     })
 }
 
-/// Qwen3, as far as the transformer reads it.
+/// Qwen3, up to the last layer that the transformer reads.
 fn open_qwen3_of_klein(
     files: &ModelFiles,
     part: &str,
@@ -861,7 +861,7 @@ fn open_qwen3_of_z_image(
     open_qwen3(files, part, device, dtype, &reading)
 }
 
-/// T5, whose reading of a prompt is as long as the transformer was trained with.
+/// T5 for prompts of the length that the transformer was trained with.
 fn open_t5_of_flux(
     files: &ModelFiles,
     part: &str,
@@ -874,15 +874,15 @@ fn open_t5_of_flux(
     open_t5_of_length(files, part, device, dtype, length)
 }
 
-/// The last hidden state, behind the final norm. (In diffusers' folders, the text encoder of Stable
-/// Diffusion 2 ends with the layer that is read.)
+/// The last hidden state, after the final norm. (In diffusers' folders, Stable Diffusion 2's text encoder
+/// ends with the layer that is read.)
 fn last_hidden_states(_: &[TextEncoder], encoded: &[Encoded]) -> Result<Conditions> {
     let states = encoded.iter().map(|one| one.last_hidden_state.clone());
     Ok(Conditions::new(Tensor::cat(states.collect(), 2)))
 }
 
-/// The last hidden state but one of every encoder, without the final norm, side by side; and the last
-/// encoder's pooled prompt, projected.
+/// The second-to-last hidden state of every encoder, without the final norm, side by side; and the last
+/// encoder's projected pooled prompt.
 fn penultimate_hidden_states(encoders: &[TextEncoder], encoded: &[Encoded]) -> Result<Conditions> {
     let states = encoded.iter().map(Encoded::penultimate_hidden_state);
     let states = states.collect::<Result<Vec<_>>>()?;
@@ -894,8 +894,8 @@ fn penultimate_hidden_states(encoders: &[TextEncoder], encoded: &[Encoded]) -> R
     })
 }
 
-/// The last hidden state but one of both CLIP encoders side by side, filled up to the width of T5,
-/// then T5's last hidden state, if there is a T5; and both pooled prompts side by side, projected.
+/// The second-to-last hidden states of both CLIP encoders side by side, padded to T5's width, then T5's last
+/// hidden state, if there is a T5; and both projected pooled prompts side by side.
 fn joint_and_t5_hidden_states(encoders: &[TextEncoder], encoded: &[Encoded]) -> Result<Conditions> {
     let (clip, t5) = encoded.split_at(encoded.len().min(2));
     let states = clip.iter().map(Encoded::penultimate_hidden_state);
@@ -918,7 +918,7 @@ fn joint_and_t5_hidden_states(encoders: &[TextEncoder], encoded: &[Encoded]) -> 
     })
 }
 
-/// T5's last hidden state, and CLIP's pooled prompt, not projected.
+/// T5's last hidden state, and CLIP's unprojected pooled prompt.
 fn t5_hidden_states_and_pooled_clip(_: &[TextEncoder], encoded: &[Encoded]) -> Result<Conditions> {
     let [clip, t5] = encoded else {
         return Err(Error::invalid_input(

@@ -19,12 +19,12 @@ use crate::{Error, Result};
 /// The folder of a captioner inside a pipeline's.
 pub const CAPTIONER_FOLDER: &str = "captioner";
 
-/// Where the models of an analogy are.
+/// The paths of the models of an analogy.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ModelPaths {
     /// The diffusers pipeline folder, or a single file in the original layout.
     pub model: PathBuf,
-    /// How the model's files are to be understood.
+    /// How to interpret the model's files.
     pub options: FileOptions,
     /// The joint space of each text encoder, in any order: transformers `CLIPModel` folders; if
     /// none is given, see [`clip_folders`](Self::clip_folders).
@@ -35,8 +35,7 @@ pub struct ModelPaths {
 }
 
 impl ModelPaths {
-    /// The files of the model. A single file takes its vocabulary from a joint space, if from
-    /// nowhere else.
+    /// The files of the model. A single file without a vocabulary takes that of a joint space.
     ///
     /// # Errors
     /// As [`ModelFiles::open`].
@@ -61,8 +60,8 @@ impl ModelPaths {
         })
     }
 
-    /// Where the joint spaces are: as given, or else `clip` and, if it is there, `clip_2` in the
-    /// model's folder or next to its file.
+    /// The paths of the joint spaces: as given, or else `clip` and, if present, `clip_2` in the model's
+    /// folder or next to its file.
     pub fn clip_folders(&self) -> Vec<PathBuf> {
         if !self.clip.is_empty() {
             return self.clip.clone();
@@ -75,7 +74,7 @@ impl ModelPaths {
         }
     }
 
-    /// Where the captioner is: as given, or else `captioner` in the model's folder or next to its
+    /// The path of the captioner: as given, or else `captioner` in the model's folder or next to its
     /// file.
     pub fn captioner_folder(&self) -> PathBuf {
         let default = || self.beside(CAPTIONER_FOLDER);
@@ -97,7 +96,7 @@ pub struct Models {
     notices: Vec<String>,
     joints: OnceLock<Vec<JointSpace>>,
     clip_folders: Vec<PathBuf>,
-    /// Once it was needed, until it is released.
+    /// Present from its first use until it is released.
     captioner: Mutex<Option<Captioner>>,
     captioner_folder: PathBuf,
     memory: Memory,
@@ -106,8 +105,7 @@ pub struct Models {
 }
 
 impl Models {
-    /// Opens the diffusion model; joint spaces and captioner are read when they are first asked
-    /// for.
+    /// Opens the diffusion model; joint spaces and captioner are opened on first use.
     ///
     /// # Errors
     /// If a file of the pipeline is invalid; the error names it.
@@ -131,7 +129,7 @@ impl Models {
         &self.pipeline
     }
 
-    /// Notes for the user about how the model's files were understood.
+    /// Notes for the user about how the model's files were interpreted.
     pub fn notices(&self) -> &[String] {
         &self.notices
     }
@@ -140,8 +138,8 @@ impl Models {
     /// one for each.
     ///
     /// # Errors
-    /// [`Error::Missing`] if a folder is not there or the family has no joint space, whatever is wrong with a file in it,
-    /// [`Error::WrongBase`] for a joint space that does not belong to the model, or twice the same.
+    /// [`Error::Missing`] if a folder is missing or the family has no joint space, any error in a folder's files,
+    /// [`Error::WrongBase`] for a joint space that does not belong to the model, or for the same one twice.
     pub fn joints(&self) -> Result<&[JointSpace]> {
         if let Some(joints) = self.joints.get() {
             return Ok(joints);
@@ -191,9 +189,9 @@ impl Models {
             .of_one_among(self.pipeline.text_encoders())
     }
 
-    /// Saves memory rather than time if `memory` says so: see [`Pipeline::set_memory`]; and the
-    /// captioner and the image towers of the joint spaces are closed while a difference is learned or a picture
-    /// is made.
+    /// Saves memory rather than time if `memory` says so: see [`Pipeline::set_memory`]. The captioner and the
+    /// image towers of the joint spaces are also closed while a difference is learned or a picture is
+    /// made.
     #[must_use]
     pub fn with_memory(mut self, memory: Memory) -> Self {
         self.memory = memory;
@@ -201,8 +199,8 @@ impl Models {
         self
     }
 
-    /// Closes what looks at pictures, the captioner and the image towers of the joint spaces, if memory
-    /// is to be saved; each is read again when it is needed again.
+    /// Closes the networks that read pictures, which are the captioner and the image towers of the joint spaces,
+    /// if memory is to be saved. Each is opened again when needed.
     pub(crate) fn pictures_are_read(&self) {
         if self.memory == Memory::Low {
             let mut held = (self.captioner.lock()).unwrap_or_else(PoisonError::into_inner);
@@ -212,7 +210,7 @@ impl Models {
         }
     }
 
-    /// A caption for a picture, for what of it is drawn: its [`middle`].
+    /// A caption for the part of a picture that is drawn: its [`middle`].
     ///
     /// # Errors
     /// [`Error::Missing`] if there is no captioner.

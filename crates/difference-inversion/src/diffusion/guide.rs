@@ -1,4 +1,4 @@
-//! Guidance, and the way from a start along a schedule to the end.
+//! Guidance, and denoising along a schedule.
 
 use std::sync::Arc;
 
@@ -15,9 +15,9 @@ use crate::util::random::{Purpose, normal, rng};
 use crate::{Error, Result};
 
 /// The denoiser's output under guidance: `output₀ + Σᵢ scaleᵢ · (outputᵢ − outputᵢ₋₁)` over branches of
-/// conditions, each of which says more than the one before. Two branches, the reference and the
-/// condition, are classifier-free guidance (Ho & Salimans 2021); three, InstructPix2Pix's guidance
-/// by picture and text (Brooks et al. 2023, equation 3). It holds for noise and velocity alike.
+/// conditions, each more specific than the one before. Two branches, the reference and the
+/// condition, are classifier-free guidance (Ho & Salimans 2021); three are InstructPix2Pix's guidance
+/// by picture and text (Brooks et al. 2023, equation 3). It applies to noise and velocity alike.
 #[derive(Debug, Clone)]
 pub struct Guide {
     first: Conditions,
@@ -38,7 +38,7 @@ impl Guide {
         }
     }
 
-    /// Guidance from `reference` through `conditional` and beyond. A scale of 1 or less is none, as in
+    /// Guidance from `reference` through `conditional` and beyond. A scale of 1 or less means none, as in
     /// diffusers: distilled models are given 0.
     pub fn new(conditional: Conditions, reference: Conditions, scale: f64) -> Self {
         if scale <= 1.0 {
@@ -47,8 +47,8 @@ impl Guide {
         Self::plain(reference).towards(conditional, scale)
     }
 
-    /// Guidance as the network has it: from `negative` through `conditional`, as [`new`](Self::new); by a scale
-    /// that it is told; or none.
+    /// Guidance as the network supports it: from `negative` through `conditional`, as [`new`](Self::new); by an
+    /// embedded scale; or none.
     pub fn ordinary(
         guided_by: GuidedBy,
         conditional: Conditions,
@@ -69,22 +69,22 @@ impl Guide {
         self
     }
 
-    /// The same with this scale for a network that [embeds](crate::models::denoiser::GuidedBy) it; 1 unless it is
-    /// told.
+    /// The same with this scale for a network that [embeds](crate::models::denoiser::GuidedBy) it; the default
+    /// is 1.
     #[must_use]
     pub fn embedding(mut self, scale: f64) -> Self {
         self.embedded = scale;
         self
     }
 
-    /// The same, while `control` changes what looks at what inside the denoiser, in all branches.
+    /// The same, while `control` changes attention inside the denoiser, in all branches.
     #[must_use]
     pub fn controlled(mut self, control: Arc<dyn AttentionControl>) -> Self {
         self.control = Some(control);
         self
     }
 
-    /// The output for latents [b, c, h, w] at a timestep each.
+    /// The output for latents [b, c, h, w], with one timestep each.
     pub(crate) fn predict(
         &self,
         pipeline: &Pipeline,
@@ -117,11 +117,11 @@ impl Guide {
     }
 }
 
-/// Checks the settings of ordinary guidance, as far as they are set.
+/// Checks the settings of ordinary guidance that are set.
 ///
 /// # Errors
-/// [`Error::Setting`] for a negative prompt where there is no reference, and for a scale of more than 1 where
-/// there is no guidance.
+/// [`Error::Setting`] for a negative prompt without a reference, and for a scale of more than 1 without
+/// guidance.
 pub fn check(guided_by: GuidedBy, scale: Option<f64>, negative_prompt: &str) -> Result<()> {
     let wrong = |name, expected: &str, found| {
         let expected = expected.to_owned();
@@ -149,7 +149,7 @@ pub fn check(guided_by: GuidedBy, scale: Option<f64>, negative_prompt: &str) -> 
     }
 }
 
-/// Where denoising starts and the conditions on its way.
+/// The start of denoising, and the conditions along its way.
 #[derive(Debug, Clone)]
 pub struct Start {
     /// The latents before step `step`.
@@ -157,10 +157,10 @@ pub struct Start {
     /// The first step.
     pub step: usize,
     /// The noise added after each step, from the first on: σ_t z_t of an edit-friendly inversion.
-    /// Where there is none, solvers that need noise are given some.
+    /// Without it, solvers that need noise use `noise`.
     pub residuals: Vec<Tensor<4>>,
     /// The noise of every step of the schedule for solvers that need it, [steps, c, h, w]; drawn
-    /// from the seed where absent.
+    /// from the seed if absent.
     pub noise: Option<Tensor<4>>,
 }
 

@@ -1,4 +1,4 @@
-//! The space that pictures and words share, in which differences are measured.
+//! The joint space of pictures and words, in which differences are measured.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,25 +16,25 @@ use crate::util::tensors::{cosine, host, unit};
 use crate::weights::compute_dtype;
 use crate::{Error, Result};
 
-/// Where the joint spaces of a model are, in its folder or next to its file.
+/// The folders of a model's joint spaces, in its folder or next to its file.
 pub const FOLDERS: [&str; 2] = ["clip", "clip_2"];
 
-/// How alike (mean cosine) two token-embedding tables are if one was fine-tuned from the other.
+/// The least similarity (mean cosine) of two token-embedding tables if one was fine-tuned from the other.
 const SAME_ORIGIN: f32 = 0.9;
 /// Rows of the tables that are compared.
 const COMPARED_ROWS: usize = 2048;
 
-/// The space that pictures and words share: CLIP with both projections. A copy has the same weights,
-/// and its image tower is closed with the other's.
+/// The joint space of pictures and words: CLIP with both projections. Copies share weights, and closing the
+/// image tower of one closes it for all.
 #[derive(Debug, Clone)]
 pub struct JointSpace {
-    /// Which of a pipeline's text encoders it belongs to.
+    /// The number of the pipeline's text encoder that it belongs to.
     encoder: usize,
-    /// The bytes of its text encoder that are the pipeline's.
+    /// The bytes of its text encoder that are shared with the pipeline's.
     shared_bytes: u64,
     text_encoder: TextEncoder,
     folder: PathBuf,
-    /// Until it is closed, and when it is needed again.
+    /// Present until it is closed, and again once it is needed.
     image_tower: Arc<Mutex<Option<ClipVisionModel>>>,
     preprocessor: ImagePreprocessor,
     device: Device,
@@ -60,9 +60,8 @@ impl JointSpace {
         })
     }
 
-    /// The same as the joint space of that one of a pipeline's text encoders which it fits; the
-    /// weights that both have are held once, and words that were added to the encoder's vocabulary are
-    /// known here, too.
+    /// Returns it as the joint space of the one of the pipeline's text encoders that it fits. Weights that both
+    /// have are held once, and words added to the encoder's vocabulary are also known here.
     ///
     /// # Errors
     /// [`Error::WrongBase`] if it fits none, see [`check_encoder`](Self::check_encoder).
@@ -79,13 +78,13 @@ impl JointSpace {
         Ok(self)
     }
 
-    /// Which of the pipeline's text encoders the joint space belongs to, counted from 0.
+    /// The number of the pipeline's text encoder that it belongs to, counted from 0.
     pub fn encoder(&self) -> usize {
         self.encoder
     }
 
-    /// How many bytes of its text encoder are those of the pipeline's, held once for both: 0 if one
-    /// of the two is a fine-tuned copy in every tensor.
+    /// The bytes of its text encoder that are shared with the pipeline's and held once: 0 if one of the two is
+    /// a fine-tuned copy in every tensor.
     pub fn shared_bytes(&self) -> u64 {
         self.shared_bytes
     }
@@ -95,8 +94,8 @@ impl JointSpace {
         &self.text_encoder
     }
 
-    /// Checks that difference tokens for `encoder` mean something here: the token embeddings must
-    /// be the same, or at least a fine-tuned copy, to which words may have been added.
+    /// Checks that difference tokens for `encoder` are valid here: the token embeddings must be the same, or
+    /// at least a fine-tuned copy, to which words may have been added.
     ///
     /// # Errors
     /// [`Error::WrongBase`] if they are not.
@@ -127,13 +126,13 @@ impl JointSpace {
     /// A picture's unit-norm features, `[e]`.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if the preprocessor and the network do not fit, and as
-    /// [`open`](Self::open) if the image tower has to be opened once more.
+    /// [`Error::InvalidInput`] if the preprocessor and the network do not match, and as
+    /// [`open`](Self::open) if the image tower has to be opened again.
     pub fn image_features(&self, image: &RgbImage) -> Result<Vec<f32>> {
         Ok(host(unit(self.picture_features(image)?)))
     }
 
-    /// A picture's features, not normalised, `[1, e]`.
+    /// A picture's unnormalised features, `[1, e]`.
     ///
     /// # Errors
     /// As [`image_features`](Self::image_features).
@@ -146,7 +145,7 @@ impl JointSpace {
         tower.project(tower.forward(pixels)?)
     }
 
-    /// The image tower, opened once more if it was closed.
+    /// The image tower, opened again if it was closed.
     fn image_tower(&self) -> Result<ClipVisionModel> {
         let mut held = (self.image_tower.lock()).unwrap_or_else(PoisonError::into_inner);
         if let Some(tower) = &*held {
@@ -156,7 +155,7 @@ impl JointSpace {
         Ok(held.insert(model.vision).clone())
     }
 
-    /// Gives the memory of the image tower back; it is opened once more for the next picture.
+    /// Frees the memory of the image tower; it is opened again for the next picture.
     pub fn close_image_tower(&self) {
         *(self.image_tower.lock()).unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -169,7 +168,7 @@ impl JointSpace {
         Ok(host(unit(self.prompt_features(prompt, None)?)))
     }
 
-    /// The features of words followed by token embeddings, not normalised.
+    /// The unnormalised features of words followed by token embeddings.
     ///
     /// # Shapes
     /// `tokens`: [n, d]; result [1, e].
@@ -187,17 +186,17 @@ impl JointSpace {
         self.text_encoder.features(&beginning, tokens)
     }
 
-    /// Reads the start and the words of a prompt that leaves room for `num_tokens` difference tokens;
-    /// what has no room is cut off.
+    /// Reads the start and the words of a prompt with room for `num_tokens` difference tokens; words that do
+    /// not fit are cut off.
     ///
     /// # Errors
-    /// [`Error::Setting`] if not even the difference tokens have room.
+    /// [`Error::Setting`] if even the difference tokens do not fit.
     pub fn read(&self, prompt: &Prompt, num_tokens: usize) -> Result<Beginning> {
         let (beginning, _) = (self.text_encoder).read(&prompt.ids(self.encoder), num_tokens)?;
         Ok(beginning)
     }
 
-    /// Where it is computed.
+    /// The device of the computation.
     pub fn device(&self) -> &Device {
         &self.device
     }

@@ -1,4 +1,4 @@
-//! How much memory learning needs, before anything is loaded.
+//! The memory that learning needs, estimated before anything is loaded.
 
 use std::path::Path;
 
@@ -20,26 +20,26 @@ const PROGRAM: u64 = 64 << 20;
 /// The image tower among the weights of a `CLIPModel`.
 const IMAGE_TOWER: [&str; 2] = ["vision_model", "visual_projection"];
 
-/// What decides how much memory learning takes.
+/// What determines the memory of learning.
 #[derive(Debug, Clone, Copy)]
 pub struct LearningMemory {
     /// The type of the weights.
     pub dtype: FloatDType,
-    /// Whether time or memory is saved.
+    /// Whether to save time or memory.
     pub memory: Memory,
-    /// Latents that go through the denoiser at once: [`LearnConfig::rows`](crate::method::learn::LearnConfig::rows).
+    /// Latents per call of the denoiser: [`LearnConfig::rows`](crate::method::learn::LearnConfig::rows).
     pub rows: usize,
     /// Whether the captioner has to be opened.
     pub captions: bool,
 }
 
 impl LearningMemory {
-    /// About the most bytes that learning on the CPU holds, from headers and configurations only:
+    /// The approximate peak of bytes that learning on the CPU holds, from headers and configurations only:
     /// the weights that are open at the same time, and the activations of a step.
     ///
     /// # Errors
     /// If a file is invalid (the error names it); [`Error::Missing`](crate::Error::Missing) if the size of the pictures is
-    /// not known.
+    /// unknown.
     pub fn peak(&self, paths: &ModelPaths) -> Result<u64> {
         let files = paths.files()?;
         let family = Family::of(&files)?;
@@ -64,7 +64,7 @@ impl LearningMemory {
             true => Weights::open(folder, &device, self.dtype).map(Some),
             false => Ok(None),
         };
-        // What looks at pictures, and is closed before the first step if memory is saved.
+        // The networks that read pictures, which are closed before the first step if memory is saved.
         let mut viewers = 0;
         for clip in paths.clip_folders() {
             if let Some(clip) = folder(&clip)? {
@@ -91,11 +91,11 @@ impl LearningMemory {
     }
 }
 
-/// Parameters of a model that is known by name, as published, in millions: what is known of it before its download.
+/// Published numbers of parameters, in millions, of a model with a short name: known before its download.
 #[derive(Debug)]
 struct Published {
     name: &'static str,
-    /// The layout that it is configured as.
+    /// The layout with its configurations.
     layout: &'static str,
     denoiser: u64,
     autoencoder: u64,
@@ -171,7 +171,7 @@ impl LearningMemory {
 mod tests {
     use super::*;
 
-    /// A model that is known by name says how much it takes before it is there.
+    /// The memory of a model with a short name is known before its download.
     #[test]
     fn the_memory_of_known_models_is_known() {
         for model in crate::diffusion::family::known_models() {

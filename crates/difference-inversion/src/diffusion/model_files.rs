@@ -33,13 +33,13 @@ use crate::weights::json::{from_value, read_config};
 use crate::weights::{Changes, Weights};
 use crate::{Error, Result};
 
-/// The file of a diffusers folder that says which pipeline it is.
+/// The file of a diffusers folder that names its pipeline.
 pub const MODEL_INDEX: &str = "model_index.json";
 
-/// The folder of a diffusers folder that says how latents are noised.
+/// The folder of a diffusers folder that describes how latents are noised.
 pub const SCHEDULER: &str = "scheduler";
 
-/// The class of autoencoders that are read.
+/// The class of supported autoencoders.
 const AUTOENCODER: &str = "AutoencoderKL";
 /// The tensor that shows the number of latent channels.
 const LATENTS_IN: &str = "decoder.conv_in.weight";
@@ -49,45 +49,45 @@ pub fn tokenizer_of(text_encoder: &str) -> String {
     text_encoder.replace("text_encoder", "tokenizer")
 }
 
-/// How the files of a model are to be understood, as far as they do not say so themselves.
+/// How to interpret the files of a model where they do not state it themselves.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FileOptions {
     /// The family of a single file; by default it is recognised.
     pub family: Option<Layout>,
-    /// What the U-Net predicts; by default what the scheduler's configuration says, of a single
-    /// file what its metadata say, else the family's. A single file with a tensor `v_pred` is not asked.
+    /// What the U-Net predicts. The default is stated by the scheduler's configuration; for a single file by its
+    /// metadata, or else by its family. A tensor `v_pred` in a single file overrides this.
     pub prediction_type: Option<PredictionType>,
     /// Whether the noise schedule is rescaled so that it ends in pure noise, and visited from there
     /// (`rescale_betas_zero_snr`, trailing), regardless of the model.
     pub zero_snr: bool,
-    /// Which timesteps are visited; by default those that the scheduler's configuration says.
+    /// Which timesteps are visited; by default those of the scheduler's configuration.
     pub timestep_spacing: Option<TimestepSpacing>,
     /// The variant of a folder's weights, such as `fp16`; by default see [`Weights::open`].
     pub variant: Option<String>,
     /// A folder with CLIP's vocabulary, for a single file, which has none.
     pub tokenizer: Option<PathBuf>,
-    /// Height and width of the pictures; by default those the U-Net was trained on.
+    /// Height and width of the pictures; by default those that the U-Net was trained on.
     pub resolution: Option<[u32; 2]>,
-    /// A folder with another U-Net, in diffusers' layout, which takes the place of the model's own.
-    /// Its input channels decide its inputs besides words: nothing more, a picture, or a picture
-    /// and a mask. Or a file with the weights of a U-Net that is configured as the model's own.
+    /// A folder in diffusers' layout with a U-Net that replaces the model's own. Its input channels determine
+    /// its inputs besides words: nothing, a picture, or a picture and a mask. Or a file with the weights of
+    /// a U-Net that has the configuration of the model's own.
     pub unet: Option<PathBuf>,
-    /// Leaves T5 out, where the family can do without it.
+    /// Leaves out T5 if the family works without it.
     pub without_t5: bool,
-    /// Low-rank changes that are added to the denoiser and the text encoders.
+    /// Low-rank changes to the denoiser and the text encoders.
     pub loras: Vec<LoraFile>,
-    /// Words that were learned for the text encoders.
+    /// Learned words for the text encoders.
     pub embeddings: Vec<EmbeddingFile>,
-    /// Another autoencoder in the place of the model's own, with as many latent channels: a folder in diffusers'
-    /// layout, or a file with weights for the model's own configuration, in diffusers' layout or the original one.
+    /// An autoencoder with the same number of latent channels that replaces the model's own: a folder in diffusers'
+    /// layout, or a file with weights for the model's own configuration, in diffusers' or the original layout.
     pub vae: Option<PathBuf>,
-    /// How many layers before its usual one the hidden states of CLIP are read from, as diffusers counts
+    /// The number of layers before its usual one from which CLIP's hidden states are read, as diffusers counts
     /// (`clip_skip`).
     pub clip_skip: usize,
 }
 
-/// The files of one diffusion model, of which configurations and headers were read so far. Its
-/// networks are called what their folders are in diffusers.
+/// The files of one diffusion model, of which only configurations and headers have been read. Its networks
+/// are named after their folders in diffusers.
 #[derive(Debug)]
 pub struct ModelFiles {
     path: PathBuf,
@@ -110,15 +110,14 @@ impl ModelFiles {
     /// Opens a diffusers folder, or a single `.safetensors` file in the original layout, whose
     /// family is recognised by its keys and shapes unless `options` name it.
     ///
-    /// What a single file's U-Net predicts is decided by a tensor `v_pred` in it, else by the options, else
-    /// by its metadata. Stable Diffusion 2 predicts velocity (768 pixels) or noise (512 pixels, base):
-    /// where nothing tells, it is taken to predict velocity. [`notices`](Self::notices) say what was
-    /// decided.
+    /// A tensor `v_pred` determines what a single file's U-Net predicts, else the options, else its metadata.
+    /// Stable Diffusion 2 predicts velocity (768 pixels) or noise (512 pixels, base): if nothing states it,
+    /// velocity is assumed. [`notices`](Self::notices) state the decision.
     ///
     /// # Errors
     /// [`Error::Io`] if there is nothing at `path`; [`Error::InvalidFile`] if a single file is
-    /// pickled, damaged, of no known family, or holds tensors that its family does not have;
-    /// [`Error::Setting`] if it is of another family than the options say, or an option is not for
+    /// pickled, damaged, of no known family, or has tensors that its family does not have;
+    /// [`Error::Setting`] if it is of another family than the options state, or an option is not for
     /// this layout.
     pub fn open(path: &Path, options: &FileOptions) -> Result<Self> {
         std::fs::metadata(path).map_err(Error::io(path))?;
@@ -153,8 +152,8 @@ impl ModelFiles {
         Ok(files)
     }
 
-    /// Adds notes about tensors in the folders of networks that are of no network. What is wrong with a folder is told
-    /// when it is read.
+    /// Adds notes about tensors in the folders of networks that belong to no network. Errors in a folder are
+    /// reported when it is read.
     fn note_strays(&mut self) {
         for network in family::networks() {
             let (folder, variant) = match (self.replaced(network), &self.original) {
@@ -181,13 +180,12 @@ impl ModelFiles {
         self.options.resolution
     }
 
-    /// Notes for the user about how the files were understood.
+    /// Notes for the user about how the files were interpreted.
     pub fn notices(&self) -> &[String] {
         &self.notices
     }
 
-    /// Whether nothing tells which timesteps are visited: a single file has the spacing that its family
-    /// is used to.
+    /// Whether the timestep spacing is a guess: a single file gets the usual spacing of its family.
     pub(crate) fn spacing_is_guessed(&self) -> bool {
         let original = self.original.as_ref();
         let is_marked = |original: &Original| original.file.info(ZERO_SNR).is_some();
@@ -200,17 +198,17 @@ impl ModelFiles {
         Some(&self.original.as_ref()?.layout)
     }
 
-    /// The folder or file of the U-Net that takes the place of the model's own, if one does.
+    /// The folder or file of the U-Net that replaces the model's own, if any.
     pub fn other_unet(&self) -> Option<&Path> {
         self.options.unet.as_deref()
     }
 
-    /// The folder or file of the autoencoder that takes the place of the model's own, if one does.
+    /// The folder or file of the autoencoder that replaces the model's own, if any.
     pub fn other_vae(&self) -> Option<&Path> {
         self.options.vae.as_deref()
     }
 
-    /// What takes the place of a part of the model, if something does.
+    /// The path of the replacement of a part of the model, if any.
     fn other(&self, part: &str) -> Option<&Path> {
         let is_vae = || family::all().any(|family| family.autoencoder.part == part);
         match part {
@@ -220,12 +218,12 @@ impl ModelFiles {
         }
     }
 
-    /// Whether something takes the place of a part of the model.
+    /// Whether a part of the model is replaced.
     pub(crate) fn is_replaced(&self, part: &str) -> bool {
         self.other(part).is_some()
     }
 
-    /// The folder of a part that does not come with the model. A whole model's folder stands for that part of it.
+    /// The folder of a replaced part. A whole model's folder stands for its part.
     fn replaced(&self, part: &str) -> Option<PathBuf> {
         let path = self.other(part).filter(|path| !path.is_file())?;
         let within = path.join(part);
@@ -235,12 +233,12 @@ impl ModelFiles {
         })
     }
 
-    /// How many layers before its usual one the hidden states of CLIP are read from.
+    /// The number of layers before its usual one from which CLIP's hidden states are read.
     pub fn clip_skip(&self) -> usize {
         self.options.clip_skip
     }
 
-    /// The files of words that were learned for the text encoders.
+    /// The files of learned words for the text encoders.
     pub fn embeddings(&self) -> &[EmbeddingFile] {
         &self.options.embeddings
     }
@@ -268,7 +266,7 @@ impl ModelFiles {
         class().unwrap_or(false)
     }
 
-    /// The file that errors about a [`config`](Self::config) name.
+    /// The file named by errors about a [`config`](Self::config).
     pub fn config_path(&self, network: &str) -> PathBuf {
         if let Some(folder) = self.replaced(network) {
             return folder.join("config.json");
@@ -305,8 +303,8 @@ impl ModelFiles {
         from_value(config, &path)
     }
 
-    /// Puts into a scheduler's configuration what is said elsewhere: by the options, and in a folder by
-    /// `model_index.json`, whose class diffusers goes by.
+    /// Adds to a scheduler's configuration what is stated elsewhere: by the options, and in a folder by
+    /// `model_index.json`, whose class diffusers uses.
     fn adapt_scheduler(&self, config: &mut Value) {
         if self.original.is_none() {
             let index = self.path.join(MODEL_INDEX);
@@ -331,10 +329,10 @@ impl ModelFiles {
         self.loras.iter().map(Lora::path)
     }
 
-    /// Checks that the LoRAs change only layers that one of these networks has.
+    /// Checks that the LoRAs change only layers of these networks.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] naming the first that none has, and what the file was made for.
+    /// [`Error::InvalidFile`] naming the first unknown layer, and the model that the file was made for.
     pub(crate) fn check_loras(&self, networks: &[&str], model: &str) -> Result<()> {
         if self.loras.is_empty() {
             return Ok(());
@@ -349,10 +347,10 @@ impl ModelFiles {
             .try_for_each(|lora| lora.check_known(&names, model))
     }
 
-    /// Checks that the autoencoder which takes the place of the model's own is one, and has as many latent channels.
+    /// Checks that the replacement of the model's autoencoder is one, with the same number of latent channels.
     ///
     /// # Errors
-    /// [`Error::Setting`] if it has others; [`Error::InvalidFile`] if it is none.
+    /// [`Error::Setting`] if the number differs; [`Error::InvalidFile`] if it is not an autoencoder.
     pub(crate) fn check_vae(&self, part: &str) -> Result<()> {
         let Some(path) = self.other_vae() else {
             return Ok(());
@@ -375,7 +373,7 @@ impl ModelFiles {
             );
             return Err(Error::invalid_file(path, reason));
         };
-        // A model whose own is not there is checked by its denoiser.
+        // A model without one of its own is checked by its denoiser.
         let own: Option<AutoencoderKLConfig> = self.own_config(part).ok();
         match own.map(|own| own.latent_channels) {
             Some(expected) if expected != found => Err(Error::Setting {
@@ -398,7 +396,7 @@ impl ModelFiles {
         }
     }
 
-    /// The weights of a network, under diffusers' keys, with what LoRAs change of them.
+    /// The weights of a network, under diffusers' keys, with the changes of LoRAs.
     ///
     /// # Errors
     /// [`Error::InvalidFile`] if the model has no such network, or a LoRA does not fit it; as [`Weights::open`].
@@ -485,7 +483,7 @@ impl ModelFiles {
         }
     }
 
-    /// What is wrong with a folder that lacks something; it may hold a single file instead.
+    /// The error for a folder that lacks something; it may hold a single file instead.
     fn no_folder(&self, lacks: &str) -> Error {
         let mut reason = format!("not a diffusers pipeline folder: {lacks} in it");
         let entries = std::fs::read_dir(&self.path)
@@ -543,7 +541,7 @@ impl Original {
             Some(layout) => layout.clone(),
             None => Layout::recognise(&file, predicts_noise)?,
         };
-        // Two families differ in nothing else, so that naming one of them says what is predicted.
+        // Two families differ only in the prediction type, so naming one of them states it.
         let is_named = options.family.is_some() && layout.has_twin();
         let mut layout = layout.adapt_to(&file)?;
         let usual = layout.scheduler["prediction_type"].clone();
@@ -632,7 +630,7 @@ fn check_variant(path: &Path, options: &FileOptions) -> Result<()> {
     })
 }
 
-/// Refuses options that a folder answers itself.
+/// Refuses options that a folder determines itself.
 fn refuse_for_folder(path: &Path, options: &FileOptions) -> Result<()> {
     let refuse = |name: &'static str, found: String| {
         Err(Error::Setting {

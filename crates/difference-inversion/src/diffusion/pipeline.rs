@@ -19,16 +19,16 @@ use crate::models::denoiser::{Denoiser, How, Memory};
 use crate::models::vae::AutoencoderKL;
 use crate::{Error, Result};
 
-/// A text-to-image diffusion model saved by diffusers. All weights are constants, which copies share.
+/// A text-to-image diffusion model saved by diffusers. All weights are constants, and copies share them.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
     family: &'static Family,
-    /// What its text encoders are in the family.
+    /// The family's descriptions of its text encoders.
     parts: Vec<&'static EncoderPart>,
     force_zeros_for_empty_prompt: bool,
     text_encoders: Vec<TextEncoder>,
     denoiser: Arc<dyn Denoiser>,
-    /// SHA-256 of what LoRAs change of the denoiser.
+    /// SHA-256 of the denoiser's changes by LoRAs.
     adapters: Option<String>,
     vae: AutoencoderKL,
     noising: Noising,
@@ -37,18 +37,18 @@ pub struct Pipeline {
     device: Device,
     /// The number format of the computation.
     dtype: FloatDType,
-    /// That of the autoencoder, which may be wider.
+    /// The number format of the autoencoder, which may be wider.
     vae_dtype: FloatDType,
     memory: Memory,
 }
 
 impl Pipeline {
-    /// The family it is of.
+    /// Its family.
     pub fn family(&self) -> &'static Family {
         self.family
     }
 
-    /// Checks that it is of the family that is needed.
+    /// Checks that it is of the needed family.
     ///
     /// # Errors
     /// [`Error::WrongModel`] if it is of another.
@@ -69,7 +69,7 @@ impl Pipeline {
         &*self.denoiser
     }
 
-    /// What identifies the denoiser and what LoRAs change of it.
+    /// Identifies the denoiser and its changes by LoRAs.
     pub fn fingerprint(&self) -> String {
         let fingerprint = self.denoiser.fingerprint();
         match &self.adapters {
@@ -83,13 +83,13 @@ impl Pipeline {
         &self.text_encoders
     }
 
-    /// The text encoders that difference tokens are learned for: the first ones.
+    /// The text encoders for which difference tokens are learned: the first ones.
     pub fn learned_encoders(&self) -> &[TextEncoder] {
         let learned = self.parts.iter().take_while(|part| part.learned).count();
         &self.text_encoders[..learned]
     }
 
-    /// What difference tokens for this model belong to.
+    /// The identity of models that share difference tokens with this one.
     pub fn base(&self) -> Base {
         let encoders = self.learned_encoders().iter().map(TextEncoder::base);
         Base {
@@ -114,7 +114,7 @@ impl Pipeline {
         self.memory = memory;
     }
 
-    /// Where the models are.
+    /// The device of the models.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -142,7 +142,7 @@ impl Pipeline {
         encoders.try_for_each(|encoder| encoder.room(num_tokens).map(|_| ()))
     }
 
-    /// Parts of a text that are written like a learned word, `<name>`, and that no text encoder knows.
+    /// Parts of a text that are written like a learned word, `<name>`, but unknown to all text encoders.
     pub fn unknown_words(&self, text: &str) -> Vec<String> {
         let is_known = |word: &str| {
             let encoders = self.text_encoders.iter();
@@ -166,8 +166,8 @@ impl Pipeline {
         Prompt::new(text, &tokenizers.collect::<Vec<_>>())
     }
 
-    /// A prompt whose words are ids of text encoder `encoder`, respelled for those that need not
-    /// have its vocabulary.
+    /// A prompt whose words are ids of text encoder `encoder`, respelled for encoders that may have another
+    /// vocabulary.
     ///
     /// # Errors
     /// [`Error::InvalidFile`] if a vocabulary cannot express a word.
@@ -180,12 +180,12 @@ impl Pipeline {
         )
     }
 
-    /// Has every text encoder read the words of a prompt that leaves room for `num_tokens`
-    /// difference tokens; words that do not fit are cut off, see [`Words::notice`]. Encoders that no
-    /// tokens are learned for read all of it here, once.
+    /// Has every text encoder read the words of a prompt with room for `num_tokens` difference tokens. Words
+    /// that do not fit are cut off, see [`Words::notice`]. Encoders for which no tokens are learned read the
+    /// whole prompt here, once.
     ///
     /// # Errors
-    /// [`Error::Setting`] if not even the difference tokens have room.
+    /// [`Error::Setting`] if even the difference tokens do not fit.
     pub fn read(&self, prompt: &Prompt, num_tokens: usize) -> Result<Words> {
         let learned = self.learned_encoders().len();
         let mut words = Words {
@@ -228,7 +228,7 @@ impl Pipeline {
         self.encode_as(full, TextEncoder::skipped)
     }
 
-    /// The same, of what is made of the outputs of encoders that tokens are learned for.
+    /// The same, with `read` applied to the outputs of encoders for which tokens are learned.
     fn encode_as(
         &self,
         full: &FullPrompt<'_>,
@@ -245,11 +245,11 @@ impl Pipeline {
         (self.family.conditions)(&self.text_encoders, &outputs)
     }
 
-    /// The conditions of a whole prompt given by token embeddings without positions: start, words,
-    /// end and padding, whatever they are.
+    /// The conditions of a whole prompt given by token embeddings without positions, including start, end and
+    /// padding.
     ///
     /// # Shapes
-    /// `embeds`: [n, d], n as long as a prompt with its padding
+    /// `embeds`: [n, d], n the length of a prompt with its padding
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if there is more than one text encoder, and for another width or too
@@ -269,7 +269,7 @@ impl Pipeline {
     }
 
     /// The conditions that ordinary guidance moves away from. For an empty text they are those of
-    /// the empty prompt, or zeros where `model_index.json` says `force_zeros_for_empty_prompt`. As in diffusers,
+    /// the empty prompt, or zeros if `model_index.json` sets `force_zeros_for_empty_prompt`. As in diffusers,
     /// `clip_skip` does not apply to them.
     ///
     /// # Errors
@@ -283,17 +283,17 @@ impl Pipeline {
         }
     }
 
-    /// The denoiser's output for noisy latents, as [`Noising`] has it.
+    /// The denoiser's output for noisy latents, in the convention of [`Noising`].
     ///
     /// # Shapes
-    /// `latents` [b, channels, h, w]; a time in steps of training and a row of `conditions` for each, with an image if
+    /// `latents` [b, channels, h, w]; a time in training steps and a row of `conditions` for each, with an image if
     /// and only if the family takes a picture.
     pub fn predict(&self, latents: Tensor<4>, times: &[f64], conditions: &Conditions) -> Tensor<4> {
         self.predict_as(latents, times, conditions, How::default())
     }
 
-    /// As [`predict`](Self::predict), while attention is controlled or guidance embedded. What is saved is the
-    /// pipeline's to say.
+    /// As [`predict`](Self::predict), with controlled attention or embedded guidance. The pipeline decides what is
+    /// saved.
     ///
     /// # Shapes
     /// As [`predict`](Self::predict).

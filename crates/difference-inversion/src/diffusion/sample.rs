@@ -1,6 +1,6 @@
-//! Noise schedules, and every solver that goes from noise to latents.
+//! Noise schedules, and every solver from noise to latents.
 //!
-//! Each solver takes the network's output at its `i`-th timestep and the latents there, and gives
+//! Each solver takes the network's output at its `i`-th timestep and the latents there, and returns
 //! the latents at the next. All agree with diffusers' scheduler of the same name to rounding.
 
 mod alphas;
@@ -21,7 +21,7 @@ pub(crate) use self::scheduler::{check_kind, complete};
 pub use self::solvers::{Ddim, DpmSolverMultistep, Euler, UniPc};
 use crate::{Error, Result};
 
-/// The solvers there are.
+/// The available solvers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SolverKind {
@@ -70,8 +70,8 @@ impl SolverKind {
         })
     }
 
-    /// A solver that takes `num_inference_steps` steps down a schedule; `eta` is for DDIM only. For a
-    /// flow, Euler's method is DDIM without noise.
+    /// Builds a solver of `num_inference_steps` steps; `eta` is for DDIM only. For a flow, Euler's method is
+    /// DDIM without noise.
     ///
     /// # Errors
     /// [`Error::Setting`] if there are no steps or more than in training, or `eta` is not from 0
@@ -124,10 +124,10 @@ impl std::str::FromStr for SolverKind {
     }
 }
 
-/// Steps from noise towards latents. Steps are taken in order, from 0 or, if some latents were
-/// noised up to a later one with [`add_noise`](Solver::add_noise), from there.
+/// Steps from noise towards latents. Steps are taken in order, from 0 or, if latents were noised up to a
+/// later one with [`add_noise`](Solver::add_noise), from there.
 pub trait Solver {
-    /// The timesteps at which the network is asked, from the noisiest, in steps of training.
+    /// The timesteps at which the network is called, noisiest first, in training steps.
     fn timesteps(&self) -> &[f64];
 
     /// The standard deviation of the latents at the first timestep, if they are pure noise.
@@ -135,15 +135,15 @@ pub trait Solver {
         1.0
     }
 
-    /// The latents as the network wants them at step `i`.
+    /// The network's input for the latents at step `i`.
     fn scale_model_input(&self, _i: usize, sample: Tensor<4>) -> Tensor<4> {
         sample
     }
 
-    /// Latents with as much noise as step `i` starts from.
+    /// Latents with the noise level at which step `i` starts.
     fn add_noise(&self, i: usize, original: Tensor<4>, noise: Tensor<4>) -> Tensor<4>;
 
-    /// Checks that the network's output says something at step `i`, the first that is taken.
+    /// Checks that the network's output carries information at step `i`, the first one taken.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for pure noise and a network that predicts noise.

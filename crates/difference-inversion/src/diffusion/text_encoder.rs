@@ -1,4 +1,4 @@
-//! Words and difference tokens through one text encoder: a tokenizer, a frame and a tower.
+//! Text encoders for words and difference tokens: a tokenizer, a frame and a tower.
 
 use std::sync::Arc;
 
@@ -26,10 +26,10 @@ pub struct EncoderBase {
     /// SHA-256 of the token-embedding table, rounded to f16 so that an f16 and an f32 copy of one
     /// model are the same base.
     pub table: String,
-    /// What LoRAs change of its layers, if they do.
+    /// The changes of its layers by LoRAs, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapters: Option<EncoderAdapters>,
-    /// How many layers before its usual one the hidden states are read from.
+    /// The number of layers before its usual one from which the hidden states are read.
     #[serde(default, skip_serializing_if = "is_none")]
     pub clip_skip: usize,
 }
@@ -39,7 +39,7 @@ fn is_none(layers: &usize) -> bool {
     *layers == 0
 }
 
-/// LoRAs that change a text encoder. They are the same if their numbers are, whatever the files are called.
+/// LoRAs that change a text encoder. They are equal if their values are, whatever the files are called.
 #[derive(Debug, Clone, Eq, Serialize, Deserialize)]
 pub struct EncoderAdapters {
     /// SHA-256 of all changes.
@@ -83,18 +83,18 @@ impl std::fmt::Display for EncoderBase {
     }
 }
 
-/// What difference tokens belong to. Families share text encoders: SDXL and Stable Diffusion 3 have the
-/// same CLIP, and what moves one denoiser means nothing to the other.
+/// The models that difference tokens belong to. Families share text encoders: SDXL and Stable Diffusion 3 have
+/// the same CLIP, but tokens that steer one denoiser are meaningless to the other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Base {
-    /// What people call the kind of denoiser that they were learned through.
+    /// The common name of the kind of denoiser that they were learned through.
     pub denoiser: String,
     /// The text encoders, in the pipeline's order.
     pub encoders: Vec<EncoderBase>,
 }
 
 impl Base {
-    /// The kind of denoiser of files that do not tell, which are older than the second kind.
+    /// The kind of denoiser of files that do not state it, which are older than the second kind.
     pub const FIRST_DENOISER: &str = "U-Net";
 }
 
@@ -110,21 +110,21 @@ impl std::fmt::Display for Base {
     }
 }
 
-/// What stands round the words of every prompt.
+/// The ids around the words of every prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     /// The ids before the words.
     pub before: Vec<u32>,
     /// The ids after words and difference tokens; the prompt ends with the last of them.
     pub after: Vec<u32>,
-    /// The id that fills a prompt up to its length, if it is filled up.
+    /// The id that pads a prompt to its length, if it is padded.
     pub fill: Option<u32>,
-    /// The most ids of a prompt, and how many it has if it is filled up.
+    /// The maximum number of ids of a prompt, which is the exact number if it is padded.
     pub length: usize,
 }
 
 impl Frame {
-    /// CLIP's: start, words, end, padding. `positions` are those of the tower.
+    /// CLIP's frame: start, words, end, padding. `positions` are those of the tower.
     pub fn clip(tokenizer: &ClipTokenizer, positions: usize) -> Self {
         Self {
             before: vec![tokenizer.bos()],
@@ -140,13 +140,13 @@ impl Frame {
         around.chain(self.fill)
     }
 
-    /// How many ids it leaves room for.
+    /// The number of ids it leaves room for.
     fn room(&self) -> usize {
         let around = self.before.len() + self.after.len();
         self.length.saturating_sub(around)
     }
 
-    /// What follows the first `count` ids: the end, and the padding.
+    /// The ids after the first `count`: the end, and the padding.
     fn rest(&self, count: usize) -> Vec<u32> {
         let mut ids = self.after.clone();
         if let Some(fill) = self.fill {
@@ -252,7 +252,7 @@ pub fn open_qwen3(
     TextEncoder::new(tokenizer, frame, tower)
 }
 
-/// f32 where `dtype` is computed in as f16.
+/// f32 if computation in `dtype` is in f16.
 fn in_wide_range(device: &Device, dtype: FloatDType) -> FloatDType {
     match compute_dtype(device, dtype) {
         FloatDType::F16 => FloatDType::F32,
@@ -267,12 +267,12 @@ pub struct TextEncoder {
     frame: Frame,
     tower: Arc<dyn Tower>,
     base: EncoderBase,
-    /// The id of the first word that was added to the vocabulary of its files, if one was.
+    /// The id of the first word added to the vocabulary of its files, if any.
     first_added: Option<u32>,
 }
 
 impl TextEncoder {
-    /// Puts a tokenizer and a frame before a text tower.
+    /// Combines a tokenizer, a frame and a text tower.
     ///
     /// # Errors
     /// [`Error::WrongBase`] if the tokenizer has ids that the text tower does not know.
@@ -304,7 +304,7 @@ impl TextEncoder {
         Self::new(tokenizer.into_tokenizer(), frame, model)
     }
 
-    /// The same, whose tower was read from `weights`: what LoRAs change of them is part of its base.
+    /// The same, with a tower read from `weights`, whose changes by LoRAs are part of its base.
     ///
     /// # Errors
     /// [`Error::Io`] if a LoRA cannot be read.
@@ -315,7 +315,7 @@ impl TextEncoder {
         Ok(self)
     }
 
-    /// Adds the rows that the table of `other` has more, those of words added to its vocabulary.
+    /// Adds the additional rows of `other`'s table, which are those of words added to its vocabulary.
     pub(crate) fn extend(&mut self, other: &Self) {
         let [own, theirs] = [&*self, other].map(|encoder| encoder.token_table().dims()[0]);
         let first = other
@@ -327,8 +327,8 @@ impl TextEncoder {
         }
     }
 
-    /// Adds a word `<name>` to the vocabulary, which is read as these embeddings, [n, d], one after the other. What
-    /// difference tokens belong to stays the same.
+    /// Adds a word `<name>` to the vocabulary, which is read as these embeddings, [n, d], in order. The base of
+    /// difference tokens does not change.
     ///
     /// # Errors
     /// [`Error::Setting`] if the vocabulary has the word already.
@@ -351,19 +351,19 @@ impl TextEncoder {
         table.clone().slice([0..rows.min(table.dims()[0])])
     }
 
-    /// The number of layers, of a tower whose hidden states are kept.
+    /// The number of layers, for a tower whose hidden states are kept.
     pub fn layers(&self) -> usize {
         self.tower.layers()
     }
 
-    /// Has hidden states read this many layers earlier.
+    /// Sets how many layers earlier hidden states are read.
     pub(crate) fn set_clip_skip(&mut self, layers: usize) {
         if layers < self.layers() {
             self.base.clip_skip = layers;
         }
     }
 
-    /// What is read of the tower's output, without the layers that are skipped. The pooled prompt stays.
+    /// The tower's output without the skipped layers. The pooled prompt is unchanged.
     pub(crate) fn skipped(&self, mut encoded: Encoded) -> Encoded {
         let kept = encoded
             .hidden_states
@@ -379,7 +379,7 @@ impl TextEncoder {
         encoded
     }
 
-    /// As [`Tower::share`]; nothing if the tower is held by a copy, too.
+    /// As [`Tower::share`]; does nothing if a copy also holds the tower.
     pub fn share(&mut self, other: &Self) -> u64 {
         let own = Arc::get_mut(&mut self.tower);
         own.map_or(0, |own| own.share(&*other.tower))
@@ -390,12 +390,12 @@ impl TextEncoder {
         &self.tokenizer
     }
 
-    /// What stands round the words.
+    /// The ids around the words.
     pub fn frame(&self) -> &Frame {
         &self.frame
     }
 
-    /// What difference tokens for this encoder belong to.
+    /// The base of difference tokens for this encoder.
     pub fn base(&self) -> &EncoderBase {
         &self.base
     }
@@ -420,15 +420,15 @@ impl TextEncoder {
         self.tower.table()
     }
 
-    /// The most difference tokens that a prompt has room for.
+    /// The maximum number of difference tokens in a prompt.
     pub fn max_num_tokens(&self) -> usize {
         self.frame.room()
     }
 
-    /// How many ids of words fit into a prompt next to `num_tokens` difference tokens.
+    /// The number of word ids that fit into a prompt with `num_tokens` difference tokens.
     ///
     /// # Errors
-    /// [`Error::Setting`] if not even the difference tokens have room.
+    /// [`Error::Setting`] if even the difference tokens do not fit.
     pub fn room(&self, num_tokens: usize) -> Result<usize> {
         let most = self.max_num_tokens();
         most.checked_sub(num_tokens).ok_or_else(|| Error::Setting {
@@ -446,11 +446,11 @@ impl TextEncoder {
         self.tower.embed(ids)
     }
 
-    /// Reads what precedes the words and the words (as ids) of a prompt that leaves room for
-    /// `num_tokens` difference tokens; also says how many ids had to be cut off at its end.
+    /// Reads the beginning of the frame and the words (as ids) of a prompt with room for `num_tokens` difference
+    /// tokens; also returns how many ids were cut off at its end.
     ///
     /// # Errors
-    /// [`Error::Setting`] if not even the difference tokens have room.
+    /// [`Error::Setting`] if even the difference tokens do not fit.
     pub fn read(&self, words: &[u32], num_tokens: usize) -> Result<(Beginning, usize)> {
         let room = self.room(num_tokens)?;
         let cut = words.len().saturating_sub(room);
@@ -459,7 +459,7 @@ impl TextEncoder {
             true => Beginning::default(),
             false => self.tower.begin(self.embed_tokens(&ids)?)?,
         };
-        // Before the end, if a word has the id that is looked for: an added one is larger than any other.
+        // Before the end, if a word has the id that marks it: an added id is larger than any other.
         let whole = [&ids[..], &self.frame.after].concat();
         let place = self.tower.pooled_at(&whole);
         beginning.pooled_at = place.filter(|&place| place < ids.len());
@@ -467,7 +467,7 @@ impl TextEncoder {
     }
 
     /// Reads the rest of a prompt: difference tokens if there are any, the end, and padding up to
-    /// the full length, as diffusion models were trained with it.
+    /// the full length, as in the training of diffusion models.
     ///
     /// # Shapes
     /// `difference`: [n, d]; the output is that of the whole prompt.
@@ -487,8 +487,8 @@ impl TextEncoder {
     /// `embeds`: [n, d]
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] for another width, for more embeddings than there are positions, and if the text
-    /// encoder has to be told which of them are padding.
+    /// [`Error::InvalidInput`] for another width, for more embeddings than positions, and if the text encoder
+    /// needs to know which of them are padding.
     pub fn encode_embeds(&self, embeds: Tensor<2>) -> Result<Encoded> {
         if self.tower.masks_padding() {
             return Err(Error::invalid_input(
@@ -511,8 +511,8 @@ impl TextEncoder {
         self.embed_tokens(&[before.clone(), self.frame.rest(before.len())].concat())
     }
 
-    /// The prompt's place in the joint space, not normalised. Nothing comes after the end: the
-    /// encoder of a joint space is causal, so padding would change nothing.
+    /// The prompt's unnormalised features in the joint space. Nothing follows the end: the encoder of a joint
+    /// space is causal, so padding would change nothing.
     ///
     /// # Shapes
     /// `difference`: [n, d]; result [1, e].
@@ -528,7 +528,7 @@ impl TextEncoder {
         self.project(output.pooled)
     }
 
-    /// A pooled prompt's place in the joint space, not normalised.
+    /// A pooled prompt's unnormalised features in the joint space.
     ///
     /// # Shapes
     /// [b, d] to [b, e]
@@ -539,7 +539,7 @@ impl TextEncoder {
         self.tower.project(pooled)
     }
 
-    /// Difference tokens, then the ids of end and padding.
+    /// Reads difference tokens, then the ids of end and padding.
     fn finish_with(
         &self,
         beginning: &Beginning,

@@ -1,4 +1,4 @@
-//! Textual inversions: words that were learned for text encoders, as other programs save them.
+//! Textual inversions: learned words for text encoders, as other programs save them.
 //!
 //! A word is written `<name>` in prompts and stands for the vectors of its file, one after the other
 //! ([Gal et al. 2022](https://arxiv.org/abs/2208.01618)).
@@ -14,18 +14,18 @@ use crate::weights::file::TensorFile;
 use crate::weights::low_rank::numbers;
 use crate::{Error, Result};
 
-/// The pickled files of this kind, and what to do about them.
+/// The extensions of pickled files of this kind.
 const PICKLED: [&str; 4] = ["pt", "bin", "ckpt", "pth"];
 const CONVERT: &str = "a pickled file is not read, because reading one can run any code; convert it in Python: \
     `d = torch.load(\"FILE\", weights_only=True)`, then `safetensors.torch.save_file({\"emb_params\": \
     d[\"string_to_param\"][\"*\"].detach()}, \"FILE.safetensors\")`; of a file without `string_to_param`, save `d` itself";
 
-/// Names of vectors for one text encoder, as ComfyUI and kohya's scripts have them: which of a model's CLIPs it is,
-/// counted from 0, and of which models.
+/// Names of vectors for one text encoder in ComfyUI and kohya's scripts: the CLIP's number in the model, counted
+/// from 0, and the model's number of CLIPs.
 const NAMED: [(&str, usize, usize); 3] =
     [("clip_l", 0, 768), ("clip_h", 0, 1024), ("clip_g", 1, 1280)];
 
-/// Adds the words of all files to the text encoders that they were learned for, by the names and widths of their
+/// Adds the words of all files to the text encoders they were learned for, by the names and widths of their
 /// tensors.
 ///
 /// # Errors
@@ -66,7 +66,7 @@ fn read(
         return Err(Error::invalid_file(path, CONVERT));
     }
     let file = TensorFile::open(path)?;
-    // Those that difference tokens are learned for can have words added.
+    // Words can be added to the encoders for which difference tokens are learned.
     let clips: Vec<usize> = (0..encoders.len())
         .filter(|&number| parts[number].joint)
         .collect();

@@ -1,4 +1,4 @@
-//! What text encoders read: the words of a prompt, and the Full Prompt with difference tokens after them.
+//! The input of text encoders: the words of a prompt, and the Full Prompt with difference tokens after them.
 
 use burn::tensor::Tensor;
 
@@ -14,12 +14,12 @@ pub struct Prompt {
     words: Vec<Word>,
 }
 
-/// The ids of a word: by each text encoder's tokenizer, or by one for all of them. Tokenizers of one
-/// vocabulary still differ in what they read as special, such as SDXL's second in `!`.
+/// The ids of a word: by each text encoder's tokenizer, or by one for all of them. Tokenizers with the same
+/// vocabulary still differ in special tokens, such as `!` in SDXL's second.
 type Word = Vec<Vec<u32>>;
 
 impl Prompt {
-    /// The words of a text, separated by white space, as each text encoder's tokenizer cuts them.
+    /// The words of a text, separated by white space, as each text encoder's tokenizer splits them.
     ///
     /// # Errors
     /// [`Error::InvalidFile`](crate::Error::InvalidFile) if the vocabulary cannot express the text.
@@ -34,7 +34,7 @@ impl Prompt {
             .collect();
         for (number, tokenizer) in tokenizers.iter().enumerate() {
             for (id, end) in tokenizer.encode_with_ends(text)? {
-                // A token may hold white space: it belongs to the word that it ends in.
+                // A token may contain white space: it belongs to the word in which it ends.
                 let place = words.partition_point(|(start, _)| *start < end);
                 if let Some((_, word)) = words.get_mut(place.saturating_sub(1)) {
                     word[number].push(id);
@@ -61,8 +61,8 @@ impl Prompt {
         })
     }
 
-    /// The same, where ids that were meant for all text encoders are respelled for those of another
-    /// vocabulary: `others` has a tokenizer for each of these, and nothing for the rest.
+    /// The same, with ids meant for all text encoders respelled for those with another vocabulary: `others` has
+    /// a tokenizer for each of these, and `None` for the rest.
     ///
     /// # Errors
     /// [`Error::InvalidFile`](crate::Error::InvalidFile) if a vocabulary cannot express a word.
@@ -93,7 +93,7 @@ impl Prompt {
         self
     }
 
-    /// Only the words for which `keep`, asked once for each word in order, says so.
+    /// Only the words that `keep`, called once per word in order, accepts.
     #[must_use]
     pub(crate) fn filtered(&self, mut keep: impl FnMut() -> bool) -> Self {
         let words = self.words.iter().filter(|_| keep()).cloned().collect();
@@ -101,8 +101,8 @@ impl Prompt {
         Self { text, words }
     }
 
-    /// As much of its beginning as takes at most `room` places in every text encoder, and how many
-    /// token ids are cut off; the text stays.
+    /// The longest beginning that takes at most `room` places in every text encoder, and the number of token ids
+    /// cut off; the text stays.
     #[must_use]
     pub(crate) fn shortened(self, room: usize) -> (Self, usize) {
         let encoders = self.words.iter().map(Vec::len).max().unwrap_or(0);
@@ -126,7 +126,7 @@ impl Prompt {
         (Self { words, ..self }, cut)
     }
 
-    /// The text as it was given or found.
+    /// The text as given or found.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -145,14 +145,14 @@ fn ids(word: &Word, encoder: usize) -> &[u32] {
         .map_or(&[], Vec::as_slice)
 }
 
-/// The words of a prompt as the text encoders read them. The encoders are causal: whatever follows
-/// the words, this is computed once.
+/// The words of a prompt as read by the text encoders. The encoders are causal, so this is computed once,
+/// whatever follows the words.
 #[derive(Debug, Clone, Default)]
 pub struct Words {
     pub(crate) prompt: Prompt,
     /// Start and words in each text encoder that difference tokens are learned for.
     pub beginnings: Vec<Beginning>,
-    /// The whole prompt in each of the others.
+    /// The whole prompt in each of the other encoders.
     pub(crate) whole: Vec<Encoded>,
     /// Token ids that did not fit together with the difference tokens.
     pub(crate) cut: usize,
@@ -184,8 +184,8 @@ pub struct FullPrompt<'a> {
     /// Token embeddings after the words, one [n, d] per text encoder that they are learned for; empty
     /// for words alone.
     pub difference: Vec<Tensor<2>>,
-    /// How much of what these change in the text encoders' outputs is let in: nothing with 0, all of
-    /// it with 1.
+    /// The share of the tokens' effect on the text encoders' outputs that is applied: 0 is none, and 1 is
+    /// all of it.
     pub strength: f64,
 }
 
@@ -199,12 +199,11 @@ impl<'a> FullPrompt<'a> {
         }
     }
 
-    /// [P, ±D̃]: the words, then the difference tokens, negated for a negative `strength`; with any
-    /// other strength than ±1, a part of what they change, or more than that:
-    /// `c(P) + |strength| · (c([P, ±D̃]) − c(P))`.
+    /// [P, ±D̃]: the words, then the difference tokens, negated for a negative `strength`. A strength other than ±1
+    /// scales their effect: `c(P) + |strength| · (c([P, ±D̃]) − c(P))`.
     ///
-    /// The tokens themselves are not scaled: the text encoder normalises what it reads, so that half
-    /// of them says as much (`docs/study.md`), and tokens of zeros still say something.
+    /// The tokens themselves are not scaled: the text encoder normalises its input, so half of them has the same
+    /// effect (`docs/study.md`), and tokens of zeros still have one.
     ///
     /// # Shapes
     /// `difference`: one [n, d] per text encoder, tracked by autodiff or not.
@@ -218,8 +217,8 @@ impl<'a> FullPrompt<'a> {
     }
 }
 
-/// ±D̃. This is the one place where the sign of the tokens is given its meaning: it applies to the
-/// embeddings at the text encoder's *input*, before it. (A strength applies to what comes out, see
+/// ±D̃. Only here is the sign of the tokens given its meaning: it applies to the embeddings at the text
+/// encoder's *input*. (A strength applies to its output, see
 /// [`FullPrompt`](crate::diffusion::words::FullPrompt).)
 pub(crate) fn signed(embedding: &Tensor<2>, sign: f64) -> Tensor<2> {
     embedding.clone().mul_scalar(sign)

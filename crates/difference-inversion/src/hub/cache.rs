@@ -51,7 +51,7 @@ impl RepoCache {
         }
     }
 
-    /// What there is of a model's revision.
+    /// The cached part of a model's revision.
     pub(super) fn model(&self, id: &ModelId, wanted: Wanted<'_>) -> Option<CachedModel> {
         let known = fs::read_to_string(self.reference(id.revision())).ok();
         let commit = match &known {
@@ -101,7 +101,7 @@ impl RepoCache {
         Ok(())
     }
 
-    /// The file whose lock whoever writes a blob holds.
+    /// The lock file of a blob, which its writer locks.
     pub(super) fn lock_file(&self, name: &str) -> Result<fs::File> {
         let path = self.locks.join(format!("{name}.lock"));
         let mut options = fs::OpenOptions::new();
@@ -109,7 +109,7 @@ impl RepoCache {
         file.map_err(Error::io(path))
     }
 
-    /// Makes `path` of a snapshot stand for a blob.
+    /// Makes `path` of a snapshot a link to a blob.
     pub(super) fn link(&self, commit: &str, path: &str, blob: &str) -> Result<()> {
         let link = self.snapshot(commit).join(path);
         let folder = link.parent().unwrap_or(&self.folder);
@@ -119,9 +119,9 @@ impl RepoCache {
         if fs::read_link(&link).is_ok_and(|old| old == Path::new(&target)) {
             return Ok(());
         }
-        // Renamed into place, since another download may be linking the same file.
+        // Renamed into place: another download may be linking the same file.
         let made = tempfile::Builder::new().make_in(folder, |made| {
-            // Not every file system has links; on Windows symbolic ones need a privilege.
+            // Not every file system has links; on Windows, symbolic ones need a privilege.
             symbolic_link(&target, made)
                 .or_else(|_| fs::hard_link(self.blob(blob), made))
                 .or_else(|_| fs::copy(self.blob(blob), made).map(|_| ()))
@@ -130,7 +130,7 @@ impl RepoCache {
             .map_err(Error::io(&link))
     }
 
-    /// Remembers the commit that a branch or tag stands for.
+    /// Records the commit that a branch or tag stands for.
     pub(super) fn set_reference(&self, revision: &str, commit: &str) -> Result<()> {
         if revision == commit {
             return Ok(());
@@ -152,8 +152,8 @@ fn symbolic_link(_target: &str, _link: &Path) -> std::io::Result<()> {
     Err(std::io::ErrorKind::Unsupported.into())
 }
 
-/// The models in a cache that this library could use: diffusers pipelines, CLIP and BLIP models. Of
-/// each repository the revisions that have a name, or else its snapshots.
+/// The models in a cache that this library can use: diffusers pipelines, CLIP and BLIP models. For each
+/// repository, the revisions that have a name, or else its snapshots.
 pub(super) fn list(cache: &Path) -> Result<Vec<CachedModel>> {
     let entries = match fs::read_dir(cache) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -184,7 +184,7 @@ pub(super) fn list(cache: &Path) -> Result<Vec<CachedModel>> {
     Ok(models)
 }
 
-/// The name and commit of the model whose snapshot in a cache a path is: `OWNER/NAME@COMMIT`.
+/// The name and commit of the model whose snapshot in a cache is at this path: `OWNER/NAME@COMMIT`.
 pub fn model_of(folder: &Path) -> Option<ModelId> {
     let names: Vec<&str> = folder
         .components()
@@ -222,7 +222,7 @@ pub fn repository_of(folder: &str) -> Option<ModelId> {
     name.replacen("--", "/", 1).parse().ok()
 }
 
-/// Whether a snapshot is one of the kinds of models that this library reads.
+/// Whether a snapshot is a kind of model that this library reads.
 fn is_ours(folder: &Path) -> bool {
     if folder.join("model_index.json").is_file() {
         return true;

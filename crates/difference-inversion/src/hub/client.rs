@@ -9,13 +9,13 @@ use ureq::http::{HeaderMap, Response, Uri, header};
 
 use crate::hub::{Hub, HubProblem, ModelId};
 
-/// How long a connection may take.
+/// The timeout for a connection.
 const CONNECT: Duration = Duration::from_secs(15);
-/// How long the other side may be silent.
+/// The timeout for the other side's silence.
 const SILENCE: Duration = Duration::from_secs(30);
-/// How often an answer may name another place.
+/// The maximum number of redirects.
 const MAX_REDIRECTS: usize = 8;
-/// The longest listing that is read.
+/// The maximum size of a listing.
 const MAX_LISTING: u64 = 64 << 20;
 
 type Result<T> = std::result::Result<T, HubProblem>;
@@ -43,11 +43,11 @@ pub(super) struct RemoteFile {
     pub(super) blob: Option<String>,
 }
 
-/// A file that begins to come.
+/// A file whose download begins.
 pub(super) struct Answer {
     /// The digest: SHA-256 for large files.
     pub(super) etag: Option<String>,
-    /// The first byte that comes.
+    /// The first byte of the response.
     pub(super) start: u64,
     /// Bytes of the whole file.
     pub(super) size: Option<u64>,
@@ -77,7 +77,7 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// The files of the revision, and the commit it stands for now.
+    /// The files of the revision, and its current commit.
     pub(super) fn listing(&self) -> Result<Listing> {
         let url = format!(
             "{}/api/models/{}/revision/{}?blobs=true",
@@ -92,7 +92,7 @@ impl<'a> Client<'a> {
         parse_listing(&text)
     }
 
-    /// Opens a file of a commit, from byte `start` on if the Hub can do that.
+    /// Opens a file of a commit, from byte `start` on if the Hub supports it.
     pub(super) fn open(&self, commit: &str, path: &str, start: u64) -> Result<Answer> {
         let url = format!(
             "{}/{}/resolve/{commit}/{}",
@@ -134,7 +134,7 @@ impl<'a> Client<'a> {
         Err(HubProblem::protocol(format!("{url}: too many redirects")))
     }
 
-    /// Where a redirect leads.
+    /// The target of a redirect.
     fn next(&self, from: &Uri, headers: &HeaderMap) -> Result<String> {
         let location = text(headers, "location").unwrap_or_default();
         let scheme = from.scheme_str().unwrap_or("https");
@@ -153,7 +153,7 @@ impl<'a> Client<'a> {
         Ok(url)
     }
 
-    /// What an answer other than success means; the Hub says more in `X-Error-Code`.
+    /// The meaning of an unsuccessful response; the Hub gives details in `X-Error-Code`.
     fn refusal(&self, status: u16, url: &str, headers: &HeaderMap) -> HubProblem {
         let token = self.hub.token.is_some();
         let code = text(headers, "x-error-code").unwrap_or_default();
@@ -199,7 +199,7 @@ impl<'a> Client<'a> {
     }
 }
 
-/// The answer that holds the file, or the rest of it.
+/// The response with the file, or with the rest of it.
 fn opened(answer: Response<ureq::Body>, etag: Option<String>, start: u64) -> Result<Answer> {
     let headers = answer.headers();
     let length: Option<u64> = text(headers, "content-length").and_then(|text| text.parse().ok());
@@ -222,7 +222,7 @@ fn opened(answer: Response<ureq::Body>, etag: Option<String>, start: u64) -> Res
     })
 }
 
-/// Reads a listing. Nothing in it may name a place outside the cache.
+/// Parses a listing. Nothing in it may name a place outside the cache.
 fn parse_listing(json: &[u8]) -> Result<Listing> {
     #[derive(Deserialize)]
     struct Repository {
@@ -275,12 +275,12 @@ fn is_inside(path: &str) -> bool {
     path.split('/').all(plain) && !path.contains(['\\', ':']) && !path.contains(char::is_control)
 }
 
-/// Whether a text can be a digest, and with that the name of a file in the cache.
+/// Whether a text can be a digest, and so the name of a file in the cache.
 pub(super) fn is_digest(text: &str) -> bool {
     (40..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// An ETag without the marks around it.
+/// An ETag without its quotes.
 fn plain_etag(etag: &str) -> String {
     let strong = etag.strip_prefix("W/").unwrap_or(etag);
     strong.trim_matches('"').to_owned()

@@ -1,4 +1,4 @@
-//! Bringing a repository's files into the cache.
+//! Downloads of a repository's files into the cache.
 
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
@@ -29,7 +29,7 @@ const WAITS: [Duration; 3] = [
 ];
 /// The longest wait that the Hub may ask for.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
-/// How often a wait looks whether it should stop.
+/// The interval at which a wait checks whether it should stop.
 const TICK: Duration = Duration::from_millis(100);
 /// Bytes read at once.
 const CHUNK: usize = 256 << 10;
@@ -41,11 +41,11 @@ struct Download<'a> {
     cache: RepoCache,
     commit: String,
     observer: Observer<'a>,
-    /// Bytes of the files that are finished, of those that were not there at the start.
+    /// Bytes of the finished files that were missing at the start.
     finished: u64,
-    /// The same with those of the file that is coming.
+    /// The same including those of the current file.
     done: u64,
-    /// Bytes of all files that were not there.
+    /// Bytes of all files that were missing.
     total: u64,
 }
 
@@ -67,7 +67,7 @@ pub(super) fn survey(
     })
 }
 
-/// Brings a revision into the cache; gives the folder of its snapshot.
+/// Downloads a revision into the cache; returns the folder of its snapshot.
 pub(super) fn pull(
     hub: &Hub,
     id: &ModelId,
@@ -88,7 +88,7 @@ pub(super) fn pull(
     }
 }
 
-/// The files of a listing that are needed.
+/// The required files of a listing.
 fn choose(
     listing: Listing,
     wanted: Wanted<'_>,
@@ -106,7 +106,7 @@ fn choose(
         .collect())
 }
 
-/// Whether there is something in a folder.
+/// Whether a folder has files.
 fn holds(files: &[RemoteFile], folder: &str) -> bool {
     let is_in = |file: &RemoteFile| file.path.split('/').next() == Some(folder);
     files.iter().any(is_in)
@@ -132,21 +132,21 @@ impl<'a> Download<'a> {
         }
     }
 
-    /// The files that are needed, of the commit that the revision stands for now.
+    /// The required files, at the current commit of the revision.
     fn planned(&mut self, wanted: Wanted<'_>) -> Result<Vec<RemoteFile>> {
         let id = self.id;
         let listing = self.patiently(|this| this.client.listing().map_err(|it| it.of(id)))?;
         choose(listing, wanted, &mut self.commit).map_err(|it| it.of(id))
     }
 
-    /// The planned files that have to be linked, at least. A file, and not a link, was put there by a
-    /// program that could make no links.
+    /// The planned files that at least have to be linked. A file that is not a link was put there by a program
+    /// that could not create links.
     fn absent<'f>(&self, planned: &'f [RemoteFile]) -> Vec<&'f RemoteFile> {
         let is_linked = |file: &&RemoteFile| !self.cache.holds(&self.commit, &file.path, file.size);
         planned.iter().filter(is_linked).collect()
     }
 
-    /// The sum of `bytes` of these files, as far as they are not there. Files with the same contents are one
+    /// The sum of `bytes` of the missing ones of these files. Files with the same contents are one
     /// blob.
     fn bytes_of(&self, files: &[&RemoteFile], bytes: impl Fn(&RemoteFile) -> u64) -> u64 {
         let mut counted = BTreeSet::new();
@@ -199,7 +199,7 @@ impl<'a> Download<'a> {
         }
     }
 
-    /// Brings all files, then makes the snapshot, then the name of the revision.
+    /// Downloads all files, then creates the snapshot, then the name of the revision.
     fn all(&mut self, planned: &[RemoteFile]) -> Result<()> {
         self.cache.prepare()?;
         let mut files = self.absent(planned);
@@ -224,8 +224,8 @@ impl<'a> Download<'a> {
         self.cache.set_reference(self.id.revision(), &self.commit)
     }
 
-    /// Refuses a pipeline that cannot be opened according to its configurations, before its weights are downloaded:
-    /// those that have come, with the names of their blobs, and those that were there.
+    /// Refuses a pipeline that its configurations show to be unsupported, before its weights are downloaded. Reads the
+    /// downloaded ones, with the names of their blobs, and those that were there.
     fn check_configs<'f>(
         &self,
         come: impl Iterator<Item = (&'f &'f RemoteFile, &'f String)>,
@@ -263,7 +263,7 @@ impl<'a> Download<'a> {
         blob.is_some_and(|blob| self.cache.blob(blob).is_file())
     }
 
-    /// Brings one file; gives the name of its blob.
+    /// Downloads one file; returns the name of its blob.
     fn receive(&mut self, file: &RemoteFile) -> Result<String> {
         let mut answer = None;
         let blob = match &file.blob {
@@ -300,7 +300,7 @@ impl<'a> Download<'a> {
         if let Err(problem) = check(file, &blob, size, &partial) {
             partial.discard().map_err(Error::io(&path))?;
             drop(lock);
-            // What an earlier attempt left may have been damaged on this disk.
+            // The data of an earlier attempt may be damaged on this disk.
             return match resumed {
                 true => self.receive(file),
                 false => Err(problem.of(self.id)),
@@ -356,7 +356,7 @@ impl<'a> Download<'a> {
             }
             self.done += count as u64;
             if size.is_some_and(|size| partial.len() > size) {
-                break; // `check` reports what is wrong with it
+                break; // `check` reports the error
             }
             self.step()?;
         }
@@ -386,13 +386,13 @@ impl<'a> Download<'a> {
                     self.step()?;
                     sleep(TICK);
                 }
-                // A file system without locks is no reason not to download.
+                // Missing support for locks in a file system must not prevent a download.
                 Ok(()) | Err(TryLockError::Error(_)) => return Ok(lock),
             }
         }
     }
 
-    /// Repeats what fails for a reason that may pass, as long as it gets further.
+    /// Retries after transient failures, as long as there is progress.
     fn patiently<T>(&mut self, work: impl Fn(&mut Self) -> Result<T>) -> Result<T> {
         let mut waits = WAITS.into_iter();
         loop {
@@ -423,7 +423,7 @@ impl<'a> Download<'a> {
         }
     }
 
-    /// Reports how many bytes are there, once it is known how many there will be.
+    /// Reports the number of downloaded bytes, once the total is known.
     fn step(&mut self) -> Result<()> {
         if self.total == 0 {
             return Ok(());
@@ -439,7 +439,7 @@ fn is_weights(file: &RemoteFile) -> bool {
     file.path.ends_with(".safetensors")
 }
 
-/// Refuses a pipeline of a class that cannot be opened, by its `model_index.json`.
+/// Refuses a pipeline of an unsupported class, by its `model_index.json`.
 fn check_class(index: &Path) -> std::result::Result<(), HubProblem> {
     let index: serde_json::Value = (std::fs::read(index).ok())
         .and_then(|text| serde_json::from_slice(&text).ok())
@@ -452,7 +452,7 @@ fn check_class(index: &Path) -> std::result::Result<(), HubProblem> {
     }
 }
 
-/// Checks size and, where the name of the blob is one, SHA-256.
+/// Checks the size and, if the name of the blob is one, the SHA-256.
 fn check(
     file: &RemoteFile,
     blob: &str,

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::Error;
 
-/// The branch that is meant if no revision is given.
+/// The default branch.
 const MAIN: &str = "main";
 /// The longest owner, name or revision.
 const LONGEST: usize = 96;
@@ -40,7 +40,7 @@ impl ModelId {
 impl FromStr for ModelId {
     type Err = Error;
 
-    /// Reads a name. Nothing that could lead out of a folder is one.
+    /// Parses a name. Names that could lead out of a folder are invalid.
     fn from_str(text: &str) -> Result<Self, Error> {
         let (repository, revision) = text.split_once('@').unwrap_or((text, MAIN));
         let parts: Vec<&str> = repository.split('/').collect();
@@ -68,8 +68,8 @@ impl fmt::Display for ModelId {
     }
 }
 
-/// Letters, digits, `-`, `_` and `.`; not hidden, and without the `--` and `..` that mean something
-/// else in the cache.
+/// Letters, digits, `-`, `_` and `.`; not hidden, and without `--` and `..`, which have other meanings in
+/// the cache.
 fn is_name(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     (1..=LONGEST).contains(&name.len())

@@ -1,5 +1,5 @@
-//! Models known by name besides those of the [families](crate::diffusion::family): which joint space
-//! belongs to which text encoder, and under which licence models are.
+//! Known models besides those of the [families](crate::diffusion::family): the joint spaces of text
+//! encoders, and the licences of models.
 
 use std::path::Path;
 
@@ -15,8 +15,8 @@ use crate::weights::read_config;
 /// The captioner that the paper uses, for models from the Hub.
 pub const CAPTIONER: &str = "Salesforce/blip2-opt-2.7b";
 
-/// The joint spaces of the text encoders in use, each with the width, the activation and the depth
-/// by which the encoder is known. Diffusion models on ViT-H-14 leave its last layer out.
+/// The joint spaces of the text encoders in use, each with the width, activation and depths that identify
+/// the encoder. Diffusion models on ViT-H-14 leave out its last layer.
 const JOINT_SPACES: [(&str, usize, &str, [usize; 2]); 3] = [
     ("openai/clip-vit-large-patch14", 768, "quick_gelu", [12, 12]),
     (
@@ -33,17 +33,17 @@ const JOINT_SPACES: [(&str, usize, &str, [usize; 2]); 3] = [
     ),
 ];
 
-/// Licences of joint spaces and captioners by repository, as the models' pages name them; for models
-/// whose README was not downloaded or does not say.
+/// Licences of joint spaces and captioners by repository, as the models' pages name them, for models whose
+/// README was not downloaded or does not state one.
 const LICENCES: [(&str, &str); 3] = [
     ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "mit"),
     ("laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", "mit"),
     (CAPTIONER, "mit"),
 ];
 
-/// The joint spaces that a model's text encoders belong to, as far as they are known. An encoder is
-/// known by width, depth and activation in its configuration; whether a joint space truly is its
-/// own, [`JointSpace::check_encoder`](crate::diffusion::joint_space::JointSpace::check_encoder) decides by the
+/// The known joint spaces of a model's text encoders. An encoder is identified by the width, depth and
+/// activation in its configuration. Whether a joint space is really its own,
+/// [`JointSpace::check_encoder`](crate::diffusion::joint_space::JointSpace::check_encoder) decides by the
 /// weights.
 ///
 /// # Errors
@@ -56,13 +56,13 @@ pub fn joint_spaces(files: &ModelFiles) -> Result<Vec<ModelId>> {
     Ok(found.into_iter().flatten().collect())
 }
 
-/// The joint space that a text encoder belongs to, by the file of its configuration.
+/// The joint space of a text encoder, from the file of its configuration.
 #[cfg(feature = "hub")]
 pub(super) fn joint_space_of(config: &Path) -> Result<Option<ModelId>> {
     joint_space(&read_config(config)?)
 }
 
-/// What distinguishes text encoders. Other architectures have other fields and no joint space.
+/// What distinguishes text encoders. Other architectures have other fields, and no joint space.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct EncoderSize {
@@ -81,8 +81,8 @@ fn joint_space(size: &EncoderSize) -> Result<Option<ModelId>> {
     found.map(|(name, ..)| name.parse()).transpose()
 }
 
-/// The name of a model's licence: what the front matter of the `README.md` in its folder says, else
-/// what is known of its repository.
+/// The name of a model's licence, from the front matter of the `README.md` in its folder, or else as known
+/// for its repository.
 pub fn licence(folder: Option<&Path>, repository: &str) -> Option<String> {
     let readme = folder.and_then(|folder| std::fs::read_to_string(folder.join("README.md")).ok());
     let known = || {

@@ -15,7 +15,7 @@ pub(super) struct Partial {
 }
 
 impl Partial {
-    /// Opens what an earlier attempt left, or an empty file.
+    /// Opens the data of an earlier attempt, or an empty file.
     pub(super) fn open(path: PathBuf) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let mut file = options.read(true).append(true).create(true).open(&path)?;
@@ -33,7 +33,7 @@ impl Partial {
         &self.path
     }
 
-    /// Bytes that are there.
+    /// The number of bytes so far.
     pub(super) fn len(&self) -> u64 {
         self.len
     }
@@ -62,7 +62,7 @@ impl Partial {
         crate::util::digest::hex(self.digest.clone())
     }
 
-    /// Gives the whole file its name.
+    /// Moves the whole file to its final path.
     pub(super) fn finish(self, path: &Path) -> io::Result<()> {
         self.file.sync_all()?;
         fs::rename(&self.path, path)

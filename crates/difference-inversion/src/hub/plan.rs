@@ -1,4 +1,4 @@
-//! Which files of a repository, or of a folder, make up a model.
+//! The files of a repository, or of a folder, that make up a model.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -24,14 +24,14 @@ enum Part {
     Transformer,
 }
 
-/// The folders that a pipeline can do without, and their tokenizers'.
+/// The optional folders of pipelines, and those of their tokenizers.
 fn optional_parts() -> impl Iterator<Item = String> {
     let encoders = family::all().flat_map(|family| family.text_encoders);
     let optional = encoders.filter(|encoder| encoder.optional);
     optional.flat_map(|encoder| [encoder.part.to_owned(), tokenizer_of(encoder.part)])
 }
 
-/// The folders of diffusers pipelines that are read.
+/// The folders of diffusers pipelines that this library reads.
 fn pipeline_parts() -> impl Iterator<Item = (String, Part)> {
     let networks = family::networks().into_iter();
     let networks = networks.map(|name| (name.to_owned(), Part::Network));
@@ -54,7 +54,7 @@ fn needed(index: Option<&Map<String, Value>>) -> [&'static str; 3] {
     [family.denoiser.part, family.autoencoder.part, SCHEDULER]
 }
 
-/// The files of a model, by their paths in the repository, and what it lacks.
+/// The files of a model, by their paths in the repository, and its missing files.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(super) struct Plan {
     pub(super) files: BTreeSet<String>,
@@ -62,8 +62,8 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Chooses among the `paths` of a repository or folder: a diffusers pipeline if there is a
-    /// `model_index.json`, whose contents say more if they are given, else one transformers model.
+    /// Selects among the `paths` of a repository or folder: a diffusers pipeline if there is a
+    /// `model_index.json`, whose contents refine the selection if given, else one transformers model.
     pub(super) fn new<'a>(
         paths: &BTreeSet<String>,
         index: Option<&Map<String, Value>>,
@@ -130,7 +130,7 @@ impl Plan {
         }
     }
 
-    /// Takes every file of these sets that is there; at least one set has to be complete.
+    /// Selects every existing file of these sets; at least one set must be complete.
     fn one_of(&mut self, paths: &BTreeSet<String>, folder: &str, sets: &[&[&str]]) {
         let there = |name: &&str| paths.contains(&format!("{folder}{name}"));
         if !sets.iter().any(|set| set.iter().all(there)) {
@@ -148,8 +148,8 @@ impl Plan {
         }
     }
 
-    /// Takes the weights in one variant, in one file or in all of its shards with their index, which
-    /// need not have the same stem.
+    /// Selects the weights in one variant, in one file or in all of its shards with their index, whose stem
+    /// may differ.
     fn weights(&mut self, paths: &BTreeSet<String>, folder: &str, variant: Option<&str>) {
         let mut incomplete = None;
         for suffix in &suffixes(variant) {
@@ -199,8 +199,8 @@ fn is_used(entry: &Value) -> bool {
     entry.get(0).is_some_and(Value::is_string)
 }
 
-/// The shards `STEM-00001-of-00002.safetensors`; the suffix of a variant stands before the numbers
-/// or behind them.
+/// The shards `STEM-00001-of-00002.safetensors`; the suffix of a variant is before or after the
+/// numbers.
 #[derive(Debug)]
 struct Shards {
     files: Vec<String>,
@@ -228,9 +228,9 @@ impl Shards {
     }
 }
 
-/// What the model in a folder on this machine lacks of what is read, by path: nothing if it is
-/// complete. A `variant` that is asked for must be there in one of the networks. Whether the files are
-/// whole is not looked at.
+/// The files missing from the model in a folder on this machine, by path; empty if it is complete. A
+/// requested `variant` must exist for at least one of the networks. The contents of files are not
+/// checked.
 pub fn missing<'a>(folder: &Path, wanted: impl Into<Wanted<'a>>) -> Vec<String> {
     let wanted = wanted.into();
     let mut paths = BTreeSet::new();
@@ -249,7 +249,7 @@ pub fn missing<'a>(folder: &Path, wanted: impl Into<Wanted<'a>>) -> Vec<String> 
     missing
 }
 
-/// The files in a folder and in the folders in it, links followed; what cannot be read is not there.
+/// The files in a folder and its subfolders, links followed; unreadable ones count as missing.
 fn collect(folder: &Path, prefix: &str, paths: &mut BTreeSet<String>) {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     for entry in entries {
@@ -432,7 +432,7 @@ mod tests {
         assert_eq!(without.missing, Vec::<String>::new());
         let others = whole.files.iter().filter(|path| !is_third(path));
         assert!(without.files.iter().eq(others));
-        // A copy without it is complete for those who do not want it.
+        // A copy without it is complete for users who do not want it.
         let incomplete = sd3.replace("text_encoder_3/", "other/");
         assert_eq!(plan(&incomplete, true).missing, Vec::<String>::new());
         assert!(plan(&incomplete, false).missing[0].starts_with("text_encoder_3/"));

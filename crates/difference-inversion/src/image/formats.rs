@@ -2,7 +2,7 @@
 
 use crate::util::foreign::lfs_pointer;
 
-/// What the first bytes of a file say, and what to do about it.
+/// Names the format of a file by its first bytes, with what to do about it.
 pub(super) fn named(bytes: &[u8]) -> Option<String> {
     let starts = |start: &[u8]| bytes.starts_with(start);
     let at = |place: usize, text: &[u8]| {
@@ -38,7 +38,7 @@ pub(super) fn named(bytes: &[u8]) -> Option<String> {
     Some(converted(format))
 }
 
-/// What to do with a photograph as the sensor saw it.
+/// What to do with a camera's raw photograph.
 pub(super) fn raw() -> String {
     "a camera's raw photograph, which is not read; develop it, and save it as JPEG, PNG or TIFF"
         .to_owned()
@@ -50,7 +50,7 @@ fn converted(format: &str) -> String {
     )
 }
 
-/// A file of the family of MP4, by its brands: the first, and those that it is compatible with.
+/// Names a file of the MP4 family, by its brands: the first, and those it is compatible with.
 fn of_brand(bytes: &[u8]) -> String {
     let size = bytes[..4]
         .iter()
@@ -78,12 +78,12 @@ fn of_brand(bytes: &[u8]) -> String {
     }
 }
 
-/// P1 to P7, and white space.
+/// Whether it is P1 to P7, followed by white space.
 fn is_netpbm(bytes: &[u8]) -> bool {
     matches!(bytes, [b'P', b'1'..=b'7', space, ..] if space.is_ascii_whitespace())
 }
 
-/// What people take for pictures.
+/// Names files that are commonly mistaken for pictures.
 fn other(bytes: &[u8]) -> Option<String> {
     let start = &bytes[..bytes.len().min(1024)];
     let text = String::from_utf8_lossy(start);

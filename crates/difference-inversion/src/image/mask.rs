@@ -1,4 +1,4 @@
-//! Masks as editors save them: white on black, a brush on nothing, or the picture with a hole in it.
+//! Masks as editors save them: white on black, brush strokes on transparency, or the picture with a hole.
 
 use std::path::Path;
 
@@ -7,43 +7,43 @@ use ::image::{DynamicImage, GrayImage, Luma, RgbImage, RgbaImage};
 use super::{load_transparent, over_white};
 use crate::{Error, Result};
 
-/// A pixel with less alpha shows through.
+/// Pixels with less alpha are transparent.
 const OPAQUE: u8 = 128;
-/// A brush has one colour, up to this.
+/// The largest deviation of a brush's colour.
 const ONE_COLOUR: u8 = 48;
-/// Grey is what has channels as near as this.
+/// The largest difference between the channels of grey.
 const GREY: u8 = 16;
-/// Black is as dark as this, and white as far from the other end.
+/// The largest value of black, and the largest distance of white from its maximum.
 const DARK: u8 = 64;
 
 /// How a mask marks the area to redraw.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reading {
-    /// White, or at least half as bright.
+    /// Pixels at least half as bright as white.
     Bright,
     /// Paint on transparency.
     Painted,
-    /// White, on black or nothing.
+    /// White, on black or on transparency.
     BrightAndOpaque,
     /// The hole in the picture.
     Hole,
 }
 
-/// What an inpainting model draws anew: white there, black elsewhere.
+/// The area that an inpainting model redraws: white there, black elsewhere.
 #[derive(Debug, Clone)]
 pub struct Mask {
     /// The mask.
     pub image: RgbImage,
-    /// How it was understood, where that was not certain.
+    /// How it was interpreted, if that was ambiguous.
     pub notice: Option<String>,
 }
 
-/// Reads a mask. Without transparent pixels, what is at least half as bright as white is drawn anew. A brush of one
-/// colour on nothing marks that, whatever its colour; where there are transparent pixels beside black and white,
-/// white; and beside a picture's colours, what was taken away.
+/// Reads a mask. Without transparent pixels, the area at least half as bright as white is redrawn. On
+/// transparency, brush strokes of one colour mark the area, whatever the colour. Black and white with transparent
+/// pixels mark it in white. In a picture with transparent pixels, the erased area is redrawn.
 ///
 /// # Errors
-/// As [`load_image`](super::load_image), and [`Error::InvalidFile`] for a mask of nothing.
+/// As [`load_image`](super::load_image), and [`Error::InvalidFile`] for an empty mask.
 pub fn load_mask(path: &Path) -> Result<Mask> {
     let image = load_transparent(path)?;
     if !image.color().has_alpha() {
@@ -88,7 +88,7 @@ fn marked(pixels: &RgbaImage, reading: Reading) -> RgbImage {
     DynamicImage::from(grey).into_rgb8()
 }
 
-/// How a mask with alpha is meant; `None` if there is nothing in it.
+/// How to read a mask with alpha; `None` if it is empty.
 fn reading(pixels: &RgbaImage) -> Option<Reading> {
     let (mut least, mut most) = ([u8::MAX; 3], [0; 3]);
     let (mut opaque, mut transparent, mut black_or_white) = (0_u64, 0_u64, 0_u64);
@@ -127,7 +127,7 @@ mod tests {
 
     use super::*;
 
-    /// Where a mask of these pixels is white, as a row of `#` and `.`; and what is told.
+    /// Where a mask of these pixels is white, as a row of `#` and `.`; and the notice.
     fn read(pixel: impl Fn(u32) -> [u8; 4]) -> (String, Option<String>) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mask.png");

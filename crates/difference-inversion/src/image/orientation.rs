@@ -1,7 +1,7 @@
-//! How a picture is to be turned, wherever its file says so.
+//! The orientation of a picture, from any place in its file.
 //!
-//! As Pillow's `ImageOps.exif_transpose`: the orientation of EXIF counts, and where EXIF has none, that of XMP. EXIF
-//! stands in a segment or chunk of its own, in PNG anywhere in the file, or as the text `Raw profile type exif` that
+//! As in Pillow's `ImageOps.exif_transpose`, EXIF's orientation counts, or XMP's if EXIF has none. EXIF is in a
+//! segment or chunk of its own, in PNG anywhere in the file, or in the text `Raw profile type exif` that
 //! ImageMagick writes.
 
 use std::io::Read;
@@ -19,17 +19,17 @@ const JPEG_XMP: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
 /// The text chunks of PNG that are read.
 const PNG_EXIF: &[u8] = b"Raw profile type exif";
 const PNG_XMP: &[u8] = b"XML:com.adobe.xmp";
-/// More than this is no metadata.
+/// The largest size of metadata.
 const MOST: usize = 1 << 24;
 
-/// The statements of a file besides its pixels.
+/// The metadata of a file.
 #[derive(Debug, Default)]
 struct Metadata {
     exif: Option<Vec<u8>>,
     xmp: Option<Vec<u8>>,
 }
 
-/// How a picture is to be turned; not at all where its file does not say, or says nonsense.
+/// The orientation of a picture; none if its file states none, or an invalid one.
 pub(super) fn orientation(bytes: &[u8], format: ImageFormat) -> Orientation {
     let metadata = match format {
         ImageFormat::Png => of_png(bytes),
@@ -117,7 +117,7 @@ fn text_of(kind: &[u8], rest: &[u8]) -> Option<Vec<u8>> {
         b"tEXt" => Some(rest.to_vec()),
         b"zTXt" => inflated(rest.get(1..)?),
         _ => {
-            // Whether it is compressed and how, the language, the keyword in that language.
+            // Compression flag and method, language, and the keyword in that language.
             let (compressed, rest) = (rest.first()? == &1, rest.get(2..)?);
             let mut parts = rest.splitn(3, |byte| *byte == 0);
             let text = parts.nth(2)?;
@@ -138,7 +138,7 @@ fn inflated(bytes: &[u8]) -> Option<Vec<u8>> {
     read.ok().map(|_| inflated)
 }
 
-/// The bytes that ImageMagick writes as text: a name, a length and hexadecimal digits, in lines.
+/// Decodes the bytes that ImageMagick writes as text: a name, a length and hexadecimal digits, in lines.
 fn of_hexadecimal(text: &[u8]) -> Option<Vec<u8>> {
     let mut lines = text.splitn(4, |byte| *byte == b'\n');
     let digits: Vec<u8> = (lines.nth(3)?.iter())
@@ -205,7 +205,7 @@ fn of_webp(bytes: &[u8]) -> Metadata {
     metadata
 }
 
-/// XMP is an application's extension of GIF; it is found by the name of that.
+/// In GIF, XMP is an application extension, found by its name.
 fn of_gif(bytes: &[u8]) -> Metadata {
     const NAME: &[u8] = b"\x21\xff\x0bXMP DataXMP";
     let at = bytes.windows(NAME.len()).position(|window| window == NAME);
@@ -215,13 +215,13 @@ fn of_gif(bytes: &[u8]) -> Metadata {
     }
 }
 
-/// The first directory of a TIFF, or of EXIF, which is one; also of a BigTIFF.
+/// The first directory of a TIFF or BigTIFF, or of EXIF, which is a TIFF.
 pub(super) struct Directory<'a> {
     bytes: &'a [u8],
     big_endian: bool,
-    /// Of a BigTIFF.
+    /// Whether it is a BigTIFF.
     big: bool,
-    /// Where its entries begin.
+    /// The offset of its entries.
     at: usize,
     entries: usize,
 }
@@ -287,7 +287,7 @@ impl<'a> Directory<'a> {
         Some((kind, place))
     }
 
-    /// The one whole number that a tag has; a byte is none, as Pillow has it.
+    /// The single integer of a tag; bytes do not count, as in Pillow.
     pub(super) fn number_of(&self, tag: u16) -> Option<u64> {
         let (kind, value) = self.entry(tag)?;
         let read = |bytes: &[u8]| number(bytes, self.big_endian);
@@ -302,7 +302,7 @@ impl<'a> Directory<'a> {
         }
     }
 
-    /// All the whole numbers that a tag has.
+    /// All integers of a tag.
     pub(super) fn numbers_of(&self, tag: u16) -> Vec<u64> {
         let Some((kind, value)) = self.entry(tag) else {
             return Vec::new();
@@ -320,7 +320,7 @@ impl<'a> Directory<'a> {
             .collect()
     }
 
-    /// The file with another first value of a tag of short numbers, if it has one.
+    /// A copy of the file with the first value of a tag of shorts replaced, if it has one.
     pub(super) fn with_short(&self, tag: u16, value: u16) -> Option<Vec<u8>> {
         let (3, place) = self.place(tag)? else {
             return None;
@@ -336,7 +336,7 @@ impl<'a> Directory<'a> {
         Some(bytes)
     }
 
-    /// The bytes that a tag has.
+    /// The bytes of a tag.
     pub(super) fn bytes_of(&self, tag: u16) -> Option<Vec<u8>> {
         self.entry(tag).map(|(_, value)| value.to_vec())
     }

@@ -1,4 +1,4 @@
-//! From a picture to the input of a vision tower, as `preprocessor_config.json` says.
+//! Preprocessing of pictures for a vision tower, as configured by `preprocessor_config.json`.
 
 use std::path::Path;
 
@@ -20,11 +20,11 @@ enum Size {
     Box { height: u32, width: u32 },
 }
 
-/// The longest edge that a network's picture may be asked to have.
+/// The longest plausible edge of a network's input.
 const LONGEST_EDGE: u32 = 2048;
 
 impl Size {
-    /// Whether a network can be meant to see a picture of this size.
+    /// Whether it is a plausible size of a network's input.
     fn is_usual(self) -> bool {
         let edges = match self {
             Self::One(edge)
@@ -37,7 +37,7 @@ impl Size {
     }
 }
 
-/// What transformers' `CLIPImageProcessor` and `BlipImageProcessor` do with a picture.
+/// The preprocessing of transformers' `CLIPImageProcessor` and `BlipImageProcessor`.
 #[derive(Clone, Debug, Deserialize)]
 pub struct ImagePreprocessor {
     #[serde(default, alias = "feature_extractor_type")]
@@ -62,7 +62,7 @@ pub struct ImagePreprocessor {
     image_std: [f32; 3],
 }
 
-/// `processor_config.json`, which newer transformers write for a processor as a whole.
+/// `processor_config.json`, which newer transformers write for the processor as a whole.
 #[derive(Deserialize)]
 struct Combined {
     image_processor: ImagePreprocessor,

@@ -1,4 +1,4 @@
-//! Colours: models were trained on sRGB, and cameras, telephones and scanners write others.
+//! Colour management: models were trained on sRGB, but cameras, phones and scanners use other colour spaces.
 
 use ::image::{DynamicImage, ImageFormat, RgbImage, RgbaImage};
 use moxcms::{
@@ -6,14 +6,14 @@ use moxcms::{
     Layout, MatrixCoefficients, ToneReprCurve, TransferCharacteristics, TransformOptions, XyY,
 };
 
-/// Levels of a colour that are tried to see whether a profile changes anything.
+/// The step between colour levels tested for whether a profile changes anything.
 const STEP: usize = 17;
-/// The exponent of sRGB's curve, about, as PNG writes it.
+/// The approximate exponent of sRGB's curve, as written in PNG.
 const GAMMA_OF_SRGB: f64 = 0.45455;
-/// A curve that is off by less is meant to be sRGB's, as libpng has it.
+/// A curve that deviates less than this counts as sRGB's, as in libpng.
 const NEAR: f64 = 0.05;
 
-/// The colours that a picture is in, where its file says so: its ICC profile, or what a PNG says in its chunks.
+/// The colour space stated by a picture's file: its ICC profile, or the chunks of a PNG.
 pub(super) fn of_file(
     bytes: &[u8],
     format: ImageFormat,
@@ -29,7 +29,7 @@ pub(super) fn of_file(
     }
 }
 
-/// The colours by the chunks of a PNG, the first of these that is there: `cICP`, `sRGB`, `gAMA` with `cHRM`.
+/// The colour space from the chunks of a PNG, the first of: `cICP`, `sRGB`, `gAMA` with `cHRM`.
 fn of_png(bytes: &[u8]) -> Option<ColorProfile> {
     let reader = ::png::Decoder::new(std::io::Cursor::new(bytes))
         .read_info()
@@ -77,8 +77,8 @@ fn of_png(bytes: &[u8]) -> Option<ColorProfile> {
     Some(profile)
 }
 
-/// The picture in sRGB. As it is, if `profile` is one of other colours (of a CMYK picture that the decoder has
-/// converted), or changes none by more than the rounding. Numbers of 16 bits are converted as such.
+/// Converts the picture to sRGB. It is unchanged if `profile` is for other channels (as for a CMYK picture that
+/// the decoder has converted), or changes nothing beyond rounding. 16-bit pictures stay 16-bit.
 pub(super) fn to_srgb(image: DynamicImage, profile: &ColorProfile) -> DynamicImage {
     converted(&image, profile).unwrap_or(image)
 }
@@ -134,7 +134,7 @@ fn converted(image: &DynamicImage, profile: &ColorProfile) -> Option<DynamicImag
     }
 }
 
-/// Whether a profile changes any colour by more than the rounding.
+/// Whether a profile changes any colour beyond rounding.
 fn changes(profile: &ColorProfile) -> Option<bool> {
     let (srgb, options) = (ColorProfile::new_srgb(), TransformOptions::default());
     let levels = || (0..=u8::MAX).step_by(STEP);

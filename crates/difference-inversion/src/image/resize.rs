@@ -2,8 +2,8 @@
 //!
 //! The preprocessing of CLIP and BLIP-2 checkpoints is defined by Pillow's resampling: separable,
 //! antialiased (the filter widens with the reduction), horizontal pass first, each pass in fixed
-//! point and rounded to 8 bits (`Resample.c`). Pillow 13 may put the vertical pass first, which shows
-//! only where one side shrinks while the other grows.
+//! point and rounded to 8 bits (`Resample.c`). Pillow 13 may do the vertical pass first, which differs
+//! only if one side shrinks while the other grows.
 
 use ::image::{Rgb, RgbImage};
 
@@ -74,7 +74,7 @@ impl Filter {
 /// Fractional bits of the fixed-point weights.
 const PRECISION_BITS: u32 = 32 - 8 - 2;
 
-/// What one output pixel takes from a row or column of the source.
+/// The weights of one output pixel on a row or column of the source.
 struct Taps {
     start: u32,
     weights: Vec<i32>,

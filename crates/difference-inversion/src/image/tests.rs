@@ -33,7 +33,7 @@ fn gradient(width: u32, height: u32) -> RgbImage {
     })
 }
 
-/// Why the picture is refused.
+/// The reason why the picture is refused.
 fn refusal(bytes: &[u8]) -> String {
     let message = load(bytes).unwrap_err().to_string();
     let Some((_, reason)) = message.split_once("picture.dat: ") else {
@@ -92,7 +92,7 @@ fn a_folder_is_an_error() {
     );
 }
 
-/// Every form that people have: what Pillow reads, or refused in words.
+/// Every common format: read as by Pillow, or refused with a reason.
 #[test]
 fn pictures_are_what_pillow_reads() {
     let folder = golden("../pictures");

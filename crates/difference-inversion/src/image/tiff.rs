@@ -1,4 +1,4 @@
-//! TIFF, as Pillow's table of modes reads it (`TiffImagePlugin.OPEN_INFO`), or refused in words.
+//! TIFF, read as in Pillow's table of modes (`TiffImagePlugin.OPEN_INFO`), or refused with a reason.
 
 use std::borrow::Cow;
 use std::io::Cursor;
@@ -38,23 +38,23 @@ mod photometric {
     pub(super) const LINEAR_RAW: u64 = 34_892;
 }
 
-/// As a value of the tag: [`photometric::BLACK_IS_ZERO`].
+/// The value [`photometric::BLACK_IS_ZERO`] of the tag.
 const GREYS: u16 = 1;
-/// What Corel Draw 10 calls straight alpha, and what it is called.
+/// Corel Draw 10's value for straight alpha, and the standard one.
 const COREL: u64 = 999;
 const STRAIGHT: u16 = 2;
 
 /// The meaning of an extra sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Alpha {
-    /// There is none, or it means nothing.
+    /// There is no alpha, or the sample has no meaning.
     None,
-    /// The colours are multiplied by it.
+    /// The colours are premultiplied by it.
     Associated,
     Straight,
 }
 
-/// A TIFF whose header is read.
+/// A TIFF whose header has been read.
 pub(super) struct Tiff<'a> {
     decoder: Decoder<Cursor<Cow<'a, [u8]>>>,
     /// Width and height.
@@ -94,7 +94,7 @@ impl<'a> Tiff<'a> {
         }
         let photometric = photometric.ok_or("cannot be decoded: the kind of colours is missing")?;
         let extra = directory.numbers_of(tag::EXTRA_SAMPLES);
-        // The decoder knows no palette, whose indices it reads as greys, and not Corel Draw's name for alpha.
+        // The decoder reads palette indices as greys, and does not know Corel Draw's value for alpha.
         let as_known = match photometric {
             photometric::PALETTE => directory.with_short(tag::PHOTOMETRIC, GREYS),
             _ if extra.first() == Some(&COREL) => {
@@ -173,7 +173,7 @@ impl<'a> Tiff<'a> {
         if colours != expected || (has_alpha && !grey_or_rgb) || (samples > 1 && self.bits < 8) {
             return refused(format!("of {samples} channels"));
         }
-        // Of what is left out, the decoder takes the differences of neighbours wrongly.
+        // The decoder undoes the prediction wrongly for ignored samples.
         let predicted = directory
             .number_of(tag::PREDICTOR)
             .is_some_and(|predictor| predictor != 1);
@@ -190,13 +190,13 @@ impl<'a> Tiff<'a> {
         Ok(())
     }
 
-    /// Bytes that the decoded samples take.
+    /// Bytes of the decoded samples.
     pub(super) fn decoded_bytes(&mut self) -> Result<u64, String> {
         let layout = self.decoder.image_buffer_layout().map_err(damaged)?;
         Ok(layout.complete_len as u64)
     }
 
-    /// The pixels, with 8 or 16 bits a channel, transparent ones over nothing.
+    /// The pixels, with 8 or 16 bits per channel, and with transparency.
     pub(super) fn decode(mut self) -> Result<DynamicImage, String> {
         let (width, height) = self.size;
         let colour = self.decoder.colortype().map_err(damaged)?;
@@ -240,7 +240,7 @@ impl<'a> Tiff<'a> {
             return Err("cannot be decoded: fewer pixels than the header says".to_owned());
         }
         if self.bits == 16 && self.alpha == Alpha::Associated {
-            // As Pillow, which divides what is left of 8 bits.
+            // As in Pillow, which keeps the upper 8 bits.
             let samples: Vec<u16> = samples.into_iter().map(|value| value >> 8).collect();
             self.bits = 8;
             return self.coloured(colour, &samples);
@@ -248,7 +248,7 @@ impl<'a> Tiff<'a> {
         self.coloured(colour, &samples)
     }
 
-    /// Red, green, blue and, where it means something, alpha, of samples one pixel after the other.
+    /// Red, green, blue and, if meaningful, alpha, from interleaved samples.
     fn coloured(&self, colour: ColorType, samples: &[u16]) -> Result<DynamicImage, String> {
         let channels = usize::from(colour.num_samples());
         let most = u16::try_from((1_u32 << self.bits) - 1).unwrap_or(u16::MAX);
@@ -261,7 +261,7 @@ impl<'a> Tiff<'a> {
         let scaled = |value: u16| scale(value, most, full);
         let pixel = |pixel: &[u16]| -> [u16; 4] {
             let (rgb, alpha_at) = match self.photometric {
-                // The decoder has inverted those where white is zero.
+                // The decoder has already inverted white-is-zero samples.
                 photometric::WHITE_IS_ZERO | photometric::BLACK_IS_ZERO => {
                     ([scaled(pixel[0]); 3], 1)
                 }
@@ -343,7 +343,7 @@ fn damaged(error: ::tiff::TiffError) -> String {
     format!("cannot be decoded: {error}")
 }
 
-/// What the samples beside the colours mean: the first of them may be alpha. Some programs leave out to say so.
+/// The meaning of the samples besides the colours: the first may be alpha. Some programs do not declare it.
 fn alpha(photometric: u64, samples: u64, extra: &[u64]) -> Alpha {
     match extra.first() {
         Some(&1) => Alpha::Associated,
@@ -353,13 +353,13 @@ fn alpha(photometric: u64, samples: u64, extra: &[u64]) -> Alpha {
     }
 }
 
-/// `value` of `most` as a part of `full`, rounded.
+/// Rescales `value` from the range up to `most` to the range up to `full`, rounded.
 fn scale(value: u16, most: u16, full: u16) -> u16 {
     let (value, most, full) = (u32::from(value), u32::from(most), u32::from(full));
     u16::try_from((value * full + most.div_euclid(2)).div_euclid(most)).unwrap_or(u16::MAX)
 }
 
-/// Samples of less than 8 bits, of rows that begin with a byte each.
+/// Unpacks samples of less than 8 bits; each row begins at a byte.
 fn unpacked(bytes: &[u8], row: usize, width: u32, bits: u64) -> Vec<u16> {
     let bits = u32::try_from(bits).unwrap_or(8);
     let per_byte = 8_u32.div_euclid(bits);
@@ -375,7 +375,7 @@ fn unpacked(bytes: &[u8], row: usize, width: u32, bits: u64) -> Vec<u16> {
     bytes.chunks(row.max(1)).flat_map(samples).collect()
 }
 
-/// As Pillow converts CMYK: black takes its share of what each ink leaves.
+/// Converts CMYK as Pillow does: black reduces what each ink leaves.
 fn rgb_of_cmyk([c, m, y, k]: [u16; 4], full: u16) -> [u16; 3] {
     let (most, left) = (u64::from(full), u64::from(full - k));
     [c, m, y].map(|ink| {
@@ -384,7 +384,7 @@ fn rgb_of_cmyk([c, m, y, k]: [u16; 4], full: u16) -> [u16; 3] {
     })
 }
 
-/// As JPEG has it, with the whole range.
+/// Converts YCbCr as in JPEG, in full range.
 fn rgb_of_ycbcr([y, cb, cr]: [u16; 3]) -> [u16; 3] {
     let [y, cb, cr] = [f32::from(y), f32::from(cb) - 128.0, f32::from(cr) - 128.0];
     #[expect(

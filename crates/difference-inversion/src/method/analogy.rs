@@ -15,7 +15,7 @@ use crate::method::regenerate::{self, Branches};
 use crate::util::progress::{self, LossTerms, Observer};
 use crate::{Error, Result};
 
-/// The number of B among the pictures of a run, after all pairs.
+/// The number of B among the pictures of a run, beyond all pairs.
 const PICTURE_B: usize = usize::MAX >> 17;
 
 /// One pair of pictures (A, A′) that shows the difference.
@@ -25,7 +25,7 @@ pub struct Example {
     pub a: RgbImage,
     /// The picture after.
     pub a_prime: RgbImage,
-    /// A's caption or own prompt; captioned where absent.
+    /// A's caption or own prompt; captioned if absent.
     pub caption_a: Option<String>,
     /// The same for A′.
     pub caption_a_prime: Option<String>,
@@ -49,16 +49,16 @@ impl Example {
 pub struct Target {
     /// The picture.
     pub b: RgbImage,
-    /// Its caption or own prompt; captioned where absent.
+    /// Its caption or own prompt; captioned if absent.
     pub caption_b: Option<String>,
 }
 
-/// What learning found.
+/// The result of learning.
 #[derive(Debug, Clone)]
 pub struct Learned {
     /// The best difference tokens.
     pub tokens: DifferenceTokens,
-    /// After how many steps they were found.
+    /// The number of steps after which they were found.
     pub best_step: usize,
     /// The loss of every step.
     pub history: Vec<LossTerms>,
@@ -178,7 +178,7 @@ fn unguided(joints: &[JointSpace], encoders: usize) -> Option<String> {
     })
 }
 
-/// Works out all of a pair that does not depend on D̃: captions, delta, prompts and latents.
+/// Computes everything about a pair that does not depend on D̃: captions, delta, prompts and latents.
 fn prepare(
     models: &Models,
     joints: &[JointSpace],
@@ -251,12 +251,11 @@ fn prepare(
     Ok((pair, captions))
 }
 
-/// Checks that a difference can be applied with these models and settings, which needs no picture.
+/// Checks that a difference can be applied with these models and settings. No picture is needed.
 ///
 /// # Errors
-/// [`Error::WrongBase`] if the tokens were learned on another model, [`Error::Setting`] for settings that make
-/// no sense or more steps than the schedule has, [`Error::InvalidInput`] for a model that draws from more
-/// than words.
+/// [`Error::WrongBase`] if the tokens were learned on another model, [`Error::Setting`] for invalid settings or
+/// more steps than the schedule has, [`Error::InvalidInput`] for a model that draws from more than words.
 pub fn check_apply(
     models: &Models,
     tokens: &DifferenceTokens,
@@ -277,7 +276,7 @@ fn check_drawing(models: &Models, config: &AnalogyConfig) -> Result<()> {
     models.pipeline().check_words_alone()
 }
 
-/// The target's caption, as given or as the captioner writes it, if its prompt is made of one. Given that,
+/// The target's caption, as given or as written by the captioner, if its prompt uses one. With it,
 /// [`apply`] needs no captioner.
 ///
 /// # Errors
@@ -295,8 +294,8 @@ pub fn caption(
     }
 }
 
-/// Applies a difference to one picture: the Full Prompt [P_B, ±D̃], as far as the strength lets the
-/// difference in, drives the generation of B′ from B's inverted noise.
+/// Applies a difference to one picture: B′ is generated from B's inverted noise under the Full Prompt
+/// [P_B, ±D̃], scaled by the strength.
 ///
 /// # Errors
 /// [`Error::WrongBase`] if the tokens were learned on another model, [`Error::Missing`] if a
@@ -335,8 +334,8 @@ pub fn apply(
     })
 }
 
-/// A : A′ :: B : B′: [`learn()`], then [`apply()`]. What is wrong with the settings of either, and that there
-/// is no caption of B, is found before anything is learned.
+/// A : A′ :: B : B′: [`learn()`], then [`apply()`]. Invalid settings of either and a missing caption of B are
+/// reported before learning.
 ///
 /// # Errors
 /// As [`learn()`] and [`apply()`].

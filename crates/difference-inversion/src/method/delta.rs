@@ -4,9 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// Differences of unit-norm features shorter than this are taken to be no difference.
+/// Differences of unit-norm features shorter than this count as none.
 const MIN_LENGTH: f64 = 1e-4;
-/// Angles nearer than this to 0 or π have no great circle of their own.
+/// Angles closer than this to 0 or π do not determine a great circle.
 const MIN_SINE: f64 = 1e-4;
 
 /// Which delta the CLIP loss follows.
@@ -53,14 +53,14 @@ impl Features {
 
 /// The delta of a pair:
 /// `D_interp = sin((1−α)θ)/sin θ · D_img + sin(αθ)/sin θ · D_txt` (the paper's delta
-/// interpolation), where D_img and D_txt are brought to unit norm first, so that only α decides
+/// interpolation), where D_img and D_txt are normalised first, so that only α determines
 /// the mix. If the captions are equal, it is the image delta.
 ///
 /// # Shapes
 /// `image` and `text`: unit-norm features `[d]`; the result is `[d]`.
 ///
 /// # Errors
-/// [`Error::NoDifference`] if the delta asked for would be zero, as it is for A = A′.
+/// [`Error::NoDifference`] if the requested delta would be zero, as it is for A = A′.
 pub fn delta(image: &Features, text: &Features, mode: DeltaMode, alpha: f64) -> Result<Delta> {
     let none = |what: &str| Error::NoDifference {
         reason: format!("the {what} of A and A′ have the same place in the joint space"),
@@ -82,8 +82,8 @@ pub fn delta(image: &Features, text: &Features, mode: DeltaMode, alpha: f64) -> 
 
 /// Spherical interpolation of unit vectors: `from` at 0, `to` at 1 (Shoemake 1985).
 ///
-/// Where the angle is 0 every mix is the same vector; where it is π every great circle leads there
-/// and none is preferred, so the nearer end is taken.
+/// At an angle of 0, every mix is the same vector. At π, no great circle is preferred, so the nearer end
+/// is returned.
 fn slerp(from: &[f64], to: &[f64], alpha: f64) -> Vec<f64> {
     let cosine: f64 = from.iter().zip(to).map(|(x, y)| x * y).sum();
     let theta = cosine.clamp(-1.0, 1.0).acos();

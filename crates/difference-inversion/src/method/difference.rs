@@ -13,9 +13,9 @@ use crate::{Error, Result};
 
 /// Version of the file format, in the metadata of every file.
 const FORMAT_VERSION: &str = "1";
-/// Names of the embeddings in files for two text encoders (SDXL), as other tools know them.
+/// Keys of the embeddings in files for two text encoders (SDXL), as in other tools.
 const PAIR_KEYS: [&str; 2] = ["clip_l", "clip_g"];
-/// Name of the embedding in files for one text encoder, as other tools know it.
+/// Key of the embedding in files for one text encoder, as in other tools.
 const SINGLE_KEY: &str = "emb_params";
 
 /// Difference tokens D̃, n rows in the token-embedding space of each text encoder.
@@ -24,7 +24,7 @@ pub struct DifferenceTokens {
     /// One [n, d] per text encoder, f32.
     embeddings: Vec<Tensor<2>>,
     base: Base,
-    /// Settings they were learned with, for people and for the record.
+    /// Settings they were learned with, for the record.
     settings: serde_json::Value,
 }
 
@@ -84,7 +84,7 @@ impl DifferenceTokens {
         self.embeddings
     }
 
-    /// The text encoder and family of the tokens.
+    /// The text encoders and denoiser of the tokens.
     pub fn base(&self) -> &Base {
         &self.base
     }
@@ -99,7 +99,7 @@ impl DifferenceTokens {
         self.embeddings.first().map_or(0, |e| e.dims()[0])
     }
 
-    /// SHA-256 of the embeddings; it distinguishes differences.
+    /// SHA-256 of the embeddings, which identifies the difference.
     pub fn fingerprint(&self) -> String {
         let numbers = self
             .embeddings
@@ -118,10 +118,10 @@ impl DifferenceTokens {
         reversed
     }
 
-    /// Checks that the tokens were learned on these text encoders, through such a denoiser.
+    /// Checks that the tokens were learned on these text encoders, through this kind of denoiser.
     ///
     /// # Errors
-    /// [`Error::WrongBase`] saying how they differ.
+    /// [`Error::WrongBase`] stating how they differ.
     pub fn check_base(&self, base: &Base) -> Result<()> {
         if &self.base == base {
             return Ok(());
@@ -136,7 +136,7 @@ impl DifferenceTokens {
         Err(Error::WrongBase { reason })
     }
 
-    /// How the LoRAs that change the text encoders differ, if nothing else does.
+    /// How the LoRAs that change the text encoders differ, if nothing else differs.
     fn adapted_otherwise(&self, base: &Base) -> Option<String> {
         let [ours, theirs] = [&self.base, base].map(|base| {
             let mut bare = base.clone();
@@ -171,7 +171,7 @@ impl DifferenceTokens {
         })
     }
 
-    /// How the layers that are read differ, if nothing else does.
+    /// How the layers that are read differ, if nothing else differs.
     fn skipped_otherwise(&self, base: &Base) -> Option<String> {
         let skip = |base: &Base| base.encoders.iter().map(|encoder| encoder.clip_skip).max();
         let mut bare = self.base.clone();
@@ -184,11 +184,11 @@ impl DifferenceTokens {
         })
     }
 
-    /// Checks that the tokens were learned on such a denoiser, and are as wide as the text encoders of a model that
-    /// tokens are learned for, of which no more is known yet than their configurations.
+    /// Checks that the tokens were learned on this kind of denoiser, and that their widths match the text encoders for
+    /// which a model learns tokens. Only the model's configurations need to be known.
     ///
     /// # Errors
-    /// [`Error::WrongBase`] saying how they differ.
+    /// [`Error::WrongBase`] stating how they differ.
     pub fn check_widths(&self, denoiser: &str, widths: &[usize]) -> Result<()> {
         let encoders = self.base.encoders.iter();
         let ours: Vec<usize> = encoders.map(|encoder| encoder.hidden_size).collect();
@@ -272,7 +272,7 @@ impl DifferenceTokens {
     }
 }
 
-/// What other programs' files with few tensors are.
+/// Describes another program's file with few tensors.
 fn foreign(arrays: &Arrays) -> &'static str {
     let keys = || arrays.arrays.keys();
     let is_of_lora = |key: &String| key.contains("lora_") || key.contains(".lora");

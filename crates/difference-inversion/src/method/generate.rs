@@ -15,16 +15,16 @@ use crate::util::progress::{self, Observer};
 pub struct Inputs<'a> {
     /// Difference tokens that follow the prompt.
     pub tokens: Option<&'a DifferenceTokens>,
-    /// The noise to start from, drawn from the seed where absent.
+    /// The noise to start from; drawn from the seed if absent.
     pub init: Option<InitNoise>,
     /// The picture that InstructPix2Pix or an inpainting model changes.
     pub image: Option<&'a RgbImage>,
-    /// What an inpainting model draws again: white, or at least half as bright.
+    /// The area that an inpainting model redraws: white, or at least half as bright.
     pub mask: Option<&'a RgbImage>,
 }
 
-/// Draws a picture from words and other inputs that the model takes. What a mask keeps stays as it is in the
-/// picture, to the pixel.
+/// Draws a picture from words and other inputs that the model takes. Outside a mask, the picture stays the same
+/// to the pixel.
 ///
 /// # Errors
 /// As [`generate_latents`], or [`Error::NotFinite`](crate::Error::NotFinite) if the picture has values that are not finite.
@@ -48,7 +48,7 @@ pub fn generate(
 /// # Errors
 /// [`Error::WrongBase`](crate::Error::WrongBase) if the tokens were learned on another model, [`Error::Setting`](crate::Error::Setting) for
 /// invalid settings, [`Error::Missing`](crate::Error::Missing) if the model takes a picture or a mask that is
-/// not there, [`Error::InvalidInput`](crate::Error::InvalidInput) for one that it does not take or latents of another shape,
+/// absent, [`Error::InvalidInput`](crate::Error::InvalidInput) for one that it does not take or latents of another shape,
 /// [`Error::Stopped`](crate::Error::Stopped) if the observer asks to stop.
 pub fn generate_latents(
     models: &Models,

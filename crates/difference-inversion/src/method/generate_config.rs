@@ -54,7 +54,7 @@ pub struct GenerateConfig {
 }
 
 impl GenerateConfig {
-    /// The strength of guidance: as set, or else what suits the inversion and the guidance.
+    /// The guidance scale: the one that is set, or else the default for the inversion and the guidance.
     pub fn guidance_scale(&self) -> f64 {
         let usual = match (self.guidance, self.inversion) {
             (Guidance::Difference, Inversion::Ddim) => 3.0,
@@ -66,8 +66,8 @@ impl GenerateConfig {
         self.guidance_scale.unwrap_or(usual)
     }
 
-    /// The same for a network that guidance is this with: one that is told its scale is told less by
-    /// [ordinary](Guidance::Ordinary) guidance, as FlowEdit has it (Kulikov et al. 2025).
+    /// The same for a network with this kind of guidance: with [ordinary](Guidance::Ordinary) guidance, an
+    /// embedded scale is smaller, as in FlowEdit (Kulikov et al. 2025).
     pub fn guidance_scale_with(&self, guided_by: GuidedBy) -> f64 {
         let told = guided_by == GuidedBy::Embedding && self.guidance == Guidance::Ordinary;
         match (self.guidance_scale, self.inversion) {
@@ -77,7 +77,7 @@ impl GenerateConfig {
         }
     }
 
-    /// Checks that guidance is possible with a network that it is this with.
+    /// Checks that the settings of guidance are valid for a network with this kind of guidance.
     ///
     /// # Errors
     /// [`Error::Setting`](crate::Error::Setting) as [`guide::check`], with
@@ -100,7 +100,7 @@ impl GenerateConfig {
         }
     }
 
-    /// The settings that are not read, as the others are.
+    /// The settings that have no effect with the other settings.
     pub fn unread(&self) -> Vec<Unread> {
         let ordinary = self.guidance == Guidance::Ordinary;
         let by = |inversion| self.inversion == inversion;
@@ -128,10 +128,10 @@ impl GenerateConfig {
         ])
     }
 
-    /// Checks that the settings make sense; whether the schedule has as many steps is checked with it.
+    /// Checks that the settings are valid. Whether the schedule has enough steps is checked with the schedule.
     ///
     /// # Errors
-    /// [`Error::Setting`](crate::Error::Setting) naming the first that does not.
+    /// [`Error::Setting`](crate::Error::Setting) naming the first invalid one.
     pub fn validate(&self) -> Result<()> {
         let skip = (0.0..1.0).contains(&self.skip);
         Checks::default()
@@ -180,7 +180,7 @@ pub struct AnalogyConfig {
 }
 
 impl AnalogyConfig {
-    /// The settings that are not read, as the others are.
+    /// The settings that have no effect with the other settings.
     pub fn unread(&self) -> Vec<Unread> {
         [
             self.prompt.unread(),

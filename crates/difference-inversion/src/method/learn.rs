@@ -33,7 +33,7 @@ use crate::util::random::{Purpose, normal, rng};
 use crate::util::tensors::host;
 use crate::{Error, Result};
 
-/// One pair (A, A′), with all that does not depend on D̃ worked out.
+/// One pair (A, A′), with everything that does not depend on D̃ computed.
 #[derive(Debug, Clone)]
 pub struct Pair {
     /// z_A [1, channels, h, w], scaled.
@@ -51,11 +51,11 @@ pub struct Pair {
 /// The result of the optimisation.
 #[derive(Debug, Clone)]
 pub struct Outcome {
-    /// The best tokens on the fixed set, or the last if nothing is selected.
+    /// The best tokens on the fixed set, or the last if none are selected.
     pub tokens: DifferenceTokens,
-    /// After how many steps they were reached.
+    /// The number of steps after which they were reached.
     pub best_step: usize,
-    /// The loss of every step, those before a resume included.
+    /// The loss of every step, including those before a resume.
     pub history: Vec<LossTerms>,
 }
 
@@ -66,8 +66,8 @@ pub struct Outcome {
 /// [`Error::Setting`] for invalid settings, [`Error::Stopped`] after a checkpoint if the
 /// observer asks to stop, [`Error::Missing`] if there is no pair, or no joint space for the CLIP
 /// loss, [`Error::InvalidInput`] for pairs without a delta for each joint space or a pipeline that
-/// draws from more than words, [`Error::Diverged`] if the loss is not finite, and whatever is wrong
-/// with the files of `records`.
+/// draws from more than words, [`Error::Diverged`] if the loss is not finite, and any error in the files
+/// of `records`.
 pub fn difference(
     pipeline: &Pipeline,
     joints: &[JointSpace],
@@ -78,7 +78,7 @@ pub fn difference(
 ) -> Result<Outcome> {
     let run = Run::new(pipeline, joints, pairs, config, records)?;
     let mut state = run.first_state()?;
-    // A trace is written in the end, and replaces none that appears until then.
+    // A trace is written at the end, and does not replace one that appears until then.
     let existing = match &records.trace {
         Some(path) if path.exists() => Existing::Replace,
         _ => Existing::Keep,
@@ -91,7 +91,7 @@ pub fn difference(
         None => None,
     };
     let watched = run.steps(&mut state, trace.as_mut(), observer);
-    // Also of a run that has diverged.
+    // Also for a run that has diverged.
     if let (Some(trace), Some(path)) = (&trace, &records.trace) {
         trace.write(path, existing)?;
     }
@@ -112,12 +112,12 @@ struct Run<'a> {
     pairs: &'a [Pair],
     config: &'a LearnConfig,
     records: &'a Records,
-    /// What its checkpoints are marked with.
+    /// The identity that its checkpoints are marked with.
     identity: Identity<'a>,
     /// The CLIP loss in each joint space.
     clip: Vec<ClipLoss<'a>>,
     source: Source,
-    /// The fixed set that tokens are judged on.
+    /// The fixed set on which tokens are judged.
     selection: Vec<Draws>,
     optimiser: AdamW,
     /// Bound on the norm of each token, for each text encoder.
@@ -193,7 +193,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Where the run starts: at its checkpoint, or with D̃ as the settings say.
+    /// The state at the start of the run: its checkpoint's, or D̃ as initialised by the settings.
     fn first_state(&self) -> Result<State> {
         let device = self.pipeline.device();
         let loss_scale = LossScale::new(self.pipeline.dtype());
@@ -243,7 +243,7 @@ impl<'a> Run<'a> {
         Ok(State::new(tokens, loss_scale))
     }
 
-    /// All steps that are left, as long as the observer does not ask to stop, and a checkpoint.
+    /// Runs the remaining steps, until the observer asks to stop, and writes checkpoints.
     fn steps(
         &self,
         state: &mut State,
@@ -274,8 +274,8 @@ impl<'a> Run<'a> {
         loss::objective(self.pipeline, &self.clip, pairs, draws, tokens, self.config)
     }
 
-    /// One step of learning: draws timesteps and noise, works out the loss and its gradient by D̃, and steps
-    /// AdamW. A loss or update that is not finite leaves the state as it was.
+    /// One step of learning: draws timesteps and noise, computes the loss and its gradient by D̃, and makes one step
+    /// of AdamW. A loss or update that is not finite leaves the state unchanged.
     fn step(&self, state: &mut State) -> Result<(Draws, LossTerms)> {
         let draws = self.source.draws(state.step);
         let pairs = augmented(self.pipeline, self.pairs, self.config, state.step)?;
@@ -294,7 +294,7 @@ impl<'a> Run<'a> {
         for (number, gradient) in gradients.into_iter().enumerate() {
             let (parameter, moments) = (tokens[number].clone(), &mut moments[number]);
             let updated = (self.optimiser).step(parameter, gradient, moments, state.step);
-            // A second moment that overflows would hold the tokens where they are.
+            // A second moment that overflows would freeze the tokens.
             let overflows = moments.second.clone().sum() * 0.0;
             tokens[number] = bounded(updated, self.bounds[number]);
             let sum = tokens[number].clone().sum() + overflows;
@@ -346,7 +346,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Whether the tokens have not become better for as long as the settings wait.
+    /// Whether the tokens have not improved for as long as the settings allow.
     fn is_settled(&self, state: &State) -> bool {
         match (&state.best, self.config.patience) {
             (Some(best), Some(patience)) => best.waiting >= patience,
@@ -391,7 +391,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Tokens whose rows are no longer than `bound`.
+/// Tokens with the norm of each row limited to `bound`.
 fn bounded(tokens: Tensor<2>, bound: Option<f64>) -> Tensor<2> {
     let Some(bound) = bound else { return tokens };
     let most = tokens.clone().abs().max_dim(1).clamp_min(f32::MIN_POSITIVE); // no square overflows

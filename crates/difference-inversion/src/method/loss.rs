@@ -20,7 +20,7 @@ pub struct Consistency {
     pub before: Option<Tensor<1>>,
 }
 
-/// The value of the loss `[1]` of a step.
+/// The loss `[1]` of a step as a number.
 ///
 /// # Errors
 /// [`Error::Diverged`] if it is not finite.
@@ -38,18 +38,18 @@ pub fn finite(loss: &Tensor<1>, step: usize) -> Result<f64> {
 /// The loss of one batch and its terms, each `[1]`.
 #[derive(Debug, Clone)]
 pub struct Objective {
-    /// The sum that is minimised.
+    /// The sum to minimise.
     pub total: Tensor<1>,
     /// L_after.
     pub after: Tensor<1>,
-    /// L_before, if it counts.
+    /// L_before, if used.
     pub before: Option<Tensor<1>>,
-    /// The mean of L_CLIP over the joint spaces, if it counts.
+    /// The mean of L_CLIP over the joint spaces, if used.
     pub clip: Option<Tensor<1>>,
 }
 
 impl Objective {
-    /// The numbers, fetched from the device at once.
+    /// The values, fetched from the device at once.
     pub fn terms(&self) -> LossTerms {
         let zero = self.total.zeros_like();
         let [before, clip] =
@@ -73,7 +73,7 @@ impl Objective {
     }
 }
 
-/// The loss that is minimised: `λ_mse (L_after + λ_before L_before) + λ_clip L_CLIP`.
+/// The loss to minimise: `λ_mse (L_after + λ_before L_before) + λ_clip L_CLIP`.
 ///
 /// # Shapes
 /// As for [`token_consistency`]; `clip` has the CLIP loss of each joint space, and L_CLIP is their mean.
@@ -115,9 +115,9 @@ pub fn objective(
 }
 
 /// Token consistency (the paper's loss of the same name): adding the difference to A's prompt must
-/// explain A′, and taking it from the prompt of A′ must explain A, with the same timestep and noise
+/// explain A′, and subtracting it from the prompt of A′ must explain A, with the same timestep and noise
 /// for both. The target is what the model predicts, noise or velocity; ‖·‖² is the mean
-/// over all elements. Both terms go through the denoiser as one batch.
+/// over all elements. Both terms pass through the denoiser as one batch.
 ///
 /// # Shapes
 /// `draws`: a batch of `pairs.len()` · samples, all samples of the first pair first.
@@ -166,36 +166,36 @@ pub fn token_consistency(
     Ok(Consistency { after, before })
 }
 
-/// The CLIP loss in one joint space: read by the text encoder, the difference tokens must point
+/// The CLIP loss in one joint space: as read by the text encoder, the difference tokens must point
 /// from A to A′.
 ///
-/// It is the mean of `1 − cos(E_T([P, ±D̃]) − E_T([P]), ±delta)`, features of unit norm, over what is
-/// read. [`ClipReading::Prompts`], ours, compares like with like, a difference of features with a
-/// difference of features: it reads `[P_A, +D̃]` and, unless [`LearnConfig::consistency`] is off,
+/// It is the mean of `1 − cos(E_T([P, ±D̃]) − E_T([P]), ±delta)`, with unit-norm features, over the prompts
+/// read. [`ClipReading::Prompts`], ours, compares a difference of features with a difference of
+/// features: it reads `[P_A, +D̃]` and, unless [`LearnConfig::consistency`] is off,
 /// `[P_A′, −D̃]` of every pair. [`ClipReading::Alone`] is the paper's
-/// `1 − cos(E_T([D̃]), delta)`: P is empty, and what it says by itself is not subtracted.
+/// `1 − cos(E_T([D̃]), delta)`: P is empty, and its own features are not subtracted.
 #[derive(Debug)]
 pub struct ClipLoss<'a> {
     joint: &'a JointSpace,
     readings: Vec<Reading>,
 }
 
-/// A prompt as the CLIP loss sees it.
+/// A prompt that the CLIP loss reads.
 #[derive(Debug)]
 struct Reading {
     /// Its start and words.
     beginning: Beginning,
-    /// What is taken from its features: those without difference tokens, [1, e] of unit norm, or
-    /// nothing.
+    /// The features to subtract: those without difference tokens, [1, e] of unit norm, or
+    /// none.
     without: Option<Tensor<2>>,
-    /// Where the rest has to point, [k, e].
+    /// The target directions, [k, e].
     deltas: Tensor<2>,
     /// +1 if the difference is added, −1 if it is subtracted.
     sign: f64,
 }
 
 impl<'a> ClipLoss<'a> {
-    /// The loss in `joint`, where the pairs' deltas have the number `number`.
+    /// The loss in `joint`, the pairs' deltas of which have the number `number`.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if a pair has no such delta, and as

@@ -25,8 +25,8 @@ use crate::{Error, Result};
 /// `image`: unit-norm features `[e]`.
 ///
 /// # Errors
-/// [`Error::Setting`] for invalid settings, and for more words than the text encoder has room
-/// for; [`Error::Stopped`] if the observer asks to stop.
+/// [`Error::Setting`] for invalid settings, and for more words than fit into the text encoder;
+/// [`Error::Stopped`] if the observer asks to stop.
 pub fn optimise(
     joint: &JointSpace,
     image: &[f32],
@@ -96,11 +96,11 @@ pub fn optimise(
         .followed_by(&Prompt::from_ids(&ids, encoder.tokenizer())?))
 }
 
-/// How many places text encoders have for a caption in front of the words that [`optimise`] finds and
+/// The number of places in text encoders for a caption before the words that [`optimise`] finds and
 /// `num_tokens` difference tokens.
 ///
 /// # Errors
-/// [`Error::Setting`] if not even the words and the difference tokens have room.
+/// [`Error::Setting`] if even the words and the difference tokens do not fit.
 pub(crate) fn room(
     encoders: &[TextEncoder],
     config: &PromptConfig,
@@ -119,8 +119,8 @@ pub(crate) fn room(
     })
 }
 
-/// The entries of the vocabulary that a prompt may be made of: all but those of the frame, and what was
-/// added for one text encoder.
+/// The entries of the vocabulary that a prompt may use: all except those of the frame and words added for
+/// one text encoder.
 fn words(encoder: &TextEncoder) -> Vec<u32> {
     let special: Vec<u32> = encoder.frame().ids().collect();
     (0..u32::try_from(encoder.tokenizer().base_vocab_size()).unwrap_or(u32::MAX))

@@ -1,4 +1,4 @@
-//! The frozen prompts of pictures: captions, and words that PEZ finds.
+//! The frozen prompts of pictures: captions, and words found by PEZ.
 
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use crate::util::progress::{self, Observer, Stage};
 use crate::util::settings::{Checks, Unread};
 use crate::{Error, Result};
 
-/// Where a picture's prompt comes from.
+/// The source of a picture's prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PromptMode {
@@ -22,7 +22,7 @@ pub enum PromptMode {
     /// The caption followed by words found by PEZ.
     #[serde(rename = "caption+optimised")]
     CaptionOptimised,
-    /// The user's own text only: nothing is captioned, a missing text is an error.
+    /// The user's own text only: nothing is captioned, and a missing text is an error.
     Text,
 }
 
@@ -66,7 +66,7 @@ impl Default for PromptConfig {
 }
 
 impl PromptConfig {
-    /// The settings that are not read, as the others are.
+    /// The settings that have no effect with the other settings.
     pub fn unread(&self) -> Vec<Unread> {
         let read = matches!(
             self.prompt_mode,
@@ -84,10 +84,10 @@ impl PromptConfig {
         )
     }
 
-    /// Checks that the settings make sense.
+    /// Checks that the settings are valid.
     ///
     /// # Errors
-    /// [`Error::Setting`] naming the first that does not.
+    /// [`Error::Setting`] naming the first invalid one.
     pub fn validate(&self) -> Result<()> {
         Checks::default()
             .at_least_1("pez_tokens", self.pez_tokens)
@@ -129,7 +129,7 @@ pub(crate) fn caption_unless_given(
 }
 
 /// P_X: the frozen prompt of a picture, read by the text encoders. `number` distinguishes the pictures
-/// of one run apart.
+/// of one run.
 pub(crate) fn prompt(
     models: &Models,
     picture: &Picture<'_>,

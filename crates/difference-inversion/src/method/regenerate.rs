@@ -1,4 +1,4 @@
-//! From a picture to the noise it is regenerated from, and back with another prompt.
+//! Inverts a picture to noise, and regenerates it from that with another prompt.
 
 use burn::tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -11,7 +11,7 @@ use crate::util::progress::{self, Observer, Stage};
 use crate::util::random::{Purpose, normal, rng};
 use crate::{Error, Result};
 
-/// Latents that go through the denoiser together where their order does not matter.
+/// Latents per call of the denoiser where their order does not matter.
 const INVERSION_BATCH: usize = 4;
 
 /// How B's latents become the start of B′.
@@ -27,18 +27,18 @@ pub enum Inversion {
     Sdedit,
 }
 
-/// What guidance moves away from.
+/// The reference that guidance moves away from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Guidance {
     /// The negative prompt (empty by default), as in classifier-free guidance.
     Ordinary,
-    /// B's own prompt, so that nothing but the difference is amplified.
+    /// B's own prompt, so that only the difference is amplified.
     #[default]
     Difference,
 }
 
-/// The conditions that B is inverted and B′ is generated under, each of one row.
+/// The conditions of inverting B and generating B′, each with one row.
 #[derive(Debug, Clone)]
 pub struct Branches {
     /// P_B.
@@ -118,12 +118,12 @@ pub fn regenerate(
 }
 
 /// DDIM inversion (Song et al. 2021): each deterministic step x_t → x_s is solved for x_t, with the
-/// denoiser's output at the estimate so far; the first estimate is x_s itself, and each of
+/// denoiser's output at the current estimate; the first estimate is x_s itself, and each of
 /// `inversion_iterations` improves it (fixed-point iteration, Pan et al. 2023).
 ///
 /// # Errors
 /// [`Error::InvalidInput`] if the schedule ends in pure noise but the model predicts noise, which
-/// then says nothing about the picture.
+/// there contains no information about the picture.
 pub fn ddim_inversion(
     pipeline: &Pipeline,
     latents: Tensor<4>,
@@ -158,10 +158,10 @@ pub fn ddim_inversion(
     })
 }
 
-/// Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2024): the x_t are made from B with
-/// independent noise each, and `σ_t z_t = x_{t−1} − μ_t(x_t)` is what makes B come out again. The
+/// Edit-friendly DDPM inversion (Huberman-Spiegelglas et al. 2024): each x_t is made from B with
+/// independent noise, and `σ_t z_t = x_{t−1} − μ_t(x_t)` makes the steps reproduce B. The
 /// first `skip` of the schedule is left out. The residual σ_t z_t is kept rather than z_t, so that
-/// B comes out exactly even where the last step has σ = 0.
+/// B is reproduced exactly even if the last step has σ = 0.
 ///
 /// # Errors
 /// [`Error::Stopped`] if the observer asks to stop.
@@ -217,7 +217,7 @@ pub fn edit_friendly_inversion(
 }
 
 /// SDEdit (Meng et al. 2022): B with as much noise as the schedule has at `sdedit_strength` of its
-/// length, as diffusers' image-to-image does it.
+/// length, as in diffusers' image-to-image.
 pub fn sdedit(
     pipeline: &Pipeline,
     latents: Tensor<4>,
@@ -241,12 +241,12 @@ pub fn sdedit(
     }
 }
 
-/// The first of `steps` that an edit-friendly inversion takes.
+/// The number of the first of `steps` that an edit-friendly inversion takes.
 fn skipped(config: &GenerateConfig, steps: usize) -> usize {
     part_of(config.skip, steps).min(steps.saturating_sub(1))
 }
 
-/// The whole steps in a fraction of `steps`.
+/// The number of whole steps in a fraction of `steps`.
 fn part_of(fraction: f64, steps: usize) -> usize {
     #[expect(
         clippy::cast_possible_truncation,

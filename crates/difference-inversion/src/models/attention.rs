@@ -1,4 +1,4 @@
-//! Attention with its projections, and keys and values that can be kept.
+//! Attention with its projections, and keys and values that can be cached.
 
 use burn::tensor::Tensor;
 
@@ -14,7 +14,7 @@ pub struct KeyValues {
 }
 
 impl KeyValues {
-    /// These positions behind those of `past`.
+    /// Appends these positions to those of `past`.
     #[must_use]
     pub fn after(self, past: Option<&Self>) -> Self {
         let Some(past) = past else { return self };
@@ -65,7 +65,7 @@ impl Attention {
             + self.output.share(&other.output)
     }
 
-    /// The keys and values of the sequence that is looked at.
+    /// The keys and values of the sequence that is attended to.
     ///
     /// # Shapes
     /// `context`: `[b, m, c_context]`
@@ -77,7 +77,7 @@ impl Attention {
         }
     }
 
-    /// What each position of `x` finds in `context`.
+    /// Attention from the positions of `x` to `context`.
     ///
     /// # Shapes
     /// `[b, n, c]` to `[b, n, c]`

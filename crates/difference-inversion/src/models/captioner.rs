@@ -1,4 +1,4 @@
-//! Captions by BLIP or BLIP-2, whichever a folder holds.
+//! Captions by BLIP or BLIP-2, depending on the folder's contents.
 
 mod bert;
 mod blip;
@@ -25,13 +25,13 @@ use crate::models::text::tokenizer::open_tokenizer_json;
 use crate::weights::read_config;
 use crate::{Error, Result};
 
-/// The classes of transformers that caption pictures here.
+/// The supported captioning classes of transformers.
 const CLASSES: [&str; 2] = [
     "BlipForConditionalGeneration",
     "Blip2ForConditionalGeneration",
 ];
 
-/// What `config.json` says about the class of the model.
+/// The fields of `config.json` that name the model's class.
 #[derive(Debug, Deserialize)]
 struct ModelClass {
     model_type: Option<String>,

@@ -1,5 +1,5 @@
-//! What every denoising network has in common. Each implements this in a file of its own, and
-//! nothing else knows which it is.
+//! The interface of all denoising networks. Each implements it in a file of its own, and no other code depends
+//! on which one it is.
 
 pub mod attention_control;
 pub mod conditions;
@@ -35,18 +35,18 @@ use crate::{Error, Result};
 
 /// Bytes of a number, for estimates of memory: activations are f32.
 const FLOAT: usize = 4;
-/// What kernels work with at most, in bytes: gathered neighbourhoods, transformed tiles, scores.
+/// The maximum working memory of kernels, in bytes: gathered neighbourhoods, transformed tiles, scores.
 const KERNELS: usize = 64 << 20;
 
-/// A frozen network that predicts what is noise in latents.
+/// A frozen network that predicts the noise in latents.
 pub trait Denoiser: Debug + Send + Sync {
-    /// The network's output, as [`Noising`](crate::diffusion::sample::Noising) has it: signs and times that the
-    /// network counts otherwise are converted here. It is computed in the latents' type; gradients
-    /// flow to the latents and conditions, as far as these are tracked.
+    /// The network's output, in the convention of [`Noising`](crate::diffusion::sample::Noising): the network's
+    /// own signs and times are converted here. It is computed in the latents' type; gradients flow to the
+    /// latents and conditions that are tracked.
     ///
     /// # Shapes
     /// `latents` [b, channels, h, w] with h and w multiples of [`multiple`](Self::multiple); a time in
-    /// steps of training and a row of `conditions` for each. The result is like the latents.
+    /// training steps and a row of `conditions` for each. The result has the latents' shape.
     ///
     /// # Panics
     /// If the conditions are not those of the network's family.
@@ -58,38 +58,38 @@ pub trait Denoiser: Debug + Send + Sync {
         how: How<'_>,
     ) -> Tensor<4>;
 
-    /// What height and width of the latents must be multiples of.
+    /// Height and width of the latents must be multiples of this.
     fn multiple(&self) -> usize;
 
-    /// The most that height and width of the latents may be, where the network has a limit.
+    /// The maximum height and width of the latents, if the network has a limit.
     fn largest(&self) -> Option<usize> {
         None
     }
 
-    /// What makes its prediction follow the prompt more closely.
+    /// How guidance makes its prediction follow the prompt more closely.
     fn guided_by(&self) -> GuidedBy {
         GuidedBy::Reference
     }
 
-    /// SHA-256 of a few weights that distinguish the network from others of its shape, fine-tuned copies of
-    /// itself among them.
+    /// SHA-256 of a few weights that distinguish the network from others of its shape, including fine-tuned copies
+    /// of itself.
     fn fingerprint(&self) -> String;
 
-    /// The number of layers whose attention an [`AttentionControl`] can change: none, unless the picture
-    /// looks at the prompt in an attention of its own.
+    /// The number of layers whose attention an [`AttentionControl`] can change: 0 unless the network has
+    /// cross-attention to the prompt.
     fn attention_layers(&self) -> usize {
         0
     }
 }
 
-/// How a network computes what it predicts.
+/// How a network computes its prediction.
 #[derive(Debug, Clone, Copy)]
 pub struct How<'a> {
-    /// What to save.
+    /// Whether to save time or memory.
     pub memory: Memory,
-    /// The guidance scale that networks guided by an [embedding](GuidedBy::Embedding) are told; 1 is none.
+    /// The guidance scale for networks guided by an [embedding](GuidedBy::Embedding); 1 means none.
     pub guidance: f64,
-    /// What changes what looks at what.
+    /// The control of attention, if any.
     pub control: Option<&'a dyn AttentionControl>,
 }
 
@@ -103,25 +103,25 @@ impl Default for How<'_> {
     }
 }
 
-/// What guidance towards a prompt is with a network.
+/// A network's kind of guidance towards a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GuidedBy {
     /// A second prediction, under a negative prompt (Ho & Salimans 2021).
     Reference,
-    /// A scale that the network is told: it was distilled from guided predictions
+    /// A scale as an input of the network: it was distilled from guided predictions
     /// ([Meng et al. 2023](https://arxiv.org/abs/2210.03142)), and there is no negative prompt.
     Embedding,
-    /// Nothing: it was distilled at one scale.
+    /// None: it was distilled at one scale.
     Nothing,
 }
 
-/// What to save where there is a choice.
+/// Whether to save time or memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Memory {
-    /// Time: what the backward pass needs is kept.
+    /// Saves time: what the backward pass needs is kept.
     #[default]
     Normal,
-    /// Memory: the backward pass computes the inside of each layer once more.
+    /// Saves memory: the backward pass computes the inside of each layer again.
     Low,
 }
 
@@ -133,30 +133,30 @@ pub trait DenoiserConfig {
     /// The channels that it reads, including those of a picture next to the noisy latents.
     fn in_channels(&self) -> usize;
 
-    /// Checks that it fits the other parts of its pipeline.
+    /// Checks that it matches the other parts of its pipeline.
     ///
     /// # Errors
     /// [`Error::Config`] or [`Error::WrongBase`]
-    /// naming what does not.
+    /// naming the mismatch.
     fn check(&self, around: &Surroundings<'_>) -> Result<()>;
 
     /// Builds the network, which must use all of the weights.
     ///
     /// # Errors
-    /// [`Error::Config`] for a configuration that is contradictory or not
-    /// supported, and whatever is wrong with a tensor.
+    /// [`Error::Config`] for a configuration that is contradictory or not supported, and any error in a
+    /// tensor.
     fn load(&self, weights: &Weights, around: &Surroundings<'_>) -> Result<Arc<dyn Denoiser>>;
 
-    /// About how many bytes of activations an optimisation step on the CPU holds at its peak, if
-    /// `rows` latents of height and width `latents` go through the network at once.
+    /// The approximate peak of bytes that the activations of an optimisation step on the CPU take, for
+    /// `rows` latents of height and width `latents` in one call of the network.
     ///
     /// # Errors
     /// [`Error::Config`] as for [`load`](Self::load).
     fn step_bytes(&self, rows: usize, latents: [usize; 2], memory: Memory) -> Result<u64>;
 }
 
-/// Checks numbers of a configuration, each with its field, the value found, the one expected if it is known, and what
-/// that is.
+/// Checks numbers of a configuration, each given with its field, the value found, the expected one if it is known,
+/// and a description of that.
 ///
 /// # Errors
 /// [`Error::Config`] for the first that differs.
@@ -173,7 +173,7 @@ pub(crate) fn check_numbers<const N: usize>(
     Ok(())
 }
 
-/// What stands around a denoiser in its pipeline.
+/// The parts around a denoiser in its pipeline.
 #[derive(Debug, Clone, Copy)]
 pub struct Surroundings<'a> {
     /// The class of the pipeline, for errors.
@@ -188,6 +188,6 @@ pub struct Surroundings<'a> {
     pub image_channels: usize,
     /// Pixels for each side of a latent pixel.
     pub pixels: usize,
-    /// Whether the model was distilled to draw without guidance, of which its own configuration says nothing.
+    /// Whether the model was distilled to draw without guidance, which its own configuration does not state.
     pub is_distilled: bool,
 }

@@ -1,4 +1,4 @@
-//! The layers over feature maps, which are channels-last, `[b, h, w, c]`, unless stated otherwise.
+//! Layers for feature maps, which are channels-last, `[b, h, w, c]`, unless stated otherwise.
 
 use burn::tensor::module::{conv2d, interpolate};
 use burn::tensor::ops::{ConvOptions, InterpolateMode, InterpolateOptions};
@@ -14,7 +14,7 @@ use crate::weights::Weights;
 pub struct Conv2d {
     /// `[kernel · kernel · c_in, c_out]`, the checkpoint's weight in the order of channels-last
     /// neighbourhoods; or, if the layer is the same linear map of every position, `[c_out, c_in]`.
-    /// Of the type that the weights were asked for in.
+    /// In the requested type of weights.
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
     channels: [usize; 2],
@@ -96,8 +96,8 @@ impl Conv2d {
         self.forward_to(x, [size(h), size(w)])
     }
 
-    /// As [`forward_channels_last`](Self::forward_channels_last), to a given size of the output:
-    /// as many zeros as it takes are added below and to the right.
+    /// As [`forward_channels_last`](Self::forward_channels_last), for a given size of the output:
+    /// as many zeros as needed are added below and to the right.
     ///
     /// # Shapes
     /// `[b, h, w, c_in]` to `[b, output[0], output[1], c_out]`.
@@ -169,7 +169,7 @@ impl GroupNorm {
         })
     }
 
-    /// Statistics are taken in f32 regardless of the type of `x`: the squares of half-precision
+    /// Statistics are computed in f32 regardless of the type of `x`: the squares of half-precision
     /// activations overflow.
     ///
     /// # Shapes

@@ -13,10 +13,10 @@ use crate::models::layers::{
 };
 use crate::weights::Weights;
 
-/// Largest difference relative to the largest value; Winograd's transforms cost a digit, and up to
-/// 2.1e-5 was seen.
+/// Largest difference relative to the largest value; Winograd's transforms cost a digit, and differences up to
+/// 2.1e-5 occurred.
 const TOLERANCE: f32 = 4e-5;
-/// What the largest value counts as at least: far out, GELU is nearly 0, and Φ is right to 1e-7 only.
+/// The least value that counts as the largest: in its tail, GELU is nearly 0, and Φ is accurate only to 1e-7.
 const SMALLEST: f32 = 1e-2;
 
 thread_local!(
@@ -24,7 +24,7 @@ thread_local!(
     static DRAWN: Cell<u64> = const { Cell::new(0) };
 );
 
-/// Normal numbers, other ones at every call, the same in every run of a test.
+/// Normal numbers: different at every call, the same in every run of a test.
 fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
     let seed = DRAWN.replace(DRAWN.get() + 1);
     crate::util::random::normal(&mut ChaCha8Rng::seed_from_u64(seed), shape, &Device::flex())
@@ -65,12 +65,12 @@ fn assert_close<const D: usize>(what: &str, found: Tensor<D>, expected: Tensor<D
     );
 }
 
-/// Compares results and gradients of `run` on its fused way, with all instructions, and its composed way.
+/// Compares results and gradients of the fused `run`, with every instruction set, and of the composed one.
 fn compare<const N: usize, const D: usize, const R: usize>(
     shapes: [[usize; D]; N],
     run: impl Fn([Tensor<D>; N]) -> Tensor<R>,
 ) {
-    // The same numbers for every set, so that those that follow do not depend on the processor.
+    // The same numbers for every set, so that later draws do not depend on the processor.
     let first = DRAWN.get();
     for_each_instruction_set(|| {
         DRAWN.set(first);

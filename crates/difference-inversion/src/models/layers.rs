@@ -9,7 +9,7 @@ use dinv_kernels as kernels;
 use crate::weights::Weights;
 use crate::{Error, Result};
 
-/// More layers than any network of one width has, for checks of configurations.
+/// The maximum number of layers for checks of configurations, more than any network of one width has.
 pub(crate) const MOST_LAYERS: usize = 256;
 
 /// A pointwise non-linearity, by its name in config files.
@@ -32,7 +32,7 @@ pub enum Activation {
     GeluTanh,
 }
 
-/// How much steeper than in SiLU the gate of `quick_gelu` is.
+/// The slope of `quick_gelu`'s gate relative to SiLU's.
 const QUICK_GELU: f32 = 1.702;
 
 impl Activation {
@@ -60,8 +60,8 @@ impl Activation {
     }
 }
 
-/// Holds `other` in the place of `own` where both are the same, so that their memory is needed
-/// once. Gives the bytes that are shared.
+/// Replaces `own` by `other` if both are equal, so that they need the memory of one. Returns the number of
+/// shared bytes.
 pub(super) fn share<const D: usize>(own: &mut Tensor<D>, other: &Tensor<D>) -> u64 {
     let alike = own.dims() == other.dims() && own.dtype() == other.dtype();
     let equal = || own.clone().equal(other.clone()).all().into_scalar::<bool>();
@@ -75,7 +75,7 @@ pub(super) fn share<const D: usize>(own: &mut Tensor<D>, other: &Tensor<D>) -> u
 /// `y = x Wᵀ + b` on the last dimension.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    /// `[d_out, d_in]`, of the type that the weights were asked for in.
+    /// `[d_out, d_in]`, in the requested type of weights.
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
 }
@@ -136,7 +136,7 @@ impl Linear {
         &self.weight
     }
 
-    /// Shares the weights that are those of `other`; gives the bytes.
+    /// Shares the weights that equal those of `other`; returns the number of bytes.
     pub fn share(&mut self, other: &Self) -> u64 {
         let bias = self.bias.as_mut().zip(other.bias.as_ref());
         let bias = bias.map_or(0, |(own, other)| share(own, other));
@@ -193,7 +193,7 @@ impl LayerNorm {
         share(&mut self.weight, &other.weight) + share(&mut self.bias, &other.bias)
     }
 
-    /// In f32 regardless of the type of `x`, as [`GroupNorm`](super::feature_map::GroupNorm) is: squares
+    /// Computes in f32 regardless of the type of `x`, like [`GroupNorm`](super::feature_map::GroupNorm): squares
     /// overflow in half precision.
     ///
     /// # Shapes
@@ -229,7 +229,7 @@ impl RmsNorm {
         })
     }
 
-    /// In f32 regardless of the type of `x`, as [`LayerNorm::forward`].
+    /// Computes in f32 regardless of the type of `x`, like [`LayerNorm::forward`].
     ///
     /// # Shapes
     /// `[..., d]` to `[..., d]`.
@@ -242,7 +242,7 @@ impl RmsNorm {
         (x * scale * weight.unsqueeze::<D>()).cast(dtype)
     }
 
-    /// The same for the part of each of the heads that lie side by side.
+    /// The same for the part of each head, side by side.
     ///
     /// # Shapes
     /// `[b, n, heads · d]` to the same.
@@ -275,7 +275,7 @@ impl Embedding {
         &self.weight
     }
 
-    /// Puts `rows`, `[m, d]`, behind the first `kept` of its own.
+    /// Replaces all rows after the first `kept` by `rows`, `[m, d]`.
     pub fn extend(&mut self, kept: usize, rows: Tensor<2>) {
         let rows = rows.cast(self.weight.dtype());
         let kept = self
@@ -318,7 +318,7 @@ impl Embedding {
     }
 }
 
-/// Which keys a query may not look at.
+/// The keys that a query may attend to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mask {
     /// Every query sees every key.
@@ -348,8 +348,8 @@ pub fn multi_head_attention(
     join_heads(attention(q, k, v, None, None, options(causal)))
 }
 
-/// As [`multi_head_attention`], with `weights` in place of the softmax: it is given the scores
-/// `q kᵀ / √d` and says with which weights values are averaged, both `[b, heads, n, m]`.
+/// As [`multi_head_attention`], with `weights` in place of the softmax: it maps the scores
+/// `q kᵀ / √d` to the weights of the values, both `[b, heads, n, m]`.
 pub fn weighted_attention(
     q: Tensor<3>,
     k: Tensor<3>,

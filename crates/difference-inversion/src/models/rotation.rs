@@ -1,9 +1,9 @@
 //! Rotary positions ([Su et al. 2021](https://arxiv.org/abs/2104.09864)): pairs of numbers of a head are
-//! turned by angles that grow with the token's place, on one axis or several.
+//! rotated by angles that grow with the token's position, on one axis or several.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-/// Which numbers of a head are turned together.
+/// The numbers of a head that are rotated together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Pairs {
     /// Neighbours, as in FLUX.
@@ -22,8 +22,8 @@ pub(super) struct Rotation {
 }
 
 impl Rotation {
-    /// For tokens at these places on the axes, which have `widths` numbers of a head each. The angles of an
-    /// axis of width d are place · θ^(−2i/d), in f64.
+    /// For tokens at these positions on the axes, which have `widths` numbers of a head each. The angles of an
+    /// axis of width d are position · θ^(−2i/d), in f64.
     pub(super) fn new<const N: usize>(
         places: &[[usize; N]],
         widths: [usize; N],
@@ -55,8 +55,8 @@ impl Rotation {
         }
     }
 
-    /// Turns queries or keys of the tokens, in f32. There may be fewer of them than places, and tokens
-    /// behind the last place stay as they are.
+    /// Rotates queries or keys of the tokens, in f32. There may be fewer tokens than positions; tokens after the
+    /// last position stay unchanged.
     ///
     /// # Shapes
     /// `[b, n, heads · head_dim]` to the same.
@@ -107,7 +107,7 @@ mod tests {
         let token = [1.0, 0.0].repeat(4);
         let x = Tensor::<1>::from_floats(token.repeat(3).as_slice(), &device).reshape([1, 3, 8]);
         let found = host(rotation.turn(x));
-        // Where nothing turns, and behind what is turned.
+        // Unrotated numbers, and tokens after the rotated ones.
         assert_eq!(found[..8], token);
         assert_eq!(found[16..], token);
         let angles = [0.0, 1.0, 2.0, 2.0 / 100.0f64];
@@ -120,7 +120,7 @@ mod tests {
         let device = Device::flex();
         let places = [[0], [3], [4]];
         let rotation = Rotation::new(&places, [4], 100.0, Pairs::Halves, &device);
-        // Two heads of two tokens, fewer than there are places.
+        // Two heads of two tokens, fewer than there are positions.
         let token = [1.0, 1.0, 0.0, 0.0].repeat(2);
         let x = Tensor::<1>::from_floats(token.repeat(2).as_slice(), &device).reshape([1, 2, 8]);
         let found = host(rotation.turn(x));

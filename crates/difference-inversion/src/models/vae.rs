@@ -95,7 +95,7 @@ impl AutoencoderKL {
         &self.config
     }
 
-    /// Latents as the denoiser sees them: `(latents − shift_factor) · scaling_factor`, or each square of them
+    /// Latents in the denoiser's form: `(latents − shift_factor) · scaling_factor`, or each square of them
     /// packed into channels with the features (c, p, q), then normalised.
     ///
     /// # Shapes
@@ -117,7 +117,7 @@ impl AutoencoderKL {
     /// The reverse of [`to_denoised`](Self::to_denoised).
     ///
     /// # Shapes
-    /// `[b, c, h, w]` as the denoiser sees them, to those of [`decode`](Self::decode).
+    /// `[b, c, h, w]` in the denoiser's form, to those of [`decode`](Self::decode).
     pub fn from_denoised(&self, latents: Tensor<4>) -> Tensor<4> {
         let config = &self.config;
         let Some(Statistics { mean, deviation }) = &self.statistics else {
@@ -131,7 +131,7 @@ impl AutoencoderKL {
             .reshape([b, c / (p * p), h * p, w * p])
     }
 
-    /// The latents of pictures as they come from the encoder, not [`to_denoised`](Self::to_denoised).
+    /// The encoder's latents of pictures, not [`to_denoised`](Self::to_denoised).
     ///
     /// # Shapes
     /// `[b, in_channels, height, width]` in `[-1, 1]` to `[b, latent_channels, h, w]`, smaller by
@@ -151,7 +151,7 @@ impl AutoencoderKL {
         }
     }
 
-    /// The pictures of latents as the decoder takes them, not [`to_denoised`](Self::to_denoised).
+    /// The pictures of latents in the decoder's form, not [`to_denoised`](Self::to_denoised).
     ///
     /// # Shapes
     /// `[b, latent_channels, h, w]` to `[b, out_channels, height, width]`, about in `[-1, 1]`.
@@ -306,7 +306,7 @@ fn load_resnets(
         .collect()
 }
 
-/// Two residual blocks, attention over all positions between them.
+/// Two residual blocks, with attention over all positions between them.
 #[derive(Debug, Clone)]
 struct MidBlock {
     resnets: Vec<ResnetBlock>,
@@ -350,8 +350,8 @@ struct Attention {
 
 impl Attention {
     fn load(weights: &Weights, c: usize, groups: usize) -> Result<Self> {
-        // Files saved before diffusers 0.17, such as Stable Diffusion 1.5's, have other names; and some
-        // have kept the 1×1 convolutions of the original code.
+        // Files saved before diffusers 0.17, such as Stable Diffusion 1.5's, have other names; some have kept the
+        // 1×1 convolutions of the original code.
         let linear = |name: &str, old_name: &str| {
             let old = weights.scope(old_name);
             let layer = match old.is_empty() {

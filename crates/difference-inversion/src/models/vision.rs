@@ -1,4 +1,4 @@
-//! Networks that look at pictures.
+//! Vision networks.
 
 pub mod clip_image;
 pub mod dinov2;

@@ -1,4 +1,4 @@
-//! Small safetensors files that the program writes itself: whole arrays in memory, written
+//! Small safetensors files that the program itself writes: arrays held in memory as a whole, written
 //! atomically.
 
 use std::cmp::Reverse;
@@ -109,7 +109,7 @@ impl Arrays {
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be read, [`Error::InvalidFile`] if it is not safetensors,
-    /// truncated, or holds a number type that is not supported.
+    /// truncated, or has a number type that is not supported.
     pub fn read(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let invalid = |reason: String| Error::invalid_file(path, reason);
@@ -138,8 +138,8 @@ impl Arrays {
         })
     }
 
-    /// Writes the file atomically: it is either all there or as it was before. The same contents
-    /// give the same bytes.
+    /// Writes the file atomically: it is either complete or unchanged. The same contents give the same
+    /// bytes.
     ///
     /// # Errors
     /// [`Error::Io`] if it cannot be written.
@@ -147,7 +147,7 @@ impl Arrays {
         self.write_over(path, Existing::Replace)
     }
 
-    /// As [`write`](Self::write); also says what becomes of a file that is there.
+    /// As [`write`](Self::write), with the treatment of an existing file.
     ///
     /// # Errors
     /// As [`files::write`].
@@ -158,8 +158,8 @@ impl Arrays {
         files::write(path, &bytes, existing)
     }
 
-    /// The file's bytes. The header is put together here, because `safetensors::serialize` takes the
-    /// metadata as a hash map and writes it in another order every time.
+    /// The file's bytes. The header is assembled here, because `safetensors::serialize` takes the
+    /// metadata as a hash map and writes it in a different order every time.
     fn to_bytes(&self) -> serde_json::Result<Vec<u8>> {
         let mut sorted: Vec<(&String, &Array)> = self.arrays.iter().collect();
         sorted.sort_by_key(|(_, array)| Reverse(array.dtype())); // wide numbers first: all aligned

@@ -18,16 +18,16 @@ pub enum Error {
         /// The operating system's reason.
         source: std::io::Error,
     },
-    /// Whoever watched asked to stop.
+    /// The observer asked to stop.
     #[error("stopped after {done} of {total} {} of {stage}", stage.unit())]
     Stopped {
         /// The stage that was running.
         stage: Stage,
         /// Steps (of a download: bytes) finished.
         done: usize,
-        /// Steps in all.
+        /// Steps in total.
         total: usize,
-        /// The checkpoint that was left, from which learning can go on.
+        /// The checkpoint from which learning can resume.
         checkpoint: Option<PathBuf>,
     },
     /// A model is unavailable from the Hub.
@@ -35,7 +35,7 @@ pub enum Error {
     Hub {
         /// The model's name.
         id: String,
-        /// What stood in the way.
+        /// The reason.
         problem: HubProblem,
     },
     /// A setting is out of range.
@@ -60,7 +60,7 @@ pub enum Error {
         /// The value that is supported, as JSON.
         supported: String,
     },
-    /// A single file holds a text encoder, but not the vocabulary that it reads with.
+    /// A single file has a text encoder, but not its vocabulary.
     #[error(
         "the vocabulary is missing: {} is a single file, which holds none; give a folder with CLIP's \
          tokenizer.json, or its vocab.json and merges.txt, such as openai/clip-vit-large-patch14",
@@ -70,7 +70,7 @@ pub enum Error {
         /// The single file.
         path: PathBuf,
     },
-    /// A model names a text encoder that it could do without, and does not have it.
+    /// A model names an optional text encoder that is missing.
     #[error("{}: names `{part}`, and there is no such folder", path.display())]
     NoTextEncoder {
         /// `model_index.json`.
@@ -78,7 +78,7 @@ pub enum Error {
         /// The folder of the text encoder.
         part: &'static str,
     },
-    /// Something that is needed was not given and cannot be made.
+    /// A required item was not given and cannot be made.
     #[error("{what} is missing: {reason}")]
     Missing {
         /// The missing item.
@@ -89,7 +89,7 @@ pub enum Error {
     /// A and A′ are the same in the joint space.
     #[error("there is no difference to learn: {reason}")]
     NoDifference {
-        /// How that shows.
+        /// The reason.
         reason: String,
     },
     /// Difference tokens and models that do not belong together.
@@ -98,13 +98,13 @@ pub enum Error {
         /// How they differ.
         reason: String,
     },
-    /// A model that cannot do the requested task.
+    /// A model cannot do the requested task.
     #[error("{reason}")]
     WrongModel {
         /// The required and the actual kind of model.
         reason: String,
     },
-    /// The optimisation has blown up.
+    /// The optimisation diverged.
     #[error(
         "the loss is not a finite number at step {step}; a smaller learning rate, a bound on the \
          tokens' norm (max_norm) or f32 instead of f16 may help"
@@ -134,7 +134,7 @@ pub enum Error {
         /// The expected and the actual value.
         reason: String,
     },
-    /// A tensor that the model needs is not in the file, or not as the model needs it.
+    /// A tensor that the model needs is missing from the file, or of the wrong shape or type.
     #[error("{}: tensor `{name}`: expected {expected}, found {found}", path.display())]
     Tensor {
         /// The weights file (or the folder it was looked for in).
@@ -143,10 +143,10 @@ pub enum Error {
         name: String,
         /// What the model requires.
         expected: String,
-        /// What the file holds.
+        /// The file's shape or type.
         found: String,
     },
-    /// The file holds tensors that the model described by its config.json does not use.
+    /// The file has tensors that the model described by its config.json does not use.
     #[error(
         "{}: {} tensors are not used by the model that config.json describes: {}",
         path.display(), names.len(), abbreviate(names)
@@ -157,7 +157,7 @@ pub enum Error {
         /// The full keys of the tensors.
         names: Vec<String>,
     },
-    /// A caller's value cannot be computed with.
+    /// A caller's value is invalid for the computation.
     #[error("{reason}")]
     InvalidInput {
         /// The expected and the actual value.
@@ -172,7 +172,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What a user of the program `dinv` can do about it, in a sentence without a full stop.
+    /// What a user of the program `dinv` can do about it: a sentence without a full stop.
     pub fn hint(&self) -> Option<String> {
         let fixed = match self {
             Self::Stopped {
@@ -206,7 +206,7 @@ impl Error {
             Self::NoVocabulary { .. } => {
                 "name it with `--tokenizer` or `--clip`: a folder, or a model of the Hub"
             }
-            // What no solver could leave out is no such error.
+            // If no solver could replace it, the error is of another kind.
             Self::UnsupportedField { path, .. } if path.ends_with("scheduler_config.json") => {
                 "`--scheduler` draws with another solver, such as ddim"
             }

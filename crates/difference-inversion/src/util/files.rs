@@ -1,7 +1,7 @@
-//! Writing files so that a failure never leaves half of one, and nothing is replaced that was not to be.
+//! Atomic writing of files: a failure never leaves a partial file, and nothing is replaced unintentionally.
 //!
-//! Unfinished files are kept in hidden files and folders whose names begin with `.dinv-`. Whoever writes one holds
-//! a lock on it, which ends with the process. [`sweep`] removes those that no process holds.
+//! Unfinished data is kept in hidden files and folders whose names begin with `.dinv-`. Their writer holds
+//! a lock on them, which ends with the process. [`sweep`] removes those that no process holds.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Write};
@@ -13,12 +13,12 @@ use tempfile::{NamedTempFile, TempDir};
 use crate::util::digest::sha256;
 use crate::{Error, Result};
 
-/// How the names of hidden files and folders begin.
+/// The prefix of hidden files and folders.
 const HIDDEN: &str = ".dinv-";
-/// The file in a hidden folder that its writer holds.
+/// The file in a hidden folder that its writer locks.
 const LOCK: &str = ".lock";
 
-/// What becomes of a file that is there already.
+/// The treatment of an existing file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Existing {
     /// It is replaced.
@@ -37,10 +37,10 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     write(path, bytes, Existing::Replace)
 }
 
-/// As [`write_atomically`]; also says what becomes of a file that is there.
+/// As [`write_atomically`], with the treatment of an existing file.
 ///
 /// # Errors
-/// The same, and [`ErrorKind::AlreadyExists`] if it is to stay.
+/// The same, and [`ErrorKind::AlreadyExists`] if a file exists and is to stay.
 pub fn write(path: &Path, bytes: &[u8], existing: Existing) -> Result<()> {
     let write = || {
         let mut file = hidden_file(folder_of(path))?;
@@ -57,7 +57,7 @@ pub fn write(path: &Path, bytes: &[u8], existing: Existing) -> Result<()> {
 /// Moves a file within a file system.
 ///
 /// # Errors
-/// The operating system's; [`ErrorKind::AlreadyExists`] if something is at `to` that is to stay.
+/// The operating system's; [`ErrorKind::AlreadyExists`] if a file at `to` is to stay.
 pub fn place(from: &Path, to: &Path, existing: Existing) -> io::Result<()> {
     if existing == Existing::Replace {
         return fs::rename(from, to);
@@ -66,7 +66,7 @@ pub fn place(from: &Path, to: &Path, existing: Existing) -> io::Result<()> {
         Ok(()) => fs::remove_file(from),
         Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(error),
         Err(_) => {
-            // A file system without links: the name is taken first.
+            // On a file system without links, the name is reserved first.
             File::create_new(to)?;
             fs::rename(from, to)
         }
@@ -81,7 +81,7 @@ pub fn folder_of(path: &Path) -> &Path {
     }
 }
 
-/// The operating system's reason without the name of a hidden file, which means nothing to anybody.
+/// The operating system's reason without the name of a hidden file, which is meaningless to users.
 pub fn plain(error: io::Error) -> io::Error {
     let kind = error.kind();
     match error.get_ref().and_then(|inner| inner.source()) {
@@ -105,16 +105,16 @@ fn hidden_file(folder: &Path) -> io::Result<NamedTempFile> {
     }
 }
 
-/// A name that only this process writes to, for the lifetime of the value.
+/// A name that only this process may write to, for the lifetime of the value.
 #[derive(Debug)]
 pub struct Claim {
     path: PathBuf,
-    /// Its lock ends when it is closed.
+    /// The locked file; closing it releases the lock.
     _held: File,
 }
 
 impl Claim {
-    /// Claims the output `path`; `None` if another process has.
+    /// Claims the output `path`; `None` if another process holds it.
     ///
     /// # Errors
     /// [`Error::Io`] naming `path` when its folder is missing or cannot be written.
@@ -147,7 +147,7 @@ impl Drop for Claim {
     }
 }
 
-/// A hidden folder, held by this process and removed in the end.
+/// A hidden folder, held by this process and removed on drop.
 #[derive(Debug)]
 pub struct HiddenFolder {
     folder: TempDir,
@@ -156,7 +156,7 @@ pub struct HiddenFolder {
 }
 
 impl HiddenFolder {
-    /// Makes one in `folder`.
+    /// Creates one in `folder`.
     ///
     /// # Errors
     /// [`Error::Io`] naming `folder` when it is missing or cannot be written.
@@ -189,7 +189,7 @@ impl HiddenFolder {
         self.folder.path()
     }
 
-    /// Gives it a name, under which it stays.
+    /// Moves it to `path`, where it stays.
     ///
     /// # Errors
     /// [`Error::Io`] naming `path` when it cannot be moved there.
@@ -207,9 +207,9 @@ impl HiddenFolder {
 
 /// Files that appear together in a folder.
 ///
-/// They are written to a hidden folder inside it first ([`Set::path`]). Once all of them are there, a note says so:
-/// a process that ends while it moves them leaves a set that [`sweep`] brings to its end. Old files go before new
-/// ones come, so that what is seen is never a mixture.
+/// They are first written to a hidden folder inside it ([`Set::path`]). Once all of them are there, a note records
+/// this: if the process ends while it moves them, [`sweep`] completes the move. Old files are removed before new
+/// ones appear, so a mixture is never visible.
 #[derive(Debug)]
 pub struct Set {
     folder: PathBuf,
@@ -240,16 +240,16 @@ impl Set {
         })
     }
 
-    /// Where to write the file called `name`.
+    /// The temporary path of the file called `name`.
     pub fn path(&self, name: &str) -> PathBuf {
         self.hidden.path().join(name)
     }
 
-    /// Moves the files called `names` to their places, and removes the file called `spent` in the same folder.
+    /// Moves the files called `names` into place, and removes the file called `spent` in the same folder.
     ///
     /// # Errors
-    /// [`Error::Io`] naming the file that cannot be moved. With [`Existing::Keep`] that is
-    /// [`ErrorKind::AlreadyExists`] for one that has appeared, and then none of the set is left there.
+    /// [`Error::Io`] naming the file that cannot be moved. With [`Existing::Keep`], it is
+    /// [`ErrorKind::AlreadyExists`] for a file that has appeared, and then none of the set is left in place.
     pub fn publish(self, names: &[String], existing: Existing, spent: Option<&str>) -> Result<()> {
         if existing == Existing::Keep {
             for name in names {
@@ -273,7 +273,7 @@ impl Set {
 }
 
 impl Complete {
-    /// Brings the files that still wait in `hidden` to `folder`.
+    /// Moves the remaining files in `hidden` to `folder`.
     fn bring(&self, hidden: &Path, folder: &Path) -> Result<()> {
         let waiting = || (self.names.iter()).filter(|name| hidden.join(name).exists());
         let existing = match self.replace {
@@ -288,7 +288,7 @@ impl Complete {
         let mut brought: Vec<PathBuf> = Vec::new();
         for name in waiting() {
             let (from, to) = (hidden.join(name), folder.join(name));
-            // Of a process that ended between the two halves of `place`.
+            // Left by a process that ended between the two halves of `place`.
             let is_there = || fs::read(&from).ok() == fs::read(&to).ok();
             match place(&from, &to, existing) {
                 Err(error) if error.kind() != ErrorKind::AlreadyExists || !is_there() => {
@@ -315,8 +315,8 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Removes what processes that were killed have left hidden in `folder`; sets that were complete are brought to
-/// their end. Gives the names of their files.
+/// Removes the hidden data that killed processes left in `folder`, and completes the moves of complete sets.
+/// Returns the names of their files.
 pub fn sweep(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let left = entries.filter(|entry| is_hidden(&entry.file_name().to_string_lossy()));
@@ -330,7 +330,7 @@ pub fn sweep(folder: &Path) -> Vec<String> {
         let mut options = File::options();
         let held = match options.write(true).open(lock) {
             Ok(file) if file.try_lock().is_ok() => Some(file),
-            // A folder that was made this moment has no lock yet; then this fails, or is noticed.
+            // A folder that was just created has no lock yet; then this fails, or is noticed.
             Err(error) if error.kind() == ErrorKind::NotFound && path.is_dir() => None,
             _ => continue,
         };
@@ -356,7 +356,7 @@ pub fn sweep(folder: &Path) -> Vec<String> {
     finished
 }
 
-/// Whether a folder holds nothing but what systems leave in any, and hidden files of this module.
+/// Whether a folder holds only files that systems leave in any folder, and hidden files of this module.
 pub fn is_empty(folder: &Path) -> bool {
     const OF_SYSTEMS: [&str; 5] = [
         ".DS_Store",
@@ -374,7 +374,7 @@ pub fn is_empty(folder: &Path) -> bool {
     })
 }
 
-/// Whether a name is one that this module gives.
+/// Whether a name is a hidden one of this module.
 fn is_hidden(name: &str) -> bool {
     let random = name.strip_prefix(HIDDEN).unwrap_or_default();
     [6, 16].contains(&random.len()) && random.bytes().all(|byte| byte.is_ascii_alphanumeric())
@@ -474,7 +474,7 @@ mod tests {
         );
     }
 
-    /// At every move at which the process can be killed.
+    /// Kills the process at every possible move.
     #[test]
     fn a_set_whose_process_was_killed_is_brought_to_its_end() {
         for (moved, replace) in [(0, false), (1, false), (2, false), (0, true), (1, true)] {

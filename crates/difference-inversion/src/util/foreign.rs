@@ -1,4 +1,4 @@
-//! Files of other kinds than those that are read, by their first bytes.
+//! Recognises files of other kinds by their first bytes.
 
 /// Why pickled files are not read, and what to do about it.
 pub(crate) const REFUSAL: &str = "a pickled file is not read, because reading one can run any code; \
@@ -19,7 +19,7 @@ const PICTURES: [&[u8]; 6] = [
     b"MM\0*",
 ];
 
-/// What to do about a Git LFS pointer, if that is what stands in place of a file.
+/// What to do about a Git LFS pointer, if the text is one.
 pub(crate) fn lfs_pointer(text: &str) -> Option<String> {
     let pointer = text.strip_prefix("version https://git-lfs")?;
     let size = (pointer.lines()).find_map(|line| line.strip_prefix("size "));
@@ -29,7 +29,7 @@ pub(crate) fn lfs_pointer(text: &str) -> Option<String> {
     ))
 }
 
-/// What people have in place of a safetensors file, by its first bytes, and what to do about it.
+/// Names files that are commonly mistaken for safetensors, by their first bytes, with what to do about them.
 pub(crate) fn what_else(beginning: &[u8]) -> Option<String> {
     let text = String::from_utf8_lossy(beginning);
     let text = text.trim_start_matches('\u{feff}').trim_start();

@@ -9,33 +9,33 @@ use crate::Error;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubProblem {
-    /// The network may not be touched, and the cache does not have the model.
+    /// Offline mode is on, and the cache does not have the model.
     #[error(
         "not in the cache{}, and offline mode forbids to download it",
         but_for(missing)
     )]
     Offline {
-        /// What an incomplete copy lacks; empty if there is no copy.
+        /// The missing files of an incomplete copy; empty if there is no copy.
         missing: Vec<String>,
     },
     /// This library was built without the feature `hub`.
     #[error("not in the cache, and this build cannot download (it lacks the feature `hub`)")]
     NotBuiltIn,
-    /// There is no such model, or it is not shown to this user.
+    /// There is no such model, or this user cannot see it.
     #[error("there is no such model on the Hub, or it is private")]
     NotFound,
     /// The model has no such branch, tag or commit.
     #[error("the model has no such revision")]
     NoRevision,
-    /// The licence has to be accepted before the files can be downloaded.
+    /// The licence must be accepted before the files can be downloaded.
     #[error("the model is gated: its licence has to be accepted first")]
     Gated {
-        /// Where it is accepted.
+        /// The page on which it is accepted.
         page: String,
         /// Whether a token was sent.
         token: bool,
     },
-    /// The Hub does not let this user in.
+    /// The Hub denies this user access.
     #[error("the Hub refuses access (HTTP {status})")]
     Denied {
         /// 401 or 403.
@@ -46,7 +46,7 @@ pub enum HubProblem {
     /// Too many requests.
     #[error("the Hub asks to send fewer requests (HTTP 429){}", in_seconds(*seconds))]
     TooMany {
-        /// How long to wait, if it was said.
+        /// How long to wait, if the Hub states it.
         seconds: Option<u64>,
     },
     /// Any other answer that is not a file.
@@ -60,9 +60,9 @@ pub enum HubProblem {
     /// No connection.
     #[error("cannot reach {host}: {reason}")]
     Unreachable {
-        /// Whom.
+        /// The host.
         host: String,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
     /// The connection ended before the file did.
@@ -70,21 +70,21 @@ pub enum HubProblem {
     Interrupted {
         /// The file.
         file: String,
-        /// Bytes that are there now.
+        /// Bytes downloaded so far.
         done: u64,
         /// Bytes of the whole file.
         total: u64,
-        /// How it broke.
+        /// The reason.
         reason: String,
     },
-    /// The file that came is not the file that was asked for.
+    /// The downloaded file is not the requested one.
     #[error("{file}: expected {expected}, found {found}; what came is deleted")]
     Damaged {
         /// The file.
         file: String,
         /// The digest or size that the Hub names.
         expected: String,
-        /// That of what came.
+        /// The digest or size of the downloaded file.
         found: String,
     },
     /// The cache cannot be written.
@@ -92,18 +92,18 @@ pub enum HubProblem {
     Write {
         /// The file that was being written.
         path: PathBuf,
-        /// Bytes still to come.
+        /// Bytes left to download.
         left: u64,
         /// The operating system's reason.
         source: std::io::Error,
     },
-    /// An answer that is invalid or dangerous to follow.
+    /// A response that is invalid or unsafe to follow.
     #[error("the Hub's answer cannot be used: {reason}")]
     Protocol {
         /// The problem with it.
         reason: String,
     },
-    /// The repository does not hold a model in a form that this library reads.
+    /// The repository has no model in a form that this library reads.
     #[error("not a diffusers pipeline or transformers model that can be read: {reason}")]
     Unusable {
         /// The missing item.
@@ -172,7 +172,7 @@ impl HubProblem {
         })
     }
 
-    /// An answer that cannot be used.
+    /// A response that cannot be used.
     #[cfg(feature = "hub")]
     pub(crate) fn protocol(reason: impl Into<String>) -> Self {
         Self::Protocol {
@@ -202,7 +202,7 @@ fn in_seconds(seconds: Option<u64>) -> String {
     seconds.map_or_else(String::new, |seconds| format!(", for {seconds} s"))
 }
 
-/// Today's homes of repositories that were removed from the Hub, by prefixes of their old names.
+/// The current locations of repositories that were removed from the Hub, by prefixes of their old names.
 const MOVED: [(&str, &str); 2] = [
     (
         "runwayml/stable-diffusion-",
@@ -214,7 +214,7 @@ const MOVED: [(&str, &str); 2] = [
     ),
 ];
 
-/// Where a copy of a repository is that is no longer where it was.
+/// The location of a copy of a repository that was removed.
 fn moved(id: &str) -> Option<String> {
     let repository = id.split('@').next()?;
     let found = MOVED

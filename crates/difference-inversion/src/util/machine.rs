@@ -1,13 +1,13 @@
-//! Facts about this process from the system.
+//! Facts about this process, from the system.
 
 use std::fs;
 
-/// Resets the peak memory of this process to what it is now, if the system can (Linux).
+/// Resets the peak memory of this process to its current memory, if the system supports it (Linux).
 pub fn forget_peak_memory() {
     let _ = fs::write("/proc/self/clear_refs", "5");
 }
 
-/// The most memory (resident set) of this process in bytes, if the system reports it (Linux).
+/// The peak memory (resident set) of this process in bytes, if the system reports it (Linux).
 pub fn peak_memory() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status

@@ -1,4 +1,4 @@
-//! Progress reports to the caller, and how the caller stops the work.
+//! Progress reports to the caller, and the caller's way to stop the work.
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Stage {
-    /// Bringing a model's files from the Hub; its steps are bytes.
+    /// Downloading a model's files from the Hub; its steps are bytes.
     Download,
     /// Reading pictures.
     Read,
@@ -20,14 +20,14 @@ pub enum Stage {
     OptimisePrompt,
     /// Learning the difference tokens.
     Learn,
-    /// Turning a picture into noise.
+    /// Inverting a picture to noise.
     Invert,
     /// Denoising.
     Generate,
 }
 
 impl Stage {
-    /// What its steps are.
+    /// The unit of its steps.
     pub fn unit(self) -> &'static str {
         match self {
             Self::Download => "bytes",
@@ -56,42 +56,42 @@ impl fmt::Display for Stage {
 pub struct LossTerms {
     /// λ_mse (after + λ_before before) + λ_clip clip.
     pub total: f32,
-    /// How badly [P_A, +D̃] explains A′.
+    /// The loss of [P_A, +D̃] explaining A′.
     pub after: f32,
-    /// How badly [P_A′, −D̃] explains A; 0 if the consistency loss is off
+    /// The loss of [P_A′, −D̃] explaining A; 0 if the consistency loss is off
     /// or L_before has no weight.
     pub before: f32,
-    /// How far what the text encoder reads points from the delta, 1 − cos: what D̃ changes in the
-    /// prompts, or only D̃, see [`ClipLoss`](crate::method::loss::ClipLoss); 0 if the CLIP loss is off.
+    /// 1 − cos of the angle between the delta and what the text encoder reads: D̃'s change to the prompts, or D̃
+    /// itself, see [`ClipLoss`](crate::method::loss::ClipLoss); 0 if the CLIP loss is off.
     pub clip: f32,
 }
 
-/// One message from the library to whoever watches it. As JSON it is an object whose `type` is `step` or
-/// `notice`, next to the fields of either.
+/// One message from the library to the observer. As JSON, it is an object whose `type` is `step` or
+/// `notice`, with the fields of either.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Progress {
     /// `done` of `total` steps of a stage are finished; the first message of a stage has `done` 0.
     Step {
-        /// Which work it is.
+        /// The stage.
         stage: Stage,
         /// Steps finished so far.
         done: usize,
-        /// Steps in all.
+        /// Steps in total.
         total: usize,
         /// The loss of the step just finished, if the stage has one.
         loss: Option<LossTerms>,
     },
-    /// Something a person should know.
+    /// A note for the user.
     Notice {
         /// One lower-case sentence without a full stop.
         message: String,
     },
 }
 
-/// Who watches: called after every step; [`ControlFlow::Break`] asks to stop, which ends the work
-/// with [`Error::Stopped`](crate::Error::Stopped) (learning leaves a checkpoint first).
+/// The observer, called after every step. [`ControlFlow::Break`] asks to stop, which ends the work
+/// with [`Error::Stopped`](crate::Error::Stopped) (learning writes a checkpoint first).
 pub type Observer<'a> = &'a mut dyn FnMut(&Progress) -> ControlFlow<()>;
 
 /// Reports a step.

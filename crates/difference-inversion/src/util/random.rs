@@ -1,8 +1,8 @@
 //! Random draws that are the same on every platform, thread count and after every resume.
 //!
 //! All numbers come from ChaCha8 keyed by the seed. Every use has its own stream, numbered by its
-//! [`Purpose`] and by the step that draws, so that no draw depends on how many were made before it.
-//! Within a stream numbers are drawn in the row-major order of the tensor they fill.
+//! [`Purpose`] and by the step that draws, so no draw depends on the number of earlier draws.
+//! Within a stream, numbers are drawn in the row-major order of the tensor they fill.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use rand::{Rng, SeedableRng};
@@ -12,16 +12,16 @@ use rand_distr::StandardNormal;
 /// Bits of the stream number that hold the step.
 const STEP_BITS: u32 = 48;
 
-/// What random numbers are used for.
+/// The use of random numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
     /// Timesteps, then noise, of one optimisation step.
     Learn = 0,
-    /// Timesteps, then noise, of the fixed set that the tokens are judged on.
+    /// Timesteps, then noise, of the fixed set on which the tokens are judged.
     Select = 1,
     /// Dropped words and shifts of one optimisation step.
     Augment = 2,
-    /// Difference tokens that do not start at zero.
+    /// Initial difference tokens other than zero.
     Initialise = 3,
     /// First words of an optimised prompt; the step is the number of the picture.
     Pez = 4,
@@ -29,7 +29,7 @@ pub enum Purpose {
     Generate = 5,
     /// Noise added by a stochastic solver, by step.
     Sample = 6,
-    /// The order of things that are each taken once.
+    /// The order of items that are each used once.
     Order = 7,
     /// Resamples and flipped signs of the statistics of an evaluation.
     Statistics = 8,
@@ -63,8 +63,8 @@ pub fn shuffled(rng: &mut ChaCha8Rng, count: usize) -> Vec<usize> {
     keyed.into_iter().map(|(_, i)| i).collect()
 }
 
-/// `count` places from 0 to 1, the i-th in the i-th of `count` equal parts of that range: for a
-/// count of 1 plain uniform draws, for more their spread is even.
+/// `count` numbers from 0 to 1, the i-th in the i-th of `count` equal parts of that range: plain uniform
+/// draws for a count of 1, evenly spread ones for more.
 pub fn places(rng: &mut ChaCha8Rng, count: usize) -> Vec<f64> {
     (0..count)
         .map(|part| (part as f64 + rng.random::<f64>()) / count as f64)

@@ -1,4 +1,4 @@
-//! The text of every setting, checks before anything is done with them, and which have no effect.
+//! The text of every setting, their validation, and the settings without effect.
 
 use std::fmt::{self, Display};
 
@@ -162,12 +162,12 @@ macro_rules! about {
     };
 }
 
-/// Checks of settings; the first that fails is the error.
+/// Checks of settings; the first failure is the error.
 #[derive(Debug, Default)]
 pub struct Checks(Option<Error>);
 
 impl Checks {
-    /// Checks that a setting `holds`; otherwise the error says what was `expected` and `found`.
+    /// Checks that a setting `holds`; otherwise the error states what was `expected` and `found`.
     #[must_use]
     pub fn that(
         self,
@@ -184,39 +184,39 @@ impl Checks {
         Self(self.0.or_else(|| (!holds).then(failed)))
     }
 
-    /// A count that is not 0.
+    /// Checks for a count that is not 0.
     #[must_use]
     pub fn at_least_1(self, name: &'static str, found: usize) -> Self {
         self.that(name, found > 0, "at least 1", found)
     }
 
-    /// A finite number above 0.
+    /// Checks for a finite number above 0.
     #[must_use]
     pub fn positive(self, name: &'static str, found: f64) -> Self {
         let holds = found > 0.0 && found.is_finite();
         self.that(name, holds, "a positive number", found)
     }
 
-    /// A learning rate: above 0, and no more than moves a token out of every vocabulary in one step.
+    /// Checks for a learning rate: above 0, and too small to move a token out of every vocabulary in one step.
     #[must_use]
     pub fn rate(self, name: &'static str, found: f64) -> Self {
         let holds = found > 0.0 && found <= 100.0;
         self.that(name, holds, "a number above 0 and at most 100", found)
     }
 
-    /// A weight in a sum: 0 or above, and no more than can be squared in 32 bits.
+    /// Checks for a weight in a sum: 0 or above, and small enough to be squared in 32 bits.
     #[must_use]
     pub fn weight(self, name: &'static str, found: f64) -> Self {
         self.that(name, (0.0..=1e6).contains(&found), "0 to 1000000", found)
     }
 
-    /// A number from 0 to 1.
+    /// Checks for a number from 0 to 1.
     #[must_use]
     pub fn fraction(self, name: &'static str, found: f64) -> Self {
         self.that(name, (0.0..=1.0).contains(&found), "0 to 1", found)
     }
 
-    /// A finite number.
+    /// Checks for a finite number.
     #[must_use]
     pub fn finite(self, name: &'static str, found: f64) -> Self {
         self.that(name, found.is_finite(), "a number", found)
@@ -239,7 +239,7 @@ pub struct Unread {
 }
 
 impl Unread {
-    /// Of settings, each with whether it is read and what it needs, those that are not read.
+    /// Selects the settings that are not read; each is given with whether it is read and what it needs.
     pub fn among<const N: usize>(settings: [(&'static str, bool, &'static str); N]) -> Vec<Self> {
         let unread = settings.into_iter().filter(|(_, read, _)| !read);
         let unread = unread.map(|(setting, _, needs)| Self { setting, needs });

@@ -1,4 +1,4 @@
-//! Numbers of tensors: on the host, hashed, normalised, compared.
+//! Values of tensors: on the host, hashed, normalised, compared.
 
 use burn::tensor::{DType, Tensor};
 use half::f16;
@@ -9,7 +9,7 @@ use super::digest::hex;
 /// Keeps the cosine of vectors near zero finite.
 const EPSILON: f64 = 1e-8;
 
-/// SHA-256 of weights, rounded to f16 so that an f16 and an f32 copy of one model have the same.
+/// SHA-256 of weights, rounded to f16 so that f16 and f32 copies of a model have the same hash.
 pub(crate) fn fingerprint(weights: impl IntoIterator<Item = Tensor<2>>) -> String {
     let mut hash = Sha256::new();
     for value in weights.into_iter().flat_map(host) {
@@ -23,7 +23,7 @@ pub fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().iter::<f32>().collect()
 }
 
-/// Rows of unit norm.
+/// Normalises rows to unit norm.
 pub(crate) fn unit(rows: Tensor<2>) -> Tensor<2> {
     let rows = rows.cast(DType::F32);
     let squares = rows.clone().powi_scalar(2).sum_dim(1);

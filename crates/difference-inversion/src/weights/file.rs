@@ -11,17 +11,17 @@ use safetensors::tensor::Metadata;
 use crate::util::foreign::{BEGINNING, what_else};
 use crate::{Error, Result};
 
-/// The length of the header, a little-endian u64, precedes the header.
+/// The size of the header's length, a little-endian u64.
 const PREFIX_LEN: u64 = 8;
 
-/// Where the bytes of a [`TensorFile`] are.
+/// The location of the bytes of a [`TensorFile`].
 #[derive(Debug)]
 enum Source {
     File(Mutex<File>),
     Memory(Vec<u8>),
 }
 
-/// An opened safetensors file, of which only the header was read.
+/// An opened safetensors file, of which only the header has been read.
 #[derive(Debug)]
 pub(crate) struct TensorFile {
     path: PathBuf,
@@ -31,7 +31,7 @@ pub(crate) struct TensorFile {
 }
 
 impl TensorFile {
-    /// Opens `path` and reads its header; the header may not claim more than the file holds.
+    /// Opens `path` and reads its header, which must match the size of the file.
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let mut file = File::open(path).map_err(Error::io(path))?;
         let metadata = file.metadata().map_err(Error::io(path))?;

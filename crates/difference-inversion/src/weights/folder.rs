@@ -1,4 +1,4 @@
-//! Finding the weight files of a model in its folder.
+//! Finds the weight files of a model in its folder.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -7,23 +7,23 @@ use crate::util::foreign::REFUSAL;
 use crate::weights::json::read_config;
 use crate::{Error, Result};
 
-/// File stems under which diffusers and transformers save the weights of one model, in the order
-/// in which they are looked for; the last one is of early safetensors made from pickled shards.
+/// File stems under which diffusers and transformers save the weights of one model, in search order; the
+/// last one is that of early safetensors converted from pickled shards.
 pub(crate) const STEMS: [&str; 3] = ["diffusion_pytorch_model", "model", "pytorch_model"];
 
 /// Extensions of pickled files. Reading one can run the code in it.
 const PICKLED: [&str; 4] = ["bin", "ckpt", "pt", "pth"];
 
-/// The weight files of one model, and which of them its index says that each tensor is in.
+/// The weight files of one model, and the file of each tensor according to its index.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     pub(crate) files: Vec<PathBuf>,
-    /// The index file and its contents, where the weights are in shards.
+    /// The index file and its contents, if the weights are in shards.
     pub(crate) index: Option<(PathBuf, BTreeMap<String, String>)>,
 }
 
-/// The suffixes of weight files in the order in which they are looked for. A variant is a suffix such
-/// as `fp16`, which comes first if it is asked for; files without a suffix are, as a rule, f32.
+/// The suffixes of weight files in search order. A variant is a suffix such as `fp16`, which comes first if
+/// it is requested; files without a suffix are usually f32.
 pub(crate) fn suffixes(variant: Option<&str>) -> [String; 2] {
     match variant {
         None => [String::new(), ".fp16".to_owned()],
@@ -31,9 +31,9 @@ pub(crate) fn suffixes(variant: Option<&str>) -> [String; 2] {
     }
 }
 
-/// Finds the safetensors files of the model in `folder`: those of the `variant`, or, as diffusers does,
-/// those without one in their name if it is not there. Without a `variant`, those of `fp16` are taken
-/// where there are no others.
+/// Finds the safetensors files of the model in `folder`: those of the `variant`, or, as in diffusers, those
+/// without one in their name if it is missing. Without a `variant`, those of `fp16` are used if there are
+/// no others.
 pub(crate) fn find_files(folder: &Path, variant: Option<&str>) -> Result<Found> {
     let suffixes = suffixes(variant);
     for suffix in &suffixes {
@@ -51,13 +51,13 @@ pub(crate) fn find_files(folder: &Path, variant: Option<&str>) -> Result<Found> 
     Err(Error::invalid_file(folder, reason))
 }
 
-/// Whether the weights of the model in `folder` are there as this `variant`.
+/// Whether the weights of the model in `folder` exist in this `variant`.
 pub(crate) fn has_variant(folder: &Path, variant: &str) -> bool {
     find_with(folder, &format!(".{variant}")).is_some()
 }
 
-/// The weights with a suffix in their name: one file, or shards. Where there are both, diffusers reads
-/// the shards of its own models, transformers the one file of its own.
+/// The weights with a suffix in their name: one file, or shards. If there are both, diffusers reads the
+/// shards of its own models, and transformers the single file of its own.
 fn find_with(folder: &Path, suffix: &str) -> Option<Result<Found>> {
     stems(folder).into_iter().find_map(|stem| {
         let single = || {
@@ -79,13 +79,13 @@ fn find_with(folder: &Path, suffix: &str) -> Option<Result<Found>> {
     })
 }
 
-/// Whether the shards of a stem are read where there is one file, too.
+/// Whether the shards of a stem are read if there is also a single file.
 pub(crate) fn shards_come_first(stem: &str) -> bool {
     stem == STEMS[0]
 }
 
-/// The stems in the order in which they are looked for in a folder: first those of the program that its
-/// `config.json` is of.
+/// The stems in search order for a folder: first those of the program that wrote its
+/// `config.json`.
 fn stems(folder: &Path) -> [&'static str; 3] {
     let [diffusers, transformers, old] = STEMS;
     let config: Option<serde_json::Value> = read_config(&folder.join("config.json")).ok();
@@ -123,7 +123,7 @@ fn find_shards(index: PathBuf) -> Result<Found> {
     })
 }
 
-/// Refuses files whose name says that they are pickled.
+/// Refuses files whose extension shows that they are pickled.
 pub(crate) fn refuse_pickled(path: &Path) -> Result<()> {
     let extension = path.extension().unwrap_or_default();
     match PICKLED

@@ -23,7 +23,7 @@ pub fn read_config<T: DeserializeOwned>(path: &Path) -> Result<T> {
 /// # Errors
 /// As [`read_config`], without the reading.
 pub fn parse_config<T: DeserializeOwned>(json: &[u8], path: &Path) -> Result<T> {
-    // Editors of Windows put a byte order mark before the text.
+    // Windows editors put a byte order mark before the text.
     let json = without_infinities(json.strip_prefix(b"\xef\xbb\xbf").unwrap_or(json));
     let mut deserializer = serde_json::Deserializer::from_slice(&json);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
@@ -45,7 +45,7 @@ pub fn parse_config<T: DeserializeOwned>(json: &[u8], path: &Path) -> Result<T> 
     Ok(value)
 }
 
-/// A configuration from JSON that was read already; `path` is named in errors.
+/// A configuration from parsed JSON; `path` is named in errors.
 ///
 /// # Errors
 /// [`Error::Config`] naming the field if one is missing or of the wrong type.
@@ -58,7 +58,7 @@ pub fn from_value<T: DeserializeOwned>(config: Value, path: &Path) -> Result<T> 
 }
 
 /// Replaces the words `Infinity`, `-Infinity` and `NaN` outside strings by null: Python writes
-/// them, though they are not JSON.
+/// them although they are not JSON.
 fn without_infinities(json: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(json.len());
     let mut rest = json;
@@ -83,7 +83,7 @@ fn without_infinities(json: &[u8]) -> Vec<u8> {
     out
 }
 
-/// A setting that a config gives once for all blocks or once per block.
+/// A setting that a config gives either once for all blocks or once per block.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(
     untagged,
@@ -109,8 +109,8 @@ impl<T: Clone> PerBlock<T> {
 /// The fields of a config that its struct does not name.
 pub type OtherFields = serde_json::Map<String, Value>;
 
-/// Checks the fields that this implementation knows but for which it supports a single value,
-/// given as JSON: an architecture that it does not have must be an error, not a wrong result.
+/// Checks the known fields of which only a single value, given as JSON, is supported: an unsupported
+/// architecture must be an error, not a wrong result.
 /// A field that is absent or null has the default, which is the supported value.
 ///
 /// # Errors

@@ -12,7 +12,7 @@ use crate::weights::float_dtype;
 use crate::{Error, Result};
 
 /// A change of a matrix or kernel W: `W + scale · up · down`
-/// ([Hu et al. 2021](https://arxiv.org/abs/2106.09685)), of a convolution with its kernel's columns side by side.
+/// ([Hu et al. 2021](https://arxiv.org/abs/2106.09685)); a convolution's kernel has its columns side by side.
 #[derive(Debug, Clone)]
 pub(crate) struct LowRank {
     pub(crate) file: Arc<TensorFile>,
@@ -20,10 +20,10 @@ pub(crate) struct LowRank {
     pub(crate) down: String,
     /// The tensor [rows, rank].
     pub(crate) up: String,
-    /// The rows of `up` that are W's: all of them unless the layer is a part of the one that was trained.
+    /// The rows of `up` that are W's: all of them unless the layer is a part of the trained one.
     pub(crate) rows: Range<usize>,
     pub(crate) scale: f64,
-    /// What people call it: the file's name and how much of it is added.
+    /// Its name for messages: the file's name and its weight.
     pub(crate) name: String,
 }
 
@@ -35,7 +35,7 @@ impl LowRank {
         Ok(up.matmul(down).mul_scalar(self.scale))
     }
 
-    /// Adds what identifies the change to a hash.
+    /// Adds the identity of the change to a hash.
     pub(super) fn hash(&self, hash: &mut Sha256) -> Result<()> {
         hash.update(self.scale.to_le_bytes());
         for key in [&self.up, &self.down] {
@@ -49,7 +49,7 @@ impl LowRank {
     }
 }
 
-/// A tensor, from its bytes, with all of `changes`, in f32.
+/// A tensor from its bytes, with all of `changes` added, in f32.
 pub(super) fn merged<const D: usize>(
     bytes: Vec<u8>,
     shape: [usize; D],

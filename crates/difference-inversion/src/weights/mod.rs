@@ -1,4 +1,4 @@
-//! Reading model weights and their configuration from disk.
+//! Reads model weights and their configuration from disk.
 
 pub(crate) mod file;
 pub(crate) mod folder;
@@ -28,8 +28,8 @@ use crate::{Error, Result};
 
 /// The tensors of one model, addressed by their dotted keys and read on demand.
 ///
-/// A `Weights` is a view under a key prefix ([`scope`](Self::scope)); views of the same model are
-/// cheap and share the record of which tensors were read, so that
+/// A `Weights` is a view under a key prefix ([`scope`](Self::scope)). Views of the same model are
+/// cheap and share the record of the tensors read, so that
 /// [`check_all_used`](Self::check_all_used) reports whether the model used all of them.
 #[derive(Debug, Clone)]
 pub struct Weights {
@@ -42,9 +42,9 @@ struct Store {
     /// The file or folder given by the user.
     path: PathBuf,
     files: Vec<Arc<TensorFile>>,
-    /// Where every tensor is.
+    /// The location of every tensor.
     index: BTreeMap<String, Placement>,
-    /// Changes that are added to tensors.
+    /// Changes added to tensors.
     changes: Changes,
     used: Mutex<BTreeSet<String>>,
     device: Device,
@@ -62,11 +62,11 @@ pub(crate) type Changes = BTreeMap<String, Vec<LowRank>>;
 pub(crate) struct Adapters {
     /// SHA-256 of all of them.
     pub(crate) digest: String,
-    /// What people call them.
+    /// Their names for messages.
     pub(crate) names: Vec<String>,
 }
 
-/// What the keys of tables have in them, whose rows are looked up: token and position embeddings.
+/// Parts of the keys of lookup tables: token and position embeddings.
 const TABLES: [&str; 4] = [
     "embedding",
     "embed_tokens",
@@ -74,8 +74,8 @@ const TABLES: [&str; 4] = [
     "attention_bias",
 ];
 
-/// The element type that computations on `device` are done in when weights are of type `dtype`:
-/// f32 on the CPU, which has no fast arithmetic of half precision, and `dtype` elsewhere.
+/// The element type of computations on `device` with weights of type `dtype`: f32 on the CPU, which has no
+/// fast half-precision arithmetic, and `dtype` elsewhere.
 #[must_use]
 pub fn compute_dtype(device: &Device, dtype: FloatDType) -> FloatDType {
     if *device == Device::flex() {
@@ -88,18 +88,18 @@ pub fn compute_dtype(device: &Device, dtype: FloatDType) -> FloatDType {
 impl Weights {
     /// Opens a safetensors file, or the folder of a model saved by diffusers or transformers:
     /// `diffusion_pytorch_model` or `model`, `.safetensors` or `.fp16.safetensors`, in one file or
-    /// in shards listed by `….safetensors.index.json`. Where there are both, the one without `fp16`
-    /// is taken. Tensors are converted to `dtype` on `device` when they are asked for.
+    /// in shards listed by `….safetensors.index.json`. If there are both, the one without `fp16`
+    /// is used. Tensors are converted to `dtype` on `device` when they are read.
     ///
     /// # Errors
-    /// [`Error::Io`] if a file cannot be read; [`Error::InvalidFile`] if the folder holds no
+    /// [`Error::Io`] if a file cannot be read; [`Error::InvalidFile`] if the folder has no
     /// safetensors, a file is truncated or not a safetensors file, or shards and their index
     /// disagree.
     pub fn open(path: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
         Self::open_variant(path, None, device, dtype)
     }
 
-    /// As [`open`](Self::open), of the weights saved as a variant such as `fp16` if there are any.
+    /// As [`open`](Self::open), for weights saved as a variant such as `fp16` if there are any.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -143,7 +143,7 @@ impl Weights {
         Ok(Self::new(name.as_ref(), files, index, device, dtype))
     }
 
-    /// The tensors of a model that lie in `files` as `index` says.
+    /// The tensors of a model that are in `files` as described by `index`.
     pub(crate) fn new(
         path: &Path,
         files: Vec<Arc<TensorFile>>,
@@ -167,7 +167,7 @@ impl Weights {
         }
     }
 
-    /// The same without the tensors whose keys `are_strays` says.
+    /// The same without the tensors whose keys satisfy `are_strays`.
     pub(crate) fn without(self, are_strays: impl Fn(&str) -> bool) -> Self {
         if !self.keys().any(&are_strays) {
             return self;
@@ -208,7 +208,7 @@ impl Weights {
         }
     }
 
-    /// The changes that are added to the tensors, if there are any.
+    /// The changes added to the tensors, if any.
     pub(crate) fn adapters(&self) -> Result<Option<Adapters>> {
         let changes = &self.store.changes;
         if changes.is_empty() {
@@ -279,7 +279,7 @@ impl Weights {
         &self.store.path
     }
 
-    /// The path that errors about the model's configuration name: `config.json` next to the
+    /// The path named by errors about the model's configuration: `config.json` next to the
     /// weights.
     pub fn config_path(&self) -> PathBuf {
         let path = self.path();
@@ -295,7 +295,7 @@ impl Weights {
         self.store.files.iter().map(|file| file.path())
     }
 
-    /// The size of this view's tensors as they are stored, in bytes.
+    /// The stored size of this view's tensors, in bytes.
     pub fn bytes(&self) -> u64 {
         let tensors = self.store.index.iter();
         let of_view = tensors.filter(|(key, _)| key.starts_with(&self.prefix));
@@ -306,7 +306,7 @@ impl Weights {
         places.into_iter().map(size).sum()
     }
 
-    /// The device tensors are put on.
+    /// The device of the tensors.
     pub fn device(&self) -> &Device {
         &self.store.device
     }
@@ -321,18 +321,18 @@ impl Weights {
         self.store.compute
     }
 
-    /// Reads tensor `name`, which must have this `shape` and hold floating-point numbers, in the
-    /// type that is [computed in](compute_dtype).
+    /// Reads tensor `name`, which must have this `shape` and be of a floating-point type, in the
+    /// [type of computations](compute_dtype).
     ///
     /// # Errors
-    /// [`Error::Tensor`] if it is missing, of another shape, or not of floating-point numbers;
+    /// [`Error::Tensor`] if it is missing, of another shape, or not of a floating-point type;
     /// [`Error::Io`] if it cannot be read.
     pub fn tensor<const D: usize>(&self, name: &str, shape: [usize; D]) -> Result<Tensor<D>> {
         self.read(name, shape, self.store.compute)
     }
 
-    /// As [`tensor`](Self::tensor), in the type that was asked for: the large matrices and
-    /// kernels, which their layers convert whenever they use them.
+    /// As [`tensor`](Self::tensor), in the requested type: for the large matrices and kernels, which their
+    /// layers convert on every use.
     ///
     /// # Errors
     /// As [`tensor`](Self::tensor).
@@ -396,13 +396,13 @@ impl Weights {
         ))
     }
 
-    /// The bytes that this view's tensors take in memory: matrices and kernels in the type that
-    /// was asked for, everything else in the one that is computed in.
+    /// The memory of this view's tensors in bytes: matrices and kernels in the requested type, everything
+    /// else in the type of computations.
     pub fn bytes_in_memory(&self) -> u64 {
         self.bytes_in_memory_of(|_| true)
     }
 
-    /// The same of those tensors whose full keys `are_needed` says.
+    /// The same for the tensors whose full keys satisfy `are_needed`.
     pub(crate) fn bytes_in_memory_of(&self, are_needed: impl Fn(&str) -> bool) -> u64 {
         let size = |key: &str| {
             let shape = self.shape(key.strip_prefix(&self.prefix)?)?;
@@ -420,8 +420,8 @@ impl Weights {
     }
 
     /// Checks that every tensor of this view has been read, except those whose key ends with one of
-    /// `ignored` (buffers such as `position_ids`): what a model does not use is a sign that its
-    /// configuration is wrong.
+    /// `ignored` (buffers such as `position_ids`): unused tensors indicate that the configuration is
+    /// wrong.
     ///
     /// # Errors
     /// [`Error::UnusedTensors`] naming them.
@@ -445,7 +445,7 @@ impl Weights {
         })
     }
 
-    /// Counts tensors of this view as read whose keys behind its prefix `are_known` says.
+    /// Marks tensors of this view as read if their keys after its prefix satisfy `are_known`.
     pub(crate) fn ignore(&self, are_known: impl Fn(&str) -> bool) {
         let keys = self
             .keys()
@@ -482,7 +482,7 @@ fn index_of(files: &[Arc<TensorFile>]) -> Result<BTreeMap<String, Placement>> {
     Ok(index)
 }
 
-/// What wrappers of training put before every key: `torch.compile` and `DataParallel`.
+/// The prefixes that training wrappers add to every key: `torch.compile` and `DataParallel`.
 const WRAPPERS: [&str; 2] = ["_orig_mod.", "module."];
 
 /// The same without the wrapper that a model was saved with.
@@ -496,7 +496,7 @@ fn unwrapped(index: BTreeMap<String, Placement>) -> BTreeMap<String, Placement> 
     unwrapped(index.into_iter().map(bare).collect())
 }
 
-/// Checks that shards hold the tensors that their index says, and no others.
+/// Checks that shards have exactly the tensors listed in their index.
 fn check_index(
     path: &Path,
     weight_map: &BTreeMap<String, String>,
@@ -519,7 +519,7 @@ fn check_index(
     }
 }
 
-/// The bits of an element, if they are so few that the weights are quantised.
+/// The bits of an element, if there are so few that the weights are quantised.
 fn size_in_bits(dtype: Dtype) -> Option<usize> {
     let bits = dtype.bitsize();
     (bits <= 8 && dtype != Dtype::BOOL).then_some(bits)

@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::weights::file::TensorFile;
 
-/// One tensor of a model: the stored tensor that it is made from.
+/// One tensor of a model, with the stored tensor it is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Placement {
     /// Index of the file.
@@ -14,22 +14,22 @@ pub(crate) struct Placement {
     pub(crate) change: Change,
 }
 
-/// How a tensor is made from the one that is stored.
+/// How a tensor is made from the stored one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// As it is.
+    /// Unchanged.
     None,
     /// The first, second or last third of its rows, numbered from 0.
     Third(usize),
     /// A 1×1 convolution `[c_out, c_in, 1, 1]` (or `[c_out, c_in, 1]`) as the matrix
-    /// `[c_out, c_in]`; a matrix stays as it is.
+    /// `[c_out, c_in]`; a matrix stays unchanged.
     Squeeze,
-    /// A matrix with rows and columns exchanged.
+    /// A transposed matrix.
     Transpose,
 }
 
 impl Change {
-    /// The shape made from a tensor of shape `stored`.
+    /// The shape of the result for a tensor of shape `stored`.
     pub(crate) fn shape(self, stored: &[usize]) -> Vec<usize> {
         match (self, stored) {
             (Self::Third(_), [rows, columns @ ..]) => {
@@ -41,7 +41,7 @@ impl Change {
         }
     }
 
-    /// The bytes of what is made from tensor `key` of `file`; no more of it is read than needed.
+    /// The bytes of the result for tensor `key` of `file`; only the needed part of it is read.
     pub(crate) fn bytes(self, file: &TensorFile, key: &str) -> Result<Vec<u8>> {
         match self {
             Self::None | Self::Squeeze => file.bytes(key, [0, 1]),
@@ -57,7 +57,7 @@ impl Change {
     }
 }
 
-/// Exchanges the rows and columns of a matrix whose elements have any size.
+/// Transposes a matrix whose elements have any size.
 fn transpose(bytes: &[u8], rows: usize, columns: usize) -> Vec<u8> {
     let Some(size) = bytes.len().checked_div(rows * columns) else {
         return Vec::new();

@@ -1,6 +1,6 @@
-//! A family that nothing in the library knows: a row, a network of two layers that counts time
-//! backwards, a tower that looks both ways, a frame of its own, on straight paths from noise to
-//! latents. It learns, applies and draws through the same functions as all others.
+//! A family unknown to the library: a row, a network of two layers that counts time backwards, a
+//! bidirectional tower, a frame of its own, and straight paths from noise to latents. It learns,
+//! applies and draws through the same functions as all others.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -93,7 +93,7 @@ struct TransformerConfig {
 
 #[derive(Debug)]
 struct Transformer {
-    /// Latents, context, pooled prompt and time to the hidden width, and back.
+    /// Map latents, context, pooled prompt and time to the hidden width, and back.
     latents: Tensor<2>,
     context: Tensor<2>,
     pooled: Tensor<2>,
@@ -258,7 +258,7 @@ fn golden(name: &str) -> PathBuf {
     root.join("tests/golden/learning").join(name)
 }
 
-/// Numbers like random ones.
+/// Pseudo-random numbers.
 fn array(shape: [usize; 2], scale: f32, seed: f32) -> Array {
     let values = (0..shape[0] * shape[1]).map(|i| (seed + 12.9898 * i as f32).sin() * scale);
     Array::floats(shape, values.collect())
@@ -345,7 +345,7 @@ fn config() -> AnalogyConfig {
     config
 }
 
-/// How badly tokens [3, 6] explain both pictures, at fixed times, `[1]`.
+/// The loss of tokens [3, 6] on both pictures, at fixed times, `[1]`.
 fn loss_of(models: &Models, tokens: &Tensor<2>) -> Tensor<1> {
     let pipeline = models.pipeline();
     let words = |text: &str| pipeline.read(&pipeline.prompt(text).unwrap(), 3).unwrap();
@@ -401,7 +401,7 @@ fn it_learns_a_difference_without_a_joint_space_and_says_so() {
     println!("loss {before} before, {after} after");
     assert!(learned.best_step > 0 && after < before, "{before} {after}");
 
-    // Its times are no whole numbers, and are replayed exactly.
+    // Its times are not whole numbers, and are replayed exactly.
     let replayed = Records {
         replay: Some(trace),
         ..Records::default()

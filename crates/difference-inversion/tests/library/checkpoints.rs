@@ -1,4 +1,4 @@
-//! Which checkpoints a run goes on from.
+//! The checkpoints that a run resumes from.
 
 use std::path::Path;
 
@@ -79,7 +79,7 @@ fn a_checkpoint_of_another_u_net_or_noise_schedule_is_refused() {
         assert!(message.contains("start again without it"), "{message}");
     }
 
-    // A setting that was not known when it was written had its default.
+    // A setting unknown when the checkpoint was written had its default.
     let mut older = Arrays::read(&checkpoint).unwrap();
     let settings = older.metadata["config"].replace(r#""lambda_before":1.0,"#, "");
     assert_ne!(settings, older.metadata["config"]);
@@ -88,7 +88,7 @@ fn a_checkpoint_of_another_u_net_or_noise_schedule_is_refused() {
     let again = learn(model.path(), &resumed).unwrap();
     assert_eq!(again.history, whole.history);
 
-    // Neither is one of an earlier format.
+    // A checkpoint of an earlier format is not accepted either.
     let mut old = Arrays::read(&checkpoint).unwrap();
     old.metadata
         .insert("format_version".to_owned(), "1".to_owned());

@@ -22,7 +22,7 @@ use crate::tiny::{
 const TOLERANCE: f32 = 1e-4;
 const NEGATIVE: &str = "red";
 
-/// What diffusers made in a golden folder.
+/// The results of diffusers in a golden folder.
 struct Expected(Arrays);
 
 impl Expected {
@@ -34,7 +34,7 @@ impl Expected {
         self.0.tensor(name, &Device::flex()).unwrap()
     }
 
-    /// The latents that everything is drawn from.
+    /// The initial latents of all drawings.
     fn init(&self) -> InitNoise {
         InitNoise {
             latents: self.tensor("latents"),
@@ -51,13 +51,13 @@ impl Expected {
         assert!(error <= TOLERANCE, "{name}: relative error {error:.1e}");
     }
 
-    /// Compares the picture that is drawn from the golden latents.
+    /// Compares the picture drawn from the golden latents.
     #[track_caller]
     fn check_drawing(&self, name: &str, models: &Models, request: &TextToImage) -> Tensor<4> {
         self.check_change(name, models, request, &Inputs::default())
     }
 
-    /// The same for models that take other inputs, too.
+    /// The same for models that also take other inputs.
     #[track_caller]
     fn check_change(
         &self,
@@ -126,7 +126,7 @@ fn sdxl_reads_prompts_as_diffusers_does() {
     let negative = pipeline.encode_negative_prompt(NEGATIVE).unwrap();
     check("given.", "negative_", negative);
 
-    // Without a negative prompt, zeros; but not for a model that does not ask for them.
+    // Without a negative prompt, zeros; but not for a model that does not request them.
     let values = |conditions: &Conditions| {
         let states = conditions.context.clone();
         states.try_into_vec_as::<f32>().unwrap()
@@ -146,7 +146,7 @@ fn sdxl_reads_prompts_as_diffusers_does() {
     assert_eq!(values(&absent), values(&encode(&other, "")));
 }
 
-/// That diffusers has zeros, too, where no negative prompt is given.
+/// Checks that diffusers also has zeros without a negative prompt.
 fn expected_zeros(expected: &Expected) {
     let states: Tensor<3> = expected.tensor("negative_prompt_embeds");
     let pooled: Tensor<2> = expected.tensor("negative_pooled_prompt_embeds");

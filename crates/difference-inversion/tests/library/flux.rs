@@ -30,7 +30,7 @@ use crate::tiny::{
 
 const NEGATIVE: &str = "red";
 
-/// Tiny dev in a folder of its own; schnell has a transformer and a schedule of its own.
+/// Tiny dev in a separate folder; schnell has its own transformer and schedule.
 fn folder_of(name: &str) -> TempDir {
     let folder = copy("flux");
     if name == "flux_schnell" {
@@ -86,7 +86,7 @@ fn both_transformers_and_their_gradients_match_diffusers() {
         let (states, pooled) = (read(&io, "network.states"), read(&io, "network.pooled"));
         let found = forward(states.clone(), pooled.clone(), guidance, Memory::Normal);
         assert_matches(name, found.clone(), read(&io, "network.output"));
-        // Only dev is told a guidance scale.
+        // Only dev takes a guidance scale.
         let other = forward(states.clone(), pooled.clone(), 7.0, Memory::Normal);
         let changes = (other - found).abs().max().into_scalar::<f32>() > 0.0;
         assert_eq!(changes, config.guidance_embeds);
@@ -172,7 +172,7 @@ fn pictures_become_latents_of_16_channels_as_with_diffusers() {
 
 // Drawing.
 
-/// The latents that are drawn from given ones.
+/// The latents drawn from the given ones.
 pub(crate) fn draw(models: &Models, request: &TextToImage, latents: Tensor<4>) -> Tensor<4> {
     let inputs = Inputs {
         init: Some(InitNoise {
@@ -272,7 +272,7 @@ fn a_difference_learned_on_dev_is_applied_with_schnell() {
         &mut silent,
     )
     .unwrap();
-    // D̃ is learned for CLIP; T5 reads the words alone.
+    // D̃ is learned for CLIP; T5 reads only the words.
     let [embedding] = learned.tokens.embeddings() else {
         panic!("one text encoder");
     };
@@ -358,7 +358,7 @@ fn the_estimate_of_memory_counts_a_longer_prompt() {
     assert!(dev[0] > dev[1]);
 }
 
-// What does not fit.
+// Mismatches.
 
 #[test]
 fn a_difference_of_another_family_on_the_same_text_encoders_is_refused() {

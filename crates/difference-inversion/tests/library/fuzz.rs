@@ -1,8 +1,8 @@
-//! Properties of the readers of files that come from elsewhere: whatever is in a file, reading it
-//! gives a result or an error, without a panic and without more memory than the file has bytes.
+//! Properties of the readers of untrusted files: whatever is in a file, reading it gives a result or
+//! an error, without a panic and without more memory than the file has bytes.
 //!
-//! `PROPTEST_CASES=100000 cargo test --release --features webgpu fuzz::` looks longer, at others. What it found stands at the
-//! end as tests.
+//! `PROPTEST_CASES=100000 cargo test --release --features webgpu fuzz::` tries more and other cases. Cases that failed
+//! are tests at the end.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -60,12 +60,12 @@ fn with_header(json: &[u8], lie: i64, data: &[u8]) -> Vec<u8> {
     [&length.to_le_bytes(), json, data].concat()
 }
 
-/// JSON as text with the word NaN where a string says so, as Python would write it.
+/// JSON as text, with the word NaN in place of marked strings, as Python would write it.
 fn text_of(value: &Value) -> Vec<u8> {
     value.to_string().replace("\"NaN\"", "NaN").into_bytes()
 }
 
-/// Values that are wrong, or far too large.
+/// Values that are invalid or far too large.
 fn nasty() -> impl Strategy<Value = Value> {
     prop_oneof![
         Just(Value::Null),
@@ -108,7 +108,7 @@ fn some_json() -> impl Strategy<Value = Value> {
     })
 }
 
-/// `object` with some of its fields replaced; those of objects inside it, too.
+/// `object` with some of its fields replaced, including those of nested objects.
 fn changed(object: Value) -> impl Strategy<Value = Value> {
     vec((any::<Index>(), any::<Index>(), nasty()), 0..4).prop_map(move |changes| {
         let mut object = object.clone();
@@ -150,7 +150,7 @@ fn tensor_header() -> impl Strategy<Value = Value> {
     })
 }
 
-/// Reads everything that a file of weights says it has.
+/// Reads everything that a file of weights declares.
 fn read_all(bytes: Vec<u8>) {
     let length = bytes.len() as u64;
     let Ok(weights) = Weights::from_bytes(bytes, "x", &Device::flex(), FloatDType::F32) else {
@@ -174,8 +174,8 @@ fn nothing() -> Weights {
     Weights::from_bytes(bytes, "nothing", &Device::flex(), FloatDType::F32).unwrap()
 }
 
-/// Reads `json` as the configuration of every network and loads it from nothing, which is an error,
-/// but must not be anything else; the noise schedule needs no tensors.
+/// Parses `json` as the configuration of every network and loads it without tensors, which must give an
+/// error and nothing else; the noise schedule needs no tensors.
 fn load_all(json: &[u8]) {
     let path = Path::new("config.json");
     if let Ok(config) = parse_config::<UNetConfig>(json, path) {
@@ -241,7 +241,7 @@ fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
     folder
 }
 
-/// Opens a folder with `json` as every configuration that a folder of transformers has.
+/// Opens a folder with `json` as every configuration of a transformers folder.
 fn open_all(json: &[u8]) {
     let names = [
         "config.json",
@@ -269,7 +269,7 @@ fn open_all(json: &[u8]) {
     }
 }
 
-/// Every configuration there is to start from.
+/// Every configuration to start from.
 fn configurations() -> Vec<Value> {
     let mut all = Vec::new();
     for name in Layout::names() {
@@ -306,7 +306,7 @@ fn configurations() -> Vec<Value> {
     all
 }
 
-/// A key that a single file has, or nearly.
+/// A key of a single file, or nearly one.
 fn key() -> impl Strategy<Value = String> {
     let part = select(vec![
         "model.diffusion_model.input_blocks.",
@@ -360,7 +360,7 @@ fn file_of(tensors: &BTreeMap<String, Vec<usize>>) -> Vec<u8> {
     with_header(&text_of(&Value::Object(header)), 0, &vec![0; end])
 }
 
-/// Opens a single file, whatever it is, and reads all that can be read of it.
+/// Opens a single file, whatever it is, and reads everything readable in it.
 fn open_single(bytes: &[u8]) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
@@ -395,7 +395,7 @@ fn open_single(bytes: &[u8]) {
     }
 }
 
-/// Keys of files that are given besides a model.
+/// Keys of files that are given in addition to a model.
 fn key_of_adapter() -> impl Strategy<Value = String> {
     let layers = [
         "lora_unet_mid_block_attentions_0_proj_in",
@@ -425,7 +425,7 @@ fn key_of_adapter() -> impl Strategy<Value = String> {
     ]
 }
 
-/// Opens the tiny pipeline with a file in the place of all that can be given besides it.
+/// Opens the tiny pipeline with a file in place of each additional input.
 fn open_with(bytes: &[u8]) {
     let folder = folder(&[("x.safetensors", bytes)]);
     let path = folder.path().join("x.safetensors");
@@ -539,7 +539,7 @@ proptest! {
             "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias",
             "conditioner.embedders.1.model.ln_final.bias",
         ] {
-            // Those of other families make it unknown; those of its own make it whole.
+            // Keys of other families make it unknown; those of its own make it complete.
             let family = match width {
                 768 => "cond_stage_model.t",
                 1024 => "cond_stage_model.m",
@@ -582,7 +582,7 @@ proptest! {
     }
 }
 
-/// Found above: a level's layers were counted out before any was read, 64 GiB of them.
+/// Found above: a level's layers were allocated before any was read, 64 GiB of them.
 #[test]
 fn sizes_that_no_network_has_are_refused_before_they_are_believed() {
     let path = Path::new("config.json");
@@ -636,8 +636,8 @@ fn sizes_that_no_network_has_are_refused_before_they_are_believed() {
     }
 }
 
-/// Found above: the tokenizer's library panicked at a file that is no JSON from its decoder on, such as one that was
-/// cut there.
+/// Found above: the tokenizer's library panicked on a file that is not JSON from its decoder on, such as a
+/// truncated one.
 #[test]
 fn a_tokenizer_that_is_cut_in_its_decoder_is_refused() {
     let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));

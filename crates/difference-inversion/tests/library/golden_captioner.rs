@@ -50,7 +50,7 @@ fn image_tower_of_blip() {
     }
 }
 
-/// Compares `first_logits`, without and with a prompt, with what transformers gave.
+/// Compares `first_logits`, without and with a prompt, with those of transformers.
 fn check_first_logits(
     name: &str,
     prompt: &[u32],
@@ -100,7 +100,7 @@ fn generation_config(search: &Value) -> GenerationConfig {
     }
 }
 
-/// Compares what `generate` chooses with what transformers chose; says how often a text ended by
+/// Compares the choices of `generate` with those of transformers; returns how often a text ended by
 /// itself.
 fn check_searches(name: &str, generate: impl Fn(Tensor<4>, &[u32], &GenerationConfig) -> Vec<u32>) {
     let pixels: Tensor<4> = read(&open(&golden(name).join("expected.safetensors")), "pixels");

@@ -11,7 +11,7 @@ use difference_inversion::weights::Weights;
 
 use super::common::{assert_matches, golden, open, read};
 
-/// The prompts of the maker.
+/// The prompts of the script that made the files.
 fn prompts() -> [Vec<u32>; 2] {
     [
         (vec![58, 3, 17, 42, 5, 59], 59),
@@ -222,7 +222,7 @@ fn two_copies_of_a_tower_share_their_weights_and_compute_the_same() {
         read(&expected, "last"),
     );
 
-    // A tensor that differs in one number is not shared, and stays as it is.
+    // A tensor that differs in one number is not shared, and stays unchanged.
     let altered = tempfile::tempdir().unwrap();
     std::fs::copy(
         folder.join("config.json"),

@@ -75,7 +75,7 @@ fn unet_of_sdxl_matches_diffusers() {
     check_unet("unet_sdxl");
 }
 
-/// Each transformer of a level has blocks of its own, and the way up others than the way down.
+/// Each transformer of a level has its own number of blocks, and the up path differs from the down path.
 #[test]
 fn unet_of_ssd_1b_matches_diffusers() {
     check_unet("unet_ssd1b");

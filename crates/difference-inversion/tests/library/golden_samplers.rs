@@ -46,7 +46,7 @@ fn solvers_match_diffusers_step_by_step() {
             .unwrap();
         for (i, alpha) in alphas.into_iter().enumerate() {
             let found = schedule.alphas_cumprod()[37 * i];
-            // Where there is no signal at all, diffusers' other solvers put 2⁻²⁴.
+            // Without any signal, diffusers' other solvers use 2⁻²⁴.
             let expected = if found == 0.0 { 0.0 } else { f64::from(alpha) };
             assert!(
                 (found - expected).abs() <= 1e-6 * expected,

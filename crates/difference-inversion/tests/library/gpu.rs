@@ -1,9 +1,9 @@
 //! A GPU against the CPU: every layer, forward and backward, and learning and drawing with the tiny
 //! pipeline give the same numbers.
 //!
-//! Built with the feature `webgpu`. A machine without a GPU runs it on Mesa's software Vulkan (Debian's
-//! `mesa-vulkan-drivers`); without any Vulkan they are skipped. `DINV_TEST_DEVICE=vulkan` takes Vulkan's own shaders where that feature is
-//! built in, too; `DINV_TEST_GOLDEN` says where `tests/golden` is if it was moved.
+//! Needs the feature `webgpu`. A machine without a GPU runs the tests on Mesa's software Vulkan (Debian's
+//! `mesa-vulkan-drivers`); without any Vulkan they are skipped. `DINV_TEST_DEVICE=vulkan` selects Vulkan's own shaders
+//! if that feature is also built in; `DINV_TEST_GOLDEN` names `tests/golden` if it was moved.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -28,10 +28,10 @@ use difference_inversion::weights::Weights;
 use safetensors::tensor::{Dtype, TensorView};
 
 /// The largest Euclidean distance of the GPU's results from the CPU's, relative to the norm of the
-/// latter. Single numbers of learned tokens may be further off: AdamW's first steps are as long
-/// for gradients close to zero, whose sign rounding decides, as for all others.
+/// latter. Single values of learned tokens may differ more: AdamW's first steps have the same length for
+/// all gradients, even those close to zero, whose sign depends on rounding.
 const TOLERANCE: f32 = 1e-3;
-/// The same where the GPU computes in half precision, of ten bits after the point.
+/// The same if the GPU computes in half precision, with ten fractional bits.
 const HALF_TOLERANCE: f32 = 1e-2;
 
 fn golden(name: &str) -> std::path::PathBuf {
@@ -72,7 +72,7 @@ fn assert_within(tolerance: f32, what: &str, cpu: &[f32], gpu: &[f32]) {
     assert!(error <= tolerance, "{what}: relative error {error:.1e}");
 }
 
-/// Whether there is nothing to test on. Where `DINV_TEST_DEVICE` names a device, its absence is a failure.
+/// Whether there is no device to test on. If `DINV_TEST_DEVICE` names one, its absence is a failure.
 fn is_missing() -> bool {
     let missing = std::env::var_os("DINV_TEST_DEVICE").is_none()
         && Device::enumerate(DeviceType::Wgpu).is_empty();
@@ -82,7 +82,7 @@ fn is_missing() -> bool {
     missing
 }
 
-/// The GPU, or software that plays one.
+/// The GPU, or a software renderer.
 fn gpu() -> Device {
     match std::env::var("DINV_TEST_DEVICE").as_deref() {
         Err(_) | Ok("webgpu") => Device::wgpu(Default::default()),
@@ -133,7 +133,7 @@ fn learning_gives_the_tokens_of_the_cpu() {
     }
 }
 
-/// Numbers of half precision between −1 and 1, the same on every device.
+/// Half-precision numbers between −1 and 1, the same on every device.
 fn numbers(count: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     let mut next = || {
@@ -166,7 +166,7 @@ fn weights(tensors: &[(&str, &[usize])], device: &Device, dtype: FloatDType) -> 
     Weights::from_bytes(file, "weights", device, dtype).unwrap()
 }
 
-/// Holds a layer on the GPU against the CPU in f32, and the gradients of its inputs.
+/// Compares a layer on the GPU, and the gradients of its inputs, with the CPU in f32.
 struct Layers {
     dtype: FloatDType,
     tolerance: f32,
@@ -322,8 +322,8 @@ fn layers_give_the_numbers_of_the_cpu() {
     layers.attention(1, [8200, 8200, 4], Mask::Causal);
 }
 
-/// What would overflow if it were not computed in f32: LayerNorm's squares, scores of attention before
-/// they are scaled, the cubes in GELU's gradient.
+/// Computations that would overflow outside f32: LayerNorm's squares, attention scores before scaling, the
+/// cubes in GELU's gradient.
 #[test]
 fn half_precision_does_not_overflow() {
     if is_missing() {

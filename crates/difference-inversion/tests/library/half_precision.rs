@@ -1,4 +1,4 @@
-//! Weights of half precision on the CPU: computed with in f32.
+//! Half-precision weights on the CPU, with computation in f32.
 
 use std::path::Path;
 

@@ -37,7 +37,7 @@ use crate::tiny::{
 
 const NEGATIVE: &str = "red";
 
-/// Which of the two: they differ in what `model_index.json` says.
+/// The two models, which differ only in `model_index.json`.
 #[derive(Clone, Copy)]
 enum Kind {
     Base,
@@ -91,7 +91,7 @@ fn the_transformer_and_its_gradients_match_diffusers() {
     }
 }
 
-/// Qwen3, of which the outputs of these layers are read.
+/// Qwen3, read at the outputs of these layers.
 fn qwen(layers: &[usize]) -> Qwen3Model {
     let folder = golden("klein/text_encoder");
     let config: Qwen3Config = read_config(&folder.join("config.json")).unwrap();
@@ -380,8 +380,8 @@ fn a_difference_learned_on_base_is_applied_with_the_distilled_model() {
     assert_eq!(of(&distilled), applied.b_prime);
 }
 
-/// Zeros have no direction, so that tokens start as those of a vocabulary are, in the type of start that says
-/// so and in the default.
+/// Zeros have no direction, so tokens start like those of the vocabulary, both with the explicit initialisation
+/// and by default.
 #[test]
 fn tokens_start_with_the_spread_of_the_vocabulary() {
     let models = models(Kind::Base);
@@ -474,9 +474,9 @@ fn the_estimate_of_memory_leaves_out_what_is_not_read() {
     assert!(opened(less.path()).is_ok());
 }
 
-// What does not fit.
+// Mismatches.
 
-/// Checks the messages of edited configurations: the part, what is replaced with what, and the message.
+/// Checks the messages for edited configurations, each given as the part, the old text, the new text, and the message.
 fn check_refused(cases: &[[&str; 4]]) {
     for [part, from, to, expected] in cases {
         let message = refused("klein", |folder| {

@@ -101,7 +101,7 @@ fn an_image_tower_that_was_closed_is_opened_once_more() {
     assert_eq!(look(), before);
 }
 
-/// The models of a golden folder for pictures of the size of its A, also where their configuration says no
+/// The models of a golden folder for pictures of the size of its A, even if their configuration states no
 /// size.
 fn small(folder: &str) -> Models {
     let mut paths = ModelPaths {
@@ -125,8 +125,8 @@ fn norm(x: &[f32]) -> f32 {
     x.iter().map(|v| v * v).sum::<f32>().sqrt()
 }
 
-/// Replays what the PyTorch reference saw in `tests/golden/<folder>` and compares what is learned,
-/// with the CLIP loss of the paper and with ours.
+/// Replays the PyTorch reference's draws in `tests/golden/<folder>` and compares the learned tokens, with
+/// the paper's CLIP loss and with ours.
 fn replay(folder: &str) {
     replay_reading(folder, ClipReading::Alone, "trace.safetensors");
     replay_reading(folder, ClipReading::Prompts, "trace_prompts.safetensors");
@@ -224,7 +224,7 @@ fn twenty_replayed_steps_on_sdxl_equal_the_pytorch_reference() {
     replay("sdxl");
 }
 
-/// The whole loss of a batch of two, as the loop weighs it.
+/// The total loss of a batch of two, weighted as in the loop.
 fn objective(
     models: &Models,
     pair: &Pair,
@@ -342,7 +342,7 @@ fn a_stopped_run_goes_on_to_the_same_result_as_one_never_stopped() {
     let checkpoint = folder.path().join("checkpoint.safetensors");
     let models = models();
     let pair = pair(&models, 3);
-    // Everything that is drawn takes part.
+    // Uses everything that is drawn.
     let config = LearnConfig {
         prompt_dropout: 0.3,
         jitter: 1,
@@ -434,7 +434,7 @@ fn the_best_tokens_are_chosen_on_the_fixed_set() {
             .best_step,
         12
     );
-    // Steps that are too small to change a number never improve anything.
+    // Steps too small to change a number never improve anything.
     let patient = LearnConfig {
         learning_rate: 1e-20,
         select_every: 1,
@@ -550,7 +550,7 @@ fn the_delta_and_its_alpha_decide_what_is_learned() {
         learn(DeltaMode::Image, alpha),
         learn(DeltaMode::Text, alpha),
     ]);
-    // What alpha lies between.
+    // The two ends of alpha's range.
     assert_eq!(learn(delta, 0.0), learn(DeltaMode::Image, alpha));
     assert_eq!(learn(delta, 1.0), learn(DeltaMode::Text, alpha));
 }

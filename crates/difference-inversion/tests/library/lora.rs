@@ -1,4 +1,4 @@
-//! LoRA files of every layout on tiny pipelines, against what diffusers draws with them.
+//! LoRA files of every layout on tiny pipelines, compared with what diffusers draws with them.
 
 use std::path::{Path, PathBuf};
 
@@ -17,10 +17,10 @@ use image::RgbImage;
 
 use crate::tiny::{furthest, golden, request, silent};
 
-/// Of its fused weight, in the golden files.
+/// The scale at which the golden files fuse it.
 const SCALE: f64 = 0.7;
 
-/// The folders of the models that there are LoRAs for, and what these files begin with.
+/// The folders of the models with LoRAs, and the prefixes of these files.
 const MODELS: [(&str, &str); 2] = [("sd1", "pipeline"), ("sdxl", "sdxl")];
 
 fn with(folder: &Path, loras: &[(PathBuf, f64)]) -> Result<Models, difference_inversion::Error> {
@@ -77,7 +77,7 @@ fn pictures_with_every_layout_equal_diffusers() {
         let processors = format!("{name}_processors");
         let models = with(&folder, &[(lora(name, "processors"), SCALE)]).unwrap();
         check(&processors, &draw(&models, name), &processors);
-        // Several are added to one another, and nothing of one is nothing.
+        // Several add up, and a weight of 0 adds nothing.
         let parts = [("kohya", 0.9), ("comfyui", -0.2), ("processors", 0.0)];
         let parts = parts.map(|(layout, weight)| (lora(name, layout), weight));
         check(
@@ -88,7 +88,7 @@ fn pictures_with_every_layout_equal_diffusers() {
     }
 }
 
-/// A layer that the original code has in place of three is changed in its parts.
+/// A layer that is three in diffusers is changed in its parts.
 #[test]
 fn fused_layers_are_split() {
     let folder = tempfile::tempdir().unwrap();
@@ -170,7 +170,7 @@ fn fused_layers_are_split() {
     }
 }
 
-/// A difference that was learned with a LoRA in the text encoder belongs to it.
+/// A difference learned with a LoRA in the text encoder belongs to it.
 #[test]
 fn a_lora_of_the_text_encoder_is_part_of_the_base() {
     for (name, folder) in MODELS {
@@ -178,7 +178,7 @@ fn a_lora_of_the_text_encoder_is_part_of_the_base() {
         let base = |loras: &[(PathBuf, f64)]| with(&folder, loras).unwrap().pipeline().base();
         let ours = base(&[(lora(name, "kohya"), SCALE)]);
         let tokens = DifferenceTokens::zeros(2, &ours, &Device::flex());
-        // The same numbers in another file are the same.
+        // The same values in another file count as the same LoRA.
         let file = tempfile::tempdir().unwrap();
         let path = file.path().join("difference.safetensors");
         tokens.save(&path).unwrap();
@@ -202,7 +202,7 @@ fn a_lora_of_the_text_encoder_is_part_of_the_base() {
         let with_it = plain.check_base(&ours).unwrap_err().to_string();
         assert!(with_it.contains("learned without the LoRA"), "{with_it}");
     }
-    // One of the U-Net alone is not, but a checkpoint belongs to it.
+    // A difference does not belong to a LoRA of the U-Net only, but a checkpoint does.
     let only_unet = Arrays::read(&lora("sd1", "kohya")).unwrap();
     let mut only_unet = only_unet.clone();
     only_unet
@@ -330,7 +330,7 @@ fn what_does_not_fit_the_model_is_refused_in_words() {
             "{found}"
         );
     }
-    // Those of one model on another, and files of other kinds.
+    // LoRAs of one model on another, and files of other kinds.
     let found = message(&lora("sdxl", "kohya"), "pipeline");
     assert!(
         found.contains("a LoRA for Stable Diffusion XL: "),
@@ -353,7 +353,7 @@ fn what_does_not_fit_the_model_is_refused_in_words() {
     );
 }
 
-/// What diffusers and PEFT save is a folder; PEFT's α is in a file of its own.
+/// diffusers and PEFT save a folder; PEFT's α is in a separate file.
 #[test]
 fn folders_of_diffusers_and_peft_are_read() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Models, parts and inputs that do not go together.
+//! Models, parts and inputs that do not match.
 
 use std::fs;
 use std::path::Path;

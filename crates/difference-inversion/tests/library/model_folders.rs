@@ -1,4 +1,4 @@
-//! Model folders as people have them: what their files say in places that are easily overlooked.
+//! Model folders as found in practice: details of their files that are easily overlooked.
 
 use std::fs;
 use std::path::Path;
@@ -181,7 +181,7 @@ fn of_one_file_beside_shards_that_is_read_which_diffusers_and_transformers_read(
         fs::write(folder.path().join("config.json"), config).unwrap();
         assert_eq!(first(folder.path(), "w"), expected, "{stem}");
     }
-    // Those of transformers in a folder of transformers, whatever else is there.
+    // In a transformers folder, those of transformers, whatever else is there.
     let folder = tempfile::tempdir().unwrap();
     for (name, value) in [("diffusion_pytorch_model", 1.0), ("model", 2.0)] {
         let path = folder.path().join(format!("{name}.safetensors"));
@@ -195,7 +195,7 @@ fn of_one_file_beside_shards_that_is_read_which_diffusers_and_transformers_read(
     assert_eq!(first(folder.path(), "w"), 1.0);
 }
 
-/// A row more in the table of a text encoder, for a word that is added to its tokenizer.
+/// Adds a row to the table of a text encoder, for a word added to its tokenizer.
 fn add_word(model: &Path, encoder: &str, tokenizer: &str) {
     let path = model.join(encoder).join("model.safetensors");
     let mut arrays = Arrays::read(&path).unwrap();
@@ -245,12 +245,12 @@ fn a_word_may_be_added_for_one_text_encoder_of_two() {
         .dims();
     assert_eq!(n, 24);
 
-    // The joint space of the base model still is its own, and reads the word.
+    // The joint space still belongs to the base model, and reads the word.
     let models = crate::tiny::models_in(folder);
     let joint = &models.joints().unwrap()[0];
     joint.text_features(&prompt).unwrap();
 
-    // One word more than there are rows.
+    // One word more than rows.
     edit(
         &folder.join("tokenizer/added_tokens.json"),
         "}",

@@ -1,4 +1,4 @@
-//! `docs/paper-map.md` against the code: what it names is there.
+//! `docs/paper-map.md` against the code: everything that it names exists.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ fn repository() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."))
 }
 
-/// What stands between backquotes.
+/// The text in backquotes.
 fn code(cell: &str) -> impl Iterator<Item = &str> {
     cell.split('`').skip(1).step_by(2)
 }

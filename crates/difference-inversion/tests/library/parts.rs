@@ -1,5 +1,5 @@
-//! Parts that are given besides a model: words learned by other programs, another autoencoder, layers of CLIP that
-//! are skipped; against diffusers.
+//! Parts given in addition to a model: words learned by other programs, another autoencoder, skipped layers of
+//! CLIP; against diffusers.
 
 use std::path::{Path, PathBuf};
 
@@ -110,7 +110,7 @@ fn learned_words_are_read_as_diffusers_reads_them() {
     check_states("sdxl", &with_words("sdxl", words).unwrap(), "sdxl_states");
 }
 
-/// A difference that is learned while words are given does not belong to them, and the joint space knows them.
+/// A difference learned with given words does not belong to them, and the joint space knows them.
 #[test]
 fn learned_words_are_not_part_of_the_base() {
     let models = with_words("sdxl", vec![word("toy", part("xl"))]).unwrap();
@@ -133,7 +133,7 @@ fn learned_words_are_not_part_of_the_base() {
         .check_base(&models_in(&golden("sdxl")).pipeline().base())
         .unwrap();
 
-    // What `dinv learn` writes is such a word, too.
+    // A file of `dinv learn` is also such a word.
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("night.safetensors");
     with_word.tokens.save(&path).unwrap();
@@ -227,7 +227,7 @@ fn layers_of_clip_are_skipped_as_diffusers_does() {
             message.contains("`clip_skip`: expected less than 2, the layers of the text encoder"),
             "{message}"
         );
-        // A difference is applied as it was learned.
+        // A difference is applied with the setting it was learned with.
         let base = |clip_skip| skipping(clip_skip).unwrap().pipeline().base();
         let tokens = DifferenceTokens::zeros(1, &base(1), &Device::flex());
         tokens.check_base(&base(1)).unwrap();
@@ -293,7 +293,7 @@ fn another_autoencoder_takes_the_place_of_the_models_own() {
     );
 }
 
-/// Tensors of other things in the folder of a network are left out with a note.
+/// Foreign tensors in the folder of a network are left out with a note.
 #[test]
 fn strays_in_the_folder_of_a_network_are_left_out() {
     let model = copy("pipeline");
@@ -328,7 +328,7 @@ fn strays_in_the_folder_of_a_network_are_left_out() {
     );
     write(&[]);
     assert_eq!(open().unwrap(), [""; 0]);
-    // What could be of the network is none.
+    // Tensors that could belong to the network are not foreign.
     write(&["down_blocks.9.x"]);
     assert!(
         open()

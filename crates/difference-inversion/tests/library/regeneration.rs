@@ -23,7 +23,7 @@ use crate::tiny::{
     example, furthest, golden, models, models_in, relative_error, short_analogy, silent,
 };
 
-/// Largest difference of B's latents when nothing is changed, relative to their largest value.
+/// Largest difference of B's latents without a change, relative to their largest value.
 const EXACT: f32 = 1e-4;
 /// The same for DDIM inversion, which solves its steps by iteration.
 const SOLVED: f32 = 1e-2;
@@ -353,7 +353,7 @@ fn an_optimised_prompt_is_nearer_to_its_picture_than_its_prefix() {
     assert!(learned.prompts[0][0].starts_with("a red house "));
 }
 
-/// What learning with these settings of prompts comes to, and the notices on the way; the text
+/// The result of learning with these settings of prompts, and its notices; the text
 /// encoder has room for 30 token ids.
 fn learned_with(prompt: PromptConfig, caption_a: &str) -> (Result<(), String>, Vec<String>) {
     let mut notices = Vec::new();
@@ -453,8 +453,8 @@ fn text_becomes_a_picture_with_every_solver() {
             .map_err(|e| e.to_string())
     };
     let ddim = draw(Some("ddim")).unwrap();
-    // Mean distance from DDIM's picture in steps of 8 bits: Euler's step is DDIM's written otherwise, solvers
-    // of higher order are near it, and what adds noise is elsewhere.
+    // Mean distance from DDIM's picture in 8-bit steps: Euler's step is equivalent to DDIM's, solvers of higher
+    // order are close, and solvers that add noise are far.
     for (name, far) in [
         ("euler", 0.0..0.1),
         ("dpm-solver", 1.0..10.0),

@@ -1,4 +1,4 @@
-//! The rooms of the library (ARCHITECTURE.md): who may import whom, and what the method may know.
+//! The rooms of the library (ARCHITECTURE.md): which may import which, and what the method may depend on.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -59,7 +59,7 @@ fn room(name: &str) -> Vec<(PathBuf, String)> {
     paths.into_iter().filter(is_code).map(read).collect()
 }
 
-/// The paths in a pair of braces, the first of which is open already.
+/// The paths in a pair of braces, of which the first is already open.
 fn paths(group: &str) -> Vec<&str> {
     let (mut depth, mut start, mut paths) = (0, 0, Vec::new());
     for (at, c) in group.char_indices() {

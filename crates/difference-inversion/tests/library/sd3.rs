@@ -61,7 +61,7 @@ struct Network {
 }
 
 impl Network {
-    /// That of Stable Diffusion 3 medium: no second attention, no normalised queries.
+    /// The network of Stable Diffusion 3 medium: no second attention, no normalised queries.
     fn open() -> Self {
         let folder = golden("mmdit");
         let config: SD3Config = read_config(&folder.join("config.json")).unwrap();
@@ -153,7 +153,7 @@ fn sd3_joins_its_text_encoders_as_diffusers_does() {
         let expected = read(&io, &name("pooled_prompt_embeds"));
         assert_matches(&name("pooled"), found.pooled.unwrap(), expected);
     }
-    // Without T5, the zeros in its place are the transformer's to add.
+    // Without T5, the transformer adds the zeros in its place.
     let models = models_of([16, 16], true);
     let found = encode(models.pipeline(), PROMPT).context;
     let [_, n, d] = found.dims();
@@ -276,7 +276,7 @@ fn a_difference_learned_beside_t5_is_applied_without_it() {
         &mut silent,
     )
     .unwrap();
-    // D̃ is learned for both CLIP encoders; T5 reads the words alone.
+    // D̃ is learned for both CLIP encoders; T5 reads only the words.
     let sizes: Vec<[usize; 2]> = (learned.tokens.embeddings().iter())
         .map(Tensor::dims)
         .collect();
@@ -341,7 +341,7 @@ fn the_estimate_of_memory_knows_whether_there_is_a_t5() {
     assert_eq!(peak(false) - peak(true), t5);
 }
 
-// What does not fit.
+// Mismatches.
 
 #[test]
 fn a_difference_of_another_family_on_the_same_text_encoders_is_refused() {
@@ -420,7 +420,7 @@ fn parts_that_are_missing_or_do_not_fit_are_named() {
     let message = refused("sd3", remove_t5);
     let expected = "names `text_encoder_3`, and there is no such folder";
     assert!(message.contains(expected), "{message}");
-    // A model that names none has none.
+    // A model that names no T5 has none.
     let folder = copy("sd3");
     remove_t5(folder.path());
     let index = folder.path().join("model_index.json");

@@ -36,7 +36,7 @@ fn tiny(mut family: Layout, folder: &Path) -> Layout {
     family
 }
 
-/// The family, the folder and the single file of a name.
+/// The family, the folder and the single file for a name.
 fn case(name: &str) -> (Layout, PathBuf, PathBuf) {
     let folder = golden(match name {
         "sd1" => "pipeline",
@@ -55,14 +55,14 @@ fn options(family: Layout) -> FileOptions {
     }
 }
 
-/// Numbers of a tensor, which must be numbers and not all the same.
+/// The values of a tensor, which must be finite and not all equal.
 fn numbers<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     let numbers: Vec<f32> = tensor.into_data().iter::<f32>().collect();
     assert!(numbers.iter().all(|x| x.is_finite()) && numbers.iter().any(|x| *x != numbers[0]));
     numbers
 }
 
-/// Everything that a pipeline makes of a prompt and a picture.
+/// All outputs of a pipeline for a prompt and a picture.
 fn outputs(files: &ModelFiles, dtype: FloatDType) -> Vec<Vec<f32>> {
     let pipeline = Pipeline::open(files, &Device::flex(), dtype).unwrap();
     let prompt = pipeline.prompt("a red house").unwrap();
@@ -176,7 +176,7 @@ fn the_padding_of_a_single_file_is_its_familys() {
     assert!(message.contains("the vocabulary is missing"), "{message}");
 }
 
-/// A file with the tensors by which families are recognised; `more` are added.
+/// A file with the tensors that identify families, and with `more`.
 fn marks(
     folder: &Path,
     width: usize,
@@ -378,7 +378,7 @@ fn an_autoencoders_attention_may_have_newer_or_older_names() {
     }
 }
 
-/// What a file of the U-Net's width with these metadata is taken for, and the notices.
+/// The family recognised for a file of the U-Net's width with these metadata, and the notices.
 fn said(
     width: usize,
     more: &[&str],

@@ -1,4 +1,4 @@
-//! The tiny pipelines of tests/golden, ready to draw with and to learn on.
+//! The tiny pipelines of tests/golden, ready for drawing and learning.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -26,13 +26,13 @@ pub(crate) fn golden(name: &str) -> PathBuf {
     root.join("tests/golden").join(name)
 }
 
-/// Largest absolute difference over the largest absolute reference value.
+/// Largest absolute difference, relative to the largest absolute reference value.
 pub(crate) fn relative_error<const D: usize>(found: Tensor<D>, reference: Tensor<D>) -> f32 {
     let largest = reference.clone().abs().max().into_scalar::<f32>();
     (found - reference).abs().max().into_scalar::<f32>() / largest
 }
 
-/// Largest difference of a colour value of two pictures of one size, of 255.
+/// Largest difference of a colour value between two pictures of the same size, of 255.
 pub(crate) fn furthest(found: &RgbImage, reference: &RgbImage) -> u8 {
     assert_eq!(found.dimensions(), reference.dimensions());
     let pairs = found.as_raw().iter().zip(reference.as_raw());
@@ -110,15 +110,15 @@ pub(crate) fn pair_of(models: &Models, example: &Example, num_tokens: usize) -> 
     }
 }
 
-/// Watches nothing and never asks to stop.
+/// Ignores progress and never asks to stop.
 pub(crate) fn silent(_: &Progress) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// What is drawn in every golden folder.
+/// The prompt of every golden folder.
 pub(crate) const PROMPT: &str = "a blue house by a lake!";
 
-/// That prompt, drawn in so many steps.
+/// That prompt, drawn in this many steps.
 pub(crate) fn request(steps: usize, guidance_scale: f64) -> TextToImage {
     TextToImage {
         prompt: PROMPT.to_owned(),
@@ -128,7 +128,7 @@ pub(crate) fn request(steps: usize, guidance_scale: f64) -> TextToImage {
     }
 }
 
-/// A golden folder to be harmed.
+/// A copy of a golden folder, to be damaged.
 pub(crate) fn copy(folder: &str) -> tempfile::TempDir {
     fn copy_folder(from: &Path, to: &Path) {
         fs::create_dir_all(to).unwrap();
@@ -148,14 +148,14 @@ pub(crate) fn copy(folder: &str) -> tempfile::TempDir {
     copy
 }
 
-/// The error of opening a copy of a golden folder in which something was changed.
+/// The error of opening a changed copy of a golden folder.
 pub(crate) fn refused(folder: &str, change: impl FnOnce(&Path)) -> String {
     let folder = copy(folder);
     change(folder.path());
     opened(folder.path()).unwrap_err().to_string()
 }
 
-/// Replaces what must be there in a text file.
+/// Replaces a text that a file must contain.
 pub(crate) fn edit(path: &Path, from: &str, to: &str) {
     let text = fs::read_to_string(path).unwrap();
     assert!(text.contains(from), "{from} is not in {text}");

@@ -60,7 +60,7 @@ fn an_analogy_on_sdxl_learns_tokens_for_both_text_encoders() {
     ordinary.generate.guidance = Guidance::Ordinary;
     assert_ne!(apply(&ordinary), applied.b_prime);
 
-    // Neither do they belong to a model with one of the encoders.
+    // They do not belong to a model with only one of the encoders either.
     let other = models_in(&golden("sd21"));
     let error =
         analogy::apply(&other, &tokens, &target, &short_analogy(), &mut silent).unwrap_err();
@@ -120,7 +120,7 @@ fn an_optimised_prompt_is_read_by_both_text_encoders() {
     let learned = analogy::learn(&models, &examples, &config, &records, &mut silent).unwrap();
     assert!(learned.prompts[0][0].starts_with("a red house "));
 
-    // A caption is cut by each encoder's own tokenizer, what was found is the same for both.
+    // A caption is cut by each encoder's own tokenizer; a found prompt is the same for both.
     let caption = models.pipeline().prompt("a!").unwrap();
     let tokenizer = models.pipeline().text_encoders()[0].tokenizer();
     let found = Prompt::from_ids(&[7, 8], tokenizer).unwrap();

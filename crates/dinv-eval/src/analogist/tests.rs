@@ -106,7 +106,7 @@ fn layers_are_scaled_to_the_depth() {
     assert_eq!(layers(4), 1..3);
 }
 
-/// Notes if it is asked, and attends as usual.
+/// Records whether it was called, and attends as usual.
 #[derive(Debug, Default)]
 struct Notes(Mutex<Vec<AttentionPlace>>);
 

@@ -1,4 +1,4 @@
-//! Runs and methods that are compared.
+//! Comparison of runs and of methods.
 
 use serde_json::json;
 
@@ -131,7 +131,7 @@ fn what_cannot_be_compared_is_told() {
     let message = compare_runs(&before, &after).unwrap_err().to_string();
     assert!(message.ends_with("the pictures of `0` differ"), "{message}");
     assert!(compare_runs(&before, &before).is_ok());
-    assert!(compare_runs(&first, &after).is_ok()); // an older run does not tell
+    assert!(compare_runs(&first, &after).is_ok()); // an older run does not state it
     other.clone_from(&first);
     other.methods[0].record.name = "n".to_owned();
     let message = compare_runs(&first, &other).unwrap_err().to_string();

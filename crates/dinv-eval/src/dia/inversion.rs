@@ -1,4 +1,4 @@
-//! Pictures to prompts and noise, and back.
+//! Inversion of pictures to prompts and noise, and drawing them from these.
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use difference_inversion::diffusion::guide;
@@ -20,21 +20,21 @@ use rand::Rng;
 use super::{DiaConfig, DiaInversion};
 use crate::lbfgs::{Evaluation, Lbfgs};
 
-/// Streams of random numbers that each picture has.
+/// Streams of random numbers per picture.
 const STREAMS: usize = 1 << 20;
 
-/// Turns pictures into prompts and noise, and back.
+/// Inverts pictures to prompts and noise, and draws them from these.
 pub(super) struct Inversion<'a> {
     pub(super) pipeline: &'a Pipeline,
     pub(super) config: &'a DiaConfig,
     pub(super) seed: u64,
 }
 
-/// What a picture's prompt is judged on.
+/// The batch on which a picture's prompt is optimised.
 pub(super) struct Views {
-    /// Those of the picture, of its mirror image and of its crops, [views, c, h, w].
+    /// Latents of the picture, of its mirror image and of its crops, `[views, c, h, w]`.
     pub(super) latents: Tensor<4>,
-    /// One for each.
+    /// One timestep per view.
     pub(super) timesteps: Vec<f64>,
 }
 
@@ -86,7 +86,7 @@ impl Inversion<'_> {
         self.pipeline.encode_embeds(whole(tokens))
     }
 
-    /// The picture as the batch sees it, and at which timesteps.
+    /// The views of the picture in the batch, with their timesteps.
     pub(super) fn views(&self, picture: &RgbImage, number: usize) -> Result<Views> {
         let mut views = vec![picture.clone(), imageops::flip_horizontal(picture)];
         let mut draws = rng(self.seed, Purpose::Augment, number);
@@ -119,7 +119,7 @@ impl Inversion<'_> {
         })
     }
 
-    /// How badly a prompt explains the views under the noise of a stream, `[1]`.
+    /// The loss of a prompt on the views under the noise of a stream, `[1]`.
     pub(super) fn explains(
         &self,
         conditions: &Conditions,
@@ -190,7 +190,7 @@ impl Inversion<'_> {
         Ok(tensor(&x, shape, device))
     }
 
-    /// How far what becomes of `noise` is from B, and in which direction it gets farther.
+    /// The loss of the picture that `noise` becomes, and its gradient.
     pub(super) fn evaluate(
         &self,
         noise: Tensor<4>,
@@ -211,7 +211,7 @@ impl Inversion<'_> {
         Ok((value, gradient))
     }
 
-    /// The squared error of latents and, weighted, of pixels, `[1]`.
+    /// The squared error of latents plus the weighted one of pixels, `[1]`.
     pub(super) fn reconstruction_loss(
         &self,
         noise: Tensor<4>,
@@ -269,13 +269,13 @@ impl Inversion<'_> {
     }
 }
 
-/// What the noise has to become.
+/// The target that the noise has to become.
 pub(super) struct Target {
     pub(super) latents: Tensor<4>,
     pub(super) pixels: Tensor<4>,
 }
 
-/// A share of whole pixels, rounded.
+/// A share of a side in whole pixels, rounded.
 fn part(share: f64, side: u32) -> u32 {
     #[expect(
         clippy::cast_possible_truncation,

@@ -66,7 +66,7 @@ fn the_gradient_to_the_noise_equals_finite_differences() {
             shape,
             inversion.pipeline.device(),
         );
-        // The scale that networks in f16 start with is not in the gradient.
+        // The initial loss scale of networks in f16 is not in the gradient.
         let mut scale = LossScale::new(FloatDType::F16);
         let (loss, gradient) = inversion
             .evaluate(noise.clone(), &prompt, &target, 0, &mut scale)
@@ -133,7 +133,7 @@ fn tokens_are_learned_and_the_rest_of_the_prompt_stays() {
         let close = |x: &[f32], y: &[f32]| x.iter().zip(y).all(|(x, y)| (x - y).abs() < 1e-4);
         assert!(close(&untouched, &expected));
         assert!(!close(&learned, &expected));
-        // A loss that suffices from the start leaves the prompt as it is.
+        // A sufficient loss at the start leaves the prompt unchanged.
         let config = DiaConfig {
             sufficient_loss: 1e6,
             ..config()

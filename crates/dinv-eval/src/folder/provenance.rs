@@ -9,16 +9,16 @@ use super::{MethodRecord, ResultRecord, RunRecord};
 use crate::measures::network_of;
 use crate::{BUILT_IN, Scores};
 
-/// Under this name stands [`Entry::identity`](crate::suite::Entry::identity) among what a
-/// result was made with.
+/// The name of [`Entry::identity`](crate::suite::Entry::identity) among what a result was made
+/// with.
 pub(crate) const PICTURES: &str = "pictures";
-/// The digits of a SHA-256 that are kept of it.
+/// The number of leading digits of a SHA-256 that are kept.
 const DIGITS: usize = 12;
 
 impl RunRecord {
-    /// What decides the results of a method, by name: the program, the suite's words, seed, device,
-    /// how files are understood, the method's settings, and the networks of the model that it draws
-    /// with; of all that is long the first digits of its SHA-256.
+    /// Everything that determines a method's results, by name: the program, the suite's words, seed,
+    /// device, how files are interpreted, the method's settings, and the networks of the model it draws
+    /// with. Long values are replaced by the first digits of their SHA-256.
     pub fn made_with(&self, method: &MethodRecord) -> BTreeMap<String, String> {
         let of_text = |text: &str| short(&sha256(text));
         let options = Value::Object(self.options.clone());
@@ -31,7 +31,7 @@ impl RunRecord {
             ("method", method.method.clone()),
             ("settings", of_text(&method.settings.to_string())),
         ];
-        // Of a method that was skipped, no settings are known.
+        // The settings of a skipped method are unknown.
         let known = |&(name, _): &(&str, String)| name != "settings" || !method.settings.is_null();
         let all = all.into_iter().filter(known);
         let all = all.map(|(name, value)| (name.to_owned(), value));
@@ -44,8 +44,8 @@ impl RunRecord {
 }
 
 impl ResultRecord {
-    /// The names of what it was made with otherwise than `made_with` says; what only one of them
-    /// states does not count, such as a network that other methods of a run read.
+    /// The names whose values differ from `made_with`. Names that only one of them has do not count,
+    /// such as a network that only other methods of a run read.
     pub fn made_otherwise<'a>(&'a self, made_with: &BTreeMap<String, String>) -> Vec<&'a str> {
         let differs = |(name, value): &(&String, &String)| {
             let other = made_with.get(*name);
@@ -55,8 +55,8 @@ impl ResultRecord {
         names.map(|(name, _)| name.as_str()).collect()
     }
 
-    /// The networks, of those whose files have these hashes, that it was not measured with: new ones,
-    /// and those that were others then.
+    /// The networks, of those with these file hashes, that it was not measured with: new ones and
+    /// changed ones.
     pub fn not_measured_with<'a>(
         &self,
         measured_with: &'a BTreeMap<String, String>,
@@ -67,7 +67,7 @@ impl ResultRecord {
             .collect()
     }
 
-    /// Whether the same network, if any, has measured this metric of both.
+    /// Whether the same network, if any, measured this metric for both.
     pub(crate) fn measured_like(&self, other: &Self, metric: &str) -> bool {
         let networks = [&self.measured_with, &other.measured_with];
         network_of(metric).is_none_or(|name| {
@@ -76,7 +76,7 @@ impl ResultRecord {
         })
     }
 
-    /// Takes over the scores by some networks, whose files have these hashes; those by others stay.
+    /// Replaces the scores of some networks, which have these file hashes; other scores stay.
     pub(crate) fn measured_again(
         &mut self,
         networks: &BTreeSet<&str>,
@@ -105,12 +105,12 @@ pub(super) fn join(measures: &mut BTreeMap<String, String>, earlier: BTreeMap<St
     );
 }
 
-/// The network that a file is of: further files of one are called `NETWORK (NUMBER)`.
+/// The network that a file belongs to: further files of a network are called `NETWORK (NUMBER)`.
 fn network(file: &str) -> &str {
     file.split(' ').next().unwrap_or(file)
 }
 
-/// The files of a network with their hashes.
+/// The files of a network, with their hashes.
 fn files<'a>(
     all: &'a BTreeMap<String, String>,
     name: &str,

@@ -1,4 +1,4 @@
-//! Records of runs that are held against each other and joined.
+//! Comparison and joining of run records.
 
 use super::*;
 use crate::tiny;
@@ -30,7 +30,7 @@ fn method(name: &str, skipped: Option<&str>) -> MethodRecord {
     }
 }
 
-/// What became of an analogy whose pictures had this identity.
+/// The result of an analogy whose pictures had this identity.
 fn result(status: Status, pictures: &str) -> ResultRecord {
     let mut result = ResultRecord::begun(&tiny::entry(), 0, &BTreeMap::new());
     result.status = status;
@@ -39,7 +39,7 @@ fn result(status: Status, pictures: &str) -> ResultRecord {
     result
 }
 
-/// A folder for one run after the other, each of which leaves a result.
+/// A folder for one run after another, each of which leaves a result.
 fn prepare(records: &[RunRecord]) -> Result<RunRecord> {
     let place = tempfile::tempdir().unwrap();
     let folder = Folder::at(place.path());
@@ -116,7 +116,7 @@ fn a_run_without_a_result_does_not_keep_another_from_its_folder() {
     folder.keep_learned(&learned, &Arrays::default()).unwrap();
     folder.prepare(first, &[]).unwrap();
     assert!(learned.is_file());
-    // With another model other things are learned.
+    // Another model learns something else.
     let other = record(&[("unet", "2")], &[]);
     folder.prepare(other.clone(), &[]).unwrap();
     assert_eq!(folder.record().unwrap(), other);
@@ -144,7 +144,7 @@ fn only_a_finished_result_holds_on_to_the_pictures_it_was_made_from() {
     let message = prepare().unwrap_err().to_string();
     let expected = "another run: the pictures of `one` have changed";
     assert!(message.ends_with(expected), "{message}");
-    // Of what an older program made, nothing is known.
+    // The provenance of an older program's result is unknown.
     let mut old = result(Status::Done, "others");
     old.made_with.clear();
     folder.keep("m", &old, None).unwrap();

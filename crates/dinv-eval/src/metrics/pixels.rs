@@ -4,12 +4,12 @@ use image::RgbImage;
 
 /// The side of SSIM's window.
 const WINDOW: usize = 11;
-/// The spread of its weights.
+/// The standard deviation of its weights.
 const SIGMA: f64 = 1.5;
 /// (0.01 · 255)² and (0.03 · 255)².
 const C: [f64; 2] = [6.5025, 58.5225];
 
-/// The mean squared difference of pixels in 0 to 1, over all channels.
+/// The mean squared difference of pixels scaled to 0 to 1, over all channels.
 ///
 /// # Panics
 /// If the pictures differ in size.
@@ -27,7 +27,7 @@ pub fn mse(x: &RgbImage, y: &RgbImage) -> f64 {
 /// scikit-image's `structural_similarity` with `gaussian_weights=True`,
 /// `use_sample_covariance=False`, `data_range=255`.
 ///
-/// Nothing for pictures smaller than a window.
+/// `None` for pictures smaller than a window.
 ///
 /// # Panics
 /// If the pictures differ in size.

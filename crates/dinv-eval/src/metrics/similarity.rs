@@ -2,12 +2,11 @@
 
 use difference_inversion::util::vector::cosine;
 
-/// The directional similarity `cos(after − before, after′ − before′)` of two changes, each given as
-/// [before, after]: of pictures ([Gal et al. 2021](https://arxiv.org/abs/2108.00946) have it of
-/// pictures and texts). A B′ that is B goes in no direction: 0.
+/// The directional similarity `cos(after − before, after′ − before′)` of two changes between pictures,
+/// each given as [before, after] ([Gal et al. 2021](https://arxiv.org/abs/2108.00946) compare pictures
+/// with texts). It is 0 if B′ equals B.
 ///
-/// The features may be of unit norm (InstructPix2Pix's code) or as the network gives them
-/// (Analogist's).
+/// The features may be of unit norm (InstructPix2Pix's code) or unnormalised (Analogist's).
 pub fn direction(change: [&[f32]; 2], other: [&[f32]; 2]) -> f64 {
     let difference = |[before, after]: [&[f32]; 2]| -> Vec<f32> {
         before
@@ -19,14 +18,14 @@ pub fn direction(change: [&[f32]; 2], other: [&[f32]; 2]) -> f64 {
     cosine(&difference(change), &difference(other))
 }
 
-/// A cosine brought to 0 to 1, `(1 + cos) / 2`, as the paper's DINO column seems to be.
+/// A cosine rescaled to 0 to 1, `(1 + cos) / 2`, as the paper's DINO column seems to be.
 pub fn rescaled(cosine: f64) -> f64 {
     f64::midpoint(1.0, cosine)
 }
 
 /// One stage of LPIPS ([Zhang et al. 2018](https://arxiv.org/abs/1801.03924), equation 1):
 /// `mean over positions of Σ_c w_c (x̂_c − ŷ_c)²`, where x̂ and ŷ have unit norm at every position.
-/// Without weights all are 1.
+/// Without `weights`, all are 1.
 ///
 /// # Shapes
 /// `x`, `y`: `[positions, channels]`, row by row; `weights`: `[channels]`

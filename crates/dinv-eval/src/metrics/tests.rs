@@ -13,7 +13,7 @@ fn directions_are_angles_between_changes() {
     assert_eq!(direction(right, [right[1], right[0]]), -1.0);
     let diagonal = direction(right, [&[0.0, 0.0], &[1.0, 1.0]]);
     assert!((diagonal - 0.5_f64.sqrt()).abs() < 1e-12);
-    // B′ = B goes nowhere.
+    // B′ = B has no direction.
     assert_eq!(direction(right, [up[0], up[0]]), 0.0);
     assert_eq!([-1.0, 0.2, 1.0].map(rescaled), [0.0, 0.6, 1.0]);
 }
@@ -50,7 +50,7 @@ fn ssim_is_that_of_the_formula() {
     // Without contrast it is (2 μx μy + C₁) / (μx² + μy² + C₁).
     let expected = (2.0 * 100.0 * 150.0 + 6.5025) / (10_000.0 + 22_500.0 + 6.5025);
     assert!((ssim(&grey(100), &grey(150)).unwrap() - expected).abs() < 1e-9);
-    // 13 × 12 pixels; the formula applied window by window in Python gives these.
+    // 13 × 12 pixels; expected values from the formula applied window by window in Python.
     let x = picture(13, 12, |x, y| 17 * y + 5 * x);
     let y = picture(13, 12, |x, y| 5 * y + 17 * x);
     assert!((ssim(&x, &y).unwrap() - 0.556_911_483_316_642).abs() < 1e-9);

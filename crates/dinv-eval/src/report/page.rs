@@ -14,7 +14,7 @@ const SCRIPT: &str = include_str!("page.js");
 impl Report {
     pub(super) fn page(&self, summaries: &[(Group, Vec<Summary>)]) -> String {
         let data = self.page_data(summaries).to_string();
-        // Nothing in a name or caption may end the script.
+        // Prevents names and captions from ending the script.
         let data = data.replace('<', "\\u003c");
         PAGE.replace("{{style}}", STYLE)
             .replace("{{script}}", SCRIPT)
@@ -58,7 +58,7 @@ impl Report {
         })
     }
 
-    /// Every analogy with what each method made of it.
+    /// Every analogy with each method's result.
     fn analogies(&self) -> Vec<Value> {
         let mut analogies: BTreeMap<&str, (Value, Map<String, Value>)> = BTreeMap::new();
         for method in &self.methods {
@@ -93,7 +93,7 @@ impl Report {
     }
 }
 
-/// A text as HTML.
+/// Escapes a text for HTML.
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")

@@ -9,7 +9,7 @@ use super::{Group, Report, Summary};
 use crate::statistics::{Estimate, RESAMPLES, mean_of_means};
 use crate::{METRICS, Metric, Question, Status};
 
-/// The questions with the words that stand above their tables.
+/// The questions, with the headings of their tables.
 const QUESTIONS: [(Question, &str); 4] = [
     (Question::Edit, "Is the change made?"),
     (Question::Preservation, "Is everything else kept?"),
@@ -44,7 +44,7 @@ impl Report {
         text + &self.remarks()
     }
 
-    /// The means in a few lines, for a terminal: what a reader looks for first.
+    /// The means in a few lines, for a terminal: what a reader checks first.
     pub fn brief(&self) -> String {
         let judged = [("right", "all right"), ("edit", "shown"), ("kept", "kept")];
         let unjudged = [
@@ -101,7 +101,7 @@ impl Report {
         text
     }
 
-    /// The results.
+    /// The title of the results.
     pub(super) fn title(&self) -> String {
         let suite = &self.run.suite;
         let split = match &suite.version {
@@ -121,7 +121,7 @@ impl Report {
         )
     }
 
-    /// The change and what is kept, by kind; CLIP's direction if no judge looked.
+    /// The edit and preservation scores by kind; CLIP's direction if there are no judge's scores.
     fn kinds_table(&self, group: Group) -> String {
         let judged = self
             .methods
@@ -234,7 +234,7 @@ impl Report {
         text
     }
 
-    /// Which results were measured with other networks than the record of the run names.
+    /// The results measured with networks other than those in the record of the run.
     fn measured_otherwise(&self) -> String {
         let mut text = String::new();
         for method in &self.methods {
@@ -258,7 +258,7 @@ impl Report {
         }
     }
 
-    /// One row for each analogy and method.
+    /// One row per analogy and method.
     pub fn csv(&self) -> String {
         let head = [
             "method",
@@ -332,7 +332,7 @@ impl Report {
     }
 }
 
-/// Methods with what they are given, what they solved, and what it took.
+/// The methods with what they are given, what they solved, and their time and memory.
 fn overview(report: &Report, summaries: &[Summary]) -> String {
     let head = [
         "method",
@@ -365,7 +365,7 @@ fn overview(report: &Report, summaries: &[Summary]) -> String {
     text
 }
 
-/// The estimates of all metrics about one question.
+/// The estimates of all metrics of one question.
 fn metrics_table(summaries: &[Summary], question: Question, title: &str) -> String {
     let estimate = |summary: &Summary, metric: &Metric| {
         let scores = summary.scores.iter();
@@ -392,8 +392,8 @@ fn metrics_table(summaries: &[Summary], question: Question, title: &str) -> Stri
     text
 }
 
-/// An estimate with its interval, with as many digits as such numbers are worth, and of how many
-/// analogies it is if those are not all that were solved.
+/// An estimate with its interval, with as many digits as are meaningful, and its number of analogies
+/// if that is not the number solved.
 fn shown(estimate: &Estimate, solved: usize) -> String {
     let Estimate {
         mean,
@@ -424,7 +424,7 @@ fn table_row(cells: impl IntoIterator<Item = String>) -> String {
     format!("| {} |\n", cells.join(" | "))
 }
 
-/// A value as a CSV file has it (RFC 4180).
+/// Quotes a value for a CSV file (RFC 4180).
 fn quoted(cell: &str) -> String {
     if cell.contains([',', '"', '\n', '\r']) {
         format!("\"{}\"", cell.replace('"', "\"\""))

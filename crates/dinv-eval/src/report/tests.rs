@@ -1,4 +1,4 @@
-//! What tables say of the scores in them.
+//! What the tables state about the scores.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::*;
 use crate::tiny;
 
-/// A run of one method that solved as many analogies as there are scores, which some have.
+/// A run of one method that solved one analogy per entry of `scores`; some have no score.
 fn report(scores: &[Option<f64>]) -> Report {
     let scores = scores.iter().map(|score| {
         let lpips = score.map(|score| ("lpips_b", score));

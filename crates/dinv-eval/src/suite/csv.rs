@@ -9,7 +9,7 @@ use difference_inversion::{Error, Result};
 
 use super::{Captions, Entries, Entry, NO_KIND};
 
-/// The columns that a list may have.
+/// The allowed columns.
 const COLUMNS: [&str; 11] = [
     "name",
     "kind",
@@ -23,11 +23,11 @@ const COLUMNS: [&str; 11] = [
     "caption_b_prime",
     "instruction",
 ];
-/// Those that it must have.
+/// The required columns.
 const NEEDED: [&str; 3] = ["a", "a_prime", "b"];
 
-/// The entries of a list whose first line names the columns; what has no name is called by the
-/// number of its line.
+/// Reads the entries of a list whose first line names the columns. An entry without a name is named by
+/// its line number.
 pub(super) fn read(path: &Path) -> Result<Vec<Entry>> {
     let text = fs::read_to_string(path).map_err(Error::io(path))?;
     let mut entries = Entries::of(path);
@@ -95,14 +95,14 @@ fn check_columns(columns: &[&str]) -> std::result::Result<(), String> {
     }
 }
 
-/// The values of every record that has any, with the line it begins in.
+/// The values of every record that has any, with the number of its first line.
 type Records = Vec<(usize, Vec<String>)>;
 
-/// Cuts a text into records: values are separated by commas, records by the ends of lines; both may
-/// stand in a value that is put in double quotes, where `""` stands for a quote.
+/// Splits a text into records. Values are separated by commas, records by line ends; both may occur in
+/// a value in double quotes, where `""` stands for a quote.
 ///
-/// Strict, which the crate `csv` (1.4) is not: it reads `"x"y` as `xy`, and a quote that is not closed to the end
-/// of the file, which would be all analogies after it, without an error.
+/// It is strict, which the crate `csv` (1.4) is not: that reads `"x"y` as `xy`, and an unclosed quote to
+/// the end of the file, which swallows all analogies after it, without an error.
 fn records(text: &str) -> std::result::Result<Records, (usize, &'static str)> {
     let mut records = Vec::new();
     let (mut record, mut value) = (Vec::new(), String::new());
@@ -146,7 +146,7 @@ fn records(text: &str) -> std::result::Result<Records, (usize, &'static str)> {
     }
     record.push(value);
     records.push((begin, record));
-    // Nothing, or the commas that spreadsheets leave of rows that were emptied.
+    // Nothing, or the commas that spreadsheets leave of emptied rows.
     let blank = |value: &String| value.trim().is_empty();
     records.retain(|(_, record)| !record.iter().all(blank));
     Ok(records)

@@ -14,8 +14,8 @@ impl Suite {
     /// `manifest.jsonl` and `pictures/NAME/`, all at once.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] if there is something in the folder, [`Error::Io`] if a file cannot
-    /// be read or written.
+    /// [`Error::InvalidFile`] if the folder is not empty, [`Error::Io`] if a file cannot be read or
+    /// written.
     pub fn export(&self, folder: &Path) -> Result<()> {
         let occupied = match fs::read_dir(folder) {
             Ok(_) => !is_empty(folder),
@@ -30,7 +30,7 @@ impl Suite {
         let staging = HiddenFolder::new(parent)?;
         self.write_to(staging.path())?;
         if folder.is_dir() {
-            fs::remove_dir_all(folder).map_err(Error::io(folder))?; // what systems leave hidden in it
+            fs::remove_dir_all(folder).map_err(Error::io(folder))?; // hidden files of the system
         }
         staging.publish(folder)
     }
@@ -52,7 +52,7 @@ impl Suite {
     }
 }
 
-/// Copies the pictures of an analogy as they are, and gives its line of the manifest.
+/// Copies the pictures of an analogy unchanged, and returns its line of the manifest.
 fn copy_pictures(entry: &Entry, folder: &Path) -> Result<Map<String, Value>> {
     let pictures = format!("pictures/{}", entry.name);
     let made = folder.join(&pictures);

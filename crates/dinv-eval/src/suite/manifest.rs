@@ -1,4 +1,4 @@
-//! Lists of analogies, one JSON object a line.
+//! Lists of analogies, one JSON object per line.
 
 use std::fs;
 use std::path::Path;
@@ -23,10 +23,10 @@ struct Line {
     attributes: Option<Attributes>,
 }
 
-/// The entries of a list; what has no name is called by the number of its line.
+/// Reads the entries of a list. An entry without a name is named by its line number.
 pub(super) fn read(path: &Path) -> Result<Vec<Entry>> {
     let text = fs::read_to_string(path).map_err(Error::io(path))?;
-    let text = text.trim_start_matches('\u{feff}'); // which Windows tools put before it
+    let text = text.trim_start_matches('\u{feff}'); // Windows tools prepend it
     let mut entries = Entries::of(path);
     for (number, text) in text.lines().enumerate() {
         let number = number + 1;

@@ -21,8 +21,8 @@ struct Prompt {
     output: String,
 }
 
-/// Two seeds of one prompt show the same edit of two pictures: the first is A and A′, the second B
-/// and the true B′. No seed is used twice.
+/// Reads the entries. Two seeds of one prompt show the same edit of two pictures: the first is A and A′,
+/// the second B and the true B′. No seed is used twice.
 pub(super) fn read(folder: &Path) -> Result<Vec<Entry>> {
     let list = folder.join(SEEDS);
     let prompts: Vec<(String, Vec<Value>)> = read_config(&list)?;
@@ -33,7 +33,7 @@ pub(super) fn read(folder: &Path) -> Result<Vec<Entry>> {
         if pairs.len() == 0 {
             continue;
         }
-        // Checks the folder's name, too.
+        // Also checks the folder's name.
         let prompt = entries.picture(number, "prompt.json", &format!("{name}/prompt.json"))?;
         let prompt: Prompt = read_config(&prompt)?;
         for pair in pairs {
@@ -78,7 +78,7 @@ pub(super) fn read(folder: &Path) -> Result<Vec<Entry>> {
     }
 }
 
-/// A seed as file names have it.
+/// A seed as written in file names.
 fn seed_name(seed: &Value) -> Option<String> {
     match seed {
         Value::String(seed) => Some(seed.clone()),

@@ -1,4 +1,4 @@
-//! Suites in every layout, good and bad.
+//! Suites in every layout, valid and invalid.
 
 use std::fs;
 
@@ -23,7 +23,7 @@ fn folder(pictures: &[&str]) -> TempDir {
 
 const FOUR: [&str; 4] = ["a.png", "a2.png", "b.png", "b2.png"];
 
-/// The suite that a file with this text makes, or what is wrong with it.
+/// The suite in a file with this text, or its error.
 fn list(name: &str, text: &str) -> std::result::Result<Suite, String> {
     let folder = folder(&FOUR);
     let path = folder.path().join(name);

@@ -18,7 +18,7 @@ fn with_inversion(config: &VisiiConfig, test: impl FnOnce(Inversion<'_>)) {
 
 #[test]
 fn the_gradient_equals_finite_differences() {
-    // A CLIP term large enough to matter next to the other.
+    // A CLIP term large enough to matter alongside the other.
     let config = VisiiConfig {
         lambda_clip: 2.0,
         ..config()
@@ -52,12 +52,12 @@ fn the_loss_is_made_of_the_guided_error_and_the_clamped_cosine() {
     };
     let [total, mse] = terms(&guided(7.5, 1.5));
     assert!((total - 4.0 * mse).abs() < 1e-5);
-    // The guided output is linear in either scale, so that its error is a parabola.
+    // The guided output is linear in either scale, so its error is a parabola.
     let [at_0, at_1, at_2, at_3] = [0.0, 1.0, 2.0, 3.0].map(|scale| terms(&guided(scale, 1.5))[1]);
     let third_difference = at_3 - 3.0 * at_2 + 3.0 * at_1 - at_0;
     assert!(third_difference.abs() < 1e-3 * at_3, "{third_difference}");
     assert!((at_2 - 2.0 * at_1 + at_0).abs() > 1e-3);
-    // With both scales at 1, nothing but the output under the instruction is left.
+    // With both scales at 1, only the output under the instruction remains.
     with_inversion(&guided(1.0, 1.0), |inversion| {
         let latents = inversion.latents_a_prime.clone();
         let noise = normal(

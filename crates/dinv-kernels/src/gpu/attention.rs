@@ -1,4 +1,4 @@
-//! Attention on a GPU, in chunks of queries, so that the scores held at once are bounded.
+//! Attention on a GPU, in chunks of queries, which bounds the scores held at once.
 
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::cubecl::prelude::*;
@@ -13,8 +13,8 @@ use super::{
 const SCORES: usize = 1 << 26;
 /// Most attention weights to keep for the backward pass.
 const KEPT: usize = 1 << 23;
-/// Keys are padded to a multiple of this with rows that have no weight. Other sizes keep products from
-/// reading vectors.
+/// Keys are padded to a multiple of this with rows of zero weight. Other sizes prevent vectorised reads
+/// in matrix products.
 const KEYS: usize = 16;
 
 /// [`fused_attention::attention`](super::super::fused_attention::attention).
@@ -48,7 +48,7 @@ pub(in super::super) fn attention(
             all if all == n => x.clone(),
             some => x.clone().slice_dim(2, first..(first + some).min(n)),
         };
-        // Scores are f32: those of half precision may overflow before they are scaled.
+        // Scores are f32: in half precision they may overflow before they are scaled.
         let weights = {
             let (q, k) = (q.clone(), k.clone());
             move |first: usize| {
@@ -108,8 +108,8 @@ fn join(mut parts: Vec<Tensor<4>>) -> Tensor<3> {
     x.swap_dims(1, 2).reshape([b, n, heads * d])
 }
 
-/// The softmax of scaled scores of `n` queries and `m` keys, which are `padded` with some that have no
-/// weight.
+/// The softmax of scaled scores of `n` queries and `m` keys. `padded` counts the keys including padding
+/// of zero weight.
 #[derive(Debug, Clone, Copy)]
 struct Softmax {
     n: usize,
@@ -120,7 +120,7 @@ struct Softmax {
 }
 
 impl Softmax {
-    /// The weights of `scores`, both `[b, heads, queries, padded]`, of the queries from `first` on.
+    /// The weights of `scores`, both `[b, heads, queries, padded]`, for the queries from `first` on.
     fn forward(self, scores: Tensor<4>, first: usize, dtype: DType) -> Tensor<4> {
         let queries = scores.dims()[2];
         let scores = contiguous(scores);
@@ -165,7 +165,7 @@ impl Softmax {
     }
 }
 
-/// Of `width` keys the first `m` have weight; if `causal`, query `i` of the rows sees keys
+/// The first `m` of `width` keys have weight; if `causal`, query `i` of the rows sees keys
 /// `0..=i + ahead`.
 #[cube(launch)]
 fn softmax_forward<E: Float>(

@@ -1,4 +1,4 @@
-//! Linear maps on a GPU: of every position, and of every neighbourhood.
+//! Linear maps and convolutions on a GPU.
 
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::cubecl::prelude::*;
@@ -39,7 +39,7 @@ fn times<const D: usize>(x: Tensor<D>, right: Tensor<2>) -> Tensor<D> {
     y.reshape(shape)
 }
 
-/// `y` `[.., n]` and the bias `[n]`, if there is one.
+/// `y` `[.., n]` plus the bias `[n]`, if given.
 fn plus<const D: usize>(y: Tensor<D>, bias: Option<Tensor<1>>) -> Tensor<D> {
     match bias {
         Some(bias) => {
@@ -71,7 +71,7 @@ pub(in super::super) fn conv(
         });
         let y = plus(y, bias);
         let back = move |grad: Tensor<4>| {
-            // The gradient of a convolution that keeps the size is one with the kernel flipped.
+            // The gradient of a size-preserving convolution is another one with the kernel flipped.
             let turned = kernel.clone().swap_dims(2, 3); // [size, size, c_out, c_in]
             let grads = same.then(|| implicit(&grad, &turned.clone().flip([0, 1])));
             [grads.flatten().unwrap_or_else(|| {
@@ -83,13 +83,13 @@ pub(in super::super) fn conv(
     })
 }
 
-/// A convolution that keeps the size, as a product on tensor cores whose neighbourhoods are gathered
-/// while it runs; nothing if there are no tensor cores for the type, or channels are few.
+/// A size-preserving convolution as a product on tensor cores that gathers the neighbourhoods while it
+/// runs; `None` if there are no tensor cores for the type, or there are few channels.
 ///
 /// # Shapes
 /// `x` `[b, h, w, c_in]`, `kernel` `[3, 3, c_in, c_out]`; result `[b, h, w, c_out]`.
 fn implicit(x: &Tensor<4>, kernel: &Tensor<4>) -> Option<Tensor<4>> {
-    /// What channels must be multiples of.
+    /// Channels must be multiples of this.
     const CHANNELS: usize = 16;
     let ([b, h, w, c_in], c_out) = (x.dims(), kernel.dims()[3]);
     if x.dtype() == DType::F32 || c_in % CHANNELS != 0 || c_out % CHANNELS != 0 {
@@ -124,7 +124,7 @@ fn implicit(x: &Tensor<4>, kernel: &Tensor<4>) -> Option<Tensor<4>> {
 }
 
 /// The neighbourhoods of every position times `right`, some lines at a time. The neighbourhoods are
-/// those of a convolution's outputs or, if `back`, of its inputs: the outputs they are part of.
+/// those of a convolution's outputs or, if `back`, of its inputs: the outputs that read them.
 ///
 /// # Shapes
 /// `x` `[b, h, w, c]`, `right` `[kernel · kernel · c, n]`; result `[b, to[0], to[1], n]`.
@@ -185,7 +185,7 @@ fn gathered_product(
     }
 }
 
-/// The neighbourhoods of the positions of some lines, see [`gathered_product`].
+/// Gathers the neighbourhoods of the positions of some lines, see [`gathered_product`].
 #[cube(launch)]
 fn gathered<E: Float>(
     x: &[E],
@@ -214,7 +214,7 @@ fn gathered<E: Float>(
     let (tap_y, tap_x) = (tap / kernel, tap % kernel);
     let mut value = E::from_int(0);
     if back {
-        // The output that meets this input at the tap, if there is one.
+        // The output that reads this input at the tap, if any.
         if row + padding >= tap_y && column + padding >= tap_x {
             let (y, x_) = (row + padding - tap_y, column + padding - tap_x);
             if y % stride == 0 && x_ % stride == 0 && y / stride < h && x_ / stride < w {
@@ -222,7 +222,7 @@ fn gathered<E: Float>(
             }
         }
     } else {
-        // The input that this output meets at the tap, if it is inside.
+        // The input that this output reads at the tap, if it is inside.
         let (y, x_) = (row * stride + tap_y, column * stride + tap_x);
         if y >= padding && x_ >= padding && y - padding < h && x_ - padding < w {
             value = x[((image * h + y - padding) * w + x_ - padding) * c + channel];

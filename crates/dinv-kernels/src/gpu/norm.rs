@@ -8,7 +8,7 @@ use burn_cubecl::tensor::CubeTensor;
 use super::super::gradient::with_gradient;
 use super::{UNITS, by_element, by_row, contiguous, cube_sum, elem, empty, tensor};
 
-/// Positions whose channels one cube sums up.
+/// Positions whose channels one cube sums.
 const POSITIONS: usize = 64;
 
 /// [`norm::layer_norm`](super::super::norm::layer_norm).
@@ -154,7 +154,7 @@ pub(in super::super) fn group_norm(
     })
 }
 
-/// What both passes read.
+/// The input of both passes.
 struct GroupNorm {
     /// `[b, h, w, c]`
     x: CubeTensor,
@@ -325,7 +325,7 @@ fn channel_moments<E: Float>(
     let start = (image * positions + first) * c;
     let mut channel = UNIT_POS as usize;
     while channel < c {
-        // Distances from one of the values, so that squares do not drown in that of the mean.
+        // Offsets from one of the values, so that the mean does not swamp the variance.
         let origin = f32::cast_from(x[start + channel]);
         let mut sum = 0.0f32;
         let mut squares = 0.0f32;
@@ -415,7 +415,7 @@ fn group_norm_forward<E: Float, W: Float>(
     y[ABSOLUTE_POS] = E::cast_from(value);
 }
 
-/// The gradient of what is normalised, before weight and bias, from that of the result.
+/// The gradient of the normalised value, before weight and bias, from that of the result.
 #[cube]
 fn gradient_of_normalised(
     normalised: f32,
@@ -433,8 +433,8 @@ fn gradient_of_normalised(
     g
 }
 
-/// Sums over some positions, for every channel, of the gradients of what is normalised, and of
-/// their products with it.
+/// Sums over some positions, per channel, of the gradients of the normalised values, and of their
+/// products with these values.
 #[cube(launch)]
 fn channel_gradients<E: Float, W: Float>(
     x: &[E],
@@ -482,7 +482,7 @@ fn channel_gradients<E: Float, W: Float>(
     }
 }
 
-/// The means over every group of what [`channel_gradients`] sums up.
+/// The means over every group of the sums of [`channel_gradients`].
 #[cube(launch)]
 fn group_means(
     sums: &[f32],

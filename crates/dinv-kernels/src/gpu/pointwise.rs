@@ -1,4 +1,4 @@
-//! Functions of every element and gates on a GPU.
+//! Pointwise functions and gates on a GPU.
 
 use std::f32::consts::FRAC_1_SQRT_2;
 
@@ -65,7 +65,7 @@ fn sigmoid_linear_at(x: f32, slope: f32) -> (f32, f32) {
     (x * gate, gate * (1.0f32 + slope * x * (1.0f32 - gate)))
 }
 
-/// A function of every element or, if `derivative`, its derivative times `grad`.
+/// A pointwise function or, if `derivative`, its derivative times `grad`.
 #[cube(launch)]
 fn applied<E: Float>(
     x: &[E],
@@ -186,8 +186,8 @@ pub(in super::super) fn resize_nearest(x: Tensor<4>, [height, width]: [usize; 2]
     })
 }
 
-/// Positions of `out` that take the value of the position of `x` above and to the left or, if `back`,
-/// the sums of all of those that took it.
+/// Positions of `out` take the value of the position of `x` above and to the left or, if `back`, the
+/// sum of all positions that took it.
 #[cube(launch)]
 fn resized<E: Float>(
     x: &[E],

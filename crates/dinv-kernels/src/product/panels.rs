@@ -1,4 +1,4 @@
-//! Panels of a few columns, packed so that a product reads them in the order of memory.
+//! Panels of a few columns, packed so that a product reads them in memory order.
 
 use std::ops::Range;
 
@@ -7,16 +7,16 @@ use pulp::{Simd, WithSimd};
 use super::tile::tile_size;
 use crate::half::{Slice, Weights};
 
-/// Steps, and columns, that are transposed at once.
+/// Steps and columns transposed at once.
 const TURN: [usize; 2] = [16, 4];
 
 /// The matrix on the right, `[steps, columns]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Right<'a> {
     pub(crate) values: Slice<'a>,
-    /// From one step to the next or, if `transposed`, from one column to the next.
+    /// Distance between steps or, if `transposed`, between columns.
     pub(crate) stride: usize,
-    /// Whether its values lie column after column, as the weights of linear layers do.
+    /// Whether its values are stored column by column, like the weights of linear layers.
     pub(crate) transposed: bool,
 }
 
@@ -29,7 +29,7 @@ impl<'a> Right<'a> {
         }
     }
 
-    /// Copies steps of a panel's columns to `[steps, panel.width]`, zeros beyond the last column.
+    /// Copies steps of a panel's columns to `[steps, panel.width]`, with zeros beyond the last column.
     #[inline(always)]
     pub(crate) fn pack(&self, steps: Range<usize>, panel: Panel, out: &mut [f32]) {
         match panel.width {
@@ -48,7 +48,7 @@ impl<'a> Right<'a> {
         }
     }
 
-    /// [`Right::pack`] for a width that the compiler knows.
+    /// [`Right::pack`] for a width known at compile time.
     #[inline(always)]
     fn pack_rows<const WIDTH: usize>(&self, steps: Range<usize>, panel: Panel, out: &mut [f32]) {
         let (out, _) = out.as_chunks_mut::<WIDTH>();
@@ -74,7 +74,7 @@ impl<'a> Right<'a> {
         }
     }
 
-    /// Some steps of [`Right::pack`], where values lie column after column.
+    /// Some steps of [`Right::pack`] for values stored column by column.
     #[inline(always)]
     fn turn<const WIDTH: usize>(
         &self,
@@ -121,7 +121,7 @@ impl<'a> Right<'a> {
     }
 }
 
-/// How columns are cut into panels, and how many rows are multiplied with one at once.
+/// How columns are cut into panels, and how many rows are multiplied with a panel at once.
 #[derive(Clone, Copy)]
 pub(crate) struct Panels {
     columns: usize,
@@ -135,10 +135,9 @@ pub(crate) struct Panels {
 /// Columns that are multiplied together: a whole number of vectors.
 #[derive(Clone, Copy)]
 pub(crate) struct Panel {
-    /// The number of its first column; what lies before it in a matrix that is cut into panels is
-    /// this, times the rows.
+    /// The number of its first column. In a matrix cut into panels, this times the rows is its offset.
     pub(crate) first: usize,
-    /// Columns that are not there to fill up the last vector.
+    /// Columns without those that fill up the last vector.
     pub(crate) columns: usize,
     pub(crate) width: usize,
 }
@@ -155,7 +154,7 @@ impl Panels {
         }
     }
 
-    /// Columns with those that fill up the last vector.
+    /// Columns including those that fill up the last vector.
     pub(crate) fn width(self) -> usize {
         self.columns.next_multiple_of(self.lanes)
     }

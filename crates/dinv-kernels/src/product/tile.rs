@@ -6,7 +6,7 @@ use super::panels::Panel;
 use crate::math::{load, store};
 
 /// Rows of the left matrix, and vectors of a panel, whose sums are in registers at once: 24 of 32, or
-/// 10 of 16. (Of 12, the compiler keeps one in memory, and each step waits for it: half the speed.)
+/// 10 of 16. (With 12, the compiler keeps one in memory and each step waits for it: half the speed.)
 pub(super) const fn tile_size<S: Simd>() -> [usize; 2] {
     if S::REGISTER_COUNT < 32 {
         [5, 2]
@@ -15,7 +15,7 @@ pub(super) const fn tile_size<S: Simd>() -> [usize; 2] {
     }
 }
 
-/// The matrix on the left, `[rows, steps]`; a product sums up its steps.
+/// The matrix on the left, `[rows, steps]`; a product sums over its steps.
 #[derive(Clone, Copy)]
 pub(crate) enum Left<'a> {
     /// Row after row, `stride` apart.
@@ -24,7 +24,7 @@ pub(crate) enum Left<'a> {
     Steps { values: &'a [f32], stride: usize },
 }
 
-/// Where a product with a panel goes.
+/// The destination of a product with a panel.
 pub(crate) enum Out<'a, 'b> {
     /// Rows that are `stride` apart, in whole vectors.
     Sums {
@@ -32,14 +32,14 @@ pub(crate) enum Out<'a, 'b> {
         stride: usize,
         start: Start<'a>,
     },
-    /// The columns of a panel, in rows that are apart.
+    /// The columns of a panel, in separate rows.
     Rows {
         rows: &'a mut [&'b mut [f32]],
         panel: Panel,
         start: Start<'a>,
     },
-    /// The same, rows and columns exchanged: a row of the product is a column of `rows`, and the
-    /// panel's columns are some of the rows.
+    /// The same transposed: a row of the product is a column of `rows`, and the panel's columns are some
+    /// of the rows.
     Turned {
         rows: &'a mut [&'b mut [f32]],
         panel: Panel,
@@ -47,18 +47,18 @@ pub(crate) enum Out<'a, 'b> {
     },
 }
 
-/// What products are added to.
+/// The initial values that products are added to.
 #[derive(Clone, Copy)]
 pub(crate) enum Start<'a> {
     Zero,
-    /// One number for each column of the result, from the first that is written on.
+    /// One number per column of the result, from the first one written.
     Bias(&'a [f32]),
     /// The existing contents.
     Sums,
 }
 
 impl Start<'_> {
-    /// What the products of one vector are added to; `out` is there.
+    /// The initial values for one vector; `out` is its destination.
     #[inline(always)]
     fn vector<S: Simd>(self, simd: S, vector: usize, out: &[f32]) -> S::f32s {
         match self {
@@ -79,7 +79,7 @@ impl Out<'_, '_> {
         }
     }
 
-    /// Takes the products of the rows from `first` on.
+    /// Stores the products of the rows from `first` on.
     #[inline(always)]
     fn put<S: Simd, const ROWS: usize, const VECTORS: usize>(
         &mut self,
@@ -112,7 +112,7 @@ impl Out<'_, '_> {
                 }
             }
             Self::Turned { rows, panel, start } => {
-                // Of no more than 16 lanes, see `Panels`.
+                // At most 16 lanes, see `Panels`.
                 let mut values = [[[0.0; 16]; VECTORS]; ROWS];
                 for (values, products) in values.iter_mut().zip(products) {
                     for (values, product) in values.iter_mut().zip(products) {
@@ -165,7 +165,7 @@ fn multiply_vectors<S: Simd, const VECTORS: usize>(
     let (panel, _) = panel.as_chunks::<VECTORS>();
     let ([tile_rows, _], mut row) = (tile_size::<S>(), 0);
     if VECTORS == 1 {
-        // Twice the rows: the sums of one tile of the usual size would wait for one another.
+        // Twice the rows: with the sums of only one tile of the usual size, each step would wait.
         row = match tile_rows {
             5 => multiply_tiles::<S, 10, VECTORS>(simd, left, row, panel, out),
             _ => multiply_tiles::<S, 12, VECTORS>(simd, left, row, panel, out),
@@ -179,7 +179,7 @@ fn multiply_vectors<S: Simd, const VECTORS: usize>(
     multiply_tiles::<S, 1, VECTORS>(simd, left, row, panel, out);
 }
 
-/// [`multiply`] for whole tiles from a row on; gives the first that is left.
+/// [`multiply`] for whole tiles from a row on; returns the first row that is left.
 #[inline(always)]
 fn multiply_tiles<S: Simd, const ROWS: usize, const VECTORS: usize>(
     simd: S,

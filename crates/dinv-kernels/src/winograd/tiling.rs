@@ -16,7 +16,7 @@ pub(super) struct Tiling {
 }
 
 impl Tiling {
-    /// Of `b` feature maps, for vectors of `lanes` floats and `group` tiles in registers at once.
+    /// For `b` feature maps, vectors of `lanes` floats, and `group` tiles in registers at once.
     pub(super) fn new([b, height, width]: [usize; 3], [lanes, group]: [usize; 2]) -> Self {
         let grid = [height.div_ceil(SIDE), width.div_ceil(SIDE)];
         Self {
@@ -29,7 +29,7 @@ impl Tiling {
         }
     }
 
-    /// Output channels that one task computes.
+    /// Output channels of one task.
     pub(super) fn panel(&self) -> usize {
         2 * self.lanes
     }
@@ -46,13 +46,13 @@ impl Tiling {
         (TRANSFORMED / (POINTS * c * chunk)).max(1) * chunk
     }
 
-    /// The rows of a group that holds so many tiles.
+    /// The rows of a group that holds this many tiles.
     pub(super) fn group_of(&self, tiles: usize) -> usize {
         let fits = GROUPS.into_iter().find(|&rows| rows >= tiles);
         fits.unwrap_or(self.group).min(self.group)
     }
 
-    /// Image, and row and column of the first output.
+    /// The image, and the row and column of the tile's first output.
     pub(super) fn place(&self, tile: usize) -> [usize; 3] {
         let [down, across] = self.grid;
         let (image, tile) = (tile / (down * across), tile % (down * across));

@@ -1,4 +1,4 @@
-//! Into the points of a tile and back.
+//! Transformations to the points of a tile and back.
 
 use pulp::Simd;
 
@@ -74,7 +74,7 @@ impl<S: Simd> Transform<S> {
     }
 }
 
-/// `[TAPS, SPACED, 2]` to `[POINTS, SPACED, 2]`, of which the first `channels` of the block.
+/// `[TAPS, SPACED, 2]` to `[POINTS, SPACED, 2]`, for the first `channels` of the block.
 #[inline(always)]
 pub(super) fn transform_weights<S: Simd>(
     simd: S,

@@ -184,18 +184,18 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     args.tell(&written)
 }
 
-/// What to say where B′ shows nothing of the difference.
+/// The note if B′ does not show the difference.
 const UNCHANGED: &str = "B′ is almost identical to B: the difference does not show. If A and A′ are swapped, exchange \
                          them; otherwise try `--inversion ddim` or a higher `--guidance-scale`";
 
-/// A picture as the model saw it, in the size of what it drew.
+/// A picture as the model saw it, at the size of its output.
 fn shown_as(picture: &RgbImage, drawn: &RgbImage) -> RgbImage {
     let (width, height) = drawn.dimensions();
     fit(picture, width, height)
 }
 
 impl AnalogyArgs {
-    /// The settings that were given.
+    /// The given settings.
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
         self.general.settings(&[
             &self.prompt,
@@ -206,7 +206,7 @@ impl AnalogyArgs {
         ])
     }
 
-    /// Says where the results are.
+    /// Reports where the results are.
     fn tell(&self, written: &[PathBuf]) -> anyhow::Result<()> {
         if !self.general.json {
             (written.iter()).try_for_each(|path| terminal::line(path.display()))?;
@@ -224,7 +224,7 @@ impl AnalogyArgs {
         }))
     }
 
-    /// Checks that A, A′ and B are given, all or none; none means the built-in example. Returns B.
+    /// Checks that A, A′ and B are all given or all absent, which means the built-in example. Returns B.
     fn inputs(&mut self) -> anyhow::Result<PathBuf> {
         if let Some(b) = &self.b {
             if self.pairs.a.is_empty() {
@@ -255,7 +255,7 @@ impl AnalogyArgs {
     }
 }
 
-/// What `run.json` says about the pairs.
+/// The pairs as recorded in `run.json`.
 fn pairs_record(pairs: &Pairs, learned: &Learned) -> Vec<Value> {
     let files = pairs.a.iter().zip(&pairs.a_prime);
     let words = learned.captions.iter().zip(&learned.prompts);
@@ -270,7 +270,7 @@ fn pairs_record(pairs: &Pairs, learned: &Learned) -> Vec<Value> {
         .collect()
 }
 
-/// The sheet of all pictures, as the model saw them; `shows` is whether B′ shows the difference.
+/// Draws the sheet of all pictures, as the model saw them; `shows` is whether B′ shows the difference.
 fn draw_sheet(
     examples: &[Example],
     b: &RgbImage,

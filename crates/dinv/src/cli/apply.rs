@@ -1,4 +1,4 @@
-//! `dinv apply`: a learned difference, on any number of pictures.
+//! `dinv apply`: applies a learned difference to any number of pictures.
 
 use std::path::{Path, PathBuf};
 
@@ -113,7 +113,7 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     let mut fetcher = Fetcher::new(&mut watcher, args.general.yes)?;
     let needs = |config: &PromptConfig| Needs::of_prompts(!args.caption_b.is_empty(), config);
     let model = fetcher.model_of_words(&models, needs(&settings.clone().analogy()?.prompt))?;
-    // Before what goes with the model is downloaded.
+    // Before the model's other parts are downloaded.
     if let Some((denoiser, widths)) = text_widths(&model, &models)? {
         tokens.check_widths(denoiser, &widths)?;
     }
@@ -153,13 +153,13 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     watcher.notices(demo_world::of_first(&chosen, models.pipeline(), &read)?);
     watcher.notices(fitting::of_pictures(&sizes, models.pipeline().resolution()));
     if memory == Memory::Low {
-        // The captioner is closed while a picture is made: all captions first, or it is opened for each.
+        // The captioner is closed while a picture is made. Captioning all pictures first opens it only once.
         args.caption_all(&mut jobs, &read, (&models, &config), &mut watcher)?;
     }
     let mut results = Vec::new();
     for (job, b) in jobs.iter().zip(&read) {
         let path = output.path(&job.name);
-        // Another run may be at work in the folder.
+        // Another run may be working in the folder.
         if args.skip_existing && (path.exists() || output.claim(&job.name).is_err()) {
             watcher.notice(&format!(
                 "{} is skipped: another run writes it",
@@ -212,7 +212,7 @@ impl Job<'_> {
         })
     }
 
-    /// Writes the result with its recipe to `path`; gives what the recipe says of B.
+    /// Writes the result with its recipe to `path`; returns the recipe's entry about B.
     fn write(&self, applied: &Applied, mut recipe: Recipe, path: &Path) -> anyhow::Result<Value> {
         let b = json!({
             "file": text_of(self.b), "caption": applied.caption_b, "prompt": applied.prompt_b,
@@ -228,13 +228,13 @@ impl Job<'_> {
 }
 
 impl ApplyArgs {
-    /// The settings that were given.
+    /// The given settings.
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
         self.general
             .settings(&[&self.prompt, &self.generate, &self.model, &self.seed])
     }
 
-    /// The difference. `--b` takes all that follows it, so that the difference may be the last of these.
+    /// The difference. `--b` takes all arguments after it, so the difference may be its last one.
     fn difference(&mut self) -> Result<PathBuf, Failure> {
         let is_difference = |path: &PathBuf| {
             let extension = path.extension().unwrap_or_default();
@@ -252,7 +252,7 @@ impl ApplyArgs {
         }
     }
 
-    /// The results that are to be made, and the names of those that are left out as they are there.
+    /// The results to make, and the names of those skipped because they exist.
     fn outputs(
         &self,
         difference: &Path,
@@ -288,7 +288,7 @@ impl ApplyArgs {
         Ok(())
     }
 
-    /// What there is to do.
+    /// The pictures to process.
     fn jobs(&self) -> anyhow::Result<Vec<Job<'_>>> {
         check_captions("--caption-b", self.caption_b.len(), "--b", self.b.len())?;
         let mut captions = self.caption_b.iter();
@@ -301,7 +301,7 @@ impl ApplyArgs {
         Ok(jobs.collect())
     }
 
-    /// Checks that the results which are left out are what this run would make.
+    /// Checks that the skipped results are what this run would make.
     fn check_left_out(
         &self,
         ours: &Recipe,
@@ -313,7 +313,7 @@ impl ApplyArgs {
         left_out.try_for_each(|job| self.check_same(ours, job, &output.path(&job.name)))
     }
 
-    /// Checks that a result which is there is what this run would make, as far as it says.
+    /// Checks that an existing result is what this run would make, as far as its recipe states.
     fn check_same(&self, ours: &Recipe, job: &Job<'_>, path: &Path) -> anyhow::Result<()> {
         let text = read_png_text(path).unwrap_or_default();
         let theirs = text.iter().find(|(key, _)| key == "dinv");
@@ -334,7 +334,7 @@ impl ApplyArgs {
             .into())
     }
 
-    /// What exists can be left out, too.
+    /// Adds to the hint that existing results can be skipped.
     fn or_skip(&self, error: anyhow::Error) -> anyhow::Error {
         match error.downcast::<Failure>() {
             Ok(failure) if failure.to_string().ends_with("exists already") => failure
@@ -348,7 +348,7 @@ impl ApplyArgs {
         }
     }
 
-    /// Ends the work with what it gave.
+    /// Ends the work and reports the results.
     fn finish(&self, watcher: Watcher, results: &[Value]) -> anyhow::Result<()> {
         let (_, notices) = watcher.finish();
         if self.general.json {
@@ -369,7 +369,7 @@ impl ApplyArgs {
         Ok(())
     }
 
-    /// The error at a picture, and how to continue.
+    /// The error for a picture, with a hint on how to continue.
     fn stopped(&self, error: Error, job: &Job<'_>) -> anyhow::Error {
         match error {
             Error::Stopped { .. } if self.b.len() > 1 && !self.overwrite => Failure::interrupted(
@@ -385,8 +385,8 @@ impl ApplyArgs {
     }
 }
 
-/// What people call a model's denoiser, and the widths of the token embeddings of the text encoders that difference
-/// tokens are learned for, as far as its configurations say.
+/// The name of a model's denoiser, and the widths of the token embeddings of the text encoders that difference
+/// tokens are learned for, as far as its configurations state them.
 fn text_widths(
     model: &Path,
     settings: &ModelSettings,
@@ -409,7 +409,7 @@ fn text_widths(
     Ok(widths.map(|widths| (family.denoiser.title, widths)))
 }
 
-/// How a result was made otherwise than another run would, by the recipes of both.
+/// The first setting in which the recipes of two results differ.
 fn difference_of(theirs: &Value, ours: &Value) -> Option<String> {
     let file = "/b/file";
     if let (Some(theirs), Some(ours)) = (theirs.pointer(file), ours.pointer(file))
@@ -443,7 +443,7 @@ fn difference_of(theirs: &Value, ours: &Value) -> Option<String> {
     ))
 }
 
-/// The name of each result, which no two may share.
+/// The name of each result; no two may be equal.
 fn output_names(pictures: &[PathBuf]) -> std::result::Result<Vec<String>, Failure> {
     let mut names: Vec<String> = Vec::new();
     for path in pictures {

@@ -5,7 +5,7 @@
 use ab_glyph::{Font, FontRef, Glyph, PxScale, ScaleFont, point};
 use image::{Rgb, RgbImage, imageops};
 
-/// The ground of every picture the program draws.
+/// The background of every picture the program draws.
 pub(crate) const PAPER: Rgb<u8> = Rgb([255, 255, 255]);
 /// Headings.
 pub(crate) const INK: Rgb<u8> = Rgb([31, 35, 40]);
@@ -13,13 +13,13 @@ pub(crate) const INK: Rgb<u8> = Rgb([31, 35, 40]);
 pub(crate) const GREY: Rgb<u8> = Rgb([101, 109, 118]);
 /// Frames and grid lines.
 pub(crate) const RULE: Rgb<u8> = Rgb([222, 226, 230]);
-/// What the eye should find first.
+/// The most prominent element.
 pub(crate) const ACCENT: Rgb<u8> = Rgb([9, 105, 218]);
 
 /// One weight of the built-in font at one size.
 #[derive(Clone, Copy)]
 pub(crate) struct TextStyle {
-    /// Height of a line's letters in pixels.
+    /// Height of the letters in pixels.
     pub(crate) size: f32,
     pub(crate) bold: bool,
     pub(crate) colour: Rgb<u8>,
@@ -81,7 +81,7 @@ impl Canvas {
         }
     }
 
-    /// Puts a picture down with a frame of `border` pixels around it.
+    /// Draws a picture with a frame of `border` pixels around it.
     pub(crate) fn picture(
         &mut self,
         picture: &RgbImage,
@@ -101,7 +101,7 @@ impl Canvas {
         imageops::replace(&mut self.image, picture, pixel(x).into(), pixel(y).into());
     }
 
-    /// Writes one line of text whose letters' top is at `y`; returns its width.
+    /// Draws one line of text, the top of its letters at `y`; returns its width.
     pub(crate) fn text(&mut self, text: &str, x: f32, y: f32, style: TextStyle) -> f32 {
         let baseline = y + style.size * 0.93;
         let (glyphs, width) = self.lay_out(text, style);
@@ -128,25 +128,25 @@ impl Canvas {
         width
     }
 
-    /// Writes one line of text with its middle at `x`.
+    /// Draws one line of text centred at `x`.
     pub(crate) fn text_centred(&mut self, text: &str, x: f32, y: f32, style: TextStyle) {
         let width = self.text_width(text, style);
         self.text(text, x - width / 2.0, y, style);
     }
 
-    /// Writes one line of text that ends at `x`.
+    /// Draws one line of text that ends at `x`.
     pub(crate) fn text_right(&mut self, text: &str, x: f32, y: f32, style: TextStyle) {
         let width = self.text_width(text, style);
         self.text(text, x - width, y, style);
     }
 
-    /// The width a line of text takes.
+    /// The width of a line of text.
     pub(crate) fn text_width(&self, text: &str, style: TextStyle) -> f32 {
         self.lay_out(text, style).1
     }
 
-    /// Breaks text into lines of at most `width` pixels and at most `lines` lines; a longer text
-    /// ends in an ellipsis, and a word longer than a line is cut.
+    /// Breaks text into at most `lines` lines of at most `width` pixels. A longer text ends in an ellipsis;
+    /// a word longer than a line is cut.
     pub(crate) fn wrap(
         &self,
         text: &str,
@@ -272,7 +272,7 @@ impl Canvas {
     }
 }
 
-/// A count of pixels as a length.
+/// Converts a number of pixels to a length.
 #[expect(
     clippy::cast_precision_loss,
     reason = "no picture has 2^24 pixels on a side"
@@ -281,7 +281,7 @@ pub(crate) fn length(pixels: u32) -> f32 {
     pixels as f32
 }
 
-/// The pixel a position lies on; what is left of or above the canvas counts as its edge.
+/// The pixel of a position; positions left of or above the canvas are clamped to its edge.
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

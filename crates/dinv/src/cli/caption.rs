@@ -1,4 +1,4 @@
-//! `dinv caption`: what the captioner sees in pictures.
+//! `dinv caption`: describes pictures with the captioner.
 
 use std::path::PathBuf;
 

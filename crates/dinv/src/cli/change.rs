@@ -1,19 +1,19 @@
-//! Whether an edit shows.
+//! Whether an edit is visible.
 
 use image::{RgbImage, imageops};
 
-/// Side of the blocks in which pictures are compared, in pixels. Blocks even out what an autoencoder loses.
+/// Side of the blocks in which pictures are compared, in pixels. Blocks average out the autoencoder's losses.
 const BLOCK: u32 = 4;
-/// How far a channel of a block differs that people see, of 255.
+/// The smallest visible difference of a block's channel, of 255.
 const VISIBLE: u8 = 24;
-/// The share of blocks below which nothing shows. In the demo world an applied difference changes a tenth or more, and one
-/// that does nothing changes none.
+/// The share of changed blocks below which an edit is invisible. In the demo world, an applied difference changes a
+/// tenth or more, and one without effect changes none.
 const LITTLE: f64 = 0.003;
 
 /// Beyond this strength, other things than the difference begin to change (docs/concept/strength.md).
 const STRONGEST: f64 = 1.5;
 
-/// A note about a strength that rarely gives what was meant.
+/// A note about a strength that rarely gives the intended result.
 pub(crate) fn of_strength(strength: f64) -> Option<String> {
     let note = if strength > STRONGEST {
         "beyond about 1.5, other things change as well"
@@ -25,7 +25,7 @@ pub(crate) fn of_strength(strength: f64) -> Option<String> {
     Some(format!("strength {strength}: {note}"))
 }
 
-/// Whether B′ differs visibly from B, which has its size.
+/// Whether B′ differs visibly from B, which has the same size.
 pub(crate) fn shows(b: &RgbImage, b_prime: &RgbImage) -> bool {
     let blocks = |picture: &RgbImage| {
         let [width, height] = [picture.width(), picture.height()].map(|side| side.div_ceil(BLOCK));

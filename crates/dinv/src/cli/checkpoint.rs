@@ -10,8 +10,8 @@ use super::terminal::Failure;
 /// Name of the checkpoint in an output folder.
 pub(crate) const NAME: &str = "checkpoint.safetensors";
 
-/// The checkpoint that belongs to an output file: `x.checkpoint.safetensors` for `x.safetensors`, and
-/// `lr0.01.checkpoint` for `lr0.01`. No two outputs have the same.
+/// The checkpoint of an output file: `x.checkpoint.safetensors` for `x.safetensors`, and
+/// `lr0.01.checkpoint` for `lr0.01`. It is different for every output.
 pub(crate) fn beside(output: &Path) -> PathBuf {
     match output.extension() {
         Some(extension) if extension == "safetensors" => output.with_extension(NAME),
@@ -23,8 +23,8 @@ pub(crate) fn beside(output: &Path) -> PathBuf {
     }
 }
 
-/// Where learning leaves its checkpoints, and whether it resumes from one. A checkpoint that is
-/// there is neither ignored nor overwritten in silence.
+/// The checkpoints of a learning run, and whether it resumes from one. An existing checkpoint is neither
+/// ignored nor silently overwritten.
 pub(crate) fn records(
     checkpoint: &Path,
     resume: bool,
@@ -53,7 +53,7 @@ pub(crate) fn records(
     })
 }
 
-/// The error of a stopped run, naming the checkpoint also where the work stopped after learning.
+/// The error of a stopped run; it names the checkpoint also if the run stopped after learning.
 pub(crate) fn named(error: Error, path: &Path) -> Error {
     match error {
         Error::Stopped {

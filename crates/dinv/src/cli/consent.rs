@@ -1,4 +1,4 @@
-//! Asking before a download: how much it is in all, and how much room the disk has.
+//! Asks before a download, stating its total size and the free space on the disk.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::Path;
@@ -11,14 +11,14 @@ use super::signals;
 use super::terminal::{self, Failure, size};
 use super::watch::Watcher;
 
-/// How often a question looks whether it should stop waiting.
+/// The interval at which a question checks whether it should stop waiting.
 const TICK: Duration = Duration::from_millis(100);
 
 /// Models to download, each with its bytes.
 pub(crate) type Order = Vec<(ModelId, u64)>;
 
-/// Refuses a download that does not fit on the disk, lists the models, and asks the user if there is a terminal to ask
-/// on; `yes` answers for them.
+/// Refuses a download that does not fit on the disk, lists the models, and asks the user if there is a terminal;
+/// `yes` answers for them.
 pub(crate) fn ask(
     order: &Order,
     cache: &Path,
@@ -32,7 +32,7 @@ pub(crate) fn ask(
     }
     let asks = !yes && total > 0 && io::stdin().is_terminal() && io::stderr().is_terminal();
     if !asks && order.len() < 2 {
-        return Ok(()); // what is said of each download is enough
+        return Ok(()); // each download is announced anyway
     }
     let room = free.map_or_else(String::new, |free| format!(", {} free", size(free)));
     let heading = format!("to download to {}{room}:", cache.display());
@@ -56,7 +56,7 @@ pub(crate) fn ask(
     }
 }
 
-/// How much room there is for files in a folder that need not exist yet; nothing if the system does not say.
+/// The free space for files in a folder, which need not exist yet; `None` if the system does not report it.
 fn free_space(folder: &Path) -> Option<u64> {
     let existing = folder.ancestors().find(|folder| folder.is_dir())?;
     let disk = fs4::statvfs(existing).ok()?;
@@ -75,12 +75,12 @@ fn no_room(order: &Order, total: u64, free: u64, cache: &Path) -> Failure {
     Failure::new(message).hint("make room, or name another folder with HF_HUB_CACHE")
 }
 
-/// What the user types, in lower case; the end of input means no.
+/// The user's answer in lower case; the end of input means no.
 fn answer(question: &str) -> anyhow::Result<String> {
     let mut stderr = io::stderr().lock();
     write!(stderr, "{question}").and_then(|()| stderr.flush())?;
     let (sender, receiver) = mpsc::channel();
-    // A thread of its own, since Ctrl-C does not end the reading of a line.
+    // A separate thread, since Ctrl-C does not interrupt reading a line.
     let read = move || {
         let mut line = String::new();
         let read = io::stdin().lock().read_line(&mut line);

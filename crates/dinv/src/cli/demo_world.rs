@@ -29,8 +29,8 @@ struct Words {
     vocab: BTreeMap<String, Value>,
 }
 
-/// What the demo model's autoencoder keeps of pictures of its own world: a PSNR of at least 25.9 dB for 200 pictures of
-/// `demo/benchmark/validation`. Of five photographs cropped to 128 pixels it kept 18 to 23.5 dB, of a sixth 27.6 dB.
+/// How well the demo model's autoencoder keeps pictures of its own world: a PSNR of at least 25.9 dB for 200 pictures
+/// of `demo/benchmark/validation`. Of six photographs cropped to 128 pixels, five had 18 to 23.5 dB, one 27.6 dB.
 const FAMILIAR: f64 = 24.0;
 
 /// A note about pictures that the demo model cannot draw; for other models, none. Its autoencoder was trained on its
@@ -65,7 +65,7 @@ pub(crate) fn of_pictures<'a>(
     }))
 }
 
-/// The same of the first of many pictures.
+/// The note about the first of many pictures.
 ///
 /// # Errors
 /// As [`of_pictures`], and if the picture cannot be read.
@@ -82,8 +82,8 @@ pub(crate) fn of_first(
     }
 }
 
-/// A note about words of prompts and captions that the demo model was never shown; for other models, none. Its
-/// vocabulary was made from its captions, so that every word of its world is one entry.
+/// A note about words of prompts and captions that the demo model has not seen; `None` for other models. Its
+/// vocabulary was built from its captions, so every word of its world is one entry.
 pub(crate) fn of_words<'a>(
     settings: &ModelSettings,
     model: &Path,
@@ -103,7 +103,7 @@ pub(crate) fn of_words<'a>(
     ))
 }
 
-/// Words of three letters or more that are no entry of the vocabulary, in lower case.
+/// Words of three or more letters that are not in the vocabulary, in lower case.
 fn unknown<'a>(
     vocabulary: &BTreeMap<String, Value>,
     texts: impl IntoIterator<Item = &'a str>,

@@ -1,4 +1,4 @@
-//! Where the models run: the CPU, or a GPU that is built in and present.
+//! The device of the models: the CPU, or a GPU that is built in and present.
 
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
@@ -9,7 +9,7 @@ use burn::tensor::{Device, FloatDType};
 
 use super::terminal::Failure;
 
-/// What `--device` understands: `auto`, the CPU, and GPUs through their cargo features.
+/// The values of `--device`: `auto`, the CPU, and GPUs through their cargo features.
 pub(crate) const DEVICES: [&str; 6] = ["auto", "cpu", "cuda", "metal", "vulkan", "webgpu"];
 
 /// GPU back ends of this program, the fastest first.
@@ -29,13 +29,13 @@ pub(crate) fn built_in() -> impl Iterator<Item = &'static str> {
     std::iter::once("cpu").chain(BUILT_IN.iter().copied())
 }
 
-/// A device that is present.
+/// An available device.
 #[derive(Debug, Clone)]
 pub(crate) struct Place {
-    /// The name it is asked for by.
+    /// Its name for `--device`.
     pub(crate) name: &'static str,
     pub(crate) device: Device,
-    /// Which GPU it is.
+    /// The name of the GPU.
     pub(crate) adapter: Option<String>,
 }
 
@@ -48,10 +48,9 @@ impl Place {
         }
     }
 
-    /// The device that `name` stands for; `auto` is the first GPU there is, or else the CPU.
+    /// The device called `name`; `auto` is the first GPU, or the CPU if there is none.
     ///
-    /// Software that plays a GPU runs only if it is asked for by name: the CPU back end is
-    /// faster.
+    /// Software renderers run only if requested by name: the CPU back end is faster.
     pub(crate) fn named(name: &str) -> anyhow::Result<Self> {
         static AUTO: OnceLock<Place> = OnceLock::new();
         match name {
@@ -76,7 +75,7 @@ impl Place {
     }
 }
 
-/// The first GPU that a back end reaches; software that plays one only if `software`.
+/// The first GPU that a back end reaches; a software renderer only if `software`.
 #[cfg(feature = "gpu")]
 fn gpu(name: &'static str, software: bool) -> Option<Place> {
     let device = match name {
@@ -106,7 +105,7 @@ fn gpu(_: &'static str, _: bool) -> Option<Place> {
     None
 }
 
-/// The best adapter that a graphics API reaches.
+/// The best adapter of a graphics API.
 #[cfg(any(feature = "metal", feature = "vulkan", feature = "webgpu"))]
 fn graphics(
     api: burn::tensor::DeviceType,
@@ -122,12 +121,12 @@ fn graphics(
     devices.into_iter().find(|device| there.contains(device))
 }
 
-/// The number format of weights that `dtype` names, if `device` computes in it.
+/// The number format of weights called `dtype`, if `device` supports it.
 pub(crate) fn number_format(dtype: &str, device: &str) -> anyhow::Result<FloatDType> {
     match (dtype, device) {
         ("f32", _) => Ok(FloatDType::F32),
         ("f16", _) => Ok(FloatDType::F16),
-        // WebGPU has no such type; through Vulkan, products of it were infinite on an H100
+        // WebGPU has no such type; with Vulkan, products in it were infinite on an H100
         // (docs/performance.md).
         ("bf16", "vulkan" | "webgpu") => {
             let message = format!("dtype: bf16 is not supported on device `{device}`");
@@ -142,9 +141,9 @@ pub(crate) fn number_format(dtype: &str, device: &str) -> anyhow::Result<FloatDT
     }
 }
 
-/// Runs `work`. The back end panics when a result is read that a GPU had no memory for: that is an error here.
+/// Runs `work`. The back end panics on reading a result for which the GPU had no memory: this makes it an error.
 pub(crate) fn with_memory_errors(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
-    /// Whether any thread ran out of memory: the back end's own do, and others panic because of it.
+    /// Whether any thread ran out of memory: the back end's own threads do, and others panic as a result.
     static SEEN: AtomicBool = AtomicBool::new(false);
     let report = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
@@ -168,7 +167,7 @@ pub(crate) fn with_memory_errors(work: impl FnOnce() -> anyhow::Result<()>) -> a
     }
 }
 
-/// Whether a panic, in the back end's words, says that a GPU is out of memory.
+/// Whether a panic, in the back end's words, means that a GPU is out of memory.
 fn ran_out_of_memory(payload: &(dyn Any + Send)) -> bool {
     const WORDS: [&str; 3] = [
         "can't allocate buffer of size",

@@ -1,4 +1,4 @@
-//! `dinv doctor`: what the program found on this machine.
+//! `dinv doctor`: reports on the device, the memory and the model files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -40,13 +40,13 @@ struct Findings {
     device: String,
     devices_built_in: Vec<&'static str>,
     threads: usize,
-    /// The vector instructions that are used.
+    /// The vector instructions in use.
     simd: Option<&'static str>,
     memory: Memory,
     learning: Vec<memory::Way>,
     model: Option<PathBuf>,
     components: Vec<Component>,
-    /// What is wrong, each with what to do.
+    /// The problems, each with what to do about it.
     problems: Vec<String>,
 }
 
@@ -55,7 +55,7 @@ struct Findings {
 struct Memory {
     total: u64,
     available: u64,
-    /// The most this process has used.
+    /// Peak use of this process.
     peak: Option<u64>,
 }
 
@@ -65,7 +65,7 @@ struct Component {
     name: String,
     needed_for: &'static str,
     folder: PathBuf,
-    /// Size of its weights in bytes, or what is wrong with it.
+    /// Size of its weights in bytes, or its problem.
     state: Result<u64, String>,
 }
 
@@ -165,7 +165,7 @@ fn find(models: &ModelSettings) -> anyhow::Result<(ModelPaths, Vec<ModelId>)> {
     Ok((paths, fetcher.absent))
 }
 
-/// Whether differences are learned on a model, as far as its files say.
+/// Whether differences can be learned on a model, as far as its files state.
 fn learns(files: &ModelFiles) -> bool {
     !Family::of(files).is_ok_and(Family::takes_picture)
 }
@@ -192,7 +192,7 @@ fn components(paths: &ModelPaths) -> Vec<Component> {
     let family = family.unwrap_or(&STABLE_DIFFUSION);
     let there = files.as_ref().ok();
     let there = there.and_then(|files| family.networks_in(files).ok());
-    // One that is missing is listed as such.
+    // A missing network is listed as such.
     let networks = there.unwrap_or_else(|| family.networks().collect());
     for &name in &networks {
         add(
@@ -247,7 +247,7 @@ fn components(paths: &ModelPaths) -> Vec<Component> {
     parts
 }
 
-/// Size of the weights of one network of the model.
+/// Size of the weights of one network.
 fn network_size(files: &Result<ModelFiles, String>, network: &str) -> Result<u64, String> {
     let files = files.as_ref().map_err(Clone::clone)?;
     let weights = files.weights(network, &Device::flex(), FloatDType::F32);
@@ -271,7 +271,7 @@ fn weights_size(folder: &Path) -> Result<u64, String> {
     Ok(weights.map_err(|error| error.to_string())?.bytes())
 }
 
-/// Size of the first set of files that is complete.
+/// Size of the first complete set of files.
 fn size_of(folder: &Path, alternatives: &[&[&str]]) -> Result<u64, String> {
     for names in alternatives {
         let files: Vec<PathBuf> = names.iter().map(|name| folder.join(name)).collect();

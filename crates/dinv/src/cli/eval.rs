@@ -1,4 +1,4 @@
-//! `dinv eval`: methods that make B′, measured on a suite of analogies.
+//! `dinv eval`: measures methods that make B′ on a suite of analogies.
 
 mod compare;
 mod export;

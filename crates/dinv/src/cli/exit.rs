@@ -11,8 +11,8 @@ pub(crate) enum Exit {
     Failed,
     /// 2: wrong usage: invalid command or settings; nothing was done.
     Usage,
-    /// 128 and the number of the signal that asked for a stop, as shells have it: 130 after Ctrl-C, 143 after
-    /// SIGTERM, 129 after the terminal was closed. What was finished is kept.
+    /// 128 plus the number of the signal that asked for a stop, as in shells: 130 after Ctrl-C, 143 after
+    /// SIGTERM, 129 after the terminal was closed. Finished results are kept.
     Stopped(i32),
 }
 

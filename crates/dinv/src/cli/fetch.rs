@@ -1,4 +1,4 @@
-//! From what the user calls a model to where it is: on this disk, or first brought from the Hub.
+//! From a model's name to its path, on this disk or downloaded from the Hub.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use super::locate::{self, Location};
 use super::terminal::Failure;
 use super::watch::Watcher;
 
-/// What a command reads besides the diffusion model.
+/// The models that a command reads in addition to the diffusion model.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Needs {
     pub(crate) joint_spaces: bool,
@@ -25,7 +25,7 @@ pub(crate) struct Needs {
 }
 
 impl Needs {
-    /// What it takes to make prompts, where captions are given or not.
+    /// What making prompts needs; `captions_given` means that no captions have to be made.
     pub(crate) fn of_prompts(captions_given: bool, config: &PromptConfig) -> Self {
         let mode = config.prompt_mode;
         Self {
@@ -35,7 +35,7 @@ impl Needs {
         }
     }
 
-    /// What it takes to learn.
+    /// What learning needs.
     pub(crate) fn of_learning(captions_given: bool, config: &AnalogyConfig) -> Self {
         let of_prompts = Self::of_prompts(captions_given, &config.prompt);
         let has_delta = config.learn.lambda_clip > 0.0;
@@ -48,22 +48,22 @@ impl Needs {
     }
 }
 
-/// Finds models, and downloads those that are not there.
+/// Finds models, and downloads missing ones.
 pub(crate) struct Fetcher<'a> {
     hub: Hub,
     watcher: &'a mut Watcher,
-    /// Only to look at what is there.
+    /// Whether to look only at what is on disk.
     looks_only: bool,
-    /// Not to ask before a download.
+    /// Whether to download without asking.
     yes: bool,
-    /// The models that may be downloaded.
+    /// The models that the user agreed to download.
     agreed: BTreeSet<ModelId>,
-    /// What would have been downloaded.
+    /// The models that would have been downloaded.
     pub(crate) absent: Vec<ModelId>,
 }
 
 impl<'a> Fetcher<'a> {
-    /// Downloads what is needed; asks the user before that, unless `yes`.
+    /// Downloads what is needed, and asks the user first unless `yes`.
     pub(crate) fn new(watcher: &'a mut Watcher, yes: bool) -> anyhow::Result<Self> {
         Ok(Self {
             hub: Hub::from_env()?,
@@ -83,8 +83,8 @@ impl<'a> Fetcher<'a> {
         })
     }
 
-    /// Where the diffusion model is; without `--model`, the demo model. The user is asked about the downloads of
-    /// `needs` as well.
+    /// The path of the diffusion model; without `--model`, the demo model's. The user is also asked about the downloads
+    /// of `needs`.
     pub(crate) fn model(
         &mut self,
         settings: &ModelSettings,
@@ -109,8 +109,8 @@ impl<'a> Fetcher<'a> {
         }
     }
 
-    /// The same, for a model that differences are learned or applied with: one that draws from words alone.
-    /// Another is refused before what goes with it is downloaded.
+    /// As `model`, for learning or applying differences: the model must draw from words only. Others are refused before
+    /// their other parts are downloaded.
     pub(crate) fn model_of_words(
         &mut self,
         settings: &ModelSettings,
@@ -127,7 +127,7 @@ impl<'a> Fetcher<'a> {
         Ok(model)
     }
 
-    /// Where everything else is that goes with the diffusion model at `model`.
+    /// The paths of everything else that the diffusion model at `model` needs.
     pub(crate) fn paths(
         &mut self,
         settings: &ModelSettings,
@@ -161,7 +161,7 @@ impl<'a> Fetcher<'a> {
         Ok(paths)
     }
 
-    /// The folder or file that a name means.
+    /// The folder or file that a name stands for.
     fn find(&mut self, name: &Path, wanted: Wanted<'_>) -> anyhow::Result<PathBuf> {
         match locate::locate(name)? {
             Location::Disk(path) => Ok(path),
@@ -169,7 +169,7 @@ impl<'a> Fetcher<'a> {
         }
     }
 
-    /// As `find`, but nothing is downloaded that is not needed.
+    /// As `find`, but downloads nothing that is not needed.
     fn find_if(&mut self, name: &Path, needed: bool) -> anyhow::Result<Option<PathBuf>> {
         match locate::locate(name)? {
             Location::Disk(path) => Ok(Some(path)),
@@ -178,7 +178,7 @@ impl<'a> Fetcher<'a> {
         }
     }
 
-    /// The joint spaces, at most so many, that the text encoders of a model without any belong to.
+    /// The joint spaces, at most `number`, of the text encoders of a model that brings none.
     fn joint_spaces(&mut self, paths: &ModelPaths, number: usize) -> anyhow::Result<Vec<PathBuf>> {
         let mut folders = Vec::new();
         if paths.clip_folders().iter().any(|folder| folder.is_dir()) {
@@ -190,7 +190,7 @@ impl<'a> Fetcher<'a> {
         Ok(folders)
     }
 
-    /// The captioner of a model from the Hub; of a folder the user gives it.
+    /// The captioner of a model from the Hub; for a folder, the user names it.
     fn captioner(
         &mut self,
         settings: &ModelSettings,
@@ -216,7 +216,7 @@ impl<'a> Fetcher<'a> {
         Ok(is_missing.then(|| CAPTIONER.parse()).transpose()?)
     }
 
-    /// As `fetch`, of a model that nobody named: while only looking, its absence is noted.
+    /// As `fetch`, for a model that the user did not name: if only looking, its absence is noted.
     fn fetch_beside(&mut self, id: &ModelId) -> anyhow::Result<Option<PathBuf>> {
         match self.fetch(id, Wanted::default()) {
             Err(_) if self.looks_only => {
@@ -227,7 +227,7 @@ impl<'a> Fetcher<'a> {
         }
     }
 
-    /// Asks the user whether a diffusion model of the Hub may be downloaded, with all that goes with it.
+    /// Asks the user whether a diffusion model of the Hub may be downloaded, with everything it needs.
     fn agree(
         &mut self,
         id: &ModelId,

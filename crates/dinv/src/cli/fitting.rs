@@ -1,13 +1,13 @@
-//! What pictures lose when they are cropped to the size that a model draws.
+//! Notes about pictures that are cropped to the size that a model draws.
 
 use std::path::Path;
 
 /// A picture's file, and its width and height in pixels.
 pub(crate) type Measured<'a> = (&'a Path, (u32, u32));
 
-/// The share of a picture that is cropped without a note.
+/// The largest cropped share of a picture without a note.
 const LITTLE: f64 = 0.05;
-/// Proposed sides are multiples of this, which all models can draw.
+/// Proposed sides are multiples of this, which all models support.
 const STEP: f64 = 64.0;
 
 /// Notes about pairs (A, A′), in this order and perhaps followed by B, that lose more than a little when cropped to
@@ -55,7 +55,7 @@ pub(crate) fn of_pictures(pictures: &[Measured<'_>], [height, width]: [u32; 2]) 
     Some(notice)
 }
 
-/// A notice about a mask of other proportions than its picture.
+/// A notice about a mask whose aspect ratio differs from that of its picture.
 pub(crate) fn of_mask(picture: Measured<'_>, mask: Measured<'_>) -> Option<String> {
     let same = common(aspect(picture.1), aspect(mask.1)) >= 1.0 - LITTLE;
     (!same).then(|| {
@@ -80,7 +80,7 @@ fn common(one: f64, other: f64) -> f64 {
     (one / other).min(other / one)
 }
 
-/// About as many pixels as `area`, in about the proportions of a picture.
+/// A size of about `area` pixels with about the aspect ratio of a picture.
 fn alike(size: (u32, u32), area: f64) -> (u32, u32) {
     #[expect(
         clippy::cast_possible_truncation,
@@ -114,7 +114,7 @@ mod tests {
             notice.contains("each of 2 pictures, such as street.jpg"),
             "{notice}"
         );
-        // Nothing of 128 pixels would be nearer.
+        // No size of about 128 pixels is closer.
         let notice = of_pictures(&[street], [128, 128]).unwrap();
         assert!(!notice.contains("--resolution"), "{notice}");
     }
@@ -137,7 +137,7 @@ mod tests {
             .map(|(name, size)| (Path::new(name), size));
         let notices = of_pairs(&[camera, editor, camera], [448, 640]);
         assert!(notices[0].starts_with("a.jpg (3000×2000) and a2.png (2000×1500)"));
-        assert_eq!(notices.len(), 2); // and that of a2.png a part is cut away
+        assert_eq!(notices.len(), 2); // the other: a part of a2.png is cut off
         assert!(of_pairs(&[camera, camera, camera], [448, 640]).is_empty());
     }
 }

@@ -1,5 +1,5 @@
-//! The flags that several subcommands share. Every field is a setting of the same name in a `--config` file; `None` means
-//! not given.
+//! The flags that several subcommands share. Every field is a setting of the same name in a `--config` file; `None`
+//! means not given.
 
 use std::path::{Path, PathBuf};
 
@@ -116,7 +116,7 @@ pub(crate) struct ModelSettings {
 }
 
 impl ModelSettings {
-    /// Where the models run.
+    /// The place where the models run.
     pub(crate) fn place(&self) -> anyhow::Result<Place> {
         Place::named(self.device.as_deref().unwrap_or("auto"))
     }
@@ -126,7 +126,7 @@ impl ModelSettings {
         Ok(self.place()?.device)
     }
 
-    /// Name of the device, or of the one that was asked for if it is not there.
+    /// Name of the device, or of the requested one if it is unavailable.
     pub(crate) fn device_name(&self) -> &str {
         match self.place() {
             Ok(place) => place.name,
@@ -139,7 +139,7 @@ impl ModelSettings {
         (self.model.as_deref()).is_none_or(|model| model == Path::new(DEMO))
     }
 
-    /// The model and where it runs in a few words, such as `model sd15 on cpu`.
+    /// The model and its device in a few words, such as `model sd15 on cpu`.
     pub(crate) fn named(&self) -> String {
         let model = (self.model.as_deref()).map_or(DEMO.into(), |model| model.to_string_lossy());
         format!("model {model} on {}", self.device_name())
@@ -155,13 +155,13 @@ impl ModelSettings {
         self.dtype.as_deref().unwrap_or("f32")
     }
 
-    /// What is saved.
+    /// Name of the memory mode.
     pub(crate) fn memory_name(&self) -> &str {
         self.memory.as_deref().unwrap_or("normal")
     }
 
-    /// Opens the models at `paths`; `watcher` reports how their files were understood, if that
-    /// was not certain.
+    /// Opens the models at `paths`; `watcher` reports how their files were interpreted, if that was
+    /// ambiguous.
     pub(crate) fn open(&self, paths: &ModelPaths, watcher: &mut Watcher) -> anyhow::Result<Models> {
         let memory = self.memory()?;
         let place = self.place()?;
@@ -175,7 +175,7 @@ impl ModelSettings {
         Ok(models)
     }
 
-    /// The words that were learned for the text encoders.
+    /// The learned words of the text encoders.
     pub(crate) fn embeddings(&self) -> Vec<EmbeddingFile> {
         self.embedding
             .iter()
@@ -184,7 +184,7 @@ impl ModelSettings {
             .collect()
     }
 
-    /// Checks that the files which are given besides a model are there, before it is downloaded.
+    /// Checks that the files given in addition to a model exist, before the model is downloaded.
     pub(crate) fn check_there(&self) -> anyhow::Result<()> {
         let loras = self.lora.iter().flatten().map(|text| lora(text).path);
         let words = self.embeddings().into_iter().map(|file| file.path);
@@ -195,7 +195,7 @@ impl ModelSettings {
         })
     }
 
-    /// How the model's files are to be understood.
+    /// How to interpret the model's files.
     pub(crate) fn file_options(&self) -> anyhow::Result<FileOptions> {
         let prediction_type = named::<PredictionType>(
             "prediction_type",
@@ -224,8 +224,7 @@ impl ModelSettings {
         })
     }
 
-    /// The settings that say how the model's files are to be understood, as far as they were given;
-    /// of folders the name.
+    /// The given settings for interpreting the model's files; folders are reduced to their names.
     pub(crate) fn file_settings(&self) -> impl Iterator<Item = (String, Value)> {
         let name = |folder: &Option<PathBuf>| {
             let name = folder.as_deref().and_then(Path::file_name);
@@ -275,7 +274,7 @@ impl ModelSettings {
     }
 }
 
-/// A LoRA and its weight, `FILE` or `FILE:WEIGHT`; a file whose name ends in such a number is that file.
+/// Parses a LoRA and its weight, `FILE` or `FILE:WEIGHT`; an existing file with such a name is that file.
 pub(crate) fn lora(text: &str) -> LoraFile {
     let path = PathBuf::from(text);
     let split = text.rsplit_once(':').filter(|_| !path.exists());
@@ -289,7 +288,7 @@ pub(crate) fn lora(text: &str) -> LoraFile {
     }
 }
 
-/// An embedding, `FILE` or `NAME=FILE`; a file whose name has such a sign in it is that file.
+/// Parses an embedding, `FILE` or `NAME=FILE`; an existing file with `=` in its name is that file.
 pub(crate) fn embedding(text: &str) -> EmbeddingFile {
     let split = text.split_once('=').filter(|_| !Path::new(text).exists());
     match split {
@@ -304,7 +303,7 @@ pub(crate) fn embedding(text: &str) -> EmbeddingFile {
     }
 }
 
-/// One of several values by its name.
+/// Parses one of several named values.
 fn named<T: DeserializeOwned>(
     setting: &str,
     expected: &str,
@@ -338,7 +337,7 @@ fn number_or_text<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>,
     })
 }
 
-/// Paths, of which a settings file may write a single one without brackets.
+/// Paths; a settings file may write a single one without brackets.
 fn one_or_several<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Vec<PathBuf>>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
@@ -353,7 +352,7 @@ fn one_or_several<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Vec<Path
     }))
 }
 
-/// Texts, of which a settings file may write a single one without brackets.
+/// Texts; a settings file may write a single one without brackets.
 fn one_or_several_texts<'de, D: Deserializer<'de>>(
     value: D,
 ) -> Result<Option<Vec<String>>, D::Error> {
@@ -502,7 +501,7 @@ pub(crate) struct GenerateFlags {
     eta: Option<f64>,
 }
 
-/// A number that settings can be made of: JSON has neither infinity nor what is not a number.
+/// Parses a finite number: JSON has neither infinity nor NaN.
 pub(crate) fn finite(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if number.is_finite() => Ok(number),
@@ -552,7 +551,7 @@ impl Pairs {
         !self.caption_a.is_empty() && !self.caption_a_prime.is_empty()
     }
 
-    /// Checks that there are as many A′ and captions as A.
+    /// Checks that the numbers of A′ and of captions match that of A.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         let count = self.a.len();
         if self.a_prime.len() != count {
@@ -670,7 +669,7 @@ mod tests {
         }
     }
 
-    /// Every value that `--help` offers for a setting is one that the library reads.
+    /// Checks that the library reads every value that `--help` offers for a setting.
     #[test]
     fn offered_values_are_understood() {
         let command = crate::cli::Cli::command();
@@ -703,7 +702,7 @@ mod tests {
         );
     }
 
-    /// Every setting of an analogy can be given by a flag.
+    /// Checks that every setting of an analogy has a flag.
     #[test]
     fn every_setting_has_a_flag() {
         let command = crate::cli::Cli::command();

@@ -89,7 +89,7 @@ impl GenerateArgs {
         self.words.negative_prompt.as_deref().unwrap_or_default()
     }
 
-    /// The settings that were given.
+    /// The given settings.
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
         self.general
             .settings(&[&self.words, &self.model, &self.seed])

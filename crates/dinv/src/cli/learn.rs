@@ -1,4 +1,4 @@
-//! `dinv learn`: the difference between A and A′, as a file.
+//! `dinv learn`: learns the difference between A and A′ and writes it to a file.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -175,13 +175,13 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
 }
 
 impl LearnArgs {
-    /// The settings that were given.
+    /// The given settings.
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
         self.general
             .settings(&[&self.prompt, &self.learn, &self.model, &self.seed])
     }
 
-    /// The trace, if there is to be one: a file of its own, which continues with the run.
+    /// The trace, if requested: a separate file, which a resumed run continues.
     fn traced(&self, checkpoint: &Path, inputs: &[&Path]) -> anyhow::Result<Option<Outputs>> {
         let Some(path) = &self.trace else {
             return Ok(None);

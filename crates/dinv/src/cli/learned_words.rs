@@ -9,7 +9,7 @@ use difference_inversion::method::difference::DifferenceTokens;
 use super::flags::ModelSettings;
 use super::terminal::Failure;
 
-/// A note about what is written like a learned word and is none.
+/// A note about text that is written like a learned word but is not one.
 pub(crate) fn unknown<'a>(
     pipeline: &Pipeline,
     texts: impl IntoIterator<Item = &'a str>,
@@ -27,7 +27,7 @@ pub(crate) fn unknown<'a>(
     })
 }
 
-/// Notes about embeddings whose words are in none of `texts`; a difference is refused, since it is likely meant to
+/// Notes about embeddings whose words do not occur in `texts`. A difference is refused, since it is likely meant to
 /// follow the prompt.
 pub(crate) fn unused(models: &ModelSettings, texts: [&str; 2]) -> anyhow::Result<Vec<String>> {
     let mut notices = Vec::new();

@@ -1,4 +1,4 @@
-//! What names of models mean, and where the demo model and its example pictures are.
+//! The models that names stand for, and the paths of the demo model and its example pictures.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -9,13 +9,13 @@ use difference_inversion::hub::{self, Hub, ModelId};
 
 use super::terminal::Failure;
 
-/// The variable that names another place for the demo model.
+/// The variable with the path of the demo model.
 const VARIABLE: &str = "DINV_DEMO_MODEL";
 
 /// The short name of the demo model.
 pub(crate) const DEMO: &str = "demo";
 
-/// Where a model is.
+/// The location of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Location {
     /// A folder or file that exists.
@@ -24,8 +24,8 @@ pub(crate) enum Location {
     Hub(ModelId),
 }
 
-/// What a name means: a path that exists, else a short name, else a model of the Hub. A folder that
-/// is no model does not hide a short name.
+/// The location that a name stands for: an existing path, else a short name, else a model of the Hub. A
+/// folder without a model does not hide a short name.
 pub(crate) fn locate(name: &Path) -> anyhow::Result<Location> {
     let text = name.to_string_lossy();
     if let Some(folder) = meant_by(name) {
@@ -49,7 +49,7 @@ pub(crate) fn locate(name: &Path) -> anyhow::Result<Location> {
     )
 }
 
-/// What to do about a name that stands for nothing.
+/// A hint about an unknown name.
 pub(crate) fn hint(text: &str) -> String {
     let known = || std::iter::once(DEMO).chain(family::known_models().map(|model| model.name));
     match nearest(text, known()) {
@@ -61,7 +61,7 @@ pub(crate) fn hint(text: &str) -> String {
     }
 }
 
-/// The short name that a text comes close to, such as `sd15` for `SD 1.5` and `stable-diffusion-1-5`.
+/// The short name that a text resembles, such as `sd15` for `SD 1.5` and `stable-diffusion-1-5`.
 fn nearest<'a>(text: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let plain = text.to_lowercase().replace("stable-diffusion", "sd");
     let plain: String = plain.chars().filter(|c| c.is_alphanumeric()).collect();
@@ -70,7 +70,7 @@ fn nearest<'a>(text: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a s
             .filter(char::is_ascii_digit)
             .collect::<String>()
     };
-    // A path is a path, and another number is another model.
+    // Paths are taken literally, and a different number is a different model.
     let is_near = |name: &&str| {
         !text.contains(['/', '\\'])
             && digits(name) == digits(&plain)
@@ -85,7 +85,7 @@ fn nearest<'a>(text: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a s
     }
 }
 
-/// The folder of a model that another path in it, or in a cache of the Hub, stands for.
+/// The model folder that a path stands for, if the path is inside it or inside a cache of the Hub.
 fn meant_by(path: &Path) -> Option<PathBuf> {
     let is_index = path.file_name().is_some_and(|name| name == MODEL_INDEX);
     if is_index && path.is_file() {
@@ -97,8 +97,8 @@ fn meant_by(path: &Path) -> Option<PathBuf> {
     Hub::snapshot_in(path)
 }
 
-/// The model of the Hub that a name stands for, if it is one; also the address of its page, and its
-/// folder in a cache.
+/// The model of the Hub that a name stands for, if any. The name may also be the address of its page or
+/// its folder in a cache.
 pub(crate) fn name_of(text: &str) -> Option<ModelId> {
     let addresses = [
         "https://huggingface.co/",
@@ -135,7 +135,7 @@ pub(crate) fn called(id: &ModelId) -> String {
     short.map_or(text, |model| model.name.to_owned())
 }
 
-/// What a name in a settings file in `folder` means: paths are relative to it.
+/// The meaning of a name in a settings file in `folder`: paths are relative to it.
 pub(crate) fn relative_to(folder: &Path, name: &str) -> PathBuf {
     let path = folder.join(name);
     let is_name = name == DEMO || name_of(name).is_some();
@@ -146,8 +146,8 @@ pub(crate) fn relative_to(folder: &Path, name: &str) -> PathBuf {
     }
 }
 
-/// The folder of the demo model: the one `DINV_DEMO_MODEL` names, or the first that exists of those
-/// next to the program and in the sources it was built from.
+/// The folder of the demo model: the one that `DINV_DEMO_MODEL` names, or the first existing one next to
+/// the program and in the sources it was built from.
 pub(crate) fn demo_model() -> anyhow::Result<PathBuf> {
     if let Some(folder) = env::var_os(VARIABLE).map(PathBuf::from) {
         if is_model(&folder) {
@@ -180,7 +180,7 @@ pub(crate) fn demo_model() -> anyhow::Result<PathBuf> {
         .into())
 }
 
-/// The places looked in when `DINV_DEMO_MODEL` is not set.
+/// The places searched if `DINV_DEMO_MODEL` is not set.
 fn demo_places() -> Vec<PathBuf> {
     let beside_program = env::current_exe().ok().and_then(|program| {
         let folder = program

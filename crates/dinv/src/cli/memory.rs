@@ -1,4 +1,4 @@
-//! Whether there is memory enough to learn.
+//! Whether there is enough memory to learn.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use sysinfo::System;
 use super::flags::ModelSettings;
 use super::terminal::{Failure, size};
 
-/// About how much memory learning takes in one of the ways there are.
+/// The approximate memory of one way to learn.
 #[derive(Debug, Serialize)]
 pub(crate) struct Way {
     dtype: &'static str,
@@ -33,8 +33,8 @@ impl fmt::Display for Way {
     }
 }
 
-/// What learning takes on the CPU from one pair whose captions are given, in every way there is;
-/// nothing if the files do not say.
+/// The memory of learning on the CPU from one pair with given captions, in every way; empty if the
+/// files do not state enough.
 pub(crate) fn ways(paths: &ModelPaths) -> Vec<Way> {
     ways_by(|learning| learning.peak(paths).ok())
 }
@@ -65,7 +65,7 @@ fn ways_by(peak: impl Fn(&LearningMemory) -> Option<u64>) -> Vec<Way> {
 }
 
 impl ModelSettings {
-    /// What to save, time or memory.
+    /// Whether to save time or memory.
     pub(crate) fn memory(&self) -> anyhow::Result<Memory> {
         match self.memory.as_deref() {
             None | Some("normal") => Ok(Memory::Normal),
@@ -77,9 +77,8 @@ impl ModelSettings {
         }
     }
 
-    /// Refuses to learn, from so many pairs and with the captioner if there are captions to be made, what does
-    /// not fit into the memory there is. On a GPU, and where the files
-    /// do not say, nothing is refused.
+    /// Refuses learning that does not fit into the available memory, given the number of pairs and whether the
+    /// captioner is needed. Nothing is refused on a GPU, or if the files do not state enough.
     pub(crate) fn check_memory(
         &self,
         paths: &ModelPaths,

@@ -1,4 +1,4 @@
-//! Hints for misspelt commands whose arguments show what was meant.
+//! Hints for misspelt commands whose arguments show the intended one.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use clap::error::ErrorKind;
 
 use super::terminal;
 
-/// Prints clap's message, and how the command is written if that is clear; gives the exit code.
+/// Prints clap's message and, if it is clear, the intended command; returns the exit code.
 pub(crate) fn report(error: &clap::Error, arguments: &[String]) -> ExitCode {
     // Ignored: stdout or stderr may be closed.
     let _ = error.print();
@@ -27,7 +27,7 @@ pub(crate) fn report(error: &clap::Error, arguments: &[String]) -> ExitCode {
     u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
-/// The command that was meant by arguments that are only words or only files.
+/// The intended command, for arguments that are only words or only files.
 fn meant(arguments: &[String]) -> Option<String> {
     let (first, behind) = arguments.split_first()?;
     let (command, given) = match first {
@@ -60,7 +60,7 @@ fn meant(arguments: &[String]) -> Option<String> {
     Some(format!("dinv {command} {written}{rest}"))
 }
 
-/// A word as a shell takes it.
+/// Quotes a word for a shell.
 fn quoted(word: &str) -> String {
     if word.contains(|c: char| c.is_whitespace() || "\"'$*?&;|<>()".contains(c)) {
         format!("'{}'", word.replace('\'', "'\\''"))

@@ -103,7 +103,7 @@ pub(crate) fn main() -> ExitCode {
     .into()
 }
 
-/// Checks a command of a job as far as that is possible without its model: the arguments, then the settings.
+/// Checks a job's command as far as possible without its model: first the arguments, then the settings.
 #[cfg(feature = "serve")]
 pub(crate) fn check(arguments: &[String]) -> anyhow::Result<()> {
     let matches = command().try_get_matches_from(arguments)?;
@@ -116,7 +116,7 @@ pub(crate) fn check(arguments: &[String]) -> anyhow::Result<()> {
     }
 }
 
-/// Does what the flags of every subcommand say of stderr and stdin, before anything is written or read.
+/// Applies the flags of every subcommand that concern stderr and stdin, before anything is written or read.
 fn attend(matches: &ArgMatches) {
     let Some((_, matches)) = matches.subcommand() else {
         return;
@@ -145,7 +145,7 @@ pub(crate) fn command() -> clap::Command {
     })
 }
 
-/// Adds the default of the setting an argument stands for, and the demo model's own.
+/// Adds the default of an argument's setting, and the demo model's own.
 fn with_default(arg: Arg, defaults: &Map<String, Value>, demo: &Map<String, Value>) -> Arg {
     let name = arg.get_id().as_str();
     let default = defaults.get(name).and_then(shown);
@@ -161,7 +161,7 @@ fn with_default(arg: Arg, defaults: &Map<String, Value>, demo: &Map<String, Valu
     let Some(help) = arg.get_help().map(ToString::to_string) else {
         return arg;
     };
-    // A text that states the built-in default itself gets the demo model's added.
+    // A text that already states the built-in default only gets the demo model's.
     let own = help
         .strip_suffix(']')
         .filter(|own| own.contains(" [default: "));
@@ -171,19 +171,19 @@ fn with_default(arg: Arg, defaults: &Map<String, Value>, demo: &Map<String, Valu
     })
 }
 
-/// A value as people type it.
+/// A value as users type it.
 fn shown(value: &Value) -> Option<String> {
     match value {
         Value::String(text) if !text.is_empty() => Some(text.clone()),
         Value::Number(_) | Value::Bool(true) => {
             Some(value.to_string().trim_end_matches(".0").to_owned())
         }
-        // A switch that is off by default says so by being one.
+        // A switch is off by default, which needs no mention.
         _ => None,
     }
 }
 
-/// Lets short help say where the settings are that it leaves out.
+/// Makes short help point to the settings that it omits.
 fn pointing_to_all(command: clap::Command) -> clap::Command {
     if !command.get_arguments().any(Arg::is_hide_short_help_set) {
         return command;
@@ -194,7 +194,7 @@ fn pointing_to_all(command: clap::Command) -> clap::Command {
     command.after_help(short).after_long_help(examples)
 }
 
-/// docs/reference/settings.md: written from the flags, so that a setting has one text.
+/// docs/reference/settings.md: generated from the flags, so that each setting has only one text.
 #[cfg(test)]
 mod reference {
     use std::fmt::Write;
@@ -210,7 +210,7 @@ built-in default. \"Demo\" is what the demo model's `dinv.json` sets.
 
 ";
 
-    /// A table of the settings of a subcommand under one heading of its help.
+    /// A table of the settings under one heading of a subcommand's help.
     fn table(
         page: &mut String,
         command: &clap::Command,

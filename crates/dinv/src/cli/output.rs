@@ -1,4 +1,4 @@
-//! Output folders and files: checked before the long work by making them, written whole or not at all.
+//! Output folders and files: checked before the long work by making them, written completely or not at all.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -9,7 +9,7 @@ use difference_inversion::util::files::{self, Claim, Existing, Set, folder_of};
 
 use super::terminal::{self, Failure};
 
-/// What files of each kind are called.
+/// The file extensions of each kind of file.
 const ENDINGS: [(&str, &[&str]); 4] = [
     (
         "a picture",
@@ -33,7 +33,7 @@ const ENDINGS: [(&str, &[&str]); 4] = [
     ),
 ];
 
-/// What an output file holds.
+/// The content of an output file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Picture,
@@ -46,17 +46,17 @@ pub(crate) struct Outputs {
     folder: PathBuf,
     names: Vec<String>,
     existing: Existing,
-    /// What keeps other runs from writing the same.
+    /// Keeps other runs from writing the same files.
     claims: Vec<Claim>,
-    /// The folders that were made for this one, outermost first.
+    /// The folders that were created for this one, outermost first.
     created: Vec<PathBuf>,
-    /// Of a run that was killed while it moved its results: they are in their places now.
+    /// The results of a run that was killed while it moved them; they are in place now.
     finished: Vec<String>,
 }
 
 impl Outputs {
-    /// Makes the folder if need be, and checks that each of the files `names` can be made in it, and that none of
-    /// them is there yet, unless they may be overwritten, nor is one of the `inputs`.
+    /// Creates the folder if needed. Checks that each of the files `names` can be created in it, does not exist
+    /// unless it may be overwritten, and is not one of the `inputs`.
     pub(crate) fn folder(
         folder: &Path,
         names: impl IntoIterator<Item = impl Into<String>>,
@@ -79,8 +79,8 @@ impl Outputs {
         Self::prepare(folder, names, overwrite, inputs, true)
     }
 
-    /// Checks that a single file can be made: its folder exists, its name is one for what it holds, it is none of
-    /// the `inputs`, and nothing is there yet unless it may be overwritten.
+    /// Checks that a single file can be created: its folder exists, its extension fits its content, it is not one of
+    /// the `inputs`, and it does not exist unless it may be overwritten.
     pub(crate) fn file(
         path: &Path,
         kind: Kind,
@@ -146,7 +146,7 @@ impl Outputs {
         Ok(output)
     }
 
-    /// Leaves out the files that are there already, and gives their names.
+    /// Removes the files that exist from this set, and returns their names.
     pub(crate) fn leave_out_existing(&mut self) -> Vec<String> {
         let names = std::mem::take(&mut self.names);
         let (there, left) = (names.into_iter()).partition(|name| self.path(name).exists());
@@ -154,7 +154,7 @@ impl Outputs {
         there
     }
 
-    /// The check that nothing is replaced and that every file can be made.
+    /// Checks that nothing is replaced and that every file can be created.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
         for name in &self.names {
             let path = self.path(name);
@@ -167,7 +167,7 @@ impl Outputs {
         Ok(())
     }
 
-    /// Keeps other runs from writing the file called `name`, or one that goes with it, until the end.
+    /// Keeps other runs from writing the file called `name`, or one that belongs to it, until the end.
     pub(crate) fn claim(&mut self, name: &str) -> anyhow::Result<()> {
         let path = self.path(name);
         let claim = Claim::on(&path).map_err(|error| match error {
@@ -183,27 +183,27 @@ impl Outputs {
         Ok(())
     }
 
-    /// Gives back the last claim.
+    /// Releases the last claim.
     pub(crate) fn give_back(&mut self) {
         self.claims.pop();
     }
 
-    /// The path one of the files will have in the end.
+    /// The final path of one of the files.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
-    /// The paths of all files.
+    /// The final paths of all files.
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
         self.names.iter().map(|name| self.path(name)).collect()
     }
 
-    /// Whether a run that was killed while it moved its results to their places had all of these.
+    /// Whether a run that was killed while it moved its results had all of these.
     pub(crate) fn is_finished(&self) -> bool {
         !self.names.is_empty() && self.names.iter().all(|name| self.finished.contains(name))
     }
 
-    /// Nothing that a result is made from is replaced by it.
+    /// Refuses outputs that would replace one of the inputs.
     pub(crate) fn refuse_inputs<P: AsRef<Path>>(&self, inputs: &[P]) -> anyhow::Result<()> {
         let inputs: Vec<PathBuf> = (inputs.iter())
             .filter_map(|input| fs::canonicalize(input).ok())
@@ -222,8 +222,8 @@ impl Outputs {
         Ok(())
     }
 
-    /// Writes all files with `write`, which is given the place of each by its name, and then moves them to where
-    /// they belong, together; the file called `spent` in the same folder goes. Gives their paths.
+    /// Writes all files with `write`, which is given a function from each name to a temporary path. Then moves them
+    /// into place together, and removes the file called `spent` in the same folder. Returns their paths.
     pub(crate) fn publish(
         &self,
         spent: Option<&str>,
@@ -233,7 +233,7 @@ impl Outputs {
         Ok(self.paths())
     }
 
-    /// The same, of one file.
+    /// As `publish`, for one file.
     pub(crate) fn publish_one(
         &self,
         name: &str,
@@ -259,7 +259,7 @@ impl Outputs {
             })
     }
 
-    /// An error at a hidden file, with the name that the file would have had.
+    /// Replaces the hidden path in an error by the final path.
     fn in_place(&self, error: anyhow::Error, set: &Set) -> anyhow::Error {
         match error.downcast::<Error>() {
             Ok(Error::Io { path, source }) => {
@@ -277,7 +277,7 @@ impl Outputs {
 }
 
 impl Drop for Outputs {
-    /// Takes back the folders that were made and stayed empty.
+    /// Removes created folders that stayed empty.
     fn drop(&mut self) {
         self.claims.clear();
         for folder in self.created.iter().rev() {
@@ -289,7 +289,7 @@ impl Drop for Outputs {
 }
 
 impl Kind {
-    /// Refuses names that promise something else.
+    /// Refuses names whose extension stands for another kind of file.
     fn check(self, path: &Path) -> Result<(), Failure> {
         let (written, ending) = match self {
             Self::Picture => ("pictures are written as PNG", "png"),
@@ -306,7 +306,7 @@ impl Kind {
         let extension = path.extension().unwrap_or_default();
         let fits = match (self, kind_of(path)) {
             (_, _) if extension.eq_ignore_ascii_case(ending) => true,
-            // As in `lr0.01`, which is no ending of anything.
+            // As in `lr0.01`, which has no real extension.
             (Self::Tensors, None) => true,
             (Self::Picture, None) => extension.is_empty(),
             _ => false,
@@ -323,14 +323,14 @@ impl Kind {
     }
 }
 
-/// Whether a file is called as a checkpoint would be.
+/// Whether a file is named like a checkpoint.
 fn is_checkpoint(name: &str) -> bool {
     name == "checkpoint.safetensors"
         || name.ends_with(".checkpoint.safetensors")
         || name.ends_with(".checkpoint")
 }
 
-/// What a name promises, by its ending.
+/// The kind of file that an extension stands for.
 fn kind_of(path: &Path) -> Option<&'static (&'static str, &'static [&'static str])> {
     let extension = path.extension()?;
     let mut kinds = ENDINGS.iter();
@@ -341,7 +341,7 @@ fn kind_of(path: &Path) -> Option<&'static (&'static str, &'static [&'static str
     })
 }
 
-/// Whether a file is called as pictures are.
+/// Whether a file is named like a picture.
 pub(crate) fn is_named_like_a_picture(path: &Path) -> bool {
     kind_of(path).is_some_and(|(_, endings)| endings.contains(&"png"))
 }
@@ -378,7 +378,7 @@ fn exists(path: &Path) -> Failure {
         .hint("write elsewhere with `-o`, or add `--overwrite`")
 }
 
-/// Something is there that was not when the run began.
+/// The error for a file that appeared during the run.
 fn appeared(path: &Path, has_checkpoint: bool) -> Failure {
     let message = format!(
         "{} exists already: it appeared during this run and was not replaced",
@@ -392,7 +392,7 @@ fn appeared(path: &Path, has_checkpoint: bool) -> Failure {
     })
 }
 
-/// Finds out by making it: permissions and names do not reveal read-only or full disks, or of names that are
+/// Checks by creating the file: permissions and names do not reveal read-only or full disks, or names that are
 /// too long.
 fn check_makeable(path: &Path) -> anyhow::Result<()> {
     let make = || -> std::io::Result<()> {
@@ -408,7 +408,7 @@ fn check_makeable(path: &Path) -> anyhow::Result<()> {
     })
 }
 
-/// An existing file can be replaced if it is writable.
+/// Checks that an existing file is writable and can be replaced.
 fn check_replaceable(path: &Path) -> anyhow::Result<()> {
     let metadata = fs::metadata(path).or_else(|_| fs::symlink_metadata(path));
     if metadata.is_ok_and(|metadata| !metadata.is_file() && !metadata.is_symlink()) {
@@ -492,7 +492,7 @@ mod tests {
             fs::write(place("a"), "half")?;
             Err(Error::io(place("a"))(ErrorKind::StorageFull.into()).into())
         });
-        // No hidden path is shown.
+        // The message must not show a hidden path.
         let expected = format!("{}: no storage space", root.path().join("x/y/a").display());
         assert_eq!(message(failed), expected);
         drop(output);
@@ -628,7 +628,7 @@ mod tests {
             let refused = message(file(&path(name), Kind::Tensors, false));
             assert!(refused.contains("reserved for checkpoints"), "{refused}");
         }
-        // A folder that is there may be called anything.
+        // An existing folder may have any name.
         fs::create_dir(path("out.png")).unwrap();
         assert!(folder(&path("out.png"), &["a"], false).is_ok());
     }

@@ -1,4 +1,4 @@
-//! The pictures that a command is about: named one by one or by their folder, and read before the work.
+//! The pictures of a command: named one by one or by their folder, and read before the work.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,21 +11,21 @@ use super::output::is_named_like_a_picture;
 use super::terminal::Failure;
 use super::watch::{self, Watcher};
 
-/// How many files are named in a message.
+/// The largest number of files named in a message.
 const NAMED: usize = 20;
 
-/// A picture that can be read.
+/// A readable picture.
 #[derive(Debug)]
 pub(crate) struct Picture<'a> {
     pub(crate) path: &'a Path,
     /// Width and height in pixels.
     pub(crate) size: (u32, u32),
-    /// A pipe is read once.
+    /// The contents of a pipe, which can be read only once.
     kept: Option<RgbImage>,
 }
 
 impl Picture<'_> {
-    /// What the file holds.
+    /// Reads the file.
     pub(crate) fn read(&self) -> Result<RgbImage, Error> {
         match &self.kept {
             Some(picture) => Ok(picture.clone()),
@@ -34,7 +34,7 @@ impl Picture<'_> {
     }
 }
 
-/// The files that were named, and for a folder the pictures in it, by their names.
+/// The named files, with each folder replaced by the pictures in it, sorted by name.
 pub(crate) fn in_folders(named: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in named {
@@ -65,8 +65,8 @@ pub(crate) fn in_folders(named: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Reads every picture once, so that everything wrong is reported before the work. Only what is no file stays in
-/// memory: hundreds of photographs are more than it holds.
+/// Reads every picture once, so that all errors are reported before the work. Only pictures that are not files stay
+/// in memory: hundreds of photographs would not fit.
 pub(crate) fn check<'a>(
     paths: impl ExactSizeIterator<Item = &'a Path>,
     watcher: &mut Watcher,

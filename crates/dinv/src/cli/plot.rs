@@ -1,4 +1,4 @@
-//! `loss.png`: how the loss and its terms went, step by step.
+//! `loss.png`: the loss and its terms, step by step.
 
 use difference_inversion::util::progress::LossTerms;
 use image::{Rgb, RgbImage};
@@ -11,13 +11,13 @@ pub(crate) struct Curve {
     pub(crate) values: Vec<f64>,
 }
 
-/// One coordinate system.
+/// A coordinate system with its curves.
 pub(crate) struct Panel {
     pub(crate) title: String,
     pub(crate) curves: Vec<Curve>,
 }
 
-/// The whole figure: the first panel is drawn large, the others in a column at its right.
+/// The whole figure: the first panel is large, the others are in a column to its right.
 pub(crate) struct Plot {
     pub(crate) title: String,
     pub(crate) subtitle: String,
@@ -31,7 +31,7 @@ pub(crate) struct Plot {
 const WIDTH: u32 = 1280;
 const HEIGHT: u32 = 680;
 const COLOURS: [Rgb<u8>; 3] = [ACCENT, Rgb([207, 96, 0]), Rgb([26, 127, 55])];
-/// Share of the steps that the bold line averages over, before and after each step.
+/// Share of the steps, before and after each step, that the bold line averages over.
 const SMOOTHING: f64 = 0.03;
 
 /// A panel's place on the canvas.
@@ -43,7 +43,7 @@ struct Frame {
     bottom: f32,
 }
 
-/// The figure of a learning run: the total, and what it is made of.
+/// The figure of a learning run: the total loss and its terms.
 pub(crate) fn of_learning(history: &[LossTerms], best_step: usize) -> Plot {
     let curve = |name: &str, term: fn(&LossTerms) -> f32| Curve {
         name: name.to_owned(),
@@ -189,7 +189,7 @@ fn draw_panel(canvas: &mut Canvas, plot: &Plot, panel: &Panel, frame: Frame) {
     }
 }
 
-/// Names of the curves, right of the panel's title; a single curve needs none.
+/// Draws the names of the curves to the right of the panel's title; a single curve needs none.
 fn draw_legend(canvas: &mut Canvas, panel: &Panel, frame: Frame) {
     if panel.curves.len() < 2 {
         return;
@@ -206,7 +206,7 @@ fn draw_legend(canvas: &mut Canvas, panel: &Panel, frame: Frame) {
     }
 }
 
-/// A dashed line at the step whose tokens were kept.
+/// Draws a dashed line at the step whose tokens were kept.
 fn draw_choice(canvas: &mut Canvas, axes: Frame, x: f32) {
     let mut y = axes.top;
     while y < axes.bottom {
@@ -222,7 +222,7 @@ fn draw_choice(canvas: &mut Canvas, axes: Frame, x: f32) {
     }
 }
 
-/// From steps and values to the canvas.
+/// Maps steps and values to the canvas.
 struct Scale {
     axes: Frame,
     steps: (f64, f64),
@@ -260,8 +260,8 @@ fn share(value: f64, (low, high): (f64, f64)) -> f32 {
     share.clamp(0.0, 1.0) as f32
 }
 
-/// Lowest and highest value to show: all but the most extreme hundredth at the top, so that one
-/// outlier does not flatten the rest, and a little air around.
+/// Lowest and highest value to show: all but the most extreme hundredth at the top, so that an outlier
+/// does not flatten the rest, with a small margin.
 fn value_range(panel: &Panel) -> (f64, f64) {
     let mut values: Vec<f64> = panel
         .curves
@@ -322,7 +322,7 @@ fn ticks(low: f64, high: f64, count: u32) -> Vec<f64> {
         .collect()
 }
 
-/// A number with as many digits as the distance to the next asks for.
+/// A number with as many digits as the distance between ticks requires.
 fn tick_label(value: f64, step: f64) -> String {
     let digits = (0..9).find(|digits| {
         let scaled = step * 10_f64.powi(*digits);
@@ -437,7 +437,7 @@ mod tests {
             assert_eq!(image.dimensions(), (WIDTH, HEIGHT));
             let count = |colour| image.pixels().filter(|pixel| **pixel == colour).count();
             assert!(count(PAPER) > 0 && count(INK) > 0, "{steps}");
-            // The mark of the legend has fewer pixels, a line has more; one step makes no line.
+            // The legend's mark has fewer pixels than a line has; a single step draws no line.
             assert_eq!(count(ACCENT) > 1000, steps > 1, "{steps}");
         }
     }

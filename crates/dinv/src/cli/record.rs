@@ -1,4 +1,4 @@
-//! What is written down about a run: `run.json`, and the text inside every PNG.
+//! The record of a run: `run.json`, and the text inside every PNG.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use super::watch::StageTimes;
 /// Names of the inputs that are files.
 const FILES: [&str; 5] = ["file", "difference", "image", "init_latents", "mask"];
 
-/// Everything that decides a result, and with it everything that is needed to get it again.
+/// Everything that determines a result, and so everything needed to reproduce it.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Recipe {
     pub(crate) program: String,
@@ -42,7 +42,7 @@ pub(crate) struct Recipe {
 }
 
 impl Recipe {
-    /// A recipe without inputs yet.
+    /// A recipe without inputs.
     pub(crate) fn new(
         command: &'static str,
         models: &ModelSettings,
@@ -75,8 +75,8 @@ impl Recipe {
         Ok(())
     }
 
-    /// The recipe as one line of JSON, which PNGs carry under the key `dinv`. A picture travels
-    /// further than `run.json`: it holds the names of folders and files, not where they are.
+    /// The recipe as one line of JSON, which PNGs carry under the key `dinv`. A picture travels further than
+    /// `run.json`: its recipe has the names of folders and files, not their paths.
     pub(crate) fn to_line(&self) -> anyhow::Result<String> {
         let travelling = Self {
             model: last_names(&self.model),
@@ -89,7 +89,7 @@ impl Recipe {
     }
 }
 
-/// A path as people read it: JSON holds nothing but Unicode, and not all paths are.
+/// A path as people read it: JSON is Unicode, and not all paths are.
 pub(crate) fn text_of(path: impl AsRef<Path>) -> String {
     path.as_ref().to_string_lossy().into_owned()
 }
@@ -99,13 +99,13 @@ pub(crate) fn file_name(path: &Path) -> String {
     path.file_name().map_or_else(|| text_of(path), text_of)
 }
 
-/// Settings of an analogy in the order a reader looks for them.
+/// The settings of an analogy in reading order.
 pub(crate) fn groups(config: &AnalogyConfig) -> [&dyn super::settings::ErasedFlags; 3] {
     [&config.prompt, &config.learn, &config.generate]
 }
 
-/// What a model is called elsewhere: by the Hub's name and commit, or else by the last two names of
-/// its path, such as `demo/model`.
+/// The portable name of a model: the Hub's name and commit, or else the last two names of its path,
+/// such as `demo/model`.
 fn last_names(path: &str) -> String {
     let path = Path::new(path);
     if let Some(id) = model_of(path) {
@@ -119,7 +119,7 @@ fn last_names(path: &str) -> String {
     )
 }
 
-/// Inputs with the names of files, without folders.
+/// Inputs with the names of files only, without folders.
 fn without_folders(inputs: &Map<String, Value>) -> Map<String, Value> {
     let shortened = |name: &str, value: &Value| match value {
         Value::String(path) if FILES.contains(&name) => Path::new(path)
@@ -140,8 +140,8 @@ fn without_folders(inputs: &Map<String, Value>) -> Map<String, Value> {
         .collect()
 }
 
-/// The files with weights of the model, the joint spaces and the captioner, as they would be read,
-/// each with the name of its network, which is the same wherever the file lies.
+/// The files with weights of the model, the joint spaces and the captioner, as they would be read. Each
+/// has the name of its network, which does not depend on where the file is.
 pub(crate) fn weight_files(paths: &ModelPaths) -> Result<Vec<(String, PathBuf)>> {
     let device = Device::flex();
     let model = paths.files()?;
@@ -166,7 +166,7 @@ pub(crate) fn weight_files(paths: &ModelPaths) -> Result<Vec<(String, PathBuf)>>
     Ok(files)
 }
 
-/// The files of [`weight_files`] alone.
+/// The paths of [`weight_files`].
 pub(crate) fn weight_paths(paths: &ModelPaths) -> Result<Vec<PathBuf>> {
     Ok(weight_files(paths)?
         .into_iter()
@@ -174,7 +174,7 @@ pub(crate) fn weight_paths(paths: &ModelPaths) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
-/// The files of a network, called by its name, further shards by their number as well.
+/// The files of a network, named after it; further shards also have a number.
 pub(crate) fn named_files(network: &str, weights: &Weights) -> Vec<(String, PathBuf)> {
     let files = weights.files().enumerate();
     files
@@ -182,7 +182,7 @@ pub(crate) fn named_files(network: &str, weights: &Weights) -> Vec<(String, Path
         .collect()
 }
 
-/// The name of the first of several files, or that of another.
+/// The name of the first of several files, or of a further one.
 fn numbered(name: &str, number: usize) -> String {
     match number {
         0 => name.to_owned(),
@@ -190,7 +190,7 @@ fn numbered(name: &str, number: usize) -> String {
     }
 }
 
-/// A run with its circumstances.
+/// A run with its environment.
 #[derive(Debug, Serialize)]
 pub(crate) struct Run<'a> {
     #[serde(flatten)]
@@ -198,14 +198,14 @@ pub(crate) struct Run<'a> {
     results: Map<String, Value>,
     notices: Vec<String>,
     threads: usize,
-    /// Time of each stage and of everything, in seconds.
+    /// Time of each stage and in total, in seconds.
     seconds: BTreeMap<String, f64>,
     /// SHA-256 of every file of weights.
     model_files: BTreeMap<String, String>,
 }
 
 impl<'a> Run<'a> {
-    /// Gathers the circumstances of a run; hashes the weights.
+    /// Collects the environment of a run; hashes the weights.
     pub(crate) fn new(
         recipe: &'a Recipe,
         paths: &ModelPaths,
@@ -250,12 +250,12 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Seconds to the millisecond.
+/// Seconds, rounded to milliseconds.
 fn in_seconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e3).round() / 1e3
 }
 
-/// The SHA-256 of a file, which is not read if it is known already.
+/// The SHA-256 of a file; a known one is not computed again.
 pub(crate) fn sha256_once(known: &mut BTreeMap<PathBuf, String>, path: &Path) -> Result<String> {
     if let Some(hash) = known.get(path) {
         return Ok(hash.clone());

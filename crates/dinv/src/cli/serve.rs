@@ -1,4 +1,4 @@
-//! `dinv serve`: jobs over HTTP, and a page in the browser.
+//! `dinv serve`: serves jobs over HTTP, and a page in the browser.
 
 use std::net::IpAddr;
 use std::path::PathBuf;

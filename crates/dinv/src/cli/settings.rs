@@ -1,4 +1,5 @@
-//! Settings from all their places, in order of precedence: flags, the `--config` file, the model's
+//! Settings from all sources, in order of precedence: flags, the `--config` file, the model's
+//! `dinv.json`, the built-in defaults.
 //! `dinv.json`, the built-in defaults.
 
 use std::fs;
@@ -42,7 +43,7 @@ struct Layer {
 #[derive(Debug, Clone)]
 enum Origin {
     Flags,
-    /// The file the user named.
+    /// The file that the user named.
     Config(PathBuf),
     /// The model's own file.
     Model(PathBuf),
@@ -50,7 +51,7 @@ enum Origin {
     Known(&'static str),
 }
 
-/// Every setting that was given somewhere, lowest precedence first.
+/// All given settings, lowest precedence first.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     layers: Vec<Layer>,
@@ -74,7 +75,7 @@ impl Settings {
         Ok(Self { layers })
     }
 
-    /// Puts the settings that the model in `folder` recommends below all others.
+    /// Adds the settings that the model in `folder` recommends, with the lowest precedence.
     pub(crate) fn with_model(mut self, folder: &Path) -> anyhow::Result<Self> {
         let values = recommended(folder)?;
         if !values.is_empty() {
@@ -121,8 +122,7 @@ impl Settings {
         Ok(config)
     }
 
-    /// Notes about settings that were given and have no effect. Those that a model recommends are for all cases and get
-    /// none.
+    /// Notes about given settings without effect. Those that a model recommends are for all cases and get no note.
     pub(crate) fn without_effect(&self, unread: Vec<Unread>) -> impl Iterator<Item = String> {
         let of_user = |layer: &&Layer| matches!(layer.origin, Origin::Flags | Origin::Config(_));
         let given = move |name| {
@@ -134,7 +134,7 @@ impl Settings {
         told.map(|unread| unread.to_string())
     }
 
-    /// One group of settings: the defaults, with whatever the layers say about its fields.
+    /// One group of settings: the defaults, overridden by the layers.
     pub(crate) fn resolve<T: Default + Serialize + DeserializeOwned>(&self) -> anyhow::Result<T> {
         let mut fields = object(&T::default())?;
         let mut resolved = T::default();
@@ -152,7 +152,7 @@ impl Settings {
 }
 
 impl Layer {
-    /// Refuses names that mean nothing, with the nearest one that does.
+    /// Refuses unknown names, with the nearest known one.
     fn check_names(&self, known: &[String]) -> anyhow::Result<()> {
         let Some(unknown) = self.values.keys().find(|name| !known.contains(name)) else {
             return Ok(());
@@ -187,9 +187,9 @@ impl Layer {
     }
 }
 
-/// Flags of one kind, as far as they were given.
+/// The given flags of one kind.
 pub(crate) trait ErasedFlags {
-    /// The value of every flag that was given, by setting.
+    /// The value of every given flag, by setting.
     fn values(&self) -> anyhow::Result<Map<String, Value>>;
 }
 
@@ -201,10 +201,10 @@ impl<T: Serialize> ErasedFlags for T {
     }
 }
 
-/// Reads a settings file, whose names may belong to any subcommand; paths in it are relative to it.
+/// Reads a settings file, whose names may belong to any subcommand; its paths are relative to it.
 fn read_toml(path: &Path) -> anyhow::Result<Layer> {
     let text = fs::read_to_string(path).map_err(difference_inversion::Error::io(path))?;
-    let text = text.trim_start_matches('\u{feff}'); // editors of Windows put it there
+    let text = text.trim_start_matches('\u{feff}'); // Windows editors add it
     let mut values: Map<String, Value> = toml::from_str(text).map_err(|error| {
         Failure::usage(format!(
             "{}: {}",
@@ -246,7 +246,7 @@ fn read_toml(path: &Path) -> anyhow::Result<Layer> {
     Ok(layer)
 }
 
-/// The values of a setting that may be one or a list.
+/// The values of a setting that may be a single value or a list.
 fn several<'a>(values: &'a mut Map<String, Value>, name: &str) -> &'a mut [Value] {
     match values.get_mut(name) {
         Some(Value::Array(values)) => values.as_mut_slice(),

@@ -4,7 +4,7 @@ use image::{Rgb, RgbImage, imageops};
 
 use super::canvas::{ACCENT, Canvas, GREY, INK, RULE, TextStyle, bold, length, pixel, regular};
 
-/// A picture with its name and what it shows.
+/// A picture with its name and caption.
 pub(crate) struct Tile<'a> {
     pub(crate) picture: &'a RgbImage,
     pub(crate) name: &'a str,
@@ -92,7 +92,7 @@ pub(crate) fn draw(sheet: &Sheet<'_>) -> anyhow::Result<RgbImage> {
     Ok(canvas.into_image())
 }
 
-/// The box that every picture is fitted into.
+/// The box into which every picture is fitted.
 struct TileBox {
     width: f32,
     height: f32,
@@ -125,7 +125,7 @@ impl TileBox {
         self.height + NAME_GAP + text
     }
 
-    /// Draws before → after with its upper left corner at (x, y); the frame is that of after.
+    /// Draws before → after with its upper left corner at (x, y); the frame is around after.
     fn draw_pair(
         &self,
         canvas: &mut Canvas,

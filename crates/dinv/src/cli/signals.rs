@@ -1,4 +1,4 @@
-//! Being asked to stop, by Ctrl-C or from elsewhere.
+//! Requests to stop, by Ctrl-C or from elsewhere.
 
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use super::exit::Exit;
 use super::terminal;
 
-/// The signal that asked for a stop; 0: none has.
+/// The signal that asked for a stop, or 0.
 static STOP: AtomicI32 = AtomicI32::new(0);
 
 /// Whether a stop was asked for.
@@ -14,7 +14,7 @@ pub(crate) fn stopping() -> bool {
     STOP.load(Ordering::Relaxed) != 0
 }
 
-/// How a program ends that was asked to stop.
+/// The exit code of a program that was asked to stop.
 pub(crate) fn exit() -> Exit {
     match STOP.load(Ordering::Relaxed) {
         0 => Exit::Stopped(SIGINT),
@@ -22,7 +22,7 @@ pub(crate) fn exit() -> Exit {
     }
 }
 
-/// Takes a signal: the first one asks for a stop at the next step, the second one ends the program at once.
+/// Handles a signal: the first one asks for a stop at the next step, the second ends the program at once.
 fn take(signal: i32) {
     if STOP.swap(signal, Ordering::Relaxed) != 0 {
         leave();
@@ -68,8 +68,8 @@ fn watch_stdin() -> anyhow::Result<()> {
 }
 
 /// Makes the first Ctrl-C (or SIGTERM, or SIGHUP when the terminal is closed) ask for a stop at the next step, and
-/// the second one end the program at once. A signal that was ignored when the program started stays ignored: so
-/// `nohup`, and shells for what they start in the background, mean it.
+/// the second one end the program at once. A signal that was ignored when the program started stays ignored, as
+/// `nohup` and shells (for background processes) intend.
 pub(crate) fn catch_interrupts() -> anyhow::Result<()> {
     if WITH_STDIN.load(Ordering::Relaxed) {
         watch_stdin()?;
@@ -102,7 +102,7 @@ fn is_ignored(signal: i32) -> bool {
     ignored_by_kernel(signal).unwrap_or_else(|| ignored_by_shell(signal))
 }
 
-/// As Linux reports it: the bits of `SigIgn` in proc(5).
+/// Reads it from the bits of `SigIgn` in Linux's proc(5).
 #[cfg(unix)]
 fn ignored_by_kernel(signal: i32) -> Option<bool> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -113,8 +113,8 @@ fn ignored_by_kernel(signal: i32) -> Option<bool> {
     Some(ignored >> (signal - 1) & 1 == 1)
 }
 
-/// As any shell shows it: a signal that was ignored when a shell started cannot be trapped by it (POSIX, `trap`),
-/// and what is ignored here is ignored in a program started from here.
+/// Asks a shell, which works on any system: a shell cannot trap a signal that was ignored when it started (POSIX,
+/// `trap`), and a program started from here inherits the ignored signals.
 #[cfg(unix)]
 fn ignored_by_shell(signal: i32) -> bool {
     let script = format!("trap 'exit 7' {signal}; kill -{signal} $$; exit 0");

@@ -1,4 +1,4 @@
-//! What the user reads: results on stdout, messages on stderr, and how errors are put.
+//! Output for the user: results on stdout, messages on stderr, and the format of errors.
 
 use std::fmt::{self, Display};
 use std::io::{self, IsTerminal, Write};
@@ -12,7 +12,7 @@ use terminal_size::{Width, terminal_size_of};
 use super::exit::Exit;
 use super::signals;
 
-/// A failure that the command line itself finds, with what to do about it.
+/// A failure found by the command line itself, with what to do about it.
 #[derive(Debug)]
 pub(crate) struct Failure {
     message: String,
@@ -38,7 +38,7 @@ impl Failure {
         }
     }
 
-    /// The user has stopped the work.
+    /// The user stopped the work.
     pub(crate) fn interrupted(message: impl Into<String>) -> Self {
         Self {
             exit: signals::exit(),
@@ -63,7 +63,7 @@ impl Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// Whether stderr is read by a program: then every line of it is a JSON object.
+/// Whether a program reads stderr: then every line of it is a JSON object.
 static MACHINE: AtomicBool = AtomicBool::new(false);
 
 /// From now on, every line on stderr is a JSON object (`--progress json`).
@@ -85,7 +85,7 @@ pub(crate) fn message(text: impl Display) {
     }
 }
 
-/// A message broken between words, if it goes to a terminal.
+/// A message, broken between words if it goes to a terminal.
 fn fitted(text: &str) -> String {
     let stderr = io::stderr();
     let size = stderr.is_terminal().then(|| terminal_size_of(&stderr));
@@ -95,8 +95,8 @@ fn fitted(text: &str) -> String {
     }
 }
 
-/// A text broken between words into lines of at most `width` columns, if its words are short enough. What continues a
-/// line is indented. Hints stay whole: people paste the commands in them.
+/// A text broken between words into lines of at most `width` columns, if its words are short enough. Continuation
+/// lines are indented. Hints are not broken: people paste the commands in them.
 fn broken(text: &str, width: usize) -> String {
     let options = textwrap::Options::new(width)
         .break_words(false)
@@ -120,7 +120,7 @@ pub(crate) fn event(event: &impl Serialize) {
 /// Prints one line of results on stdout.
 ///
 /// # Errors
-/// When stdout cannot be written, except that a reader who has left (`| head`) is no error.
+/// If stdout cannot be written, unless its reader has closed it (`| head`).
 pub(crate) fn line(text: impl Display) -> anyhow::Result<()> {
     match writeln!(io::stdout().lock(), "{text}") {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
@@ -135,7 +135,7 @@ pub(crate) fn json(value: &impl Serialize) -> anyhow::Result<()> {
     line(serde_json::to_string_pretty(value)?)
 }
 
-/// Prints an error with its causes and a hint, and says how the program ends with it.
+/// Prints an error with its causes and a hint; returns the exit code.
 pub(crate) fn error(error: &anyhow::Error) -> Exit {
     let exit = exit_of(error);
     if writes_json_lines() {
@@ -152,7 +152,7 @@ pub(crate) fn error(error: &anyhow::Error) -> Exit {
     exit
 }
 
-/// The error and its causes in one line; a cause that the text before it already states is left out.
+/// The error and its causes in one line; a cause already stated by the text before it is omitted.
 pub(crate) fn chain(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {

@@ -1,4 +1,4 @@
-//! Watching long work: the progress bar, notices, stage times, and being asked to stop.
+//! Watches long work: the progress bar, notices, stage times, and requests to stop.
 
 use std::fmt::Display;
 use std::io::IsTerminal;
@@ -12,22 +12,22 @@ use super::terminal;
 
 pub(crate) use super::signals::{catch_interrupts, stopping};
 
-/// How long each stage took.
+/// The time of each stage.
 pub(crate) type StageTimes = Vec<(Stage, Duration)>;
 
-/// Shorter counts get no bar.
+/// Counts that take less than this get no bar.
 const PATIENCE: Duration = Duration::from_millis(700);
 
 /// Shows progress and remembers what should go into `run.json`.
 pub(crate) struct Watcher {
     /// Whether bars are drawn.
     terminal: bool,
-    /// Whether lines are printed in their place.
+    /// Whether lines are printed in place of bars.
     plain: bool,
-    /// The bar of the current stage. Between stages there is none, so that no stale bar is shown.
+    /// The bar of the current stage. There is none between stages, so no stale bar is shown.
     bar: Option<ProgressBar>,
     current: Option<(Stage, Instant)>,
-    /// Since when something is counted.
+    /// When the current count began.
     counting: Option<Instant>,
     last_loss: Option<LossTerms>,
     times: StageTimes,
@@ -55,7 +55,7 @@ impl Watcher {
         }
     }
 
-    /// Takes a message from the library.
+    /// Handles a message from the library.
     pub(crate) fn observe(&mut self, progress: &Progress) -> ControlFlow<()> {
         if terminal::writes_json_lines() && matches!(progress, Progress::Step { .. }) {
             terminal::event(progress);
@@ -92,7 +92,7 @@ impl Watcher {
         }
     }
 
-    /// Shows how many of `total` are done, once that has taken a while; the last call says that all are.
+    /// Shows how many of `total` are done, once that takes a while; the last call reports completion.
     pub(crate) fn count(&mut self, what: &'static str, done: usize, total: usize) {
         let since = *self.counting.get_or_insert_with(Instant::now);
         if done >= total {
@@ -136,14 +136,14 @@ impl Watcher {
         self.above(|| terminal::line(text))
     }
 
-    /// Says what happens, unless quiet.
+    /// Prints a message, unless quiet.
     pub(crate) fn say(&self, text: &str) {
         if self.terminal || self.plain {
             self.above(|| terminal::message(text));
         }
     }
 
-    /// What there is to report about the run: the time each stage took, and the notices.
+    /// Ends the watching; returns the time of each stage, and the notices.
     pub(crate) fn finish(mut self) -> (StageTimes, Vec<String>) {
         self.captions_made();
         self.clear();
@@ -220,7 +220,7 @@ impl Watcher {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(crate) fn clear(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
@@ -237,7 +237,7 @@ impl Watcher {
 }
 
 impl Drop for Watcher {
-    /// An error is printed where the bar was.
+    /// Removes the bar, so that an error is printed in its place.
     fn drop(&mut self) {
         self.clear();
     }
@@ -254,14 +254,14 @@ fn template(stage: Stage) -> &'static str {
     }
 }
 
-/// The look of a progress bar. A malformed template is replaced by indicatif's own: tests draw each.
+/// The style of a progress bar. A malformed template is replaced by indicatif's own; tests draw each.
 pub(crate) fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("━━─")
 }
 
-/// What a bar with this template shows at 3 of 4; indicatif leaves out what it does not know.
+/// The text of a bar with this template at 3 of 4; indicatif leaves out unknown keys.
 #[cfg(test)]
 pub(crate) fn drawn(template: &str) -> String {
     drawn_at(120, template)

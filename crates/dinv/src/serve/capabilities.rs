@@ -1,4 +1,4 @@
-//! What the server can do: its models, limits, and the settings of each kind of job, read from the program's own flags.
+//! The server's capabilities: its models, limits, and the settings of each kind of job, read from the program's flags.
 
 use std::any::TypeId;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use super::http::App;
 use super::job::Kind;
 use super::problem::Answer;
 
-/// Flags about files, output and paths: a request names none.
+/// Flags about files, output and paths, which a request cannot set.
 const LEFT_OUT: [&str; 31] = [
     "a",
     "a_prime",
@@ -70,7 +70,7 @@ pub(crate) struct Flag {
     pub(crate) is_switch: bool,
 }
 
-/// The settings that a kind of job takes.
+/// The settings of a kind of job.
 pub(crate) fn flags(kind: Kind) -> Vec<Flag> {
     let command = cli::command();
     let command = command.find_subcommand(kind.command());
@@ -142,7 +142,7 @@ pub(crate) fn example(name: &str) -> Option<PathBuf> {
     }
 }
 
-/// All of it.
+/// All capabilities.
 pub(crate) fn all(app: &App) -> Answer<Value> {
     let models = list::all(&Hub::from_env()?)?;
     let models: Vec<Value> = models
@@ -201,7 +201,7 @@ mod tests {
         Kind::Caption,
     ];
 
-    /// A flag that is no setting is named in the list, and the list names nothing else.
+    /// Checks that the list names every flag that is not a setting, and nothing else.
     #[test]
     fn no_request_names_a_path() {
         let command = cli::command();

@@ -21,7 +21,7 @@ use super::store::Store;
 
 /// The side of each picture of a thumbnail, in pixels.
 const SIDE: u32 = 128;
-/// The most characters of a name.
+/// The maximum number of characters of a name.
 const LONGEST: usize = 64;
 
 /// The note stored with a difference.
@@ -31,7 +31,7 @@ struct Note {
     model: Option<String>,
 }
 
-/// Checks a name of a difference, which is also that of its file.
+/// Checks the name of a difference, which is also that of its file.
 pub(crate) fn check_name(name: &str, field: &str) -> Answer<()> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "_- ".contains(c);
     if name.chars().all(fits) && name.trim() == name && (1..=LONGEST).contains(&name.len()) {
@@ -54,7 +54,7 @@ fn beside(store: &Store, name: &str, extension: &str) -> PathBuf {
         .join(format!("{name}.{extension}"))
 }
 
-/// The file of a difference that is there.
+/// The file of an existing difference.
 pub(crate) fn find(store: &Store, name: &str) -> Answer<PathBuf> {
     let path = path(store, name);
     match check_name(name, "name").is_ok() && path.is_file() {
@@ -91,14 +91,14 @@ pub(crate) fn all(store: &Store) -> Answer<Vec<Value>> {
             continue;
         }
         if let Ok(view) = view(store, &name) {
-            all.push(view); // else it was removed meanwhile, or is none
+            all.push(view); // else it has been removed, or is invalid
         }
     }
     all.sort_by(|one, other| other["created"].as_str().cmp(&one["created"].as_str()));
     Ok(all)
 }
 
-/// What there is to say about a difference.
+/// The description of a difference.
 pub(crate) fn view(store: &Store, name: &str) -> Answer<Value> {
     let path = find(store, name)?;
     let tokens = DifferenceTokens::load(&path, &Device::flex())?;
@@ -123,7 +123,7 @@ pub(crate) fn view(store: &Store, name: &str) -> Answer<Value> {
     Ok(view)
 }
 
-/// Adds a copy of a file under the wished name, or a free one like it; gives the name.
+/// Adds a copy of a file under the wished name, or under a free one like it; returns the name.
 pub(crate) fn add(
     store: &Store,
     wish: Option<&str>,
@@ -171,7 +171,7 @@ fn describe(store: &Store, name: &str, model: Option<&str>) -> anyhow::Result<()
     Ok(write_atomically(&path, &serde_json::to_vec(&note)?)?)
 }
 
-/// A and A′ in one picture.
+/// A and A′ side by side in one picture.
 fn beside_each_other(a: &Path, a_prime: &Path) -> anyhow::Result<RgbImage> {
     let mut both = RgbImage::new(2 * SIDE, SIDE);
     for (path, x) in [(a, 0), (a_prime, SIDE)] {
@@ -181,7 +181,7 @@ fn beside_each_other(a: &Path, a_prime: &Path) -> anyhow::Result<RgbImage> {
     Ok(both)
 }
 
-/// Takes a file from outside, after a look into it.
+/// Adds an uploaded file, after checking it.
 pub(crate) fn put(store: &Store, name: &str, bytes: &[u8]) -> Answer<Value> {
     check_name(name, "name")?;
     let hidden = HiddenFolder::new(&store.differences_folder())?;
@@ -201,7 +201,7 @@ pub(crate) fn put(store: &Store, name: &str, bytes: &[u8]) -> Answer<Value> {
     view(store, name)
 }
 
-/// Gives a difference another name.
+/// Renames a difference.
 pub(crate) fn rename(store: &Store, name: &str, new: &str) -> Answer<Value> {
     let path_now = find(store, name)?;
     check_name(new, "name")?;

@@ -1,4 +1,4 @@
-//! The interface over HTTP (docs/guide/server.md).
+//! The HTTP interface (docs/guide/server.md).
 
 use std::convert::Infallible;
 use std::fs;
@@ -36,23 +36,23 @@ use super::request::{self, INPUTS, RESULTS};
 use super::safety;
 use super::store::Store;
 
-/// How long a client may take between two pieces of what it sends.
+/// The maximum time between two pieces of a client's data.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How many clients are served at once.
+/// The maximum number of clients served at once.
 const CLIENTS: usize = 256;
-/// The least time between two events of a job that runs.
+/// The minimum time between two events of a running job.
 const BETWEEN_EVENTS: Duration = Duration::from_millis(250);
 
 const PAGE: &str = include_str!("page/index.html");
 const STYLE: &str = include_str!("page/style.css");
 const SCRIPT: &str = include_str!("page/app.js");
 
-/// What every request is answered with.
+/// The state shared by all requests.
 pub(crate) struct App {
     pub(crate) options: Options,
     address: SocketAddr,
     pub(crate) store: Arc<Store>,
-    /// One request with pictures is checked at a time: they are decoded, and a place in the queue is for one.
+    /// Only one request with pictures is checked at a time, since they are decoded and a place in the queue is for one.
     checking: tokio::sync::Mutex<()>,
 }
 
@@ -132,7 +132,7 @@ fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// Stands before every answer: who asks is checked, headers are set, and a line is written.
+/// Wraps every request: checks the client, sets headers, and logs a line.
 async fn guard(State(app): Shared, asked: Asked, next: Next) -> Response {
     let started = Instant::now();
     let (method, path) = (asked.method().clone(), asked.uri().path().to_owned());
@@ -148,7 +148,7 @@ async fn guard(State(app): Shared, asked: Asked, next: Next) -> Response {
     if !headers.contains_key(header::CACHE_CONTROL) {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
-    // What the page reads all the time would bury the rest.
+    // The page's frequent reads would drown the other lines.
     if method != Method::GET
         || response.status().is_client_error()
         || response.status().is_server_error()
@@ -163,7 +163,7 @@ async fn guard(State(app): Shared, asked: Asked, next: Next) -> Response {
     response
 }
 
-/// The link with the token: it becomes a cookie and leaves the address.
+/// Handles the link with the token, which becomes a cookie and disappears from the address.
 fn entry(app: &App, asked: &Asked) -> Option<Response> {
     let expected = app.options.token.as_deref()?;
     if asked.method() != Method::GET || asked.uri().path() != "/" {
@@ -184,7 +184,7 @@ fn entry(app: &App, asked: &Asked) -> Option<Response> {
     })
 }
 
-/// A part of a query without its percent signs.
+/// Decodes a percent-encoded part of a query.
 fn unescaped(text: &str) -> String {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();
@@ -207,7 +207,7 @@ fn unescaped(text: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// An answer in JSON.
+/// A JSON answer.
 pub(crate) fn json(status: StatusCode, body: &Value) -> Response {
     let headers = [(header::CONTENT_TYPE, "application/json")];
     (status, headers, body.to_string()).into_response()
@@ -238,14 +238,14 @@ async fn page() -> Response {
     asset("text/html", PAGE)
 }
 
-/// Does work that may take a while where no client waits for it.
+/// Runs slow work where it does not block clients.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Answer<T> + Send + 'static,
 ) -> Answer<T> {
     tokio::task::spawn_blocking(work).await?
 }
 
-/// All that a client sends, up to the limit.
+/// The body of a request, up to the limit.
 async fn body(app: &App, headers: &HeaderMap, body: Body) -> Answer<Vec<u8>> {
     let most = app.options.max_upload;
     let too_large = || {
@@ -287,14 +287,14 @@ async fn body(app: &App, headers: &HeaderMap, body: Body) -> Answer<Vec<u8>> {
     }
 }
 
-/// A file of this server.
+/// A file as an answer.
 async fn file(path: PathBuf, kind: &'static str) -> Answer<Response> {
     let read = move || Ok(fs::read(&path).map_err(Error::io(&path))?);
     let bytes = blocking(read).await?;
     Ok(([(header::CONTENT_TYPE, kind)], bytes).into_response())
 }
 
-/// What a name promises.
+/// The content type of a file name.
 fn kind_of(path: &Path) -> &'static str {
     match path.extension().and_then(|extension| extension.to_str()) {
         Some("png") => "image/png",
@@ -388,7 +388,7 @@ async fn get_file(
     file(path, kind).await
 }
 
-/// All result pictures of a job.
+/// Answers with all result pictures of a job.
 async fn get_zip(State(app): Shared, Named(id): Named<String>) -> Answer<Response> {
     let pack = move || {
         let job = app.store.get(&id)?;
@@ -419,7 +419,7 @@ async fn get_zip(State(app): Shared, Named(id): Named<String>) -> Answer<Respons
     Ok((headers, bytes).into_response())
 }
 
-/// The events of a job, from the one after `Last-Event-ID`.
+/// Answers with the events of a job, from the one after `Last-Event-ID`.
 async fn get_events(
     State(app): Shared,
     Named(id): Named<String>,
@@ -436,7 +436,7 @@ fn events(app: Arc<App>, id: String, last: u64) -> impl Stream<Item = Result<Eve
     struct Watch {
         app: Arc<App>,
         id: String,
-        /// The number of the last event that was sent.
+        /// The number of the last event sent.
         last: u64,
         changes: tokio::sync::watch::Receiver<u64>,
         first: bool,
@@ -504,7 +504,7 @@ async fn put_difference(
     Ok(json(StatusCode::CREATED, &kept))
 }
 
-/// What a difference is to be called.
+/// The new name of a difference.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Renaming {
@@ -533,14 +533,14 @@ async fn get_thumbnail(State(app): Shared, Named(name): Named<String>) -> Answer
     file(differences::thumbnail(&app.store, &name)?, "image/png").await
 }
 
-/// A picture whose text is asked for.
+/// The picture whose text is requested.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Pictured {
     picture: String,
 }
 
-/// What one of the program's pictures says of itself.
+/// Answers with the text stored in one of the program's pictures.
 async fn read_png(State(app): Shared, headers: HeaderMap, sent: Body) -> Answer<Response> {
     let sent = body(&app, &headers, sent).await?;
     let read = move || {

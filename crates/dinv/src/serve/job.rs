@@ -6,10 +6,10 @@ use std::time::{Instant, SystemTime};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// How many points of the loss a job shows.
+/// The number of points of the loss that a job shows.
 const SHOWN_LOSSES: usize = 200;
 
-/// What a job does: one of the program's commands.
+/// The kind of job: one of the program's commands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Kind {
@@ -33,7 +33,7 @@ impl Kind {
     }
 }
 
-/// Where a job stands.
+/// The state of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum State {
@@ -45,7 +45,7 @@ pub(crate) enum State {
 }
 
 impl State {
-    /// As people read it.
+    /// Its name for people.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -56,7 +56,7 @@ impl State {
         }
     }
 
-    /// Whether it stays so.
+    /// Whether it is final.
     pub(crate) fn is_final(self) -> bool {
         !matches!(self, Self::Queued | Self::Running)
     }
@@ -67,24 +67,24 @@ impl State {
 pub(crate) struct Run {
     /// The arguments of the program, without those that only a server needs.
     pub(crate) arguments: Vec<String>,
-    /// What it leaves, and the names under which that is kept in `results`.
+    /// Its output files, with their names in `results`.
     pub(crate) outputs: Vec<Output>,
     /// The checkpoint that an interrupted run leaves.
     pub(crate) checkpoint: Option<PathBuf>,
-    /// What it claims while it writes (`util::files::Claim`).
+    /// The claims it holds while it writes (`util::files::Claim`).
     pub(crate) claims: Vec<PathBuf>,
 }
 
-/// A file that a command leaves.
+/// An output file of a command.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Output {
     pub(crate) from: PathBuf,
     pub(crate) name: String,
-    /// `None`: a file that goes with the others.
+    /// `None` for a file that accompanies the others.
     pub(crate) shows: Option<Shows>,
 }
 
-/// Of which picture a result is.
+/// The picture that a result belongs to.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Shows {
     pub(crate) target: Option<usize>,
@@ -105,10 +105,10 @@ pub(crate) struct Stored {
     pub(crate) results: Vec<Value>,
     pub(crate) notes: Vec<String>,
     pub(crate) error: Option<Value>,
-    /// The first of the runs, as it can be typed anywhere.
+    /// The first of the runs, as a command that can be typed anywhere.
     pub(crate) command: Vec<String>,
     pub(crate) runs: Vec<Run>,
-    /// How many of the runs are done.
+    /// The number of runs that are done.
     pub(crate) runs_done: usize,
     /// The request's `Idempotency-Key`.
     pub(crate) key: Option<String>,
@@ -124,7 +124,7 @@ pub(crate) struct Loss {
     pub(crate) loss: f32,
 }
 
-/// How far the present stage is.
+/// The progress of the current stage.
 #[derive(Debug, Clone)]
 pub(crate) struct Progress {
     pub(crate) stage: String,
@@ -154,12 +154,12 @@ pub(crate) struct Job {
     pub(crate) stored: Stored,
     pub(crate) progress: Option<Progress>,
     pub(crate) losses: Vec<Loss>,
-    /// How often a stop was asked for.
+    /// How many times a stop was requested.
     pub(crate) cancels: u32,
 }
 
 impl Job {
-    /// A job as it is kept; `losses` as they were written, in which a resumed run repeats steps.
+    /// Restores a stored job. `losses` are as they were written, in which a resumed run repeats steps.
     pub(crate) fn new(stored: Stored, losses: Vec<Loss>) -> Self {
         let mut job = Self {
             stored,
@@ -177,7 +177,7 @@ impl Job {
         self.stored.events
     }
 
-    /// Takes the loss of a step; what an interrupted run had beyond it is replaced.
+    /// Adds the loss of a step; replaces those that an interrupted run had beyond it.
     pub(crate) fn add(&mut self, loss: Loss) {
         self.stored.events = self.stored.events.max(loss.event);
         while self
@@ -229,7 +229,7 @@ impl Job {
     }
 }
 
-/// Evenly chosen points of a loss, the last among them.
+/// Evenly spaced points of a loss, including the last.
 fn thinned(losses: &[Loss]) -> Vec<(usize, f32)> {
     let stride = losses.len().div_ceil(SHOWN_LOSSES).max(1);
     let shown = losses.iter().rev().step_by(stride);
@@ -238,7 +238,7 @@ fn thinned(losses: &[Loss]) -> Vec<(usize, f32)> {
     shown
 }
 
-/// The present time (RFC 3339).
+/// The current time (RFC 3339).
 pub(crate) fn now() -> String {
     time(SystemTime::now())
 }

@@ -1,8 +1,8 @@
 //! The local server of `dinv serve`: jobs on disk, one worker that runs them as this program's own commands, and HTTP.
 //!
 //! `http` is the interface (docs/guide/server.md), `safety` decides who may use it. `request` turns a request into the
-//! commands of a job, `job` is what is known about one, `store` keeps all of them in a folder, `worker` runs them, and
-//! `differences` is the library of what they learned.
+//! commands of a job, `job` is the state of one, `store` keeps all of them in a folder, `worker` runs them, and
+//! `differences` is the library of learned differences.
 
 mod capabilities;
 mod differences;
@@ -28,21 +28,21 @@ use crate::cli::terminal::{self, Failure};
 
 use self::store::Store;
 
-/// What the server is asked to be.
+/// The options of the server.
 pub(crate) struct Options {
     pub(crate) listen: IpAddr,
     pub(crate) port: u16,
-    /// `None`: the user's data folder.
+    /// `None` for the user's data folder.
     pub(crate) folder: Option<PathBuf>,
     pub(crate) token: Option<String>,
-    /// Bytes of a request.
+    /// Maximum bytes of a request.
     pub(crate) max_upload: u64,
-    /// Jobs that wait.
+    /// Maximum number of waiting jobs.
     pub(crate) queue: usize,
     pub(crate) allow_any_model: bool,
 }
 
-/// Serves until a stop is asked for.
+/// Serves until a stop is requested.
 pub(crate) fn run(options: Options) -> anyhow::Result<()> {
     options.check()?;
     let folder = options.folder()?;
@@ -77,7 +77,7 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
     runtime.spawn(http::serve(listener, Arc::new(app)));
     while !signals::stopping() {
         std::thread::sleep(Duration::from_millis(50));
-        // This thread is one of rayon's, on a machine with one core the only one.
+        // This thread is one of rayon's; on a machine with one core, the only one.
         let _ = rayon::yield_now();
     }
     store.stop_child();
@@ -114,7 +114,7 @@ impl Options {
         }
     }
 
-    /// Where jobs and differences are kept.
+    /// The folder of jobs and differences.
     fn folder(&self) -> anyhow::Result<PathBuf> {
         let folder = match &self.folder {
             Some(folder) => folder.clone(),
@@ -129,7 +129,7 @@ impl Options {
         Ok(std::path::absolute(folder)?)
     }
 
-    /// Says where the server is and what it keeps where.
+    /// Prints the server's address and the folder of its data.
     fn announce(&self, address: SocketAddr, store: &Store) -> anyhow::Result<()> {
         terminal::line(format_args!("http://{address}/"))?;
         let (running, waiting) = store.unfinished();

@@ -1,4 +1,4 @@
-//! What a request is answered with that cannot be done.
+//! The answer to a request that cannot be fulfilled.
 
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -23,7 +23,7 @@ struct Body {
     field: Option<String>,
 }
 
-/// What a handler gives.
+/// The result of a handler.
 pub(crate) type Answer<T> = Result<T, Problem>;
 
 impl Problem {
@@ -37,7 +37,7 @@ impl Problem {
         Self { status, body }
     }
 
-    /// The request is understood, and wrong in this field.
+    /// The request is well-formed, but this field is invalid.
     pub(crate) fn field(field: impl Into<String>, message: impl Into<String>) -> Self {
         let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, message);
         problem.body.field = Some(field.into());
@@ -49,7 +49,7 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, format!("there is no such {what}"))
     }
 
-    /// It cannot be done in the present state.
+    /// The current state does not allow it.
     pub(crate) fn conflict(message: impl Into<String>) -> Self {
         Self::new(StatusCode::CONFLICT, message)
     }
@@ -60,7 +60,7 @@ impl Problem {
         self
     }
 
-    /// An error of the library or the program about a field of the request.
+    /// An error of the library or the program that concerns a field of the request.
     pub(crate) fn about(field: impl Into<String>, error: &anyhow::Error) -> Self {
         let mut problem = Self::field(field, terminal::chain(error));
         problem.body.hint = terminal::hint(error);
@@ -69,7 +69,7 @@ impl Problem {
 }
 
 impl<E: Into<anyhow::Error>> From<E> for Problem {
-    /// What went wrong in the server itself.
+    /// An error of the server itself.
     fn from(error: E) -> Self {
         let error = error.into();
         let mut problem = Self::new(StatusCode::INTERNAL_SERVER_ERROR, terminal::chain(&error));

@@ -1,4 +1,4 @@
-//! A request for a job → its files and the commands that do it.
+//! Turns a request for a job into its files and commands.
 
 use std::collections::HashSet;
 use std::fs;
@@ -22,15 +22,15 @@ use super::job::{Kind, Output, Run, Shows, State, Stored, now};
 use super::problem::{Answer, Problem};
 use super::store::Store;
 
-/// Where the pictures of a request are, in the job's folder.
+/// The folder of the request's pictures, in the job's folder.
 pub(crate) const INPUTS: &str = "inputs";
-/// Where results are kept, in the job's folder.
+/// The folder of the results, in the job's folder.
 pub(crate) const RESULTS: &str = "results";
-/// Where commands work, in the job's folder.
+/// The folder in which commands work, in the job's folder.
 pub(crate) const WORK: &str = "work";
-/// A copy of the difference that is applied, among the inputs.
+/// A copy of the applied difference, among the inputs.
 pub(crate) const DIFFERENCE: &str = "difference.safetensors";
-/// The most pairs, pictures and strengths of a request.
+/// The maximum number of pairs, pictures and strengths of a request.
 const MOST: [usize; 3] = [16, 256, 32];
 
 /// A request for a job.
@@ -92,7 +92,7 @@ pub(crate) fn parse(body: &[u8]) -> Answer<Request> {
     read.map_err(|error| {
         let path = error.path().to_string();
         let reason = error.inner().to_string();
-        // serde's place in the text says nothing about a request of one line.
+        // serde's position says nothing about a request of one line.
         let reason = reason.split(" at line ").next().unwrap_or(&reason);
         match path.as_str() {
             "." | "?" => Problem::field("", format!("the request is not valid: {reason}")),
@@ -101,7 +101,7 @@ pub(crate) fn parse(body: &[u8]) -> Answer<Request> {
     })
 }
 
-/// Accepts a request: checks all of it, writes its files, and lets it wait. `again` is the job that it repeats.
+/// Accepts a request: checks it, writes its files, and queues it. `again` is the job that it repeats.
 pub(crate) fn accept(
     app: &App,
     mut request: Request,
@@ -159,7 +159,7 @@ pub(crate) fn accept(
     let place = store.job_folder(&id);
     folder.publish(&place)?;
     store.add(stored, app.options.queue).inspect_err(|_| {
-        let _ = fs::remove_dir_all(&place); // it has no job.json: at worst a folder that is not looked at
+        let _ = fs::remove_dir_all(&place); // without job.json, a leftover folder is ignored
     })
 }
 
@@ -176,7 +176,7 @@ impl Request {
         model.unwrap_or(cli::locate::DEMO)
     }
 
-    /// What can be checked without looking at pictures and settings.
+    /// Checks everything that does not depend on pictures and settings.
     fn check(&self) -> Answer<()> {
         let (pairs, targets) = match self.kind {
             Kind::Analogy => (1..=MOST[0], 1..=1),
@@ -237,7 +237,7 @@ impl Request {
         self.check_captions()
     }
 
-    /// The program takes captions for all pictures of a kind or for none.
+    /// Checks captions: the program takes them for all pictures of a kind or for none.
     fn check_captions(&self) -> Answer<()> {
         let pairs = |caption: fn(&Pair) -> &Option<String>| {
             let given = self.pairs.iter().filter(|pair| caption(pair).is_some());
@@ -267,7 +267,7 @@ impl Request {
         Ok(())
     }
 
-    /// The flags that the settings stand for.
+    /// The flags for the settings.
     fn settings(&self, app: &App) -> Answer<Vec<String>> {
         let known = capabilities::flags(self.kind);
         let mut arguments = Vec::new();
@@ -298,7 +298,7 @@ impl Request {
         Ok(arguments)
     }
 
-    /// Writes the pictures to `inputs`, and puts addresses in their places.
+    /// Writes the pictures to `inputs`, and replaces them by their addresses.
     fn write(
         &mut self,
         store: &Store,
@@ -357,7 +357,7 @@ impl Request {
         Ok(files)
     }
 
-    /// The command of a terminal but for what it writes, with paths below `base`.
+    /// The command as in a terminal, except for its outputs, with paths below `base`.
     fn arguments(&self, files: &Files, settings: &[String], base: &Path) -> Vec<String> {
         let input = |name: &str| {
             let path = base.join(INPUTS).join(name);
@@ -487,7 +487,7 @@ impl Request {
         }
     }
 
-    /// What the program's own checks say about the settings of the request.
+    /// The problem that the program's own checks find in the settings of the request.
     fn complaint(&self, error: &anyhow::Error) -> Problem {
         let named = |name: &str| {
             let name = name.replace('_', "-");
@@ -548,7 +548,7 @@ fn argument(flag: &Flag, value: &Value) -> Result<Option<String>, String> {
     Ok(Some(format!("--{name}={text}")))
 }
 
-/// Only models that the server offers, unless any may be named.
+/// Allows only models that the server offers, unless any may be named.
 fn check_model(app: &App, model: &Value) -> Answer<()> {
     let field = "settings.model";
     let Some(name) = model.as_str() else {
@@ -558,7 +558,7 @@ fn check_model(app: &App, model: &Value) -> Answer<()> {
         return Ok(());
     }
     let known: HashSet<String> = capabilities::model_names()?.into_iter().collect();
-    // A folder of that name in the folder of the server would be another model.
+    // A folder of that name in the server's folder would be another model.
     if known.contains(name) {
         return Ok(());
     }
@@ -589,7 +589,7 @@ pub(crate) fn picture(store: &Store, text: &str) -> Result<Vec<u8>, String> {
     fs::read(&path).map_err(|error| error.to_string())
 }
 
-/// The picture of this server that an address names.
+/// The picture of this server at an address.
 fn own_picture(store: &Store, address: &str) -> Option<PathBuf> {
     let parts: Vec<&str> = address.strip_prefix("/v1/")?.split('/').collect();
     match parts.as_slice() {
@@ -602,7 +602,7 @@ fn own_picture(store: &Store, address: &str) -> Option<PathBuf> {
     }
 }
 
-/// What pictures with these bytes are called; the program's decoder looks at the bytes, not at the name.
+/// The file extension for a picture's bytes; the program's decoder looks at the bytes, not at the name.
 fn extension(bytes: &[u8]) -> &'static str {
     let format = image::guess_format(bytes).ok();
     let extensions = format.map(|format| format.extensions_str());

@@ -1,4 +1,4 @@
-//! Who may use the server: this machine's own pages and programs, and whoever knows the token.
+//! Access control: this machine's own pages and programs, and whoever knows the token, may use the server.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,7 +7,7 @@ use subtle::ConstantTimeEq;
 
 use super::problem::{Answer, Problem};
 
-/// The cookie that a browser carries the token in: pictures and events are asked for without other headers.
+/// The cookie with a browser's token: requests for pictures and events have no other headers.
 const COOKIE: &str = "dinv-token";
 
 /// What the page may load: only resources of this server.
@@ -29,7 +29,7 @@ pub(crate) fn headers() -> [(HeaderName, HeaderValue); 5] {
     .map(|(name, value)| (name, HeaderValue::from_static(value)))
 }
 
-/// Checks that a request may be answered.
+/// Checks that a request is allowed.
 pub(crate) fn check(
     method: &Method,
     headers: &HeaderMap,
@@ -38,7 +38,7 @@ pub(crate) fn check(
 ) -> Answer<()> {
     let host = text(headers, header::HOST);
     let refuse = |message: &str| Err(Problem::new(StatusCode::FORBIDDEN, message));
-    // Another site's name can be made to stand for this address (DNS rebinding); its pages do not know the token.
+    // Another site's name can resolve to this address (DNS rebinding); its pages do not know the token.
     if token.is_none() && !host.is_some_and(|host| is_own(host, listen)) {
         return refuse("the request names another host than this machine's own");
     }
@@ -58,12 +58,12 @@ pub(crate) fn check(
     }
 }
 
-/// Whether two secrets are the same, in a time that says nothing about where they differ.
+/// Whether two secrets are equal, in a time that does not depend on where they differ.
 pub(crate) fn same(one: &str, other: &str) -> bool {
     one.as_bytes().ct_eq(other.as_bytes()).into()
 }
 
-/// The header that makes a browser carry the token.
+/// The header that sets the token cookie in a browser.
 pub(crate) fn cookie(token: &str) -> String {
     let encoded: String = token.bytes().map(|byte| format!("{byte:02x}")).collect();
     format!("{COOKIE}={encoded}; Path=/; HttpOnly; SameSite=Strict")
@@ -88,7 +88,7 @@ fn carried(headers: &HeaderMap) -> impl Iterator<Item = String> {
     bearer.into_iter().chain(ours.filter_map(decoded))
 }
 
-/// A token from its cookie.
+/// Decodes a token from its cookie.
 fn decoded(hex: &str) -> Option<String> {
     let digits: Option<Vec<u32>> = hex.chars().map(|c| c.to_digit(16)).collect();
     let bytes = digits?
@@ -101,7 +101,7 @@ fn decoded(hex: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-/// Whether a `Host` is this machine itself, or the address that the server listens on.
+/// Whether a `Host` is this machine, or the address that the server listens on.
 fn is_own(host: &str, listen: IpAddr) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {

@@ -21,10 +21,10 @@ use super::problem::{Answer, Problem};
 
 /// The stored part of a job.
 const JOB: &str = "job.json";
-/// Its losses, one a line.
+/// Its losses, one per line.
 const LOSSES: &str = "losses.jsonl";
 
-/// The command that runs now.
+/// The running command.
 pub(crate) struct Running {
     pub(crate) child: Arc<Mutex<Child>>,
     /// Closing it asks the command to stop.
@@ -39,18 +39,18 @@ struct Jobs {
     running: Option<Running>,
 }
 
-/// The jobs and where they are kept.
+/// The jobs and their folder.
 pub(crate) struct Store {
     pub(crate) folder: PathBuf,
     jobs: Mutex<Jobs>,
-    /// Something is to be done.
+    /// Signals that there is work.
     wake: Condvar,
-    /// Something is to be shown.
+    /// Signals that there is something to show.
     changes: watch::Sender<u64>,
 }
 
 impl Store {
-    /// Reads what is in a folder. A job that was running waits again, before the others.
+    /// Reads a folder. A job that was running is queued again, before the others.
     pub(crate) fn open(folder: &Path) -> anyhow::Result<Self> {
         let store = Self {
             folder: folder.to_owned(),
@@ -76,7 +76,7 @@ impl Store {
                 stored.state = State::Queued;
             }
             let losses = fs::read_to_string(path.join(LOSSES)).unwrap_or_default();
-            // A server that was killed leaves half a line at most.
+            // A killed server leaves at most one partial line.
             let losses = losses
                 .lines()
                 .filter_map(|line| serde_json::from_str(line).ok());
@@ -90,17 +90,17 @@ impl Store {
         Ok(store)
     }
 
-    /// Where jobs are.
+    /// The folder of jobs.
     pub(crate) fn jobs_folder(&self) -> PathBuf {
         self.folder.join("jobs")
     }
 
-    /// Where differences are.
+    /// The folder of differences.
     pub(crate) fn differences_folder(&self) -> PathBuf {
         self.folder.join("differences")
     }
 
-    /// Where a job is.
+    /// The folder of a job.
     pub(crate) fn job_folder(&self, id: &str) -> PathBuf {
         self.jobs_folder().join(id)
     }
@@ -109,7 +109,7 @@ impl Store {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A number for a new job: of the time, so that it is not used again.
+    /// A number for a new job, derived from the time so that it is never used twice.
     pub(crate) fn new_id(&self) -> String {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(0));
@@ -118,7 +118,7 @@ impl Store {
         format!("{:011x}", jobs.last)
     }
 
-    /// Whether another job may wait.
+    /// Checks that there is room for another job in the queue.
     pub(crate) fn check_room(&self, most: usize) -> Answer<()> {
         if self.lock().waiting().count() < most {
             return Ok(());
@@ -128,7 +128,7 @@ impl Store {
             .hint("wait until one of them is done, or cancel one"))
     }
 
-    /// Takes a job whose files are in its folder.
+    /// Adds a job whose files are in its folder.
     pub(crate) fn add(&self, stored: Stored, most: usize) -> Answer<Value> {
         self.check_room(most)?;
         let id = stored.id.clone();
@@ -140,7 +140,7 @@ impl Store {
         self.view(&id)
     }
 
-    /// The job that a key of idempotency was used for.
+    /// The job with this idempotency key.
     pub(crate) fn with_key(&self, key: &str) -> Option<Value> {
         let jobs = self.lock();
         let found = jobs
@@ -150,7 +150,7 @@ impl Store {
         Some(found.view(jobs.position(&found.stored.id), true))
     }
 
-    /// Writes down where a job stands.
+    /// Saves the state of a job.
     fn save(&self, stored: &Stored) -> anyhow::Result<()> {
         let path = self.job_folder(&stored.id).join(JOB);
         Ok(write_atomically(
@@ -159,13 +159,13 @@ impl Store {
         )?)
     }
 
-    /// Wakes the worker and who watches.
+    /// Wakes the worker and all watchers.
     fn tell(&self) {
         self.wake.notify_all();
         self.changes.send_modify(|count| *count += 1);
     }
 
-    /// Counts changes of any job.
+    /// The counter of changes to any job.
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }
@@ -195,7 +195,7 @@ impl Store {
     pub(crate) fn since(&self, id: &str, event: u64) -> Option<Since> {
         let jobs = self.lock();
         let job = jobs.jobs.get(id)?;
-        // A number that was never given is from before a crash.
+        // An unknown number is from before a crash.
         let event = if event > job.stored.events { 0 } else { event };
         let losses = job.losses.iter().filter(|loss| loss.event > event);
         Some(Since {
@@ -206,7 +206,7 @@ impl Store {
         })
     }
 
-    /// Changes a running job without writing it down.
+    /// Changes a running job without saving it.
     pub(crate) fn update(&self, id: &str, change: impl FnOnce(&mut Job)) {
         if let Some(job) = self.lock().jobs.get_mut(id) {
             change(job);
@@ -214,7 +214,7 @@ impl Store {
         self.tell();
     }
 
-    /// Changes a job and writes it down.
+    /// Changes a job and saves it.
     pub(crate) fn write(&self, id: &str, change: impl FnOnce(&mut Job)) -> anyhow::Result<()> {
         let mut jobs = self.lock();
         let saved = match jobs.jobs.get_mut(id) {
@@ -234,11 +234,11 @@ impl Store {
     pub(crate) fn losses(&self, id: &str) -> anyhow::Result<File> {
         let path = self.job_folder(id).join(LOSSES);
         let mut file = File::options().create(true).append(true).open(&path)?;
-        file.write_all(b"\n")?; // ends the half line of a server that was killed
+        file.write_all(b"\n")?; // ends a partial line of a killed server
         Ok(file)
     }
 
-    /// Waits for a job and begins it; `None` once a stop was asked for.
+    /// Waits for a job and begins it; `None` once a stop is requested.
     pub(crate) fn next(&self) -> Option<String> {
         let mut jobs = self.lock();
         loop {
@@ -264,7 +264,7 @@ impl Store {
         }
     }
 
-    /// Notes the command that runs, so that it can be stopped; one that was to be stopped before it began is.
+    /// Records the running command, so that it can be stopped; stops it now if that was already requested.
     pub(crate) fn set_running(&self, id: &str, mut running: Running) {
         let mut jobs = self.lock();
         if signals::stopping() || jobs.jobs.get(id).is_some_and(|job| job.cancels > 0) {
@@ -273,19 +273,19 @@ impl Store {
         jobs.running = Some(running);
     }
 
-    /// No command runs.
+    /// Records that no command is running.
     pub(crate) fn set_idle(&self) {
         self.lock().running = None;
     }
 
-    /// Asks the command that runs to stop at its next step.
+    /// Asks the running command to stop at its next step.
     pub(crate) fn stop_child(&self) {
         if let Some(running) = &mut self.lock().running {
             running.stdin = None;
         }
     }
 
-    /// How many jobs run and wait.
+    /// The numbers of running and waiting jobs.
     pub(crate) fn unfinished(&self) -> (usize, usize) {
         let jobs = self.lock();
         let count = |state| {
@@ -297,7 +297,7 @@ impl Store {
         (count(State::Running), count(State::Queued))
     }
 
-    /// Cancels a job: a waiting one at once, a running one at its next step. Asked twice, it does not wait for the step.
+    /// Cancels a job: a waiting one at once, a running one at its next step. A second call does not wait for the step.
     pub(crate) fn cancel(&self, id: &str) -> Answer<Value> {
         let mut jobs = self.lock();
         let Jobs {
@@ -357,7 +357,7 @@ pub(crate) struct Since {
 }
 
 impl Jobs {
-    /// The jobs that wait, in their order.
+    /// The waiting jobs, in order.
     fn waiting(&self) -> impl Iterator<Item = &String> {
         let all = self.jobs.iter();
         all.filter(|(_, job)| job.stored.state == State::Queued)

@@ -1,4 +1,4 @@
-//! The one thread that runs jobs, each as a process of this program: its memory is freed with it, and its crash is its own.
+//! The thread that runs jobs, each as a process of this program: the process frees its memory and isolates its crashes.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -24,14 +24,14 @@ use super::store::{Running, Store};
 
 /// How a command ended.
 enum Ended {
-    /// With this on stdout.
+    /// It succeeded, with this on stdout.
     Done(String),
     Failed(Value),
-    /// As it was asked to.
+    /// It stopped, as requested.
     Stopped,
 }
 
-/// Runs jobs until a stop is asked for.
+/// Runs jobs until a stop is requested.
 pub(crate) fn run(store: &Store) {
     while let Some(id) = store.next() {
         let worked = work(store, &id);
@@ -65,7 +65,7 @@ pub(crate) fn run(store: &Store) {
     }
 }
 
-/// Runs the commands of a job that are not done yet.
+/// Runs the remaining commands of a job.
 fn work(store: &Store, id: &str) -> anyhow::Result<Ended> {
     let Ok(job) = store.get(id) else {
         return Ok(Ended::Stopped);
@@ -101,8 +101,8 @@ fn work(store: &Store, id: &str) -> anyhow::Result<Ended> {
     Ok(Ended::Done(output))
 }
 
-/// Waits until no other process writes the outputs: the command of a server that was killed ends after its step. Whether
-/// the job is to go on.
+/// Waits until no other process writes the outputs: the command of a killed server ends after its step. Returns
+/// whether the job should continue.
 fn wait_for_claims(store: &Store, id: &str, folder: &Path, run: &Run) -> anyhow::Result<bool> {
     for path in run.claims.iter().map(|path| folder.join(path)) {
         if !path.parent().is_some_and(Path::is_dir) {
@@ -118,7 +118,7 @@ fn wait_for_claims(store: &Store, id: &str, folder: &Path, run: &Run) -> anyhow:
     Ok(true)
 }
 
-/// Whether a command has left all of its outputs, in their first or their last place.
+/// Whether all outputs of a command exist, at their temporary or final paths.
 fn is_there(folder: &Path, run: &Run) -> bool {
     let is_there = |output: &job::Output| {
         folder.join(&output.from).is_file() || folder.join(RESULTS).join(&output.name).is_file()
@@ -127,7 +127,7 @@ fn is_there(folder: &Path, run: &Run) -> bool {
     !run.outputs.is_empty() && run.outputs.iter().all(is_there)
 }
 
-/// Runs a command and reports what it reports.
+/// Runs a command and passes its reports on.
 fn execute(store: &Store, id: &str, folder: &Path, run: &Run) -> anyhow::Result<Ended> {
     let program = std::env::current_exe().context("cannot find this program")?;
     let mut command = Command::new(program);
@@ -143,7 +143,7 @@ fn execute(store: &Store, id: &str, folder: &Path, run: &Run) -> anyhow::Result<
     }
     command.current_dir(folder).stdin(Stdio::piped());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    // Ctrl-C in the terminal is for the server, which asks the command to stop.
+    // Ctrl-C in the terminal is for the server, which then asks the command to stop.
     #[cfg(unix)]
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     let mut child = command.spawn().context(
@@ -181,18 +181,18 @@ fn execute(store: &Store, id: &str, folder: &Path, run: &Run) -> anyhow::Result<
     })
 }
 
-/// Its output is closed: it ends now.
+/// Waits for a command that has closed its output and is about to end.
 fn wait(child: &Mutex<Child>) -> std::io::Result<std::process::ExitStatus> {
     child.lock().unwrap_or_else(PoisonError::into_inner).wait()
 }
 
-/// Takes the lines that a command writes to stderr.
+/// Handles the lines that a command writes to stderr.
 struct Listener<'a> {
     store: &'a Store,
     id: &'a str,
     losses: fs::File,
     error: Option<Value>,
-    /// The last lines that are no JSON.
+    /// The last lines that are not JSON.
     others: Vec<String>,
 }
 
@@ -207,8 +207,8 @@ impl<'a> Listener<'a> {
         })
     }
 
-    /// Takes the losses that a killed server no longer heard from those of the checkpoint. A job that has none yet
-    /// resumes from another job's checkpoint, and shows only its own steps.
+    /// Adds the losses that a killed server missed, from the checkpoint. A job without losses resumes from another
+    /// job's checkpoint, and shows only its own steps.
     fn catch_up(&mut self, checkpoint: &Path) -> anyhow::Result<()> {
         let known = self.store.get(self.id).map_or(0, |job| {
             let steps = job.losses.iter().map(|loss| loss.step);
@@ -220,7 +220,7 @@ impl<'a> Listener<'a> {
         if known == 0 {
             return Ok(());
         }
-        // The command itself says what is wrong with a checkpoint.
+        // The command itself reports an invalid checkpoint.
         let history = losses_of_checkpoint(checkpoint).unwrap_or_default();
         for (step, loss) in (1..).zip(history).skip(known) {
             self.add(step, loss.total)?;
@@ -228,7 +228,7 @@ impl<'a> Listener<'a> {
         Ok(())
     }
 
-    /// Takes the loss of a step, and writes it down.
+    /// Adds the loss of a step, and saves it.
     fn add(&mut self, step: usize, loss: f32) -> anyhow::Result<()> {
         let mut written = None;
         self.store.update(self.id, |job| {
@@ -304,7 +304,7 @@ impl<'a> Listener<'a> {
         Ok(())
     }
 
-    /// Why the command failed.
+    /// The reason why the command failed.
     fn error(self, status: &str) -> Value {
         self.error.unwrap_or_else(|| {
             let said = self.others.join("\n");
@@ -319,7 +319,7 @@ impl<'a> Listener<'a> {
     }
 }
 
-/// Moves the outputs of a command to the results, and says what they are.
+/// Moves the outputs of a command to the results, and describes them.
 fn collect(
     store: &Store,
     id: &str,
@@ -367,7 +367,7 @@ fn collect(
     Ok(results)
 }
 
-/// The caption of B that a picture was made with.
+/// The caption of B with which a picture was made.
 fn caption_of(path: &Path) -> Value {
     let text = read_png_text(path).unwrap_or_default();
     let recipe = text.iter().find(|(key, _)| key == "dinv");

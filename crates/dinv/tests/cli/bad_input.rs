@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::{Done, PAIR, entries, golden, run, succeed, workplace};
 
-/// Runs the program in a workplace, expects it to fail, and checks what it says and that it left no
+/// Runs the program in a workplace, expects it to fail, and checks its message and that it left no
 /// file.
 fn refuses(work: &Path, arguments: &str, code: i32, expected: &[&str]) -> Done {
     let before = entries(work);
@@ -319,7 +319,7 @@ fn pictures_that_cannot_be_used_are_named() {
             &["error: ", expected],
         );
     }
-    // `caption` takes folders of pictures, `analogy` only pictures.
+    // `caption` takes folders of pictures, `analogy` only single pictures.
     for (command, expected) in [
         (
             format!("analogy --config tiny.toml {PAIR} --b model -o out"),
@@ -564,7 +564,7 @@ fn outputs_are_checked_before_the_work() {
     );
 }
 
-/// A limit on the size of files stands for a full disk: every write past it fails.
+/// A limit on the size of files simulates a full disk: every write past it fails.
 #[cfg(unix)]
 #[test]
 fn a_full_disk_leaves_nothing_half_written() {

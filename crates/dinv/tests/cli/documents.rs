@@ -1,4 +1,4 @@
-//! README.md and docs/: their commands run, their links lead somewhere, and the book holds every page.
+//! README.md and docs/: their commands run, their links resolve, and the book has every page.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::repository;
 
-/// Pages whose commands a reader is meant to paste, those of one folder in the order of the book.
+/// Pages whose commands readers are meant to paste; those of a folder in the order of the book.
 const README: &str = "README.md";
 const GUIDE: [&str; 6] = [
     "docs/guide/first-picture.md",
@@ -29,7 +29,7 @@ fn code_lines(page: &str) -> Vec<String> {
         .collect()
 }
 
-/// The commands of a page that call the program, with `dinv` for however they call it.
+/// The commands of a page that call the program, always written as `dinv`.
 fn commands(page: &str) -> Vec<String> {
     let lines = code_lines(page).into_iter();
     let lines = lines.map(|line| line.replace("cargo run --release -- ", "dinv "));
@@ -90,7 +90,7 @@ mod run {
         let commands = commands(page);
         for command in &commands {
             let line = match only_understood(command) {
-                // Flags before this are read, and an unknown one is an error.
+                // Flags before this are parsed, and an unknown one is an error.
                 true => format!("{command} --help"),
                 false => command.clone(),
             };
@@ -119,7 +119,7 @@ mod run {
         commands.len()
     }
 
-    /// In one checkout, as a reader does who starts with the README.
+    /// Runs in one checkout, as for a reader who starts with the README.
     #[test]
     fn commands_of_the_readme_and_then_of_the_guide_can_be_pasted() {
         let root = checkout();
@@ -154,7 +154,7 @@ fn pages() -> Vec<PathBuf> {
     all
 }
 
-/// What a page links to: Markdown links and the sources of pictures.
+/// The links of a page: Markdown links and the sources of pictures.
 fn links(text: &str) -> Vec<String> {
     let prose: String = text
         .lines()
@@ -215,7 +215,7 @@ fn links_lead_somewhere() {
     assert!(checked > 80, "{checked} links");
 }
 
-/// Files that texts name between backquotes by their path in the repository.
+/// Checks the files that texts name in backquotes by their path in the repository.
 #[test]
 fn named_documents_exist() {
     for page in pages() {

@@ -1,4 +1,4 @@
-//! `dinv eval`: runs that are whole, interrupted, resumed and refused.
+//! `dinv eval`: runs that are complete, interrupted, resumed and refused.
 
 use std::fs;
 use std::path::Path;
@@ -195,7 +195,7 @@ fn methods_that_learn_the_same_learn_it_once() {
         .collect();
     let least = paid.iter().copied().fold(f64::INFINITY, f64::min);
     assert!(seconds("weak") > least, "{} of {paid:?}", seconds("weak"));
-    // A file that is cut off is learned again.
+    // A truncated file is learned again.
     let file = out
         .join("learned")
         .join(&learned[0])
@@ -207,7 +207,7 @@ fn methods_that_learn_the_same_learn_it_once() {
     fs::write(&file, &whole[..whole.len() / 2]).unwrap();
     succeed(work.path(), &eval(&format!("{methods} --limit 1 -o out")));
     assert_eq!(picture("out", "weak"), picture("alone", "weak"));
-    // A later run of one of them leaves the order of the tables as it was.
+    // A later run of one of them does not change the order of the tables.
     succeed(
         work.path(),
         &eval("--variants v.toml --methods image --limit 1 -o out"),
@@ -402,7 +402,7 @@ fn real_networks_of_metrics_are_used_where_they_are_given() {
             "{metric}"
         );
     }
-    // A run without them takes nothing away, and one with another adds to it.
+    // A run without them removes nothing, and one with another adds to it.
     let before = fs::read(&result).unwrap();
     let done = succeed(work.path(), &eval("--methods sdedit --limit 1 -o out"));
     assert!(!done.stderr.contains(" of "), "{}", done.stderr);

@@ -4,7 +4,7 @@ use tempfile::TempDir;
 
 use super::{PAIR, copy_folder, golden, refused, succeed, workplace};
 
-/// A workplace with the model in `tiny-flux`, and how it is named.
+/// A workplace with the model in `tiny-flux`, and the arguments that name it.
 fn work() -> TempDir {
     let work = workplace();
     copy_folder(&golden("flux"), &work.path().join("tiny-flux"));

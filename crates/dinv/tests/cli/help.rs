@@ -1,5 +1,5 @@
-//! What `--help` prints, word for word: tests/cli/snapshots. To accept a change, run the tests with
-//! `UPDATE_SNAPSHOTS=1` and look at the difference.
+//! The output of `--help`, word for word: tests/cli/snapshots. To accept a change, run the tests with
+//! `UPDATE_SNAPSHOTS=1` and check the difference.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! Models from the Hub: what is downloaded, what is not, and what happens when it fails.
+//! Models from the Hub: which files are downloaded, which are not, and what happens on failure.
 
 use std::fs;
 #[cfg(target_os = "linux")]
@@ -15,7 +15,7 @@ use super::{Done, PAIR, dinv, golden, workplace};
 const UNET: &str = "unet/diffusion_pytorch_model.safetensors";
 const TINY: &str = "tests/tiny";
 
-/// A workplace, and a Hub that has the tiny model as `tests/tiny`.
+/// A workplace, and a Hub with the tiny model as `tests/tiny`.
 struct Setup {
     work: TempDir,
     hub: HubServer,
@@ -50,7 +50,7 @@ impl Setup {
         done
     }
 
-    /// Runs and expects a failure that says all of `expected`, leaves no snapshot, and is over with
+    /// Runs and expects a failure whose message has all of `expected`, that leaves no snapshot, and that ends
     /// once the Hub has recovered.
     fn fails_for_a_while(&self, expected: &[&str]) -> Done {
         let done = self.run("models pull tests/tiny");
@@ -77,7 +77,7 @@ impl Setup {
         self.repository().join("snapshots").join(commit)
     }
 
-    /// Checks that the cache holds the whole model, byte for byte, and nothing unfinished.
+    /// Checks that the cache has the whole model, byte for byte, and nothing unfinished.
     fn check_cache(&self) {
         for path in [
             "model_index.json",
@@ -183,7 +183,7 @@ fn offline_means_no_request_at_all() {
     assert!(setup.hub.requests().is_empty());
     assert!(!setup.work.path().join("hf").exists());
 
-    // A copy with a hole is not taken for a model, and the hole is named.
+    // An incomplete copy does not count as a model, and the missing file is named.
     setup.succeed("models pull -q tests/tiny");
     fs::remove_file(setup.snapshot().join(UNET)).unwrap();
     setup.hub.requests();
@@ -268,7 +268,7 @@ fn a_file_that_is_not_what_was_asked_for_is_deleted() {
     assert_eq!(done.stderr.matches("SHA-256").count(), 2, "{}", done.stderr);
 }
 
-/// What an earlier run left was damaged on the disk; the file is fetched anew.
+/// Data of an earlier run was damaged on the disk; the file is downloaded again.
 #[test]
 fn a_damaged_beginning_is_not_built_upon() {
     let setup = Setup::new();
@@ -510,7 +510,7 @@ fn a_hub_that_is_gone_is_an_error_and_leaves_the_cache_usable() {
     setup.check_cache();
 }
 
-/// A limit on the size of files stands for a full disk: every write past it fails.
+/// A limit on the size of files simulates a full disk: every write past it fails.
 #[cfg(unix)]
 #[test]
 fn a_full_disk_is_an_error_and_leaves_no_half_model() {
@@ -564,7 +564,7 @@ fn what_does_not_fit_on_the_disk_is_refused_before_it_is_begun() {
     }
 }
 
-/// On a terminal, that of `script`.
+/// Runs on a terminal, which `script` provides.
 #[cfg(target_os = "linux")]
 #[test]
 fn on_a_terminal_a_download_is_asked_for_with_all_that_goes_with_it() {
@@ -695,7 +695,7 @@ fn the_token_goes_to_the_hub_and_to_no_other_host() {
     }
 }
 
-/// The first download is slow; the second waits for its files instead of fetching them again.
+/// The first download is slow; the second waits for its files instead of downloading them again.
 #[test]
 fn two_downloads_at_once_share_the_work() {
     let setup = Setup::new();
@@ -733,7 +733,7 @@ fn ctrl_c_stops_a_download_that_can_go_on_later() {
     let started = std::time::Instant::now();
     let partial = setup.partial(UNET);
     while fs::metadata(&partial).map_or(0, |data| data.len()) < 4_000 {
-        assert!(started.elapsed().as_secs() < 60, "it never came");
+        assert!(started.elapsed().as_secs() < 60, "no data arrived");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     super::signal("-INT", &child.id().to_string());
@@ -750,8 +750,8 @@ fn ctrl_c_stops_a_download_that_can_go_on_later() {
     setup.check_cache();
 }
 
-/// The text encoder's configuration says that it is Stable Diffusion's: so the model is downloaded with
-/// what belongs to that one, and then does not load.
+/// The text encoder's configuration claims to be Stable Diffusion's, so the model is downloaded with the
+/// parts that belong to that, and then does not load.
 #[test]
 fn the_joint_space_and_the_captioner_come_when_they_are_needed() {
     let setup = Setup::new();
@@ -982,7 +982,7 @@ fn a_check_loads_everything_and_finds_faults() {
     }
 }
 
-/// The captioner is downloaded for the methods that read captions alone, in whatever order they run.
+/// The captioner is downloaded only for methods that read captions, whatever their order.
 #[test]
 fn a_method_that_needs_the_captioner_joins_those_that_do_not() {
     let setup = Setup::new();

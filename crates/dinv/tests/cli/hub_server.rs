@@ -1,5 +1,5 @@
 //! A small server on loopback that speaks the Hub's protocol: the listing of a repository, its files
-//! with their digests, large files by way of another host. It counts requests and fails on demand.
+//! with their digests, and large files from another host. It counts requests and fails on demand.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -12,24 +12,24 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-/// A request that came.
+/// A received request.
 #[derive(Debug, Clone)]
 pub(crate) struct Request {
     pub(crate) path: String,
-    /// Whether it came to the host that large files are on.
+    /// Whether it went to the host of large files.
     pub(crate) at_storage: bool,
-    /// By lower-case name.
+    /// The headers, by lower-case name.
     pub(crate) headers: BTreeMap<String, String>,
 }
 
 /// A fault to inject.
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
-    /// Another status, with headers.
+    /// A different status, with headers.
     Status(u16, Vec<(&'static str, String)>),
-    /// The connection ends after this many bytes of the contents.
+    /// The connection ends after this many bytes of content.
     Break(usize),
-    /// A byte of the contents is another.
+    /// One byte of the content is changed.
     Corrupt,
     /// A pause after each chunk of this many bytes.
     Slow(usize),
@@ -42,7 +42,7 @@ pub(crate) enum Fault {
 struct Repository {
     commit: String,
     files: BTreeMap<String, Vec<u8>>,
-    /// Sizes that the listing states in place of the true ones.
+    /// Sizes that the listing states in place of the real ones.
     sizes: BTreeMap<String, u64>,
 }
 
@@ -50,11 +50,11 @@ struct Repository {
 struct State {
     repositories: BTreeMap<String, Repository>,
     requests: Vec<Request>,
-    /// A part of the path of the requests that fail, how, and how often.
+    /// A part of the path of the requests that fail, the fault, and how often.
     faults: Vec<(String, Fault, usize)>,
 }
 
-/// The server; it ends with the tests' process.
+/// The server, which ends with the test process.
 #[derive(Debug, Clone)]
 pub(crate) struct HubServer {
     hub: SocketAddr,
@@ -110,7 +110,7 @@ impl HubServer {
             .insert(path.to_owned(), contents.to_owned());
     }
 
-    /// Makes the listing state another size of a file.
+    /// Makes the listing state another size for a file.
     pub(crate) fn claim(&self, name: &str, path: &str, size: u64) {
         let mut state = self.state();
         let repository = state.repositories.get_mut(name).unwrap();
@@ -122,7 +122,7 @@ impl HubServer {
         self.state().faults.push((part.to_owned(), fault, times));
     }
 
-    /// Lets nothing fail any more.
+    /// Removes all faults.
     pub(crate) fn recover(&self) {
         self.state().faults.clear();
     }

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use super::{Done, PAIR, run, signal, start, succeed, wait_for, workplace};
 
-/// Long enough to be caught in the middle.
+/// Long enough to be interrupted in the middle.
 const LONG: &str = "--steps 150 --checkpoint-every 1 --select-every 0";
 
 #[test]
@@ -79,7 +79,7 @@ fn the_exit_code_tells_the_signal() {
     }
 }
 
-/// As `nohup` starts it.
+/// Starts the program as `nohup` does.
 #[test]
 fn a_signal_that_was_ignored_at_the_start_stays_ignored() {
     let work = workplace();
@@ -122,7 +122,7 @@ fn captions_stop_after_the_picture() {
 #[test]
 fn a_second_interrupt_ends_the_program_at_once() {
     let work = workplace();
-    // A step of many samples takes longer than both interrupts: the first by itself would wait for its end.
+    // A step of many samples takes longer than both interrupts: after the first only, the program waits for its end.
     let mut child = start(
         work.path(),
         &format!(

@@ -4,7 +4,7 @@ use tempfile::TempDir;
 
 use super::{PAIR, copy_folder, golden, refused, succeed, workplace};
 
-/// A workplace with the models in `tiny-base` and `tiny-distilled`, and how they are named.
+/// A workplace with the models in `tiny-base` and `tiny-distilled`, and the arguments that name them.
 fn work() -> TempDir {
     let work = workplace();
     for name in ["tiny-base", "tiny-distilled"] {

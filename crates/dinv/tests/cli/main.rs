@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// The program, in `folder`, without the surroundings of whoever runs the tests, and without the
+/// The program, in `folder`, without the environment of the test runner, and without the
 /// network.
 fn dinv(folder: &Path) -> Command {
     let mut command = program();
@@ -64,8 +64,8 @@ fn dinv(folder: &Path) -> Command {
     command
 }
 
-/// The program, deaf to no signal, though whoever runs the tests in the background may be: what is ignored is
-/// inherited, and the program leaves it so.
+/// The program with no signal ignored, although the test runner may run in the background: ignored signals are
+/// inherited, and the program keeps them ignored.
 fn program() -> Command {
     const PROGRAM: &str = env!("CARGO_BIN_EXE_dinv");
     const LISTEN: &str = "--default-signal=HUP,INT,TERM";
@@ -82,7 +82,7 @@ fn program() -> Command {
     command
 }
 
-/// What a run of the program gave.
+/// The result of a run of the program.
 struct Done {
     code: Option<i32>,
     stdout: String,
@@ -115,7 +115,7 @@ fn succeed(folder: &Path, arguments: &str) -> Done {
     done
 }
 
-/// Runs the program in `folder` and expects it to refuse, in words that hold all of `expected`.
+/// Runs the program in `folder` and expects an error whose message has all of `expected`.
 fn refused(folder: &Path, arguments: &str, code: i32, expected: &[&str]) {
     let done = run(folder, arguments);
     assert_eq!(done.code, Some(code), "{arguments}\n{}", done.stderr);
@@ -125,7 +125,7 @@ fn refused(folder: &Path, arguments: &str, code: i32, expected: &[&str]) {
     }
 }
 
-/// Starts the program in `folder`, to be met while it runs.
+/// Starts the program in `folder` and does not wait for it.
 fn start(folder: &Path, arguments: &str) -> Child {
     dinv(folder)
         .args(arguments.split_whitespace())
@@ -141,7 +141,7 @@ fn wait_for(path: &Path) {
     while !path.exists() {
         assert!(
             started.elapsed() < Duration::from_secs(120),
-            "{} never came",
+            "{} never appeared",
             path.display()
         );
         std::thread::sleep(Duration::from_millis(5));

@@ -1,12 +1,12 @@
-//! Models in other layouts than a plain diffusers folder, and what is wrong with some of them.
+//! Models in layouts other than a plain diffusers folder, and the errors of invalid ones.
 
 use std::fs;
 use std::path::Path;
 
 use super::{PAIR, entries, golden, refused, run, succeed, workplace};
 
-/// Expects `dinv generate` to fail with this exit code, saying all of `expected`, without a file
-/// left behind.
+/// Expects `dinv generate` to fail with this exit code and all of `expected` in its message, without leaving a
+/// file.
 fn refuses(work: &Path, flags: &str, code: i32, expected: &[&str]) {
     let before = entries(work);
     let arguments = format!("generate --config tiny.toml --prompt red {flags}");
@@ -152,7 +152,7 @@ fn the_prediction_type_can_be_overridden() {
     let read = |name: &str| image::open(work.path().join(name)).unwrap().into_rgb8();
     let bytes = fs::read(work.path().join("noise.png")).unwrap();
     let told = String::from_utf8_lossy(&bytes).contains(r#""prediction_type":"epsilon""#);
-    assert!(told, "the picture does not tell what it was made with");
+    assert!(told, "the picture does not state what it was made with");
     assert_eq!(read("model.png"), read("same.png"));
     assert_ne!(read("model.png"), read("noise.png"));
 }
@@ -207,7 +207,7 @@ fn doctor_looks_into_single_files() {
     );
 }
 
-/// A LoRA changes pictures, is written down, and belongs to a difference that was learned with it.
+/// A LoRA changes pictures, is recorded, and belongs to a difference learned with it.
 #[test]
 fn loras_are_merged_and_recorded() {
     let work = workplace();
@@ -303,7 +303,7 @@ fn run_doctor(folder: &Path, flags: &str) -> String {
     run(folder, &format!("doctor --model model {flags}")).stdout
 }
 
-/// A textual inversion is a word; a difference that is given as one is likely meant to follow the prompt.
+/// A textual inversion is a word; a difference given as one is likely meant to follow the prompt.
 #[test]
 fn embeddings_are_words_of_prompts() {
     let work = workplace();

@@ -1,4 +1,4 @@
-//! What exists is not replaced, a set of files appears as one, and nothing stays behind.
+//! Existing files are not replaced, a set of files appears at once, and nothing is left behind.
 
 use std::fs;
 use std::path::Path;
@@ -6,14 +6,14 @@ use std::process::Child;
 
 use super::{Done, PAIR, entries, run, start, succeed, wait_for, workplace};
 
-/// Long enough for something to happen meanwhile.
+/// Long enough for something to happen during the run.
 const LONG: &str = "--steps 100 --checkpoint-every 1 --select-every 0";
 
 fn ended(child: Child) -> Done {
     child.wait_with_output().unwrap().into()
 }
 
-/// Refused with this code and these words in the message.
+/// Expects a refusal with this code and these words in the message.
 fn refuses(folder: &Path, arguments: &str, code: i32, expected: &[&str]) {
     let done = run(folder, arguments);
     assert_eq!(done.code, Some(code), "{arguments}\n{}", done.stderr);
@@ -48,7 +48,7 @@ fn what_appears_while_learning_stays_and_so_does_the_checkpoint() {
     assert!(done.stderr.contains("`--resume`"), "{}", done.stderr);
     let there = fs::read_to_string(work.path().join("d.safetensors")).unwrap();
     assert_eq!(there, "somebody else's only copy");
-    // Nothing is lost: the hint is followed.
+    // Nothing is lost if the hint is followed.
     fs::rename(
         work.path().join("d.safetensors"),
         work.path().join("theirs"),
@@ -118,7 +118,7 @@ fn outputs_with_a_dot_have_checkpoints_of_their_own() {
     long.kill().unwrap();
     long.wait().unwrap();
     assert!(work.path().join("lr0.01.checkpoint").exists());
-    // An existing checkpoint is resumed, or reported as being further.
+    // An existing checkpoint is resumed, or reported as being ahead.
     let behind = format!("{learn} --steps 1 -o lr0.01 --resume");
     refuses(
         work.path(),
@@ -243,7 +243,7 @@ fn a_set_whose_run_was_killed_while_it_appeared_is_finished() {
     ];
     let hidden = out.join(".dinv-aB3xYz");
     fs::create_dir(&hidden).unwrap();
-    // As if it had been killed after the second of five.
+    // As if the process had been killed after the second of five.
     for name in &names[2..] {
         fs::rename(out.join(name), hidden.join(name)).unwrap();
     }
@@ -272,7 +272,7 @@ fn a_folder_of_pictures_is_taken_and_all_that_is_wrong_with_it_told() {
         fs::copy(work.path().join("b.png"), photos.join(name)).unwrap();
     }
     fs::write(photos.join("notes.txt"), "no picture").unwrap();
-    // The difference may stand behind what it is applied to.
+    // The difference may come after the pictures it is applied to.
     let apply = "apply --config tiny.toml -q -o out --b photos";
     let done = succeed(work.path(), &format!("{apply} d.safetensors"));
     assert_eq!(done.stdout, "out/one.png\nout/two.png\n");

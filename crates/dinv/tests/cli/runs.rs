@@ -1,4 +1,4 @@
-//! Whole runs on the tiny model: what is printed and what is written.
+//! Complete runs on the tiny model: their output and their files.
 
 use std::fs;
 use std::path::Path;
@@ -116,7 +116,7 @@ fn the_built_in_example_runs_without_any_flag() {
         (&settings["steps"], &settings["num_tokens"]),
         (&5.into(), &2.into())
     );
-    // A picture names the model, not the folders of whoever made it.
+    // A picture names the model, but no folders of its author.
     let text = read_png_text(&work.path().join("out/b_prime.png")).unwrap();
     let recipe: Value = serde_json::from_str(&text[1].1).unwrap();
     assert_eq!(recipe["model"], "demo/model");
@@ -162,7 +162,7 @@ fn one_difference_applies_to_many_pictures() {
             .starts_with("error: out/a.png exists already\nhint: ")
     );
 
-    // The pictures that are left, and none.
+    // The remaining pictures, and none.
     let first = fs::read(work.path().join("out/a.png")).unwrap();
     fs::remove_file(work.path().join("out/b.png")).unwrap();
     for expected in ["out/b.png\n", ""] {
@@ -194,7 +194,7 @@ fn several_pairs_teach_one_difference() {
     assert_eq!(printed["captions"].as_array().unwrap().len(), 2);
 }
 
-/// What `--trace` writes, `--replay` takes, with the same result.
+/// `--replay` reads what `--trace` writes, with the same result.
 #[test]
 fn a_trace_can_be_replayed() {
     let work = workplace();
@@ -236,8 +236,8 @@ fn words_become_a_picture_with_every_scheduler() {
     };
     let ddim = draw("ddim");
     assert_eq!(ddim.dimensions(), (32, 32));
-    // They solve one equation, in steps of their own: the pictures are near, but not the same. Noise that is
-    // added on the way leads elsewhere.
+    // They solve one equation with different steps: the pictures are close, but not the same. Added noise leads
+    // elsewhere.
     for (scheduler, far) in [
         ("euler", 0.0..0.5),
         ("dpm-solver", 0.1..5.0),
@@ -318,14 +318,14 @@ fn doctor_lists_what_is_there_and_what_is_missing() {
     );
 }
 
-/// Mean difference of two pictures, in steps of 8 bits.
+/// Mean difference of two pictures, in 8-bit steps.
 fn distance(one: &image::RgbImage, other: &image::RgbImage) -> f64 {
     assert_eq!(one.dimensions(), other.dimensions());
     let differences = one.iter().zip(other.iter()).map(|(a, b)| a.abs_diff(*b));
     differences.map(f64::from).sum::<f64>() / one.len() as f64
 }
 
-/// Pictures of every kind are seen as the plain pictures of the same colours are.
+/// Pictures of every kind are read like plain pictures with the same colours.
 #[test]
 fn grey_16_bit_transparent_cmyk_and_rotated_pictures_are_taken() {
     let work = workplace();
@@ -499,7 +499,7 @@ fn models_that_take_a_picture_change_it() {
     assert!(!work.path().join("no.safetensors").exists());
 }
 
-/// White on black and a black brush on nothing mark the same, and what is not marked stays, to the pixel.
+/// White on black and a black brush on transparency mark the same area, and the rest stays the same to the pixel.
 #[test]
 fn what_a_mask_keeps_stays() {
     let work = workplace();
@@ -584,7 +584,7 @@ fn doctor_misses_nothing_of_a_model_that_only_draws() {
     );
 }
 
-/// Names that are no Unicode, as old archives hold them.
+/// Names that are not Unicode, as in old archives.
 #[cfg(target_os = "linux")]
 #[test]
 fn pictures_of_any_name_are_taken() {

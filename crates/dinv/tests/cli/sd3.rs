@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::{PAIR, copy_folder, golden, refused, succeed, workplace};
 
-/// A workplace with the model in `tiny-sd3`, and how it is named.
+/// A workplace with the model in `tiny-sd3`, and the arguments that name it.
 fn work() -> TempDir {
     let work = workplace();
     copy_folder(&golden("sd3"), &work.path().join("tiny-sd3"));
@@ -21,7 +21,7 @@ fn bytes(path: &Path) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
-/// Noise of this shape as `--init-latents` takes it.
+/// Noise of this shape in the format of `--init-latents`.
 fn write_latents(path: &Path, shape: [usize; 4]) {
     let count: usize = shape.iter().product();
     let wave = (0..count).map(|i| 1.4 * (0.37 * i as f32 * i as f32).sin());
@@ -76,7 +76,7 @@ fn a_difference_is_learned_applied_and_drawn_with() {
     let plain = drawn("");
     assert_eq!((plain.width(), plain.height()), (16, 16));
     assert_ne!(drawn("--difference d.safetensors"), plain);
-    // A difference learned beside T5 is used without.
+    // A difference learned with T5 present is applied without it.
     let without_t5 = drawn("--without-t5");
     assert_ne!(without_t5, plain);
     assert_ne!(drawn("--without-t5 --difference d.safetensors"), without_t5);

@@ -1,4 +1,4 @@
-//! `dinv serve`: a real server process, asked over HTTP.
+//! `dinv serve`: a real server process, queried over HTTP.
 #![cfg(unix)]
 
 use std::fs::{self, File};
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 use super::{Done, dinv, run, signal, workplace};
 
-/// A server on a free port. Its data are in `data`, what it writes to stderr in `log`, of the workplace.
+/// A server on a free port. In the workplace, its data are in `data`, and its stderr in `log`.
 struct Server {
     child: Child,
     port: u16,
@@ -75,11 +75,11 @@ impl Server {
         Self { child, port }
     }
 
-    /// Asks with these headers; HTTP/1.0, so that an answer is what comes until the end.
+    /// Sends a request with these headers; HTTP/1.0, so that the answer ends with the connection.
     fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
         let mut stream = self.send(method, path, headers, body);
         let mut all = Vec::new();
-        // A server that refuses a large request closes before it has read all of it.
+        // A server that refuses a large request closes the connection before it has read all of it.
         let _ = stream.read_to_end(&mut all);
         let end = all
             .windows(4)
@@ -121,7 +121,7 @@ impl Server {
         self.ask("POST", path, &[], body.to_string().as_bytes())
     }
 
-    /// Posts a job and gives its address.
+    /// Posts a job and returns its address.
     fn job(&self, body: &Value) -> String {
         let answer = self.post("/v1/jobs", body).expect(202);
         let address = format!("/v1/jobs/{}", answer.json()["id"].as_str().unwrap());
@@ -197,7 +197,7 @@ fn learning(work: &TempDir, steps: usize) -> Value {
     json!({ "kind": "learn", "pairs": pairs(work), "settings": settings(work, &more) })
 }
 
-/// The strengths of a difference give different pictures, which tell how they were made.
+/// Checks that the strengths of a difference give different pictures, which state how they were made.
 fn check_strengths(server: &Server, work: &TempDir, target: &Value) {
     let quick = settings(work, &json!({ "num_inference_steps": 2 }));
     let applied = server.job(&json!({
@@ -371,7 +371,7 @@ fn a_killed_server_continues_its_jobs_at_the_next_start() {
     server.wait(&running, |job| at(job) > Some(5));
     server.child.kill().unwrap();
     server.child.wait().unwrap();
-    // What it had not written down comes from the checkpoint.
+    // Losses that it had not saved come from the checkpoint.
     let id = running.rsplit('/').next().unwrap();
     let losses = work.path().join(format!("data/jobs/{id}/losses.jsonl"));
     let written = fs::read_to_string(&losses).unwrap();
@@ -387,7 +387,7 @@ fn a_killed_server_continues_its_jobs_at_the_next_start() {
         .collect();
     assert_eq!(steps, (1..=150).collect::<Vec<_>>());
     server.done(&waiting);
-    // It is as if nothing had happened.
+    // The result is the same as without an interruption.
     let straight = server.done(&server.job(&learning(&work, 150)));
     assert_eq!(straight["losses"], job["losses"]);
     let file = |job: &Value| {
@@ -617,7 +617,7 @@ fn a_request_that_cannot_be_done_names_its_field() {
     assert_eq!(left, [""; 0], "a refused request leaves something");
 }
 
-/// A job that fails says why, in the program's own words.
+/// A failed job states the reason, in the program's own words.
 #[test]
 fn a_job_that_fails_says_why() {
     let work = workplace();
@@ -710,7 +710,7 @@ fn other_machines_need_the_token() {
     assert!(!log.contains("secret-of-ours"), "{log}");
 }
 
-/// The lines of the guide that ask the server, as they are pasted.
+/// Runs the guide's example requests as they are pasted.
 #[test]
 fn the_commands_of_the_guide_can_be_pasted() {
     let Ok(curl) = std::process::Command::new("curl").arg("--version").output() else {

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 /// A file with a word.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EmbeddingFile {
-    /// What stands between `<` and `>` in prompts; the file's name without its end if not given.
+    /// The text between `<` and `>` in prompts; by default the file's name without its extension.
     pub name: Option<String>,
     /// The file.
     pub path: PathBuf,
 }
 
 impl EmbeddingFile {
-    /// What stands between `<` and `>` in prompts.
+    /// The text between `<` and `>` in prompts.
     pub fn name(&self) -> String {
         let stem = || {
             self.path
@@ -27,7 +27,7 @@ impl EmbeddingFile {
             .to_owned()
     }
 
-    /// Whether a text has the word in it; CLIP reads capital letters as small ones.
+    /// Whether a text contains the word; CLIP ignores case.
     pub fn is_in(&self, text: &str) -> bool {
         text.to_lowercase()
             .contains(&format!("<{}>", self.name().to_lowercase()))
@@ -43,7 +43,7 @@ pub(crate) fn written_in(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Whether a word can be called this in a prompt.
+/// Whether a word can have this name in a prompt.
 pub(crate) fn is_name(name: &str) -> bool {
     let is_part = |c: char| c.is_alphanumeric() || ['.', '_', '-'].contains(&c);
     !name.is_empty() && name.chars().all(is_part)

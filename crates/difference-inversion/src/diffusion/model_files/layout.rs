@@ -1,5 +1,5 @@
-//! The layouts of Stable Diffusion's checkpoints that come as one file, which holds no configuration:
-//! what diffusers' folders of the same models say in their `config.json`.
+//! The layouts of Stable Diffusion's single-file checkpoints. Such a file has no configuration, so a layout
+//! holds the `config.json` of diffusers' folders of the same models.
 
 use serde_json::{Value, json};
 
@@ -22,28 +22,28 @@ pub enum TextLayout {
 pub struct LayoutTextEncoder {
     /// The name of its folder in diffusers.
     pub network: &'static str,
-    /// What its keys start with in the file.
+    /// The prefix of its keys in the file.
     pub prefix: &'static str,
-    /// How they go on.
+    /// The layout of the rest of its keys.
     pub layout: TextLayout,
     /// Its `config.json`.
     pub config: Value,
     /// Whether the file has a last layer and a projection that the family does not use.
     pub penultimate: bool,
-    /// The token its prompts are filled up with, if it is not the vocabulary's own.
+    /// The token that pads its prompts, if it is not the vocabulary's own.
     pub pad_token: Option<&'static str>,
 }
 
-/// Checkpoints in the original layout that are configured alike: the configuration of each network.
+/// Checkpoints in the original layout with the same configuration of each network.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layout {
     /// Its name on the command line.
     pub name: &'static str,
     /// Its name in messages.
     pub title: &'static str,
-    /// The family of models that it is a layout of.
+    /// The family of its models.
     pub family: &'static Family,
-    /// The denoiser's `config.json`; `in_channels` is the file's to say.
+    /// The denoiser's `config.json`, except `in_channels`, which is read from the file.
     pub denoiser: Value,
     /// The autoencoder's `config.json`.
     pub vae: Value,
@@ -60,7 +60,7 @@ const EDITING: usize = 8;
 const INPAINTING: usize = 9;
 /// Prefix of the keys of Stable Diffusion 2's text encoder.
 const SD2_ENCODER: &str = "cond_stage_model.model.";
-/// The same in the layout of the code of SDXL.
+/// The same in the layout of SDXL's code.
 const SGM_ENCODER: &str = "conditioner.embedders.0.model.";
 /// Tokens of CLIP.
 const VOCABULARY: usize = 49408;
@@ -239,7 +239,7 @@ impl Layout {
             .map_or(0, Vec::len)
     }
 
-    /// Whether the file's tensor `key` belongs to a part of a text encoder that is not used.
+    /// Whether the file's tensor `key` belongs to an unused part of a text encoder.
     pub(crate) fn leaves_out(&self, key: &str) -> bool {
         self.text_encoders.iter().any(|encoder| {
             let Some(key) = key.strip_prefix(encoder.prefix) else {
@@ -263,11 +263,11 @@ impl Layout {
     }
 
     /// Recognises the family of a file by its keys and shapes. Stable Diffusion 2 with and without
-    /// velocity look the same; `predicts_noise` distinguishes them, and that its inpainting model
-    /// (`stabilityai/stable-diffusion-2-inpainting`) was made from the base model.
+    /// velocity look the same: `predicts_noise` distinguishes them, and so does the fact that its inpainting
+    /// model (`stabilityai/stable-diffusion-2-inpainting`) was made from the base model.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] if it is of no known family, saying what it is as far as that shows.
+    /// [`Error::InvalidFile`] if it is of no known family, stating what it appears to be.
     pub(crate) fn recognise(file: &TensorFile, predicts_noise: bool) -> Result<Self> {
         let width = context_dim(file)?;
         let inpaints = in_channels(file) == Some(INPAINTING);
@@ -297,7 +297,7 @@ impl Layout {
         }
     }
 
-    /// Checks that the file is one of this family, and takes over how many channels its U-Net reads.
+    /// Checks that the file is of this family, and adopts the number of channels that its U-Net reads.
     ///
     /// # Errors
     /// [`Error::Setting`] if it is of another, [`Error::InvalidFile`] if a network is missing.
@@ -315,7 +315,7 @@ impl Layout {
         }
         let names = file.names();
         let missing = |prefix: &str| !names.iter().any(|name| name.starts_with(prefix));
-        // Some of Stable Diffusion 2, such as SD-Turbo, come in the layout of the code of SDXL.
+        // Some of Stable Diffusion 2, such as SD-Turbo, come in the layout of SDXL's code.
         for encoder in &mut self.text_encoders {
             if encoder.prefix == SD2_ENCODER && missing(SD2_ENCODER) && !missing(SGM_ENCODER) {
                 encoder.prefix = SGM_ENCODER;
@@ -338,7 +338,7 @@ impl Layout {
                 TextLayout::Transformers => "text_model.embeddings.token_embedding.weight",
                 TextLayout::OpenClip => "token_embedding.weight",
             };
-            // Fine-tunings that learned words have rows more.
+            // Fine-tunings that learned words have more rows.
             if let Some((_, &[rows, _])) = file.info(&format!("{}{table}", encoder.prefix))
                 && rows > VOCABULARY
             {
@@ -365,7 +365,7 @@ impl Layout {
     }
 }
 
-/// Whether the U-Net of SDXL lacks layers, as those that were distilled from it do.
+/// Whether the U-Net of SDXL lacks layers, as models distilled from it do.
 fn is_distilled(file: &TensorFile) -> bool {
     let has = |layer: usize| {
         let block = format!("{UNET}input_blocks.8.1.transformer_blocks.{layer}.norm1.weight");
@@ -374,7 +374,7 @@ fn is_distilled(file: &TensorFile) -> bool {
     has(0) && !has(9)
 }
 
-/// The channels that the U-Net in `file` reads.
+/// The number of channels that the U-Net in `file` reads.
 fn in_channels(file: &TensorFile) -> Option<usize> {
     match file.info(&format!("{UNET}{CONV_IN}"))? {
         (_, &[_, channels, _, _]) => Some(channels),

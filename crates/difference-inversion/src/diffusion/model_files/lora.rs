@@ -1,4 +1,4 @@
-//! LoRA files: which layers of a model their tensors change.
+//! LoRA files, and the layers of a model that their tensors change.
 //!
 //! The names are those of diffusers and PEFT (`unet.….lora_A.weight`, `lora.down`, attention processors), kohya's
 //! scripts (`lora_unet_…`, `lora_te_…`, of diffusers' and of the original blocks) and ComfyUI (`diffusion_model.…`).
@@ -19,12 +19,12 @@ use crate::weights::low_rank::{LowRank, numbers};
 use crate::weights::{Changes, Weights};
 use crate::{Error, Result};
 
-/// A LoRA file, or the folder that diffusers or PEFT saved one in, and how much of it is added.
+/// A LoRA file, or a folder of diffusers or PEFT with one, and its weight.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoraFile {
     /// The file or folder.
     pub path: PathBuf,
-    /// 1 is all of it.
+    /// 1 adds all of it.
     pub weight: f64,
 }
 
@@ -41,7 +41,7 @@ const METADATA: &str = "lora_adapter_metadata";
 /// Embeddings that kohya's scripts put into the same file.
 const EMBEDDINGS: &str = "bundle_emb.";
 
-/// What stands behind the layer's name: in the keys of the matrix on the right and of that on the left.
+/// The suffixes of a layer's keys: of the right-hand matrix and of the left-hand one.
 const DOWN: [&str; 5] = [
     ".lora_down.weight",
     ".lora.down.weight",
@@ -58,8 +58,8 @@ const UP: [&str; 5] = [
 ];
 const ALPHA: &str = ".alpha";
 
-/// What the keys of other kinds of adapters end with, or have in them where it ends with a dot or a dash; and what
-/// these are called.
+/// The suffixes of keys of other kinds of adapters (or substrings, if they end in a dot or a dash), with the
+/// names of these kinds.
 const OTHER_KINDS: [(&str, &str); 16] = [
     (".dora_scale", "a DoRA"),
     (".lora_magnitude_vector", "a DoRA"),
@@ -79,7 +79,7 @@ const OTHER_KINDS: [(&str, &str); 16] = [
     (".set_weight", "a file with whole layers (`set_weight`)"),
 ];
 
-/// The layers of FLUX.1 and Stable Diffusion 3 in their original code that are called otherwise in diffusers, where
+/// The layers of FLUX.1 and Stable Diffusion 3 whose names in the original code differ from diffusers', where
 /// queries, keys and values are three layers. `{}` is the number of the block.
 const TRANSFORMERS: [(&str, &[&str]); 33] = [
     (
@@ -232,13 +232,13 @@ const TRANSFORMERS: [(&str, &[&str]); 33] = [
     ),
 ];
 
-/// The layers of a network by every name that files have for them. A name stands for several layers where the
-/// original code has one in their place, whose rows are theirs in this order.
+/// The layers of a network by every name that files use. A name stands for several layers where the
+/// original code has a single one, whose rows are theirs in this order.
 #[derive(Debug, Default)]
 pub(super) struct LayerNames(BTreeMap<String, Vec<String>>);
 
 impl LayerNames {
-    /// Of the `network` with these weights.
+    /// The names for the `network` with these weights.
     pub(super) fn of(network: &str, weights: &Weights) -> Self {
         let mut names = Self::default();
         let keys = || weights.keys().filter_map(|key| key.strip_suffix(".weight"));
@@ -275,7 +275,7 @@ impl LayerNames {
         }
     }
 
-    /// The names in ComfyUI and kohya's scripts of a denoiser's layer.
+    /// Adds the names of a denoiser's layer in ComfyUI and kohya's scripts.
     fn add_original(&mut self, name: &str, layers: &[&str]) {
         let flat = name.replace('.', "_");
         for name in [
@@ -290,7 +290,7 @@ impl LayerNames {
         }
     }
 
-    /// The layers of transformers whose original names are others.
+    /// Adds the layers of transformers whose original names differ.
     fn add_transformers(&mut self, weights: &Weights) {
         let blocks: BTreeSet<&str> = (weights.keys())
             .filter_map(|key| key.split('.').nth(1))
@@ -314,7 +314,7 @@ impl LayerNames {
         }
     }
 
-    /// The names of a layer of the text encoder `number`, counted from 1.
+    /// Adds the names of a layer of the text encoder `number`, counted from 1.
     fn add_of_encoder(&mut self, network: &str, number: usize, layer: &str) {
         let bare = layer.strip_prefix("text_model.").unwrap_or(layer);
         let is_of_clip = bare.starts_with("encoder.layers.");
@@ -346,7 +346,7 @@ impl LayerNames {
     }
 }
 
-/// Which of a model's text encoders a network is, counted from 1.
+/// The number of a network among a model's text encoders, counted from 1.
 fn encoder_number(network: &str) -> Option<usize> {
     match network.strip_prefix("text_encoder")? {
         "" => Some(1),
@@ -354,7 +354,7 @@ fn encoder_number(network: &str) -> Option<usize> {
     }
 }
 
-/// The tensors that change one layer, or several that are one in the file.
+/// The tensors that change one layer, or several that are one layer in the file.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 struct Parts {
     down: Option<String>,
@@ -379,7 +379,7 @@ pub(super) struct Lora {
     weight: f64,
     /// By the layer's name in the file.
     layers: BTreeMap<String, Parts>,
-    /// By the prefix of the network's names in the file; "" for all of them.
+    /// By the prefix of the network's names in the file; "" matches all.
     configs: Vec<(String, PeftConfig)>,
     /// Tensors of embeddings in the file.
     embeddings: usize,
@@ -546,7 +546,7 @@ impl Lora {
         Ok(())
     }
 
-    /// The file's name, and how much of it is added if that is not all.
+    /// The file's name, and its weight if that is not 1.
     fn name(&self) -> String {
         let name = self
             .path()
@@ -559,7 +559,7 @@ impl Lora {
         }
     }
 
-    /// α/r, or α/√r with rank-stabilised scaling. A file that says no α means α = r.
+    /// α/r, or α/√r with rank-stabilised scaling. Without α in the file, α = r.
     fn scale(&self, layer: &str, parts: &Parts, rank: usize) -> Result<f64> {
         let rank = rank as f64;
         if let Some(key) = &parts.alpha {
@@ -586,7 +586,7 @@ impl Lora {
         })
     }
 
-    /// The number in a tensor of one.
+    /// The value of a one-element tensor.
     fn number(&self, key: &str) -> Result<f64> {
         let numbers = numbers(&self.file, key)?;
         match numbers[..] {
@@ -600,7 +600,7 @@ impl Lora {
         }
     }
 
-    /// Refuses layers that are in none of a model's networks.
+    /// Refuses layers that no network of a model has.
     pub(super) fn check_known(&self, networks: &[LayerNames], model: &str) -> Result<()> {
         let is_known = |layer: &&String| networks.iter().any(|names| names.0.contains_key(*layer));
         let unknown: Vec<&String> = self
@@ -622,7 +622,7 @@ impl Lora {
         Err(Error::invalid_file(self.path(), reason))
     }
 
-    /// What it was made for, as far as that shows: by names, by the width of prompts, by what it says.
+    /// The model that it was made for, as far as names, the width of prompts, and metadata show it.
     fn made_for(&self) -> Option<String> {
         let has = |mark: &str| self.layers.keys().any(|layer| layer.contains(mark));
         let marks = [
@@ -673,7 +673,7 @@ impl Lora {
     }
 }
 
-/// The file that a path means.
+/// The file that a path stands for.
 fn find(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path.to_owned());
@@ -696,7 +696,7 @@ enum Part {
 
 /// The layer of a key, and its role in the layer.
 fn split(key: &str) -> Option<(String, Part)> {
-    // PEFT puts the adapter's name before the end.
+    // PEFT inserts the adapter's name before the suffix.
     let plain = match key.rsplit_once(".lora_A.").or(key.rsplit_once(".lora_B.")) {
         Some((layer, rest)) if rest.ends_with("weight") && rest.split('.').count() <= 2 => {
             let matrix = &key[layer.len()..layer.len() + ".lora_A.".len()];
@@ -715,7 +715,7 @@ fn split(key: &str) -> Option<(String, Part)> {
     None
 }
 
-/// A layer's own name where the file calls it by diffusers' attention processors, or by their names in a text
+/// A layer's own name if the file uses that of diffusers' attention processors, or their names in a text
 /// encoder.
 fn unprocessed(layer: &str) -> String {
     let of_processor = layer.contains(".processor.");
@@ -737,7 +737,7 @@ fn unprocessed(layer: &str) -> String {
     layer
 }
 
-/// Whether the kernel of a convolution is as large as that of the change, or either is of a linear layer.
+/// Whether the kernel of a convolution has the size of that of the change, or either is a linear layer.
 fn kernels_fit(weight: &[usize], down: &[usize]) -> bool {
     match (weight, down) {
         ([_, _, kernel @ ..], [_, _, of_down @ ..]) => {
@@ -760,7 +760,7 @@ fn configs(file: &TensorFile) -> Result<Vec<(String, PeftConfig)>> {
         let flat: BTreeMap<String, Value> = serde_json::from_str(json).map_err(wrong)?;
         let mut networks: BTreeMap<&str, serde_json::Map<String, Value>> = BTreeMap::new();
         for (key, value) in &flat {
-            // Without a prefix they are of a network that was saved alone.
+            // Without a prefix they belong to a network that was saved on its own.
             let (network, name) = match key.split_once('.') {
                 Some((network, name)) => (network, name),
                 None => ("", key.as_str()),

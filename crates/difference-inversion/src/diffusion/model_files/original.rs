@@ -1,5 +1,5 @@
-//! The key layout of the original Stable Diffusion code, in which checkpoints are one file:
-//! which of diffusers' and transformers' keys each of its keys stands for.
+//! The key layout of the original Stable Diffusion code, in which checkpoints are one file, and the keys of
+//! diffusers and transformers that its keys stand for.
 //!
 //! The names are facts of the original repositories (CompVis/stable-diffusion,
 //! Stability-AI/stablediffusion and generative-models, mlfoundations/open_clip) on the one hand, of
@@ -27,7 +27,7 @@ pub(crate) const UNET: &str = "model.diffusion_model.";
 /// Prefix of the autoencoder's keys.
 pub(crate) const VAE: &str = "first_stage_model.";
 
-/// Names, and what diffusers calls the same.
+/// Names, each with diffusers' name.
 type Names = [(&'static str, &'static str)];
 
 /// Whole parts of the U-Net.
@@ -61,8 +61,8 @@ const VAE_PARTS: &Names = &[
     ("mid.block_2.", "mid_block.resnets.1."),
 ];
 
-/// The layers of the autoencoder's attention, of which all but the norm are 1×1 convolutions; those that
-/// programs with diffusers' names inside wrote back have these.
+/// The layers of the autoencoder's attention, of which all except the norm are 1×1 convolutions. Files that
+/// programs using diffusers' names wrote back have these, too.
 const VAE_ATTENTION: &Names = &[
     ("mid.attn_1.to_q.", "mid_block.attentions.0.to_q."),
     ("mid.attn_1.to_k.", "mid_block.attentions.0.to_k."),
@@ -102,7 +102,7 @@ const OPEN_CLIP_PARTS: &Names = &[
     ("ln_final.", "final_layer_norm."),
 ];
 
-/// The layers of its residual blocks, of which queries, keys and values are stored as one.
+/// The layers of its residual blocks, which store queries, keys and values as one.
 const OPEN_CLIP_BLOCK: &Names = &[
     ("ln_1.", "layer_norm1."),
     ("ln_2.", "layer_norm2."),
@@ -111,8 +111,8 @@ const OPEN_CLIP_BLOCK: &Names = &[
     ("attn.out_proj.", "self_attn.out_proj."),
 ];
 
-/// What the keys start with that belong to no network that is used: weights averaged over the
-/// training, the autoencoder's training loss, what some fine-tunings learned words with.
+/// Prefixes of keys that belong to no network in use: weights averaged over the training, the
+/// autoencoder's training loss, modules with which some fine-tunings learned words.
 const UNUSED_PARTS: [&str; 4] = [
     "model_ema.",
     "first_stage_model.loss.",
@@ -120,7 +120,7 @@ const UNUSED_PARTS: [&str; 4] = [
     "embedding_manager.",
 ];
 
-/// Keys of the noise schedule and of training, all of which the configuration holds, and the projection that
+/// Keys of the noise schedule and of training, which the configuration covers, and the projection that
 /// ComfyUI saved with text encoders of which only the hidden states are read.
 const UNUSED: [&str; 19] = [
     "alphas_cumprod",
@@ -144,13 +144,13 @@ const UNUSED: [&str; 19] = [
     "state_dict",
 ];
 
-/// What the keys end with of buffers, and of CLIP's temperature.
+/// Suffixes of keys of buffers, and of CLIP's temperature.
 const UNUSED_ENDS: [&str; 3] = [".position_ids", "logit_scale", ".attn_mask"];
 
 /// The tensors of each network of a pipeline, by its folder's name in diffusers.
 pub(crate) type Networks = BTreeMap<String, BTreeMap<String, Placement>>;
 
-/// What keys start with that say that the model is drawn from otherwise, and how.
+/// Prefixes of keys that mark a model as drawn differently, with the reason.
 const OTHERWISE: [(&str, &str); 7] = [
     (
         "edm_",
@@ -173,12 +173,12 @@ const OTHERWISE: [(&str, &str); 7] = [
     ("img_in.", "it is no U-Net"),
 ];
 
-/// Finds diffusers' tensors in `file`, whose layout is `layout`; and the names of tensors that are of
-/// none of its networks, which merges leave behind.
+/// Finds diffusers' tensors in `file`, whose layout is `layout`. Also returns the names of tensors that belong
+/// to none of its networks, which merges leave behind.
 ///
 /// # Errors
 /// [`Error::InvalidFile`] if a network has tensors that are neither known nor known to be unused, or a
-/// tensor says that the model is of another kind.
+/// tensor marks the model as of another kind.
 pub(crate) fn networks(file: &TensorFile, layout: &Layout) -> Result<(Networks, Vec<String>)> {
     let mut networks = Networks::new();
     let (mut unknown, mut strays) = (Vec::new(), Vec::new());
@@ -277,11 +277,11 @@ fn numbered(key: &str) -> Option<(usize, &str)> {
     Some((number.parse().ok()?, rest))
 }
 
-/// Opens a file with an autoencoder, in diffusers' layout or in the original one; a whole model's file stands for
-/// its own.
+/// Opens a file with an autoencoder, in diffusers' or the original layout; a whole model's file stands for
+/// its autoencoder.
 ///
 /// # Errors
-/// [`Error::InvalidFile`] if it has tensors that no autoencoder has, or none of one.
+/// [`Error::InvalidFile`] if it has tensors that no autoencoder has, or lacks those of one.
 pub(crate) fn autoencoder(path: &Path, device: &Device, dtype: FloatDType) -> Result<Weights> {
     refuse_pickled(path)?;
     let file = TensorFile::open(path)?;
@@ -342,8 +342,8 @@ pub(crate) fn autoencoder(path: &Path, device: &Device, dtype: FloatDType) -> Re
     ))
 }
 
-/// The U-Net counts its blocks through all levels, each with `layers` (on the way up one more)
-/// layers and a resampling.
+/// The U-Net numbers its blocks through all levels, each with `layers` layers (one more in the up path)
+/// and a resampling.
 fn unet_key(key: &str, layers: usize) -> Option<String> {
     if let Some(name) = renamed(key, UNET_PARTS) {
         return Some(name);
@@ -386,7 +386,7 @@ fn unet_key(key: &str, layers: usize) -> Option<String> {
     }
 }
 
-/// What the original code calls the layers of a U-Net, by what diffusers calls them: the inverse of
+/// The original names of a U-Net's layers, by their names in diffusers: the inverse of
 /// [`unet_key`].
 #[derive(Debug, Default)]
 pub(crate) struct OriginalNames {
@@ -396,7 +396,7 @@ pub(crate) struct OriginalNames {
 }
 
 impl OriginalNames {
-    /// Of the U-Net with tensors of these names.
+    /// For the U-Net with tensors of these names.
     pub(crate) fn of<'a>(keys: impl Iterator<Item = &'a str>) -> Self {
         let mut names = Self::default();
         for key in keys {
@@ -480,7 +480,7 @@ fn renamed_back(key: &str, names: &Names) -> Option<String> {
     })
 }
 
-/// The autoencoder counts the levels of both halves from the finest, diffusers the decoder's from
+/// The autoencoder numbers the levels of both halves from the finest; diffusers numbers the decoder's from
 /// the coarsest of `levels`.
 fn vae_key(key: &str, levels: usize) -> Option<(String, Change)> {
     if key.starts_with("quant_conv.") || key.starts_with("post_quant_conv.") {
@@ -522,8 +522,8 @@ fn vae_key(key: &str, levels: usize) -> Option<(String, Change)> {
     Some((format!("{level}.{name}"), Change::None))
 }
 
-/// OpenCLIP stores queries, keys and values as one, and the projection for vectors on its left;
-/// files that diffusers' scripts converted have it as a layer's weight, for vectors on its right.
+/// OpenCLIP stores queries, keys and values as one, and the projection for vectors on its left. Files
+/// converted by diffusers' scripts store the projection as a layer's weight, for vectors on its right.
 fn open_clip_keys(key: &str) -> Option<Vec<(String, Change)>> {
     let projection = "text_projection.weight";
     if key == "text_projection" {

@@ -1,13 +1,13 @@
-//! What a single file states besides its weights: by marks among its tensors, and in its metadata.
+//! Statements of a single file besides its weights: marker tensors, and metadata.
 
 use serde_json::Value;
 
 use crate::diffusion::sample::PredictionType;
 use crate::weights::file::TensorFile;
 
-/// An empty tensor by which some fine-tuned checkpoints say that their U-Net predicts velocity.
+/// An empty tensor that marks the U-Net of some fine-tuned checkpoints as predicting velocity.
 pub(crate) const VELOCITY: &str = "v_pred";
-/// The same, that their schedule ends in pure noise.
+/// An empty tensor that marks a schedule ending in pure noise.
 pub(crate) const ZERO_SNR: &str = "ztsnr";
 
 /// Metadata fields that name the U-Net's prediction type: those of Stability AI's specification
@@ -17,23 +17,23 @@ const PREDICTIONS: [&str; 3] = [
     "modelspec.predict_key",
     "ss_v_parameterization",
 ];
-/// The field of the metadata that names the model; of Stable Diffusion 2 its two kinds.
+/// The metadata field that names the model; for Stable Diffusion 2 it distinguishes its two kinds.
 const ARCHITECTURE: &str = "modelspec.architecture";
 /// The field of kohya's scripts for a schedule that ends in pure noise.
 const RESCALED: &str = "ss_zero_terminal_snr";
 
-/// The step of training at which `stable-diffusion-2-base` was saved, by which diffusers, too, knows that
-/// it predicts noise.
+/// The training step at which `stable-diffusion-2-base` was saved. Like diffusers, this recognises by it
+/// that the model predicts noise.
 const SD2_BASE_STEP: u64 = 875_000;
 
 /// The statements of a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Said {
-    /// Whether a tensor says that velocity is predicted.
+    /// Whether a tensor states that velocity is predicted.
     pub(super) by_tensor: bool,
     /// The prediction type, and where it is stated.
     pub(super) by_metadata: Option<(PredictionType, &'static str)>,
-    /// Whether the metadata say that the schedule ends in pure noise.
+    /// Whether the metadata state that the schedule ends in pure noise.
     pub(super) zero_snr: bool,
 }
 

@@ -38,7 +38,7 @@ const WHOLE: [&str; 6] = [
     "epoch",
     "decay",
 ];
-/// What PEFT puts behind the name of a layer that it changes.
+/// PEFT's infix after the name of a layer that it changes.
 const WRAPPED: &str = ".base_layer.";
 
 fn is_stray(key: &str) -> bool {
@@ -50,7 +50,7 @@ fn is_stray(key: &str) -> bool {
 /// The weights of a network without foreign tensors.
 ///
 /// # Errors
-/// [`Error::InvalidFile`] if an adapter of PEFT was saved inside the layers, or there is nothing but weights averaged
+/// [`Error::InvalidFile`] if a PEFT adapter was saved inside the layers, or there are only weights averaged
 /// over the training.
 pub(super) fn cleaned(weights: Weights) -> Result<Weights> {
     if let Some(key) = weights.keys().find(|key| key.contains(WRAPPED)) {
@@ -72,7 +72,7 @@ pub(super) fn cleaned(weights: Weights) -> Result<Weights> {
     Ok(weights.without(is_stray))
 }
 
-/// A note about what [`cleaned`] leaves out.
+/// A note about the tensors that [`cleaned`] leaves out.
 pub(super) fn noted(weights: &Weights) -> Option<String> {
     let strays: Vec<String> = (weights.keys().filter(|key| is_stray(key)))
         .map(str::to_owned)

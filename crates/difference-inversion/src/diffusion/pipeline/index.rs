@@ -1,4 +1,4 @@
-//! `model_index.json`: which family a model is of.
+//! `model_index.json`, which names a model's family.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -10,17 +10,17 @@ use crate::weights::from_value;
 use crate::{Error, Result};
 
 impl Family {
-    /// The family of a model that was not loaded.
+    /// The family of a model that is not loaded.
     ///
     /// # Errors
     /// [`Error::InvalidFile`] if there is no `model_index.json`, [`Error::Config`] if its class is
-    /// none of [`FAMILIES`](crate::diffusion::family::FAMILIES).
+    /// not one of [`FAMILIES`](crate::diffusion::family::FAMILIES).
     pub fn of(files: &ModelFiles) -> Result<&'static Self> {
         Ok(ModelIndex::open(files)?.family)
     }
 }
 
-/// The classes of the parts of models whose denoiser is a U-Net, by what their folders' names begin with.
+/// The classes of the parts of models with a U-Net, by the prefixes of their folders' names.
 const CLASSES: [(&str, &[&str]); 3] = [
     (UNET, &["UNet2DConditionModel"]),
     ("vae", &["AutoencoderKL"]),
@@ -30,7 +30,7 @@ const CLASSES: [(&str, &[&str]); 3] = [
     ),
 ];
 
-/// Refuses parts of other classes: diffusers goes by those of `model_index.json`.
+/// Refuses parts of other classes: diffusers uses the classes in `model_index.json`.
 fn check_parts(files: &ModelFiles, family: &Family, index: &Value) -> Result<()> {
     if family.denoiser.part != UNET {
         return Ok(());
@@ -48,7 +48,7 @@ fn check_parts(files: &ModelFiles, family: &Family, index: &Value) -> Result<()>
     Ok(())
 }
 
-/// What `model_index.json` says beyond the names of its parts.
+/// The fields of `model_index.json` other than the names of its parts.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ModelIndex {
     pub(super) family: &'static Family,
@@ -59,7 +59,7 @@ pub(super) struct ModelIndex {
 }
 
 impl ModelIndex {
-    /// Reads the `model_index.json` of a pipeline, or what stands for it in a single file.
+    /// Reads the `model_index.json` of a pipeline, or its equivalent for a single file.
     ///
     /// # Errors
     /// [`Error::InvalidFile`] if there is none, [`Error::Config`] for a class that is not one of

@@ -1,4 +1,4 @@
-//! Opening a pipeline: every part read, and held against the others.
+//! Opening a pipeline: every part is read and checked against the others.
 
 use std::path::Path;
 
@@ -19,13 +19,13 @@ use crate::{Error, Result};
 impl Pipeline {
     /// Opens the parts of a pipeline that its [family](crate::diffusion::family::Family) has, which
     /// `model_index.json` names. With [another U-Net](crate::diffusion::model_files::FileOptions::unet), its input
-    /// channels decide the family. Pictures have the size the denoiser was trained on unless [`ModelFiles::resolution`] says
-    /// otherwise.
+    /// channels determine the family. Pictures have the size that the denoiser was trained on unless
+    /// [`ModelFiles::resolution`] overrides it.
     ///
     /// # Errors
     /// If a file is invalid (the error names it); [`Error::Config`] for a pipeline class that is not
-    /// supported and for parts that do not fit each other; [`Error::Setting`] for a resolution the
-    /// networks cannot halve often enough.
+    /// supported and for parts that do not match; [`Error::Setting`] for a resolution that the networks
+    /// cannot halve often enough.
     pub fn open(files: &ModelFiles, device: &Device, dtype: FloatDType) -> Result<Self> {
         let index = ModelIndex::open(files)?;
         let mut family = index.family;
@@ -95,7 +95,7 @@ impl Pipeline {
         Ok(pipeline)
     }
 
-    /// Refuses unsupported configurations, before any weights are present.
+    /// Refuses unsupported configurations before any weights are present.
     ///
     /// # Errors
     /// As [`open`](Self::open), except for errors that need weights or vocabularies.
@@ -112,7 +112,7 @@ impl Pipeline {
     /// Checks that the LoRAs change only layers that the model has.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] naming the first layer that it has not, and what the file was made for.
+    /// [`Error::InvalidFile`] naming the first layer that it lacks, and the model that the file was made for.
     pub fn check_adapters(files: &ModelFiles) -> Result<()> {
         let family = Family::of(files)?;
         files.check_loras(&family.networks_in(files)?, family.class)
@@ -128,7 +128,7 @@ impl Pipeline {
         Ok(self)
     }
 
-    /// Checks that the networks can draw at its resolution, which noising may depend on.
+    /// Checks that the networks can draw at its resolution, and adapts the noising to it.
     fn fit_resolution(&mut self) -> Result<()> {
         let pixels = self.vae.config().pixels();
         let factor = pixels * self.denoiser.multiple();
@@ -152,8 +152,8 @@ impl Pipeline {
     }
 }
 
-/// Refuses a text encoder that does not look at padding, as those of AltDiffusion. Families of several
-/// encoders have no such field in diffusers.
+/// Refuses a text encoder that masks padding, such as AltDiffusion's. Families with several encoders have no
+/// such field in diffusers.
 fn check_attention_mask(files: &ModelFiles, family: &Family) -> Result<()> {
     let [encoder] = family.text_encoders else {
         return Ok(());
@@ -163,7 +163,7 @@ fn check_attention_mask(files: &ModelFiles, family: &Family) -> Result<()> {
     check_fixed_fields(&config, &fixed, &files.config_path(encoder.part))
 }
 
-/// Refuses to skip layers that there are not, or that nothing is read from.
+/// Refuses to skip layers that do not exist, or to skip them in a family that does not read them.
 fn check_clip_skip(
     skip: usize,
     family: &Family,
@@ -202,8 +202,8 @@ fn check_clip_skip(
     }
 }
 
-/// Refuses text encoders with joint spaces whose ids do not mean the same words: those of an optimised
-/// prompt are read by all of them. A word may be added to the vocabulary of one of them.
+/// Refuses text encoders with joint spaces whose ids mean different words: all of them read the ids of an
+/// optimised prompt. A word may be added to the vocabulary of one of them.
 fn check_vocabularies(
     path: &Path,
     parts: &[&EncoderPart],
@@ -232,7 +232,7 @@ fn check_vocabularies(
 /// Height and width of the pictures.
 ///
 /// # Errors
-/// [`Error::Missing`] if neither the options nor the denoiser's configuration say so.
+/// [`Error::Missing`] if neither the options nor the denoiser's configuration state it.
 pub(crate) fn resolution(
     files: &ModelFiles,
     family: &Family,

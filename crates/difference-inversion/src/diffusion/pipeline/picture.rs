@@ -10,12 +10,12 @@ use crate::models::denoiser::Memory;
 use crate::util::tensors::host;
 use crate::{Error, Result};
 
-/// How bright red, green and blue are (ITU-R BT.601).
+/// The weights of red, green and blue in brightness (ITU-R BT.601).
 const LUMA: [f32; 3] = [0.299, 0.587, 0.114];
 
 impl Pipeline {
-    /// The latents of a picture, fitted to [`resolution`](Self::resolution):
-    /// the mean, not a sample, so that a picture has one place, [as the denoiser sees
+    /// The latents of a picture, fitted to [`resolution`](Self::resolution): the mean, not a sample, so that
+    /// they are deterministic, [as the denoiser sees
     /// it](crate::models::vae::AutoencoderKL::to_denoised).
     ///
     /// # Shapes
@@ -24,15 +24,15 @@ impl Pipeline {
         self.vae.to_denoised(self.mean(self.pixels(image)))
     }
 
-    /// The picture of latents.
+    /// Decodes latents to a picture.
     ///
     /// # Errors
-    /// [`Error::NotFinite`] if it is not made of numbers.
+    /// [`Error::NotFinite`] if a value is not finite.
     pub fn decode(&self, latents: Tensor<4>) -> Result<RgbImage> {
         to_image(self.decode_pixels(latents))
     }
 
-    /// The picture of latents as pixels; gradients flow to the latents.
+    /// Decodes latents to pixels; gradients flow to the latents.
     ///
     /// # Shapes
     /// [b, channels, h, w] to [b, 3, height, width], about in [-1, 1], f32
@@ -48,8 +48,8 @@ impl Pipeline {
 
     /// The denoiser's input from the picture to change, for
     /// [`Conditions::image`](super::Conditions::image): for InstructPix2Pix its latents, *not*
-    /// scaled; for inpainting the mask (1 where the picture is drawn again), then the scaled latents
-    /// of the picture with the masked area grey. Nothing for pipelines that draw from
+    /// scaled; for inpainting the mask (1 where the picture is redrawn), then the scaled latents
+    /// of the picture with the masked area grey. `None` for pipelines that draw from
     /// words only.
     ///
     /// A mask is fitted like the picture; areas at least half as bright as white are redrawn.
@@ -59,7 +59,7 @@ impl Pipeline {
     /// [1, c, h, w] with h and w as in [`latent_shape`](Self::latent_shape), f32
     ///
     /// # Errors
-    /// [`Error::Missing`] if the pipeline takes a picture or mask that is not there,
+    /// [`Error::Missing`] if the pipeline takes a picture or mask that is not given,
     /// [`Error::InvalidInput`] for one that it does not take.
     pub fn show(
         &self,
@@ -90,16 +90,16 @@ impl Pipeline {
         })
     }
 
-    /// Checks that the pipeline draws from words only, as difference tokens are learned and
-    /// applied.
+    /// Checks that the pipeline draws from words only, as learning and applying difference tokens
+    /// requires.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if it takes a picture, too.
+    /// [`Error::InvalidInput`] if it also takes a picture.
     pub fn check_words_alone(&self) -> Result<()> {
         self.family.check_words_alone()
     }
 
-    /// What was drawn where the mask says so, and the picture elsewhere: an autoencoder gives no pixel back as it was.
+    /// The drawn pixels inside the mask, and the picture's own outside: an autoencoder changes every pixel.
     pub fn keep(&self, drawn: &RgbImage, image: &RgbImage, mask: &RgbImage) -> RgbImage {
         let (width, height) = drawn.dimensions();
         let kept = fit(image, width, height);

@@ -1,4 +1,4 @@
-//! The noise schedule of training in whole steps, and the timesteps that are taken from it.
+//! The training noise schedule in whole steps, and the timesteps taken from it.
 
 use std::path::{Path, PathBuf};
 
@@ -10,10 +10,10 @@ use crate::diffusion::sample::scheduler::{BetaSchedule, SchedulerConfig, Timeste
 use crate::weights::check_fixed_fields;
 use crate::{Error, Result};
 
-/// The most steps that are few: those of distilled models (Turbo, Lightning, Hyper, LCM).
+/// The largest number of steps that counts as few: those of distilled models (Turbo, Lightning, Hyper, LCM).
 const FEW_STEPS: usize = 8;
 
-/// How much of the clean latents is left at every timestep, and what follows from it.
+/// The share of clean latents left at every timestep, and what follows from it.
 ///
 /// With ᾱ for [`alphas_cumprod`](Self::alphas_cumprod), noisy latents are
 /// `√ᾱ x₀ + √(1 − ᾱ) ε`.
@@ -21,7 +21,7 @@ const FEW_STEPS: usize = 8;
 pub struct AlphaSchedule {
     alphas_cumprod: Vec<f64>,
     config: SchedulerConfig,
-    /// The file that it comes from, for errors.
+    /// The file it comes from, for errors.
     path: PathBuf,
 }
 
@@ -84,8 +84,8 @@ impl AlphaSchedule {
         })
     }
 
-    /// Refuses fields of the configuration of which one value is `supported`, if it is that of the
-    /// scheduler `class`: to any other solver they mean nothing.
+    /// Refuses fields of the configuration with values other than `supported`, if it is that of the scheduler
+    /// `class`: other solvers ignore them.
     ///
     /// # Errors
     /// [`Error::Config`] for another value.
@@ -117,18 +117,18 @@ impl AlphaSchedule {
         &self.config
     }
 
-    /// Number of timesteps of training.
+    /// Number of training timesteps.
     pub fn num_train_timesteps(&self) -> usize {
         self.alphas_cumprod.len()
     }
 
-    /// ᾱ of every timestep of training, computed in f32 as diffusers does.
+    /// ᾱ of every training timestep, computed in f32 as in diffusers.
     pub fn alphas_cumprod(&self) -> &[f64] {
         &self.alphas_cumprod
     }
 
-    /// What noisy latents are made of at `timestep`, or where DDIM ends, before the first timestep,
-    /// for `None`.
+    /// The mix of noisy latents at `timestep`, or for `None` the one at which DDIM ends, before the first
+    /// timestep.
     pub(super) fn input(&self, timestep: Option<usize>) -> Mix {
         let alpha = match timestep {
             Some(timestep) => self.alphas_cumprod[timestep],
@@ -138,7 +138,7 @@ impl AlphaSchedule {
         Mix::new(alpha.sqrt(), (1.0 - alpha).sqrt())
     }
 
-    /// The timesteps that DDIM visits in `num_inference_steps` steps, from the noisiest.
+    /// The timesteps that DDIM visits in `num_inference_steps` steps, noisiest first.
     ///
     /// # Errors
     /// [`Error::Setting`] if there are none or more than in training.
@@ -164,9 +164,9 @@ impl AlphaSchedule {
         timestep.checked_sub(self.num_train_timesteps() / num_inference_steps)
     }
 
-    /// How so many steps are spaced: as the model says, and if it is silent as the solver is used to
-    /// (`otherwise`). Where the spacing is a guess, few steps begin with pure noise, as those models
-    /// were made to be drawn that few steps are enough for.
+    /// The spacing of `n` steps: the model's, or else the solver's usual one (`otherwise`). If the spacing is a
+    /// guess, few steps start from pure noise, since models for which few steps suffice were trained that
+    /// way.
     pub(super) fn spacing(&self, n: usize, otherwise: TimestepSpacing) -> TimestepSpacing {
         match self.config.spacing_is_guessed && n <= FEW_STEPS {
             true => TimestepSpacing::Trailing,
@@ -174,8 +174,8 @@ impl AlphaSchedule {
         }
     }
 
-    /// A note about very few steps: that their spacing is a guess, or that they begin far
-    /// below pure noise.
+    /// A note about very few steps: that their spacing is a guess, or that they start far below pure
+    /// noise.
     pub(super) fn notice(&self, times: &[f64]) -> Option<String> {
         let n = times.len();
         if self.config.spacing_is_guessed && n <= FEW_STEPS {
@@ -199,8 +199,8 @@ impl AlphaSchedule {
         lambdas.filter(|&found| found >= lambda).count()
     }
 
-    /// The timesteps of the multistep solvers, which leave out the least noisy one that others
-    /// visit; of the steps of training only those below `last` are visited.
+    /// The timesteps of the multistep solvers, which leave out the least noisy one that others visit; only
+    /// training steps below `last` are visited.
     pub(super) fn multistep_timesteps(&self, n: usize, last: usize) -> Result<Vec<usize>> {
         let spacing = self.spacing(n, TimestepSpacing::Linspace);
         let train = self.num_train_timesteps();
@@ -218,7 +218,7 @@ impl AlphaSchedule {
         Ok(timesteps)
     }
 
-    /// The timesteps of the solvers that work on σ, which may lie between those of training.
+    /// The timesteps of the solvers that work on σ, which may lie between training timesteps.
     pub(super) fn sigma_timesteps(&self, n: usize) -> Result<Vec<f64>> {
         let train = self.num_train_timesteps();
         check_steps(n, train)?;
@@ -243,8 +243,8 @@ impl AlphaSchedule {
             .collect()
     }
 
-    /// σ = √((1 − ᾱ) / ᾱ) at `timestep`, linear between the timesteps of training. Where nothing
-    /// is left of the clean latents, ᾱ is taken as 2⁻²⁴, as diffusers does, so that σ is finite.
+    /// σ = √((1 − ᾱ) / ᾱ) at `timestep`, linear between training timesteps. If nothing is left of the clean
+    /// latents, ᾱ is taken as 2⁻²⁴, as in diffusers, so that σ is finite.
     pub(super) fn sigma(&self, timestep: f64) -> f64 {
         let at = |t: usize| {
             let alpha = self.alphas_cumprod[t.min(self.alphas_cumprod.len() - 1)];
@@ -265,7 +265,7 @@ impl AlphaSchedule {
     }
 }
 
-/// β of every timestep, with the roundings of diffusers' f32.
+/// β of every timestep, with the rounding of diffusers' f32.
 fn betas(config: &SchedulerConfig) -> Vec<f32> {
     let n = config.num_train_timesteps;
     let between = |start: f64, end: f64| -> Vec<f32> {
@@ -316,7 +316,7 @@ fn cumulative_product(alphas: &[f32]) -> Vec<f32> {
         .collect()
 }
 
-/// Shifts and scales √ᾱ so that the last is 0 and the first as before, and gives the α of it
+/// Shifts and scales √ᾱ so that the last is 0 and the first is unchanged, and returns its α
 /// ([Lin et al. 2024](https://arxiv.org/abs/2305.08891), algorithm 1).
 fn rescale_zero_terminal_snr(alphas: &[f32]) -> Vec<f32> {
     let roots: Vec<f32> = cumulative_product(alphas)

@@ -26,9 +26,9 @@ pub struct FlowConfig {
     /// The scheduler the model was saved with.
     #[serde(rename = "_class_name")]
     pub class_name: Option<String>,
-    /// What σ = 1 is as a time.
+    /// The time of σ = 1.
     pub num_train_timesteps: usize,
-    /// s in σ′ = s σ / (1 + (s − 1) σ): more than 1 spends more steps near the noise.
+    /// s in σ′ = s σ / (1 + (s − 1) σ): more than 1 puts more steps near the noise.
     pub shift: f64,
     /// Whether s = e^μ instead, with μ linear in the number of the picture's tokens.
     pub use_dynamic_shifting: bool,
@@ -71,7 +71,7 @@ pub struct FlowSchedule {
     shift: f64,
     /// Whether n steps are spaced evenly down to 1 / n, regardless of the shift.
     whole_steps: bool,
-    /// Whether a dynamic shift is FLUX.2's, which depends on the number of steps, too.
+    /// Whether a dynamic shift is FLUX.2's, which also depends on the number of steps.
     empirical: bool,
     /// Tokens of the pictures.
     tokens: usize,
@@ -80,9 +80,9 @@ pub struct FlowSchedule {
 /// The largest μ of a dynamic shift e^μ, and the negative of the least.
 const MOST_MU: f64 = 6.0;
 
-/// μ of FLUX.2, as its pipeline in diffusers has it (`compute_empirical_mu`): linear in the number of tokens
-/// for 200 steps, where it is FLUX.1's, and for 10 steps; between and beyond these linear in the number of steps. For
-/// more than 4300 tokens always that of 200 steps.
+/// μ of FLUX.2, as in its diffusers pipeline (`compute_empirical_mu`): linear in the number of tokens for
+/// 200 steps, where it is FLUX.1's, and for 10 steps; for other numbers of steps linear in that number. Above
+/// 4300 tokens it is always that of 200 steps.
 fn empirical_mu(tokens: usize, steps: usize) -> f64 {
     let (tokens, steps) = (tokens as f64, steps as f64);
     let of_200 = 0.000_169_27 * tokens + 0.456_666_66;
@@ -156,8 +156,7 @@ impl FlowSchedule {
         self
     }
 
-    /// The same with n steps that are spaced evenly before they are shifted, as FLUX.1 has them: from 1 down
-    /// to 1 / n.
+    /// The same with n steps that are evenly spaced before the shift, from 1 down to 1 / n, as in FLUX.1.
     #[must_use]
     pub fn with_whole_steps(mut self) -> Self {
         self.whole_steps = true;
@@ -165,8 +164,8 @@ impl FlowSchedule {
     }
 
     /// The same with FLUX.2's dynamic shift, which depends on the number of steps; and with
-    /// [whole steps](Self::with_whole_steps). Times of training are shifted as 200 steps are, where the shift is
-    /// FLUX.1's: training has no number of steps.
+    /// [whole steps](Self::with_whole_steps). Training times, which have no number of steps, are shifted as for
+    /// 200 steps, where the shift is FLUX.1's.
     #[must_use]
     pub fn with_empirical_shift(mut self) -> Self {
         (self.empirical, self.whole_steps) = (true, true);
@@ -174,7 +173,7 @@ impl FlowSchedule {
         self.for_tokens(tokens)
     }
 
-    /// s in σ′ = s σ / (1 + (s − 1) σ), of training.
+    /// s in σ′ = s σ / (1 + (s − 1) σ) during training.
     pub fn shift(&self) -> f64 {
         self.shift
     }
@@ -189,9 +188,9 @@ impl FlowSchedule {
         shifted(self.shift, sigma)
     }
 
-    /// The σ of `n` steps from 1 down: evenly spaced, then shifted. As diffusers has it, the last of them
-    /// is the least σ of training, which is shifted already; with a dynamic shift, and of
-    /// [whole steps](Self::with_whole_steps), 1 / n.
+    /// The σ of `n` steps from 1 down: evenly spaced, then shifted. As in diffusers, the last one before the
+    /// shift is the least σ of training, which is already shifted; with a dynamic shift or
+    /// [whole steps](Self::with_whole_steps), it is 1 / n.
     pub(super) fn sigmas(&self, n: usize) -> Vec<f64> {
         let least = match self.whole_steps {
             true => 1.0 / n as f64,

@@ -1,5 +1,5 @@
-//! Clean latents and noise, mixed: a network's input, its output, and the step between two levels
-//! of noise, whatever the network predicts.
+//! Mixes of clean latents and noise: a network's input, its output, and the step between two noise levels,
+//! whatever the network predicts.
 
 use burn::tensor::Tensor;
 
@@ -39,7 +39,7 @@ impl Level {
         }
     }
 
-    /// `a q − s p`: 0 where the output says nothing that the input does not say.
+    /// `a q − s p`: 0 if the output carries no information beyond the input.
     fn determinant(self) -> f64 {
         self.input.signal * self.output.noise - self.input.noise * self.output.signal
     }
@@ -85,7 +85,7 @@ struct Estimate {
 }
 
 impl Estimate {
-    /// A single term is divided here, where the division cancels exactly.
+    /// A single term is divided here, so that the division cancels exactly.
     fn new([sample, output]: [f64; 2], divisor: f64) -> Self {
         let single = sample == 0.0 || output == 0.0;
         let (by, divisor) = if single {
@@ -111,13 +111,13 @@ pub(super) fn mixed(mixes: &[Mix], original: Tensor<4>, noise: Tensor<4>) -> Ten
     original * signal + noise * share
 }
 
-/// The clean latents x̂₀ that a network's `output` means, given its input `sample`; shapes as for
+/// The clean latents x̂₀ implied by a network's `output`, given its input `sample`; shapes as for
 /// [`mixed`].
 pub(super) fn pred_original(levels: &[Level], output: Tensor<4>, sample: Tensor<4>) -> Tensor<4> {
     estimated(levels, Level::original, output, sample)
 }
 
-/// The noise ε̂ that a network's `output` means, given its input `sample`; shapes as for [`mixed`].
+/// The noise ε̂ implied by a network's `output`, given its input `sample`; shapes as for [`mixed`].
 pub(super) fn pred_epsilon(levels: &[Level], output: Tensor<4>, sample: Tensor<4>) -> Tensor<4> {
     estimated(levels, Level::epsilon, output, sample)
 }
@@ -145,7 +145,7 @@ fn column(values: impl Iterator<Item = f64>, like: &Tensor<4>) -> Tensor<4> {
 }
 
 impl PredictionType {
-    /// What the network's output is made of, where its input is `input`.
+    /// The mix of the network's output if its input is `input`.
     pub fn output(self, input: Mix) -> Mix {
         match self {
             Self::Epsilon => Mix::new(0.0, 1.0),

@@ -1,5 +1,5 @@
-//! How a family of models noises latents: what its networks are given, what they predict, and at
-//! which times.
+//! How a family of models noises latents: the inputs of its networks, their predictions, and the
+//! times.
 
 use std::path::Path;
 
@@ -27,7 +27,7 @@ pub enum Noising {
 /// A step of a schedule, towards less noise.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
-    /// The time at which the network is asked.
+    /// The time at which the network is called.
     pub time: f64,
     /// The level of noise there.
     pub from: Level,
@@ -69,7 +69,7 @@ impl Noising {
         }
     }
 
-    /// η of an edit-friendly inversion, unless it is set: 1, as published (Huberman-Spiegelglas et al.
+    /// The default η of an edit-friendly inversion: 1, as published (Huberman-Spiegelglas et al.
     /// 2024), and for a flow 0, with which the inversion is FlowEdit (Kulikov et al. 2025).
     pub fn usual_eta(&self) -> f64 {
         match self {
@@ -153,8 +153,8 @@ impl Noising {
         Ok(steps.into_iter().map(|step| step.time).collect())
     }
 
-    /// The time at `place`, from 0 to 1, among the training times, which are equally likely:
-    /// a whole step, or T σ with σ shifted, in the precision of f32, in which it is recorded.
+    /// The time at `place`, from 0 to 1, among the equally likely training times: a whole step, or T σ
+    /// with σ shifted, in the f32 precision in which it is recorded.
     pub fn time_at(&self, place: f64) -> f64 {
         let train = self.num_train_timesteps();
         match self {
@@ -166,10 +166,10 @@ impl Noising {
         }
     }
 
-    /// Whether the schedule has this time, and which it has.
+    /// Checks that the schedule has this time.
     ///
     /// # Errors
-    /// The times that there are, in words.
+    /// The available times, in words.
     pub(crate) fn check_time(&self, time: f64) -> std::result::Result<(), String> {
         let train = self.num_train_timesteps();
         let (there, times) = match self {
@@ -200,7 +200,7 @@ impl Noising {
         mixed(&outputs.collect::<Vec<_>>(), original, noise)
     }
 
-    /// SHA-256 of all that noisy latents and times depend on.
+    /// SHA-256 of everything that determines noisy latents and times.
     pub(crate) fn fingerprint(&self) -> String {
         let mut hash = Sha256::new();
         match self {

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 pub enum BetaSchedule {
     /// β grows linearly ([Ho et al. 2020](https://arxiv.org/abs/2006.11239)).
     Linear,
-    /// √β grows linearly, as latent diffusion has it.
+    /// √β grows linearly, as in latent diffusion.
     ScaledLinear,
     /// ᾱ follows a squared cosine
     /// ([Nichol and Dhariwal 2021](https://arxiv.org/abs/2102.09672)).
@@ -34,12 +34,12 @@ pub enum PredictionType {
     /// ([Salimans and Ho 2022](https://arxiv.org/abs/2202.00512)).
     VPrediction,
     /// The velocity ε − x₀ of a straight path
-    /// ([Lipman et al. 2023](https://arxiv.org/abs/2210.02747)); no schedule of ᾱ has it.
+    /// ([Lipman et al. 2023](https://arxiv.org/abs/2210.02747)); schedules of ᾱ do not use it.
     #[serde(skip_deserializing)]
     Flow,
 }
 
-/// Which of the training's timesteps a shorter schedule visits
+/// The training timesteps that a shorter schedule visits
 /// ([Lin et al. 2024](https://arxiv.org/abs/2305.08891), table 2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -73,7 +73,7 @@ pub struct SchedulerConfig {
     pub prediction_type: PredictionType,
     /// Which timesteps are visited; by default leading for DDIM and linspace for the others.
     pub timestep_spacing: Option<TimestepSpacing>,
-    /// Whether the spacing is the usual one of a family and not the model's own, so that few steps are
+    /// Whether the spacing is a family's usual one and not the model's own, so that few steps are
     /// [trailing](TimestepSpacing::Trailing).
     #[serde(skip)]
     pub spacing_is_guessed: bool,
@@ -83,7 +83,7 @@ pub struct SchedulerConfig {
     pub set_alpha_to_one: bool,
     /// Whether DDIM clamps the predicted clean latents.
     pub clip_sample: bool,
-    /// To which magnitude it does.
+    /// The magnitude to which it clamps them.
     pub clip_sample_range: f64,
     /// Whether the schedule is rescaled so that the last step is pure noise
     /// ([Lin et al. 2024](https://arxiv.org/abs/2305.08891), algorithm 1).
@@ -115,8 +115,8 @@ impl Default for SchedulerConfig {
     }
 }
 
-/// The schedulers of diffusers whose noise is a schedule of β, each with the β from which, to which and how
-/// it grows where a file does not tell. For any of them another solver can stand in.
+/// The diffusers schedulers with a schedule of β, each with its default first β, last β and growth. Any other
+/// solver can replace them.
 const OF_BETAS: [(&str, f64, f64, &str); 22] = [
     ("DDIMInverseScheduler", 0.0001, 0.02, "linear"),
     ("DDIMParallelScheduler", 0.0001, 0.02, "linear"),
@@ -142,7 +142,7 @@ const OF_BETAS: [(&str, f64, f64, &str); 22] = [
     ("UniPCMultistepScheduler", 0.0001, 0.02, "linear"),
 ];
 
-/// The schedulers that clamp clean latents unless a file says otherwise.
+/// The schedulers that clamp clean latents by default.
 const CLIPPING: [&str; 5] = [
     "DDIMParallelScheduler",
     "DDIMScheduler",
@@ -179,8 +179,8 @@ pub(crate) fn complete(config: &mut Value) {
     }
 }
 
-/// Refuses a configuration whose noise is not a schedule of β: by its class, or by a field that no other
-/// solver could leave out.
+/// Refuses a configuration whose noise is not a schedule of β, as shown by its class, or by a field that
+/// every solver must respect.
 ///
 /// # Errors
 /// [`Error::Config`] naming the field.

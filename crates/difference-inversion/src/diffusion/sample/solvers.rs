@@ -1,4 +1,4 @@
-//! Every solver, each with the paper and the algorithm that it comes from.
+//! Every solver, each with the paper and the algorithm it comes from.
 
 use burn::tensor::Tensor;
 use serde_json::Value;
@@ -16,7 +16,7 @@ pub struct Ddim {
     steps: Vec<Step>,
     times: Vec<f64>,
     eta: f64,
-    /// To which magnitude predicted clean latents are clamped.
+    /// The magnitude to which predicted clean latents are clamped.
     clip: Option<f64>,
 }
 
@@ -90,7 +90,7 @@ impl Solver for Ddim {
     }
 }
 
-/// Fields of a scheduler's configuration with their supported values: the places of its σ.
+/// Fields of a scheduler's configuration with their supported values: those that place σ.
 const SIGMAS: &[(&str, &str)] = &[
     ("use_karras_sigmas", "false"),
     ("use_exponential_sigmas", "false"),
@@ -131,7 +131,7 @@ impl Sigmas {
         }
     }
 
-    /// Of the steps of training, those below `last`.
+    /// With only the training steps below `last`.
     fn multistep(
         schedule: &AlphaSchedule,
         num_inference_steps: usize,
@@ -148,7 +148,7 @@ impl Sigmas {
         self.timesteps.len()
     }
 
-    /// What latents before step `i` are made of, scaled to the variance of training.
+    /// The mix of latents before step `i`, scaled to the training variance.
     fn input(&self, i: usize) -> Mix {
         let signal = 1.0 / (self.sigmas[i].powi(2) + 1.0).sqrt();
         Mix::new(signal, self.sigmas[i] * signal)
@@ -159,14 +159,14 @@ impl Sigmas {
         -self.sigmas[i].ln()
     }
 
-    /// The clean latents that the network's output means at step `i`, for latents scaled to the
-    /// variance of training.
+    /// The clean latents implied by the network's output at step `i`, for latents scaled to the training
+    /// variance.
     fn pred_original(&self, i: usize, model_output: Tensor<4>, sample: Tensor<4>) -> Tensor<4> {
         let level = Level::new(self.input(i), self.prediction_type);
         mix::pred_original(&[level], model_output, sample)
     }
 
-    /// Noisy latents before step `i`, scaled to the variance of training.
+    /// Noisy latents before step `i`, scaled to the training variance.
     fn add_noise(&self, i: usize, original: Tensor<4>, noise: Tensor<4>) -> Tensor<4> {
         mix::mixed(&[self.input(i)], original, noise)
     }
@@ -269,7 +269,7 @@ impl DpmSolverMultistep {
     pub fn new(schedule: &AlphaSchedule, num_inference_steps: usize) -> Result<Self> {
         let kinds = [("euler_at_final", "false"), ("variance_type", "null")];
         let mut supported = [&kinds, MULTISTEP, SIGMAS].concat();
-        // Names of other schedulers are these to diffusers.
+        // diffusers reads the names of other schedulers as these.
         let field = |name: &str| schedule.config().other.get(name).and_then(Value::as_str);
         if field("algorithm_type") != Some("deis") {
             supported.push(("algorithm_type", "\"dpmsolver++\""));
@@ -353,7 +353,7 @@ impl UniPc {
         let class = "UniPCMultistepScheduler";
         let kinds = [("predict_x0", "true"), ("solver_p", "null")];
         let mut supported = [&kinds, MULTISTEP, SIGMAS].concat();
-        // All names but bh1, those of other schedulers, are bh2 to diffusers.
+        // diffusers reads all names except bh1, such as those of other schedulers, as bh2.
         let solver_type = schedule.config().other.get("solver_type");
         if solver_type.is_some_and(|name| name == "bh1") {
             supported.push(("solver_type", "\"bh2\""));
@@ -374,8 +374,8 @@ impl UniPc {
         })
     }
 
-    /// The part of the step from `i` to `i + 1` that needs no differences, and the factor of what
-    /// is added to it.
+    /// The part of the step from `i` to `i + 1` that needs no differences, and the factor of the term
+    /// added to it.
     fn first_order(&self, i: usize, sample: Tensor<4>) -> (Tensor<4>, f64) {
         let s = &self.sigmas;
         let (from, to) = (s.input(i), s.input(i + 1));
@@ -390,7 +390,7 @@ impl UniPc {
         (s.lambda(i - 1) - s.lambda(i)) / (s.lambda(i + 1) - s.lambda(i))
     }
 
-    /// The step from `i` to `i + 1` taken again, now that the network has been asked at its end.
+    /// The step from `i` to `i + 1` taken again, now that the network was called at its end.
     fn correct(
         &self,
         i: usize,

@@ -1,4 +1,4 @@
-//! AdamW (Loshchilov & Hutter 2019), step for step as `torch.optim.AdamW`.
+//! AdamW (Loshchilov & Hutter 2019), equal step by step to `torch.optim.AdamW`.
 
 use burn::tensor::Tensor;
 
@@ -81,7 +81,7 @@ mod tests {
     use super::*;
     use crate::util::tensors::host;
 
-    /// Worked by torch 2: `p = Parameter([0.5, -1.0, 0.0])`, `AdamW([p], lr=0.1,
+    /// Computed by torch 2: `p = Parameter([0.5, -1.0, 0.0])`, `AdamW([p], lr=0.1,
     /// weight_decay=0.01)`, gradients `[0.1, -0.2, 3.0]`, `[0.3, 0.0, -1.0]`, `[-0.5, 0.1, 0.5]`.
     #[expect(clippy::excessive_precision, reason = "as printed by torch")]
     const TORCH: [[f32; 3]; 3] = [

@@ -18,17 +18,17 @@ const FORMAT_VERSION: &str = "2";
 /// Everything an optimisation step depends on, except the inputs that are given again on resuming.
 #[derive(Debug, Clone)]
 pub(super) struct State {
-    /// Steps made.
+    /// Completed steps.
     pub(super) step: usize,
     /// D̃, one [n, d] per text encoder.
     pub(super) tokens: Vec<Tensor<2>>,
-    /// AdamW's moments of each.
+    /// AdamW's moments of each encoder's tokens.
     pub(super) moments: Vec<Moments<2>>,
-    /// That of the next step.
+    /// The loss scale of the next step.
     pub(super) loss_scale: LossScale,
     /// The best tokens so far.
     pub(super) best: Option<Best>,
-    /// The loss of every step made.
+    /// The loss of every completed step.
     pub(super) history: Vec<LossTerms>,
 }
 
@@ -36,11 +36,11 @@ pub(super) struct State {
 #[derive(Debug, Clone)]
 pub(super) struct Best {
     pub(super) tokens: Vec<Tensor<2>>,
-    /// After how many steps they were reached.
+    /// The number of steps after which they were reached.
     pub(super) step: usize,
     /// Their loss on the fixed set.
     pub(super) loss: f32,
-    /// Judgements since then.
+    /// Evaluations since then.
     pub(super) waiting: usize,
 }
 
@@ -91,7 +91,7 @@ impl State {
         arrays.write(path)
     }
 
-    /// Reads a checkpoint that belongs to the run described by `identity`, which begins with
+    /// Reads a checkpoint of the run described by `identity`, which starts with
     /// `loss_scale`.
     pub(super) fn load(
         path: &Path,
@@ -159,7 +159,7 @@ impl State {
     }
 }
 
-/// The losses of the steps that a checkpoint holds, the first step first.
+/// The losses of the steps in a checkpoint, in order.
 ///
 /// # Errors
 /// [`Error::Io`] and [`Error::InvalidFile`] if the file cannot be read.

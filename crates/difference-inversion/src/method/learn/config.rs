@@ -6,13 +6,13 @@ use crate::Result;
 use crate::method::delta::DeltaMode;
 use crate::util::settings::{Checks, Unread};
 
-/// How the difference tokens start.
+/// How the difference tokens are initialised.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Initialisation {
-    /// D̃ = 0, so that nothing but the learned difference gets in (the paper's choice). For a text encoder that
-    /// [reads directions](crate::diffusion::text_encoder::TextEncoder::reads_directions), which zeros have none
-    /// of, as `Random`.
+    /// D̃ = 0, so that only the learned difference has an effect (the paper's choice). As `Random` for a text
+    /// encoder that [reads directions](crate::diffusion::text_encoder::TextEncoder::reads_directions), since zeros
+    /// have none.
     #[default]
     Zero,
     /// Normal noise with the vocabulary's spread (ablation C).
@@ -25,7 +25,7 @@ pub enum Initialisation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ClipReading {
-    /// The prompts with and without the difference tokens: what counts is what these change.
+    /// The prompts with and without the difference tokens: the loss uses what the tokens change.
     #[default]
     Prompts,
     /// Only the difference tokens (the paper's choice).
@@ -133,13 +133,13 @@ impl LearnConfig {
         self.consistency && self.lambda_before > 0.0
     }
 
-    /// The number of latents that go through the denoiser in a step with `pairs` pairs.
+    /// The number of latents that pass through the denoiser in a step with `pairs` pairs.
     pub fn rows(&self, pairs: usize) -> usize {
         let halves = 1 + usize::from(self.explains_before());
         halves * self.samples_per_step * pairs
     }
 
-    /// The settings that are not read, as the others are.
+    /// The settings that have no effect with the other settings.
     pub fn unread(&self) -> Vec<Unread> {
         let clip = self.lambda_clip > 0.0;
         let interpolated = clip && self.delta == DeltaMode::Interpolated;
@@ -162,10 +162,10 @@ impl LearnConfig {
         ])
     }
 
-    /// Checks that the settings make sense.
+    /// Checks that the settings are valid.
     ///
     /// # Errors
-    /// [`Error::Setting`](crate::Error::Setting) naming the first that does not.
+    /// [`Error::Setting`](crate::Error::Setting) naming the first invalid one.
     pub fn validate(&self) -> Result<()> {
         let of_selection = match self.select_every {
             0 => 1, // there is none

@@ -1,4 +1,4 @@
-//! The draws of a step: timesteps and noise, drawn or replayed, and changed copies of the pairs.
+//! The draws of a step: timesteps and noise, drawn or replayed, and augmented copies of the pairs.
 
 use std::borrow::Cow;
 
@@ -16,7 +16,7 @@ use crate::util::random::{Purpose, normal, places, rng};
 /// Draws per call of the denoiser when tokens are judged.
 const SELECTION_CHUNK: usize = 4;
 
-/// Where the timesteps and noise of a step come from.
+/// The source of a step's timesteps and noise.
 #[derive(Debug)]
 pub(super) enum Source {
     /// Drawn from the seed; see [`crate::util::random`] for the order.
@@ -54,7 +54,7 @@ impl Drawn {
         [self.pairs * self.samples, channels, h, w]
     }
 
-    /// The timesteps of all pairs first, then the noise.
+    /// Draws the timesteps of all pairs first, then the noise.
     fn draws(&self, step: usize) -> Draws {
         let mut rng = rng(self.seed, Purpose::Learn, step);
         let timesteps = (0..self.pairs)
@@ -66,14 +66,14 @@ impl Drawn {
         }
     }
 
-    /// `count` times, spread evenly over those of training.
+    /// `count` times, spread evenly over the training times.
     fn times(&self, rng: &mut ChaCha8Rng, count: usize) -> Vec<f64> {
         let places = places(rng, count).into_iter();
         places.map(|place| self.noising.time_at(place)).collect()
     }
 
-    /// The fixed set that tokens are judged on, in chunks that go through the denoiser together:
-    /// `count` timesteps spread evenly, the same for every pair.
+    /// The fixed set on which tokens are judged, in chunks for one call of the denoiser each: `count`
+    /// timesteps spread evenly, the same for every pair.
     pub(super) fn selection_set(&self, count: usize) -> Vec<Draws> {
         let mut rng = rng(self.seed, Purpose::Select, 0);
         let [channels, h, w] = self.latent_shape;
@@ -88,9 +88,9 @@ impl Drawn {
     }
 }
 
-/// The pairs as one step sees them: each word of either prompt is left out with probability
-/// `prompt_dropout`, and the latents of A and A′ are moved by the same random shift of up to
-/// `jitter` latent pixels, their edges repeated.
+/// The pairs of one step: each word of either prompt is dropped with probability `prompt_dropout`, and the
+/// latents of A and A′ are moved by the same random shift of up to `jitter` latent pixels, with their edges
+/// repeated.
 pub(super) fn augmented<'a>(
     pipeline: &Pipeline,
     pairs: &'a [Pair],

@@ -14,21 +14,21 @@ use crate::util::digest::hex;
 use crate::util::tensors::host;
 use crate::{Error, Result};
 
-/// Settings that may differ between a checkpoint and the run that resumes from it: none of them
-/// changes a step that was already made.
+/// Settings that may differ between a checkpoint and the run that resumes from it: they do not change
+/// completed steps.
 const FREE_SETTINGS: [&str; 3] = ["steps", "checkpoint_every", "patience"];
 
 /// The name of the settings among the parts of an identity.
 const CONFIG: &str = "config";
 
-/// All that the steps of a run depend on, besides the state that a checkpoint holds.
+/// Everything that determines the steps of a run, besides the state in a checkpoint.
 #[derive(Debug, Clone)]
 pub(super) struct Identity<'a> {
     pub(super) config: &'a LearnConfig,
     pub(super) base: Base,
     /// The denoiser's part of its family.
     part: &'static DenoiserPart,
-    /// Of the weights that identify the denoiser.
+    /// Fingerprint of the denoiser's weights.
     denoiser: String,
     /// Its prediction type.
     prediction_type: PredictionType,
@@ -66,17 +66,17 @@ impl<'a> Identity<'a> {
         .map(|(name, value)| (name, value.to_string()))
     }
 
-    /// Notes in a checkpoint whose it is.
+    /// Adds the identity to a checkpoint.
     pub(super) fn mark(&self, arrays: Arrays) -> Arrays {
         (self.parts().into_iter()).fold(arrays, |arrays, (name, json)| {
             arrays.with_metadata(name, json)
         })
     }
 
-    /// Checks that a checkpoint is one of this run, or of one that was the same up to there.
+    /// Checks that a checkpoint belongs to this run, or to one that was the same up to there.
     ///
     /// # Errors
-    /// [`Error::InvalidFile`] naming what differs.
+    /// [`Error::InvalidFile`] naming the difference.
     pub(super) fn check(&self, arrays: &Arrays) -> Result<()> {
         for (name, ours) in self.parts() {
             let read = |json: &str| -> Result<Value> {
@@ -89,7 +89,7 @@ impl<'a> Identity<'a> {
             if name == CONFIG
                 && let Ok(config) = serde_json::from_value::<LearnConfig>(theirs.clone())
             {
-                theirs = json!(config); // with the defaults of settings that were not known then
+                theirs = json!(config); // with the defaults of newer settings
             }
             if let Some(difference) = self.difference(name, &theirs, &read(&ours)?) {
                 let reason = format!(
@@ -102,7 +102,7 @@ impl<'a> Identity<'a> {
         Ok(())
     }
 
-    /// How a part of the checkpoint's identity differs from this run's, if it does.
+    /// The difference between a part of the checkpoint's identity and this run's, if any.
     fn difference(&self, name: &str, theirs: &Value, ours: &Value) -> Option<String> {
         let other_value = |name: &str, theirs: &Value, ours: &Value| {
             format!("its `{name}` is {theirs}, this run's {ours}")

@@ -1,5 +1,5 @@
-//! Replay and trace: the draws and results of each step, so that another implementation can be
-//! held against this one step by step.
+//! Replay and trace: the draws and results of each step, for comparing another implementation with this one
+//! step by step.
 
 use std::path::{Path, PathBuf};
 
@@ -14,22 +14,22 @@ use crate::util::progress::LossTerms;
 use crate::util::tensors::host;
 use crate::{Error, Result};
 
-/// The step that a trace begins at, in its metadata.
+/// The metadata key of a trace's first step.
 const FIRST_STEP: &str = "first_step";
 
 /// The files of one learning run, all optional.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Records {
-    /// Where checkpoints are written (atomically, each over the last).
+    /// The file of checkpoints, each of which atomically replaces the last.
     pub checkpoint: Option<PathBuf>,
-    /// Go on from this checkpoint.
+    /// Resumes from this checkpoint.
     pub resume: Option<PathBuf>,
-    /// Take timesteps and noise from this safetensors file instead of drawing them; see
+    /// Takes timesteps and noise from this safetensors file instead of drawing them; see
     /// [`Replay::read`].
     pub replay: Option<PathBuf>,
-    /// Write timesteps, noise, loss terms and the tokens after each step to this file, which replaces one that is
-    /// there at the start, and none that appears while the run works.
+    /// Writes timesteps, noise, loss terms and the tokens after each step to this file. It replaces a file that exists
+    /// at the start, but not one that appears during the run.
     pub trace: Option<PathBuf>,
 }
 
@@ -51,7 +51,7 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Reads `timesteps` and `noise` of every step from step 0 on from a safetensors file, such as the
+    /// Reads `timesteps` and `noise` of every step, from step 0 on, from a safetensors file, such as the
     /// trace of a run that was not resumed.
     ///
     /// # Shapes
@@ -59,9 +59,9 @@ impl Replay {
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::InvalidFile`] and
-    /// [`Error::Tensor`] if the arrays are missing, have
-    /// other shapes, fewer than `steps` steps, or timesteps that the schedule does not have, and if the
-    /// trace is that of a resumed run, which begins later.
+    /// [`Error::Tensor`] if the arrays are missing, have other shapes, fewer than `steps` steps, or
+    /// timesteps that the schedule does not have, and if the trace is that of a resumed run, which
+    /// begins later.
     pub fn read(
         path: &Path,
         steps: usize,
@@ -117,7 +117,7 @@ impl Replay {
     }
 }
 
-/// Times as they are recorded: whole ones as integers.
+/// Times as recorded: whole ones as integers.
 fn times(values: &Values) -> Vec<f64> {
     match values {
         Values::I64(values) => values.iter().map(|&time| time as f64).collect(),
@@ -125,7 +125,7 @@ fn times(values: &Values) -> Vec<f64> {
     }
 }
 
-/// What [`times`] reads.
+/// The inverse of [`times`].
 fn recorded(shape: [usize; 2], times: &[f64]) -> Array {
     #[expect(
         clippy::cast_possible_truncation,
@@ -146,7 +146,7 @@ pub struct Trace {
     noise: Vec<f32>,
     noise_shape: [usize; 4],
     terms: Vec<LossTerms>,
-    /// For each text encoder the tokens after each step.
+    /// The tokens after each step, for each text encoder.
     tokens: Vec<Vec<f32>>,
     token_shapes: Vec<[usize; 2]>,
 }
@@ -160,12 +160,12 @@ impl Trace {
         }
     }
 
-    /// The trace that an interrupted run has left at `path`, to go on with after `step` steps, at
-    /// `tokens`; an empty one that starts there if there is none.
+    /// The trace that an interrupted run left at `path`, to continue after step `step` with `tokens`; an
+    /// empty one that starts there if there is none.
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::InvalidFile`] if it cannot be read, is that of another run, or ends
-    /// before.
+    /// [`Error::Io`] and [`Error::InvalidFile`] if it cannot be read, belongs to another run, or ends too
+    /// early.
     pub(super) fn going_on(path: &Path, step: usize, tokens: &[Tensor<2>]) -> Result<Self> {
         if !path.exists() {
             return Ok(Self::new(step));
@@ -187,7 +187,7 @@ impl Trace {
         if steps == 0 {
             return Ok(Self::new(step)); // nothing was recorded, no tokens either
         }
-        // Of an array [steps, ...] what follows, and the values of the steps.
+        // Of an array [steps, ...]: the shape after the first axis, and the values of the steps.
         let floats = |name: &str| match arrays
             .array(name)
             .map(|array| (array.shape(), array.values()))
@@ -373,7 +373,7 @@ mod tests {
             assert_eq!(steps(&going_on), (2, count));
             assert_eq!(going_on.noise.len(), 4 * count);
         }
-        // Too short, too late, of other tokens, of another number of tokens.
+        // Too short, too late, with other tokens, with another number of tokens.
         let other = [Tensor::full([2, 3], 0.5, &Device::flex())];
         for (step, tokens) in [
             (6, tokens(0.5)),

@@ -5,19 +5,19 @@ use burn::tensor::{FloatDType, Tensor};
 use crate::Result;
 use crate::util::tensors::host;
 
-/// The scale that f16 starts with, and never exceeds, is two to this power.
+/// The power of two of f16's initial and largest scale.
 const MOST: u32 = 16;
 /// The number of steps with finite gradients after which the scale is doubled.
 const GROWTH_INTERVAL: usize = 200;
 
-/// The factor that a loss is multiplied by before its backward pass, so that gradients too small for
-/// f16 do not vanish on their way, and that they are divided by afterwards. It is dynamic: halved
-/// where a gradient overflows, doubled after many steps without that
-/// ([Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740), section 3.2). All other number
-/// formats have the range of f32: there it is 1.
+/// The factor applied to a loss before its backward pass, and removed from the gradients afterwards, so that
+/// gradients too small for f16 do not vanish. It is dynamic: halved if a gradient overflows, doubled after many
+/// steps without overflow
+/// ([Micikevicius et al. 2018](https://arxiv.org/abs/1710.03740), section 3.2). Other number formats have
+/// the range of f32: there it is 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LossScale {
-    /// The scale is two to this power, so that it rounds nothing.
+    /// The scale is two to this power, so that scaling is exact.
     exponent: u32,
     /// The largest `exponent`.
     most: u32,
@@ -39,7 +39,7 @@ impl LossScale {
         }
     }
 
-    /// The same at another moment, see [`moment`](Self::moment).
+    /// The same with another state, see [`moment`](Self::moment).
     pub(super) fn at(self, [exponent, steps]: [usize; 2]) -> Self {
         let exponent = u32::try_from(exponent).unwrap_or(u32::MAX);
         Self {
@@ -49,16 +49,16 @@ impl LossScale {
         }
     }
 
-    /// What changes from step to step: the power of two, and the steps since it last changed.
+    /// The state that changes from step to step: the power of two, and the steps since it last changed.
     pub(super) fn moment(self) -> [usize; 2] {
         [self.exponent as usize, self.steps]
     }
 
-    /// The gradients of a loss by `parameters`, for one step. While one of them is not finite, the
-    /// loss is worked out once more under half the scale; those under a scale of 1 are given as they are.
+    /// The gradients of a loss by `parameters`, for one step. While one of them is not finite, the loss is
+    /// computed again with half the scale; at a scale of 1, gradients are returned as they are.
     ///
     /// # Errors
-    /// Those of `loss`.
+    /// As `loss`.
     pub fn gradients<const D: usize>(
         &mut self,
         parameters: &[Tensor<D>],
@@ -123,8 +123,8 @@ mod tests {
         Tensor::from_data([[0.5f32, -0.25]], (&Device::flex(), DType::F32))
     }
 
-    /// The gradient of `factor · Σ p` by p, which comes through a network of type `dtype`, and how
-    /// often the loss was worked out.
+    /// The gradient of `factor · Σ p` by p through a network of type `dtype`, and how often the loss was
+    /// computed.
     fn gradient(scale: &mut LossScale, factor: f64, dtype: DType) -> (Vec<f32>, usize) {
         let mut times = 0;
         let gradients = scale.gradients(&[parameter()], |tracked| {

@@ -1,4 +1,4 @@
-//! What shows only inside a run: its loss scale.
+//! Tests of the inside of a run: its loss scale.
 
 use std::path::Path;
 
@@ -58,7 +58,7 @@ fn the_optimiser_sees_gradients_without_the_loss_scale() {
         }
         (host(state.tokens[0].clone()), state.history)
     };
-    // A power of two rounds nothing in f32, where this pipeline computes.
+    // A power of two is exact in f32, in which this pipeline computes.
     let (plain, scaled) = (FloatDType::F32, FloatDType::F16);
     assert_eq!(after_three_steps(plain), after_three_steps(scaled));
 }

@@ -1,5 +1,5 @@
-//! BERT's layer ([Devlin et al. 2018](https://arxiv.org/abs/1810.04805)), as BLIP's text decoder and
-//! BLIP-2's Q-Former have it: with a cross-attention that reads a picture.
+//! BERT's layer ([Devlin et al. 2018](https://arxiv.org/abs/1810.04805)), as used by BLIP's text decoder
+//! and BLIP-2's Q-Former: with cross-attention to a picture.
 
 use burn::tensor::Tensor;
 
@@ -18,17 +18,17 @@ pub(super) struct BertSizes {
     pub(super) layer_norm_eps: f64,
 }
 
-/// What differs in the names of the tensors.
+/// The differing names of the tensors.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BertNames {
-    /// Where an attention's projections are.
+    /// The prefix of an attention's projections.
     pub(super) attention: &'static str,
     pub(super) intermediate: &'static str,
     pub(super) output: &'static str,
 }
 
-/// Self-attention, cross-attention if there is one, and a two-layer network. Every sum is normed
-/// after its addition.
+/// Self-attention, cross-attention if present, and a two-layer network. Every sum is normalised after its
+/// addition.
 #[derive(Clone, Debug)]
 pub(super) struct BertLayer {
     attention: (Attention, LayerNorm),
@@ -40,7 +40,7 @@ pub(super) struct BertLayer {
 }
 
 impl BertLayer {
-    /// `d_context` is the width of what the cross-attention reads, if there is one.
+    /// `d_context` is the width of the cross-attention's context, if it has one.
     pub(super) fn load(
         weights: &Weights,
         sizes: &BertSizes,
@@ -78,14 +78,14 @@ impl BertLayer {
         })
     }
 
-    /// The keys and values of what the cross-attention reads, `[b, m, d_context]`, if there is one.
+    /// The keys and values of the cross-attention's context, `[b, m, d_context]`, if it has one.
     pub(super) fn context(&self, states: &Tensor<3>) -> Option<KeyValues> {
         let (attention, _) = self.cross_attention.as_ref()?;
         Some(attention.key_values(states.clone()))
     }
 
-    /// The output for `x` `[b, n, d]` behind the positions of `past`, and the keys and values of
-    /// all of them. The `context` of the cross-attention has as many rows as `x`, or one for all.
+    /// The output for `x` `[b, n, d]` after the positions of `past`, and the keys and values of all of them. The
+    /// `context` of the cross-attention has as many rows as `x`, or one for all.
     pub(super) fn forward(
         &self,
         x: Tensor<3>,
@@ -98,7 +98,7 @@ impl BertLayer {
         let mut x = norm.forward(attention.forward(x.clone(), &key_values, mask) + x);
         if let (Some((attention, norm)), Some(context)) = (&self.cross_attention, context) {
             let [b, n, d] = x.dims();
-            // No query sees another: those that read the same row are one sequence.
+            // Queries do not see one another, so those that read the same row form one sequence.
             let rows = context.keys.dims()[0];
             let queries = x.clone().reshape([rows, b * n / rows, d]);
             let found = attention.forward(queries, context, Mask::None);

@@ -16,14 +16,14 @@ use crate::models::text::clip::check_heads;
 use crate::weights::{Weights, read_config};
 use crate::{Error, Result};
 
-/// How the tensors of the text decoder's layers are named.
+/// The names of the tensors of the text decoder's layers.
 const NAMES: BertNames = BertNames {
     attention: "self",
     intermediate: "intermediate",
     output: "output",
 };
 
-/// Tensors that are no weights, or the same as others.
+/// Tensors that are not weights, or duplicates of others.
 const IGNORED: [&str; 3] = [
     "position_ids",
     "cls.predictions.decoder.weight", // the word embeddings
@@ -132,7 +132,7 @@ impl Blip {
     /// Opens a folder saved by transformers.
     ///
     /// # Errors
-    /// When `config.json` or the weights are missing, damaged, or do not fit each other.
+    /// When `config.json` or the weights are missing, damaged, or do not match.
     pub fn open(dir: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
         let config: BlipConfig = read_config(&dir.join("config.json"))?;
         let weights = Weights::open(dir, device, dtype)?;
@@ -153,7 +153,7 @@ impl Blip {
         Ok(this)
     }
 
-    /// What the vision transformer sees.
+    /// The output of the vision transformer.
     ///
     /// # Shapes
     /// `[b, 3, image_size, image_size]`, normalised, to `[b, 1 + patches, d_image]`
@@ -171,8 +171,8 @@ impl Blip {
     /// `pixel_values`: `[1, 3, image_size, image_size]`, normalised
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] for another shape, a prompt that is not of the vocabulary, or a
-    /// text too long for the decoder; [`Error::NotFinite`] when its output is (in f16).
+    /// [`Error::InvalidInput`] for another shape, a prompt outside the vocabulary, or a text too long for the
+    /// decoder; [`Error::NotFinite`] if its output is not finite (in f16).
     pub fn generate(
         &self,
         pixel_values: Tensor<4>,
@@ -197,7 +197,7 @@ impl Blip {
         self.reader(&image).read(&self.beginning(prompt, 1)?)
     }
 
-    /// What the decoder's layers read of one picture.
+    /// The context of the decoder's layers for one picture.
     fn read_image(&self, pixel_values: Tensor<4>) -> Result<Vec<Option<KeyValues>>> {
         let b = pixel_values.dims()[0];
         if b != 1 {
@@ -258,7 +258,7 @@ struct TextDecoder {
 }
 
 impl TextDecoder {
-    /// `d_image` is the width of what the layers read.
+    /// `d_image` is the width of the layers' context.
     fn load(weights: &Weights, config: &BlipTextConfig, d_image: usize) -> Result<Self> {
         let (d, vocab_size) = (config.hidden_size, config.vocab_size);
         check_heads(weights, d, config.num_attention_heads)?;
@@ -300,8 +300,8 @@ impl TextDecoder {
         })
     }
 
-    /// The logits `[b, vocab_size]` of what follows `b` rows of `n` ids, which follow what `cache`
-    /// remembers; they are added to it.
+    /// The logits `[b, vocab_size]` of the tokens after `b` rows of `n` ids, which follow those in `cache` and are
+    /// added to it.
     fn forward(
         &self,
         ids: &[u32],

@@ -33,7 +33,7 @@ fn default_queries() -> usize {
 }
 
 /// The networks of transformers' `Blip2ForConditionalGeneration`: a vision transformer, a Q-Former
-/// whose queries read its output, and an OPT language model that continues from what they found.
+/// whose queries read its output, and an OPT language model that continues from the queries.
 #[derive(Clone, Debug)]
 pub struct Blip2 {
     vision_model: Blip2VisionModel,
@@ -48,8 +48,8 @@ impl Blip2 {
     /// Opens a folder saved by transformers.
     ///
     /// # Errors
-    /// When `config.json` or the weights are missing, damaged, do not fit each other, or the
-    /// language model is not OPT.
+    /// When `config.json` or the weights are missing, damaged, do not match, or the language model is not
+    /// OPT.
     pub fn open(dir: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
         let config: Blip2Config = read_config(&dir.join("config.json"))?;
         let weights = Weights::open(dir, device, dtype)?;
@@ -77,7 +77,7 @@ impl Blip2 {
         Ok(this)
     }
 
-    /// What the vision transformer sees.
+    /// The output of the vision transformer.
     ///
     /// # Shapes
     /// `[b, 3, image_size, image_size]`, normalised, to `[b, 1 + patches, d_image]`
@@ -88,7 +88,7 @@ impl Blip2 {
         self.vision_model.forward(pixel_values)
     }
 
-    /// What the queries find in it.
+    /// The Q-Former's queries after reading it.
     ///
     /// # Shapes
     /// `[b, 1 + patches, d_image]` to `[b, num_query_tokens, d_query]`
@@ -107,8 +107,8 @@ impl Blip2 {
     /// `pixel_values`: `[1, 3, image_size, image_size]`, normalised
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] for another shape, a prompt that is not of the vocabulary, or a
-    /// text too long for the language model; [`Error::NotFinite`] when its output is (in f16).
+    /// [`Error::InvalidInput`] for another shape, a prompt outside the vocabulary, or a text too long for the
+    /// language model; [`Error::NotFinite`] if its output is not finite (in f16).
     pub fn generate(
         &self,
         pixel_values: Tensor<4>,
@@ -136,7 +136,7 @@ impl Blip2 {
         Ok(self.read(pixel_values, prompt, 1)?.0)
     }
 
-    /// Reads picture and prompt: the logits of the first word, and what to remember for the next.
+    /// Reads picture and prompt; returns the logits of the first word, and the cache for the next.
     fn read(
         &self,
         pixel_values: Tensor<4>,

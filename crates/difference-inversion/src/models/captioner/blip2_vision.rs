@@ -1,4 +1,4 @@
-//! The image tower of BLIP and BLIP-2: a vision transformer whose every position is passed on.
+//! The image tower of BLIP and BLIP-2: a vision transformer that outputs every position.
 
 use burn::tensor::Tensor;
 use serde::Deserialize;
@@ -92,7 +92,7 @@ impl Blip2VisionModel {
         })
     }
 
-    /// `[b, 3, image_size, image_size]`, normalised, to `[b, 1 + patches, d]` behind the last norm.
+    /// `[b, 3, image_size, image_size]`, normalised, to `[b, 1 + patches, d]` after the last norm.
     pub(super) fn forward(&self, pixel_values: Tensor<4>) -> Result<Tensor<3>> {
         let ([b, channels, height, width], size) = (pixel_values.dims(), self.image_size);
         if [channels, height, width] != [3, size, size] {

@@ -1,11 +1,11 @@
-//! Choosing words: greedy and beam search, as transformers' `generate` does them.
+//! Choosing words: greedy and beam search, as in transformers' `generate`.
 
 use crate::Result;
 
 /// When beam search stops, once as many texts are finished as there are beams.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum EarlyStopping {
-    /// When the best unfinished beam, at its present length, scores below the worst finished text
+    /// When the best unfinished beam, at its current length, scores below the worst finished text
     /// (transformers' `False`, the default).
     #[default]
     Heuristic,
@@ -31,7 +31,7 @@ pub struct GenerationConfig {
 }
 
 impl Default for GenerationConfig {
-    /// What BLIP-2's own code (LAVIS) captions with: 5 beams, up to 30 tokens.
+    /// The settings of BLIP-2's own code (LAVIS): 5 beams, up to 30 tokens.
     fn default() -> Self {
         Self {
             num_beams: 5,
@@ -43,18 +43,18 @@ impl Default for GenerationConfig {
     }
 }
 
-/// A language model that is being read from: it holds some texts of equal length.
+/// A language model that continues some texts of equal length.
 pub trait NextLogits {
-    /// Continues text `rows[i]` of those held by `tokens[i]`, holds the results in this order, and
-    /// returns the logits of what follows each.
+    /// Continues text `rows[i]` of its texts by `tokens[i]`, keeps the results in this order, and returns the
+    /// logits of the next token of each.
     ///
     /// # Errors
     /// If the model fails.
     fn next_logits(&mut self, rows: &[usize], tokens: &[u32]) -> Result<Vec<Vec<f32>>>;
 }
 
-/// The tokens that follow the one text that `model` holds, whose next logits are `first`; up to
-/// and with the first of `eos` or `max_new_tokens`.
+/// The tokens that follow the one text of `model`, whose next logits are `first`; up to and including the
+/// first of `eos`, or `max_new_tokens`.
 ///
 /// # Errors
 /// If the model fails.
@@ -90,10 +90,10 @@ fn greedy_search(
     Ok(tokens)
 }
 
-/// The score of what must not be chosen; a number, so that sums with it stay ordered.
+/// The score of a forbidden token; finite, so that sums with it stay ordered.
 const NEVER: f32 = -1e9;
 
-/// A text, its score, and whether that counts as finished.
+/// A text, its score, and whether it is finished.
 #[derive(Clone, Debug)]
 struct Text {
     tokens: Vec<u32>,
@@ -112,7 +112,7 @@ struct Candidate {
     ends: bool,
 }
 
-/// The texts that go on and the best that ended; as many of each as there are beams.
+/// The running texts and the best finished ones; as many of each as there are beams.
 struct Beams<'a> {
     config: &'a GenerationConfig,
     eos: &'a [u32],
@@ -165,8 +165,8 @@ impl<'a> Beams<'a> {
         }
     }
 
-    /// The best continuations to `length`, best first: enough of them that a full set of beams
-    /// remains when the others end.
+    /// The best continuations to `length`, best first: enough of them that a full set of beams remains if the
+    /// others end.
     fn candidates(&self, logits: &[Vec<f32>], length: usize) -> Vec<Candidate> {
         let count = self.config.num_beams * (1 + self.eos.len()).max(2);
         let log_probs: Vec<Vec<f32>> = logits.iter().map(|row| log_softmax(row)).collect();
@@ -207,8 +207,8 @@ impl<'a> Beams<'a> {
         self.finished = best.into_iter().map(|(_, text)| text).collect();
     }
 
-    /// Goes on with the best candidates that have not ended: the rows that they continue, and the
-    /// tokens by which they do.
+    /// Continues with the best candidates that have not ended; returns the rows that they continue, and their new
+    /// tokens.
     fn go_on(&mut self, candidates: Vec<Candidate>) -> (Vec<usize>, Vec<u32>) {
         let open = candidates.into_iter().map(|candidate| {
             let barred = f32::from(u8::from(candidate.ends)) * NEVER;
@@ -228,7 +228,7 @@ impl<'a> Beams<'a> {
         steps
     }
 
-    /// Whether nothing better can come, as `early_stopping` sees it.
+    /// Whether no better text is possible, according to `early_stopping`.
     fn is_done(&mut self, length: usize) -> bool {
         let hoped_length = match self.config.early_stopping {
             EarlyStopping::Never if self.config.length_penalty > 0.0 => self.config.max_new_tokens,
@@ -252,7 +252,7 @@ impl<'a> Beams<'a> {
     }
 }
 
-/// What a log-probability is divided by.
+/// The divisor of a log-probability.
 #[expect(
     clippy::cast_possible_truncation,
     reason = "scores are in f32, as transformers has them"
@@ -266,7 +266,7 @@ fn numbered(logits: &[f32]) -> impl Iterator<Item = (f32, u32)> {
     logits.iter().copied().zip(0..)
 }
 
-/// The `count` items of largest score, best first; the earlier one where scores are equal.
+/// The `count` items with the largest scores, best first; the earlier one for equal scores.
 fn largest<T>(count: usize, items: impl Iterator<Item = (f32, T)>) -> Vec<(f32, T)> {
     let mut best: Vec<(f32, T)> = Vec::with_capacity(count + 1);
     for item in items {
@@ -309,7 +309,7 @@ mod tests {
         probabilities.iter().map(|p| p.ln()).collect()
     }
 
-    /// Token 0 ends. Greedy goes 1 then 2 (0.6 × 0.4); the pair 2 then 3 (0.4 × 0.9) is likelier.
+    /// Token 0 ends a text. Greedy search picks 1 then 2 (0.6 × 0.4); the pair 2 then 3 (0.4 × 0.9) is likelier.
     fn chain() -> (Chain, Vec<f32>) {
         let rows = [
             [1.0, 0.0, 0.0, 0.0],

@@ -10,7 +10,7 @@ use crate::models::text::clip::check_heads;
 use crate::weights::Weights;
 use crate::{Error, Result};
 
-/// Positions are counted from 2 in the table of their embeddings.
+/// The offset of positions in the table of their embeddings.
 const POSITION_OFFSET: usize = 2;
 /// The small constant of OPT's norms, which its configuration does not state.
 const LAYER_NORM_EPS: f64 = 1e-5;
@@ -77,8 +77,8 @@ impl Default for OptConfig {
 }
 
 impl OptConfig {
-    /// Refuses what BLIP-2 cannot have. (transformers itself cannot put the queries among word
-    /// embeddings of another width than the language model's.)
+    /// Refuses configurations that BLIP-2 cannot have. (transformers itself cannot insert the queries among word
+    /// embeddings if their width differs from the language model's.)
     fn check(&self, weights: &Weights) -> Result<()> {
         let (path, d) = (weights.config_path(), self.hidden_size);
         if self.model_type != "opt" {
@@ -164,8 +164,8 @@ impl Opt {
         ))
     }
 
-    /// The logits `[b, vocab_size]` of what follows `inputs_embeds` `[b, n, d]`, which follow what
-    /// `cache` remembers; they are added to it.
+    /// The logits `[b, vocab_size]` of the tokens after `inputs_embeds` `[b, n, d]`, which follow those in `cache` and
+    /// are added to it.
     pub(super) fn forward(&self, inputs_embeds: Tensor<3>, cache: &mut Cache) -> Tensor<2> {
         let [b, n, d] = inputs_embeds.dims();
         let start = cache.first().map_or(0, |past| past.keys.dims()[1]);

@@ -37,7 +37,7 @@ impl Default for QFormerConfig {
     }
 }
 
-/// How the tensors of the layers are named.
+/// The names of the tensors of the layers.
 const NAMES: BertNames = BertNames {
     attention: "attention",
     intermediate: "intermediate_query",
@@ -52,7 +52,7 @@ pub(super) struct QFormer {
 }
 
 impl QFormer {
-    /// `d_image` is the width of what the queries read.
+    /// `d_image` is the width of the picture's states.
     pub(super) fn load(weights: &Weights, config: &QFormerConfig, d_image: usize) -> Result<Self> {
         check_heads(weights, config.hidden_size, config.num_attention_heads)?;
         if config.cross_attention_frequency == 0 {

@@ -1,4 +1,4 @@
-//! A language model in the middle of its texts.
+//! A language model with the state of its texts.
 
 use burn::tensor::Tensor;
 
@@ -9,21 +9,21 @@ use crate::{Error, Result};
 /// The keys and values of everything read so far, layer by layer.
 pub(super) type Cache = Vec<KeyValues>;
 
-/// A language model and what it remembers of some texts of equal length. `step` gives the logits
-/// `[b, vocab_size]` of what follows `b` rows of `n` ids behind those in the cache, to which it adds
-/// them.
+/// A language model with the cache of some texts of equal length. `step` returns the logits
+/// `[b, vocab_size]` of the tokens after `b` rows of `n` ids, which follow those in the cache and are added
+/// to it.
 pub(super) struct Reader<F> {
     step: F,
     cache: Cache,
 }
 
 impl<F: Fn(&[u32], [usize; 2], &mut Cache) -> Tensor<2>> Reader<F> {
-    /// A model that remembers `cache`.
+    /// A model that starts with `cache`.
     pub(super) fn new(step: F, cache: Cache) -> Self {
         Self { step, cache }
     }
 
-    /// Reads on in a single text: the logits of what follows.
+    /// Continues a single text; returns the logits of the next token.
     pub(super) fn read(&mut self, ids: &[u32]) -> Result<Vec<f32>> {
         values((self.step)(ids, [1, ids.len()], &mut self.cache))
     }

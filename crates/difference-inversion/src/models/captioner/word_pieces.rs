@@ -14,14 +14,14 @@ use crate::models::text::tokenizer::open_tokenizer_json;
 use crate::weights::read_config;
 use crate::{Error, Result};
 
-/// What stands for a word that is not in the vocabulary.
+/// The token of a word that is not in the vocabulary.
 const UNKNOWN: &str = "[UNK]";
-/// What a piece that continues a word starts with.
+/// The prefix of a piece that continues a word.
 const CONTINUES: &str = "##";
-/// The tokens that are no words.
+/// The tokens that are not words.
 const SPECIAL: [&str; 5] = ["[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]"];
 
-/// The fields of `tokenizer_config.json` that matter here, with transformers' defaults.
+/// The relevant fields of `tokenizer_config.json`, with transformers' defaults.
 #[derive(Debug, Deserialize)]
 #[serde(default)]
 struct BertTokenizerConfig {
@@ -40,8 +40,8 @@ impl Default for BertTokenizerConfig {
     }
 }
 
-/// Opens the tokenizer of folder `dir`: `tokenizer.json` if there is one, else `vocab.txt`, a piece
-/// on each line.
+/// Opens the tokenizer in folder `dir`: `tokenizer.json` if present, else `vocab.txt`, with one piece per
+/// line.
 ///
 /// # Errors
 /// When a file is missing or damaged.

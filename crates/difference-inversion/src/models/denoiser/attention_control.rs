@@ -1,11 +1,11 @@
-//! Changing what looks at what inside the denoiser, while it runs.
+//! Changes to attention inside the denoiser, while it runs.
 
 use std::cell::Cell;
 use std::fmt;
 
 use burn::tensor::Tensor;
 
-/// The attention in question.
+/// The kind of attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttentionKind {
     /// The feature map itself: self-attention.
@@ -17,7 +17,7 @@ pub enum AttentionKind {
 /// One attention of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttentionPlace {
-    /// The attention in question.
+    /// The kind of attention.
     pub kind: AttentionKind,
     /// The number of the transformer block, counted from 0 in the order in which they run.
     pub layer: usize,
@@ -25,20 +25,20 @@ pub struct AttentionPlace {
     pub size: [usize; 2],
 }
 
-/// Takes the place of the softmax in some of a denoiser's attentions.
+/// Replaces the softmax in some of a denoiser's attentions.
 pub trait AttentionControl: fmt::Debug + Send + Sync {
     /// Whether this attention is changed.
     fn changes(&self, place: &AttentionPlace) -> bool;
 
-    /// The weights with which values are averaged, from the scores `q kᵀ / √d`, which ordinary
-    /// attention only takes the softmax of.
+    /// The weights of the values, from the scores `q kᵀ / √d`. Ordinary attention takes the softmax of the
+    /// scores.
     ///
     /// # Shapes
     /// `[b, heads, n, m]`, `n` queries and `m` keys, to the same
     fn weights(&self, place: &AttentionPlace, scores: Tensor<4>) -> Tensor<4>;
 }
 
-/// A control on its way through the network.
+/// A control with its position in the network.
 #[derive(Debug)]
 pub(crate) struct Controlled<'a> {
     control: &'a dyn AttentionControl,
@@ -74,7 +74,7 @@ pub(crate) struct ControlledBlock<'a> {
 }
 
 impl<'a> ControlledBlock<'a> {
-    /// From scores to weights in the block's attention of this kind, if it is changed.
+    /// The function from scores to weights in the block's attention of this kind, if it is changed.
     pub(crate) fn weights(
         self,
         kind: AttentionKind,

@@ -1,8 +1,8 @@
-//! What a denoiser receives besides the noisy latents.
+//! The inputs of a denoiser besides the noisy latents.
 
 use burn::tensor::{DType, Tensor};
 
-/// What a denoiser is conditioned on, a row for each prompt.
+/// The conditions of a denoiser, with a row for each prompt.
 #[derive(Debug, Clone)]
 pub struct Conditions {
     /// The prompt as the denoiser attends to it, [b, n, d]: the text encoders' hidden states.
@@ -12,7 +12,7 @@ pub struct Conditions {
     pub presence: Vec<Vec<f32>>,
     /// The prompt as one vector, [b, e], where the denoiser takes one.
     pub pooled: Option<Tensor<2>>,
-    /// What is shown of a picture, [b, c, h, w]: the latents of InstructPix2Pix's picture, or
+    /// The input from a picture, [b, c, h, w]: the latents of InstructPix2Pix's picture, or
     /// inpainting's mask and the latents of its picture.
     pub image: Option<Tensor<4>>,
 }
@@ -59,7 +59,7 @@ impl Conditions {
         }
     }
 
-    /// The rows of all, which are conditions of one pipeline; shorter prompts are filled up with
+    /// The rows of all, which are conditions of one pipeline; shorter prompts are padded with
     /// zeros.
     ///
     /// # Panics
@@ -80,7 +80,7 @@ impl Conditions {
         }
     }
 
-    /// The prompt's share `strength` of the way to another, or beyond it; the picture stays.
+    /// Interpolates the prompt towards another by `strength`, or extrapolates beyond it; the picture stays.
     #[must_use]
     pub fn towards(self, other: Self, strength: f64) -> Self {
         let longest = self.context.dims()[1].max(other.context.dims()[1]);
@@ -121,7 +121,7 @@ impl Conditions {
         }
     }
 
-    /// The same in another type of numbers.
+    /// The same in another number format.
     #[must_use]
     pub fn cast(self, dtype: DType) -> Self {
         Self {
@@ -138,7 +138,7 @@ fn towards<const D: usize>(from: Tensor<D>, to: Tensor<D>, strength: f64) -> Ten
     from.clone() + (to - from) * strength
 }
 
-/// A context [b, n, d] of `length` positions, zeros behind those that it has.
+/// A context [b, n, d] padded with zeros to `length` positions.
 fn filled_up(context: Tensor<3>, length: usize) -> Tensor<3> {
     let [b, n, d] = context.dims();
     if n >= length {

@@ -31,15 +31,15 @@ pub(super) const PATCH: usize = 2;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub struct FluxConfig {
-    /// 1: tokens are made of squares before the network sees them.
+    /// 1: squares are packed into tokens before the network.
     pub patch_size: usize,
     /// The width of a token: four times the channels of the latents.
     pub in_channels: usize,
-    /// The same of the prediction; null is as wide.
+    /// The width of a token of the prediction; null means the same.
     pub out_channels: Option<usize>,
     /// The number of blocks in which picture and prompt have weights of their own.
     pub num_layers: usize,
-    /// The number of blocks behind these in which they share them.
+    /// The number of blocks after these in which they share weights.
     pub num_single_layers: usize,
     /// The width of each head.
     pub attention_head_dim: usize,
@@ -49,9 +49,9 @@ pub struct FluxConfig {
     pub joint_attention_dim: usize,
     /// The width of the pooled prompt.
     pub pooled_projection_dim: usize,
-    /// Whether it is told a guidance scale: it was distilled from guided predictions.
+    /// Whether it takes a guidance scale: it was distilled from guided predictions.
     pub guidance_embeds: bool,
-    /// How many numbers of a head tell a token's place on each axis: none, row, column.
+    /// How many numbers of a head encode a token's position on each axis: none, row, column.
     pub axes_dims_rope: Vec<usize>,
     /// All other fields.
     #[serde(flatten)]
@@ -88,11 +88,11 @@ impl FluxConfig {
         self.out_channels.unwrap_or(self.in_channels)
     }
 
-    /// Checks it in itself; `path` is named in errors.
+    /// Checks its consistency; `path` is named in errors.
     ///
     /// # Errors
-    /// [`Error::Config`] for a value that is out of range or contradicts another, and for a field that is
-    /// not known.
+    /// [`Error::Config`] for a value that is out of range or contradicts another, and for an unknown
+    /// field.
     pub fn check(&self, path: &Path) -> Result<()> {
         let wrong = |field: &str, expected: &str, found: &dyn std::fmt::Debug| {
             Err(Error::unsupported(path, field, expected, found))
@@ -144,7 +144,7 @@ impl FluxConfig {
         })
     }
 
-    /// What its blocks are like.
+    /// The options of its blocks.
     pub(super) fn block(&self) -> BlockOptions {
         BlockOptions {
             heads: self.num_attention_heads,
@@ -158,19 +158,19 @@ impl FluxConfig {
     }
 }
 
-/// What the network is told beside latents and prompt, a row for each.
+/// The inputs of the network besides latents and prompt, with a row for each.
 #[derive(Debug, Clone)]
 pub struct Told {
     /// From 0 to 1000, `[b]`.
     pub timesteps: Tensor<1>,
-    /// The guidance scale, where the network is [told one](FluxConfig::guidance_embeds).
+    /// The guidance scale, if the network [takes one](FluxConfig::guidance_embeds).
     pub guidance: f64,
     /// `[b, pooled_projection_dim]`
     pub pooled: Tensor<2>,
 }
 
-/// The transformer that predicts the velocity ε − x₀ from noisy latents, a time, a prompt and, if it was
-/// distilled so, a guidance scale.
+/// The transformer that predicts the velocity ε − x₀ from noisy latents, a time, a prompt and, if distilled
+/// that way, a guidance scale.
 #[derive(Debug, Clone)]
 pub struct FluxTransformer2DModel {
     config: FluxConfig,
@@ -230,16 +230,16 @@ impl FluxTransformer2DModel {
         &self.config
     }
 
-    /// A few weights by which the network is told from others of its shape: those of the first and
-    /// the last layer, and those that make the first block's keys of the prompt.
+    /// A few weights that distinguish the network from others of its shape: those of the first and
+    /// the last layer, and those of the first block's keys of the prompt.
     pub(crate) fn telling_weights(&self) -> Vec<Tensor<2>> {
         let ends = [self.x_embedder.weight(), self.proj_out.weight()];
         let keys = self.blocks.first().map(JointBlock::prompt_keys);
         ends.into_iter().chain(keys).cloned().collect()
     }
 
-    /// The network's prediction. Gradients flow to `latents`, `context` and the pooled prompt, as far as
-    /// these are tracked.
+    /// The network's prediction. Gradients flow to those of `latents`, `context` and the pooled prompt that are
+    /// tracked.
     ///
     /// # Shapes
     /// `latents` `[b, in_channels / 4, h, w]` with even h and w; `context`
@@ -257,7 +257,7 @@ impl FluxTransformer2DModel {
         let [b, _, h, w] = latents.dims();
         let [rows, columns] = [h, w].map(|side| side / PATCH);
         let told = self.told(told);
-        // Every modulation activates it before its own layer: do so once.
+        // Every modulation activates it before its own layer: this does so once.
         let told = Activation::Silu.forward(told);
         let told = told.reshape([b, 1, self.config.width()]);
         let places = (0..rows).flat_map(|row| (0..columns).map(move |column| [0, row, column]));

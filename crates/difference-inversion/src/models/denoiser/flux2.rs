@@ -16,22 +16,22 @@ use crate::models::rotation::{Pairs, Rotation};
 use crate::weights::{OtherFields, Weights};
 use crate::{Error, Result};
 
-/// Axes of a token's place: picture, row, column, place in the prompt.
+/// Axes of a token's position: picture, row, column, position in the prompt.
 const AXES: usize = 4;
 
 /// `transformer/config.json`, with the names and defaults of diffusers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub struct Flux2Config {
-    /// 1: tokens are made of squares before the network sees them.
+    /// 1: squares are packed into tokens before the network.
     pub patch_size: usize,
     /// The width of a token: the channels of the packed latents.
     pub in_channels: usize,
-    /// The same of the prediction; null is as wide.
+    /// The width of a token of the prediction; null means the same.
     pub out_channels: Option<usize>,
     /// The number of blocks in which picture and prompt have weights of their own.
     pub num_layers: usize,
-    /// The number of blocks behind these in which they share them.
+    /// The number of blocks after these in which they share weights.
     pub num_single_layers: usize,
     /// The width of each head.
     pub attention_head_dim: usize,
@@ -41,16 +41,16 @@ pub struct Flux2Config {
     pub joint_attention_dim: usize,
     /// The width of a time before the layers that embed it.
     pub timestep_guidance_channels: usize,
-    /// How much wider than the tokens feed-forward layers are.
+    /// The width of feed-forward layers relative to the tokens.
     pub mlp_ratio: f64,
-    /// How many numbers of a head tell a token's place on each axis: picture, row, column, place in the
+    /// How many numbers of a head encode a token's position on each axis: picture, row, column, position in the
     /// prompt.
     pub axes_dims_rope: Vec<usize>,
     /// The base θ of the rotary positions' frequencies.
     pub rope_theta: f64,
     /// The small constant of every norm.
     pub eps: f64,
-    /// Whether it is told a guidance scale, as FLUX.2 dev is, which is not supported.
+    /// Whether it takes a guidance scale, as FLUX.2 dev does, which is not supported.
     pub guidance_embeds: bool,
     /// All other fields.
     #[serde(flatten)]
@@ -100,11 +100,11 @@ impl Flux2Config {
         (self.width() as f64 * self.mlp_ratio) as usize
     }
 
-    /// Checks it in itself; `path` is named in errors.
+    /// Checks its consistency; `path` is named in errors.
     ///
     /// # Errors
-    /// [`Error::Config`] for a value that is out of range or contradicts another, for a field that is
-    /// not known, and for FLUX.2 dev.
+    /// [`Error::Config`] for a value that is out of range or contradicts another, for an unknown field,
+    /// and for FLUX.2 dev.
     pub fn check(&self, path: &Path) -> Result<()> {
         let wrong = |field: &str, expected: &str, found: &dyn std::fmt::Debug| {
             Err(Error::unsupported(path, field, expected, found))
@@ -257,15 +257,15 @@ impl Flux2Transformer2DModel {
         &self.config
     }
 
-    /// A few weights by which the network is told from others of its shape: those of the first and
-    /// the last layer, and those that make the first block's keys of the prompt.
+    /// A few weights that distinguish the network from others of its shape: those of the first and
+    /// the last layer, and those of the first block's keys of the prompt.
     pub(crate) fn telling_weights(&self) -> Vec<Tensor<2>> {
         let ends = [self.x_embedder.weight(), self.proj_out.weight()];
         let keys = self.blocks.first().map(DoubleBlock::prompt_keys);
         ends.into_iter().chain(keys).cloned().collect()
     }
 
-    /// The network's prediction. Gradients flow to `latents` and `context`, as far as these are tracked.
+    /// The network's prediction. Gradients flow to those of `latents` and `context` that are tracked.
     ///
     /// # Shapes
     /// `latents` `[b, in_channels, h, w]`, `timesteps` `[b]` from 0 to 1000, `context`
@@ -283,7 +283,7 @@ impl Flux2Transformer2DModel {
         let ([b, _, h, w], d) = (latents.dims(), self.config.width());
         let waves = self.config.timestep_guidance_channels;
         let waves = sinusoidal_embedding(timesteps, waves, true, 0.0).cast(context.dtype());
-        // Every modulation activates it before its own layer: do so once.
+        // Every modulation activates it before its own layer: this does so once.
         let told = Activation::Silu.forward(self.time.forward(waves));
         let told = told.reshape([b, 1, d]);
         let parts = self.modulations.picture.parts(&told);

@@ -1,5 +1,5 @@
-//! The blocks of FLUX.2. As those of FLUX.1, except that one modulation is made for all blocks of a kind,
-//! feed-forward layers are gated, nothing has a bias, and the prompt's tokens have places of their own.
+//! The blocks of FLUX.2. They differ from FLUX.1's: all blocks of a kind share one modulation, feed-forward
+//! layers are gated, nothing has a bias, and the prompt's tokens have positions of their own.
 
 use burn::tensor::Tensor;
 use dinv_kernels::{self as kernels, gradient::recomputed};
@@ -12,7 +12,7 @@ use crate::models::layers::{LayerNorm, Linear, Mask, RmsNorm, gated_silu, multi_
 use crate::models::rotation::Rotation;
 use crate::weights::Weights;
 
-/// What the picture's tokens go through, and the prompt's likewise.
+/// The layers of the picture's tokens; the prompt's tokens have the same.
 #[derive(Debug, Clone)]
 struct Stream {
     projections: Projections,
@@ -39,13 +39,13 @@ impl Stream {
         })
     }
 
-    /// Queries, keys and values; `parts` are shift, scale and gate, then those of the network.
+    /// Queries, keys and values; `parts` are the attention's shift, scale and gate, then the network's.
     fn asked(&self, x: &Tensor<3>, norm: &LayerNorm, parts: &[Tensor<3>]) -> [Tensor<3>; 3] {
         let normed = modulated(norm.forward(x.clone()), &parts[0], &parts[1]);
         self.projections.forward(&normed)
     }
 
-    /// `x` with what was found, and what the network makes of it.
+    /// `x` plus the output of the attention, and then plus that of the network.
     fn after(
         &self,
         x: Tensor<3>,
@@ -92,12 +92,12 @@ impl DoubleBlock {
         })
     }
 
-    /// The weights that make the prompt's keys.
+    /// The weights of the prompt's keys.
     pub(super) fn prompt_keys(&self) -> &Tensor<2> {
         self.prompt.projections.keys()
     }
 
-    /// The picture's and the prompt's tokens after the block. `rotation` has the places of the picture's,
+    /// The picture's and the prompt's tokens after the block. `rotation` has the positions of the picture's,
     /// then of the prompt's.
     ///
     /// # Shapes
@@ -123,7 +123,7 @@ impl DoubleBlock {
     }
 
     /// As [`forward`](Self::forward), but nothing inside the block is kept for the backward pass, which
-    /// computes it once more. No gradient flows to `parts`.
+    /// computes it again. No gradient flows to `parts`.
     pub(super) fn recomputed(
         &self,
         [x, prompt]: [Tensor<3>; 2],
@@ -149,7 +149,7 @@ impl DoubleBlock {
 }
 
 /// `Flux2SingleTransformerBlock` of diffusers: picture and prompt are one stream, and attention and the
-/// feed-forward network stand side by side.
+/// feed-forward network are parallel.
 #[derive(Debug, Clone)]
 pub(super) struct SingleBlock {
     heads: usize,
@@ -158,7 +158,7 @@ pub(super) struct SingleBlock {
     inner: Linear,
     query_norm: RmsNorm,
     key_norm: RmsNorm,
-    /// Out of attention and network together.
+    /// The output projection of attention and network together.
     outer: Linear,
 }
 
@@ -204,7 +204,7 @@ impl SingleBlock {
     }
 
     /// As [`forward`](Self::forward), but nothing inside the block is kept for the backward pass, which
-    /// computes it once more. No gradient flows to `parts`.
+    /// computes it again. No gradient flows to `parts`.
     pub(super) fn recomputed(
         &self,
         x: Tensor<3>,

@@ -18,13 +18,13 @@ use crate::weights::{Weights, from_value};
 /// The network's folder in diffusers' layout.
 pub const PART: &str = "transformer";
 
-/// Height and width of the latents that it draws unless it is told otherwise: its configuration says none.
+/// Default height and width of the latents: the configuration has none.
 const SIDE: u64 = 64;
 
 /// The hidden states of Qwen3 that it reads, side by side: the outputs of these layers, counted from 1.
 pub const LAYERS: [usize; 3] = [9, 18, 27];
 
-/// How many tokens Qwen3's reading of a prompt has.
+/// The number of Qwen3's tokens for a prompt.
 pub const LENGTH: usize = 512;
 
 /// Opens the configuration of the transformer.
@@ -133,20 +133,20 @@ impl DenoiserConfig for Config {
 }
 
 /// Tensors of `tokens × width` that a block keeps, counted from its layers and not measured: normalised,
-/// modulated, queries, keys and values before and after they are normalised and turned, attended, projected
+/// modulated, queries, keys and values before and after normalisation and rotation, attended, projected
 /// and gated, and the six times wider inside of the feed-forward layers, split and gated.
 const BLOCK: usize = 32;
-/// The same of a block of one stream, where queries, keys and values are split from what is wider still.
+/// The same for a block of one stream, where queries, keys and values are split from a still wider tensor.
 const SINGLE: usize = 40;
-/// Such tensors that are held besides at the same time, in the backward pass.
+/// Such tensors that are held in addition at the same time, in the backward pass.
 const AT_WORK: usize = 14;
-/// The same of a layer of Qwen3, of which one at a time is computed once more: its inside is about four times
+/// The same for a layer of Qwen3, of which one at a time is computed again: its inside is about four times
 /// as wide.
 const TEXT: usize = 30;
 
 impl Flux2Config {
-    /// About how many bytes of activations an optimisation step on the CPU holds at its peak, if
-    /// `rows` latents of `height` and `width` go through the network at once, the text encoder's among them.
+    /// The approximate peak of bytes that the activations of an optimisation step on the CPU take, for
+    /// `rows` latents of `height` and `width` in one call of the network, including the text encoder's.
     fn step_bytes(&self, rows: usize, [height, width]: [usize; 2], memory: Memory) -> u64 {
         let numbers = rows * (height * width + LENGTH) * self.width();
         let blocks = self.num_layers * BLOCK + self.num_single_layers * SINGLE;

@@ -21,8 +21,8 @@ pub const PART: &str = "transformer";
 /// Default height and width of the latents: the configuration has none.
 const SIDE: u64 = 128;
 
-/// How many tokens T5's reading of a prompt has for a network with embedded guidance, and for one
-/// without it.
+/// The number of T5's tokens for a prompt, for a network with embedded guidance and for one without
+/// it.
 const T5_LENGTHS: [usize; 2] = [512, 256];
 
 /// Opens the configuration of the transformer.
@@ -36,7 +36,7 @@ pub fn open(config: Value, path: &Path) -> Result<Box<dyn DenoiserConfig>> {
     }))
 }
 
-/// How many tokens T5's reading of a prompt has: 512, or 256 for schnell, which has no embedded
+/// The number of T5's tokens for a prompt: 512, or 256 for schnell, which has no embedded
 /// guidance.
 ///
 /// # Errors
@@ -153,17 +153,17 @@ impl DenoiserConfig for Config {
 }
 
 /// Tensors of `tokens × width` that a block keeps, counted from its layers and not measured: normalised,
-/// modulated, queries, keys and values before and after they are normalised and turned, attended, projected
+/// modulated, queries, keys and values before and after normalisation and rotation, attended, projected
 /// and gated, and the four times wider inside of the feed-forward layers twice.
 const BLOCK: usize = 26;
-/// The same of a block of one stream.
+/// The same for a block of one stream.
 const SINGLE: usize = 26;
-/// Such tensors that are held besides at the same time, in the backward pass.
+/// Such tensors that are held in addition at the same time, in the backward pass.
 const AT_WORK: usize = 12;
 
 impl FluxConfig {
-    /// About how many bytes of activations an optimisation step on the CPU holds at its peak, if
-    /// `rows` latents of `height` and `width` go through the network at once.
+    /// The approximate peak of bytes that the activations of an optimisation step on the CPU take, for
+    /// `rows` latents of `height` and `width` in one call of the network.
     fn step_bytes(&self, rows: usize, [height, width]: [usize; 2], memory: Memory) -> u64 {
         let picture = (height / PATCH) * (width / PATCH);
         let numbers = rows * (picture + length_of(self)) * self.width();

@@ -1,5 +1,5 @@
-//! A block of FLUX.1 in which picture and prompt are one stream: attention and a feed-forward network
-//! side by side.
+//! A block of FLUX.1 in which picture and prompt are one stream, and attention and a feed-forward network
+//! are parallel.
 
 use burn::tensor::Tensor;
 use dinv_kernels::{self as kernels, gradient::recomputed};
@@ -18,9 +18,9 @@ pub(super) struct SingleBlock {
     heads: usize,
     modulation: Modulation,
     projections: Projections,
-    /// Into the feed-forward network, four times as wide.
+    /// The input projection of the feed-forward network, four times as wide.
     inner: Linear,
-    /// Out of attention and network together.
+    /// The output projection of attention and network together.
     outer: Linear,
 }
 
@@ -36,7 +36,7 @@ impl SingleBlock {
         })
     }
 
-    /// All tokens after the block. Queries and keys of the first, the picture's, are turned by `rotation`.
+    /// All tokens after the block. `rotation` rotates queries and keys of the first tokens, the picture's.
     ///
     /// # Shapes
     /// `x` `[b, n + m, d]`, `told` `[b, 1, d]`, activated.
@@ -52,7 +52,7 @@ impl SingleBlock {
     }
 
     /// As [`forward`](Self::forward), but nothing inside the block is kept for the backward pass, which
-    /// computes it once more.
+    /// computes it again.
     pub(super) fn recomputed(
         &self,
         x: Tensor<3>,

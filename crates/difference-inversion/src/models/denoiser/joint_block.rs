@@ -1,5 +1,5 @@
-//! A block of the multimodal transformers (Stable Diffusion 3, FLUX.1): the picture's tokens and the
-//! prompt's attend to both, with weights of their own. And the parts that other blocks share.
+//! A block of the multimodal transformers (Stable Diffusion 3, FLUX.1), in which the picture's and the
+//! prompt's tokens attend to both, with weights of their own; and the parts that other blocks share.
 
 use burn::tensor::{DType, Tensor};
 use dinv_kernels::{self as kernels, gradient::recomputed};
@@ -12,7 +12,7 @@ use crate::weights::Weights;
 /// The small constant of every norm.
 pub(super) const EPSILON: f64 = 1e-6;
 
-/// What a block is like.
+/// The options of a block.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BlockOptions {
     pub(super) heads: usize,
@@ -23,7 +23,7 @@ pub(super) struct BlockOptions {
     pub(super) epsilon: f64,
     /// Whether the picture attends to itself once more.
     pub(super) dual: bool,
-    /// Whether the prompt is only attended to: in the last block.
+    /// Whether the prompt is only attended to, as in the last block.
     pub(super) last: bool,
     /// Whether its linear layers add a bias.
     pub(super) bias: bool,
@@ -56,7 +56,7 @@ pub(super) fn modulated(x: Tensor<3>, shift: &Tensor<3>, scale: &Tensor<3>) -> T
     x * (scale.clone() + 1.0) + shift.clone()
 }
 
-/// Shifts, scales and gates made from what the network is told.
+/// Shifts, scales and gates computed from the network's other inputs.
 #[derive(Debug, Clone)]
 pub(super) struct Modulation {
     linear: Linear,
@@ -79,7 +79,7 @@ impl Modulation {
     }
 }
 
-/// A last norm, scaled and shifted by what the network is told (`AdaLayerNormContinuous`): unlike
+/// The last norm, scaled and shifted by the network's other inputs (`AdaLayerNormContinuous`): unlike
 /// everywhere else, the scale comes first.
 #[derive(Debug, Clone)]
 pub(super) struct LastNorm(Modulation);
@@ -129,19 +129,19 @@ impl Projections {
         })
     }
 
-    /// Of the picture, or of what attends to itself.
+    /// Those of the picture, or of a sequence that attends to itself.
     pub(super) fn own(weights: &Weights, options: BlockOptions) -> Result<Self> {
         let names = ["to_q", "to_k", "to_v"];
         Self::load(weights, options, names, ["norm_q", "norm_k"])
     }
 
-    /// Of the prompt.
+    /// Those of the prompt.
     pub(super) fn added(weights: &Weights, options: BlockOptions) -> Result<Self> {
         let names = ["add_q_proj", "add_k_proj", "add_v_proj"];
         Self::load(weights, options, names, ["norm_added_q", "norm_added_k"])
     }
 
-    /// The weights that make keys.
+    /// The weights of the keys.
     pub(super) fn keys(&self) -> &Tensor<2> {
         self.key.weight()
     }
@@ -160,7 +160,7 @@ impl Projections {
     }
 }
 
-/// Four times as wide inside.
+/// The feed-forward layers, four times as wide inside.
 #[derive(Debug, Clone)]
 struct FeedForward {
     inner: Linear,
@@ -182,7 +182,7 @@ impl FeedForward {
     }
 }
 
-/// What the prompt goes through, and the picture's tokens likewise, after attention.
+/// The layers of the prompt's or the picture's tokens after attention.
 #[derive(Debug, Clone)]
 struct Further {
     output: Linear,
@@ -205,9 +205,9 @@ pub(super) struct JointBlock {
     prompt_projections: Projections,
     dual: Option<SelfAttention>,
     further: Further,
-    /// Of the last block, scale and shift alone.
+    /// Only scale and shift in the last block.
     prompt_modulation: Modulation,
-    /// Not in the last block, which leaves nothing of the prompt.
+    /// Absent in the last block, which discards the prompt.
     prompt_further: Option<Further>,
 }
 
@@ -250,14 +250,14 @@ impl JointBlock {
         })
     }
 
-    /// The weights that make the prompt's keys.
+    /// The weights of the prompt's keys.
     pub(super) fn prompt_keys(&self) -> &Tensor<2> {
         self.prompt_projections.keys()
     }
 
-    /// The picture's and the prompt's tokens after the block; of the last block, the prompt's as they
-    /// were. Queries and keys of the picture are turned by `rotation`, if there is one; those of the
-    /// prompt are not, which is where its tokens stand: at place 0.
+    /// The picture's and the prompt's tokens after the block; the last block leaves the prompt's unchanged.
+    /// `rotation`, if given, rotates queries and keys of the picture. Those of the prompt are not rotated, since
+    /// its tokens are at position 0.
     ///
     /// # Shapes
     /// `x` `[b, n, d]`, `prompt` `[b, m, d]`, `told` `[b, 1, d]`, activated.
@@ -316,7 +316,7 @@ impl JointBlock {
 
 impl JointBlock {
     /// As [`forward`](Self::forward), but nothing inside the block is kept for the backward pass, which
-    /// computes it once more.
+    /// computes it again.
     pub(super) fn recomputed(
         &self,
         x: Tensor<3>,
@@ -354,14 +354,14 @@ impl JointBlock {
     }
 }
 
-/// Queries, keys and values with the former two turned.
+/// Queries, keys and values, of which the first two are rotated.
 pub(super) fn turned(own: [Tensor<3>; 3], rotation: Option<&Rotation>) -> [Tensor<3>; 3] {
     let Some(rotation) = rotation else { return own };
     let [query, key, value] = own;
     [rotation.turn(query), rotation.turn(key), value]
 }
 
-/// `x` within what half precision holds, if it is in half precision: FLUX.1 was trained in a wider type
+/// `x` clamped to the range of half precision, if it is in half precision: FLUX.1 was trained in a wider type
 /// and overflows.
 pub(super) fn within_range(x: Tensor<3>) -> Tensor<3> {
     const MOST: f32 = 65504.0;
@@ -372,7 +372,7 @@ pub(super) fn within_range(x: Tensor<3>) -> Tensor<3> {
 }
 
 impl Further {
-    /// `x` plus what the two layers make of it; `parts` are shift, scale and gate.
+    /// `x` plus the output of the two layers; `parts` are shift, scale and gate.
     fn feed_forward(&self, x: Tensor<3>, norm: &LayerNorm, parts: &[Tensor<3>]) -> Tensor<3> {
         let normed = modulated(norm.forward(x.clone()), &parts[0], &parts[1]);
         x + self.feed_forward.forward(normed) * parts[2].clone()

@@ -34,15 +34,15 @@ pub struct SD3Config {
     pub num_attention_heads: usize,
     /// The width of the prompt's hidden states.
     pub joint_attention_dim: usize,
-    /// The width of the prompt inside, which is that of the heads together.
+    /// The width of the prompt inside, equal to that of all heads together.
     pub caption_projection_dim: usize,
     /// The width of the pooled prompt.
     pub pooled_projection_dim: usize,
-    /// Channels of the prediction; null is as many as of the latents.
+    /// Channels of the prediction; null means those of the latents.
     pub out_channels: Option<usize>,
-    /// The most tokens on each side.
+    /// The maximum number of tokens on each side.
     pub pos_embed_max_size: usize,
-    /// The blocks whose picture attends to itself once more.
+    /// The blocks whose picture has a second attention, to itself.
     pub dual_attention_layers: Vec<usize>,
     /// `rms_norm` if queries and keys are normalised, else null.
     pub qk_norm: Option<String>,
@@ -79,7 +79,7 @@ impl SD3Config {
         self.out_channels.unwrap_or(self.in_channels)
     }
 
-    /// Checks it in itself; `path` is named in errors.
+    /// Checks its consistency; `path` is named in errors.
     ///
     /// # Errors
     /// [`Error::Config`] for a value that is out of range or contradicts another.
@@ -124,7 +124,7 @@ impl SD3Config {
         Ok(())
     }
 
-    /// What block `number` is like.
+    /// The options of block `number`.
     pub(super) fn block(&self, number: usize) -> BlockOptions {
         BlockOptions {
             heads: self.num_attention_heads,
@@ -142,7 +142,7 @@ impl SD3Config {
 #[derive(Debug, Clone)]
 pub struct SD3Transformer2DModel {
     config: SD3Config,
-    /// From the `in_channels · patch · patch` numbers of a token.
+    /// Maps the `in_channels · patch · patch` numbers of a token.
     patches: Linear,
     /// `[side, side, d]`
     positions: Tensor<3>,
@@ -204,16 +204,16 @@ impl SD3Transformer2DModel {
         &self.config
     }
 
-    /// A few weights by which the network is told from others of its shape: those of the first and
-    /// the last layer, and those that make the first block's keys of the prompt.
+    /// A few weights that distinguish the network from others of its shape: those of the first and
+    /// the last layer, and those of the first block's keys of the prompt.
     pub(crate) fn telling_weights(&self) -> Vec<Tensor<2>> {
         let ends = [self.patches.weight(), self.proj_out.weight()];
         let keys = self.blocks.first().map(JointBlock::prompt_keys);
         ends.into_iter().chain(keys).cloned().collect()
     }
 
-    /// The network's prediction. Gradients flow to `latents`, `context` and `pooled`, as far as
-    /// these are tracked.
+    /// The network's prediction. Gradients flow to those of `latents`, `context` and `pooled` that are
+    /// tracked.
     ///
     /// # Shapes
     /// `latents` `[b, in_channels, h, w]` with h and w multiples of the patch size, and no more
@@ -236,7 +236,7 @@ impl SD3Transformer2DModel {
         let size = [h, w].map(|side| side / self.config.patch_size);
         let time = sinusoidal_embedding(timesteps, TIME, true, 0.0).cast(dtype);
         let told = self.time.forward(time) + self.pooled.forward(pooled);
-        // Every modulation activates it before its own layer: do so once.
+        // Every modulation activates it before its own layer: this does so once.
         let told = Activation::Silu.forward(told);
         let told = told.reshape([b, 1, self.config.width()]);
         let mut x = self.tokens(latents) + self.positions(size).cast(dtype);
@@ -251,7 +251,7 @@ impl SD3Transformer2DModel {
         self.latents(self.proj_out.forward(x), size)
     }
 
-    /// A token for each patch, with the features (c, p, q), `[b, n, d]`.
+    /// One token per patch, with the features (c, p, q), `[b, n, d]`.
     fn tokens(&self, latents: Tensor<4>) -> Tensor<3> {
         self.patches
             .forward(patches(latents, self.config.patch_size))

@@ -18,7 +18,7 @@ use crate::{Error, Result};
 /// The network's folder in diffusers' layout.
 pub const PART: &str = "transformer";
 
-/// How many tokens T5's reading of a prompt has, or the zeros in its place, behind CLIP's.
+/// The number of T5's tokens for a prompt, or of zeros in their place, after CLIP's.
 pub const T5_LENGTH: usize = 256;
 
 /// The text encoders without T5.
@@ -39,13 +39,13 @@ pub fn open(config: Value, path: &Path) -> Result<Box<dyn DenoiserConfig>> {
 #[derive(Debug)]
 struct Transformer {
     network: SD3Transformer2DModel,
-    /// Rows of zeros in the place of T5's reading, where there is no T5.
+    /// Rows of zeros in place of T5's hidden states, if there is no T5.
     zeros: usize,
 }
 
 impl Transformer {
-    /// The context as the network reads it: CLIP's hidden states are narrower than T5's, and filled
-    /// up with zeros; where there is no T5, its tokens are zeros.
+    /// The context that the network reads: CLIP's hidden states are narrower than T5's, and are padded with
+    /// zeros; without T5, its tokens are zeros.
     fn context(&self, context: Tensor<3>) -> Tensor<3> {
         let [b, n, d] = context.dims();
         let width = self.network.config().joint_attention_dim;
@@ -172,19 +172,19 @@ impl DenoiserConfig for Config {
     }
 }
 
-/// Tokens of CLIP's reading of a prompt.
+/// The number of CLIP's tokens for a prompt.
 const CLIP_LENGTH: usize = 77;
 /// Tensors of `tokens × width` that a block keeps: normalised, modulated, queries, keys and values,
 /// attended, projected and gated, and the four times wider inside of the feed-forward layers twice.
 const BLOCK: usize = 22;
 /// Such tensors that the picture's second attention adds.
 const DUAL: usize = 11;
-/// Such tensors that are held besides at the same time, in the backward pass.
+/// Such tensors that are held in addition at the same time, in the backward pass.
 const AT_WORK: usize = 10;
 
 impl SD3Config {
-    /// About how many bytes of activations an optimisation step on the CPU holds at its peak, if
-    /// `rows` latents of `height` and `width` go through the network at once.
+    /// The approximate peak of bytes that the activations of an optimisation step on the CPU take, for
+    /// `rows` latents of `height` and `width` in one call of the network.
     fn step_bytes(&self, rows: usize, [height, width]: [usize; 2], memory: Memory) -> u64 {
         let patch = self.patch_size;
         let picture = rows * (height / patch) * (width / patch);
@@ -208,8 +208,8 @@ impl SD3Config {
 mod tests {
     use super::*;
 
-    /// A network of six blocks took 1221 MiB in a step of `dinv learn`, and 554 with `--memory low`, of
-    /// which 301 were its weights and the program.
+    /// A network of six blocks took 1221 MiB in a step of `dinv learn`, and 554 with `--memory low`; 301 of
+    /// these were its weights and the program.
     #[test]
     fn the_estimate_is_near_what_a_step_was_measured_to_take() {
         let config = SD3Config {

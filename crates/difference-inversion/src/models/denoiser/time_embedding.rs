@@ -1,4 +1,4 @@
-//! A time, as denoisers are told it.
+//! The embedding of a time for denoisers.
 
 use burn::tensor::{DType, Tensor};
 

@@ -13,7 +13,7 @@ use crate::models::feature_map::{Conv2d, GroupNorm, channels_first, channels_las
 use crate::models::layers::Activation;
 use crate::weights::Weights;
 
-/// What SDXL's U-Net receives besides the prompt's hidden states.
+/// The inputs of SDXL's U-Net besides the prompt's hidden states.
 #[derive(Debug, Clone)]
 pub struct AddedConditions {
     /// `[b, d]`: the pooled and projected prompt of the second text encoder.
@@ -106,7 +106,7 @@ impl UNet2DConditionModel {
         for (i, level) in levels.iter().rev().enumerate() {
             let weights = weights.scope("up_blocks").scope(i);
             let c = level.channels;
-            // The skip connections come from this level and, the last one, from the level above.
+            // The skip connections come from this level, except the last one, which comes from the level above.
             let skip = levels[(levels.len() - 1 - i).saturating_sub(1)].channels;
             let resnets: Vec<_> = (0..=level.layers)
                 .map(|i| {
@@ -150,8 +150,8 @@ impl UNet2DConditionModel {
         &self.config
     }
 
-    /// The number of transformer blocks, in the order in which they run: those of the way down, of
-    /// the middle, of the way up.
+    /// The number of transformer blocks, in the order in which they run: those of the down path, of
+    /// the middle, of the up path.
     pub fn transformer_blocks(&self) -> usize {
         let down = self.down_blocks.iter().map(|(level, _)| level);
         let up = self.up_blocks.iter().map(|(level, _)| level);
@@ -159,9 +159,9 @@ impl UNet2DConditionModel {
         levels.map(Level::transformer_blocks).sum()
     }
 
-    /// A few weights that distinguish the network from others of its shape, fine-tuned copies of itself
-    /// among them: those of the first and the last convolution, which full training changes, and those
-    /// that make the first transformer block's keys of the prompt, which low-rank adaptation changes, too.
+    /// A few weights that distinguish the network from others of its shape, including fine-tuned copies of itself:
+    /// those of the first and the last convolution, which full training changes, and those of the first
+    /// transformer block's keys of the prompt, which low-rank adaptation also changes.
     pub(crate) fn telling_weights(&self) -> Vec<Tensor<2>> {
         let down = self.down_blocks.iter().map(|(level, _)| level);
         let keys = down.chain(&self.mid_block).find_map(Level::prompt_keys);
@@ -169,12 +169,12 @@ impl UNet2DConditionModel {
         convolutions.into_iter().chain(keys).cloned().collect()
     }
 
-    /// The network's prediction; what it predicts (noise, velocity) is the scheduler's to say.
-    /// Gradients flow to `sample`, `encoder_hidden_states` and `added`, as far as these are
+    /// The network's prediction; the scheduler determines whether it is noise or velocity.
+    /// Gradients flow to those of `sample`, `encoder_hidden_states` and `added` that are
     /// tracked.
     ///
     /// # Shapes
-    /// `sample` `[b, in_channels, h, w]` (any `h` and `w`), `timesteps` `[b]` in steps of training
+    /// `sample` `[b, in_channels, h, w]` (any `h` and `w`), `timesteps` `[b]` in training steps
     /// (0 to 999, fractions allowed), `encoder_hidden_states` `[b, n, cross_attention_dim]`,
     /// `added` if and only if the config has `addition_embed_type` (see
     /// [`UNetConfig::needs_added_conditions`]). Result `[b, out_channels, h, w]`.
@@ -197,7 +197,7 @@ impl UNet2DConditionModel {
         )
     }
 
-    /// As [`forward`](Self::forward), with a choice of how it is computed.
+    /// As [`forward`](Self::forward), with options for the computation.
     ///
     /// # Panics
     /// As [`forward`](Self::forward).
@@ -226,7 +226,7 @@ impl UNet2DConditionModel {
             let added = Tensor::cat(vec![added.text_embeds.clone(), time_embeds], 1);
             emb = emb + add_embedding.forward(added);
         }
-        // Every residual block activates the embedding before projecting it: do so once.
+        // Every residual block activates the embedding before projecting it: this does so once.
         let cond = BlockInput {
             emb: config.act_fn.forward(emb),
             context: encoder_hidden_states,
@@ -266,7 +266,7 @@ impl UNet2DConditionModel {
                 x = layer(level, i, x);
             }
             if let (Some(upsample), Some(skip)) = (upsample, skips.last()) {
-                // Twice as large, or one less where the way down rounded an odd size up.
+                // Twice as large, or one less if the down path rounded an odd size up.
                 let [_, h, w, _] = skip.dims();
                 x = upsample.forward(x, [h, w]);
             }

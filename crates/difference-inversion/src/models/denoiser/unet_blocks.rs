@@ -97,7 +97,7 @@ impl ResnetBlock {
 #[derive(Debug, Clone)]
 pub(crate) struct Downsample {
     conv: Conv2d,
-    /// Whether zeros are added right and below only, as in the autoencoder.
+    /// Whether zeros are only added right and below, as in the autoencoder.
     asymmetric: bool,
 }
 
@@ -151,7 +151,7 @@ pub(crate) struct TransformerOptions {
     pub(crate) only_cross_attention: bool,
 }
 
-/// Queries from one sequence, keys and values from another or the same.
+/// Attention with queries from one sequence, keys and values from another or the same.
 #[derive(Debug, Clone)]
 struct Attention {
     to_q: Linear,
@@ -188,7 +188,7 @@ impl Attention {
     }
 }
 
-/// Attention to itself, attention to the prompt, and a gated feed-forward layer, each on
+/// Self-attention, cross-attention to the prompt, and a gated feed-forward layer, each applied to
 /// normalised input and added to it.
 #[derive(Debug, Clone)]
 struct BasicTransformerBlock {
@@ -197,7 +197,7 @@ struct BasicTransformerBlock {
     norm2: LayerNorm,
     attn2: Attention,
     norm3: LayerNorm,
-    /// To the hidden width twice: values and their gates.
+    /// Projects to twice the hidden width: values and their gates.
     proj: Linear,
     out: Linear,
     only_cross_attention: bool,
@@ -311,8 +311,8 @@ impl Transformer2D {
     }
 }
 
-/// What conditions every block: the activated time embedding, the prompt's hidden states
-/// `[b, m, cross_attention_dim]`, and who changes attention, if anyone does.
+/// The conditions of every block: the activated time embedding, the prompt's hidden states
+/// `[b, m, cross_attention_dim]`, and the control of attention, if any.
 #[derive(Debug)]
 pub(crate) struct BlockInput<'a> {
     pub(crate) emb: Tensor<2>,
@@ -328,8 +328,8 @@ pub(crate) struct Level {
 }
 
 impl Level {
-    /// `channels` are the `[c_in, c_out]` of every residual block; `transformers` is how many
-    /// transformers there are and what they are made of.
+    /// `channels` are the `[c_in, c_out]` of every residual block; `transformers` gives the number and options
+    /// of the transformers.
     pub(crate) fn load(
         weights: &Weights,
         channels: &[[usize; 2]],
@@ -364,7 +364,7 @@ impl Level {
         self.attentions.iter().map(blocks).sum()
     }
 
-    /// The weights that make keys of the prompt in the first transformer block, if there is one.
+    /// The weights of the keys of the prompt in the first transformer block, if there is one.
     pub(crate) fn prompt_keys(&self) -> Option<&Tensor<2>> {
         let block = self.attentions.first()?.transformer_blocks.first()?;
         Some(block.attn2.to_k.weight())
@@ -380,8 +380,8 @@ impl Level {
     }
 
     /// As [`forward_layer`](Self::forward_layer), but nothing inside the layer is kept for the
-    /// backward pass, which computes it once more: less memory, more time. Where
-    /// someone changes attention, it is the same as `forward_layer`.
+    /// backward pass, which computes it again: less memory, more time. With a control of
+    /// attention, it is the same as `forward_layer`.
     pub(crate) fn recompute_layer(
         &self,
         i: usize,

@@ -12,9 +12,9 @@ use crate::{Error, Result};
 /// The configuration of a [`UNet2DConditionModel`](super::unet::UNet2DConditionModel), with the
 /// names and defaults of diffusers.
 ///
-/// Fields of diffusers that are not here are either without influence on a forward pass
-/// (`sample_size`, `dropout`, `upcast_attention` in f32) or supported with one value only, which
-/// is checked when the model is loaded.
+/// Other fields of diffusers either do not influence a forward pass (`sample_size`, `dropout`,
+/// `upcast_attention` in f32) or are supported with one value only, which is checked when the model is
+/// loaded.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub struct UNetConfig {
@@ -34,7 +34,7 @@ pub struct UNetConfig {
     pub mid_block_type: Option<String>,
     /// `CrossAttnUpBlock2D` or `UpBlock2D` for every level, from the coarsest.
     pub up_block_types: Vec<String>,
-    /// Whether the first attention of a transformer block looks at the prompt, too.
+    /// Whether the first attention of a transformer block also attends to the prompt.
     pub only_cross_attention: PerBlock<bool>,
     /// Channels of every level.
     pub block_out_channels: Vec<usize>,
@@ -52,7 +52,7 @@ pub struct UNetConfig {
     pub cross_attention_dim: PerBlock<usize>,
     /// Transformer blocks in every transformer: for all, for each level, or for each transformer of a level.
     pub transformer_layers_per_block: PerBlock<PerBlock<usize>>,
-    /// The same of the way up, from the coarsest level, if it is not that of the way down.
+    /// The same for the up path, from the coarsest level, if it differs from the down path.
     pub reverse_transformer_layers_per_block: Option<PerBlock<PerBlock<usize>>>,
     /// The *number* of attention heads, in spite of its name.
     pub attention_head_dim: PerBlock<usize>,
@@ -114,7 +114,7 @@ impl Default for UNetConfig {
 const DEPTH: &str = "transformer_layers_per_block";
 const UP_DEPTH: &str = "reverse_transformer_layers_per_block";
 
-/// More levels than any network has; each halves the picture.
+/// The maximum number of levels, more than any network has; each halves the picture.
 pub(crate) const MOST_LEVELS: usize = 16;
 
 /// Fields with only one supported value.
@@ -138,7 +138,7 @@ const FIXED_FIELDS: &[(&str, &str)] = &[
     ("cross_attention_norm", "null"),
 ];
 
-/// A list of numbers, which could also be those of every level, as those of one level each.
+/// Resolves a flat list of numbers, which is ambiguous, to one number per level.
 fn per_level(depth: &PerBlock<PerBlock<usize>>) -> PerBlock<PerBlock<usize>> {
     match depth {
         PerBlock::Same(PerBlock::Each(counts)) => {
@@ -148,7 +148,7 @@ fn per_level(depth: &PerBlock<PerBlock<usize>>) -> PerBlock<PerBlock<usize>> {
     }
 }
 
-/// The blocks of each of `count` transformers of a level, or what is wrong with them.
+/// The blocks of each of `count` transformers of a level, or the problem with them.
 fn blocks_of(
     depth: &PerBlock<usize>,
     count: usize,
@@ -170,7 +170,7 @@ fn wrong(path: &Path, field: &str, reason: String) -> Error {
     }
 }
 
-/// One resolution of the network, on the way down and up.
+/// One resolution of the network, in the down and up paths.
 #[derive(Debug)]
 pub(crate) struct LevelConfig {
     pub(crate) channels: usize,
@@ -187,8 +187,7 @@ impl UNetConfig {
         self.addition_embed_type.is_some()
     }
 
-    /// Width of the prompt's hidden states, of which the first level's is meant if there are
-    /// several.
+    /// Width of the prompt's hidden states; the first level's, if there are several.
     pub fn context_dim(&self) -> usize {
         match &self.cross_attention_dim {
             PerBlock::Same(dim) => *dim,
@@ -207,7 +206,7 @@ impl UNetConfig {
             .and(self.projection_class_embeddings_input_dim)
     }
 
-    /// Checks the configuration and gives the levels from the finest to the coarsest; `path` is
+    /// Checks the configuration and returns the levels from the finest to the coarsest; `path` is
     /// named in errors.
     pub(crate) fn levels(&self, path: &Path) -> Result<Vec<LevelConfig>> {
         let wrong = |field: &str, reason: String| Err(wrong(path, field, reason));
@@ -295,7 +294,7 @@ impl UNetConfig {
         Ok(levels)
     }
 
-    /// Checks the fields of SDXL's further conditions.
+    /// Checks the fields of SDXL's added conditions.
     fn check_added(&self, path: &Path) -> Result<()> {
         let Some(added) = self.addition_embed_type.as_deref() else {
             return Ok(());
@@ -315,7 +314,7 @@ impl UNetConfig {
         Err(wrong(path, "addition_embed_type", reason))
     }
 
-    /// The transformer blocks of every level, from the finest: on the way down, and up.
+    /// The transformer blocks of every level, from the finest: in the down path, and in the up path.
     fn depths(&self, path: &Path) -> Result<[Vec<PerBlock<usize>>; 2]> {
         let depth = per_level(&self.transformer_layers_per_block);
         let depth = self.expand(DEPTH, &depth, path)?;

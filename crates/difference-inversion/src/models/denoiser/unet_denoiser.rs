@@ -17,10 +17,10 @@ use crate::{Error, Result};
 /// The network's folder in diffusers' layout.
 pub const PART: &str = "unet";
 
-/// Numbers in [`time_ids`].
+/// Length of [`time_ids`].
 const TIME_IDS: usize = 6;
 
-/// Opens the configuration of a U-Net that reads a prompt and nothing more.
+/// Opens the configuration of a U-Net that reads only a prompt.
 ///
 /// # Errors
 /// If the file is invalid.
@@ -36,8 +36,8 @@ pub fn open_xl(config: Value, path: &Path) -> Result<Box<dyn DenoiserConfig>> {
     Config::open(config, path, true)
 }
 
-/// What SDXL receives for a picture that was never cropped: original height and width, crop top and
-/// left, target height and width.
+/// SDXL's sizes for a picture that was never cropped: original height and width, crop top and left, target
+/// height and width.
 pub fn time_ids([height, width]: [usize; 2]) -> [f32; TIME_IDS] {
     let [height, width] = [height, width].map(|side| side as f32);
     [height, width, 0.0, 0.0, height, width]
@@ -112,8 +112,8 @@ impl Config {
         }))
     }
 
-    /// The side of the latents that a configuration means: Stable Diffusion 1 was first configured with
-    /// 32 for 64, which diffusers' pipeline corrects.
+    /// The side of the latents, corrected: Stable Diffusion 1 was first configured with 32 instead of 64, which
+    /// diffusers' pipeline corrects, too.
     fn corrected(&self, sample_size: u64) -> u64 {
         let version = self.unet.other.get("_diffusers_version");
         let outdated = version.and_then(Value::as_str).is_some_and(is_before_0_9);

@@ -1,4 +1,4 @@
-//! What an optimisation step through the U-Net needs to hold, from the configuration only.
+//! The memory of an optimisation step through the U-Net, from the configuration only.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use crate::models::denoiser::{FLOAT, KERNELS, Memory};
 /// Tensors of `positions × channels` that a transformer block keeps: the inputs of its three
 /// normalisations, queries, keys and values, the prompt's queries, and values with gates (8).
 const BLOCK: usize = 15;
-/// Such tensors that are held besides at the same time: gradients of values and gates.
+/// Such tensors that are held in addition at the same time: gradients of values and gates.
 const AT_WORK: usize = 16;
 
 /// A residual block and the transformer after it.
@@ -51,8 +51,8 @@ fn blocks_of(transformers: Option<&TransformerOptions>, number: usize) -> usize 
 }
 
 impl UNetConfig {
-    /// About how many bytes of activations an optimisation step on the CPU holds at its peak, if
-    /// `rows` latents of `height` and `width` go through the network at once.
+    /// The approximate peak of bytes that the activations of an optimisation step on the CPU take, for
+    /// `rows` latents of `height` and `width` in one call of the network.
     ///
     /// # Errors
     /// [`Error::Config`](crate::Error::Config), naming `path`, as for the network itself.
@@ -75,7 +75,7 @@ impl UNetConfig {
         Ok(((kept + at_work) * FLOAT + KERNELS) as u64)
     }
 
-    /// The layers in the order they are gone through, as the network is built.
+    /// The layers in the order in which they run, as the network is built.
     fn layers(&self, path: &Path, rows: usize, [height, width]: [usize; 2]) -> Result<Vec<Layer>> {
         let levels = self.levels(path)?;
         let positions = |level: usize| {

@@ -1,4 +1,4 @@
-//! The CLIP joint space: a transformers `CLIPModel` folder, and the layer both its towers share.
+//! The CLIP joint space: a transformers `CLIPModel` folder, and the layer that both towers share.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::models::vision::clip_image::{ClipVisionConfig, ClipVisionModel};
 use crate::weights::{Weights, read_config};
 use crate::{Error, Result};
 
-/// Tensors of CLIP checkpoints that are no weights of the towers.
+/// Tensors of CLIP checkpoints that are not weights of the towers.
 pub(crate) const IGNORED: [&str; 2] = ["position_ids", "logit_scale"];
 
 /// `config.json` of a transformers `CLIPModel`.
@@ -29,9 +29,9 @@ pub struct ClipConfig {
 /// ([Radford et al. 2021](https://arxiv.org/abs/2103.00020)).
 #[derive(Clone, Debug)]
 pub struct ClipModel {
-    /// Texts into the joint space.
+    /// Maps texts into the joint space.
     pub text: ClipTextModel,
-    /// Pictures into the joint space.
+    /// Maps pictures into the joint space.
     pub vision: ClipVisionModel,
 }
 
@@ -39,7 +39,7 @@ impl ClipModel {
     /// Opens a folder saved by transformers' `CLIPModel`.
     ///
     /// # Errors
-    /// When `config.json` or the weights are missing, damaged, or do not fit each other.
+    /// When `config.json` or the weights are missing, damaged, or do not match.
     pub fn open(dir: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
         open_tower(dir, device, dtype, |weights, config: &ClipConfig| {
             Ok(Self {
@@ -64,8 +64,8 @@ pub(crate) fn open_tower<C: DeserializeOwned, T>(
     Ok(tower)
 }
 
-/// A tower's own weights: under `name`, or under nothing, as transformers 5 saves it; `embedding`
-/// tells the two apart.
+/// A tower's own weights: under `name`, or without a prefix, as transformers 5 saves them; `embedding`
+/// distinguishes the two.
 pub(crate) fn tower_weights(weights: &Weights, name: &str, embedding: &str) -> Weights {
     match weights.contains(embedding) {
         true => weights.clone(),
@@ -129,7 +129,7 @@ pub(crate) fn patches_per_side(weights: &Weights, image: usize, patch: usize) ->
     }
 }
 
-/// One layer of either tower, and of BLIP-2's: attention and a two-layer network, each behind its
+/// One layer of either tower, and of BLIP-2's: attention and a two-layer network, each after its
 /// norm.
 #[derive(Clone, Debug)]
 pub(crate) struct EncoderLayer {
@@ -156,7 +156,7 @@ impl EncoderLayer {
         Self::around(self_attn, weights, sizes)
     }
 
-    /// Reads what surrounds the attention.
+    /// Reads everything except the attention.
     pub(crate) fn around(
         self_attn: Attention,
         weights: &Weights,
@@ -174,7 +174,7 @@ impl EncoderLayer {
         })
     }
 
-    /// Shares the weights that are those of `other`; gives the bytes.
+    /// Shares the weights that equal those of `other`; returns the number of bytes.
     pub(crate) fn share(&mut self, other: &Self) -> u64 {
         self.layer_norm1.share(&other.layer_norm1)
             + self.self_attn.share(&other.self_attn)
@@ -183,7 +183,7 @@ impl EncoderLayer {
             + self.fc2.share(&other.fc2)
     }
 
-    /// The layer's output for `x` `[b, n, d]` behind the positions of `past`, and the keys and
+    /// The layer's output for `x` `[b, n, d]` after the positions of `past`, and the keys and
     /// values of all of them.
     pub(crate) fn forward(
         &self,

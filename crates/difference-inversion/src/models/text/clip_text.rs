@@ -1,4 +1,4 @@
-//! CLIP's text tower, from token embeddings, so that learned tokens can be put among them.
+//! CLIP's text tower, from token embeddings, so that learned tokens can be inserted.
 
 use std::any::Any;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::models::text::tower::{Beginning, Encoded, Tower};
 use crate::weights::Weights;
 use crate::{Error, Result};
 
-/// `config.json` of transformers' `CLIPTextModel`; what a file leaves out has its defaults
+/// `config.json` of transformers' `CLIPTextModel`; absent fields have its defaults
 /// (those of `openai/clip-vit-base-patch32`).
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
@@ -59,7 +59,7 @@ impl Default for ClipTextConfig {
 /// The name of the token-embedding table.
 const TABLE: &str = "embeddings.token_embedding.weight";
 
-/// About the bytes that [`ClipTextModel::share`] would share between the towers in two files, judged
+/// The approximate bytes that [`ClipTextModel::share`] would share between the towers in two files, judged
 /// by the first layer's queries.
 ///
 /// # Errors
@@ -98,13 +98,13 @@ impl ClipTextModel {
     /// Opens a folder that holds only the text tower, such as `text_encoder` of a pipeline.
     ///
     /// # Errors
-    /// When `config.json` or the weights are missing, damaged, or do not fit each other.
+    /// When `config.json` or the weights are missing, damaged, or do not match.
     pub fn open(dir: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
         open_tower(dir, device, dtype, Self::load)
     }
 
-    /// Builds the tower that `config` describes from `weights` that hold nothing else but layers behind
-    /// the last one: a configuration of fewer is how `clip_skip` is made to stay.
+    /// Builds the tower that `config` describes from `weights` that hold nothing else except layers after
+    /// the last one: a configuration with fewer layers makes `clip_skip` permanent.
     ///
     /// # Errors
     /// As [`load`](Self::load), or if some tensors are left over.
@@ -119,11 +119,11 @@ impl ClipTextModel {
         Ok(tower)
     }
 
-    /// Reads the tower under `text_model.` (or under nothing, as transformers 5 saves it), and
-    /// `text_projection.weight` if there is one.
+    /// Reads the tower under `text_model.` (or without a prefix, as transformers 5 saves it), and
+    /// `text_projection.weight` if present.
     ///
     /// # Errors
-    /// When a tensor is missing or of another shape than `config` says.
+    /// When a tensor is missing or its shape differs from `config`.
     pub fn load(weights: &Weights, config: &ClipTextConfig) -> Result<Self> {
         let sizes = LayerSizes {
             hidden_size: config.hidden_size,
@@ -156,9 +156,9 @@ impl ClipTextModel {
         })
     }
 
-    /// Holds the weights of `other` in the place of its own wherever both are the same, so that
-    /// two copies of a tower need the memory of one. What it computes stays the same. Gives the
-    /// bytes that are shared.
+    /// Replaces its weights by those of `other` wherever both are equal, so that two copies of a tower
+    /// need the memory of one. Its output stays the same. Returns the number of shared
+    /// bytes.
     pub fn share(&mut self, other: &Self) -> u64 {
         let layers = self.layers.iter_mut().zip(&other.layers);
         self.token_embedding.share(&other.token_embedding)
@@ -204,9 +204,9 @@ impl ClipTextModel {
         Ok(rows.reshape([ids.len(), n, self.config.hidden_size]))
     }
 
-    /// Where the pooled output of a prompt is read, as transformers does it: at the first
-    /// `eos_token_id`; or, where the configuration says 2 (files from before that field was
-    /// right, Stable Diffusion's among them), at the first of the largest ids.
+    /// Where the pooled output of a prompt is read, as in transformers: at the first
+    /// `eos_token_id`; or, if the configuration says 2 (as in older files, whose field was wrong, such as
+    /// Stable Diffusion's), at the first of the largest ids.
     #[must_use]
     pub fn eos_position(&self, ids: &[u32]) -> usize {
         let wanted = match self.config.eos_token_id {
@@ -233,7 +233,7 @@ impl ClipTextModel {
         self.output(cache.hidden_states, eos_positions)
     }
 
-    /// Encodes the beginning of prompts once and for all.
+    /// Encodes the beginning of prompts, to be reused.
     ///
     /// # Shapes
     /// As [`forward_embeds`](Self::forward_embeds).
@@ -244,7 +244,7 @@ impl ClipTextModel {
         self.encode(None, inputs_embeds)
     }
 
-    /// Encodes the rest of prompts whose beginning is `prefix`. The output is that of
+    /// Encodes the rest of prompts that begin with `prefix`. The output is that of
     /// [`forward_embeds`](Self::forward_embeds) for the whole prompts, at the cost of the rest.
     ///
     /// # Shapes
@@ -267,13 +267,13 @@ impl ClipTextModel {
         self.output(whole, eos_positions)
     }
 
-    /// The final norm, for those who read an earlier layer through it (diffusers' `clip_skip`).
+    /// The final norm, for reading an earlier layer through it (diffusers' `clip_skip`).
     #[must_use]
     pub fn final_layer_norm(&self, hidden_state: Tensor<3>) -> Tensor<3> {
         self.final_layer_norm.forward(hidden_state)
     }
 
-    /// Pooled outputs in the joint space, not normalised.
+    /// Unnormalised pooled outputs in the joint space.
     ///
     /// # Shapes
     /// `[b, d]` to `[b, projection_dim]`
@@ -289,7 +289,7 @@ impl ClipTextModel {
         }
     }
 
-    /// The hidden states of `inputs_embeds` behind `past`, and the keys and values of both.
+    /// The hidden states of `inputs_embeds` after `past`, and the keys and values of both.
     fn encode(&self, past: Option<&Beginning>, inputs_embeds: Tensor<3>) -> Result<Beginning> {
         let [b, n, d] = inputs_embeds.dims();
         let start = past.map_or(0, Beginning::len);

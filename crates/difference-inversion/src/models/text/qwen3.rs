@@ -17,14 +17,14 @@ use crate::models::text::tower::{Beginning, Encoded, Tower};
 use crate::weights::Weights;
 use crate::{Error, Result};
 
-/// What stands before the keys of a tower that was saved with its language model's head.
+/// The prefix of the keys of a tower that was saved with its language model's head.
 const PREFIX: &str = "model";
 /// The token-embedding table.
 const TABLE: &str = "embed_tokens";
-/// θ where a file does not tell.
+/// The default θ.
 const THETA: f64 = 10_000.0;
 
-/// `config.json` of a `Qwen3ForCausalLM`; what a file leaves out has transformers' defaults.
+/// `config.json` of a `Qwen3ForCausalLM`; absent fields have transformers' defaults.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct Qwen3Config {
@@ -38,9 +38,9 @@ pub struct Qwen3Config {
     pub intermediate_size: usize,
     /// The number of layers.
     pub num_hidden_layers: usize,
-    /// Heads of queries; together they need not be as wide as d.
+    /// Heads of queries; their total width may differ from d.
     pub num_attention_heads: usize,
-    /// Heads of keys and values, each for some heads of queries; null is as many.
+    /// Heads of keys and values, each shared by some heads of queries; null means the same number.
     pub num_key_value_heads: Option<usize>,
     /// The width of each head.
     pub head_dim: usize,
@@ -50,17 +50,17 @@ pub struct Qwen3Config {
     pub max_position_embeddings: usize,
     /// The small constant of the norms.
     pub rms_norm_eps: f64,
-    /// Whether projections add a bias: none does.
+    /// Whether projections have a bias; not supported.
     pub attention_bias: bool,
-    /// Whether some layers see only near positions: none does.
+    /// Whether some layers attend only to near positions; not supported.
     pub use_sliding_window: bool,
     /// The base θ of the rotary positions' frequencies, as transformers wrote it before version 5.
     pub rope_theta: Option<f64>,
-    /// How positions are stretched, as transformers wrote it before version 5: not at all.
+    /// How positions are scaled, as transformers wrote it before version 5; not supported.
     pub rope_scaling: Option<Value>,
-    /// Both since then.
+    /// Both of these since version 5.
     pub rope_parameters: Option<Value>,
-    /// How the weights are quantised: not at all.
+    /// How the weights are quantised; not supported.
     pub quantization_config: Option<Value>,
 }
 
@@ -160,7 +160,7 @@ impl Qwen3Config {
     }
 }
 
-/// The number of the layer that a tensor is of.
+/// The number of the layer that a tensor belongs to.
 fn layer_of(key: &str) -> Option<usize> {
     let rest = key.strip_prefix("model.").unwrap_or(key);
     rest.strip_prefix("layers.")?
@@ -170,14 +170,14 @@ fn layer_of(key: &str) -> Option<usize> {
         .ok()
 }
 
-/// Whether a tower of which the outputs of `layers` are read, none of them the last one's, needs this tensor.
+/// Whether a tower needs this tensor if the outputs of `layers`, without the last layer's, are read.
 pub fn needs(key: &str, layers: &[usize]) -> bool {
     let is_table = key.strip_prefix("model.").unwrap_or(key).starts_with(TABLE);
     let last = layers.iter().copied().max().unwrap_or(0);
     is_table || layer_of(key).is_some_and(|number| number < last)
 }
 
-/// Attention and a gated network, each behind its norm.
+/// Attention and a gated network, each after its norm.
 #[derive(Debug, Clone)]
 struct Layer {
     heads: usize,
@@ -228,12 +228,12 @@ impl Layer {
         })
     }
 
-    /// `x` after the layer, and the keys and values of all positions up to the prompt's end. Of `x`, the first
-    /// `words` belong to the prompt; what follows is padding, which looks at the prompt and which nothing
-    /// looks at.
+    /// `x` after the layer, and the keys and values of all positions up to the prompt's end. The first `words`
+    /// tokens of `x` belong to the prompt; the rest is padding, which attends to the prompt and which nothing
+    /// attends to.
     ///
     /// # Shapes
-    /// `x` `[1, n, d]` behind the positions of `past`
+    /// `x` `[1, n, d]` after the positions of `past`
     fn forward(
         &self,
         x: Tensor<3>,
@@ -267,7 +267,7 @@ impl Layer {
         (x + self.down.forward(gate * self.up.forward(normed)), all)
     }
 
-    /// Heads of keys or values, each once for every head of queries that shares it.
+    /// Heads of keys or values, repeated for every head of queries that shares them.
     fn for_queries(&self, x: Tensor<3>) -> Tensor<3> {
         let [b, n, c] = x.dims();
         let few = self.heads / self.shared;
@@ -277,7 +277,7 @@ impl Layer {
     }
 
     /// The output of [`forward`](Self::forward), but nothing inside the layer is kept for the backward pass,
-    /// which computes it once more: at full length, the inside of all layers would be several gigabytes.
+    /// which computes it again: at full length, the inside of all layers would be several gigabytes.
     fn recomputed(
         &self,
         x: Tensor<3>,
@@ -298,8 +298,8 @@ impl Layer {
     }
 }
 
-/// The first layers of Qwen3. It is causal, and padding behind a prompt is masked: it looks at the prompt alone,
-/// and nothing looks at it. Its weights are constants; gradients flow to the input embeddings.
+/// The first layers of Qwen3. It is causal, and padding after a prompt is masked: it attends only to the prompt,
+/// and nothing attends to it. Its weights are constants; gradients flow to the input embeddings.
 #[derive(Debug)]
 pub struct Qwen3Model {
     config: Qwen3Config,
@@ -307,18 +307,18 @@ pub struct Qwen3Model {
     layers: Vec<Layer>,
     /// The layers whose outputs are read, counted from 1, in their order.
     read: Vec<usize>,
-    /// Behind the last layer, if that is read.
+    /// The norm after the last layer, if that is read.
     norm: Option<RmsNorm>,
 }
 
 impl Qwen3Model {
-    /// Builds the tower that `config` describes from `weights`, as far as the last of `layers`, whose outputs
-    /// are read: counted from 1 and ascending. The output of the tower's last layer is read behind the final
-    /// norm, as in transformers.
+    /// Builds the tower that `config` describes from `weights`, up to the last of `layers`, whose outputs are
+    /// read: counted from 1 and ascending. The output of the tower's last layer is read after the final norm,
+    /// as in transformers.
     ///
     /// # Errors
-    /// [`Error::Config`] for a configuration that is not supported or of too few layers, and whatever is wrong
-    /// with a tensor.
+    /// [`Error::Config`] for a configuration that is not supported or has too few layers, and any error in a
+    /// tensor.
     pub fn load(weights: &Weights, config: &Qwen3Config, layers: &[usize]) -> Result<Self> {
         let path = weights.config_path();
         config.check(&path)?;
@@ -355,7 +355,7 @@ impl Qwen3Model {
             read: layers.to_vec(),
             norm: (last == config.num_hidden_layers).then(norm).transpose()?,
         };
-        // What comes after the last layer that is read.
+        // Ignores everything after the last layer that is read.
         weights.ignore(|key| {
             let behind = layer_of(key)
                 .is_some_and(|number| (last..config.num_hidden_layers).contains(&number));
@@ -370,7 +370,7 @@ impl Qwen3Model {
         &self.config
     }
 
-    /// Checks what is to be read behind `start` positions, and says where it is.
+    /// Checks the embeddings to read after `start` positions, and returns the rotation for their positions.
     fn rotation(&self, x: &Tensor<3>, start: usize, end: usize) -> Result<Rotation> {
         let ([_, n, d], config) = (x.dims(), &self.config);
         let most = config.max_position_embeddings;
@@ -402,7 +402,7 @@ impl Qwen3Model {
         self.read.contains(&(number + 1))
     }
 
-    /// A layer's output as it is read.
+    /// A layer's output in the form in which it is read.
     fn seen(&self, number: usize, x: &Tensor<3>) -> Tensor<3> {
         let is_last = number + 1 == self.config.num_hidden_layers;
         match self.norm.as_ref().filter(|_| is_last) {

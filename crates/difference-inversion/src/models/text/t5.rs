@@ -17,7 +17,7 @@ use crate::{Error, Result};
 const TABLE: &str = "shared";
 const TABLE_AGAIN: &str = "encoder.embed_tokens";
 
-/// `config.json` of a `T5EncoderModel`; what a file leaves out has transformers' defaults.
+/// `config.json` of a `T5EncoderModel`; absent fields have transformers' defaults.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct T5Config {
@@ -31,11 +31,11 @@ pub struct T5Config {
     pub d_ff: usize,
     /// The number of layers.
     pub num_layers: usize,
-    /// Attention heads of each layer; together they need not be as wide as d.
+    /// Attention heads of each layer; their total width may differ from d.
     pub num_heads: usize,
-    /// Distances between positions that are told apart, in both directions together.
+    /// The number of distinguished distances between positions, in both directions together.
     pub relative_attention_num_buckets: usize,
-    /// The distance from which on they are not.
+    /// The distance beyond which distances are not distinguished.
     pub relative_attention_max_distance: usize,
     /// The small constant of the norms.
     pub layer_norm_epsilon: f64,
@@ -99,8 +99,8 @@ impl T5Config {
         Ok(())
     }
 
-    /// The number of the bias for a key at `distance` behind the query: half of them for each
-    /// direction, the nearest half of these for one distance each, the others for ever wider ranges.
+    /// The number of the bias for a key at `distance` after the query. Half of the numbers are for each
+    /// direction; the nearer half of these is for one distance each, the rest for ever wider ranges.
     fn bucket(&self, distance: i64) -> i64 {
         let each = self.relative_attention_num_buckets / 2;
         let (exact, far) = (each / 2, self.relative_attention_max_distance);
@@ -115,7 +115,7 @@ impl T5Config {
                 reason = "the logarithm of a number of at least 1, of two positive numbers"
             )]
             let further = {
-                // In f32, as transformers has it: it decides at which distance a range ends.
+                // In f32, as in transformers: it determines the distance at which a range ends.
                 let ratio = (distance as f32 / exact as f32).ln();
                 let range = (far as f64 / exact as f64).ln() as f32;
                 (ratio / range * (each - exact) as f32) as usize
@@ -126,7 +126,7 @@ impl T5Config {
     }
 }
 
-/// Attention and a gated network, each behind its norm.
+/// Attention and a gated network, each after its norm.
 #[derive(Debug)]
 struct Layer {
     attention_norm: RmsNorm,
@@ -184,7 +184,7 @@ impl Layer {
     }
 }
 
-/// T5's encoder. It looks both ways: nothing of a prompt can be computed before all of it is there.
+/// T5's encoder. It is bidirectional: nothing can be computed before the whole prompt is known.
 /// Its weights are constants; gradients flow to the input embeddings.
 #[derive(Debug)]
 pub struct T5EncoderModel {
@@ -200,7 +200,7 @@ impl T5EncoderModel {
     /// Builds the tower that `config` describes from `weights`, all of which it must use.
     ///
     /// # Errors
-    /// [`Error::Config`] for a configuration that is not supported, and whatever is wrong with a
+    /// [`Error::Config`] for a configuration that is not supported, and any error in a
     /// tensor.
     pub fn load(weights: &Weights, config: &T5Config) -> Result<Self> {
         config.check(&weights.config_path())?;
@@ -237,7 +237,7 @@ impl T5EncoderModel {
         &self.config
     }
 
-    /// What is added to the scores of `n` positions, `[1, heads, n, n]`.
+    /// The bias added to the scores of `n` positions, `[1, heads, n, n]`.
     fn bias(&self, n: usize) -> Tensor<4> {
         let places = 0..i64::try_from(n).unwrap_or(0);
         let buckets: Vec<i64> = (places.clone())
@@ -260,7 +260,7 @@ impl Tower for T5EncoderModel {
         self.table.weight()
     }
 
-    /// Without end: positions are told by their distance.
+    /// Unlimited: only distances between positions matter.
     fn max_positions(&self) -> usize {
         usize::MAX
     }

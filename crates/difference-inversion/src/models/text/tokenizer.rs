@@ -18,20 +18,20 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer as Rules};
 use crate::weights::{from_value, read_config};
 use crate::{Error, Result};
 
-/// Where a text encoder's vocabulary is.
+/// The location of a text encoder's vocabulary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vocabulary {
     /// The folder of `tokenizer.json`, or of `vocab.json` and `merges.txt`.
     pub folder: PathBuf,
-    /// The token that prompts are filled up with, if not the one that the folder names.
+    /// The token that pads prompts, if it differs from the folder's.
     pub pad_token: Option<&'static str>,
 }
 
-/// How CLIP cuts a text into words: contractions, runs of letters, single digits, runs of the rest.
+/// How CLIP splits a text into words: contractions, runs of letters, single digits, runs of the rest.
 const WORDS: &str =
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
-/// How Qwen2 and Qwen3 cut a text into words: as CLIP, but a word begins with the space or sign before it,
-/// and breaks of lines and spaces are kept.
+/// How Qwen2 and Qwen3 split a text into words: like CLIP, but a word begins with the space or sign before
+/// it, and line breaks and spaces are kept.
 const QWEN_WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// Qwen's padding token, unless a folder states another.
 const QWEN_PAD: &str = "<|endoftext|>";
@@ -40,7 +40,7 @@ const END_OF_WORD: &str = "</w>";
 /// The length of CLIP's context, if a folder does not state its own.
 const DEFAULT_LENGTH: usize = 77;
 
-/// A token as configuration files write it: its text, or what is to be known of it, too.
+/// A token in configuration files: its text, or an object with its properties.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 enum Written {
@@ -111,7 +111,7 @@ impl Further {
     }
 }
 
-/// The fields of `tokenizer_config.json` and `special_tokens_map.json` that matter here.
+/// The relevant fields of `tokenizer_config.json` and `special_tokens_map.json`.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Specials {
@@ -134,7 +134,7 @@ struct Specials {
 }
 
 impl Specials {
-    /// Refuses prompts that are padded or cut at their beginning, and special tokens that are none.
+    /// Refuses prompts that are padded or cut at their beginning, and invalid special tokens.
     fn check(&self, path: &Path) -> Result<()> {
         let sides = [
             ("padding_side", &self.padding_side),
@@ -156,7 +156,7 @@ impl Specials {
         }
     }
 
-    /// These, where `map` does not say otherwise.
+    /// These tokens, overridden by those of `map`.
     fn overridden_by(self, map: Self) -> Self {
         Self {
             bos_token: map.bos_token.or(self.bos_token),
@@ -173,7 +173,7 @@ impl Specials {
         }
     }
 
-    /// Those that have a name.
+    /// The tokens that have a name.
     fn named(&self) -> impl Iterator<Item = &Written> {
         let named = [
             &self.bos_token,
@@ -187,7 +187,7 @@ impl Specials {
         named.into_iter().flatten()
     }
 
-    /// All of them.
+    /// All tokens.
     fn tokens(&self) -> impl Iterator<Item = &Written> {
         let further = [&self.additional_special_tokens, &self.extra_special_tokens];
         self.named()
@@ -201,7 +201,7 @@ pub struct Tokenizer {
     rules: Rules,
     /// The folder, for errors.
     dir: PathBuf,
-    /// How many ids in a row words stand for, by the first.
+    /// The number of consecutive ids that a learned word stands for, by its first id.
     words: BTreeMap<u32, u32>,
 }
 
@@ -218,13 +218,13 @@ impl Tokenizer {
         })
     }
 
-    /// Opens the byte-level tokenizer of Qwen2 and Qwen3 in a folder: `tokenizer.json` if there is one, else
+    /// Opens the byte-level tokenizer of Qwen2 and Qwen3 in a folder: `tokenizer.json` if present, else
     /// `vocab.json` and `merges.txt` with the tokens that `tokenizer_config.json` or `added_tokens.json` adds.
-    /// With it comes the id that prompts are filled up with.
+    /// Also returns the id of padding.
     ///
     /// # Errors
-    /// When a file is missing or damaged, the padding is not in the vocabulary, or an added token has an id that
-    /// is not the next one.
+    /// When a file is missing or damaged, the padding is not in the vocabulary, or the id of an added token is
+    /// not the next one.
     pub fn open_qwen(dir: &Path) -> Result<(Self, u32)> {
         let path = dir.join("tokenizer_config.json");
         let mut specials: Specials = match path.exists() {
@@ -267,7 +267,7 @@ impl Tokenizer {
         })
     }
 
-    /// The ids of `text`, without a start or an end, of whatever length.
+    /// The ids of `text`, without a start or an end, of any length.
     ///
     /// # Errors
     /// [`Error::InvalidFile`] when the vocabulary cannot express the text.
@@ -280,7 +280,7 @@ impl Tokenizer {
         Ok(ids.flat_map(|&id| self.all_of(id)).collect())
     }
 
-    /// The ids that stand in the place of one.
+    /// The ids that replace one.
     fn all_of(&self, id: u32) -> std::ops::Range<u32> {
         id..id + self.words.get(&id).copied().unwrap_or(1)
     }
@@ -294,11 +294,11 @@ impl Tokenizer {
             })
     }
 
-    /// Adds a word `<name>` that stands for `count` tokens, and gives the id of the first; the others follow. As in
+    /// Adds a word `<name>` that stands for `count` tokens, and returns the id of the first; the others follow. As in
     /// diffusers, they are called `<name>_1` and so on.
     ///
     /// # Errors
-    /// [`Error::Setting`] if there is such a word already.
+    /// [`Error::Setting`] if the word exists already.
     pub(crate) fn add_word(&mut self, name: &str, count: usize) -> Result<u32> {
         let first = u32::try_from(self.vocab_size()).unwrap_or(u32::MAX);
         let number = |number: usize| match number {
@@ -327,7 +327,7 @@ impl Tokenizer {
         Ok(first)
     }
 
-    /// The ids of the words of `text`, each with the place in bytes that its token ends at.
+    /// The ids of the words of `text`, each with the byte offset at which its token ends.
     ///
     /// # Errors
     /// As [`encode`](Self::encode).
@@ -343,7 +343,7 @@ impl Tokenizer {
             .collect())
     }
 
-    /// Adds tokens, which must have the ids that come next.
+    /// Adds tokens, whose ids must be the next ones.
     fn add(&mut self, added: BTreeMap<u32, WrittenToken>) -> Result<()> {
         let (ids, tokens): (Vec<u32>, Vec<AddedToken>) =
             (added.into_iter().map(|(id, token)| (id, token.into()))).unzip();
@@ -375,19 +375,19 @@ impl Tokenizer {
         Ok(text.replace(END_OF_WORD, " ").trim().to_owned())
     }
 
-    /// The number of tokens, special and added ones included; ids are below it.
+    /// The number of tokens, including special and added ones; ids are below it.
     #[must_use]
     pub fn vocab_size(&self) -> usize {
         self.rules.get_vocab_size(true)
     }
 
-    /// The number of tokens of the byte pair encoding, without those that were added to it.
+    /// The number of tokens of the byte pair encoding, without added ones.
     #[must_use]
     pub fn base_vocab_size(&self) -> usize {
         self.rules.get_vocab_size(false)
     }
 
-    /// The piece of the vocabulary behind `id`, such as CLIP's with `</w>` where it ends a word.
+    /// The vocabulary's piece for `id`, such as CLIP's with `</w>` if it ends a word.
     #[must_use]
     pub fn token(&self, id: u32) -> Option<String> {
         self.rules.id_to_token(id)
@@ -405,15 +405,15 @@ pub struct ClipTokenizer {
 }
 
 impl ClipTokenizer {
-    /// Opens the folder `dir`: `tokenizer.json` if there is one, else `vocab.json` and
-    /// `merges.txt`. As in transformers, `tokenizer_config.json` tells the special tokens, the length,
-    /// and in `added_tokens_decoder` the tokens that were added to the vocabulary; without that field
-    /// `special_tokens_map.json` goes before it, and `added_tokens.json` and `tokenizer.json` tell what
-    /// was added.
+    /// Opens the folder `dir`: `tokenizer.json` if present, else `vocab.json` and
+    /// `merges.txt`. As in transformers, `tokenizer_config.json` gives the special tokens, the length,
+    /// and in `added_tokens_decoder` the tokens added to the vocabulary. Without that field,
+    /// `special_tokens_map.json` overrides it, and `added_tokens.json` and `tokenizer.json` give the added
+    /// tokens.
     ///
     /// # Errors
-    /// When a file is missing or damaged, a special token is not in the vocabulary, or an added token has
-    /// an id that is not the next one.
+    /// When a file is missing or damaged, a special token is not in the vocabulary, or the id of an added
+    /// token is not the next one.
     pub fn open(dir: &Path) -> Result<Self> {
         let read = |name: &str| match dir.join(name) {
             path if path.exists() => read_config::<Specials>(&path),
@@ -447,7 +447,7 @@ impl ClipTokenizer {
         let added = match decoder {
             Some(added) => added,
             None => {
-                // To transformers 5, those that the map alone adds are not special here.
+                // transformers 5 does not treat tokens that only the map adds as special here.
                 let further = configured.iter().chain(&specials.extra_special_tokens);
                 let known: Vec<&Written> = (specials.named())
                     .chain(further.flat_map(Further::tokens))
@@ -478,7 +478,7 @@ impl ClipTokenizer {
         })
     }
 
-    /// Opens a vocabulary, whose prompts may be filled up with another token than its own.
+    /// Opens a vocabulary, whose prompts may be padded with another token than its own.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -494,7 +494,7 @@ impl ClipTokenizer {
         Ok(tokenizer)
     }
 
-    /// What turns text into ids.
+    /// The tokenizer.
     #[must_use]
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
@@ -507,7 +507,7 @@ impl ClipTokenizer {
     }
 
     /// The text encoder's input: start, `tokens`, end, then padding up to
-    /// [`model_max_length`](Self::model_max_length); what does not fit of `tokens` is cut off.
+    /// [`model_max_length`](Self::model_max_length); `tokens` that do not fit are cut off.
     #[must_use]
     pub fn frame(&self, tokens: &[u32]) -> Vec<u32> {
         let kept = tokens.len().min(self.model_max_length.saturating_sub(2));
@@ -531,20 +531,20 @@ impl ClipTokenizer {
         self.eos
     }
 
-    /// The id that fills up a prompt: the end token for CLIP ViT-L, `"!"` (0) for OpenCLIP.
+    /// The id that pads a prompt: the end token for CLIP ViT-L, `"!"` (0) for OpenCLIP.
     #[must_use]
     pub fn pad(&self) -> u32 {
         self.pad
     }
 
-    /// The number of ids in a prompt, start and end included.
+    /// The number of ids in a prompt, including start and end.
     #[must_use]
     pub fn model_max_length(&self) -> usize {
         self.model_max_length
     }
 }
 
-/// A length that a person would write, or [`DEFAULT_LENGTH`] for "no limit".
+/// A plausible length, or [`DEFAULT_LENGTH`] for "no limit".
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -558,14 +558,14 @@ fn bounded_length(length: f64) -> usize {
     }
 }
 
-/// Opens a `tokenizer.json`, without the truncation and padding that it may ask for.
+/// Opens a `tokenizer.json`, without the truncation and padding that it may request.
 ///
 /// # Errors
 /// [`Error::Io`] when it cannot be read, [`Error::InvalidFile`] when it is damaged.
 pub(crate) fn open_tokenizer_json(path: &Path) -> Result<Rules> {
     let invalid = |error: tokenizers::Error| Error::invalid_file(path, error.to_string());
     let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    // The library panics where a decoder is no JSON.
+    // The library panics if a decoder is not JSON.
     serde_json::from_str::<IgnoredAny>(&text)
         .map_err(|error| Error::invalid_file(path, format!("not valid JSON: {error}")))?;
     let mut tokenizer: Rules = text.parse().map_err(invalid)?;
@@ -574,7 +574,7 @@ pub(crate) fn open_tokenizer_json(path: &Path) -> Result<Rules> {
     Ok(tokenizer)
 }
 
-/// The same without the tokens that were added to it, and these by their ids.
+/// The same without the added tokens, and these by their ids.
 fn open_without_added(path: &Path) -> Result<(Rules, BTreeMap<u32, WrittenToken>)> {
     #[derive(Deserialize)]
     struct WithId {

@@ -1,5 +1,5 @@
-//! What every text tower has in common. Each implements this in a file of its own, and nothing else
-//! knows which it is.
+//! The interface of all text towers. Each implements it in a file of its own, and no other code depends on
+//! which one it is.
 
 use std::any::Any;
 use std::fmt::Debug;
@@ -9,12 +9,12 @@ use burn::tensor::Tensor;
 use crate::models::attention::KeyValues;
 use crate::{Error, Result};
 
-/// A frozen network that makes hidden states of token embeddings. Gradients flow to the embeddings.
+/// A frozen network that maps token embeddings to hidden states. Gradients flow to the embeddings.
 pub trait Tower: Any + Debug + Send + Sync {
     /// The token-embedding table, [vocab_size, d].
     fn table(&self) -> &Tensor<2>;
 
-    /// The most positions that it reads.
+    /// The maximum number of positions.
     fn max_positions(&self) -> usize;
 
     /// Embeddings of token ids without positions, [n, d].
@@ -23,8 +23,8 @@ pub trait Tower: Any + Debug + Send + Sync {
     /// [`Error::InvalidInput`] for no ids or ids that are not in the table.
     fn embed(&self, ids: &[u32]) -> Result<Tensor<2>>;
 
-    /// Reads the beginning of a prompt, once for all that may follow: a causal tower keeps what its
-    /// layers made of it, one that looks both ways only its [embeddings](Beginning::new).
+    /// Reads the beginning of a prompt, for reuse with any continuation: a causal tower keeps the results of
+    /// its layers, a bidirectional one only its [embeddings](Beginning::new).
     ///
     /// # Shapes
     /// `embeds`: [n, d] without positions
@@ -33,7 +33,7 @@ pub trait Tower: Any + Debug + Send + Sync {
     /// [`Error::InvalidInput`] for other shapes.
     fn begin(&self, embeds: Tensor<2>) -> Result<Beginning>;
 
-    /// Reads the rest of a prompt, all of it if nothing precedes. The result is that of the whole,
+    /// Reads the rest of a prompt, or all of it without a beginning. The result is that of the whole,
     /// pooled at position `end` of the whole.
     ///
     /// # Shapes
@@ -44,19 +44,19 @@ pub trait Tower: Any + Debug + Send + Sync {
     fn finish(&self, beginning: Option<&Beginning>, rest: Tensor<2>, end: usize)
     -> Result<Encoded>;
 
-    /// Where the prompt of these ids is pooled, if the tower's configuration decides that and not the
+    /// Where the prompt of these ids is pooled, if the tower's configuration determines that and not the
     /// prompt's end.
     fn pooled_at(&self, _ids: &[u32]) -> Option<usize> {
         None
     }
 
-    /// Whether a norm that leaves nothing of a token but its direction is the first to read it, so that
-    /// difference tokens of zeros are no start: the norm's gradient there is a thousand times that elsewhere.
+    /// Whether the first layer to read a token is a norm that keeps only its direction, so that difference tokens
+    /// cannot start at zero: the norm's gradient there is a thousand times that elsewhere.
     fn reads_directions(&self) -> bool {
         false
     }
 
-    /// Whether padding is not looked at, so that the tower has to be told where a prompt ends.
+    /// Whether padding is masked, so that the tower needs to know where a prompt ends.
     fn masks_padding(&self) -> bool {
         false
     }
@@ -66,7 +66,7 @@ pub trait Tower: Any + Debug + Send + Sync {
         None
     }
 
-    /// Pooled prompts in the joint space, not normalised.
+    /// Unnormalised pooled prompts in the joint space.
     ///
     /// # Shapes
     /// [b, d] to [b, e]
@@ -79,7 +79,7 @@ pub trait Tower: Any + Debug + Send + Sync {
         ))
     }
 
-    /// Puts the embeddings of further tokens, [m, d], behind the first `rows` of the table, if the tower can.
+    /// Replaces all rows of the table after the first `rows` by the embeddings of further tokens, [m, d], if supported.
     fn extend(&mut self, _rows: usize, _embeddings: Tensor<2>) {}
 
     /// The number of layers whose outputs are kept, see [`Encoded::hidden_states`].
@@ -87,22 +87,22 @@ pub trait Tower: Any + Debug + Send + Sync {
         0
     }
 
-    /// A hidden state behind the final norm, of a tower that keeps hidden states.
+    /// A hidden state after the final norm, for a tower that keeps hidden states.
     fn normed(&self, _hidden_state: Tensor<3>) -> Option<Tensor<3>> {
         None
     }
 
-    /// Holds the weights of `other` in the place of its own wherever both are the same. Gives the
-    /// bytes that are shared.
+    /// Replaces its weights by those of `other` wherever both are equal. Returns the number of shared
+    /// bytes.
     fn share(&mut self, _other: &(dyn Tower + 'static)) -> u64 {
         0
     }
 }
 
-/// What a tower has made of a prompt's beginning. Nothing by default.
+/// What a tower computed for a prompt's beginning; empty by default.
 #[derive(Clone, Debug, Default)]
 pub struct Beginning {
-    /// Keys and values of each layer, of a causal tower.
+    /// Keys and values of each layer, for a causal tower.
     pub(super) layers: Vec<KeyValues>,
     /// The first layer's input, then the output of each layer whose keys and values are kept.
     pub(super) hidden_states: Vec<Tensor<3>>,
@@ -111,7 +111,7 @@ pub struct Beginning {
 }
 
 impl Beginning {
-    /// Embeddings of which nothing can be made before the rest is there.
+    /// Embeddings that cannot be processed before the rest is known.
     ///
     /// # Shapes
     /// [n, d]
@@ -140,14 +140,14 @@ impl Beginning {
     }
 }
 
-/// What a text tower makes of prompts.
+/// The output of a text tower.
 #[derive(Clone, Debug)]
 pub struct Encoded {
     /// The input of the first layer, then the output of each layer, `[b, n, d]`, without the final
-    /// norm. SDXL reads the last but one. T5, of which the last is read behind the norm, keeps none, and Qwen3
+    /// norm. SDXL reads the second-to-last. T5, whose last output is read after the norm, keeps none, and Qwen3
     /// only the outputs that are read.
     pub hidden_states: Vec<Tensor<3>>,
-    /// The last layer's output behind the final norm, `[b, n, d]`. Stable Diffusion 1 and 2 read
+    /// The last layer's output after the final norm, `[b, n, d]`. Stable Diffusion 1 and 2 read
     /// this.
     pub last_hidden_state: Tensor<3>,
     /// The last hidden state where the prompt ends, `[b, d]`.
@@ -155,7 +155,7 @@ pub struct Encoded {
 }
 
 impl Encoded {
-    /// The last hidden state but one, without the final norm, `[b, n, d]`.
+    /// The second-to-last hidden state, without the final norm, `[b, n, d]`.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for a tower without layers.

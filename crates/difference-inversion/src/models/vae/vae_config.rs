@@ -9,16 +9,16 @@ use crate::models::layers::{Activation, MOST_LAYERS};
 use crate::weights::{OtherFields, check_fixed_fields};
 use crate::{Error, Result};
 
-/// Latents on each side of a square that is packed.
+/// Latents on each side of a packed square.
 pub(super) const PATCH: usize = 2;
 
 /// The configuration of an [`AutoencoderKL`](super::AutoencoderKL), with the names and defaults of diffusers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
 pub struct AutoencoderKLConfig {
-    /// Channels of the pictures going in.
+    /// Channels of the input pictures.
     pub in_channels: usize,
-    /// Channels of the pictures coming out.
+    /// Channels of the output pictures.
     pub out_channels: usize,
     /// `DownEncoderBlock2D` for every level.
     pub down_block_types: Vec<String>,
@@ -34,11 +34,11 @@ pub struct AutoencoderKLConfig {
     pub latent_channels: usize,
     /// Groups of every group normalisation.
     pub norm_num_groups: usize,
-    /// The denoiser sees `(latents - shift_factor) · scaling_factor`.
+    /// The denoiser reads `(latents - shift_factor) · scaling_factor`.
     pub scaling_factor: f64,
-    /// See [`scaling_factor`](Self::scaling_factor); null is 0.
+    /// See [`scaling_factor`](Self::scaling_factor); null means 0.
     pub shift_factor: Option<f64>,
-    /// Whether the network overflows in half precision, so that it has to run in f32.
+    /// Whether the network overflows in half precision and has to run in f32.
     pub force_upcast: Option<bool>,
     /// Whether a 1×1 convolution follows the encoder.
     pub use_quant_conv: bool,
@@ -49,11 +49,11 @@ pub struct AutoencoderKLConfig {
     /// `AutoencoderKLFlux2`, whose latents are packed and normalised instead of scaled, or `AutoencoderKL`.
     #[serde(rename = "_class_name")]
     pub class_name: Option<String>,
-    /// Channels of every level of the decoder; null are those of the encoder.
+    /// Channels of every level of the decoder; null means those of the encoder.
     pub decoder_block_out_channels: Option<Vec<usize>>,
     /// Added to the variances of packed latents.
     pub batch_norm_eps: f64,
-    /// Height and width of the squares of latents that are packed.
+    /// Height and width of the packed squares of latents.
     pub patch_size: [usize; 2],
     /// All other fields.
     #[serde(flatten)]
@@ -93,23 +93,22 @@ impl AutoencoderKLConfig {
         1 << self.block_out_channels.len().saturating_sub(1)
     }
 
-    /// Whether the denoiser sees squares of latents as one, normalised by running statistics, as that of FLUX.2
-    /// does.
+    /// Whether the denoiser reads squares of latents as one, normalised by running statistics, as in FLUX.2.
     pub fn is_packed(&self) -> bool {
         self.class_name.as_deref() == Some("AutoencoderKLFlux2")
     }
 
-    /// Latents of the autoencoder on each side of one that the denoiser sees.
+    /// The autoencoder's latents on each side of one of the denoiser's.
     pub(super) fn patch(&self) -> usize {
         if self.is_packed() { PATCH } else { 1 }
     }
 
-    /// Pixels on each side of a latent that the denoiser sees.
+    /// Pixels on each side of one of the denoiser's latents.
     pub fn pixels(&self) -> usize {
         self.downsampling_factor() * self.patch()
     }
 
-    /// Channels of the latents that the denoiser sees.
+    /// Channels of the denoiser's latents.
     pub fn denoised_channels(&self) -> usize {
         self.latent_channels * self.patch() * self.patch()
     }

@@ -1,4 +1,4 @@
-//! The autoencoder in overlapping tiles, for memory's sake.
+//! The autoencoder in overlapping tiles, which saves memory.
 
 use std::ops::Range;
 
@@ -8,13 +8,13 @@ use crate::models::vae::AutoencoderKL;
 
 /// Side of a tile in latents.
 const TILE: usize = 40;
-/// What neighbouring tiles share, in latents; there one is blended into the other.
+/// Overlap of neighbouring tiles in latents, over which they are blended.
 const OVERLAP: usize = 8;
 
 impl AutoencoderKL {
     /// The mean of [`encode`](Self::encode), in tiles of 40×40 latents that overlap by 8 and are
-    /// blended into each other. Close to the whole, but not the same: each tile is normalised by
-    /// itself. Pictures of no more than one tile are encoded as a whole.
+    /// blended. The result is close to that of the whole, but not the same: each tile is normalised
+    /// separately. Pictures of no more than one tile are encoded as a whole.
     ///
     /// # Shapes
     /// As [`encode`](Self::encode).
@@ -26,7 +26,7 @@ impl AutoencoderKL {
         in_tiles(image, [factor, 1], |tile| self.encode(tile).mean)
     }
 
-    /// [`decode`](Self::decode), in tiles as [`encode_in_tiles`](Self::encode_in_tiles).
+    /// [`decode`](Self::decode), in tiles as in [`encode_in_tiles`](Self::encode_in_tiles).
     ///
     /// # Shapes
     /// As [`decode`](Self::decode).
@@ -39,7 +39,7 @@ impl AutoencoderKL {
     }
 }
 
-/// `run` of every tile of `x`, blended; a latent is `input` elements of `x` wide and high and
+/// `run` of every tile of `x`, blended; a latent is `input` elements of `x` wide and high, and
 /// `output` elements of the result.
 fn in_tiles(
     x: &Tensor<4>,
@@ -92,7 +92,7 @@ fn tiles(size: usize) -> Vec<Range<usize>> {
         .collect()
 }
 
-/// How much each element of a tile's side counts: less towards an edge with a neighbour.
+/// The weight of each element of a tile's side: less towards an edge with a neighbour.
 fn blend(tile: &Range<usize>, size: usize, scale: usize, device: &Device) -> Tensor<1> {
     let (length, overlap) = (tile.len() * scale, (OVERLAP * scale) as f32);
     let edge = |distance: usize, neighbour: bool| match neighbour {

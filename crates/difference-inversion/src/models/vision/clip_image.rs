@@ -13,7 +13,7 @@ use crate::models::text::clip::{
 use crate::weights::Weights;
 use crate::{Error, Result};
 
-/// `config.json` of transformers' `CLIPVisionModel`; what a file leaves out has its defaults
+/// `config.json` of transformers' `CLIPVisionModel`; absent fields have its defaults
 /// (those of `openai/clip-vit-base-patch32`).
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
@@ -72,16 +72,16 @@ impl ClipVisionModel {
     /// Opens a folder that holds only the image tower.
     ///
     /// # Errors
-    /// When `config.json` or the weights are missing, damaged, or do not fit each other.
+    /// When `config.json` or the weights are missing, damaged, or do not match.
     pub fn open(dir: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
         open_tower(dir, device, dtype, Self::load)
     }
 
-    /// Reads the tower under `vision_model.` (or under nothing, as transformers 5 saves it), and
-    /// `visual_projection.weight` if there is one.
+    /// Reads the tower under `vision_model.` (or without a prefix, as transformers 5 saves it), and
+    /// `visual_projection.weight` if present.
     ///
     /// # Errors
-    /// When a tensor is missing or of another shape than `config` says.
+    /// When a tensor is missing or its shape differs from `config`.
     pub fn load(weights: &Weights, config: &ClipVisionConfig) -> Result<Self> {
         let sizes = LayerSizes {
             hidden_size: config.hidden_size,
@@ -127,11 +127,11 @@ impl ClipVisionModel {
         &self.config
     }
 
-    /// The pooled output: the class token behind the last norm.
+    /// The pooled output: the class token after the last norm.
     ///
     /// # Shapes
-    /// `pixel_values`: `[b, num_channels, image_size, image_size]`, normalised as
-    /// `preprocessor_config.json` says (see [`ImagePreprocessor`](crate::image::ImagePreprocessor)),
+    /// `pixel_values`: `[b, num_channels, image_size, image_size]`, normalised as in
+    /// `preprocessor_config.json` (see [`ImagePreprocessor`](crate::image::ImagePreprocessor)),
     /// to `[b, d]`.
     ///
     /// # Errors
@@ -167,7 +167,7 @@ impl ClipVisionModel {
             .forward(x.narrow(1, 0, 1).reshape([b, d])))
     }
 
-    /// Pooled outputs in the joint space, not normalised.
+    /// Unnormalised pooled outputs in the joint space.
     ///
     /// # Shapes
     /// `[b, d]` to `[b, projection_dim]`

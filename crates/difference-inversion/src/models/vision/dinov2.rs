@@ -1,4 +1,4 @@
-//! DINOv2, a vision transformer that learned only from pictures
+//! DINOv2, a vision transformer trained only on pictures
 //! ([Oquab et al. 2023](https://arxiv.org/abs/2304.07193)).
 
 use std::path::Path;
@@ -14,13 +14,13 @@ use crate::util::tensors::host;
 use crate::weights::{Weights, read_config};
 use crate::{Error, Result};
 
-/// What stands in for patches that are masked in training.
+/// The embedding that replaces masked patches in training.
 const UNUSED: [&str; 1] = ["embeddings.mask_token"];
-/// The constant of the cubic that position embeddings are interpolated with.
+/// The constant of the cubic that interpolates position embeddings.
 const CUBIC: f64 = -0.75;
 
-/// `config.json` of transformers' `Dinov2Model`; what a file leaves out has its defaults (those of
-/// `facebook/dinov2-base`, but for the size of its pictures).
+/// `config.json` of transformers' `Dinov2Model`; absent fields have its defaults (those of
+/// `facebook/dinov2-base`, except for the size of its pictures).
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
 pub struct Dinov2Config {
@@ -30,7 +30,7 @@ pub struct Dinov2Config {
     pub num_hidden_layers: usize,
     /// Attention heads per layer.
     pub num_attention_heads: usize,
-    /// The inner width of each layer's network, in widths.
+    /// The inner width of each layer's network, relative to `d`.
     pub mlp_ratio: usize,
     /// The non-linearity of that network, unless it is gated.
     pub hidden_act: Activation,
@@ -80,7 +80,7 @@ pub struct Dinov2Model {
     layernorm: LayerNorm,
 }
 
-/// Attention and a network, each behind its norm and scaled channel by channel.
+/// Attention and a network, each after its norm and scaled channel by channel.
 #[derive(Clone, Debug)]
 struct Layer {
     norm1: LayerNorm,
@@ -104,7 +104,7 @@ impl Dinov2Model {
     /// Opens a folder saved by transformers' `Dinov2Model`.
     ///
     /// # Errors
-    /// When `config.json` or the weights are missing, damaged, or do not fit each other.
+    /// When `config.json` or the weights are missing, damaged, or do not match.
     pub fn open(dir: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
         let config = read_config(&dir.join("config.json"))?;
         let weights = Weights::open(dir, device, dtype)?;
@@ -134,11 +134,11 @@ impl Dinov2Model {
         })
     }
 
-    /// Every position behind the last norm, the class token first.
+    /// Every position after the last norm, the class token first.
     ///
     /// # Shapes
-    /// `pixel_values`: `[b, num_channels, h, w]`, normalised as `preprocessor_config.json` says; what is
-    /// left of a patch at the end of a row or column is not seen. Result `[b, 1 + patches, d]`.
+    /// `pixel_values`: `[b, num_channels, h, w]`, normalised as in `preprocessor_config.json`; partial patches at
+    /// the end of a row or column are ignored. Result `[b, 1 + patches, d]`.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] for another number of channels or a picture smaller than a patch.
@@ -164,7 +164,7 @@ impl Dinov2Model {
         Ok(self.layernorm.forward(x))
     }
 
-    /// transformers' `pooler_output`: the class token behind the last norm.
+    /// transformers' `pooler_output`: the class token after the last norm.
     ///
     /// # Shapes
     /// As [`forward`](Self::forward); result `[b, d]`.
@@ -177,8 +177,8 @@ impl Dinov2Model {
         Ok(class.reshape([b, self.config.hidden_size]))
     }
 
-    /// The position embeddings of `height` × `width` patches, [1, height · width, d]: those of the
-    /// square that was learned, interpolated by a cubic (PyTorch's `interpolate`, `bicubic`, without
+    /// The position embeddings of `height` × `width` patches, [1, height · width, d]: the learned square,
+    /// interpolated by a cubic (PyTorch's `interpolate`, `bicubic`, without
     /// antialiasing).
     fn positions(&self, [height, width]: [usize; 2]) -> Tensor<3> {
         let (d, side) = (
@@ -205,8 +205,8 @@ impl Dinov2Model {
     }
 }
 
-/// For each of `target` places, the four of `source` that it is made from and their weights; beyond
-/// the ends the last is repeated.
+/// For each of `target` positions, the four of `source` that it is interpolated from, with their weights;
+/// beyond the ends, the last is repeated.
 fn cubic_taps(source: usize, target: usize) -> Vec<[(usize, f32); 4]> {
     let near = |x: f64| ((CUBIC + 2.0) * x - (CUBIC + 3.0)) * x * x + 1.0;
     let far = |x: f64| ((CUBIC * x - 5.0 * CUBIC) * x + 8.0 * CUBIC) * x - 4.0 * CUBIC;

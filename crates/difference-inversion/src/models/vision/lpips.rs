@@ -1,4 +1,4 @@
-//! LPIPS, a distance of pictures that was fitted to what people see
+//! LPIPS, a distance of pictures fitted to human perception
 //! ([Zhang et al. 2018](https://arxiv.org/abs/1801.03924)), over VGG16
 //! ([Simonyan and Zisserman 2014](https://arxiv.org/abs/1409.1556)).
 
@@ -13,7 +13,7 @@ use crate::weights::Weights;
 use crate::{Error, Result};
 
 /// The numbers of the convolutions of each of VGG16's blocks among its layers. Each is followed by
-/// a ReLU, and every block but the first begins with a maximum over 2 × 2.
+/// a ReLU, and every block except the first begins with 2 × 2 max pooling.
 const BLOCKS: [&[usize]; 5] = [
     &[0, 2],
     &[5, 7],
@@ -23,7 +23,7 @@ const BLOCKS: [&[usize]; 5] = [
 ];
 /// The `lpips` package saves the weights of its last layers twice.
 const TWICE: [&str; 1] = ["model.1.weight"];
-/// The smallest side of a picture that can be halved between all blocks.
+/// The smallest side of a picture that allows all halvings.
 pub const MIN_SIDE: usize = 16;
 
 /// The `lpips` package's `LPIPS(net="vgg")`. Its weights are constants.
@@ -33,7 +33,7 @@ pub struct Lpips {
     shift: Tensor<4>,
     scale: Tensor<4>,
     blocks: Vec<Vec<Conv2d>>,
-    /// How much each channel counts at the end of each block.
+    /// The weight of each channel at the end of each block.
     weights: Vec<Vec<f32>>,
     device: Device,
 }
@@ -52,7 +52,7 @@ impl Lpips {
             let mut convs = Vec::with_capacity(layers.len());
             for layer in layers {
                 let layer = slice.scope(layer);
-                // The widths are what the file has; a missing tensor is reported by its name.
+                // The widths are the file's; a missing tensor is reported by its name.
                 let c_out = layer.shape("weight").map_or(0, |shape| shape[0]);
                 convs.push(Conv2d::load(&layer, [c_in, c_out], 3, 1, 1)?);
                 c_in = c_out;
@@ -73,12 +73,12 @@ impl Lpips {
         Ok(lpips)
     }
 
-    /// The device that pictures are looked at on.
+    /// The device of the computation.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// How much each channel counts at the end of each block.
+    /// The weight of each channel at the end of each block.
     pub fn channel_weights(&self) -> &[Vec<f32>] {
         &self.weights
     }
@@ -113,7 +113,7 @@ impl Lpips {
     }
 }
 
-/// The maximum of every 2 × 2 neighbours, what is left over at the end not seen.
+/// 2 × 2 max pooling; an odd row or column at the end is ignored.
 ///
 /// # Shapes
 /// `[b, h, w, c]` to `[b, h / 2, w / 2, c]`

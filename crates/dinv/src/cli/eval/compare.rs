@@ -1,4 +1,4 @@
-//! `dinv eval compare`: what changed between two runs, or between the methods of one.
+//! `dinv eval compare`: differences between two runs, or between the methods of one.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! `dinv eval export`: a suite as a folder that any tool can read.
+//! `dinv eval export`: writes a suite as a folder that any tool can read.
 
 use std::path::PathBuf;
 

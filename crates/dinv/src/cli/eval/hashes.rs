@@ -1,4 +1,4 @@
-//! SHA-256 of the files that decide a run.
+//! SHA-256 of the files that determine the results of a run.
 
 use std::collections::BTreeMap;
 

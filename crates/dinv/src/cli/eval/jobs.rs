@@ -1,4 +1,4 @@
-//! The workers of a run: processes that are given one analogy after the other.
+//! The workers of a run: processes that are given one analogy after another.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Lines, Write};
@@ -15,26 +15,26 @@ use super::super::watch;
 use super::setup::Job;
 use super::worker::Answer;
 
-/// How many threads the kernels of a process use.
+/// The variable with the number of threads of a process.
 const THREADS: &str = "RAYON_NUM_THREADS";
-/// The number of workers in a row that may end without an answer before no more are started.
+/// The number of consecutive workers that may end without an answer before no more are started.
 pub(super) const ENOUGH: usize = 3;
-/// How often a run looks whether it should stop.
+/// The interval at which a run checks whether it should stop.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// What the workers of a run report.
 #[derive(Debug)]
 pub(super) enum Event {
-    /// A worker has answered.
+    /// A worker answered.
     Answered(Answer),
-    /// A worker ended while it worked on this analogy, in this way.
+    /// A worker ended during this analogy, in this way.
     Died { name: String, how: String },
-    /// [`ENOUGH`] workers in a row have ended so, and no other takes their place.
+    /// [`ENOUGH`] consecutive workers ended this way; no more are started.
     GaveUp,
 }
 
-/// Shares the analogies called `names` among as many workers as there are to be; `on_event` is
-/// told what they answer. After the deadline none is begun.
+/// Distributes the analogies called `names` among the workers; `on_event` is given their answers. No
+/// analogy begins after the deadline.
 pub(super) fn share(
     job: &Job,
     names: &[String],
@@ -83,7 +83,7 @@ pub(super) fn share(
     })
 }
 
-/// Gives one worker after the other names from the queue until it is empty.
+/// Gives one worker after another names from the queue until it is empty.
 fn serve(
     job: &Job,
     workers: usize,
@@ -132,7 +132,7 @@ struct Queue {
 }
 
 impl Queue {
-    /// The next one, if there is time for it.
+    /// The next analogy, if there is time for it.
     fn next(&self) -> Option<String> {
         let late = self
             .deadline
@@ -170,7 +170,7 @@ impl Worker {
         let pipes = started.stdin.take().zip(started.stdout.take());
         *locked(child) = Some(started);
         let (mut names, answers) = pipes.context("a worker without pipes")?;
-        // A worker that has ended already shows when it is waited for.
+        // If the worker has already ended, waiting for it will show that.
         let _ = writeln!(names, "{}", serde_json::to_string(job)?);
         Ok(Self {
             names,
@@ -178,7 +178,7 @@ impl Worker {
         })
     }
 
-    /// Has one analogy solved; false if the worker ended before it was.
+    /// Solves one analogy; returns false if the worker ended first.
     fn work(&mut self, name: &str, events: &Sender<Event>) -> anyhow::Result<bool> {
         if writeln!(self.names, "{name}").is_err() {
             return Ok(false);

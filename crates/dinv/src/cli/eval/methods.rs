@@ -11,10 +11,10 @@ use serde_json::{Map, Value};
 
 use super::super::terminal::Failure;
 
-/// The name that stands for every method, built in or of the file of variants.
+/// The name that stands for every method, built-in or from the file of variants.
 const ALL: &str = "all";
 
-/// The methods to be run, in order.
+/// The methods to run, in order.
 pub(super) fn chosen(names: &[String], file: Option<&Path>) -> anyhow::Result<Vec<Variant>> {
     let known = file.map(read_variants).transpose()?.unwrap_or_default();
     let built_in = || BUILT_IN.iter().map(|method| Variant::plain(method.name));
@@ -94,14 +94,14 @@ fn read_variants(path: &Path) -> anyhow::Result<Vec<Variant>> {
     }
 }
 
-/// What is recorded of the methods. One is skipped if the model that it needs is not there or none
-/// that it can use, or if no analogy provides what it needs.
+/// The records of the methods. A method is skipped if its model is missing or unsuitable, or if no
+/// analogy provides what it needs.
 pub(super) fn records(
     variants: &[Variant],
     models: &EvalModels,
     entries: &[Entry],
 ) -> anyhow::Result<Vec<MethodRecord>> {
-    let mut last = None; // so that a model which the next method has, too, stays open
+    let mut last = None; // keeps a model open that the next method shares
     let records = variants.iter().map(|variant| {
         let (name, method) = (variant.name.clone(), variant.method.clone());
         match dinv_eval::build(variant, models) {

@@ -1,4 +1,4 @@
-//! How far a run is, and how long it will take.
+//! The progress of a run, and the time it will take.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -12,7 +12,7 @@ use super::super::watch::style;
 /// The look of the bar.
 const TEMPLATE: &str = "{prefix:>20} {wide_bar:.blue/dim} {pos}/{len} {msg}";
 
-/// More pictures than this take hours.
+/// With more pictures than this, a run takes hours.
 const MANY: usize = 300;
 
 /// The work of one method.
@@ -21,16 +21,16 @@ struct Work {
     left: usize,
     /// The time of an analogy, relative to other methods.
     cost: f64,
-    /// What an analogy is charged with on average, of those that were there before this run.
+    /// The mean time charged for an analogy, over those that existed before this run.
     charged: Option<f64>,
-    /// Analogies that this run has ended, and what they took together.
+    /// The number of analogies that this run has ended, and their total time.
     ended: usize,
     seconds: f64,
 }
 
 impl Work {
-    /// What one more analogy takes. What was charged is a first guess: it counts what is learned
-    /// once for several methods each time.
+    /// The expected time of an analogy. The charged time is a first guess: it counts learning that several
+    /// methods share once for each.
     fn mean(&self) -> Option<f64> {
         match self.ended {
             0 => self.charged,
@@ -39,13 +39,13 @@ impl Work {
     }
 }
 
-/// How far a run is; drawn as a bar on a terminal, printed as lines elsewhere.
+/// The progress of a run, drawn as a bar on a terminal and printed as lines elsewhere.
 #[derive(Debug)]
 pub(super) struct RunProgress {
     bar: Option<ProgressBar>,
     plain: bool,
     workers: usize,
-    /// The time of each method, if it is limited.
+    /// The time limit of each method, if any.
     time: Option<Duration>,
     total: usize,
     done: usize,
@@ -54,7 +54,7 @@ pub(super) struct RunProgress {
 }
 
 impl RunProgress {
-    /// For `workers` at a time; no method begins an analogy after `time`.
+    /// For `workers` in parallel; no method begins an analogy after `time`.
     pub(super) fn new(quiet: bool, workers: usize, time: Option<Duration>) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let bar = (terminal && !quiet).then(|| {
@@ -73,8 +73,8 @@ impl RunProgress {
         }
     }
 
-    /// Announces the work of a method: how many analogies are to be done, how long one takes relative to other
-    /// methods, and what those that are done already are charged with.
+    /// Announces the work of a method: the number of analogies left, the time of one relative to other methods, and
+    /// the times charged for those already done.
     pub(super) fn plan(&mut self, method: &str, left: usize, cost: f64, seconds: &[f64]) {
         self.total += left;
         let work = Work {
@@ -87,7 +87,7 @@ impl RunProgress {
         self.methods.insert(method.to_owned(), work);
     }
 
-    /// Tells the user of a long run how long it is.
+    /// Informs the user of the length of a long run.
     pub(super) fn announce(&mut self) {
         if self.total > MANY {
             let methods = self.methods.values().filter(|work| work.left > 0).count();
@@ -107,8 +107,8 @@ impl RunProgress {
         }
     }
 
-    /// Tells that a method begins no more analogies, though there may be some left, and whether that
-    /// is because its time is over.
+    /// Reports that a method begins no more analogies, though some may be left; `late` is whether its time
+    /// is over.
     pub(super) fn leave(&mut self, method: &str, late: bool) {
         let Some(work) = self.methods.get_mut(method) else {
             return;
@@ -173,8 +173,8 @@ impl RunProgress {
         }
     }
 
-    /// How long the rest takes if every method continues at its pace. The pace of methods that have none yet
-    /// follows from that of the others and their costs. None begins an analogy after its time.
+    /// The remaining time if every method continues at its pace. The pace of methods that have none yet follows from
+    /// that of the others and from the costs. No method begins an analogy after its time.
     fn time_left(&self) -> Option<Duration> {
         let known = self.methods.values();
         let known = known.filter_map(|work| Some((work.mean()?, work.cost)));
@@ -235,7 +235,7 @@ mod tests {
         progress.plan("slow", 100, 1.0, &[]);
         progress.plan("quick", 10, 1.0, &[1.0]);
         progress.ended("slow", "000", 30.0, None);
-        // 60 s less what one worker of two has used, the analogy that is begun then, and 10 · 1 s by two
+        // 60 s minus the time one of two workers has used, the analogy begun then, and 10 · 1 s by both
         assert_eq!(progress.time_left(), Some(Duration::from_secs(45 + 30 + 5)));
         progress.ended("slow", "001", 100.0, None);
         assert_eq!(progress.time_left(), Some(Duration::from_secs(65 + 5)));

@@ -1,4 +1,4 @@
-//! `dinv eval report`: the tables and the page of a run, made again.
+//! `dinv eval report`: writes the tables and the page of a run again.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! `dinv eval run`: every analogy of a suite solved by every method.
+//! `dinv eval run`: solves every analogy of a suite with every method.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use super::setup::{Further, Job, SuiteFlag};
 use super::work::{self, Prepared};
 use super::{hashes, methods, setup};
 
-/// How many analogies `--quick` takes, and which methods solve all of them: minutes on two cores.
+/// The number of analogies of `--quick`, and the methods that solve them all: minutes on two cores.
 const QUICK: usize = 4;
 const QUICK_METHODS: [&str; 6] = [
     "difference-inversion",
@@ -31,7 +31,7 @@ const QUICK_METHODS: [&str; 6] = [
     "instruct-pix2pix",
     "analogist",
 ];
-/// A year, so that the deadline is a time that the clock knows.
+/// A year, so that the deadline can be represented.
 const MOST_MINUTES: u64 = 365 * 24 * 60;
 
 /// Solve every analogy of a suite with every method, and measure
@@ -94,7 +94,7 @@ pub(super) struct RunArgs {
 }
 
 impl RunArgs {
-    /// The analogies that the run is about.
+    /// The analogies of the run.
     fn entries(&self, suite: &Suite) -> Vec<Entry> {
         let limit = self.limit.or(self.quick.then_some(QUICK));
         let shard = self.shard.unwrap_or(Shard { number: 1, of: 1 });
@@ -103,13 +103,13 @@ impl RunArgs {
         chosen.map(|(_, entry)| entry).collect()
     }
 
-    /// After how long a method begins no further analogy, if ever.
+    /// The time after which a method begins no further analogy, if limited.
     fn time(&self) -> Option<Duration> {
         let minutes = self.minutes_per_method;
         minutes.map(|minutes| Duration::from_secs(60 * minutes))
     }
 
-    /// The names of the methods, as far as they were chosen.
+    /// The names of the chosen methods.
     fn methods(&self) -> Vec<String> {
         match self.quick && self.methods.is_empty() && self.variants.is_none() {
             true => QUICK_METHODS.map(str::to_owned).into(),
@@ -160,7 +160,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
         Ok(prepared) => prepared,
         Err(error) => {
             drop(claim);
-            // A folder that was made for a run that does not begin goes with it.
+            // Removes a folder that was created for a run that does not begin.
             if !was_there {
                 let _ = std::fs::remove_dir(folder.path());
             }
@@ -224,7 +224,7 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
     Measures::open(&measures, &models, &model_settings.device()?)?;
     let entries = args.entries(&suite);
     record.methods = methods::records(&variants, &models, &entries)?;
-    // A method that is skipped now may have run before, so what is recorded then is something else.
+    // A method that is skipped now may have run before; only the others must match its record.
     let skipped: Vec<_> = (record.methods.iter())
         .map(|method| method.skipped.clone())
         .collect();
@@ -260,7 +260,7 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
     })
 }
 
-/// A folder that is not that of this run.
+/// The error for a folder that belongs to another run.
 fn other_run(error: Error) -> anyhow::Error {
     match error {
         Error::InvalidFile { .. } => {

@@ -1,4 +1,4 @@
-//! What a run and its workers both need: the suite, the models, the networks of metrics.
+//! The setup that a run and its workers share: the suite, the models, the networks of metrics.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,14 +18,14 @@ use super::super::locate;
 use super::super::terminal::Failure;
 use super::super::watch::Watcher;
 
-/// The suites that come with the demo model, by the names they are called by.
+/// The names of the suites that come with the demo model.
 const DEMO_SUITES: [&str; 2] = ["demo/validation", "demo/test"];
-/// Methods that read no captions of the captioner's.
+/// Methods that do not use the captioner.
 const WITHOUT_CAPTIONER: [&str; 5] = ["text-swap", "sdedit", "instruct-pix2pix", "visii", "dia"];
 /// The method that needs the joint space of an InstructPix2Pix model.
 const VISII: &str = "visii";
 
-/// The U-Nets of the other models in the folder of a model that has them.
+/// The other models' U-Nets in the folder of a model that has them.
 const INSTRUCT: &str = "unet_instruct_pix2pix";
 const INPAINT: &str = "unet_inpaint";
 
@@ -39,7 +39,7 @@ pub(super) struct SuiteFlag {
 }
 
 impl SuiteFlag {
-    /// Where the suite is: a path that exists overrides a name.
+    /// The path of the suite: an existing path overrides a name.
     pub(super) fn path(&self) -> anyhow::Result<PathBuf> {
         let name = DEMO_SUITES
             .iter()
@@ -89,7 +89,7 @@ pub(super) struct Further {
     lpips: Option<PathBuf>,
 }
 
-/// Everything a worker has to know, written to it by the run as one line of JSON.
+/// Everything that a worker needs to know; the run sends it as one line of JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Job {
     pub(super) suite: PathBuf,
@@ -101,14 +101,14 @@ pub(super) struct Job {
     pub(super) recommended: AnalogyConfig,
     /// The networks of metrics.
     pub(super) measures: MeasurePaths,
-    /// SHA-256 of these.
+    /// SHA-256 of these networks.
     pub(super) measured_with: BTreeMap<String, String>,
-    /// What decides the results of the method.
+    /// What determines the results of the method.
     pub(super) made_with: BTreeMap<String, String>,
     pub(super) variant: Variant,
 }
 
-/// What the methods need besides the text-to-image model.
+/// What the methods need in addition to the text-to-image model.
 pub(super) fn needs(variants: &[Variant]) -> Needs {
     let mut methods = variants.iter().map(|variant| variant.method.as_str());
     Needs {
@@ -117,7 +117,7 @@ pub(super) fn needs(variants: &[Variant]) -> Needs {
     }
 }
 
-/// Where the models of all methods are; they are downloaded if need be.
+/// The paths of the models of all methods, which are downloaded if necessary.
 pub(super) fn model_paths(
     fetcher: &mut Fetcher<'_>,
     settings: &ModelSettings,
@@ -145,9 +145,9 @@ pub(super) fn model_paths(
     })
 }
 
-/// Where a model other than the text-to-image model is, with the captioner of that. It is another model,
-/// perhaps of another family: its joint space is its own, unless that of the text-to-image model
-/// belongs to it, too.
+/// The paths of a model other than the text-to-image model, with the latter's captioner. It may be of
+/// another family: it uses its own joint space, unless that of the text-to-image model belongs to it
+/// too.
 fn other_paths(
     fetcher: &mut Fetcher<'_>,
     settings: &ModelSettings,
@@ -177,8 +177,8 @@ fn other_paths(
     })
 }
 
-/// The settings for another model: those that say where it runs and how large its pictures are. The
-/// rest say how the files of the text-to-image model are understood.
+/// The settings for another model: those of its device and picture size. The rest determine how the files of
+/// the text-to-image model are interpreted.
 fn of_other(settings: &ModelSettings, name: &Path) -> ModelSettings {
     ModelSettings {
         model: Some(name.to_owned()),
@@ -201,8 +201,8 @@ pub(super) fn models(
     Ok(EvalModels::new(paths, recommended, &device, dtype, memory))
 }
 
-/// Where the networks of metrics are: as given, or the demo suites' judge for a suite that states
-/// attributes, unless it does not know them; then that is noted.
+/// The paths of the networks of metrics: as given, or the demo suites' judge for a suite that states
+/// attributes. If it does not know them, it is omitted with a note.
 pub(super) fn measure_paths(
     further: &Further,
     suite: &Suite,
@@ -259,7 +259,7 @@ mod tests {
 
     use super::*;
 
-    /// The folder of a model that has a text encoder of this width and so many layers.
+    /// The folder of a model that has a text encoder of this width and number of layers.
     fn model(place: &Path, name: &str, (width, layers, act): (usize, usize, &str)) -> PathBuf {
         let folder = place.join(name);
         fs::create_dir_all(folder.join("text_encoder")).unwrap();
@@ -351,7 +351,7 @@ mod tests {
         assert_eq!(joint_space_of(SD_1, SD_1, true), theirs);
         assert_eq!(joint_space_of(SD_1, SD_1, false), ours);
         assert_eq!(joint_space_of(TINY, TINY, false), ours);
-        // Of the Hub, or where it would be if it were downloaded.
+        // From the Hub, or from where it would be downloaded to.
         assert_ne!(joint_space_of(SD_2, SD_1, false), ours);
     }
 }

@@ -1,4 +1,4 @@
-//! The work of a run: every method on every analogy, by workers.
+//! The work of a run: workers apply every method to every analogy.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -16,11 +16,11 @@ use super::worker::Answer;
 /// A run with everything it needs.
 pub(super) struct Prepared {
     pub(super) job: Job,
-    /// What all of it is made with.
+    /// What the whole run is made with.
     pub(super) record: RunRecord,
     pub(super) folder: Folder,
     pub(super) entries: Vec<Entry>,
-    /// The methods, each with why it is skipped, if it is.
+    /// The methods, each with the reason why it is skipped, if it is.
     pub(super) methods: Vec<(Variant, Option<String>)>,
 }
 
@@ -37,7 +37,7 @@ impl Failures {
     /// The failure of the run, if anything went wrong.
     pub(super) fn told(&self) -> Result<(), Failure> {
         let failed = match self.analogies {
-            0 => return Ok(()), // nor was a method given up, which takes failures
+            0 => return Ok(()), // giving up on a method also takes failures
             1 => "1 analogy failed".to_owned(),
             count => format!("{count} analogies failed"),
         };
@@ -59,7 +59,7 @@ impl Failures {
     }
 }
 
-/// Has every method solve what it has not solved yet, each for at most `time`; returns what went wrong.
+/// Runs every method on what it has not solved yet, each for at most `time`; returns the failures.
 pub(super) fn work(
     prepared: &Prepared,
     jobs: usize,
@@ -80,7 +80,7 @@ pub(super) fn work(
         for entry in entries {
             let finished = folder.finished(&variant.name, &entry.name);
             seconds.extend(finished.as_ref().map(|result| result.seconds));
-            // Finished results may still lack the measures of new networks.
+            // Finished results may still lack scores of new networks.
             let done = |result: ResultRecord| result.not_measured_with(measured_with).is_empty();
             if !finished.is_some_and(done) {
                 left.push(entry.name.clone());
@@ -118,8 +118,8 @@ pub(super) fn work(
     Ok(failures)
 }
 
-/// Takes what a worker reports. An analogy that ended a worker has failed, unless its B′ was finished
-/// before and only to be measured again.
+/// Handles a worker's report. An analogy that ended a worker has failed, unless its B′ was already
+/// finished and only had to be measured again.
 fn take(
     prepared: &Prepared,
     method: &str,

@@ -1,5 +1,5 @@
-//! `dinv eval worker`: the process that makes pictures for a run. A process of its own has the
-//! memory of one method only, and if it is killed, the run continues.
+//! `dinv eval worker`: the process that makes pictures for a run. A separate process holds the memory
+//! of only one method, and if it is killed, the run continues.
 
 use std::io::{self, BufRead};
 use std::ops::ControlFlow;
@@ -25,26 +25,26 @@ use super::setup::{self, Job};
 #[derive(Debug, Args)]
 pub(super) struct WorkerArgs {}
 
-/// What a worker answers, one line of JSON each.
+/// The answers of a worker, one line of JSON each.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Answer {
-    /// Something a person should know.
+    /// A note for the user.
     Notice(String),
-    /// An analogy has ended.
+    /// An analogy ended.
     Ended {
         name: String,
-        /// What the worker took for it, measuring included.
+        /// The worker's time for it, including measuring.
         seconds: f64,
         failed: Option<String>,
     },
 }
 
-/// Whether the worker is at work, so that somebody should be waiting for it.
+/// Whether the worker is working, so that a run should be waiting for it.
 static AT_WORK: AtomicBool = AtomicBool::new(true);
 
-/// The lines of stdin, read by a thread of their own: where they end while the worker is at work, the run that gave it
-/// the work is no more, however it ended, and neither is the worker.
+/// The lines of stdin, read by a separate thread. If they end while the worker is working, the run that started it
+/// has ended, and the worker exits too.
 fn lines_of_run() -> anyhow::Result<Receiver<String>> {
     let (sender, receiver) = mpsc::channel();
     thread::Builder::new()
@@ -86,7 +86,7 @@ pub(super) fn run(_: &WorkerArgs) -> anyhow::Result<()> {
     let paths = setup::model_paths(&mut fetcher, &job.models, &job.further, model, variants)?;
     let models = setup::models(paths, &job.models, job.recommended.clone())?;
     let device = job.models.device()?;
-    // Before the networks of metrics, which then need not open a model of the method's once more.
+    // Before the networks of metrics, which then reuse a model that the method has opened.
     let method = dinv_eval::build(&job.variant, &models)?;
     let session = Session {
         made_with: job.made_with.clone(),

@@ -1,4 +1,4 @@
-//! `dinv models check`: whether a model loads and computes.
+//! `dinv models check`: checks that a model loads and computes.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -27,9 +27,9 @@ use crate::cli::record::text_of;
 use crate::cli::terminal::{self, Failure};
 use crate::cli::watch::Watcher;
 
-/// Side of the picture that is computed with, whatever size the model was trained on.
+/// Side of the test picture, whatever size the model was trained on.
 const SIDE: u32 = 256;
-/// Where in the schedule the denoiser is called.
+/// The timestep at which the denoiser is called.
 const TIMESTEP: f64 = 500.0;
 
 /// Load a model and see that it computes
@@ -81,11 +81,11 @@ pub(crate) struct CheckArgs {
     json: bool,
 }
 
-/// One thing that was tried.
+/// One check.
 #[derive(Debug, Serialize)]
 struct Check {
     part: &'static str,
-    /// What came out of it, or what is wrong.
+    /// Its result, or its error.
     outcome: Result<String, String>,
     seconds: f64,
     /// Parameters of the network.
@@ -117,7 +117,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
         options: settings.file_options()?,
         ..ModelPaths::default()
     };
-    // What is wrong with a single file is reported by its check.
+    // An invalid single file is reported by its check.
     let paths = (fetcher.paths(&settings, folder, Needs::default())).unwrap_or(alone);
     let of_vocabulary = fetcher.absent.first().map(ToString::to_string);
     let checker = Checker {
@@ -155,16 +155,16 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     Err(failure.hint(hint).into())
 }
 
-/// How the checks are made.
+/// The configuration of the checks.
 struct Checker {
     device: Device,
     dtype: FloatDType,
-    /// Whether to keep quiet about each.
+    /// Whether to print nothing about each check.
     silent: bool,
 }
 
 impl Checker {
-    /// Every check that the kind of model in `folder` allows.
+    /// Runs every check that applies to the kind of model in `folder`.
     fn all(&self, paths: &ModelPaths) -> anyhow::Result<Vec<Check>> {
         let folder = &paths.model;
         let kind = match folder.join("config.json") {
@@ -275,7 +275,7 @@ impl Checker {
         Ok(checks)
     }
 
-    /// Tries one thing, times it, and reports it.
+    /// Runs one check, times it, and reports it.
     fn attempt<T>(
         &self,
         checks: &mut Vec<Check>,
@@ -317,7 +317,7 @@ impl Checker {
     }
 }
 
-/// How many numbers some networks are made of; unknown if one cannot be opened.
+/// The number of parameters of some networks; unknown if one cannot be opened.
 fn count(weights: Vec<Result<Weights, Error>>) -> Option<u64> {
     let mut count = None;
     for weights in weights {
@@ -329,7 +329,7 @@ fn count(weights: Vec<Result<Weights, Error>>) -> Option<u64> {
     count
 }
 
-/// The shape of a tensor, all of whose numbers must be finite.
+/// The shape of a tensor whose values must all be finite.
 fn finite<const D: usize>(what: &str, tensor: Tensor<D>) -> anyhow::Result<String> {
     let shape = tensor.dims();
     let sum = tensor.cast(DType::F32).abs().sum().into_scalar::<f32>();
@@ -349,7 +349,7 @@ fn picture(width: u32, height: u32) -> RgbImage {
     })
 }
 
-/// Numbers of about the size of noise, the same every time.
+/// Deterministic values of about the magnitude of noise.
 fn latents(shape: [usize; 4], device: &Device) -> Tensor<4> {
     let count = shape.iter().product();
     #[expect(clippy::cast_precision_loss, reason = "any number will do")]

@@ -23,23 +23,23 @@ pub(crate) struct ListArgs {
 /// A model.
 #[derive(Debug, Serialize)]
 pub(crate) struct Row {
-    /// What to type.
+    /// The name to type.
     pub(crate) name: String,
-    /// What it is called on the Hub.
+    /// Its name on the Hub.
     pub(crate) id: Option<String>,
     pub(crate) state: State,
     folder: Option<PathBuf>,
-    /// On this machine.
+    /// Its bytes on this machine.
     pub(crate) bytes: u64,
-    /// About how many bytes the whole download has, if that is known.
+    /// The approximate bytes of the whole download, if known.
     download_bytes: Option<u64>,
-    /// Files that an incomplete copy lacks.
+    /// Files missing from an incomplete copy.
     missing: Vec<String>,
     pub(crate) licence: Option<String>,
 }
 
 impl Row {
-    /// Its bytes on this machine, or about those of its download.
+    /// Its bytes on this machine, or the approximate bytes of its download.
     pub(crate) fn bytes_in_all(&self) -> u64 {
         match self.state {
             State::NotDownloaded => self.download_bytes.unwrap_or(0),

@@ -1,4 +1,4 @@
-//! `dinv models pull`: models from the Hub into the cache.
+//! `dinv models pull`: downloads models from the Hub into the cache.
 
 use std::path::Path;
 
@@ -40,7 +40,7 @@ pub(crate) struct PullArgs {
     quiet: bool,
 }
 
-/// Downloads the models one after the other.
+/// Downloads the models one after another.
 pub(crate) fn run(args: &PullArgs) -> anyhow::Result<()> {
     let names = (args.names.iter())
         .map(|name| Ok((name.as_str(), wanted(name)?)))
@@ -79,7 +79,7 @@ pub(crate) fn run(args: &PullArgs) -> anyhow::Result<()> {
     }
 }
 
-/// What is wanted of every model.
+/// The files wanted of every model.
 fn wanted_of(args: &PullArgs) -> Wanted<'_> {
     Wanted {
         variant: args.variant.as_deref(),
@@ -87,7 +87,7 @@ fn wanted_of(args: &PullArgs) -> Wanted<'_> {
     }
 }
 
-/// The model of the Hub that a name means; none for the demo model, which is there.
+/// The model of the Hub that a name stands for; `None` for the demo model, which is already there.
 fn wanted(name: &str) -> anyhow::Result<Option<ModelId>> {
     if name == DEMO {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! Workers that end before they are done.
+//! Workers that end before they are finished.
 
 use std::fs;
 use std::process::Child;
@@ -21,14 +21,14 @@ impl Running {
         }
     }
 
-    /// Kills its only worker that was not killed yet, once there is one.
+    /// Kills its only worker that has not been killed yet, once there is one.
     fn kill_worker(&mut self) {
         let worker = self.worker();
         signal("-KILL", &worker);
         self.killed.push(worker);
     }
 
-    /// Its only worker that was not killed yet, once there is one.
+    /// Its only worker that has not been killed yet, once there is one.
     fn worker(&self) -> String {
         let id = self.child.id();
         let started = Instant::now();
@@ -121,7 +121,7 @@ fn a_worker_ends_with_its_run_however_that_ends() {
     while lives() {
         assert!(
             killed.elapsed() < Duration::from_secs(10),
-            "the worker goes on"
+            "the worker is still running"
         );
         std::thread::sleep(Duration::from_millis(20));
     }

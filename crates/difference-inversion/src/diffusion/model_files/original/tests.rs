@@ -143,7 +143,7 @@ fn keys_of_open_clip() {
     );
 }
 
-/// The way back leads from every layer of a U-Net to itself.
+/// The inverse maps every layer of a U-Net to itself.
 #[test]
 fn original_names_are_the_inverse() {
     use burn::tensor::{Device, FloatDType};
