@@ -37,6 +37,8 @@ pub struct Wanted<'a> {
     pub variant: Option<&'a str>,
     /// Whether to leave out T5 if the family works without it.
     pub without_t5: bool,
+    /// Whether to leave out the weights of the denoiser, since others replace them.
+    pub without_denoiser: bool,
 }
 
 impl<'a> From<Option<&'a str>> for Wanted<'a> {
@@ -44,7 +46,7 @@ impl<'a> From<Option<&'a str>> for Wanted<'a> {
     fn from(variant: Option<&'a str>) -> Self {
         Self {
             variant,
-            without_t5: false,
+            ..Self::default()
         }
     }
 }

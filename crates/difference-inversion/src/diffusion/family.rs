@@ -7,7 +7,9 @@ use std::sync::{PoisonError, RwLock};
 use burn::tensor::{Device, FloatDType, Tensor};
 use serde_json::Value;
 
+use crate::diffusion::model_files::OriginalLayers;
 use crate::diffusion::model_files::layout::Layout;
+use crate::diffusion::model_files::original::transformer;
 use crate::diffusion::model_files::{MODEL_INDEX, ModelFiles, SCHEDULER};
 use crate::diffusion::sample::{
     AlphaSchedule, FlowConfig, FlowSchedule, Noising, SchedulerConfig, check_kind, complete,
@@ -48,9 +50,8 @@ pub struct Family {
     pub autoencoder: AutoencoderPart,
     /// The layouts of its single-file models.
     pub single_files: &'static [fn() -> Layout],
-    /// A tensor that marks a file in the original layout as one of this family, if that layout is not
-    /// supported.
-    pub unread_mark: Option<&'static str>,
+    /// The layers of its denoiser in its original code, by which a file of it is read, unless that is a U-Net.
+    pub original: Option<&'static OriginalLayers>,
 }
 
 /// A model that is known by name.
@@ -90,21 +91,6 @@ pub struct DenoiserPart {
 }
 
 impl DenoiserPart {
-    /// Checks that the network in the folder `unet` can replace this one.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] if this one is not a U-Net.
-    pub fn check_replaced(&self, unet: &Path) -> Result<()> {
-        if self.part == unet_denoiser::PART {
-            return Ok(());
-        }
-        Err(Error::Setting {
-            name: "unet",
-            expected: format!("none, since the model has a {} instead", self.title),
-            found: unet.display().to_string(),
-        })
-    }
-
     /// The denoiser's configuration in a model.
     ///
     /// # Errors
@@ -246,7 +232,7 @@ pub static STABLE_DIFFUSION: Family = Family {
     beside: Beside::Nothing,
     autoencoder: AUTOENCODER,
     single_files: &[Layout::sd1, Layout::sd2_base, Layout::sd2],
-    unread_mark: None,
+    original: None,
 };
 
 /// Stable Diffusion XL. Its autoencoder overflows in half precision.
@@ -273,7 +259,7 @@ pub static STABLE_DIFFUSION_XL: Family = Family {
         ..AUTOENCODER
     },
     single_files: &[Layout::sdxl],
-    unread_mark: None,
+    original: None,
 };
 
 /// Stable Diffusion 3 and 3.5.
@@ -323,7 +309,7 @@ pub static STABLE_DIFFUSION_3: Family = Family {
     beside: Beside::Nothing,
     autoencoder: AUTOENCODER,
     single_files: &[],
-    unread_mark: Some("joint_blocks.0.context_block.adaLN_modulation.1.bias"),
+    original: Some(&transformer::SD3),
 };
 
 /// FLUX.1: `dev`, which reads a guidance scale, and `schnell`, which draws in four steps.
@@ -363,7 +349,7 @@ pub static FLUX: Family = Family {
     beside: Beside::Nothing,
     autoencoder: AUTOENCODER,
     single_files: &[],
-    unread_mark: Some("double_blocks.0.img_attn.norm.key_norm.scale"),
+    original: Some(&transformer::FLUX),
 };
 
 /// FLUX.2 klein: `base`, and the model distilled from it to draw in four steps without guidance, which
@@ -424,7 +410,7 @@ pub static FLUX_2_KLEIN: Family = Family {
     beside: Beside::Nothing,
     autoencoder: AUTOENCODER,
     single_files: &[],
-    unread_mark: Some("single_stream_modulation.lin.weight"),
+    original: Some(&transformer::FLUX_2),
 };
 
 /// Z-Image, and Turbo, which was distilled from it to draw in eight steps without guidance. Nothing in their
@@ -465,7 +451,7 @@ pub static Z_IMAGE: Family = Family {
     beside: Beside::Nothing,
     autoencoder: AUTOENCODER,
     single_files: &[],
-    unread_mark: Some("layers.0.adaLN_modulation.0.weight"),
+    original: Some(&transformer::Z_IMAGE),
 };
 
 /// The licence of FLUX.2 klein with 9 billion parameters: as copies of the distilled model's page name it, and as
@@ -488,7 +474,7 @@ pub static INSTRUCT_PIX2PIX: Family = Family {
     beside: Beside::Picture,
     autoencoder: AUTOENCODER,
     single_files: &[],
-    unread_mark: None,
+    original: None,
 };
 
 /// Stable Diffusion's inpainting: a prompt, a picture, and a mask of the area to redraw.
@@ -503,7 +489,7 @@ pub static INPAINT: Family = Family {
     beside: Beside::PictureAndMask,
     autoencoder: AUTOENCODER,
     single_files: &[],
-    unread_mark: None,
+    original: None,
 };
 
 /// The table.
@@ -586,14 +572,11 @@ pub fn known_models() -> impl Iterator<Item = &'static KnownModel> {
     all().flat_map(|family| family.models)
 }
 
-/// The family of a file with tensors of these names, if it is known though its layout is not supported. The last
-/// match counts: a family comes after the one whose tensors it has kept.
-pub(crate) fn of_unread(names: &[String]) -> Option<&'static Family> {
-    let is_marked = |family: &&Family| {
-        let mark = family.unread_mark;
-        mark.is_some_and(|mark| names.iter().any(|name| name.ends_with(mark)))
-    };
-    all().filter(is_marked).last()
+/// The family whose transformer a file with tensors of these names has, in the original layout. The last match wins: a
+/// family comes after the one whose tensors it has kept.
+pub(crate) fn of_original(names: &[String]) -> Option<&'static Family> {
+    let is_in = |family: &&Family| family.original.is_some_and(|layers| layers.are_in(names));
+    all().filter(is_in).last()
 }
 
 /// The layouts of single files.

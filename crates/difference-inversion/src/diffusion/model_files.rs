@@ -4,7 +4,7 @@
 pub mod embedding;
 pub mod layout;
 pub mod lora;
-mod original;
+pub(crate) mod original;
 mod said;
 mod strays;
 
@@ -15,15 +15,15 @@ use burn::tensor::{Device, FloatDType};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::diffusion::family;
+use crate::diffusion::family::{self, Family};
 use crate::diffusion::model_files::embedding::EmbeddingFile;
 use crate::diffusion::model_files::layout::Layout;
 use crate::diffusion::model_files::lora::{LayerNames, Lora, LoraFile};
+use crate::diffusion::model_files::original::transformer::transformer;
 use crate::diffusion::model_files::original::{Networks, autoencoder, networks};
 use crate::diffusion::model_files::said::{Said, ZERO_SNR, title};
 use crate::diffusion::model_files::strays::{cleaned, noted};
 use crate::diffusion::sample::{PredictionType, TimestepSpacing};
-use crate::models::denoiser::unet_denoiser::PART as UNET;
 use crate::models::text::tokenizer::Vocabulary;
 use crate::models::vae::AutoencoderKLConfig;
 use crate::util::error::abbreviate;
@@ -32,6 +32,8 @@ use crate::weights::folder::{has_variant, refuse_pickled};
 use crate::weights::json::{from_value, read_config};
 use crate::weights::{Changes, Weights};
 use crate::{Error, Result};
+
+pub use self::original::transformer::OriginalLayers;
 
 /// The file of a diffusers folder that names its pipeline.
 pub const MODEL_INDEX: &str = "model_index.json";
@@ -68,9 +70,9 @@ pub struct FileOptions {
     pub tokenizer: Option<PathBuf>,
     /// Height and width of the pictures; by default those that the U-Net was trained on.
     pub resolution: Option<[u32; 2]>,
-    /// A folder in diffusers' layout with a U-Net that replaces the model's own. Its input channels determine
-    /// its inputs besides words: nothing, a picture, or a picture and a mask. Or a file with the weights of
-    /// a U-Net that has the configuration of the model's own.
+    /// A folder in diffusers' layout with a denoiser that replaces the model's own. The input channels of a U-Net
+    /// determine its inputs besides words: nothing, a picture, or a picture and a mask. Or a file with weights for
+    /// the configuration of the model's own: safetensors or GGUF, a transformer's also in its original layout.
     pub unet: Option<PathBuf>,
     /// Leaves out T5 if the family works without it.
     pub without_t5: bool,
@@ -198,8 +200,8 @@ impl ModelFiles {
         Some(&self.original.as_ref()?.layout)
     }
 
-    /// The folder or file of the U-Net that replaces the model's own, if any.
-    pub fn other_unet(&self) -> Option<&Path> {
+    /// The folder or file of the denoiser that replaces the model's own, if any.
+    pub fn other_denoiser(&self) -> Option<&Path> {
         self.options.unet.as_deref()
     }
 
@@ -211,11 +213,10 @@ impl ModelFiles {
     /// The path of the replacement of a part of the model, if any.
     fn other(&self, part: &str) -> Option<&Path> {
         let is_vae = || family::all().any(|family| family.autoencoder.part == part);
-        match part {
-            UNET => self.other_unet(),
-            _ if is_vae() => self.other_vae(),
-            _ => None,
+        if is_denoiser(part) {
+            return self.other_denoiser();
         }
+        is_vae().then(|| self.other_vae())?
     }
 
     /// Whether a part of the model is replaced.
@@ -417,9 +418,12 @@ impl ModelFiles {
     fn own_weights(&self, network: &str, device: &Device, dtype: FloatDType) -> Result<Weights> {
         if let Some(path) = self.other(network) {
             let path = self.replaced(network).unwrap_or_else(|| path.to_owned());
-            return match path.is_file() && network != UNET {
-                true => autoencoder(&path, device, dtype),
-                false => cleaned(Weights::open(&path, device, dtype)?),
+            if !path.is_file() {
+                return cleaned(Weights::open(&path, device, dtype)?);
+            }
+            return match is_denoiser(network) {
+                true => self.denoiser_in(&path, device, dtype),
+                false => autoencoder(&path, device, dtype),
             };
         }
         let Some(original) = &self.original else {
@@ -442,6 +446,33 @@ impl ModelFiles {
             device,
             dtype,
         ))
+    }
+
+    /// The denoiser in a file that takes the place of the model's own.
+    fn denoiser_in(&self, path: &Path, device: &Device, dtype: FloatDType) -> Result<Weights> {
+        match Family::of(self)? {
+            family if family.original.is_some() => transformer(path, family, device, dtype),
+            _ => cleaned(Weights::open(path, device, dtype)?),
+        }
+    }
+
+    /// Checks that a folder that takes the place of the model's denoiser has one of the same class.
+    pub(crate) fn check_denoiser(&self, part: &str) -> Result<()> {
+        let Some(folder) = self.replaced(part) else {
+            return Ok(());
+        };
+        let class = |config: Value| config["_class_name"].as_str().map(str::to_owned);
+        let found = class(self.config(part)?);
+        // A model whose own is absent is checked with its configuration.
+        let own = self.own_config(part).ok().and_then(class);
+        match own.zip(found) {
+            Some((own, found)) if own != found => Err(Error::Setting {
+                name: "unet",
+                expected: format!("a {own}, as the model's own"),
+                found: format!("{}, which is a {found}", folder.display()),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// The vocabulary of a text encoder.
@@ -515,6 +546,11 @@ impl ModelFiles {
         }
         Error::invalid_file(&self.path, reason)
     }
+}
+
+/// Whether some family has its denoiser in this folder.
+fn is_denoiser(part: &str) -> bool {
+    family::all().any(|family| family.denoiser.part == part)
 }
 
 /// A noise schedule that ends in pure noise, and is visited from there.

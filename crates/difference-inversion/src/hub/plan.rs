@@ -72,6 +72,7 @@ impl Plan {
         let Wanted {
             variant,
             without_t5,
+            without_denoiser,
         } = wanted.into();
         let mut plan = Self::default();
         if !paths.contains(INDEX) && !paths.contains("config.json") {
@@ -82,10 +83,11 @@ impl Plan {
             plan.take_if_there(paths, extra);
         }
         if !paths.contains(INDEX) {
-            plan.part(paths, "", Part::Transformer, variant);
+            plan.part(paths, "", Part::Transformer, Some(variant));
             return plan;
         }
         let needed = needed(index);
+        let [denoiser, ..] = needed;
         let optional = |name: &str| optional_parts().any(|part| part == name);
         for (name, part) in pipeline_parts() {
             if without_t5 && optional(&name) {
@@ -97,16 +99,26 @@ impl Plan {
                 .is_some_and(is_used);
             let there = paths.iter().any(|path| path.starts_with(&folder));
             if needed.contains(&name.as_str()) || named || there {
-                plan.part(paths, &folder, part, variant);
+                let leaves_out = without_denoiser && name == denoiser;
+                plan.part(paths, &folder, part, (!leaves_out).then_some(variant));
             }
         }
         plan
     }
 
-    fn part(&mut self, paths: &BTreeSet<String>, folder: &str, part: Part, variant: Option<&str>) {
+    /// Takes the files of a part, with its weights in a variant, if they are wanted.
+    fn part(
+        &mut self,
+        paths: &BTreeSet<String>,
+        folder: &str,
+        part: Part,
+        weights: Option<Option<&str>>,
+    ) {
         if matches!(part, Part::Network | Part::Transformer) {
             self.one_of(paths, folder, &[&["config.json"]]);
-            self.weights(paths, folder, variant);
+            if let Some(variant) = weights {
+                self.weights(paths, folder, variant);
+            }
         }
         if matches!(part, Part::Tokenizer | Part::Transformer) {
             let names: [&[&str]; 2] = [&["tokenizer.json"], &["vocab.json", "merges.txt"]];
@@ -413,8 +425,8 @@ mod tests {
         });
         let plan = |text: &str, without_t5| {
             let wanted = Wanted {
-                variant: None,
                 without_t5,
+                ..Wanted::default()
             };
             Plan::new(&paths(text), index.as_object(), wanted)
         };
@@ -436,6 +448,16 @@ mod tests {
         let incomplete = sd3.replace("text_encoder_3/", "other/");
         assert_eq!(plan(&incomplete, true).missing, Vec::<String>::new());
         assert!(plan(&incomplete, false).missing[0].starts_with("text_encoder_3/"));
+        // A transformer that is replaced keeps its configuration.
+        let wanted = Wanted {
+            without_denoiser: true,
+            ..Wanted::default()
+        };
+        let replaced = Plan::new(&paths(sd3), index.as_object(), wanted);
+        let weights = "transformer/diffusion_pytorch_model.safetensors";
+        let others = whole.files.iter().filter(|path| *path != weights);
+        assert!(replaced.files.iter().eq(others));
+        assert_eq!(replaced.missing, Vec::<String>::new());
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! One safetensors file: its header, and reading one tensor at a time.
+//! One file of tensors, safetensors or GGUF: its header, and reading one tensor at a time.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -9,9 +10,12 @@ use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
 use crate::util::foreign::{BEGINNING, what_else};
+use crate::weights::gguf;
+use crate::weights::quantised::{Packing, scalar};
+use crate::weights::scales::apply_scales;
 use crate::{Error, Result};
 
-/// The size of the header's length, a little-endian u64.
+/// The size of a safetensors header's length, a little-endian u64.
 const PREFIX_LEN: u64 = 8;
 
 /// The location of the bytes of a [`TensorFile`].
@@ -21,13 +25,32 @@ enum Source {
     Memory(Vec<u8>),
 }
 
-/// An opened safetensors file, of which only the header has been read.
+/// A tensor as a file stores it.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Stored {
+    /// The type that it is read as: f32 if it is packed.
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    /// The place of its bytes in the file, and their number.
+    pub(super) start: u64,
+    pub(super) length: u64,
+    /// How its numbers are packed, if they are.
+    pub(super) packing: Option<Packing>,
+}
+
+/// The header of a file.
+#[derive(Debug, Default)]
+pub(super) struct Header {
+    pub(super) tensors: BTreeMap<String, Stored>,
+    pub(super) metadata: BTreeMap<String, String>,
+}
+
+/// An opened file of tensors, of which only the header has been read.
 #[derive(Debug)]
 pub(crate) struct TensorFile {
     path: PathBuf,
     source: Source,
-    data_start: u64,
-    header: Metadata,
+    header: Header,
 }
 
 impl TensorFile {
@@ -41,77 +64,97 @@ impl TensorFile {
                 "expected a safetensors file, found a folder",
             ));
         }
-        let (data_start, header) = read_header(&mut file, metadata.len(), path)?;
-        Ok(Self {
-            path: path.to_owned(),
-            source: Source::File(Mutex::new(file)),
-            data_start,
-            header,
-        })
+        let header = read_header(&mut file, metadata.len(), path)?;
+        Self::new(path, Source::File(Mutex::new(file)), header)
     }
 
-    /// Takes the bytes of a safetensors file; `name` stands for its path in errors.
+    /// Takes the bytes of a file; `name` stands for its path in errors.
     pub(crate) fn from_bytes(bytes: Vec<u8>, name: &Path) -> Result<Self> {
-        let (data_start, header) = read_header(&mut bytes.as_slice(), bytes.len() as u64, name)?;
-        Ok(Self {
-            path: name.to_owned(),
-            source: Source::Memory(bytes),
-            data_start,
+        let header = read_header(&mut bytes.as_slice(), bytes.len() as u64, name)?;
+        Self::new(name, Source::Memory(bytes), header)
+    }
+
+    fn new(path: &Path, source: Source, header: Header) -> Result<Self> {
+        let mut file = Self {
+            path: path.to_owned(),
+            source,
             header,
-        })
+        };
+        let tensors = apply_scales(&file)?;
+        file.header.tensors = tensors;
+        Ok(file)
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
+    /// The names of its tensors, in the order of their bytes.
     pub(crate) fn names(&self) -> Vec<String> {
-        self.header.offset_keys()
+        let mut names: Vec<(&String, u64)> = (self.header.tensors.iter())
+            .map(|(name, stored)| (name, stored.start))
+            .collect();
+        names.sort_by_key(|(_, start)| *start);
+        names.into_iter().map(|(name, _)| name.clone()).collect()
     }
 
     pub(crate) fn metadata(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.header
-            .metadata()
-            .iter()
-            .flatten()
-            .map(|(key, value)| (key.as_str(), value.as_str()))
+        (self.header.metadata.iter()).map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
-    /// The element type and shape of tensor `name`.
+    /// The tensors, by name.
+    pub(super) fn tensors(&self) -> &BTreeMap<String, Stored> {
+        &self.header.tensors
+    }
+
+    /// The element type and shape of tensor `name`. Packed numbers are read as f32.
     pub(crate) fn info(&self, name: &str) -> Option<(Dtype, &[usize])> {
-        self.header
-            .info(name)
-            .map(|info| (info.dtype, info.shape.as_slice()))
+        let stored = self.header.tensors.get(name)?;
+        Some((stored.dtype, &stored.shape))
     }
 
-    /// The size of tensor `name` in bytes.
+    /// The size of tensor `name` in the file, in bytes.
     pub(crate) fn size(&self, name: &str) -> u64 {
-        let range = self.header.info(name).map(|info| info.data_offsets);
-        range.map_or(0, |(start, end)| (end - start) as u64)
+        (self.header.tensors.get(name)).map_or(0, |stored| stored.length)
     }
 
-    /// The little-endian bytes of tensor `name`: the `part`-th of `parts` equal parts of them,
-    /// counted from 0.
-    pub(crate) fn bytes(&self, name: &str, [part, parts]: [usize; 2]) -> Result<Vec<u8>> {
-        let Some(info) = self.header.info(name) else {
+    /// The little-endian bytes of tensor `name`: of its rows, of which there is a multiple of `of`, those from
+    /// `start` to `end` parts of `of`.
+    pub(crate) fn bytes(&self, name: &str, [start, end, of]: [usize; 3]) -> Result<Vec<u8>> {
+        let Some(stored) = self.header.tensors.get(name) else {
             return Err(Error::invalid_file(
                 &self.path,
                 format!("no tensor `{name}`"),
             ));
         };
-        let (start, end) = info.data_offsets;
-        let len = (end - start) / parts;
-        let start = self.data_start + (start + part * len) as u64;
-        match &self.source {
+        let part = stored.length / of as u64;
+        let length = usize::try_from(part * (end - start) as u64).map_err(|_| {
+            Error::invalid_file(&self.path, format!("tensor `{name}` is too large"))
+        })?;
+        let start = stored.start + part * start as u64;
+        let bytes = match &self.source {
             Source::File(file) => {
                 let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
-                read_exact_at(&mut *file, start, len).map_err(Error::io(&self.path))
+                read_exact_at(&mut *file, start, length)
             }
-            Source::Memory(bytes) => {
-                let mut cursor = std::io::Cursor::new(bytes);
-                read_exact_at(&mut cursor, start, len).map_err(Error::io(&self.path))
-            }
+            Source::Memory(bytes) => read_exact_at(&mut std::io::Cursor::new(bytes), start, length),
+        };
+        let bytes = bytes.map_err(Error::io(&self.path))?;
+        Ok(match stored.packing {
+            Some(packing) => packing.widened(&bytes),
+            None => bytes,
+        })
+    }
+
+    /// The one number of tensor `name`.
+    pub(super) fn scalar(&self, name: &str) -> Result<Option<f32>> {
+        let Some((dtype, shape)) = self.info(name) else {
+            return Ok(None);
+        };
+        if shape.iter().any(|&size| size != 1) {
+            return Ok(None);
         }
+        Ok(scalar(dtype, &self.bytes(name, [0, 1, 1])?))
     }
 }
 
@@ -128,13 +171,16 @@ fn read_exact_at(
 
 /// Reads the header and checks that it describes exactly the rest of the file, so that no later
 /// read can be out of bounds and no allocation exceeds the size of the file.
-fn read_header(file: &mut impl Read, file_len: u64, path: &Path) -> Result<(u64, Metadata)> {
+fn read_header(file: &mut impl Read, file_len: u64, path: &Path) -> Result<Header> {
     let invalid = |reason: String| Error::invalid_file(path, reason);
     let mut beginning = Vec::new();
     (&mut *file)
         .take(BEGINNING as u64)
         .read_to_end(&mut beginning)
         .map_err(Error::io(path))?;
+    if let Some(rest) = beginning.strip_prefix(&gguf::MAGIC) {
+        return gguf::read_header(BufReader::new(rest.chain(file)), file_len, path);
+    }
     let found = || what_else(&beginning);
     let Some((prefix, rest)) = beginning.split_first_chunk() else {
         return Err(invalid(found().unwrap_or_else(|| {
@@ -169,5 +215,31 @@ fn read_header(file: &mut impl Read, file_len: u64, path: &Path) -> Result<(u64,
             "{state}: the header describes {expected} bytes of tensors, the file holds {found}"
         )));
     }
-    Ok((data_start, header))
+    let stored = |name: String| {
+        let info = header.info(&name)?;
+        let (start, end) = info.data_offsets;
+        let packing = Packing::of(info.dtype, 1.0);
+        let stored = Stored {
+            dtype: if packing.is_some() {
+                Dtype::F32
+            } else {
+                info.dtype
+            },
+            shape: info.shape.clone(),
+            start: data_start + start as u64,
+            length: (end - start) as u64,
+            packing,
+        };
+        Some((name, stored))
+    };
+    Ok(Header {
+        tensors: header
+            .offset_keys()
+            .into_iter()
+            .filter_map(stored)
+            .collect(),
+        metadata: (header.metadata().iter().flatten())
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
+    })
 }

@@ -82,7 +82,7 @@ fn matrix(file: &TensorFile, key: &str) -> Result<Tensor<2>> {
     let Some(float) = float_dtype(dtype) else {
         return Err(wrong(format!("elements of type {dtype:?}")));
     };
-    Ok(on_cpu(file.bytes(key, [0, 1])?, shape, float))
+    Ok(on_cpu(file.bytes(key, [0, 1, 1])?, shape, float))
 }
 
 /// Numbers as the matrix of their first dimension and all others, f32 on the CPU.

@@ -2,9 +2,12 @@
 
 pub(crate) mod file;
 pub(crate) mod folder;
+mod gguf;
 pub(crate) mod json;
 pub(crate) mod low_rank;
 pub(crate) mod placement;
+mod quantised;
+mod scales;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;

@@ -3,7 +3,7 @@
 use crate::Result;
 use crate::weights::file::TensorFile;
 
-/// One tensor of a model, with the stored tensor it is made from.
+/// One tensor of a model: the stored tensor that it is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Placement {
     /// Index of the file.
@@ -14,26 +14,46 @@ pub(crate) struct Placement {
     pub(crate) change: Change,
 }
 
-/// How a tensor is made from the stored one.
+/// How a tensor is made from the one that is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Change {
-    /// Unchanged.
+    /// As it is.
     None,
-    /// The first, second or last third of its rows, numbered from 0.
-    Third(usize),
+    /// Of its rows, those from `start` to `end` parts of `of`.
+    Rows { start: usize, end: usize, of: usize },
+    /// The second half of its rows, then the first.
+    SwapHalves,
     /// A 1×1 convolution `[c_out, c_in, 1, 1]` (or `[c_out, c_in, 1]`) as the matrix
-    /// `[c_out, c_in]`; a matrix stays unchanged.
+    /// `[c_out, c_in]`; a matrix stays as it is.
     Squeeze,
-    /// A transposed matrix.
+    /// A matrix with rows and columns exchanged.
     Transpose,
 }
 
 impl Change {
-    /// The shape of the result for a tensor of shape `stored`.
+    /// The first, second or last third of the rows, numbered from 0.
+    pub(crate) const fn third(number: usize) -> Self {
+        Self::Rows {
+            start: number,
+            end: number + 1,
+            of: 3,
+        }
+    }
+
+    /// What number must divide the rows of the stored tensor.
+    pub(crate) fn parts(self) -> usize {
+        match self {
+            Self::Rows { of, .. } => of,
+            Self::SwapHalves => 2,
+            _ => 1,
+        }
+    }
+
+    /// The shape made from a tensor of shape `stored`.
     pub(crate) fn shape(self, stored: &[usize]) -> Vec<usize> {
         match (self, stored) {
-            (Self::Third(_), [rows, columns @ ..]) => {
-                [&[rows / 3], columns].concat() // whether three divides them is checked on opening
+            (Self::Rows { start, end, of }, [rows, columns @ ..]) => {
+                [&[rows / of * (end - start)], columns].concat() // whether it divides them is checked on opening
             }
             (Self::Squeeze, [c_out, c_in, 1] | [c_out, c_in, 1, 1]) => vec![*c_out, *c_in],
             (Self::Transpose, [rows, columns]) => vec![*columns, *rows],
@@ -41,13 +61,20 @@ impl Change {
         }
     }
 
-    /// The bytes of the result for tensor `key` of `file`; only the needed part of it is read.
+    /// The bytes of what is made from tensor `key` of `file`; no more of it is read than needed.
     pub(crate) fn bytes(self, file: &TensorFile, key: &str) -> Result<Vec<u8>> {
         match self {
-            Self::None | Self::Squeeze => file.bytes(key, [0, 1]),
-            Self::Third(number) => file.bytes(key, [number, 3]),
+            Self::None | Self::Squeeze => file.bytes(key, [0, 1, 1]),
+            Self::Rows { start, end, of } => file.bytes(key, [start, end, of]),
+            Self::SwapHalves => {
+                let [mut second, first] = [[1, 2, 2], [0, 1, 2]].map(|part| file.bytes(key, part));
+                if let (Ok(second), Ok(first)) = (&mut second, &first) {
+                    second.extend_from_slice(first);
+                }
+                first.and(second)
+            }
             Self::Transpose => {
-                let bytes = file.bytes(key, [0, 1])?;
+                let bytes = file.bytes(key, [0, 1, 1])?;
                 Ok(match file.info(key) {
                     Some((_, &[rows, columns])) => transpose(&bytes, rows, columns),
                     _ => bytes,
@@ -57,7 +84,7 @@ impl Change {
     }
 }
 
-/// Transposes a matrix whose elements have any size.
+/// Exchanges the rows and columns of a matrix whose elements have any size.
 fn transpose(bytes: &[u8], rows: usize, columns: usize) -> Vec<u8> {
     let Some(size) = bytes.len().checked_div(rows * columns) else {
         return Vec::new();
@@ -78,8 +105,15 @@ mod tests {
 
     #[test]
     fn shapes_follow_the_change() {
-        assert_eq!(Change::Third(2).shape(&[6, 4]), [2, 4]);
-        assert_eq!(Change::Third(0).shape(&[6]), [2]);
+        assert_eq!(Change::third(2).shape(&[6, 4]), [2, 4]);
+        assert_eq!(Change::third(0).shape(&[6]), [2]);
+        let most = Change::Rows {
+            start: 3,
+            end: 7,
+            of: 7,
+        };
+        assert_eq!(most.shape(&[14, 5]), [8, 5]);
+        assert_eq!(Change::SwapHalves.shape(&[6, 4]), [6, 4]);
         assert_eq!(Change::Squeeze.shape(&[5, 4, 1, 1]), [5, 4]);
         assert_eq!(Change::Squeeze.shape(&[5, 4, 1]), [5, 4]);
         assert_eq!(Change::Squeeze.shape(&[5, 4]), [5, 4]);

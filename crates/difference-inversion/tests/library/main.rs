@@ -34,5 +34,6 @@ mod rooms;
 mod sd3;
 mod single_file;
 mod tiny;
+mod transformer_files;
 mod two_encoders;
 mod z_image;

@@ -315,7 +315,7 @@ fn a_single_file_says_what_to_take_instead() {
     let path = folder.path().join("z_image_turbo_bf16.safetensors");
     Arrays::default()
         .with(
-            "layers.0.adaLN_modulation.0.weight",
+            "layers.0.attention.qkv.weight",
             Array::floats([8], vec![1.0; 8]),
         )
         .write(&path)

@@ -99,6 +99,7 @@ impl<'a> Fetcher<'a> {
                 let wanted = Wanted {
                     variant: settings.variant.as_deref(),
                     without_t5: settings.without_t5.unwrap_or(false),
+                    without_denoiser: settings.unet.is_some(),
                 };
                 if let Location::Hub(id) = locate::locate(name)? {
                     self.agree(&id, wanted, settings, needs)?;

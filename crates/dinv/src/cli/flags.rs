@@ -66,9 +66,17 @@ pub(crate) struct ModelSettings {
     /// the Hub [default: that of --clip]
     #[arg(long, value_name = "DIR", hide_short_help = true)]
     pub(crate) tokenizer: Option<PathBuf>,
-    /// U-Net that replaces the model's own, such as one fine-tuned to edit pictures: a folder, or a file of
+    /// U-Net or transformer that replaces the model's own: a folder, or a .safetensors or GGUF file of
     /// weights for the model's own configuration
-    #[arg(long, value_name = "PATH", hide_short_help = true)]
+    ///
+    /// A transformer's file may have diffusers' names or the original ones, as ComfyUI's have, also in fp8. The
+    /// model's own weights are not downloaded.
+    #[arg(
+        long,
+        visible_alias = "transformer",
+        value_name = "PATH",
+        hide_short_help = true
+    )]
     pub(crate) unet: Option<PathBuf>,
     #[arg(long, help = about!(model.vae), value_name = "PATH", hide_short_help = true)]
     pub(crate) vae: Option<PathBuf>,

@@ -136,7 +136,11 @@ fn what_does_not_fit_is_refused_in_words() {
     refuses(
         &format!("{generate} --unet model/unet"),
         2,
-        &["the model has a multimodal transformer instead"],
+        &[
+            "setting `unet`",
+            "a SD3Transformer2DModel, as the model's own",
+            "UNet2DConditionModel",
+        ],
     );
     refuses(
         "generate --config tiny.toml --prompt red -o red.png --without-t5",

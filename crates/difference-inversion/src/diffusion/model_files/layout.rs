@@ -393,11 +393,11 @@ fn context_dim(file: &TensorFile) -> Result<usize> {
     if let Some((_, &[_, width])) = key.and_then(|key| file.info(key)) {
         return Ok(width);
     }
-    if let Some(family) = family::of_unread(&names) {
+    if let Some(family) = family::of_original(&names) {
         let known: Vec<&str> = family.models.iter().map(|model| model.name).collect();
         let reason = format!(
-            "a checkpoint of a {} in its original layout, which is not read: take its diffusers folder, \
-             such as {}",
+            "the transformer of a {}, not a whole model: give it with `--transformer`, and with `--model` its \
+             diffusers folder, such as {}",
             family.class,
             known.join(" or ")
         );

@@ -5,6 +5,8 @@
 //! Stability-AI/stablediffusion and generative-models, mlfoundations/open_clip) on the one hand, of
 //! diffusers and transformers on the other.
 
+pub(crate) mod transformer;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -151,14 +153,10 @@ const UNUSED_ENDS: [&str; 3] = [".position_ids", "logit_scale", ".attn_mask"];
 pub(crate) type Networks = BTreeMap<String, BTreeMap<String, Placement>>;
 
 /// Prefixes of keys that mark a model as drawn differently, with the reason.
-const OTHERWISE: [(&str, &str); 7] = [
+const OTHERWISE: [(&str, &str); 6] = [
     (
         "edm_",
         "its noise is not a schedule of betas but that of EDM, as that of CosXL and Playground 2.5",
-    ),
-    (
-        "scaled_fp8",
-        "its weights are 8 bits with scales, which are not read: take the file in fp16",
     ),
     (
         "noise_augmentor.",
@@ -201,13 +199,7 @@ pub(crate) fn networks(file: &TensorFile, layout: &Layout) -> Result<(Networks, 
             continue;
         };
         for (name, change) in tensors {
-            let rows = file
-                .info(&key)
-                .and_then(|(_, shape)| shape.first().copied());
-            if matches!(change, Change::Third(_)) && rows.is_none_or(|rows| rows % 3 != 0) {
-                let reason = format!("tensor `{key}`: its rows cannot be split in three");
-                return Err(Error::invalid_file(file.path(), reason));
-            }
+            check_rows(file, &key, change)?;
             let place = Placement {
                 file: 0,
                 key: key.clone(),
@@ -231,6 +223,17 @@ pub(crate) fn networks(file: &TensorFile, layout: &Layout) -> Result<(Networks, 
         layout.title,
         abbreviate(&unknown)
     );
+    Err(Error::invalid_file(file.path(), reason))
+}
+
+/// Checks that a change can divide the rows of the stored tensor `key`.
+fn check_rows(file: &TensorFile, key: &str, change: Change) -> Result<()> {
+    let rows = (file.info(key)).and_then(|(_, shape)| shape.first().copied());
+    let parts = change.parts();
+    if parts == 1 || rows.is_some_and(|rows| rows.is_multiple_of(parts)) {
+        return Ok(());
+    }
+    let reason = format!("tensor `{key}`: its rows cannot be split in {parts}");
     Err(Error::invalid_file(file.path(), reason))
 }
 
@@ -543,7 +546,7 @@ fn open_clip_keys(key: &str) -> Option<Vec<(String, Change)>> {
             let name = |part| format!("{block}.self_attn.{part}.{kind}");
             Some(
                 parts
-                    .map(|(number, part)| (name(part), Change::Third(number)))
+                    .map(|(number, part)| (name(part), Change::third(number)))
                     .collect(),
             )
         }

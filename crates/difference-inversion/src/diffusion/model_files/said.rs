@@ -55,7 +55,7 @@ impl Said {
         };
         let step = || {
             let key = "global_step";
-            let bytes = file.bytes(key, [0, 1]).ok()?.try_into().ok()?;
+            let bytes = file.bytes(key, [0, 1, 1]).ok()?.try_into().ok()?;
             (u64::from_le_bytes(bytes) == SD2_BASE_STEP).then_some((PredictionType::Epsilon, key))
         };
         Self {

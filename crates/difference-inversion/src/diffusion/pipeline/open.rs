@@ -30,6 +30,7 @@ impl Pipeline {
         let index = ModelIndex::open(files)?;
         let mut family = index.family;
         let noising = (family.noising)(files)?;
+        files.check_denoiser(family.denoiser.part)?;
         let denoiser = family.denoiser.config(files)?;
         let mut vae_config: AutoencoderKLConfig = files.config(family.autoencoder.part)?;
         if matches!(noising, Noising::Discrete(_)) {
@@ -37,8 +38,7 @@ impl Pipeline {
         }
         files.check_vae(family.autoencoder.part)?;
         let latent_channels = vae_config.denoised_channels();
-        if let Some(unet) = files.other_unet() {
-            family.denoiser.check_replaced(unet)?;
+        if files.other_denoiser().is_some() {
             family = family.with_channels(denoiser.in_channels(), latent_channels);
         }
         check_attention_mask(files, family)?;
@@ -103,6 +103,7 @@ impl Pipeline {
         let family = ModelIndex::open(files)?.family;
         (family.noising)(files)?;
         check_attention_mask(files, family)?;
+        files.check_denoiser(family.denoiser.part)?;
         let denoiser = family.denoiser.config(files)?;
         denoiser.step_bytes(1, [64, 64], Memory::Normal)?;
         let vae: AutoencoderKLConfig = files.config(family.autoencoder.part)?;

@@ -22,7 +22,6 @@ use serde_json::{Value, json};
 use crate::cli::device::DEVICES;
 use crate::cli::fetch::{Fetcher, Needs};
 use crate::cli::flags::{DTYPES, ModelSettings};
-use crate::cli::locate;
 use crate::cli::record::text_of;
 use crate::cli::terminal::{self, Failure};
 use crate::cli::watch::Watcher;
@@ -148,7 +147,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let hint = match of_vocabulary {
         Some(id) => format!(
             "`dinv models pull {}` downloads the vocabulary of a single file",
-            locate::called(&id)
+            id
         ),
         None => "`dinv models pull` downloads what is missing of a model of the Hub".to_owned(),
     };

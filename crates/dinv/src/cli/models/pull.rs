@@ -84,6 +84,7 @@ fn wanted_of(args: &PullArgs) -> Wanted<'_> {
     Wanted {
         variant: args.variant.as_deref(),
         without_t5: args.without_t5,
+        ..Wanted::default()
     }
 }
 

@@ -118,7 +118,7 @@ fn keys_of_open_clip() {
         ["q", "k", "v"]
             .iter()
             .enumerate()
-            .map(|(number, part)| { (format!("{layer}.{part}_proj.bias"), Change::Third(number)) })
+            .map(|(number, part)| { (format!("{layer}.{part}_proj.bias"), Change::third(number)) })
             .collect::<Vec<_>>()
     );
     assert_eq!(

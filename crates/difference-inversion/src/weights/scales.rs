@@ -1,0 +1,92 @@
+//! The scales of 8-bit weights, which ComfyUI's files have beside them: `<layer>.scale_weight` where a tensor
+//! `scaled_fp8` marks the file, and `<layer>.weight_scale` with `<layer>.comfy_quant` since late 2025
+//! (`comfy/ops.py`, `QUANTIZATION.md` of github.com/Comfy-Org/ComfyUI).
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use crate::weights::file::{Stored, TensorFile};
+use crate::weights::quantised::Packing;
+use crate::{Error, Result};
+
+/// The tensor that marks files of the older kind.
+const MARK: &str = "scaled_fp8";
+/// What a layer's scale is called.
+const SCALES: [&str; 2] = ["scale_weight", "weight_scale"];
+/// What describes a layer of the newer kind, in JSON.
+const ABOUT: &str = "comfy_quant";
+/// What else stands beside weights and says nothing about them: scales of a layer's input.
+const OTHERS: [&str; 2] = ["scale_input", "input_scale"];
+/// The formats of the newer kind that are 8-bit floats with one scale.
+const FORMATS: [&str; 2] = ["float8_e4m3fn", "float8_e5m2"];
+
+/// The tensors of a file without those that say how others are scaled, and with what they say.
+///
+/// # Errors
+/// [`Error::InvalidFile`] if a layer is quantised in another way.
+pub(super) fn apply_scales(file: &TensorFile) -> Result<BTreeMap<String, Stored>> {
+    let mut tensors = file.tensors().clone();
+    let is_packed = |stored: &Stored| {
+        matches!(
+            stored.packing,
+            Some(Packing::F8E4M3(_) | Packing::F8E5M2(_))
+        )
+    };
+    let describes = |name: &String| name.ends_with(ABOUT);
+    if !tensors.values().any(is_packed) && !tensors.keys().any(describes) {
+        return Ok(tensors);
+    }
+    tensors.remove(MARK);
+    for name in file.tensors().keys() {
+        let Some((layer, kind)) = name.rsplit_once('.') else {
+            continue;
+        };
+        if OTHERS.contains(&kind) {
+            tensors.remove(name);
+        }
+        if kind == ABOUT {
+            check_format(file, name)?;
+            tensors.remove(name);
+        }
+        if !SCALES.contains(&kind) {
+            continue;
+        }
+        tensors.remove(name);
+        // A layer of higher precision may have a scale of 1 beside it: the weight's own type decides.
+        let Some(weight) = tensors.get_mut(&format!("{layer}.weight")) else {
+            continue;
+        };
+        let Some(scale) = file.scalar(name)? else {
+            if is_packed(weight) {
+                let reason =
+                    format!("`{name}` is no single number: a scale for each block is not read");
+                return Err(Error::invalid_file(file.path(), reason));
+            }
+            continue;
+        };
+        weight.packing = match weight.packing {
+            Some(Packing::F8E4M3(_)) => Some(Packing::F8E4M3(scale)),
+            Some(Packing::F8E5M2(_)) => Some(Packing::F8E5M2(scale)),
+            other => other,
+        };
+    }
+    Ok(tensors)
+}
+
+/// Refuses a format that is not read.
+fn check_format(file: &TensorFile, name: &str) -> Result<()> {
+    let text = file.bytes(name, [0, 1, 1])?;
+    let about: Value = serde_json::from_slice(&text).unwrap_or_default();
+    match about["format"].as_str() {
+        Some(format) if FORMATS.contains(&format) => Ok(()),
+        other => {
+            let found = other.map_or_else(|| format!("`{name}`"), |format| format!("`{format}`"));
+            let reason = format!(
+                "its weights are quantised as {found}, which is not read: take the file in fp8, fp16 or bf16, or a \
+                 GGUF file"
+            );
+            Err(Error::invalid_file(file.path(), reason))
+        }
+    }
+}
