@@ -725,7 +725,8 @@ impl Family {
         latents: usize,
     ) -> &'static Self {
         let mut others = all().filter(|other| {
-            other.networks().eq(self.networks())
+            other.denoiser.title == self.denoiser.title
+                && other.networks().eq(self.networks())
                 && latents + other.image_channels(latents) == in_channels
         });
         others.next().unwrap_or(self)

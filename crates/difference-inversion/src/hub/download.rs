@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use serde_json::{Map, Value};
+
 use crate::diffusion::family::{self, Family};
 use crate::diffusion::frozen::CAPTIONER_FOLDER;
 use crate::diffusion::joint_space;
@@ -19,6 +21,7 @@ use crate::hub::partial::Partial;
 use crate::hub::plan::{self, Plan};
 use crate::hub::{Hub, HubProblem, ModelId, Survey, Wanted};
 use crate::util::progress::{self, Observer, Stage};
+use crate::weights::read_config;
 use crate::{Error, Result};
 
 /// Waits before each retry of a request that brought no byte.
@@ -91,15 +94,14 @@ pub(super) fn pull(
 /// The required files of a listing.
 fn choose(
     listing: Listing,
+    index: Option<&Map<String, Value>>,
     wanted: Wanted<'_>,
-    commit: &mut String,
 ) -> std::result::Result<Vec<RemoteFile>, HubProblem> {
     let paths = listing.files.iter().map(|file| file.path.clone());
-    let plan = Plan::new(&paths.collect(), None, wanted);
+    let plan = Plan::new(&paths.collect(), index, wanted);
     if !plan.missing.is_empty() {
         return Err(unusable(&plan.missing));
     }
-    *commit = listing.commit;
     let files = listing.files.into_iter();
     Ok(files
         .filter(|file| plan.files.contains(&file.path))
@@ -136,7 +138,31 @@ impl<'a> Download<'a> {
     fn planned(&mut self, wanted: Wanted<'_>) -> Result<Vec<RemoteFile>> {
         let id = self.id;
         let listing = self.patiently(|this| this.client.listing().map_err(|it| it.of(id)))?;
-        choose(listing, wanted, &mut self.commit).map_err(|it| it.of(id))
+        self.commit.clone_from(&listing.commit);
+        let index = self.index(&listing)?;
+        choose(listing, index.as_ref(), wanted).map_err(|it| it.of(id))
+    }
+
+    /// The contents of `model_index.json`, which names the family and so the required parts.
+    fn index(&mut self, listing: &Listing) -> Result<Option<Map<String, Value>>> {
+        let mut files = listing.files.iter();
+        let Some(file) = files.find(|file| file.path == MODEL_INDEX) else {
+            return Ok(None);
+        };
+        self.cache.prepare()?;
+        let path = self.small(file)?;
+        check_class(&path).map_err(|it| it.of(self.id))?;
+        self.finished = 0; // what comes before a download is not part of it
+        read_config(&path).map(Some)
+    }
+
+    /// The place of a small file on this disk, downloaded if absent.
+    fn small(&mut self, file: &RemoteFile) -> Result<PathBuf> {
+        if self.cache.holds(&self.commit, &file.path, file.size) {
+            return Ok(self.cache.snapshot(&self.commit).join(&file.path));
+        }
+        let blob = self.blob(file)?;
+        Ok(self.cache.blob(&blob))
     }
 
     /// The planned files that at least have to be linked. A file that is not a link was put there by a program
@@ -180,12 +206,7 @@ impl<'a> Download<'a> {
             let Some(file) = planned.iter().find(|file| file.path == path) else {
                 continue;
             };
-            let config = if self.cache.holds(&self.commit, &path, file.size) {
-                self.cache.snapshot(&self.commit).join(&path)
-            } else {
-                let blob = self.blob(file)?;
-                self.cache.blob(&blob)
-            };
+            let config = self.small(file)?;
             found.extend(known::joint_space_of(&config)?);
         }
         Ok(found)
@@ -213,9 +234,6 @@ impl<'a> Download<'a> {
                 self.check_configs(files.iter().zip(&blobs), planned)?;
             }
             let blob = self.blob(file)?;
-            if file.path == MODEL_INDEX {
-                check_class(&self.cache.blob(&blob)).map_err(|it| it.of(self.id))?;
-            }
             blobs.push(blob);
         }
         for (file, blob) in files.iter().zip(&blobs) {

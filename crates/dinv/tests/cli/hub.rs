@@ -559,7 +559,7 @@ fn what_does_not_fit_on_the_disk_is_refused_before_it_is_begun() {
         }
         let requests = setup.hub.requests();
         let files = of_files(&requests);
-        let is_config = |path: &&str| path.ends_with("/config.json");
+        let is_config = |path: &&str| path.ends_with("/config.json") || *path == "model_index.json";
         assert!(files.iter().all(is_config), "{files:?}");
     }
 }
@@ -640,6 +640,47 @@ fn on_a_terminal_a_download_is_asked_for_with_all_that_goes_with_it() {
     let done = typed(&learn, "\n");
     assert_eq!(done.code, Some(0), "{}", done.stdout);
     assert_eq!(done.stdout.matches("[Y/n]").count(), 1, "{}", done.stdout);
+}
+
+/// Which parts are needed depends on the family: none of these has a U-Net.
+#[test]
+fn every_family_of_transformers_is_downloaded_whole() {
+    let setup = Setup::new();
+    for family in ["sd3", "flux", "klein", "z_image"] {
+        let name = format!("tests/{family}");
+        setup.hub.add(&name, &golden(family));
+        setup.succeed(&format!("models pull {name}"));
+        setup.succeed(&format!("models check {name}"));
+    }
+}
+
+/// A transformer in a file of its own, whose model is downloaded without.
+#[test]
+fn a_transformer_that_is_replaced_is_not_downloaded() {
+    let setup = Setup::new();
+    let model = golden("z_image");
+    setup.hub.add("tests/z", &model);
+    let weights = "transformer/diffusion_pytorch_model.safetensors";
+    fs::copy(
+        model.join(weights),
+        setup.work.path().join("own.safetensors"),
+    )
+    .unwrap();
+    let generate =
+        "generate -q --config tiny.toml --resolution 16 --model tests/z --prompt red --overwrite";
+    setup.succeed(&format!(
+        "{generate} --transformer own.safetensors -o one.png"
+    ));
+    let asked = setup.hub.requests();
+    let asked = of_files(&asked);
+    assert!(asked.contains(&"transformer/config.json"), "{asked:?}");
+    assert!(!asked.contains(&weights), "{asked:?}");
+    setup.succeed(&format!("{generate} -o other.png"));
+    assert!(of_files(&setup.hub.requests()).contains(&weights));
+    let picture = |name: &str| image::open(setup.work.path().join(name)).unwrap();
+    assert_eq!(picture("one.png"), picture("other.png"));
+    let whole = setup.run("generate --model own.safetensors --prompt red");
+    assert_eq!(whole.code, Some(1));
 }
 
 #[test]
