@@ -1,5 +1,6 @@
 """Makes tests/golden/original/transformers.json: the tensors of diffusers that diffusers makes from those of
-transformers in their original layout; and tests/golden/quantised: numbers of few bits, and what they are.
+transformers in their original layout; text_encoders.json there: the names of llama.cpp for those of transformers;
+and tests/golden/quantised: numbers of few bits, and what they are.
 
     python training/reference/make_golden_quantised.py
 
@@ -117,6 +118,15 @@ def table(family: str) -> dict:
     return rows
 
 
+def names_of_llama(folder: Path, arch: gguf.MODEL_ARCH) -> dict:
+    """llama.cpp's name for every tensor of a text encoder."""
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        names = list(file.keys())
+    blocks = 1 + max(int(part) for name in names for part in name.split(".")[:3] if part.isdigit())
+    of = gguf.get_tensor_name_map(arch, blocks)
+    return {name: of.get_name(name, try_suffixes=(".weight",)) for name in sorted(names)}
+
+
 def quantised(out: Path) -> None:
     """Blocks of every type that is read, and floats of 8 bits with scales."""
     out.mkdir(exist_ok=True)
@@ -175,6 +185,11 @@ def main() -> None:
     folder.mkdir(exist_ok=True)
     tables = {family: table(family) for family in FAMILIES}
     (folder / "transformers.json").write_text(json.dumps(tables, separators=(",", ":")) + "\n")
+    encoders = {
+        "sd3/text_encoder_3": names_of_llama(GOLDEN / "sd3" / "text_encoder_3", gguf.MODEL_ARCH.T5ENCODER),
+        "klein/text_encoder": names_of_llama(GOLDEN / "klein" / "text_encoder", gguf.MODEL_ARCH.QWEN3),
+    }
+    (folder / "text_encoders.json").write_text(json.dumps(encoders, separators=(",", ":")) + "\n")
     quantised(GOLDEN / "quantised")
 
 

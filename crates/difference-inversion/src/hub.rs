@@ -23,6 +23,7 @@ pub use self::cache::{CachedModel, model_of, repository_of, size};
 pub use self::id::ModelId;
 pub use self::known::{CAPTIONER, joint_spaces, licence};
 pub use self::plan::missing;
+use crate::models::text::tower::TowerKind;
 pub use crate::util::hub_problem::HubProblem;
 use crate::util::progress::Observer;
 use crate::{Error, Result};
@@ -39,6 +40,8 @@ pub struct Wanted<'a> {
     pub without_t5: bool,
     /// Whether to leave out the weights of the denoiser, since others replace them.
     pub without_denoiser: bool,
+    /// The architectures of text encoders whose weights are left out for the same reason.
+    pub without_encoders: &'a [TowerKind],
 }
 
 impl<'a> From<Option<&'a str>> for Wanted<'a> {

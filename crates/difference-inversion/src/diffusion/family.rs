@@ -22,6 +22,7 @@ use crate::models::denoiser::{
     DenoiserConfig, flux_denoiser, flux2_denoiser, sd3_denoiser, unet_denoiser, z_image_denoiser,
 };
 use crate::models::text::qwen3::{self, Qwen3Config};
+use crate::models::text::tower::TowerKind;
 use crate::models::vae::AutoencoderKLConfig;
 use crate::weights::from_value;
 use crate::{Error, Result};
@@ -105,6 +106,8 @@ impl DenoiserPart {
 pub struct EncoderPart {
     /// Its folder in diffusers' layout.
     pub part: &'static str,
+    /// Its architecture.
+    pub kind: TowerKind,
     /// Whether it was trained with an image tower, so that there is a joint space.
     pub joint: bool,
     /// Whether difference tokens are learned for it. Encoders for which they are come first; the others
@@ -141,6 +144,7 @@ pub enum Beside {
 /// CLIP's text tower of the first or only text encoder.
 const CLIP: EncoderPart = EncoderPart {
     part: "text_encoder",
+    kind: TowerKind::Clip,
     joint: true,
     learned: true,
     optional: false,
@@ -158,6 +162,7 @@ const CLIP_2: EncoderPart = EncoderPart {
 /// direction, so tokens cannot start at zero: D̃ is not learned for it.
 const T5_3: EncoderPart = EncoderPart {
     part: "text_encoder_3",
+    kind: TowerKind::T5,
     joint: false,
     learned: false,
     optional: true,
@@ -178,6 +183,7 @@ const T5_2: EncoderPart = EncoderPart {
 /// [`TextEncoder::reads_directions`].
 const QWEN3: EncoderPart = EncoderPart {
     part: "text_encoder",
+    kind: TowerKind::Qwen3,
     joint: false,
     learned: true,
     optional: false,

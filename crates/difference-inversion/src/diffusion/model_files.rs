@@ -33,6 +33,7 @@ use crate::weights::json::{from_value, read_config};
 use crate::weights::{Changes, Weights};
 use crate::{Error, Result};
 
+pub use self::original::text_encoder::EncoderFile;
 pub use self::original::transformer::OriginalLayers;
 
 /// The file of a diffusers folder that names its pipeline.
@@ -83,6 +84,8 @@ pub struct FileOptions {
     /// An autoencoder with the same number of latent channels that replaces the model's own: a folder in diffusers'
     /// layout, or a file with weights for the model's own configuration, in diffusers' or the original layout.
     pub vae: Option<PathBuf>,
+    /// Files with weights for the model's own text encoders, each recognised by its tensors.
+    pub text_encoders: Vec<PathBuf>,
     /// The number of layers before its usual one from which CLIP's hidden states are read, as diffusers counts
     /// (`clip_skip`).
     pub clip_skip: usize,
@@ -96,6 +99,7 @@ pub struct ModelFiles {
     options: FileOptions,
     original: Option<Original>,
     loras: Vec<Lora>,
+    text_encoders: Vec<(PathBuf, EncoderFile)>,
     notices: Vec<String>,
 }
 
@@ -143,7 +147,11 @@ impl ModelFiles {
         let loras = options.loras.iter().map(Lora::open);
         let loras = loras.collect::<Result<Vec<_>>>()?;
         notices.extend(loras.iter().filter_map(Lora::notice));
+        let text_encoders = options.text_encoders.iter();
+        let text_encoders =
+            text_encoders.map(|path| Ok((path.clone(), EncoderFile::recognise(path)?)));
         let mut files = Self {
+            text_encoders: text_encoders.collect::<Result<_>>()?,
             path: path.to_owned(),
             options: options.clone(),
             original,
@@ -426,6 +434,13 @@ impl ModelFiles {
                 false => autoencoder(&path, device, dtype),
             };
         }
+        if let Some((path, file)) = self.text_encoder_file(network) {
+            let config: Value = self.config(network)?;
+            let classes = config["architectures"].as_array().into_iter().flatten();
+            let mut classes = classes.filter_map(Value::as_str);
+            let has_projection = classes.any(|class| class.ends_with("WithProjection"));
+            return file.open(path, has_projection, device, dtype);
+        }
         let Some(original) = &self.original else {
             let variant = self.options.variant.as_deref();
             return cleaned(Weights::open_variant(
@@ -446,6 +461,50 @@ impl ModelFiles {
             device,
             dtype,
         ))
+    }
+
+    /// The file with weights for a text encoder: the first of its architecture and width.
+    fn text_encoder_file(&self, network: &str) -> Option<(&Path, EncoderFile)> {
+        if self.text_encoders.is_empty() {
+            return None;
+        }
+        let parts = Family::of(self).ok()?.text_encoders.iter();
+        let part = parts.into_iter().find(|part| part.part == network)?;
+        let config: Value = self.config(network).ok()?;
+        let widths = [&config["hidden_size"], &config["d_model"]];
+        let width = widths.into_iter().find_map(Value::as_u64)?;
+        let fits = |(_, file): &&(PathBuf, EncoderFile)| {
+            file.kind == part.kind && file.width as u64 == width
+        };
+        let (path, file) = self.text_encoders.iter().find(fits)?;
+        Some((path, *file))
+    }
+
+    /// Checks that every file of a text encoder is for one of these.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] naming the first that is not.
+    pub(crate) fn check_text_encoders(&self, parts: &[&str]) -> Result<()> {
+        let used: Vec<&Path> = (parts.iter())
+            .filter_map(|part| Some(self.text_encoder_file(part)?.0))
+            .collect();
+        let mut files = self.text_encoders.iter();
+        let Some((path, file)) = files.find(|(path, _)| !used.contains(&path.as_path())) else {
+            return Ok(());
+        };
+        Err(Error::Setting {
+            name: "text_encoder",
+            expected: format!(
+                "one file for each text encoder of the model, {}, of its architecture and width",
+                parts.join(" and ")
+            ),
+            found: format!(
+                "{}, a {:?} of width {}",
+                path.display(),
+                file.kind,
+                file.width
+            ),
+        })
     }
 
     /// The denoiser in a file that takes the place of the model's own.

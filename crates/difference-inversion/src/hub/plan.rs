@@ -11,6 +11,7 @@ use crate::diffusion::joint_space;
 use crate::diffusion::model_files::MODEL_INDEX as INDEX;
 use crate::diffusion::model_files::{SCHEDULER, tokenizer_of};
 use crate::hub::Wanted;
+use crate::models::text::tower::TowerKind;
 use crate::weights::{STEMS, shards_come_first, suffixes};
 
 /// The contents of a model's folder.
@@ -45,13 +46,11 @@ fn pipeline_parts() -> impl Iterator<Item = (String, Part)> {
         .chain(others)
 }
 
-/// The parts that every pipeline needs.
-fn needed(index: Option<&Map<String, Value>>) -> [&'static str; 3] {
+/// The family of a pipeline; of one that does not say, Stable Diffusion.
+fn family_of(index: Option<&Map<String, Value>>) -> &'static Family {
     let class = index.and_then(|index| index.get("_class_name")?.as_str());
-    let family = class
-        .and_then(Family::of_class)
-        .unwrap_or(&STABLE_DIFFUSION);
-    [family.denoiser.part, family.autoencoder.part, SCHEDULER]
+    let family = class.and_then(Family::of_class);
+    family.unwrap_or(&STABLE_DIFFUSION)
 }
 
 /// The files of a model, by their paths in the repository, and its missing files.
@@ -73,6 +72,7 @@ impl Plan {
             variant,
             without_t5,
             without_denoiser,
+            without_encoders,
         } = wanted.into();
         let mut plan = Self::default();
         if !paths.contains(INDEX) && !paths.contains("config.json") {
@@ -86,8 +86,21 @@ impl Plan {
             plan.part(paths, "", Part::Transformer, Some(variant));
             return plan;
         }
-        let needed = needed(index);
-        let [denoiser, ..] = needed;
+        let family = family_of(index);
+        let needed = [family.denoiser.part, family.autoencoder.part, SCHEDULER];
+        let count = |kind, kinds: &mut dyn Iterator<Item = TowerKind>| {
+            kinds.filter(|other| *other == kind).count()
+        };
+        let is_replaced = |name: &str| {
+            let mut encoders = family.text_encoders.iter();
+            let Some(own) = encoders.find(|encoder| encoder.part == name) else {
+                return without_denoiser && name == family.denoiser.part;
+            };
+            // Of two of one architecture, nobody knows yet which file is whose.
+            let mut kinds = family.text_encoders.iter().map(|encoder| encoder.kind);
+            let others = count(own.kind, &mut without_encoders.iter().copied());
+            others > 0 && others >= count(own.kind, &mut kinds)
+        };
         let optional = |name: &str| optional_parts().any(|part| part == name);
         for (name, part) in pipeline_parts() {
             if without_t5 && optional(&name) {
@@ -99,8 +112,8 @@ impl Plan {
                 .is_some_and(is_used);
             let there = paths.iter().any(|path| path.starts_with(&folder));
             if needed.contains(&name.as_str()) || named || there {
-                let leaves_out = without_denoiser && name == denoiser;
-                plan.part(paths, &folder, part, (!leaves_out).then_some(variant));
+                let weights = (!is_replaced(&name)).then_some(variant);
+                plan.part(paths, &folder, part, weights);
             }
         }
         plan

@@ -135,6 +135,9 @@ macro_rules! about {
     (model.vae) => {
         "Autoencoder that replaces the model's own: a folder, or a file of weights for the model's own configuration"
     };
+    (model.text_encoder) => {
+        "File of weights for one of the model's own text encoders, CLIP, T5 or Qwen3: .safetensors or GGUF; repeat for several"
+    };
     (model.clip_skip) => {
         "How many layers earlier than usual CLIP is read, as diffusers counts; 1 is what others call clip skip 2 \
          [default: 0]"

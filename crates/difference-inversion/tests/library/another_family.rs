@@ -29,7 +29,7 @@ use difference_inversion::method::regenerate::Inversion;
 use difference_inversion::models::denoiser::conditions::Conditions;
 use difference_inversion::models::denoiser::{Denoiser, DenoiserConfig, How, Memory, Surroundings};
 use difference_inversion::models::text::tokenizer::Tokenizer;
-use difference_inversion::models::text::tower::{Beginning, Encoded, Tower};
+use difference_inversion::models::text::tower::{Beginning, Encoded, Tower, TowerKind};
 use difference_inversion::util::arrays::{Array, Arrays};
 use difference_inversion::util::progress::Progress;
 use difference_inversion::weights::{Weights, from_value};
@@ -50,6 +50,7 @@ static TINY_FLOW: Family = Family {
     },
     text_encoders: &[EncoderPart {
         part: "text_encoder",
+        kind: TowerKind::Clip,
         joint: false,
         learned: true,
         optional: false,

@@ -156,6 +156,94 @@ fn a_file_of_another_family_and_unknown_tensors_are_refused_in_words() {
     assert!(uneven.contains("its rows cannot be split in 3"), "{uneven}");
 }
 
+// Text encoders.
+
+/// A text encoder of a golden folder in a file, with the names of llama.cpp or its own.
+fn encoder_file(folder: &Path, place: &str, of_llama: bool) -> PathBuf {
+    let names: BTreeMap<String, BTreeMap<String, String>> =
+        read_config(&golden("original/text_encoders.json")).unwrap();
+    let weights = open(&golden(place));
+    let arrays = weights.keys().map(|name| {
+        let (shape, numbers) = values(&weights, name);
+        let other = if of_llama { &names[place][name] } else { name };
+        (other.to_owned(), Array::floats(shape, numbers))
+    });
+    let path = folder.join("encoder.safetensors");
+    let arrays = Arrays {
+        arrays: arrays.collect(),
+        ..Arrays::default()
+    };
+    arrays.write(&path).unwrap();
+    path
+}
+
+fn with_encoder(family: &str, file: &Path) -> difference_inversion::Result<ModelFiles> {
+    let options = FileOptions {
+        text_encoders: vec![file.to_owned()],
+        ..FileOptions::default()
+    };
+    ModelFiles::open(&golden(family), &options)
+}
+
+#[test]
+fn text_encoders_are_recognised_by_their_tensors_with_either_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let weights = |files: &ModelFiles, part: &str| {
+        files
+            .weights(part, &Device::flex(), FloatDType::F32)
+            .unwrap()
+    };
+    for (family, part, of_llama) in [
+        ("sd3", "text_encoder_3", true),
+        ("sd3", "text_encoder_3", false),
+        ("klein", "text_encoder", true),
+        ("klein", "text_encoder", false),
+        // One of two CLIPs, by its width.
+        ("sd3", "text_encoder_2", false),
+    ] {
+        let file = encoder_file(folder.path(), &format!("{family}/{part}"), of_llama);
+        let files = with_encoder(family, &file).unwrap();
+        let (found, expected) = (weights(&files, part), open(&golden(family).join(part)));
+        assert_eq!(found.path(), file);
+        assert!(found.keys().eq(expected.keys()), "{family} {part}");
+        for name in expected.keys() {
+            assert_eq!(values(&found, name), values(&expected, name), "{name}");
+        }
+        if family == "sd3" {
+            assert_ne!(weights(&files, "text_encoder").path(), file);
+        }
+        let device = Device::flex();
+        difference_inversion::diffusion::pipeline::Pipeline::open(&files, &device, FloatDType::F32)
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_text_encoder_that_does_not_fit_is_refused_in_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let message = |family: &str, file: &Path| {
+        let opened = with_encoder(family, file).and_then(|files| {
+            let device = Device::flex();
+            difference_inversion::diffusion::pipeline::Pipeline::open(
+                &files,
+                &device,
+                FloatDType::F32,
+            )
+        });
+        opened.unwrap_err().to_string()
+    };
+    let qwen = encoder_file(folder.path(), "klein/text_encoder", true);
+    let found = message("sd3", &qwen);
+    assert!(found.contains("setting `text_encoder`"), "{found}");
+    assert!(found.contains("a Qwen3 of width 16"), "{found}");
+    let other = golden("klein/vae/diffusion_pytorch_model.safetensors");
+    let found = message("klein", &other);
+    assert!(
+        found.contains("not a text encoder: CLIP, T5 and Qwen3"),
+        "{found}"
+    );
+}
+
 // Numbers of few bits.
 
 fn quantised(name: &str) -> PathBuf {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use difference_inversion::diffusion::family::Family;
 use difference_inversion::diffusion::frozen::ModelPaths;
-use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
+use difference_inversion::diffusion::model_files::{EncoderFile, FileOptions, ModelFiles};
 use difference_inversion::hub::{CAPTIONER, Hub, ModelId, Survey, Wanted, joint_spaces};
 use difference_inversion::method::delta::DeltaMode;
 use difference_inversion::method::generate_config::AnalogyConfig;
@@ -96,10 +96,14 @@ impl<'a> Fetcher<'a> {
         settings.check_there()?;
         match &settings.model {
             Some(name) => {
+                let files = settings.text_encoder.iter().flatten();
+                let kinds = files.map(|file| Ok(EncoderFile::recognise(file)?.kind));
+                let kinds = kinds.collect::<anyhow::Result<Vec<_>>>()?;
                 let wanted = Wanted {
                     variant: settings.variant.as_deref(),
                     without_t5: settings.without_t5.unwrap_or(false),
                     without_denoiser: settings.unet.is_some(),
+                    without_encoders: &kinds,
                 };
                 if let Location::Hub(id) = locate::locate(name)? {
                     self.agree(&id, wanted, settings, needs)?;

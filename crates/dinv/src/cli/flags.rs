@@ -78,6 +78,9 @@ pub(crate) struct ModelSettings {
         hide_short_help = true
     )]
     pub(crate) unet: Option<PathBuf>,
+    #[arg(long, help = about!(model.text_encoder), value_name = "FILE", hide_short_help = true)]
+    #[serde(deserialize_with = "one_or_several")]
+    pub(crate) text_encoder: Option<Vec<PathBuf>>,
     #[arg(long, help = about!(model.vae), value_name = "PATH", hide_short_help = true)]
     pub(crate) vae: Option<PathBuf>,
     #[arg(long, help = about!(model.lora), value_name = "FILE[:WEIGHT]", hide_short_help = true)]
@@ -196,7 +199,8 @@ impl ModelSettings {
     pub(crate) fn check_there(&self) -> anyhow::Result<()> {
         let loras = self.lora.iter().flatten().map(|text| lora(text).path);
         let words = self.embeddings().into_iter().map(|file| file.path);
-        let mut paths = loras.chain(words).chain(self.vae.clone());
+        let encoders = self.text_encoder.iter().flatten().cloned();
+        let mut paths = loras.chain(words).chain(encoders).chain(self.vae.clone());
         paths.try_for_each(|path| match std::fs::metadata(&path) {
             Ok(_) => Ok(()),
             Err(source) => Err(Error::io(path)(source).into()),
@@ -228,6 +232,7 @@ impl ModelSettings {
             loras: self.lora.iter().flatten().map(|text| lora(text)).collect(),
             embeddings: self.embeddings(),
             vae: self.vae.clone(),
+            text_encoders: self.text_encoder.clone().unwrap_or_default(),
             clip_skip: self.clip_skip.unwrap_or(0),
         })
     }
@@ -266,7 +271,12 @@ impl ModelSettings {
             let file = embedding(text);
             format!("{}={}", file.name(), file_name(&file.path))
         });
+        let text_encoders = self.text_encoder.as_ref().map(|files| {
+            let names = files.iter().map(|file| file_name(file));
+            json!(names.collect::<Vec<_>>())
+        });
         let others = [
+            ("text_encoder", text_encoders),
             ("lora", loras),
             ("embedding", embeddings),
             ("clip_skip", self.clip_skip.map(|layers| json!(layers))),

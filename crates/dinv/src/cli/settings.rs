@@ -214,10 +214,17 @@ fn read_toml(path: &Path) -> anyhow::Result<Layer> {
     })?;
     let paths = names::<ModelSettings>()?;
     let folder = path.parent().unwrap_or(Path::new(""));
-    for name in paths
-        .iter()
-        .filter(|name| ["model", "tokenizer", "unet", "clip", "captioner"].contains(&name.as_str()))
-    {
+    for name in paths.iter().filter(|name| {
+        [
+            "model",
+            "tokenizer",
+            "unet",
+            "text_encoder",
+            "clip",
+            "captioner",
+        ]
+        .contains(&name.as_str())
+    }) {
         for path in several(&mut values, name) {
             if let Value::String(value) = path {
                 *value = relative_to(folder, value).to_string_lossy().into_owned();

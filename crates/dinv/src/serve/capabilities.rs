@@ -18,7 +18,7 @@ use super::job::Kind;
 use super::problem::Answer;
 
 /// Flags about files, output and paths, which a request cannot set.
-const LEFT_OUT: [&str; 31] = [
+const LEFT_OUT: [&str; 32] = [
     "a",
     "a_prime",
     "b",
@@ -45,6 +45,7 @@ const LEFT_OUT: [&str; 31] = [
     "stop_with_stdin",
     "tokenizer",
     "unet",
+    "text_encoder",
     "vae",
     "lora",
     "clip",

@@ -679,6 +679,24 @@ fn a_transformer_that_is_replaced_is_not_downloaded() {
     assert!(of_files(&setup.hub.requests()).contains(&weights));
     let picture = |name: &str| image::open(setup.work.path().join(name)).unwrap();
     assert_eq!(picture("one.png"), picture("other.png"));
+    // Nor is a text encoder that is replaced.
+    let encoder = "text_encoder/model.safetensors";
+    fs::copy(
+        model.join(encoder),
+        setup.work.path().join("qwen.safetensors"),
+    )
+    .unwrap();
+    fs::remove_dir_all(setup.work.path().join("hf")).unwrap();
+    let both = "--transformer own.safetensors --text-encoder qwen.safetensors";
+    setup.succeed(&format!("{generate} {both} -o third.png"));
+    let asked = setup.hub.requests();
+    let asked = of_files(&asked);
+    assert!(asked.contains(&"text_encoder/config.json"), "{asked:?}");
+    assert!(
+        !asked.contains(&encoder) && !asked.contains(&weights),
+        "{asked:?}"
+    );
+    assert_eq!(picture("third.png"), picture("one.png"));
     let whole = setup.run("generate --model own.safetensors --prompt red");
     assert_eq!(whole.code, Some(1));
 }

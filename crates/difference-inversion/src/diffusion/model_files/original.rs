@@ -5,6 +5,7 @@
 //! Stability-AI/stablediffusion and generative-models, mlfoundations/open_clip) on the one hand, of
 //! diffusers and transformers on the other.
 
+pub(crate) mod text_encoder;
 pub(crate) mod transformer;
 
 use std::collections::BTreeMap;

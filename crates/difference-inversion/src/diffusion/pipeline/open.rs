@@ -44,6 +44,8 @@ impl Pipeline {
         check_attention_mask(files, family)?;
         Self::check_adapters(files)?;
         let parts = family.encoders_in(files)?;
+        let names: Vec<&str> = parts.iter().map(|encoder| encoder.part).collect();
+        files.check_text_encoders(&names)?;
         let text_encoders = (parts.iter())
             .map(|encoder| (encoder.open)(files, encoder.part, device, dtype))
             .collect::<Result<Vec<_>>>()?;

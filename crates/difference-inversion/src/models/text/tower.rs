@@ -9,6 +9,17 @@ use burn::tensor::Tensor;
 use crate::models::attention::KeyValues;
 use crate::{Error, Result};
 
+/// The architectures of text towers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TowerKind {
+    /// CLIP's text tower.
+    Clip,
+    /// The encoder of T5.
+    T5,
+    /// Qwen3.
+    Qwen3,
+}
+
 /// A frozen network that maps token embeddings to hidden states. Gradients flow to the embeddings.
 pub trait Tower: Any + Debug + Send + Sync {
     /// The token-embedding table, [vocab_size, d].

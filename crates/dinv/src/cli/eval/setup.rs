@@ -290,6 +290,7 @@ mod tests {
             variant: text("fp16"),
             tokenizer: Some(ours.join("tokenizer")),
             unet: Some(ours.join("unet")),
+            text_encoder: None,
             clip: Some(vec![ours.join("clip")]),
             captioner: Some(ours.join("captioner")),
             resolution: text("256"),

@@ -22,11 +22,11 @@ use crate::{Error, Result};
 const PREFIXES: [&str; 2] = [UNET, "diffusion_model."];
 
 /// One layer of the original code: its name, and the layers of diffusers that are made from it.
-type Layer = (&'static str, Made);
+pub(super) type Layer = (&'static str, Made);
 
 /// The layers of diffusers that are made from one of the original code.
 #[derive(Debug, Clone, Copy)]
-enum Made {
+pub(super) enum Made {
     /// The same under another name.
     One(&'static str),
     /// Its halves exchanged: the original has shift and scale, diffusers scale and shift.
@@ -45,13 +45,13 @@ use Made::{Nothing, One, Seven, Swapped, Three};
 #[derive(Debug)]
 pub struct OriginalLayers {
     /// A tensor by which files in this layout are recognised.
-    mark: &'static str,
+    pub(super) mark: &'static str,
     /// Layers that are there once.
-    once: &'static [Layer],
+    pub(super) once: &'static [Layer],
     /// Stacks of blocks: the original name, diffusers' name, and the layers of each block.
-    blocks: &'static [(&'static str, &'static str, &'static [Layer])],
+    pub(super) blocks: &'static [(&'static str, &'static str, &'static [Layer])],
     /// A layer whose halves are exchanged in the last block of its stack.
-    swapped_last: Option<&'static str>,
+    pub(super) swapped_last: Option<&'static str>,
 }
 
 /// Stable Diffusion 3.
@@ -426,6 +426,26 @@ pub(crate) fn transformer(
     let Some(layers) = layers else {
         return Weights::open(path, device, dtype);
     };
+    mapped(
+        path,
+        file,
+        layers,
+        &format!("the transformer of a {}", family.class),
+        device,
+        dtype,
+    )
+}
+
+/// The tensors of a file with the names of diffusers or transformers. `what` is what the file should be, for errors.
+pub(super) fn mapped(
+    path: &Path,
+    file: TensorFile,
+    layers: &OriginalLayers,
+    what: &str,
+    device: &Device,
+    dtype: FloatDType,
+) -> Result<Weights> {
+    let names = file.names();
     let is_prefixed = names.iter().any(|name| bare(name) != name);
     let own: Vec<&String> = (names.iter())
         .filter(|name| !is_prefixed || bare(name) != *name)
@@ -458,9 +478,8 @@ pub(crate) fn transformer(
         return Ok(Weights::new(path, files, tensors, device, dtype));
     }
     let reason = format!(
-        "{} tensors are not of the transformer of a {}: {}",
+        "{} tensors are not of {what}: {}",
         unknown.len(),
-        family.class,
         abbreviate(&unknown)
     );
     Err(Error::invalid_file(path, reason))
