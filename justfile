@@ -51,6 +51,11 @@ deny:
 golden:
     for script in training/reference/make_*.py; do python "$script" || exit 1; done
 
+# Whether diffusers draws with an exported difference what `dinv` draws (Python as above).
+interop:
+    cargo build --release --bin dinv
+    python training/reference/interop.py
+
 # Every family of models at full size, with random weights, against diffusers (Python as above; 20 GB
 # of disk and of memory).
 parity work:

@@ -69,8 +69,7 @@ struct Component {
     state: Result<u64, String>,
 }
 
-/// Reports what was found. A missing part is a finding, not a failure; so is a whole model that need only be
-/// downloaded, if its memory is known.
+/// Reports what was found. A missing part is a finding, not a failure, unless it is the whole model.
 pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     let models: ModelSettings = args.general.settings(&[&args.model])?.resolve()?;
     let findings = examine(&models);
@@ -79,12 +78,14 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     } else {
         print(&findings)?;
     }
-    match &findings.model {
-        None if findings.learning.is_empty() => {
-            Err(Failure::new("the model cannot be used as it is").into())
-        }
-        _ => Ok(()),
+    if findings.model.is_some() {
+        return Ok(());
     }
+    let message = match findings.learning.is_empty() {
+        true => "the model cannot be used as it is",
+        false => "the model is not on this disk; the memory is an estimate",
+    };
+    Err(Failure::new(message).into())
 }
 
 fn examine(models: &ModelSettings) -> Findings {

@@ -12,6 +12,7 @@ pub(crate) mod device;
 mod doctor;
 mod eval;
 pub(crate) mod exit;
+mod export;
 mod fetch;
 mod fitting;
 pub(crate) mod flags;
@@ -61,6 +62,7 @@ enum Command {
     Apply(Box<apply::ApplyArgs>),
     Generate(Box<generate::GenerateArgs>),
     Caption(caption::CaptionArgs),
+    Export(export::ExportArgs),
     Eval(eval::EvalArgs),
     #[cfg(feature = "serve")]
     Serve(serve::ServeArgs),
@@ -90,6 +92,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Apply(args) => apply::run(*args),
         Command::Generate(args) => generate::run(&args),
         Command::Caption(args) => caption::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Eval(args) => eval::run(&args),
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(args),

@@ -12,6 +12,7 @@ const COMMANDS: &[&str] = &[
     "apply",
     "generate",
     "caption",
+    "export",
     "eval",
     "eval run",
     "eval report",

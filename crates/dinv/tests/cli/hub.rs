@@ -705,7 +705,10 @@ fn a_transformer_that_is_replaced_is_not_downloaded() {
 fn doctor_estimates_the_memory_of_a_model_before_its_download() {
     let setup = Setup::new();
     let peak = |flags: &str| {
-        let done = setup.succeed(&format!("doctor --model sd15 --json {flags}"));
+        let done = setup.run(&format!("doctor --model sd15 --json {flags}"));
+        assert_eq!(done.code, Some(1));
+        let expected = "error: the model is not on this disk; the memory is an estimate";
+        assert!(done.stderr.contains(expected), "{}", done.stderr);
         let findings: Value = serde_json::from_str(&done.stdout).unwrap();
         let problem = findings["problems"][0].as_str().unwrap();
         assert!(problem.contains("`dinv models pull sd15`"), "{problem}");

@@ -9,6 +9,7 @@
 mod bad_input;
 mod documents;
 mod eval;
+mod export;
 mod flux;
 mod help;
 #[cfg(feature = "hub")]

@@ -1,0 +1,409 @@
+//! `dinv export`: a difference as a textual inversion of another program.
+//!
+//! The layouts were read in the sources of these programs: A1111 and Forge take a file by its name, ComfyUI a tensor by
+//! the name of its text encoder, diffusers one word from each file, InvokeAI what kohya's scripts write.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use burn::tensor::{Device, Tensor};
+use clap::{Args, ValueEnum};
+use difference_inversion::diffusion::family::{FLUX, STABLE_DIFFUSION, STABLE_DIFFUSION_3};
+use difference_inversion::diffusion::text_encoder::Base;
+use difference_inversion::method::difference::DifferenceTokens;
+use difference_inversion::method::generate_config::GenerateConfig;
+use difference_inversion::util::arrays::{Array, Arrays};
+use serde_json::json;
+
+use super::output::Outputs;
+use super::record::text_of;
+use super::terminal::{self, Failure};
+
+/// Widths of the token embeddings of Stable Diffusion 1 and FLUX.1, of Stable Diffusion 2, and of SDXL's second text
+/// encoder.
+const CLIP_L: usize = 768;
+const CLIP_H: usize = 1024;
+const CLIP_G: usize = 1280;
+/// ComfyUI keeps the vectors of a word together up to this number.
+const TOGETHER: usize = 7;
+
+/// Export a difference for another program
+///
+/// Writes a textual inversion that the program loads, and says what to type there.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  dinv export night.safetensors --format comfyui -o ComfyUI/models/embeddings
+  dinv export night.safetensors --format diffusers --name night-sky -o exported
+  dinv export night.safetensors --format a1111 --reverse -o embeddings")]
+pub(crate) struct ExportArgs {
+    /// The difference, as `dinv learn` or `dinv analogy` wrote it
+    #[arg(value_name = "DIFFERENCE")]
+    difference: PathBuf,
+    /// The program
+    #[arg(long, value_enum)]
+    format: Format,
+    /// The word that stands for the difference [default: dinv- and the file's name]
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Export the way back, from A′ to A
+    #[arg(long)]
+    reverse: bool,
+    /// Folder for the files
+    #[arg(long, short, value_name = "DIR")]
+    output: PathBuf,
+    /// Replace files of the same name in that folder
+    #[arg(long)]
+    overwrite: bool,
+    /// Print the results as one JSON object
+    #[arg(long, hide_short_help = true)]
+    json: bool,
+}
+
+/// The programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// AUTOMATIC1111's web UI, and Forge
+    A1111,
+    /// ComfyUI
+    Comfyui,
+    /// Hugging Face's library
+    Diffusers,
+    /// InvokeAI
+    Invokeai,
+}
+
+/// A file: its name, and its tensors.
+type File = (String, Vec<(String, Tensor<2>)>);
+
+/// What to type in the program; CAPTION stands for the caption of B.
+#[derive(Debug, PartialEq, Eq)]
+struct Usage {
+    place: &'static str,
+    prompt: String,
+    strength: String,
+}
+
+/// Writes the files.
+pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
+    let tokens = DifferenceTokens::load(&args.difference, &Device::flex())?;
+    let name = args.name()?;
+    let tokens = match args.reverse {
+        true => tokens.reversed(),
+        false => tokens,
+    };
+    let files = files(&tokens, args.format, &name)?;
+    let names = files.iter().map(|(name, _)| name.as_str());
+    let output = Outputs::folder(&args.output, names, args.overwrite, &[&args.difference])?;
+    output.check()?;
+    let written = output.publish(None, |place| {
+        for (name, tensors) in &files {
+            let arrays = tensors
+                .iter()
+                .fold(Arrays::default(), |arrays, (key, tensor)| {
+                    arrays.with(key, Array::from_tensor(tensor.clone()))
+                });
+            arrays.write(&place(name))?;
+        }
+        Ok(())
+    })?;
+    let usage = usage(args.format, &name);
+    let scale = GenerateConfig::default().guidance_scale();
+    let mut notes = notes(args.format, &name, tokens.num_tokens());
+    notes.extend(conditions(tokens.base()));
+    for note in &notes {
+        terminal::message(format_args!("note: {note}"));
+    }
+    if args.json {
+        return terminal::json(&json!({
+            "files": written.iter().map(text_of).collect::<Vec<_>>(),
+            "name": name,
+            "prompt": usage.prompt,
+            "negative_prompt": "CAPTION",
+            "guidance_scale": scale,
+            "strength": usage.strength,
+            "notices": notes,
+        }));
+    }
+    for path in written {
+        terminal::line(path.display())?;
+    }
+    for (title, text) in [
+        ("file", usage.place),
+        ("prompt", usage.prompt.as_str()),
+        ("negative", "CAPTION"),
+        ("scale", &scale.to_string()),
+        ("strength", usage.strength.as_str()),
+    ] {
+        terminal::message(format_args!("{title:<9} {text}"));
+    }
+    terminal::message("CAPTION stands for the caption of B.");
+    Ok(())
+}
+
+impl ExportArgs {
+    /// The word: as given, or made of the file's name.
+    fn name(&self) -> anyhow::Result<String> {
+        let is_part = |c: char| c.is_ascii_alphanumeric() || ['.', '_', '-'].contains(&c);
+        if let Some(name) = &self.name {
+            if !name.is_empty() && name.chars().all(is_part) {
+                return Ok(name.clone());
+            }
+            let message =
+                format!("--name: expected letters, digits, `.`, `_` and `-`, found `{name}`");
+            return Err(Failure::usage(message).into());
+        }
+        let stem = self.difference.file_stem().unwrap_or_default();
+        let stem = stem.to_string_lossy();
+        let stem = stem.replace(|c: char| !is_part(c), "-");
+        let end = if self.reverse { "-back" } else { "" };
+        Ok(format!("dinv-{stem}{end}"))
+    }
+}
+
+/// The files of a program for a difference.
+fn files(tokens: &DifferenceTokens, format: Format, name: &str) -> anyhow::Result<Vec<File>> {
+    let embeddings = tokens.embeddings();
+    let widths: Vec<usize> = embeddings.iter().map(|one| one.dims()[1]).collect();
+    let denoiser = tokens.base().denoiser.as_str();
+    let is = |title: &str| denoiser == title;
+    let is_unet = is(STABLE_DIFFUSION.denoiser.title);
+    let is_known = match (format, widths.as_slice()) {
+        // Any model that diffusers opens with CLIP.
+        (Format::Diffusers, [_] | [_, _]) => {
+            is_unet || is(STABLE_DIFFUSION_3.denoiser.title) || is(FLUX.denoiser.title)
+        }
+        (Format::Comfyui, [CLIP_L]) => is_unet || is(FLUX.denoiser.title),
+        (Format::Comfyui, [CLIP_L, CLIP_G]) => is_unet || is(STABLE_DIFFUSION_3.denoiser.title),
+        (_, [CLIP_L | CLIP_H] | [CLIP_L, CLIP_G]) => is_unet,
+        _ => false,
+    };
+    if !is_known {
+        let program = match format {
+            Format::A1111 => "A1111",
+            Format::Comfyui => "ComfyUI",
+            Format::Diffusers => "diffusers",
+            Format::Invokeai => "InvokeAI",
+        };
+        let message = format!(
+            "{program} reads no textual inversions for a {denoiser} with token embeddings of width {widths:?}"
+        );
+        let hint = "Stable Diffusion 1, 2 and XL work everywhere, Stable Diffusion 3 and FLUX.1 with comfyui and \
+                    diffusers";
+        return Err(Failure::new(message).hint(hint).into());
+    }
+    let file = |name: &str| format!("{name}.safetensors");
+    let pair = ["clip_l", "clip_g"];
+    Ok(match (format, embeddings) {
+        (Format::Diffusers, [one]) => {
+            vec![(file(name), vec![(format!("<{name}>"), one.clone())])]
+        }
+        (Format::Diffusers, both) => (both.iter().zip(pair))
+            .map(|(one, key)| {
+                let tensors = vec![(format!("<{name}>"), one.clone())];
+                (file(&format!("{name}.{key}")), tensors)
+            })
+            .collect(),
+        (_, [one]) => {
+            let key = match (format, widths[0]) {
+                (Format::Comfyui, CLIP_H) => "clip_h",
+                (Format::Comfyui, _) => "clip_l",
+                _ => "emb_params",
+            };
+            vec![(file(name), vec![(key.to_owned(), one.clone())])]
+        }
+        (_, both) => {
+            let keys = pair.into_iter().map(str::to_owned);
+            vec![(file(name), keys.zip(both.iter().cloned()).collect())]
+        }
+    })
+}
+
+/// What to type in a program.
+fn usage(format: Format, name: &str) -> Usage {
+    let (place, word, strength) = match format {
+        Format::A1111 => (
+            "the folder `embeddings`",
+            name.to_owned(),
+            "all or nothing: a weight such as (word:0.6) is something else".to_owned(),
+        ),
+        Format::Comfyui => (
+            "the folder `models/embeddings`",
+            format!("embedding:{name}"),
+            format!(
+                "the node ConditioningAverage from CAPTION to CAPTION embedding:{name}; a weight in the prompt is \
+                 something else"
+            ),
+        ),
+        Format::Diffusers => (
+            "pipe.load_textual_inversion(FILE), of two files each with its text_encoder and tokenizer",
+            format!("<{name}>"),
+            "prompt_embeds between those of CAPTION and those of the prompt".to_owned(),
+        ),
+        Format::Invokeai => (
+            "the model manager",
+            format!("<{name}>"),
+            format!("(\"CAPTION\", \"CAPTION <{name}>\").blend(0.4, 0.6) for 0.6"),
+        ),
+    };
+    Usage {
+        place,
+        prompt: format!("CAPTION {word}"),
+        strength,
+    }
+}
+
+/// How the text encoder has to be set up in the program.
+fn conditions(base: &Base) -> Vec<String> {
+    let loras = base
+        .encoders
+        .iter()
+        .filter_map(|encoder| encoder.adapters.as_ref());
+    let loras: BTreeSet<&str> = loras
+        .flat_map(|lora| lora.names.iter().map(String::as_str))
+        .collect();
+    let skipped = base
+        .encoders
+        .iter()
+        .map(|encoder| encoder.clip_skip)
+        .max()
+        .unwrap_or(0);
+    let of_loras = (!loras.is_empty()).then(|| {
+        let loras: Vec<&str> = loras.into_iter().collect();
+        format!(
+            "it was learned with the LoRA {}: load it there, too",
+            loras.join(" and ")
+        )
+    });
+    let of_skip = (skipped > 0).then(|| {
+        format!(
+            "it was learned with CLIP skip {}, as most programs count",
+            skipped + 1
+        )
+    });
+    of_loras.into_iter().chain(of_skip).collect()
+}
+
+/// What goes wrong in a program.
+fn notes(format: Format, name: &str, num_tokens: usize) -> Vec<String> {
+    let is_word = name.chars().all(|c| c.is_ascii_alphabetic());
+    let hijacks = (format == Format::A1111 && is_word).then(|| {
+        format!(
+            "A1111 puts the difference wherever the word `{name}` stands in a prompt; a name such as `dinv-{name}` is \
+             no word"
+        )
+    });
+    let is_split = (format == Format::Comfyui && num_tokens > TOGETHER).then(|| {
+        format!(
+            "ComfyUI may split {num_tokens} vectors over two chunks of a long prompt; up to {TOGETHER} stay together"
+        )
+    });
+    hijacks.into_iter().chain(is_split).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use difference_inversion::diffusion::text_encoder::{EncoderAdapters, EncoderBase};
+
+    use super::*;
+
+    const ALL: [Format; 4] = [
+        Format::A1111,
+        Format::Comfyui,
+        Format::Diffusers,
+        Format::Invokeai,
+    ];
+
+    fn tokens(denoiser: &str, widths: &[usize]) -> DifferenceTokens {
+        let encoders = widths.iter().map(|&hidden_size| EncoderBase {
+            vocab_size: 7,
+            hidden_size,
+            table: "00".repeat(32),
+            adapters: None,
+            clip_skip: 0,
+        });
+        let base = Base {
+            denoiser: denoiser.to_owned(),
+            encoders: encoders.collect(),
+        };
+        DifferenceTokens::zeros(3, &base, &Device::flex())
+    }
+
+    /// The files with their keys and widths.
+    fn layout(denoiser: &str, widths: &[usize], format: Format) -> Vec<String> {
+        let files = files(&tokens(denoiser, widths), format, "x");
+        let Ok(files) = files else {
+            return vec!["refused".to_owned()];
+        };
+        let of_file = |(name, tensors): File| {
+            let keys = tensors.iter();
+            let keys = keys.map(|(key, tensor)| format!("{key} {:?}", tensor.dims()));
+            format!("{name}: {}", keys.collect::<Vec<_>>().join(", "))
+        };
+        files.into_iter().map(of_file).collect()
+    }
+
+    #[test]
+    fn every_program_finds_the_keys_that_it_looks_for() {
+        let sd1 = |format| layout("U-Net", &[768], format).concat();
+        assert_eq!(sd1(Format::A1111), "x.safetensors: emb_params [3, 768]");
+        assert_eq!(sd1(Format::Comfyui), "x.safetensors: clip_l [3, 768]");
+        assert_eq!(sd1(Format::Diffusers), "x.safetensors: <x> [3, 768]");
+        assert_eq!(sd1(Format::Invokeai), "x.safetensors: emb_params [3, 768]");
+        let sd2 = layout("U-Net", &[1024], Format::Comfyui).concat();
+        assert_eq!(sd2, "x.safetensors: clip_h [3, 1024]");
+        for format in [Format::A1111, Format::Comfyui, Format::Invokeai] {
+            let sdxl = layout("U-Net", &[768, 1280], format).concat();
+            assert_eq!(sdxl, "x.safetensors: clip_l [3, 768], clip_g [3, 1280]");
+        }
+        assert_eq!(
+            layout("U-Net", &[768, 1280], Format::Diffusers),
+            [
+                "x.clip_l.safetensors: <x> [3, 768]",
+                "x.clip_g.safetensors: <x> [3, 1280]"
+            ]
+        );
+    }
+
+    #[test]
+    fn what_a_program_does_not_read_is_refused() {
+        let refused = |denoiser: &str, widths: &[usize]| -> Vec<Format> {
+            let is_refused = |format: &Format| layout(denoiser, widths, *format) == ["refused"];
+            ALL.into_iter().filter(is_refused).collect()
+        };
+        let others = [Format::A1111, Format::Invokeai];
+        assert_eq!(
+            refused(STABLE_DIFFUSION_3.denoiser.title, &[768, 1280]),
+            others
+        );
+        assert_eq!(refused(FLUX.denoiser.title, &[768]), others);
+        assert_eq!(refused("Z-Image transformer", &[2560]), ALL);
+        // The demo model, which only diffusers opens.
+        assert_eq!(
+            refused("U-Net", &[192]),
+            [Format::A1111, Format::Comfyui, Format::Invokeai]
+        );
+    }
+
+    #[test]
+    fn a_text_encoder_that_was_changed_is_noted() {
+        let mut base = tokens("U-Net", &[768]).base().clone();
+        assert_eq!(conditions(&base), [""; 0]);
+        base.encoders[0].clip_skip = 1;
+        base.encoders[0].adapters = Some(EncoderAdapters {
+            digest: String::new(),
+            names: vec!["ink.safetensors".to_owned()],
+        });
+        let expected = [
+            "it was learned with the LoRA ink.safetensors: load it there, too",
+            "it was learned with CLIP skip 2, as most programs count",
+        ];
+        assert_eq!(conditions(&base), expected);
+    }
+
+    #[test]
+    fn words_that_would_be_hijacked_are_noted() {
+        assert_eq!(notes(Format::A1111, "dinv-night", 4), [""; 0]);
+        assert!(notes(Format::A1111, "night", 4)[0].contains("the word `night`"));
+        assert!(notes(Format::Comfyui, "night", 8)[0].contains("8 vectors"));
+    }
+}

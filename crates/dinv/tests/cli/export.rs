@@ -1,0 +1,98 @@
+//! Differences for other programs.
+
+use super::{PAIR, refused, succeed, workplace};
+
+/// The reading of diffusers' textual inversions is tested against diffusers, so that one that draws what the
+/// difference draws is one that diffusers draws so, too.
+#[test]
+fn an_exported_difference_draws_as_a_word_what_it_draws_behind_the_words() {
+    let work = workplace();
+    let at = |name: &str| work.path().join(name);
+    succeed(
+        work.path(),
+        &format!("learn -q --config tiny.toml {PAIR} -o night.safetensors"),
+    );
+    let done = succeed(
+        work.path(),
+        "export night.safetensors --format diffusers -o exported",
+    );
+    assert_eq!(done.stdout, "exported/dinv-night.safetensors\n");
+    for expected in ["CAPTION <dinv-night>", "negative  CAPTION", "scale     2"] {
+        assert!(done.stderr.contains(expected), "{}", done.stderr);
+    }
+    let drawn = |flags: &str| {
+        let common = "generate -q --config tiny.toml --overwrite -o red.png";
+        succeed(work.path(), &format!("{common} {flags}"));
+        image::open(at("red.png")).unwrap()
+    };
+    let expected = drawn("--prompt red --difference night.safetensors");
+    let word = "--embedding night=exported/dinv-night.safetensors --prompt";
+    assert_eq!(drawn_with_word(&work, word, "red <night>"), expected);
+    assert_ne!(drawn("--prompt red"), expected);
+
+    let exists = "export night.safetensors --format diffusers -o exported";
+    refused(
+        work.path(),
+        exists,
+        1,
+        &["dinv-night.safetensors", "--overwrite"],
+    );
+    let json = succeed(
+        work.path(),
+        "export night.safetensors --format diffusers --reverse --name day -o exported --json",
+    );
+    let json: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    assert_eq!(json["files"][0], "exported/day.safetensors");
+    assert_eq!(json["prompt"], "CAPTION <day>");
+    let back = "--embedding night=exported/day.safetensors --prompt";
+    assert_ne!(drawn_with_word(&work, back, "red <night>"), expected);
+}
+
+/// Draws with a prompt of several words.
+fn drawn_with_word(work: &tempfile::TempDir, flags: &str, prompt: &str) -> image::DynamicImage {
+    let mut command = super::dinv(work.path());
+    command.args([
+        "generate",
+        "-q",
+        "--config",
+        "tiny.toml",
+        "--overwrite",
+        "-o",
+        "word.png",
+    ]);
+    command.args(flags.split_whitespace()).arg(prompt);
+    let done = command.output().unwrap();
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    image::open(work.path().join("word.png")).unwrap()
+}
+
+#[test]
+fn what_cannot_be_exported_is_refused_in_words() {
+    let work = workplace();
+    succeed(
+        work.path(),
+        &format!("learn -q --config tiny.toml {PAIR} -o night.safetensors"),
+    );
+    let refuses = |arguments: &str, code, expected: &[&str]| {
+        refused(work.path(), &format!("export {arguments}"), code, expected);
+    };
+    refuses(
+        "night.safetensors --format a1111 -o exported",
+        1,
+        &[
+            "A1111 reads no textual inversions",
+            "Stable Diffusion 1, 2 and XL",
+        ],
+    );
+    refuses(
+        "night.safetensors --format diffusers --name <n> -o exported",
+        2,
+        &["--name: expected letters", "`<n>`"],
+    );
+    refuses("a.png --format diffusers -o exported", 1, &["a.png"]);
+    assert!(!work.path().join("exported").exists());
+}
