@@ -26,6 +26,7 @@ use super::output::Outputs;
 use super::pictures::{self, Picture};
 use super::record::{Recipe, file_name, text_of};
 use super::settings::Settings;
+use super::shard::Shard;
 use super::terminal::{self, Failure};
 use super::watch::{self, Watcher};
 
@@ -57,6 +58,10 @@ pub(crate) struct ApplyArgs {
     /// Skip pictures whose results are in that folder already, to continue after an interruption
     #[arg(long, conflicts_with = "overwrite")]
     skip_existing: bool,
+    /// Process only the i-th of n parts of the pictures, for runs on several machines; auto, or auto/n, as
+    /// the scheduler numbers its tasks
+    #[arg(long, value_name = "i/n", hide_short_help = true)]
+    shard: Option<Shard>,
     /// Caption of B instead of the captioner's
     ///
     /// Once per picture.
@@ -94,17 +99,19 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     refuse_folder(&difference)?;
     let tokens = DifferenceTokens::load(&difference, &device)?;
     let (mut output, left_out) = args.outputs(&difference, &jobs)?;
+    let all = jobs.len();
     jobs.retain(|job| !left_out.contains(&job.name));
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
+    args.shard.unwrap_or_default().announce(&mut watcher);
     let read = pictures::check(jobs.iter().map(|job| job.b), &mut watcher)?;
     let sizes: Vec<Measured<'_>> = read.iter().map(|b| (b.path, b.size)).collect();
     if !left_out.is_empty() {
         watcher.notice(&format!(
             "{} of {} results exist and are kept",
             left_out.len(),
-            args.b.len()
+            all
         ));
     }
     if jobs.is_empty() {
@@ -298,7 +305,9 @@ impl ApplyArgs {
             caption: captions.next().cloned(),
             name,
         });
-        Ok(jobs.collect())
+        let shard = self.shard.unwrap_or_default();
+        let own = jobs.enumerate().filter(|(place, _)| shard.has(*place));
+        Ok(own.map(|(_, job)| job).collect())
     }
 
     /// Checks that the skipped results are what this run would make.

@@ -30,6 +30,7 @@ mod record;
 #[cfg(feature = "serve")]
 mod serve;
 pub(crate) mod settings;
+mod shard;
 mod sheet;
 pub(crate) mod signals;
 pub(crate) mod terminal;

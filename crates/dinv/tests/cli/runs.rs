@@ -640,3 +640,44 @@ fn settings_that_do_nothing_are_told_if_they_were_given() {
         "{found:?}"
     );
 }
+
+/// Two tasks of an array make what one run makes, in one folder.
+#[test]
+fn the_parts_that_a_scheduler_numbers_are_all_pictures_together() {
+    let work = workplace();
+    let at = |name: &str| work.path().join(name);
+    succeed(
+        work.path(),
+        &format!("learn -q --config tiny.toml {PAIR} -o d.safetensors"),
+    );
+    let apply =
+        "apply d.safetensors --config tiny.toml --b b.png a.png a_prime.png --prompt-mode caption";
+    succeed(work.path(), &format!("{apply} -q -o whole"));
+    for (task, first) in [("5", "b.png"), ("6", "a.png")] {
+        let mut command = super::dinv(work.path());
+        command.args(apply.split_whitespace());
+        command.args(["--shard", "auto", "-o", "parts"]);
+        command.env("SLURM_ARRAY_TASK_ID", task);
+        command.env("SLURM_ARRAY_TASK_MIN", "5");
+        command.env("SLURM_ARRAY_TASK_COUNT", "2");
+        let done: super::Done = command.output().unwrap().into();
+        assert_eq!(done.code, Some(0), "{}", done.stderr);
+        let number = if task == "5" { 1 } else { 2 };
+        let said = format!("part {number} of 2, as Slurm numbers it");
+        assert!(done.stderr.contains(&said), "{}", done.stderr);
+        assert!(at("parts").join(first).is_file());
+    }
+    for name in ["b.png", "a.png", "a_prime.png"] {
+        let [whole, part] =
+            ["whole", "parts"].map(|folder| fs::read(at(folder).join(name)).unwrap());
+        assert_eq!(whole, part, "{name}");
+    }
+    let alone = format!("{apply} --shard auto -o none");
+    let done = run(work.path(), &alone);
+    assert_eq!(done.code, Some(2));
+    assert!(
+        done.stderr.contains("none of SLURM_ARRAY_TASK_ID"),
+        "{}",
+        done.stderr
+    );
+}

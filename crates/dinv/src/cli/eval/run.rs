@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, value_parser};
@@ -14,6 +13,7 @@ use dinv_eval::{Folder, Measures, RunRecord, SuiteRecord, Variant};
 
 use super::super::fetch::Fetcher;
 use super::super::flags::{General, ModelSettings};
+use super::super::shard::Shard;
 use super::super::terminal::Failure;
 use super::super::watch::{self, Watcher};
 use super::progress::RunProgress;
@@ -72,7 +72,7 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     jobs: usize,
     /// Run only the i-th of n parts of the analogies, for runs on several machines whose folders are
-    /// then copied together
+    /// then copied together; auto, or auto/n, as the scheduler numbers its tasks
     #[arg(long, value_name = "i/n")]
     shard: Option<Shard>,
     /// At most N analogies, evenly over kinds
@@ -97,9 +97,9 @@ impl RunArgs {
     /// The analogies of the run.
     fn entries(&self, suite: &Suite) -> Vec<Entry> {
         let limit = self.limit.or(self.quick.then_some(QUICK));
-        let shard = self.shard.unwrap_or(Shard { number: 1, of: 1 });
+        let shard = self.shard.unwrap_or_default();
         let all = suite.balanced(limit).into_iter().enumerate();
-        let chosen = all.filter(|(i, _)| i % shard.of == shard.number - 1);
+        let chosen = all.filter(|(place, _)| shard.has(*place));
         chosen.map(|(_, entry)| entry).collect()
     }
 
@@ -115,28 +115,6 @@ impl RunArgs {
             true => QUICK_METHODS.map(str::to_owned).into(),
             false => self.methods.clone(),
         }
-    }
-}
-
-/// The i-th of n parts, counted from 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Shard {
-    number: usize,
-    of: usize,
-}
-
-impl FromStr for Shard {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let parts = text.split_once('/').and_then(|(number, of)| {
-            let shard = Self {
-                number: number.parse().ok()?,
-                of: of.parse().ok()?,
-            };
-            (1..=shard.of).contains(&shard.number).then_some(shard)
-        });
-        parts.ok_or_else(|| "expected i/n with i from 1 to n, such as 1/4".to_owned())
     }
 }
 
@@ -187,6 +165,7 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
     let suite = Suite::open(&suite_path)?;
 
     let mut watcher = Watcher::new(args.general.quiet);
+    args.shard.unwrap_or_default().announce(&mut watcher);
     let mut fetcher = Fetcher::new(&mut watcher, args.general.yes)?;
     let model = fetcher.model(&model_settings, setup::needs(&variants))?;
     let recommended = settings.with_model(&model)?.analogy()?;

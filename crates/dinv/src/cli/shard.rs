@@ -1,0 +1,257 @@
+//! A part of the work, for runs on several machines.
+
+use std::env;
+use std::fmt;
+use std::str::FromStr;
+
+use super::watch::Watcher;
+
+/// The i-th of n parts, counted from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shard {
+    number: usize,
+    of: usize,
+    /// The scheduler that named it, if one did.
+    engine: Option<&'static str>,
+}
+
+/// A scheduler that numbers its tasks, and the variables it tells them with.
+struct Engine {
+    title: &'static str,
+    index: &'static str,
+    /// The index of the first task; 0 without such a variable.
+    first: Option<&'static str>,
+    count: Option<&'static str>,
+}
+
+/// The schedulers, by their documentation: Slurm (`job_array.html`), Kubernetes (indexed jobs), AWS Batch (array jobs),
+/// Google Cloud Run (jobs), SkyPilot (managed job groups).
+const ENGINES: [Engine; 5] = [
+    Engine {
+        title: "Slurm",
+        index: "SLURM_ARRAY_TASK_ID",
+        first: Some("SLURM_ARRAY_TASK_MIN"),
+        count: Some("SLURM_ARRAY_TASK_COUNT"),
+    },
+    Engine {
+        title: "Kubernetes",
+        index: "JOB_COMPLETION_INDEX",
+        first: None,
+        count: None,
+    },
+    Engine {
+        title: "AWS Batch",
+        index: "AWS_BATCH_JOB_ARRAY_INDEX",
+        first: None,
+        count: Some("AWS_BATCH_JOB_ARRAY_SIZE"),
+    },
+    Engine {
+        title: "Cloud Run",
+        index: "CLOUD_RUN_TASK_INDEX",
+        first: None,
+        count: Some("CLOUD_RUN_TASK_COUNT"),
+    },
+    Engine {
+        title: "SkyPilot",
+        index: "SKYPILOT_JOB_RANK",
+        first: None,
+        count: Some("SKYPILOT_NUM_JOBS"),
+    },
+];
+/// The distance between Slurm's indices, which has to be 1.
+const STEP: &str = "SLURM_ARRAY_TASK_STEP";
+
+impl Shard {
+    /// Whether an item is of this part, by its place among all, counted from 0.
+    pub(crate) fn has(self, place: usize) -> bool {
+        place % self.of == self.number - 1
+    }
+
+    /// Says which part this is if a scheduler named it.
+    pub(crate) fn announce(self, watcher: &mut Watcher) {
+        if self.engine.is_some() {
+            watcher.say(&self.to_string());
+        }
+    }
+
+    /// The part that a scheduler's variables name, of `of` parts unless the scheduler says how many.
+    fn auto(of: Option<usize>, variable: impl Fn(&str) -> Option<String>) -> Result<Self, String> {
+        let engine = ENGINES
+            .iter()
+            .find(|engine| variable(engine.index).is_some());
+        let Some(engine) = engine else {
+            let names: Vec<&str> = ENGINES.iter().map(|engine| engine.index).collect();
+            return Err(format!("none of {} is set: give i/n", names.join(", ")));
+        };
+        let number = |name: &str| {
+            let text = variable(name).unwrap_or_default();
+            let number = text.trim().parse::<usize>();
+            number.map_err(|_| format!("{name}: expected a number, found `{text}`"))
+        };
+        if engine.first.is_some() && variable(STEP).is_some_and(|step| step.trim() != "1") {
+            return Err(format!("{STEP}: expected 1; give i/n"));
+        }
+        let first = match engine.first.filter(|first| variable(first).is_some()) {
+            Some(first) => number(first)?,
+            None => 0,
+        };
+        let index = number(engine.index)?;
+        let count = match (of, engine.count.filter(|count| variable(count).is_some())) {
+            (Some(of), _) => of,
+            (None, Some(count)) => number(count)?,
+            (None, None) => {
+                let title = engine.title;
+                return Err(format!(
+                    "{title} does not say how many parts there are: give auto/n"
+                ));
+            }
+        };
+        let place = index.checked_sub(first).filter(|place| *place < count);
+        let place = place.ok_or_else(|| {
+            format!(
+                "{} is {index}, which is none of {count} parts from {first} on",
+                engine.index
+            )
+        })?;
+        Ok(Self {
+            number: place + 1,
+            of: count,
+            engine: Some(engine.title),
+        })
+    }
+}
+
+impl Default for Shard {
+    /// All of it.
+    fn default() -> Self {
+        Self {
+            number: 1,
+            of: 1,
+            engine: None,
+        }
+    }
+}
+
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "part {} of {}", self.number, self.of)?;
+        match self.engine {
+            Some(engine) => write!(f, ", as {engine} numbers it"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let variable = |name: &str| env::var(name).ok();
+        let invalid =
+            || "expected i/n with i from 1 to n, such as 1/4, or auto, or auto/n".to_owned();
+        if text == "auto" {
+            return Self::auto(None, variable);
+        }
+        let (number, of) = text.split_once('/').ok_or_else(invalid)?;
+        let of: usize = of.parse().ok().filter(|of| *of > 0).ok_or_else(invalid)?;
+        if number == "auto" {
+            return Self::auto(Some(of), variable);
+        }
+        let number = number
+            .parse()
+            .ok()
+            .filter(|number| (1..=of).contains(number));
+        Ok(Self {
+            number: number.ok_or_else(invalid)?,
+            of,
+            engine: None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn auto(of: Option<usize>, variables: &[(&str, &str)]) -> Result<String, String> {
+        let variable = |name: &str| {
+            let found = variables.iter().find(|(other, _)| *other == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        Shard::auto(of, variable).map(|shard| shard.to_string())
+    }
+
+    #[test]
+    fn schedulers_count_each_in_its_way() {
+        let slurm = [
+            ("SLURM_ARRAY_TASK_ID", "7"),
+            ("SLURM_ARRAY_TASK_MIN", "5"),
+            ("SLURM_ARRAY_TASK_COUNT", "4"),
+            ("SLURM_ARRAY_TASK_STEP", "1"),
+        ];
+        assert_eq!(
+            auto(None, &slurm).unwrap(),
+            "part 3 of 4, as Slurm numbers it"
+        );
+        for (index, count, title) in [
+            (
+                "AWS_BATCH_JOB_ARRAY_INDEX",
+                "AWS_BATCH_JOB_ARRAY_SIZE",
+                "AWS Batch",
+            ),
+            ("CLOUD_RUN_TASK_INDEX", "CLOUD_RUN_TASK_COUNT", "Cloud Run"),
+            ("SKYPILOT_JOB_RANK", "SKYPILOT_NUM_JOBS", "SkyPilot"),
+        ] {
+            let found = auto(None, &[(index, "0"), (count, "8")]).unwrap();
+            assert_eq!(found, format!("part 1 of 8, as {title} numbers it"));
+        }
+        let kubernetes = [("JOB_COMPLETION_INDEX", "7")];
+        let found = auto(Some(8), &kubernetes).unwrap();
+        assert_eq!(found, "part 8 of 8, as Kubernetes numbers it");
+    }
+
+    #[test]
+    fn what_a_scheduler_does_not_say_is_asked_for() {
+        for (of, variables, expected) in [
+            (
+                None,
+                &[][..],
+                "none of SLURM_ARRAY_TASK_ID, JOB_COMPLETION_INDEX",
+            ),
+            (None, &[("JOB_COMPLETION_INDEX", "0")], "give auto/n"),
+            (Some(4), &[("JOB_COMPLETION_INDEX", "4")], "none of 4 parts"),
+            (
+                Some(4),
+                &[("JOB_COMPLETION_INDEX", "x")],
+                "expected a number, found `x`",
+            ),
+            (
+                Some(4),
+                &[("SLURM_ARRAY_TASK_ID", "3"), ("SLURM_ARRAY_TASK_STEP", "2")],
+                "SLURM_ARRAY_TASK_STEP: expected 1",
+            ),
+            (
+                Some(4),
+                &[("SLURM_ARRAY_TASK_ID", "3"), ("SLURM_ARRAY_TASK_MIN", "5")],
+                "none of 4 parts from 5 on",
+            ),
+        ] {
+            let message = auto(of, variables).unwrap_err();
+            assert!(message.contains(expected), "{message}");
+        }
+    }
+
+    #[test]
+    fn parts_are_counted_from_one_and_share_everything() {
+        let shards: Vec<Shard> = ["1/3", "2/3", "3/3"]
+            .map(|text| text.parse().unwrap())
+            .into();
+        for place in 0..7 {
+            assert_eq!(shards.iter().filter(|shard| shard.has(place)).count(), 1);
+        }
+        for text in ["0/3", "4/3", "1/0", "1", "/", "auto/0", "auto/x"] {
+            let message = text.parse::<Shard>().unwrap_err();
+            assert!(message.starts_with("expected i/n"), "{text}: {message}");
+        }
+    }
+}
