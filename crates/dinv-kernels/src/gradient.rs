@@ -103,6 +103,21 @@ pub fn recomputed<const N: usize>(
     })
 }
 
+/// As [`recomputed`], of tokens `[b, n, d]`. Just `run(x)` if nothing tracks `x`, or it cannot be differentiated so.
+pub fn recomputed_tokens(
+    x: Tensor<3>,
+    run: impl Fn(Tensor<3>) -> Tensor<3> + Send + Sync + 'static,
+) -> Tensor<3> {
+    if !x.is_tracked() || !super::differentiable(&x) {
+        return run(x);
+    }
+    let [b, n, d] = x.dims();
+    let output = recomputed([x.reshape([b, 1, n, d])], move |[x]| {
+        run(x.reshape([b, n, d])).reshape([b, 1, n, d])
+    });
+    output.reshape([b, n, d])
+}
+
 /// The backward step that calls a [`Closure`].
 #[derive(Debug)]
 struct Custom<const D: usize, const R: usize>;

@@ -16,7 +16,7 @@ use difference_inversion::method::difference::DifferenceTokens;
 use difference_inversion::method::generate::{self, Inputs};
 use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::method::learn::Records;
-use difference_inversion::method::regenerate::{Guidance, Inversion};
+use difference_inversion::method::regenerate::Guidance;
 use difference_inversion::models::denoiser::flux::{FluxConfig, FluxTransformer2DModel, Told};
 use difference_inversion::models::denoiser::{GuidedBy, Memory};
 use difference_inversion::util::arrays::{Array, Arrays};
@@ -25,7 +25,8 @@ use tempfile::TempDir;
 
 use super::common::{assert_matches, open, read};
 use crate::tiny::{
-    PROMPT, copy, edit, example_in, furthest, golden, refused, request, short_analogy, silent,
+    PROMPT, check_strengths, copy, edit, example_in, golden, refused, request, short_analogy,
+    silent,
 };
 
 const NEGATIVE: &str = "red";
@@ -287,29 +288,9 @@ fn a_difference_learned_on_dev_is_applied_with_schnell() {
 #[test]
 fn every_inversion_and_guidance_works_with_both() {
     for models in [dev(), schnell()] {
-        let pipeline = models.pipeline();
         let tokens = Tensor::full([2, 16], 0.3, &Device::flex());
-        let tokens = DifferenceTokens::new(vec![tokens], pipeline.base()).unwrap();
-        let same = pipeline.decode(pipeline.encode_image(&target().b)).unwrap();
-        for inversion in [Inversion::EditFriendly, Inversion::Ddim, Inversion::Sdedit] {
-            for guidance in [Guidance::Difference, Guidance::Ordinary] {
-                let with = |strength: f64| {
-                    let mut config = short_analogy();
-                    config.generate.inversion = inversion;
-                    config.generate.guidance = guidance;
-                    config.generate.guidance_scale = None;
-                    config.generate.num_inference_steps = 8;
-                    config.generate.strength = strength;
-                    apply(&models, &tokens, &config).b_prime
-                };
-                let (nothing, all) = (with(0.0), with(1.0));
-                assert_ne!(nothing, all, "{inversion:?} {guidance:?}");
-                if (inversion, guidance) == (Inversion::EditFriendly, Guidance::Difference) {
-                    let worst = furthest(&nothing, &same);
-                    assert!(worst <= 1, "{worst}");
-                }
-            }
-        }
+        let tokens = DifferenceTokens::new(vec![tokens], models.pipeline().base()).unwrap();
+        check_strengths(&models, &tokens, &target());
     }
 }
 

@@ -17,7 +17,6 @@ use difference_inversion::method::generate::{self, Inputs};
 use difference_inversion::method::generate_config::{AnalogyConfig, GenerateConfig};
 use difference_inversion::method::learn::{Initialisation, Records};
 use difference_inversion::method::prompt::PromptMode;
-use difference_inversion::method::regenerate::{Guidance, Inversion};
 use difference_inversion::models::denoiser::flux2::{Flux2Config, Flux2Transformer2DModel};
 use difference_inversion::models::denoiser::{GuidedBy, Memory};
 use difference_inversion::models::text::qwen3::{Qwen3Config, Qwen3Model};
@@ -31,8 +30,8 @@ use tempfile::TempDir;
 use super::common::{assert_matches, open, read};
 use crate::flux::{check_picture, draw, encode, models_of};
 use crate::tiny::{
-    PROMPT, copy, edit, example_in, furthest, golden, opened, refused, request, short_analogy,
-    silent,
+    PROMPT, check_network, check_strengths, copy, edit, example_in, golden, opened, refused,
+    request, short_analogy, silent, waves,
 };
 
 const NEGATIVE: &str = "red";
@@ -71,24 +70,7 @@ fn the_transformer_and_its_gradients_match_diffusers() {
     let forward = |latents: Tensor<4>, states: Tensor<3>, memory| {
         network.forward(latents, read(&io, "network.times"), states, memory)
     };
-    let latents = || read::<4>(&io, "network.latents");
-    let states = || read::<3>(&io, "network.states");
-    let found = forward(latents(), states(), Memory::Normal);
-    assert_matches("output", found, read(&io, "network.output"));
-    for memory in [Memory::Normal, Memory::Low] {
-        let latents = latents().autodiff().require_grad();
-        let states = states().autodiff().require_grad();
-        let output = forward(latents.clone(), states.clone(), memory);
-        let gradients = (output * read::<4>(&io, "network.towards"))
-            .sum()
-            .backward();
-        let found = states.grad(&gradients).unwrap();
-        let expected = read(&io, "network.states.grad");
-        assert_matches(&format!("states ({memory:?})"), found, expected);
-        let found = latents.grad(&gradients).unwrap();
-        let expected = read(&io, "network.latents.grad");
-        assert_matches(&format!("latents ({memory:?})"), found, expected);
-    }
+    check_network(&io, forward);
 }
 
 /// Qwen3, read at the outputs of these layers.
@@ -416,29 +398,7 @@ fn tokens_start_with_the_spread_of_the_vocabulary() {
 fn every_inversion_and_guidance_works_with_both() {
     for kind in [Kind::Base, Kind::Distilled] {
         let models = models(kind);
-        let pipeline = models.pipeline();
-        let tokens: Vec<f32> = (0..32u8).map(|i| f32::from(i).sin()).collect();
-        let tokens = Tensor::<1>::from_floats(tokens.as_slice(), &Device::flex()).reshape([2, 16]);
-        let tokens = DifferenceTokens::new(vec![tokens], pipeline.base()).unwrap();
-        let same = pipeline.decode(pipeline.encode_image(&target().b)).unwrap();
-        for inversion in [Inversion::EditFriendly, Inversion::Ddim, Inversion::Sdedit] {
-            for guidance in [Guidance::Difference, Guidance::Ordinary] {
-                let with = |strength: f64| {
-                    let mut config = short_analogy();
-                    config.generate.inversion = inversion;
-                    config.generate.guidance = guidance;
-                    config.generate.guidance_scale = None;
-                    config.generate.strength = strength;
-                    apply(&models, &tokens, &config).b_prime
-                };
-                let (nothing, all) = (with(0.0), with(1.0));
-                assert_ne!(nothing, all, "{inversion:?} {guidance:?}");
-                if (inversion, guidance) == (Inversion::EditFriendly, Guidance::Difference) {
-                    let worst = furthest(&nothing, &same);
-                    assert!(worst <= 1, "{worst}");
-                }
-            }
-        }
+        check_strengths(&models, &waves(&models), &target());
     }
 }
 

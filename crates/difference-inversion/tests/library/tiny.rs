@@ -11,11 +11,17 @@ use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
 use difference_inversion::diffusion::pipeline::Pipeline;
 use difference_inversion::image::{RgbImage, load_image};
-use difference_inversion::method::analogy::Example;
+use difference_inversion::method::analogy::{self, Example, Target};
 use difference_inversion::method::delta::{DeltaMode, Features, delta};
+use difference_inversion::method::difference::DifferenceTokens;
 use difference_inversion::method::generate_config::{AnalogyConfig, GenerateConfig};
 use difference_inversion::method::learn::{LearnConfig, Pair};
+use difference_inversion::method::regenerate::{Guidance, Inversion};
+use difference_inversion::models::denoiser::Memory;
 use difference_inversion::util::progress::Progress;
+use difference_inversion::weights::Weights;
+
+use super::common::{assert_matches, read};
 
 pub(crate) const CAPTION_A: &str = "a red house";
 pub(crate) const CAPTION_A_PRIME: &str = "a blue house at night";
@@ -125,6 +131,64 @@ pub(crate) fn request(steps: usize, guidance_scale: f64) -> TextToImage {
         guidance_scale: Some(guidance_scale),
         num_inference_steps: steps,
         ..TextToImage::default()
+    }
+}
+
+/// Checks that every inversion and guidance changes a picture with difference tokens, and that edit-friendly inversion
+/// restores it at a strength of 0.
+pub(crate) fn check_strengths(models: &Models, tokens: &DifferenceTokens, target: &Target) {
+    let pipeline = models.pipeline();
+    let same = pipeline.decode(pipeline.encode_image(&target.b)).unwrap();
+    for inversion in [Inversion::EditFriendly, Inversion::Ddim, Inversion::Sdedit] {
+        for guidance in [Guidance::Difference, Guidance::Ordinary] {
+            let with = |strength: f64| {
+                let mut config = short_analogy();
+                config.generate.inversion = inversion;
+                config.generate.guidance = guidance;
+                config.generate.guidance_scale = None;
+                config.generate.num_inference_steps = 8;
+                config.generate.strength = strength;
+                let applied = analogy::apply(models, tokens, target, &config, &mut silent);
+                applied.unwrap().b_prime
+            };
+            let (nothing, all) = (with(0.0), with(1.0));
+            assert_ne!(nothing, all, "{inversion:?} {guidance:?}");
+            if (inversion, guidance) == (Inversion::EditFriendly, Guidance::Difference) {
+                let worst = furthest(&nothing, &same);
+                assert!(worst <= 1, "{worst}");
+            }
+        }
+    }
+}
+
+/// Two nonzero difference tokens of width 16.
+pub(crate) fn waves(models: &Models) -> DifferenceTokens {
+    let tokens: Vec<f32> = (0..32u8).map(|i| f32::from(i).sin()).collect();
+    let tokens = Tensor::<1>::from_floats(tokens.as_slice(), &Device::flex()).reshape([2, 16]);
+    DifferenceTokens::new(vec![tokens], models.pipeline().base()).unwrap()
+}
+
+/// Checks a network's prediction and its gradients by latents and states against the tensors `network.…` of a golden file,
+/// with normal and with low memory.
+pub(crate) fn check_network(
+    io: &Weights,
+    forward: impl Fn(Tensor<4>, Tensor<3>, Memory) -> Tensor<4>,
+) {
+    let latents = || read::<4>(io, "network.latents");
+    let states = || read::<3>(io, "network.states");
+    let found = forward(latents(), states(), Memory::Normal);
+    assert_matches("output", found, read(io, "network.output"));
+    for memory in [Memory::Normal, Memory::Low] {
+        let latents = latents().autodiff().require_grad();
+        let states = states().autodiff().require_grad();
+        let output = forward(latents.clone(), states.clone(), memory);
+        let gradients = (output * read::<4>(io, "network.towards")).sum().backward();
+        let found = states.grad(&gradients).unwrap();
+        let expected = read(io, "network.states.grad");
+        assert_matches(&format!("states ({memory:?})"), found, expected);
+        let found = latents.grad(&gradients).unwrap();
+        let expected = read(io, "network.latents.grad");
+        assert_matches(&format!("latents ({memory:?})"), found, expected);
     }
 }
 

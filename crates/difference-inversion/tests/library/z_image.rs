@@ -10,7 +10,6 @@ use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::method::analogy::{self, Target};
 use difference_inversion::method::difference::DifferenceTokens;
 use difference_inversion::method::learn::Records;
-use difference_inversion::method::regenerate::{Guidance, Inversion};
 use difference_inversion::models::denoiser::z_image::{ZImageConfig, ZImageTransformer2DModel};
 use difference_inversion::models::denoiser::{GuidedBy, Memory};
 use difference_inversion::util::arrays::{Array, Arrays};
@@ -19,7 +18,8 @@ use difference_inversion::weights::{Weights, read_config};
 use super::common::{assert_matches, open, read};
 use crate::flux::{check_picture, draw, encode, models_of};
 use crate::tiny::{
-    PROMPT, edit, example_in, furthest, golden, refused, request, short_analogy, silent,
+    PROMPT, check_network, check_strengths, edit, example_in, golden, refused, request,
+    short_analogy, silent, waves,
 };
 
 const NEGATIVE: &str = "red";
@@ -59,24 +59,7 @@ fn the_transformer_and_its_gradients_match_diffusers_for_prompts_of_unequal_leng
             .forward(latents, times, states, &presence(&[40, 7]), memory)
             .neg()
     };
-    let latents = || read::<4>(&io, "network.latents");
-    let states = || read::<3>(&io, "network.states");
-    let found = forward(latents(), states(), Memory::Normal);
-    assert_matches("output", found, read(&io, "network.output"));
-    for memory in [Memory::Normal, Memory::Low] {
-        let latents = latents().autodiff().require_grad();
-        let states = states().autodiff().require_grad();
-        let output = forward(latents.clone(), states.clone(), memory);
-        let gradients = (output * read::<4>(&io, "network.towards"))
-            .sum()
-            .backward();
-        let found = states.grad(&gradients).unwrap();
-        let expected = read(&io, "network.states.grad");
-        assert_matches(&format!("states ({memory:?})"), found, expected);
-        let found = latents.grad(&gradients).unwrap();
-        let expected = read(&io, "network.latents.grad");
-        assert_matches(&format!("latents ({memory:?})"), found, expected);
-    }
+    check_network(&io, forward);
 }
 
 /// Rows that pad to one length are computed together, and each is what it is by itself.
@@ -199,28 +182,7 @@ fn a_difference_is_learned_and_applied_with_every_inversion_and_guidance() {
         applied.unwrap().b_prime
     };
     assert_eq!(apply(&learned.tokens, &config), applied.b_prime);
-    let pipeline = models.pipeline();
-    let same = pipeline.decode(pipeline.encode_image(&target.b)).unwrap();
-    let tokens: Vec<f32> = (0..32u8).map(|i| f32::from(i).sin()).collect();
-    let tokens = Tensor::<1>::from_floats(tokens.as_slice(), &Device::flex()).reshape([2, 16]);
-    let tokens = DifferenceTokens::new(vec![tokens], pipeline.base()).unwrap();
-    for inversion in [Inversion::EditFriendly, Inversion::Ddim, Inversion::Sdedit] {
-        for guidance in [Guidance::Difference, Guidance::Ordinary] {
-            let with = |strength: f64| {
-                let mut config = short_analogy();
-                config.generate.inversion = inversion;
-                config.generate.guidance = guidance;
-                config.generate.strength = strength;
-                apply(&tokens, &config)
-            };
-            let (nothing, all) = (with(0.0), with(1.0));
-            assert_ne!(nothing, all, "{inversion:?} {guidance:?}");
-            if (inversion, guidance) == (Inversion::EditFriendly, Guidance::Difference) {
-                let worst = furthest(&nothing, &same);
-                assert!(worst <= 1, "{worst}");
-            }
-        }
-    }
+    check_strengths(&models, &waves(&models), &target);
 }
 
 /// klein has the same Qwen3, but what moves its transformer means nothing to this one.

@@ -2,7 +2,10 @@
 //! layers are gated, nothing has a bias, and the prompt's tokens have positions of their own.
 
 use burn::tensor::Tensor;
-use dinv_kernels::{self as kernels, gradient::recomputed};
+use dinv_kernels::{
+    self as kernels,
+    gradient::{recomputed, recomputed_tokens},
+};
 
 use crate::Result;
 use crate::models::denoiser::joint_block::{
@@ -211,15 +214,7 @@ impl SingleBlock {
         parts: &[Tensor<3>],
         rotation: &Rotation,
     ) -> Tensor<3> {
-        if !x.is_tracked() || !kernels::differentiable(&x) {
-            return self.forward(x, parts, rotation);
-        }
-        let [b, n, d] = x.dims();
         let (block, parts, rotation) = (self.clone(), parts.to_vec(), rotation.clone());
-        recomputed([x.reshape([b, 1, n, d])], move |[x]| {
-            let x = block.forward(x.reshape([b, n, d]), &parts, &rotation);
-            x.reshape([b, 1, n, d])
-        })
-        .reshape([b, n, d])
+        recomputed_tokens(x, move |x| block.forward(x, &parts, &rotation))
     }
 }

@@ -1,7 +1,7 @@
 //! A block of Z-Image: attention and a gated network, each between two norms.
 
 use burn::tensor::Tensor;
-use dinv_kernels::{self as kernels, gradient::recomputed};
+use dinv_kernels::gradient::recomputed_tokens;
 
 use crate::Result;
 use crate::models::denoiser::joint_block::{BlockOptions, Projections, turned, within_range};
@@ -122,15 +122,7 @@ impl Block {
         told: &Tensor<3>,
         rotation: &Rotation,
     ) -> Tensor<3> {
-        if !x.is_tracked() || !kernels::differentiable(&x) {
-            return self.forward(x, told, rotation);
-        }
-        let [b, n, d] = x.dims();
         let (block, told, rotation) = (self.clone(), told.clone(), rotation.clone());
-        recomputed([x.reshape([b, 1, n, d])], move |[x]| {
-            let x = block.forward(x.reshape([b, n, d]), &told, &rotation);
-            x.reshape([b, 1, n, d])
-        })
-        .reshape([b, n, d])
+        recomputed_tokens(x, move |x| block.forward(x, &told, &rotation))
     }
 }

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use burn::tensor::Tensor;
-use dinv_kernels::{self as kernels, gradient::recomputed};
+use dinv_kernels::gradient::recomputed_tokens;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -285,16 +285,10 @@ impl Layer {
         words: usize,
         rotation: &Rotation,
     ) -> Tensor<3> {
-        if !x.is_tracked() || !kernels::differentiable(&x) {
-            return self.forward(x, past, words, rotation).0;
-        }
-        let [b, n, d] = x.dims();
         let (layer, past, rotation) = (self.clone(), past.cloned(), rotation.clone());
-        recomputed([x.reshape([b, 1, n, d])], move |[x]| {
-            let (x, _) = layer.forward(x.reshape([b, n, d]), past.as_ref(), words, &rotation);
-            x.reshape([b, 1, n, d])
+        recomputed_tokens(x, move |x| {
+            layer.forward(x, past.as_ref(), words, &rotation).0
         })
-        .reshape([b, n, d])
     }
 }
 
