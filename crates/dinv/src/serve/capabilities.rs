@@ -57,14 +57,14 @@ const LEFT_OUT: [&str; 32] = [
 #[derive(Debug, Serialize)]
 pub(crate) struct Flag {
     pub(crate) name: String,
-    help: String,
+    pub(crate) help: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     group: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     default: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    values: Vec<String>,
-    kind: &'static str,
+    pub(crate) values: Vec<String>,
+    pub(crate) kind: &'static str,
     common: bool,
     /// Whether the flag takes no value.
     #[serde(skip)]

@@ -31,6 +31,7 @@ use crate::cli::terminal;
 use super::Options;
 use super::capabilities;
 use super::differences;
+use super::openapi;
 use super::problem::{Answer, Problem};
 use super::request::{self, INPUTS, RESULTS};
 use super::safety;
@@ -102,6 +103,7 @@ fn router(app: Arc<App>) -> Router {
             "/app.js",
             get(|| async { asset("text/javascript", SCRIPT) }),
         )
+        .route(openapi::ADDRESS, get(get_description))
         .route("/v1/capabilities", get(get_capabilities))
         .route("/v1/example/{name}", get(get_example))
         .route("/v1/read-png", post(read_png))
@@ -322,6 +324,10 @@ pub(crate) fn job_file(store: &Store, id: &str, name: &str) -> Option<PathBuf> {
 async fn get_capabilities(State(app): Shared) -> Answer<Response> {
     let all = blocking(move || capabilities::all(&app)).await?;
     Ok(ok(&all))
+}
+
+async fn get_description() -> Response {
+    ok(&openapi::description())
 }
 
 async fn get_example(Named(name): Named<String>) -> Answer<Response> {

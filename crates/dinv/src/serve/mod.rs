@@ -8,6 +8,7 @@ mod capabilities;
 mod differences;
 mod http;
 mod job;
+mod openapi;
 mod problem;
 mod request;
 mod safety;

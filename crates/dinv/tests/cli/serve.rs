@@ -318,6 +318,9 @@ fn jobs_give_differences_pictures_and_captions() {
         .collect();
     assert_eq!(kinds, ["picture", "difference"]);
     let capabilities = server.get("/v1/capabilities").expect(200).json();
+    let described = server.get("/v1/openapi.json").expect(200).json();
+    assert_eq!(described["openapi"], "3.1.0");
+    assert!(described["paths"]["/v1/jobs"]["post"].is_object());
     let example = capabilities["example"]["a"].as_str().unwrap();
     assert!(server.get(example).expect(200).body.starts_with(b"\x89PNG"));
     assert_eq!(server.stop(), Some(130));
