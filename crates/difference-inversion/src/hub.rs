@@ -40,8 +40,8 @@ pub struct Wanted<'a> {
     pub without_t5: bool,
     /// Whether to leave out the weights of the denoiser, since others replace them.
     pub without_denoiser: bool,
-    /// The architectures of text encoders whose weights are left out for the same reason.
-    pub without_encoders: &'a [TowerKind],
+    /// The architectures and widths of text encoders whose weights are left out for the same reason.
+    pub without_encoders: &'a [(TowerKind, usize)],
 }
 
 impl<'a> From<Option<&'a str>> for Wanted<'a> {

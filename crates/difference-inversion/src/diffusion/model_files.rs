@@ -488,22 +488,23 @@ impl ModelFiles {
         let used: Vec<&Path> = (parts.iter())
             .filter_map(|part| Some(self.text_encoder_file(part)?.0))
             .collect();
-        let mut files = self.text_encoders.iter();
-        let Some((path, file)) = files.find(|(path, _)| !used.contains(&path.as_path())) else {
+        let mut files = self.text_encoders.iter().enumerate();
+        let is_unused = |(place, (path, _)): &(usize, &(PathBuf, EncoderFile))| {
+            let again = self.text_encoders[..*place]
+                .iter()
+                .any(|(other, _)| other == path);
+            again || !used.contains(&path.as_path())
+        };
+        let Some((_, (path, file))) = files.find(is_unused) else {
             return Ok(());
         };
         Err(Error::Setting {
             name: "text_encoder",
             expected: format!(
                 "one file for each text encoder of the model, {}, of its architecture and width",
-                parts.join(" and ")
+                parts.join(", ")
             ),
-            found: format!(
-                "{}, a {:?} of width {}",
-                path.display(),
-                file.kind,
-                file.width
-            ),
+            found: format!("{}, {} of width {}", path.display(), file.kind, file.width),
         })
     }
 
@@ -527,8 +528,8 @@ impl ModelFiles {
         match own.zip(found) {
             Some((own, found)) if own != found => Err(Error::Setting {
                 name: "unet",
-                expected: format!("a {own}, as the model's own"),
-                found: format!("{}, which is a {found}", folder.display()),
+                expected: format!("the class {own}, as the model's own"),
+                found: format!("{}, of class {found}", folder.display()),
             }),
             _ => Ok(()),
         }
@@ -605,6 +606,28 @@ impl ModelFiles {
         }
         Error::invalid_file(&self.path, reason)
     }
+}
+
+/// Checks that a file can replace the denoiser of a family, as far as its header says: before anything is downloaded.
+///
+/// # Errors
+/// [`Error::Io`] and [`Error::InvalidFile`] if it cannot be read, or is the transformer of another family.
+pub fn check_denoiser_file(path: &Path, family: Option<&'static Family>) -> Result<()> {
+    refuse_pickled(path)?;
+    let names = TensorFile::open(path)?.names();
+    match (family::of_original(&names), family) {
+        (Some(found), Some(family)) if found != family => Err(not_of(path, found, family)),
+        _ => Ok(()),
+    }
+}
+
+/// The transformer of another family.
+fn not_of(path: &Path, found: &Family, expected: &Family) -> Error {
+    let reason = format!(
+        "the transformer of a {}, where that of a {} is expected",
+        found.class, expected.class
+    );
+    Error::invalid_file(path, reason)
 }
 
 /// Whether some family has its denoiser in this folder.

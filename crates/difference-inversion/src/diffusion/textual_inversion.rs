@@ -70,6 +70,10 @@ fn read(
     let clips: Vec<usize> = (0..encoders.len())
         .filter(|&number| parts[number].joint)
         .collect();
+    if clips.is_empty() {
+        let reason = "the model has no CLIP: textual inversions are read for CLIP alone";
+        return Err(Error::invalid_file(path, reason));
+    }
     let widths = || {
         let widths = clips
             .iter()

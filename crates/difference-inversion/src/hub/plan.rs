@@ -11,7 +11,6 @@ use crate::diffusion::joint_space;
 use crate::diffusion::model_files::MODEL_INDEX as INDEX;
 use crate::diffusion::model_files::{SCHEDULER, tokenizer_of};
 use crate::hub::Wanted;
-use crate::models::text::tower::TowerKind;
 use crate::weights::{STEMS, shards_come_first, suffixes};
 
 /// The contents of a model's folder.
@@ -88,18 +87,18 @@ impl Plan {
         }
         let family = family_of(index);
         let needed = [family.denoiser.part, family.autoencoder.part, SCHEDULER];
-        let count = |kind, kinds: &mut dyn Iterator<Item = TowerKind>| {
-            kinds.filter(|other| *other == kind).count()
-        };
         let is_replaced = |name: &str| {
             let mut encoders = family.text_encoders.iter();
             let Some(own) = encoders.find(|encoder| encoder.part == name) else {
                 return without_denoiser && name == family.denoiser.part;
             };
             // Of two of one architecture, nobody knows yet which file is whose.
-            let mut kinds = family.text_encoders.iter().map(|encoder| encoder.kind);
-            let others = count(own.kind, &mut without_encoders.iter().copied());
-            others > 0 && others >= count(own.kind, &mut kinds)
+            let kinds = family.text_encoders.iter().map(|encoder| encoder.kind);
+            let others: BTreeSet<usize> = (without_encoders.iter())
+                .filter(|(kind, _)| *kind == own.kind)
+                .map(|(_, width)| *width)
+                .collect();
+            !others.is_empty() && others.len() >= kinds.filter(|kind| *kind == own.kind).count()
         };
         let optional = |name: &str| optional_parts().any(|part| part == name);
         for (name, part) in pipeline_parts() {

@@ -49,8 +49,7 @@ pub(crate) fn what_else(beginning: &[u8]) -> Option<String> {
     } else if starts_with(b"PK\x03\x04") || starts_with(b"\x80\x02") || starts_with(b"\x80\x04") {
         format!("pickled, whatever its name: {REFUSAL}")
     } else if starts_with(b"GGUF") {
-        "a GGUF file, which is read in the place of a model's transformer only (`--transformer`)"
-            .to_owned()
+        "a GGUF file, which holds the weights of a network".to_owned()
     } else if starts_with(b"\x1f\x8b") || starts_with(b"7z\xbc\xaf") || starts_with(b"Rar!") {
         "an archive; unpack it first".to_owned()
     } else if starts_with(b"\x89HDF") {

@@ -147,6 +147,11 @@ pub(super) fn read_header(file: impl Read, length: u64, path: &Path) -> Result<H
     };
     let invalid = |reason: String| Error::invalid_file(path, reason);
     let version = reader.u32()?;
+    if [2, 3].contains(&version.swap_bytes()) {
+        return Err(invalid(
+            "a big-endian GGUF file, which is not read".to_owned(),
+        ));
+    }
     if ![2, 3].contains(&version) {
         return Err(invalid(format!(
             "version {version} of GGUF, of which 2 and 3 are read"
@@ -194,6 +199,11 @@ pub(super) fn read_header(file: impl Read, length: u64, path: &Path) -> Result<H
         ..Header::default()
     };
     for (name, shape, kind, offset) in found {
+        if !offset.is_multiple_of(alignment) {
+            return Err(invalid(format!(
+                "tensor `{name}` begins at {offset}, which is no multiple of {alignment}"
+            )));
+        }
         let size = |n: &u64| usize::try_from(*n).ok();
         let shape: Option<Vec<usize>> = shape.iter().map(size).collect();
         let stored = shape.and_then(|shape| stored(shape, kind, start.checked_add(offset)?));
@@ -261,8 +271,9 @@ fn unread(name: &str, kind: u32) -> String {
         None if Ggml::numbered(kind).is_some() => {
             format!("tensor `{name}` has rows that are no whole blocks of its type")
         }
+        None if [0, 1, 30].contains(&kind) => format!("tensor `{name}` is larger than any file"),
         None => format!(
-            "tensor `{name}` is of type number {kind} or too large, which is not read: take a file in Q8_0, \
+            "tensor `{name}` is of type number {kind}, which is not read: take a file in Q8_0, \
              Q6_K, Q5_K, Q4_K, BF16 or F16"
         ),
     }

@@ -145,7 +145,7 @@ fn a_file_of_another_family_and_unknown_tensors_are_refused_in_words() {
     assert!(klein.contains(expected), "{klein}");
     let one = || Array::floats([1], vec![1.0]);
     let unknown = message("flux", &original("flux", "").with("img_in.other", one()));
-    let expected = "1 tensors are not of the transformer of a FluxPipeline: img_in.other";
+    let expected = "tensors that are not of the transformer of a FluxPipeline (1): img_in.other";
     assert!(unknown.contains(expected), "{unknown}");
     let mut uneven = original("z_image", "");
     let name = "layers.0.attention.qkv.weight";
@@ -198,8 +198,9 @@ fn text_encoders_are_recognised_by_their_tensors_with_either_names() {
         ("sd3", "text_encoder_3", false),
         ("klein", "text_encoder", true),
         ("klein", "text_encoder", false),
-        // One of two CLIPs, by its width.
+        // One of two CLIPs, by its width; and one whose tensors have no prefix.
         ("sd3", "text_encoder_2", false),
+        ("flux", "text_encoder", false),
     ] {
         let file = encoder_file(folder.path(), &format!("{family}/{part}"), of_llama);
         let files = with_encoder(family, &file).unwrap();
@@ -235,7 +236,26 @@ fn a_text_encoder_that_does_not_fit_is_refused_in_words() {
     let qwen = encoder_file(folder.path(), "klein/text_encoder", true);
     let found = message("sd3", &qwen);
     assert!(found.contains("setting `text_encoder`"), "{found}");
-    assert!(found.contains("a Qwen3 of width 16"), "{found}");
+    assert!(
+        found.contains("encoder.safetensors, Qwen3 of width 16"),
+        "{found}"
+    );
+    let twice = FileOptions {
+        text_encoders: vec![qwen.clone(), qwen.clone()],
+        ..FileOptions::default()
+    };
+    let files = ModelFiles::open(&golden("klein"), &twice).unwrap();
+    let opened = difference_inversion::diffusion::pipeline::Pipeline::open(
+        &files,
+        &Device::flex(),
+        FloatDType::F32,
+    );
+    assert!(
+        opened
+            .unwrap_err()
+            .to_string()
+            .contains("setting `text_encoder`")
+    );
     let other = golden("klein/vae/diffusion_pytorch_model.safetensors");
     let found = message("klein", &other);
     assert!(

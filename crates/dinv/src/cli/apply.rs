@@ -104,16 +104,9 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
 
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
-    args.shard.unwrap_or_default().announce(&mut watcher);
+    args.announce(all, left_out.len(), &mut watcher);
     let read = pictures::check(jobs.iter().map(|job| job.b), &mut watcher)?;
     let sizes: Vec<Measured<'_>> = read.iter().map(|b| (b.path, b.size)).collect();
-    if !left_out.is_empty() {
-        watcher.notice(&format!(
-            "{} of {} results exist and are kept",
-            left_out.len(),
-            all
-        ));
-    }
     if jobs.is_empty() {
         return args.finish(watcher, &[]);
     }
@@ -276,6 +269,18 @@ impl ApplyArgs {
         };
         output.check().map_err(|error| self.or_skip(error))?;
         Ok((output, there))
+    }
+
+    /// Says which part of the pictures this run takes, and how many of their results are kept.
+    fn announce(&self, all: usize, kept: usize, watcher: &mut Watcher) {
+        let shard = self.shard.unwrap_or_default();
+        shard.announce(watcher);
+        if all == 0 {
+            watcher.notice(&format!("{shard} has no pictures"));
+        }
+        if kept > 0 {
+            watcher.notice(&format!("{kept} of {all} results exist and are kept"));
+        }
     }
 
     /// Captions all pictures.

@@ -107,9 +107,13 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
         Ok(())
     })?;
     let usage = usage(args.format, &name);
+    let has_t5 = tokens.base().denoiser == FLUX.denoiser.title && args.format == Format::Diffusers;
     let scale = GenerateConfig::default().guidance_scale();
     let mut notes = notes(args.format, &name, tokens.num_tokens());
     notes.extend(conditions(tokens.base()));
+    if has_t5 {
+        notes.push("T5 does not know the word: give prompt_2=CAPTION".to_owned());
+    }
     for note in &notes {
         terminal::message(format_args!("note: {note}"));
     }
@@ -145,11 +149,12 @@ impl ExportArgs {
     fn name(&self) -> anyhow::Result<String> {
         let is_part = |c: char| c.is_ascii_alphanumeric() || ['.', '_', '-'].contains(&c);
         if let Some(name) = &self.name {
-            if !name.is_empty() && name.chars().all(is_part) {
+            if !name.is_empty() && !name.starts_with('.') && name.chars().all(is_part) {
                 return Ok(name.clone());
             }
-            let message =
-                format!("--name: expected letters, digits, `.`, `_` and `-`, found `{name}`");
+            let message = format!(
+                "--name: expected letters, digits, `.`, `_` and `-`, not a dot first, found `{name}`"
+            );
             return Err(Failure::usage(message).into());
         }
         let stem = self.difference.file_stem().unwrap_or_default();
@@ -168,10 +173,8 @@ fn files(tokens: &DifferenceTokens, format: Format, name: &str) -> anyhow::Resul
     let is = |title: &str| denoiser == title;
     let is_unet = is(STABLE_DIFFUSION.denoiser.title);
     let is_known = match (format, widths.as_slice()) {
-        // Any model that diffusers opens with CLIP.
-        (Format::Diffusers, [_] | [_, _]) => {
-            is_unet || is(STABLE_DIFFUSION_3.denoiser.title) || is(FLUX.denoiser.title)
-        }
+        // Any model whose pipeline has `load_textual_inversion`: that of Stable Diffusion 3 has not.
+        (Format::Diffusers, [_] | [_, _]) => is_unet || is(FLUX.denoiser.title),
         (Format::Comfyui, [CLIP_L]) => is_unet || is(FLUX.denoiser.title),
         (Format::Comfyui, [CLIP_L, CLIP_G]) => is_unet || is(STABLE_DIFFUSION_3.denoiser.title),
         (_, [CLIP_L | CLIP_H] | [CLIP_L, CLIP_G]) => is_unet,
@@ -187,8 +190,8 @@ fn files(tokens: &DifferenceTokens, format: Format, name: &str) -> anyhow::Resul
         let message = format!(
             "{program} reads no textual inversions for a {denoiser} with token embeddings of width {widths:?}"
         );
-        let hint = "Stable Diffusion 1, 2 and XL work everywhere, Stable Diffusion 3 and FLUX.1 with comfyui and \
-                    diffusers";
+        let hint = "Stable Diffusion 1, 2 and XL work everywhere, FLUX.1 with comfyui and diffusers, Stable Diffusion 3 \
+                    with comfyui, the demo model with diffusers";
         return Err(Failure::new(message).hint(hint).into());
     }
     let file = |name: &str| format!("{name}.safetensors");
@@ -373,7 +376,7 @@ mod tests {
         let others = [Format::A1111, Format::Invokeai];
         assert_eq!(
             refused(STABLE_DIFFUSION_3.denoiser.title, &[768, 1280]),
-            others
+            [Format::A1111, Format::Diffusers, Format::Invokeai]
         );
         assert_eq!(refused(FLUX.denoiser.title, &[768]), others);
         assert_eq!(refused("Z-Image transformer", &[2560]), ALL);

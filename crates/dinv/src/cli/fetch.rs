@@ -94,10 +94,14 @@ impl<'a> Fetcher<'a> {
         settings.dtype()?; // or for one that does not compute in this type
         settings.file_options()?;
         settings.check_there()?;
+        settings.check_replacements()?;
         match &settings.model {
             Some(name) => {
                 let files = settings.text_encoder.iter().flatten();
-                let kinds = files.map(|file| Ok(EncoderFile::recognise(file)?.kind));
+                let kinds = files.map(|file| {
+                    let EncoderFile { kind, width, .. } = EncoderFile::recognise(file)?;
+                    Ok((kind, width))
+                });
                 let kinds = kinds.collect::<anyhow::Result<Vec<_>>>()?;
                 let wanted = Wanted {
                     variant: settings.variant.as_deref(),

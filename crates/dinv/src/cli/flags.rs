@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
+use difference_inversion::diffusion::family::{self, Family};
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
-use difference_inversion::diffusion::model_files::FileOptions;
 use difference_inversion::diffusion::model_files::embedding::EmbeddingFile;
 use difference_inversion::diffusion::model_files::layout::Layout;
 use difference_inversion::diffusion::model_files::lora::LoraFile;
+use difference_inversion::diffusion::model_files::{EncoderFile, FileOptions, check_denoiser_file};
 use difference_inversion::diffusion::sample::{PredictionType, TimestepSpacing};
 use difference_inversion::image::RgbImage;
 use difference_inversion::job::PairFiles;
@@ -22,7 +23,7 @@ use serde_json::{Value, json};
 
 use super::device::{self, DEVICES, Place};
 use super::fitting::Measured;
-use super::locate::DEMO;
+use super::locate::{self, DEMO};
 use super::record::file_name;
 use super::settings::{ErasedFlags, Settings};
 use super::terminal::Failure;
@@ -200,11 +201,43 @@ impl ModelSettings {
         let loras = self.lora.iter().flatten().map(|text| lora(text).path);
         let words = self.embeddings().into_iter().map(|file| file.path);
         let encoders = self.text_encoder.iter().flatten().cloned();
-        let mut paths = loras.chain(words).chain(encoders).chain(self.vae.clone());
+        let networks = encoders.chain(self.vae.clone()).chain(self.unet.clone());
+        let mut paths = loras.chain(words).chain(networks);
         paths.try_for_each(|path| match std::fs::metadata(&path) {
             Ok(_) => Ok(()),
             Err(source) => Err(Error::io(path)(source).into()),
         })
+    }
+
+    /// Checks that files which replace networks are such networks, of the model's family if that is known by name.
+    pub(crate) fn check_replacements(&self) -> anyhow::Result<()> {
+        let known = self.model.as_deref().and_then(locate::known);
+        let family = known.and_then(|known| {
+            let is_of = |family: &&'static Family| {
+                let mut models = family.models.iter();
+                models.any(|model| model.name == known.name)
+            };
+            family::all().find(is_of)
+        });
+        if let Some(file) = self.unet.as_deref().filter(|path| path.is_file()) {
+            check_denoiser_file(file, family)?;
+        }
+        for file in self.text_encoder.iter().flatten() {
+            let found = EncoderFile::recognise(file)?;
+            let Some(family) = family else { continue };
+            let kinds = || family.text_encoders.iter().map(|encoder| encoder.kind);
+            if !kinds().any(|kind| kind == found.kind) {
+                let kinds: Vec<String> = kinds().map(|kind| kind.to_string()).collect();
+                let message = format!(
+                    "--text-encoder: expected {}, found {}, {}",
+                    kinds.join(" or "),
+                    file.display(),
+                    found.kind
+                );
+                return Err(Failure::usage(message).into());
+            }
+        }
+        Ok(())
     }
 
     /// How to interpret the model's files.

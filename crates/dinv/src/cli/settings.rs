@@ -212,26 +212,23 @@ fn read_toml(path: &Path) -> anyhow::Result<Layer> {
             error.to_string().trim_end()
         ))
     })?;
+    // The flag has two names.
+    if let Some(path) = values.remove("transformer") {
+        values.insert("unet".to_owned(), path);
+    }
     let paths = names::<ModelSettings>()?;
     let folder = path.parent().unwrap_or(Path::new(""));
-    for name in paths.iter().filter(|name| {
-        [
-            "model",
-            "tokenizer",
-            "unet",
-            "text_encoder",
-            "clip",
-            "captioner",
-        ]
-        .contains(&name.as_str())
-    }) {
+    for name in paths
+        .iter()
+        .filter(|name| ["model", "tokenizer", "clip", "captioner"].contains(&name.as_str()))
+    {
         for path in several(&mut values, name) {
             if let Value::String(value) = path {
                 *value = relative_to(folder, value).to_string_lossy().into_owned();
             }
         }
     }
-    for name in ["lora", "vae", "embedding"] {
+    for name in ["lora", "vae", "embedding", "unet", "text_encoder"] {
         for file in several(&mut values, name) {
             if let Value::String(text) = file {
                 let (before, path) = match text.split_once('=') {

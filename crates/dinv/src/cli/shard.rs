@@ -60,6 +60,8 @@ const ENGINES: [Engine; 5] = [
 ];
 /// The distance between Slurm's indices, which has to be 1.
 const STEP: &str = "SLURM_ARRAY_TASK_STEP";
+/// The largest of Slurm's indices.
+const LAST: &str = "SLURM_ARRAY_TASK_MAX";
 
 impl Shard {
     /// Whether an item is of this part, by its place among all, counted from 0.
@@ -95,6 +97,12 @@ impl Shard {
             Some(first) => number(first)?,
             None => 0,
         };
+        if first > 1 {
+            let name = engine.first.unwrap_or_default();
+            return Err(format!(
+                "{name} is {first}: the array seems to be a part of another, so give i/n"
+            ));
+        }
         let index = number(engine.index)?;
         let count = match (of, engine.count.filter(|count| variable(count).is_some())) {
             (Some(of), _) => of,
@@ -106,6 +114,11 @@ impl Shard {
                 ));
             }
         };
+        let last = variable(LAST).and_then(|last| last.trim().parse::<usize>().ok());
+        let has_gaps = last.is_some_and(|last| last.saturating_sub(first) + 1 != count);
+        if of.is_none() && engine.first.is_some() && has_gaps {
+            return Err(format!("{LAST} shows that the array has gaps: give auto/n"));
+        }
         let place = index.checked_sub(first).filter(|place| *place < count);
         let place = place.ok_or_else(|| {
             format!(
@@ -185,13 +198,14 @@ mod tests {
     fn schedulers_count_each_in_its_way() {
         let slurm = [
             ("SLURM_ARRAY_TASK_ID", "7"),
-            ("SLURM_ARRAY_TASK_MIN", "5"),
-            ("SLURM_ARRAY_TASK_COUNT", "4"),
+            ("SLURM_ARRAY_TASK_MIN", "1"),
+            ("SLURM_ARRAY_TASK_MAX", "8"),
+            ("SLURM_ARRAY_TASK_COUNT", "8"),
             ("SLURM_ARRAY_TASK_STEP", "1"),
         ];
         assert_eq!(
             auto(None, &slurm).unwrap(),
-            "part 3 of 4, as Slurm numbers it"
+            "part 7 of 8, as Slurm numbers it"
         );
         for (index, count, title) in [
             (
@@ -232,13 +246,37 @@ mod tests {
             ),
             (
                 Some(4),
-                &[("SLURM_ARRAY_TASK_ID", "3"), ("SLURM_ARRAY_TASK_MIN", "5")],
-                "none of 4 parts from 5 on",
+                &[("SLURM_ARRAY_TASK_ID", "5"), ("SLURM_ARRAY_TASK_MIN", "1")],
+                "none of 4 parts from 1 on",
             ),
         ] {
             let message = auto(of, variables).unwrap_err();
             assert!(message.contains(expected), "{message}");
         }
+    }
+
+    /// Tasks that failed are sent again as an array of their own.
+    #[test]
+    fn a_part_of_an_array_is_not_taken_for_all_of_it() {
+        let again = [
+            ("SLURM_ARRAY_TASK_ID", "3"),
+            ("SLURM_ARRAY_TASK_MIN", "3"),
+            ("SLURM_ARRAY_TASK_COUNT", "1"),
+        ];
+        for of in [None, Some(8)] {
+            assert!(auto(of, &again).unwrap_err().contains("give i/n"));
+        }
+        let gaps = [
+            ("SLURM_ARRAY_TASK_ID", "3"),
+            ("SLURM_ARRAY_TASK_MIN", "1"),
+            ("SLURM_ARRAY_TASK_MAX", "3"),
+            ("SLURM_ARRAY_TASK_COUNT", "2"),
+        ];
+        assert!(auto(None, &gaps).unwrap_err().contains("give auto/n"));
+        assert_eq!(
+            auto(Some(8), &gaps).unwrap(),
+            "part 3 of 8, as Slurm numbers it"
+        );
     }
 
     #[test]

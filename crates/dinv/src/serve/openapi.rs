@@ -232,22 +232,65 @@ fn in_bytes(description: &str, kind: &str) -> Value {
     })
 }
 
+fn list(name: &str, schema: &str) -> Value {
+    let items = json!({ "type": "array", "items": reference(schema) });
+    json!({ "type": "object", "properties": { (name): items } })
+}
+
+fn parameter(name: &str, place: &str, description: &str) -> Value {
+    json!({
+        "name": name, "in": place, "required": place == "path", "description": description,
+        "schema": { "type": "string" },
+    })
+}
+
+/// An object of one text.
+fn named(field: &str) -> Value {
+    json!({
+        "type": "object", "properties": { (field): { "type": "string" } }, "required": [field],
+        "additionalProperties": false,
+    })
+}
+
+/// Every address.
 fn paths() -> Value {
-    let list = |name: &str, schema: &str| {
-        let items = json!({ "type": "array", "items": reference(schema) });
-        json!({ "type": "object", "properties": { (name): items } })
-    };
+    let parts = [of_server(), of_jobs(), of_differences()];
+    let all = parts.into_iter().filter_map(|part| match part {
+        Value::Object(part) => Some(part),
+        _ => None,
+    });
+    Value::Object(all.flatten().collect())
+}
+
+fn of_server() -> Value {
+    let object = json!({ "type": "object" });
+    let all = in_json("All of them.", &object);
+    let text = in_json("Its text.", &object);
+    json!({
+        "/v1/openapi.json": {
+            "get": operation("This description", "200", &in_json("OpenAPI 3.1.", &object), &[]),
+        },
+        "/v1/capabilities": {
+            "get": operation("Models, limits and settings", "200", &all, &[]),
+        },
+        "/v1/example/{name}": {
+            "parameters": [parameter("name", "path", "a.png, a_prime.png or b.png")],
+            "get": operation("A picture of the built-in example", "200", &in_bytes("The picture.", "image/png"), &["404"]),
+        },
+        "/v1/read-png": {
+            "post": with_body(
+                operation("What a picture made by dinv says of itself", "200", &text, &["413", "422"]),
+                "application/json",
+                &named("picture"),
+            ),
+        },
+    })
+}
+
+fn of_jobs() -> Value {
     let job = in_json("The job.", &reference("Job"));
-    let difference = in_json("The difference.", &reference("Difference"));
     let nothing = json!({ "description": "Done." });
-    let parameter = |name: &str, place: &str, description: &str| {
-        json!({
-            "name": name, "in": place, "required": place == "path", "description": description,
-            "schema": { "type": "string" },
-        })
-    };
     let id = [parameter("id", "path", "The job.")];
-    let name = [parameter("name", "path", "The difference.")];
     let mut post = with_body(
         operation("Queue a job", "202", &job, &["413", "422", "429"]),
         "application/json",
@@ -268,34 +311,7 @@ fn paths() -> Value {
         "header",
         "Continues after this event."
     )]);
-    let renaming = json!({
-        "type": "object", "properties": { "name": { "type": "string" } }, "required": ["name"],
-        "additionalProperties": false,
-    });
-    let picture = json!({
-        "type": "object", "properties": { "picture": { "type": "string" } }, "required": ["picture"],
-        "additionalProperties": false,
-    });
-    let bytes = json!({ "type": "string", "contentEncoding": "binary" });
-    let object = json!({ "type": "object" });
     json!({
-        "/v1/openapi.json": {
-            "get": operation("This description", "200", &in_json("OpenAPI 3.1.", &object), &[]),
-        },
-        "/v1/capabilities": {
-            "get": operation("Models, limits and settings", "200", &in_json("All of them.", &object), &[]),
-        },
-        "/v1/example/{name}": {
-            "parameters": [parameter("name", "path", "a.png, a_prime.png or b.png")],
-            "get": operation("A picture of the built-in example", "200", &in_bytes("The picture.", "image/png"), &["404"]),
-        },
-        "/v1/read-png": {
-            "post": with_body(
-                operation("What a picture made by dinv says of itself", "200", &in_json("Its text.", &object), &["413", "422"]),
-                "application/json",
-                &picture,
-            ),
-        },
         "/v1/jobs": {
             "get": operation("All jobs, newest first", "200", &in_json("The jobs.", &list("jobs", "Job")), &[]),
             "post": post,
@@ -322,6 +338,15 @@ fn paths() -> Value {
             "parameters": id,
             "get": operation("All result pictures", "200", &in_bytes("The pictures.", "application/zip"), &["404"]),
         },
+    })
+}
+
+fn of_differences() -> Value {
+    let difference = in_json("The difference.", &reference("Difference"));
+    let nothing = json!({ "description": "Done." });
+    let name = [parameter("name", "path", "The difference.")];
+    let bytes = json!({ "type": "string", "contentEncoding": "binary" });
+    json!({
         "/v1/differences": {
             "get": operation(
                 "All differences, newest first", "200", &in_json("The differences.", &list("differences", "Difference")), &[],
@@ -336,7 +361,7 @@ fn paths() -> Value {
                 &bytes,
             ),
             "patch": with_body(
-                operation("Rename", "200", &difference, &["404", "409", "422"]), "application/json", &renaming,
+                operation("Rename", "200", &difference, &["404", "409", "422"]), "application/json", &named("name"),
             ),
             "delete": operation("Remove", "204", &nothing, &["404"]),
         },

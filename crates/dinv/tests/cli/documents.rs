@@ -94,8 +94,6 @@ mod run {
                 true => format!("{command} --help"),
                 false => command.clone(),
             };
-            // A number that a scheduler sets.
-            let line = line.replace("$SLURM_ARRAY_TASK_ID", "1");
             let program = Path::new(env!("CARGO_BIN_EXE_dinv"));
             let path = std::env::var("PATH").unwrap_or_default();
             let done = Command::new("sh")
@@ -108,6 +106,10 @@ mod run {
                 .env("DINV_DEMO_MODEL", root.join("demo/model"))
                 .env("HF_HOME", root.join("hf"))
                 .env("HF_HUB_OFFLINE", "1")
+                // As a scheduler sets them.
+                .env("SLURM_ARRAY_TASK_ID", "1")
+                .env("SLURM_ARRAY_TASK_MIN", "1")
+                .env("SLURM_ARRAY_TASK_COUNT", "8")
                 .output()
                 .unwrap();
             assert!(

@@ -697,6 +697,19 @@ fn a_transformer_that_is_replaced_is_not_downloaded() {
         "{asked:?}"
     );
     assert_eq!(picture("third.png"), picture("one.png"));
+    // What cannot replace it is refused before the download.
+    fs::remove_dir_all(setup.work.path().join("hf")).unwrap();
+    fs::write(setup.work.path().join("cut.gguf"), b"GGUF\x03\0\0\0").unwrap();
+    setup.hub.requests();
+    for flags in [
+        "--transformer cut.gguf",
+        "--transformer absent.gguf",
+        "--text-encoder own.safetensors",
+    ] {
+        let done = setup.run(&format!("{generate} {flags} -o fourth.png"));
+        assert_eq!(done.code, Some(1), "{}", done.stderr);
+        assert!(setup.hub.requests().is_empty(), "{flags}");
+    }
     let whole = setup.run("generate --model own.safetensors --prompt red");
     assert_eq!(whole.code, Some(1));
 }

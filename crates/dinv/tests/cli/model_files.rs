@@ -395,3 +395,47 @@ fn another_autoencoder_and_clip_skip_are_recorded() {
         &["`_class_name`: expected AutoencoderKL"],
     );
 }
+
+/// Paths in a settings file are relative to it, and the flag with two names has both there.
+#[test]
+fn networks_in_a_settings_file_are_found_beside_it() {
+    let work = workplace();
+    let at = |name: &str| work.path().join(name);
+    super::copy_folder(&golden("z_image"), &at("tiny-z"));
+    fs::create_dir_all(at("settings/own")).unwrap();
+    for (from, to) in [
+        (
+            "transformer/diffusion_pytorch_model.safetensors",
+            "dit.safetensors",
+        ),
+        ("text_encoder/model.safetensors", "qwen.safetensors"),
+    ] {
+        fs::copy(golden("z_image").join(from), at("settings/own").join(to)).unwrap();
+    }
+    for name in ["transformer", "unet"] {
+        let settings = format!(
+            "model = \"../tiny-z\"\nresolution = 16\n{name} = \"own/dit.safetensors\"\n\
+             text_encoder = [\"own/qwen.safetensors\"]\nnum_inference_steps = 2\n"
+        );
+        fs::write(at("settings/z.toml"), settings).unwrap();
+        let generate = "generate -q --config settings/z.toml --prompt red --overwrite -o red.png";
+        succeed(work.path(), generate);
+    }
+    fs::remove_file(at("settings/own/dit.safetensors")).unwrap();
+    fs::create_dir_all(at("own")).unwrap();
+    fs::copy(
+        golden("z_image").join("transformer/diffusion_pytorch_model.safetensors"),
+        at("own/dit.safetensors"),
+    )
+    .unwrap();
+    let done = run(
+        work.path(),
+        "generate --config settings/z.toml --prompt red -o other.png",
+    );
+    assert_eq!(done.code, Some(1));
+    assert!(
+        done.stderr.contains("settings/own/dit.safetensors"),
+        "{}",
+        done.stderr
+    );
+}

@@ -653,17 +653,16 @@ fn the_parts_that_a_scheduler_numbers_are_all_pictures_together() {
     let apply =
         "apply d.safetensors --config tiny.toml --b b.png a.png a_prime.png --prompt-mode caption";
     succeed(work.path(), &format!("{apply} -q -o whole"));
-    for (task, first) in [("5", "b.png"), ("6", "a.png")] {
+    for (task, first) in [("1", "b.png"), ("2", "a.png")] {
         let mut command = super::dinv(work.path());
         command.args(apply.split_whitespace());
         command.args(["--shard", "auto", "-o", "parts"]);
         command.env("SLURM_ARRAY_TASK_ID", task);
-        command.env("SLURM_ARRAY_TASK_MIN", "5");
+        command.env("SLURM_ARRAY_TASK_MIN", "1");
         command.env("SLURM_ARRAY_TASK_COUNT", "2");
         let done: super::Done = command.output().unwrap().into();
         assert_eq!(done.code, Some(0), "{}", done.stderr);
-        let number = if task == "5" { 1 } else { 2 };
-        let said = format!("part {number} of 2, as Slurm numbers it");
+        let said = format!("part {task} of 2, as Slurm numbers it");
         assert!(done.stderr.contains(&said), "{}", done.stderr);
         assert!(at("parts").join(first).is_file());
     }

@@ -138,7 +138,7 @@ fn what_does_not_fit_is_refused_in_words() {
         2,
         &[
             "setting `unet`",
-            "a SD3Transformer2DModel, as the model's own",
+            "the class SD3Transformer2DModel, as the model's own",
             "UNet2DConditionModel",
         ],
     );

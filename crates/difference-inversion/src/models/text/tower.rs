@@ -20,6 +20,16 @@ pub enum TowerKind {
     Qwen3,
 }
 
+impl std::fmt::Display for TowerKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Clip => "CLIP",
+            Self::T5 => "T5",
+            Self::Qwen3 => "Qwen3",
+        })
+    }
+}
+
 /// A frozen network that maps token embeddings to hidden states. Gradients flow to the embeddings.
 pub trait Tower: Any + Debug + Send + Sync {
     /// The token-embedding table, [vocab_size, d].

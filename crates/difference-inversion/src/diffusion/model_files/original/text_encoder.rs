@@ -75,7 +75,10 @@ const KINDS: [(TowerKind, Option<&OriginalLayers>, &[&str]); 3] = [
     (
         TowerKind::Clip,
         None,
-        &["text_model.embeddings.token_embedding.weight"],
+        &[
+            "text_model.embeddings.token_embedding.weight",
+            "embeddings.token_embedding.weight",
+        ],
     ),
     (
         TowerKind::T5,
@@ -91,7 +94,11 @@ const KINDS: [(TowerKind, Option<&OriginalLayers>, &[&str]); 3] = [
 /// The table in llama.cpp's names.
 const TABLE: &str = "token_embd.weight";
 /// Tensors of whole CLIPs and of old versions that a text tower does not use.
-const UNUSED: [&str; 2] = ["logit_scale", "text_model.embeddings.position_ids"];
+const UNUSED: [&str; 3] = [
+    "logit_scale",
+    "text_model.embeddings.position_ids",
+    "embeddings.position_ids",
+];
 /// The projection into the joint space, which ComfyUI's files have for every CLIP.
 const PROJECTION: &str = "text_projection.weight";
 

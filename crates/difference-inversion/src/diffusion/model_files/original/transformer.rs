@@ -11,6 +11,7 @@ use burn::tensor::{Device, FloatDType};
 
 use super::{UNET, check_rows, numbered};
 use crate::diffusion::family::{self, Family};
+use crate::diffusion::model_files::not_of;
 use crate::util::error::abbreviate;
 use crate::weights::Weights;
 use crate::weights::file::TensorFile;
@@ -414,13 +415,7 @@ pub(crate) fn transformer(
     let names = file.names();
     let layers = match family::of_original(&names) {
         None => return Weights::open(path, device, dtype),
-        Some(found) if found != family => {
-            let reason = format!(
-                "the transformer of a {}, where that of a {} is expected",
-                found.class, family.class
-            );
-            return Err(Error::invalid_file(path, reason));
-        }
+        Some(found) if found != family => return Err(not_of(path, found, family)),
         Some(_) => family.original,
     };
     let Some(layers) = layers else {
@@ -478,7 +473,7 @@ pub(super) fn mapped(
         return Ok(Weights::new(path, files, tensors, device, dtype));
     }
     let reason = format!(
-        "{} tensors are not of {what}: {}",
+        "tensors that are not of {what} ({}): {}",
         unknown.len(),
         abbreviate(&unknown)
     );
