@@ -81,8 +81,17 @@ pub(crate) fn message(text: impl Display) {
     if writes_json_lines() {
         event(&json!({ "type": "message", "message": text.to_string() }));
     } else {
-        let _ = writeln!(io::stderr().lock(), "{}", fitted(&text.to_string()));
+        let text = harmless(&text.to_string());
+        let _ = writeln!(io::stderr().lock(), "{}", fitted(&text));
     }
+}
+
+/// A text without the characters that control a terminal: names in files may have any.
+fn harmless(text: &str) -> String {
+    text.replace(
+        |c: char| c.is_control() && !['\n', '\t'].contains(&c),
+        "\u{fffd}",
+    )
 }
 
 /// A message, broken between words if it goes to a terminal.
@@ -212,6 +221,14 @@ mod tests {
         assert_eq!(
             hint(&error).as_deref(),
             Some("check the spelling of the path")
+        );
+    }
+
+    #[test]
+    fn names_do_not_control_the_terminal() {
+        assert_eq!(
+            harmless("a\u{1b}[31mb\r\n\tç"),
+            "a\u{fffd}[31mb\u{fffd}\n\tç"
         );
     }
 
