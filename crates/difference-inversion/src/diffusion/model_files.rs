@@ -19,7 +19,7 @@ use crate::diffusion::family::{self, Family};
 use crate::diffusion::model_files::embedding::EmbeddingFile;
 use crate::diffusion::model_files::layout::Layout;
 use crate::diffusion::model_files::lora::{LayerNames, Lora, LoraFile};
-use crate::diffusion::model_files::original::transformer::transformer;
+use crate::diffusion::model_files::original::transformer::denoiser;
 use crate::diffusion::model_files::original::{Networks, autoencoder, networks};
 use crate::diffusion::model_files::said::{Said, ZERO_SNR, title};
 use crate::diffusion::model_files::strays::{cleaned, noted};
@@ -430,7 +430,7 @@ impl ModelFiles {
                 return cleaned(Weights::open(&path, device, dtype)?);
             }
             return match is_denoiser(network) {
-                true => self.denoiser_in(&path, device, dtype),
+                true => cleaned(denoiser(&path, Family::of(self)?, device, dtype)?),
                 false => autoencoder(&path, device, dtype),
             };
         }
@@ -468,8 +468,8 @@ impl ModelFiles {
         if self.text_encoders.is_empty() {
             return None;
         }
-        let parts = Family::of(self).ok()?.text_encoders.iter();
-        let part = parts.into_iter().find(|part| part.part == network)?;
+        let mut parts = Family::of(self).ok()?.text_encoders.iter();
+        let part = parts.find(|part| part.part == network)?;
         let config: Value = self.config(network).ok()?;
         let widths = [&config["hidden_size"], &config["d_model"]];
         let width = widths.into_iter().find_map(Value::as_u64)?;
@@ -506,14 +506,6 @@ impl ModelFiles {
             ),
             found: format!("{}, {} of width {}", path.display(), file.kind, file.width),
         })
-    }
-
-    /// The denoiser in a file that takes the place of the model's own.
-    fn denoiser_in(&self, path: &Path, device: &Device, dtype: FloatDType) -> Result<Weights> {
-        match Family::of(self)? {
-            family if family.original.is_some() => transformer(path, family, device, dtype),
-            _ => cleaned(Weights::open(path, device, dtype)?),
-        }
     }
 
     /// Checks that a folder that takes the place of the model's denoiser has one of the same class.

@@ -92,7 +92,7 @@ impl Plan {
             let Some(own) = encoders.find(|encoder| encoder.part == name) else {
                 return without_denoiser && name == family.denoiser.part;
             };
-            // Of two of one architecture, nobody knows yet which file is whose.
+            // Which file belongs to which of two CLIPs is only known from their configurations.
             let kinds = family.text_encoders.iter().map(|encoder| encoder.kind);
             let others: BTreeSet<usize> = (without_encoders.iter())
                 .filter(|(kind, _)| *kind == own.kind)

@@ -12,7 +12,7 @@ use safetensors::tensor::Metadata;
 use crate::util::foreign::{BEGINNING, what_else};
 use crate::weights::gguf;
 use crate::weights::quantised::{Packing, scalar};
-use crate::weights::scales::apply_scales;
+use crate::weights::scales::scaled;
 use crate::{Error, Result};
 
 /// The size of a safetensors header's length, a little-endian u64.
@@ -34,7 +34,7 @@ pub(super) struct Stored {
     /// The place of its bytes in the file, and their number.
     pub(super) start: u64,
     pub(super) length: u64,
-    /// How its numbers are packed, if they are.
+    /// The packing of its numbers, if they have fewer bits than a float.
     pub(super) packing: Option<Packing>,
 }
 
@@ -80,8 +80,9 @@ impl TensorFile {
             source,
             header,
         };
-        let tensors = apply_scales(&file)?;
-        file.header.tensors = tensors;
+        if let Some(tensors) = scaled(&file)? {
+            file.header.tensors = tensors;
+        }
         Ok(file)
     }
 
@@ -118,8 +119,8 @@ impl TensorFile {
         (self.header.tensors.get(name)).map_or(0, |stored| stored.length)
     }
 
-    /// The little-endian bytes of tensor `name`: of its rows, of which there is a multiple of `of`, those from
-    /// `start` to `end` parts of `of`.
+    /// The little-endian bytes of some rows of tensor `name`: the parts from `start` to `end` of `of` equal parts. `of` must
+    /// divide the number of rows.
     pub(crate) fn bytes(&self, name: &str, [start, end, of]: [usize; 3]) -> Result<Vec<u8>> {
         let Some(stored) = self.header.tensors.get(name) else {
             return Err(Error::invalid_file(
@@ -146,7 +147,7 @@ impl TensorFile {
         })
     }
 
-    /// The one number of tensor `name`.
+    /// The value of tensor `name`, if it is a single number.
     pub(super) fn scalar(&self, name: &str) -> Result<Option<f32>> {
         let Some((dtype, shape)) = self.info(name) else {
             return Ok(None);

@@ -12,21 +12,20 @@ use crate::{Error, Result};
 
 /// The tensor that marks files of the older kind.
 const MARK: &str = "scaled_fp8";
-/// What a layer's scale is called.
+/// The names of a layer's scale.
 const SCALES: [&str; 2] = ["scale_weight", "weight_scale"];
-/// What describes a layer of the newer kind, in JSON.
+/// The description of a layer of the newer kind, in JSON.
 const ABOUT: &str = "comfy_quant";
-/// What else stands beside weights and says nothing about them: scales of a layer's input.
+/// Scales of a layer's input, which do not concern its weights.
 const OTHERS: [&str; 2] = ["scale_input", "input_scale"];
 /// The formats of the newer kind that are 8-bit floats with one scale.
 const FORMATS: [&str; 2] = ["float8_e4m3fn", "float8_e5m2"];
 
-/// The tensors of a file without those that say how others are scaled, and with what they say.
+/// The tensors of a file with their scales applied, and without the tensors that hold scales. `None` if there are none.
 ///
 /// # Errors
 /// [`Error::InvalidFile`] if a layer is quantised in another way.
-pub(super) fn apply_scales(file: &TensorFile) -> Result<BTreeMap<String, Stored>> {
-    let mut tensors = file.tensors().clone();
+pub(super) fn scaled(file: &TensorFile) -> Result<Option<BTreeMap<String, Stored>>> {
     let is_packed = |stored: &Stored| {
         matches!(
             stored.packing,
@@ -34,11 +33,13 @@ pub(super) fn apply_scales(file: &TensorFile) -> Result<BTreeMap<String, Stored>
         )
     };
     let describes = |name: &String| name.ends_with(ABOUT);
-    if !tensors.values().any(is_packed) && !tensors.keys().any(describes) {
-        return Ok(tensors);
+    let stored = file.tensors();
+    if !stored.values().any(is_packed) && !stored.keys().any(describes) {
+        return Ok(None);
     }
+    let mut tensors = stored.clone();
     tensors.remove(MARK);
-    for name in file.tensors().keys() {
+    for name in stored.keys() {
         let Some((layer, kind)) = name.rsplit_once('.') else {
             continue;
         };
@@ -60,7 +61,7 @@ pub(super) fn apply_scales(file: &TensorFile) -> Result<BTreeMap<String, Stored>
         let Some(scale) = file.scalar(name)? else {
             if is_packed(weight) {
                 let reason =
-                    format!("`{name}` is no single number: a scale for each block is not read");
+                    format!("`{name}` is no single number: scales for blocks are not read");
                 return Err(Error::invalid_file(file.path(), reason));
             }
             continue;
@@ -71,7 +72,7 @@ pub(super) fn apply_scales(file: &TensorFile) -> Result<BTreeMap<String, Stored>
             other => other,
         };
     }
-    Ok(tensors)
+    Ok(Some(tensors))
 }
 
 /// Refuses a format that is not read.

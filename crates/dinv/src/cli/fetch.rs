@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use difference_inversion::diffusion::family::Family;
 use difference_inversion::diffusion::frozen::ModelPaths;
-use difference_inversion::diffusion::model_files::{EncoderFile, FileOptions, ModelFiles};
+use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
 use difference_inversion::hub::{CAPTIONER, Hub, ModelId, Survey, Wanted, joint_spaces};
 use difference_inversion::method::delta::DeltaMode;
 use difference_inversion::method::generate_config::AnalogyConfig;
@@ -94,20 +94,14 @@ impl<'a> Fetcher<'a> {
         settings.dtype()?; // or for one that does not compute in this type
         settings.file_options()?;
         settings.check_there()?;
-        settings.check_replacements()?;
+        let encoders = settings.check_replacements()?;
         match &settings.model {
             Some(name) => {
-                let files = settings.text_encoder.iter().flatten();
-                let kinds = files.map(|file| {
-                    let EncoderFile { kind, width, .. } = EncoderFile::recognise(file)?;
-                    Ok((kind, width))
-                });
-                let kinds = kinds.collect::<anyhow::Result<Vec<_>>>()?;
                 let wanted = Wanted {
                     variant: settings.variant.as_deref(),
                     without_t5: settings.without_t5.unwrap_or(false),
                     without_denoiser: settings.unet.is_some(),
-                    without_encoders: &kinds,
+                    without_encoders: &encoders,
                 };
                 if let Location::Hub(id) = locate::locate(name)? {
                     self.agree(&id, wanted, settings, needs)?;
@@ -298,7 +292,7 @@ impl<'a> Fetcher<'a> {
         }
     }
 
-    /// `order`, and those of the others that are not there and that the user was not asked about.
+    /// Adds to `order` those of the others that are absent and that the user has not been asked about.
     fn order(&mut self, mut order: Order, others: Vec<ModelId>) -> anyhow::Result<Order> {
         for other in others {
             let is_new = order.iter().all(|(id, _)| *id != other) && !self.agreed.contains(&other);

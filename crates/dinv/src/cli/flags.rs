@@ -16,6 +16,7 @@ use difference_inversion::diffusion::sample::{PredictionType, TimestepSpacing};
 use difference_inversion::image::RgbImage;
 use difference_inversion::job::PairFiles;
 use difference_inversion::method::analogy::Example;
+use difference_inversion::models::text::tower::TowerKind;
 use difference_inversion::{Error, about};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -209,8 +210,9 @@ impl ModelSettings {
         })
     }
 
-    /// Checks that files which replace networks are such networks, of the model's family if that is known by name.
-    pub(crate) fn check_replacements(&self) -> anyhow::Result<()> {
+    /// Checks the files that replace networks, against the model's family if it is known by name. Returns the
+    /// architectures and widths of the text encoders among them.
+    pub(crate) fn check_replacements(&self) -> anyhow::Result<Vec<(TowerKind, usize)>> {
         let known = self.model.as_deref().and_then(locate::known);
         let family = known.and_then(|known| {
             let is_of = |family: &&'static Family| {
@@ -222,8 +224,10 @@ impl ModelSettings {
         if let Some(file) = self.unet.as_deref().filter(|path| path.is_file()) {
             check_denoiser_file(file, family)?;
         }
+        let mut encoders = Vec::new();
         for file in self.text_encoder.iter().flatten() {
             let found = EncoderFile::recognise(file)?;
+            encoders.push((found.kind, found.width));
             let Some(family) = family else { continue };
             let kinds = || family.text_encoders.iter().map(|encoder| encoder.kind);
             if !kinds().any(|kind| kind == found.kind) {
@@ -237,7 +241,7 @@ impl ModelSettings {
                 return Err(Failure::usage(message).into());
             }
         }
-        Ok(())
+        Ok(encoders)
     }
 
     /// How to interpret the model's files.

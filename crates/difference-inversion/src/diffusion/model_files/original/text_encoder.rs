@@ -70,7 +70,7 @@ const QWEN3: OriginalLayers = OriginalLayers {
     swapped_last: None,
 };
 
-/// Each kind, its llama.cpp names if it has some, and its token-embedding table in transformers' names and in llama.cpp's.
+/// Each architecture, its llama.cpp names if they are read, and the names of its token-embedding table in transformers.
 const KINDS: [(TowerKind, Option<&OriginalLayers>, &[&str]); 3] = [
     (
         TowerKind::Clip,
@@ -109,7 +109,7 @@ pub struct EncoderFile {
     pub kind: TowerKind,
     /// The width of its token embeddings.
     pub width: usize,
-    /// Its llama.cpp names, if it has them.
+    /// The llama.cpp names, if the file uses them.
     layers: Option<&'static OriginalLayers>,
 }
 
@@ -125,7 +125,7 @@ impl EncoderFile {
     /// Recognises a file by its tensors.
     ///
     /// # Errors
-    /// [`Error::Io`] if it cannot be read; [`Error::InvalidFile`] if it is no text encoder that is known.
+    /// [`Error::Io`] if it cannot be read; [`Error::InvalidFile`] if it is not a known text encoder.
     pub fn recognise(path: &Path) -> Result<Self> {
         refuse_pickled(path)?;
         let file = TensorFile::open(path)?;

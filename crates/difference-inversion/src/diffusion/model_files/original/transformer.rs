@@ -19,7 +19,7 @@ use crate::weights::folder::refuse_pickled;
 use crate::weights::placement::{Change, Placement};
 use crate::{Error, Result};
 
-/// What stands before all keys in files of several networks, and in those of ComfyUI.
+/// Prefixes of all keys in files of several networks, and in those of ComfyUI.
 const PREFIXES: [&str; 2] = [UNET, "diffusion_model."];
 
 /// One layer of the original code: its name, and the layers of diffusers that are made from it.
@@ -361,13 +361,13 @@ impl OriginalLayers {
             let found = layers.iter().find(|(layer, _)| *layer == name);
             found.map(|(_, made)| *made)
         };
-        if let Some(made) = of(self.once, name) {
+        let named = |prefix: &str, made: Made| {
             let layers = made.layers().into_iter();
-            return Some(
-                layers
-                    .map(|(name, change)| (format!("{name}{end}"), change))
-                    .collect(),
-            );
+            let layers = layers.map(|(layer, change)| (format!("{prefix}{layer}{end}"), change));
+            layers.collect()
+        };
+        if let Some(made) = of(self.once, name) {
+            return Some(named("", made));
         }
         self.blocks.iter().find_map(|(stack, diffusers, layers)| {
             let rest = name.strip_prefix(stack)?.strip_prefix('.')?;
@@ -379,32 +379,24 @@ impl OriginalLayers {
             {
                 made = Swapped(name);
             }
-            let name = |name: &str| format!("{diffusers}.{number}.{name}{end}");
-            let layers = made.layers().into_iter();
-            Some(
-                layers
-                    .map(|(layer, change)| (name(layer), change))
-                    .collect(),
-            )
+            Some(named(&format!("{diffusers}.{number}."), made))
         })
     }
 }
 
-/// A key without what stands before all keys.
+/// A key without the common prefix of all keys.
 fn bare(key: &str) -> &str {
-    let prefixes = PREFIXES.iter();
-    prefixes
-        .filter_map(|prefix| key.strip_prefix(prefix))
-        .next()
-        .unwrap_or(key)
+    let mut prefixes = PREFIXES.iter();
+    let rest = prefixes.find_map(|prefix| key.strip_prefix(prefix));
+    rest.unwrap_or(key)
 }
 
-/// Opens a file with the transformer of a family, in diffusers' layout or in the original one. Of a file of several
-/// networks, the others are left out.
+/// Opens a file with the denoiser of a family: with diffusers' names, or a transformer with the original ones. Other
+/// networks in the same file are left out.
 ///
 /// # Errors
-/// [`Error::InvalidFile`] if it has tensors that no transformer of this family has, or none of one.
-pub(crate) fn transformer(
+/// [`Error::InvalidFile`] for the transformer of another family, or tensors that this family's transformer does not have.
+pub(crate) fn denoiser(
     path: &Path,
     family: &Family,
     device: &Device,
@@ -412,23 +404,14 @@ pub(crate) fn transformer(
 ) -> Result<Weights> {
     refuse_pickled(path)?;
     let file = TensorFile::open(path)?;
-    let names = file.names();
-    let layers = match family::of_original(&names) {
-        None => return Weights::open(path, device, dtype),
-        Some(found) if found != family => return Err(not_of(path, found, family)),
-        Some(_) => family.original,
-    };
-    let Some(layers) = layers else {
-        return Weights::open(path, device, dtype);
-    };
-    mapped(
-        path,
-        file,
-        layers,
-        &format!("the transformer of a {}", family.class),
-        device,
-        dtype,
-    )
+    match (family::of_original(&file.names()), family.original) {
+        (Some(found), _) if found != family => Err(not_of(path, found, family)),
+        (Some(_), Some(layers)) => {
+            let what = format!("the transformer of a {}", family.class);
+            mapped(path, file, layers, &what, device, dtype)
+        }
+        _ => Weights::open(path, device, dtype),
+    }
 }
 
 /// The tensors of a file with the names of diffusers or transformers. `what` is what the file should be, for errors.
