@@ -5,7 +5,8 @@
 `test` is for the last measurement alone; everything is tuned on `validation`. B' is a held-out
 combination of object, colour and ground, A and A' are not, and A differs from B in everything that
 the edit leaves alone. Every kind of edit occurs equally often, every pair of kinds as well, and
-every prefix of the manifest is as balanced as it can be.
+every prefix of the manifest is as balanced as it can be. `validation` was extended after its first 92
+analogies, which stayed as they were.
 """
 
 import argparse
@@ -15,9 +16,10 @@ import random
 
 from world import ATTRIBUTES, KINDS, SIZE, analogy, caption, instruction, render
 
-VERSION = 1
+VERSIONS = {"validation": 2, "test": 1}
 SEEDS = {"validation": 80, "test": 81}
-COUNTS = {"validation": (8, 1), "test": (16, 3)}  # analogies of each kind, of each pair of kinds
+# Parts of a suite, one after the other: analogies of each kind, of each pair of kinds.
+COUNTS = {"validation": ((8, 1), (8, 4)), "test": ((16, 3),)}
 CELLS = ("a", "a_prime", "b", "b_prime")
 
 
@@ -40,10 +42,10 @@ def pairs() -> list[tuple[str, str]]:
     return [tuple(sorted(pair, key=KINDS.index)) for pair in rounds]
 
 
-def order(split: str) -> list[tuple[str, ...]]:
-    """The kinds of every analogy of the split, evenly mixed."""
+def order(counts: tuple[int, int]) -> list[tuple[str, ...]]:
+    """The kinds of every analogy of a part, evenly mixed."""
     timed = []
-    for count, kinds in zip(COUNTS[split], ([(kind,) for kind in KINDS], pairs())):
+    for count, kinds in zip(counts, ([(kind,) for kind in KINDS], pairs())):
         timed += [((turn + (n + 0.5) / len(kinds)) / count, k) for turn in range(count) for n, k in enumerate(kinds)]
     return [k for _, k in sorted(timed, key=lambda entry: entry[0])]
 
@@ -52,7 +54,7 @@ def write(out: pathlib.Path, split: str):
     rng = random.Random(SEEDS[split])
     out.mkdir(parents=True, exist_ok=True)
     rows = []
-    for number, kinds in enumerate(order(split)):
+    for number, kinds in enumerate(kinds for counts in COUNTS[split] for kinds in order(counts)):
         scenes = analogy(rng, kinds, split)
         name = f"{number:03}"
         (out / name).mkdir(exist_ok=True)
@@ -68,7 +70,7 @@ def write(out: pathlib.Path, split: str):
         })
     (out / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     about = {
-        "name": "demo", "version": VERSION, "split": split, "seed": SEEDS[split], "analogies": len(rows), "size": SIZE,
+        "name": "demo", "version": VERSIONS[split], "split": split, "seed": SEEDS[split], "analogies": len(rows), "size": SIZE,
         "license": "MIT OR Apache-2.0", "credit": "Drawn by training/world.py of Difference Inversion.",
         "attributes": ATTRIBUTES,
     }
