@@ -28,7 +28,7 @@ use crate::diffusion::words::Words;
 use crate::method::difference::DifferenceTokens;
 use crate::method::loss::{self, ClipLoss, Objective};
 use crate::util::files::Existing;
-use crate::util::progress::{LossTerms, Observer, Progress, Stage};
+use crate::util::progress::{self, LossTerms, Observer, Progress, Stage};
 use crate::util::random::{Purpose, normal, rng};
 use crate::util::tensors::host;
 use crate::{Error, Result};
@@ -77,7 +77,7 @@ pub fn difference(
     observer: Observer<'_>,
 ) -> Result<Outcome> {
     let run = Run::new(pipeline, joints, pairs, config, records)?;
-    let mut state = run.first_state()?;
+    let mut state = run.first_state(&mut *observer)?;
     // A trace is written at the end, and does not replace one that appears until then.
     let existing = match &records.trace {
         Some(path) if path.exists() => Existing::Replace,
@@ -193,8 +193,9 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// The state at the start of the run: its checkpoint's, or D̃ as initialised by the settings.
-    fn first_state(&self) -> Result<State> {
+    /// The state at the start of the run: its checkpoint's, or D̃ as initialised by the settings and then led by
+    /// the CLIP loss.
+    fn first_state(&self, observer: Observer<'_>) -> Result<State> {
         let device = self.pipeline.device();
         let loss_scale = LossScale::new(self.pipeline.dtype());
         if let Some(path) = &self.records.resume {
@@ -240,7 +241,30 @@ impl<'a> Run<'a> {
                 })
                 .collect::<Result<_>>()?,
         };
-        Ok(State::new(tokens, loss_scale))
+        let start = State::new(self.led_by_clip(tokens, observer)?, loss_scale);
+        Ok(start)
+    }
+
+    /// The tokens after `clip_first` steps down the CLIP loss alone, which needs no denoiser.
+    fn led_by_clip(
+        &self,
+        tokens: Vec<Tensor<2>>,
+        observer: Observer<'_>,
+    ) -> Result<Vec<Tensor<2>>> {
+        let steps = match self.config.lambda_clip > 0.0 {
+            true => self.config.clip_first,
+            false => 0,
+        };
+        let mut state = State::new(tokens, LossScale::new(self.pipeline.dtype()));
+        while state.step < steps {
+            progress::step(&mut *observer, Stage::LearnClip, state.step, steps)?;
+            self.descend(&mut state, |tokens| loss::clip(&self.clip, tokens))?;
+            state.step += 1;
+        }
+        if steps > 0 {
+            progress::step(observer, Stage::LearnClip, steps, steps)?;
+        }
+        Ok(state.tokens)
     }
 
     /// Runs the remaining steps, until the observer asks to stop, and writes checkpoints.
@@ -274,22 +298,37 @@ impl<'a> Run<'a> {
         loss::objective(self.pipeline, &self.clip, pairs, draws, tokens, self.config)
     }
 
-    /// One step of learning: draws timesteps and noise, computes the loss and its gradient by D̃, and makes one step
-    /// of AdamW. A loss or update that is not finite leaves the state unchanged.
+    /// One step of learning: draws timesteps and noise and makes one step down the loss.
     fn step(&self, state: &mut State) -> Result<(Draws, LossTerms)> {
         let draws = self.source.draws(state.step);
         let pairs = augmented(self.pipeline, self.pairs, self.config, state.step)?;
         let mut terms = LossTerms::default();
+        self.descend(state, |tokens| {
+            let objective = self.objective(&pairs, &draws, tokens)?;
+            terms = objective.terms();
+            Ok(objective.total)
+        })?;
+        state.step += 1;
+        state.history.push(terms);
+        Ok((draws, terms))
+    }
+
+    /// Computes a loss `[1]` and its gradient by D̃, and makes one step of AdamW. A loss or update that is not finite
+    /// leaves the state unchanged.
+    fn descend(
+        &self,
+        state: &mut State,
+        mut loss: impl FnMut(&[Tensor<2>]) -> Result<Tensor<1>>,
+    ) -> Result<()> {
         let (mut tokens, mut moments, mut loss_scale) = (
             state.tokens.clone(),
             state.moments.clone(),
             state.loss_scale,
         );
         let gradients = loss_scale.gradients(&state.tokens, |tokens| {
-            let objective = self.objective(&pairs, &draws, tokens)?;
-            terms = objective.terms();
-            self.check_finite(terms.total, state)?;
-            Ok(objective.total)
+            let loss = loss(tokens)?;
+            self.check_finite(host(loss.clone().inner())[0], state)?;
+            Ok(loss)
         })?;
         for (number, gradient) in gradients.into_iter().enumerate() {
             let (parameter, moments) = (tokens[number].clone(), &mut moments[number]);
@@ -301,9 +340,7 @@ impl<'a> Run<'a> {
             self.check_finite(host(sum)[0], state)?;
         }
         (state.tokens, state.moments, state.loss_scale) = (tokens, moments, loss_scale);
-        state.step += 1;
-        state.history.push(terms);
-        Ok((draws, terms))
+        Ok(())
     }
 
     fn check_finite(&self, number: f32, state: &State) -> Result<()> {

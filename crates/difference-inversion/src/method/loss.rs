@@ -95,23 +95,28 @@ pub fn objective(
         explained = explained + before.clone() * config.lambda_before;
     }
     let mut total = explained * config.lambda_mse;
-    let clip = if config.lambda_clip > 0.0 {
-        let terms = clip
-            .iter()
-            .map(|clip| clip.of(difference))
-            .collect::<Result<_>>()?;
-        let mean = Tensor::cat(terms, 0).mean();
-        total = total + mean.clone() * config.lambda_clip;
-        Some(mean)
-    } else {
-        None
+    let clip = match config.lambda_clip > 0.0 {
+        true => Some(self::clip(clip, difference)?),
+        false => None,
     };
+    if let Some(clip) = &clip {
+        total = total + clip.clone() * config.lambda_clip;
+    }
     Ok(Objective {
         total,
         after,
         before,
         clip,
     })
+}
+
+/// L_CLIP `[1]`, the mean over the joint spaces.
+///
+/// # Errors
+/// As [`ClipLoss::of`].
+pub fn clip(losses: &[ClipLoss<'_>], difference: &[Tensor<2>]) -> Result<Tensor<1>> {
+    let terms = losses.iter().map(|loss| loss.of(difference));
+    Ok(Tensor::cat(terms.collect::<Result<_>>()?, 0).mean())
 }
 
 /// Token consistency (the paper's loss of the same name): adding the difference to A's prompt must

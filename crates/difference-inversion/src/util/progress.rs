@@ -18,6 +18,8 @@ pub enum Stage {
     Caption,
     /// Searching for an optimised prompt.
     OptimisePrompt,
+    /// Leading the difference tokens by the CLIP loss alone.
+    LearnClip,
     /// Learning the difference tokens.
     Learn,
     /// Inverting a picture to noise.
@@ -44,6 +46,7 @@ impl fmt::Display for Stage {
             Self::Read => "reading",
             Self::Caption => "captions",
             Self::OptimisePrompt => "optimised prompts",
+            Self::LearnClip => "CLIP steps",
             Self::Learn => "learning",
             Self::Invert => "inversion",
             Self::Generate => "generation",

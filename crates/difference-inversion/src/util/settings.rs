@@ -31,6 +31,9 @@ macro_rules! about {
     (num_tokens) => {
         "Difference tokens"
     };
+    (clip_first) => {
+        "Before these steps, make N on the CLIP loss alone; they need no denoiser"
+    };
     (learning_rate) => {
         "AdamW's learning rate"
     };

@@ -15,7 +15,7 @@ use difference_inversion::method::learn::{
 use difference_inversion::method::loss::{self, ClipLoss};
 use difference_inversion::models::denoiser::Memory;
 use difference_inversion::util::arrays::Arrays;
-use difference_inversion::util::progress::Progress;
+use difference_inversion::util::progress::{Progress, Stage};
 use difference_inversion::{Error, Result};
 
 use crate::tiny::{
@@ -447,6 +447,72 @@ fn the_best_tokens_are_chosen_on_the_fixed_set() {
         "{} steps",
         outcome.history.len()
     );
+}
+
+#[test]
+fn the_clip_loss_leads_the_first_tokens_without_the_denoiser() {
+    let models = models();
+    let pair = pair(&models, 3);
+    let all_of_it = LearnConfig {
+        lambda_mse: 0.0,
+        lambda_clip: 1.0,
+        select_every: 0,
+        ..config()
+    };
+    let first = LearnConfig {
+        clip_first: 5,
+        steps: 2,
+        ..all_of_it.clone()
+    };
+    let learn = |config: &LearnConfig| run(&models, &pair, config, &Records::default()).unwrap();
+    let (all_of_it, led) = (learn(&all_of_it), learn(&first));
+    assert_eq!(led.history.len(), 2);
+    assert_eq!(led.history[0].clip, all_of_it.history[5].clip);
+    assert!(led.history[0].clip < all_of_it.history[0].clip);
+    // Without a CLIP loss there is nothing to follow.
+    let no_clip = |clip_first| LearnConfig {
+        clip_first,
+        lambda_mse: 4.0,
+        lambda_clip: 0.0,
+        ..first.clone()
+    };
+    assert_eq!(learn(&no_clip(5)).history, learn(&no_clip(0)).history);
+}
+
+#[test]
+fn the_first_steps_on_the_clip_loss_can_be_stopped() {
+    let models = models();
+    let pair = [pair(&models, 3)];
+    let config = LearnConfig {
+        clip_first: 5,
+        ..config()
+    };
+    let mut seen = Vec::new();
+    let result = learn::difference(
+        models.pipeline(),
+        models.joints().unwrap(),
+        &pair,
+        &config,
+        &Records::default(),
+        &mut |progress| {
+            let Progress::Step { stage, done, .. } = progress else {
+                return ControlFlow::Continue(());
+            };
+            seen.push((*stage, *done));
+            match seen.len() {
+                3 => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
+        },
+    );
+    assert_eq!(seen, [0, 1, 2].map(|done| (Stage::LearnClip, done)));
+    let Err(Error::Stopped {
+        stage, done, total, ..
+    }) = result
+    else {
+        panic!("{result:?}");
+    };
+    assert_eq!((stage, done, total), (Stage::LearnClip, 2, 5));
 }
 
 #[test]

@@ -484,6 +484,8 @@ pub(crate) struct PromptFlags {
 pub(crate) struct LearnFlags {
     #[arg(long, help = about!(steps), value_name = "N")]
     steps: Option<usize>,
+    #[arg(long, help = about!(clip_first), value_name = "N", hide_short_help = true)]
+    clip_first: Option<usize>,
     #[arg(long, help = about!(num_tokens), value_name = "N", hide_short_help = true)]
     num_tokens: Option<usize>,
     #[arg(long, help = about!(learning_rate), value_name = "RATE", hide_short_help = true, value_parser = finite)]

@@ -42,6 +42,10 @@ pub struct LearnConfig {
     pub num_tokens: usize,
     #[doc = about!(steps)]
     pub steps: usize,
+    #[doc = about!(clip_first)]
+    ///
+    /// D̃ then starts where they lead; the optimiser's moments start anew.
+    pub clip_first: usize,
     #[doc = about!(learning_rate)]
     pub learning_rate: f64,
     #[doc = about!(weight_decay)]
@@ -104,6 +108,7 @@ impl Default for LearnConfig {
         Self {
             num_tokens: 10,
             steps: 1000,
+            clip_first: 0,
             learning_rate: 1e-3,
             weight_decay: 0.01,
             lambda_mse: 4.0,
@@ -152,6 +157,7 @@ impl LearnConfig {
             ),
             ("delta", clip, "a CLIP loss: its weight is 0"),
             ("clip_reading", clip, "a CLIP loss: its weight is 0"),
+            ("clip_first", clip, "a CLIP loss: its weight is 0"),
             (
                 "lambda_before",
                 self.consistency && self.lambda_mse > 0.0,

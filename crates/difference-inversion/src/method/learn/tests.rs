@@ -1,5 +1,6 @@
 //! Tests of the inside of a run: its loss scale.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
@@ -51,7 +52,7 @@ fn the_optimiser_sees_gradients_without_the_loss_scale() {
     let pairs = [pair(&pipeline)];
     let run = Run::new(&pipeline, &[], &pairs, &config, &records).unwrap();
     let after_three_steps = |dtype| {
-        let mut state = run.first_state().unwrap();
+        let mut state = run.first_state(&mut |_| ControlFlow::Continue(())).unwrap();
         state.loss_scale = LossScale::new(dtype);
         for _ in 0..3 {
             run.step(&mut state).unwrap();

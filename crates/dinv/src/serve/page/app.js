@@ -208,6 +208,7 @@ const STAGES = {
   read: "Reading the model",
   caption: "Writing captions",
   "optimise-prompt": "Finding words",
+  "learn-clip": "First steps",
   learn: "Learning",
   invert: "Turning B into noise",
   generate: "Drawing",
