@@ -119,6 +119,9 @@ pub struct ResultRecord {
     pub seed: u64,
     /// Time to make B′, without opening the model.
     pub seconds: f64,
+    /// Latents that passed through the denoiser, in learning and drawing; absent in results of older programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluations: Option<u64>,
     /// Peak memory of the process while B′ was made, in bytes, if the system reports it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub peak_memory: Option<u64>,

@@ -51,6 +51,8 @@ pub struct Summary {
     pub failed: usize,
     /// Mean seconds of an analogy.
     pub seconds: Option<f64>,
+    /// Mean evaluations of the denoiser, if known of every analogy.
+    pub evaluations: Option<f64>,
     /// The most memory of any analogy, in bytes.
     pub peak_memory: Option<u64>,
     /// The estimate of every metric that was measured, in the order of [`METRICS`].
@@ -84,6 +86,8 @@ impl MethodResults {
         let (solved, failed): (Vec<_>, Vec<_>) =
             of_group.partition(|result| result.status == Status::Done);
         let seconds: f64 = solved.iter().map(|result| result.seconds).sum();
+        let evaluations: Option<u64> = solved.iter().map(|result| result.evaluations).sum();
+        let evaluations = evaluations.filter(|_| !solved.is_empty());
         let estimate = |metric: &Metric| {
             let kinds = self.by_kind(metric.name, group);
             let groups: Vec<Vec<f64>> = kinds.into_iter().map(|(_, scores)| scores).collect();
@@ -94,6 +98,7 @@ impl MethodResults {
             solved: solved.len(),
             failed: failed.len(),
             seconds: (!solved.is_empty()).then(|| seconds / solved.len() as f64),
+            evaluations: evaluations.map(|sum| sum as f64 / solved.len() as f64),
             peak_memory: solved.iter().filter_map(|result| result.peak_memory).max(),
             scores: METRICS.par_iter().filter_map(estimate).collect(),
         }

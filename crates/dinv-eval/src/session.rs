@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
+use difference_inversion::diffusion::pipeline::evaluations;
 use difference_inversion::util::arrays::Arrays;
 use difference_inversion::util::machine::forget_peak_memory;
 use difference_inversion::util::machine::peak_memory;
@@ -69,6 +70,7 @@ impl Session {
         });
         let measured = made.and_then(|(analogy, b_prime, cost)| {
             (result.seconds, result.peak_memory) = (cost.seconds, cost.peak_memory);
+            result.evaluations = cost.evaluations;
             Ok((self.measures.measure(&analogy, &b_prime)?, b_prime))
         });
         match measured {
@@ -118,7 +120,7 @@ impl Session {
         observer: Observer<'_>,
     ) -> Result<(Arrays, Cost)> {
         let Some(learning) = method.learning() else {
-            return Ok((Arrays::default(), Cost::default()));
+            return Ok((Arrays::default(), Cost::NONE));
         };
         let path = self.folder.learned(&learning, &analogy.name);
         let same = |arrays: &Arrays| {
@@ -152,6 +154,7 @@ impl ResultRecord {
             status: Status::Done,
             seed: seed_of(seed, &entry.name),
             seconds: 0.0,
+            evaluations: None,
             peak_memory: None,
             made_with: BTreeMap::new(),
             measured_with: measured_with.clone(),
@@ -161,22 +164,32 @@ impl ResultRecord {
 }
 
 /// The cost of some work.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 struct Cost {
     /// Time, rounded to thousandths of a second.
     seconds: f64,
+    /// Latents that passed through the denoiser; unknown for what older programs learned.
+    evaluations: Option<u64>,
     /// The peak memory of the process in bytes, if the system reports it.
     peak_memory: Option<u64>,
 }
 
 impl Cost {
+    /// That of nothing.
+    const NONE: Self = Self {
+        seconds: 0.0,
+        evaluations: Some(0),
+        peak_memory: None,
+    };
+
     /// Does some work and measures its cost.
     fn of<T>(work: impl FnOnce() -> Result<T>) -> Result<(T, Self)> {
         forget_peak_memory();
-        let started = Instant::now();
+        let (started, before) = (Instant::now(), evaluations());
         let done = work()?;
         let cost = Self {
             seconds: thousandths(started.elapsed().as_secs_f64()),
+            evaluations: Some(evaluations() - before),
             peak_memory: peak_memory(),
         };
         Ok((done, cost))
@@ -186,17 +199,27 @@ impl Cost {
     fn and(self, then: Self) -> Self {
         Self {
             seconds: thousandths(self.seconds + then.seconds),
+            evaluations: self
+                .evaluations
+                .zip(then.evaluations)
+                .map(|(one, other)| one + other),
             peak_memory: self.peak_memory.max(then.peak_memory),
         }
     }
 
     /// Writes it to the metadata of the result.
     fn note(self, arrays: Arrays) -> Arrays {
-        let arrays = arrays.with_metadata("seconds", self.seconds.to_string());
-        match self.peak_memory {
-            Some(bytes) => arrays.with_metadata("peak_memory", bytes.to_string()),
-            None => arrays,
-        }
+        let counts = [
+            ("evaluations", self.evaluations),
+            ("peak_memory", self.peak_memory),
+        ];
+        (counts.into_iter()).fold(
+            arrays.with_metadata("seconds", self.seconds.to_string()),
+            |arrays, (name, count)| match count {
+                Some(count) => arrays.with_metadata(name, count.to_string()),
+                None => arrays,
+            },
+        )
     }
 
     /// Reads it from the metadata.
@@ -204,6 +227,7 @@ impl Cost {
         let noted = |name: &str| arrays.metadata.get(name);
         Some(Self {
             seconds: noted("seconds")?.parse().ok()?,
+            evaluations: noted("evaluations").and_then(|count| count.parse().ok()),
             peak_memory: noted("peak_memory").and_then(|bytes| bytes.parse().ok()),
         })
     }
@@ -266,6 +290,7 @@ mod tests {
         };
         let first = solve(&session);
         assert_eq!(first.status, Status::Done);
+        assert_eq!(first.evaluations, Some(6)); // three rows in each of two steps
         session.measured_with = BTreeMap::from([("lpips".to_owned(), "new".to_owned())]);
         let b_prime = place.path().join(Folder::b_prime_name("m", &entry.name));
         let picture = fs::read(&b_prime).unwrap();

@@ -158,6 +158,7 @@ pub(super) fn report(settings: Value, analogies: &[Scored<'_>]) -> Report {
         },
         seed: 0,
         seconds: 1.0,
+        evaluations: None,
         peak_memory: None,
         made_with: BTreeMap::new(),
         measured_with: BTreeMap::new(),

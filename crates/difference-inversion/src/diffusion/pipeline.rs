@@ -5,6 +5,7 @@ mod open;
 mod picture;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
@@ -18,6 +19,14 @@ pub use crate::models::denoiser::conditions::Conditions;
 use crate::models::denoiser::{Denoiser, How, Memory};
 use crate::models::vae::AutoencoderKL;
 use crate::{Error, Result};
+
+/// See [`evaluations`].
+static EVALUATIONS: AtomicU64 = AtomicU64::new(0);
+
+/// The number of latents that have passed through a denoiser in this process. Backward passes are not counted.
+pub fn evaluations() -> u64 {
+    EVALUATIONS.load(Ordering::Relaxed)
+}
 
 /// A text-to-image diffusion model saved by diffusers. All weights are constants, and copies share them.
 #[derive(Debug, Clone)]
@@ -304,6 +313,7 @@ impl Pipeline {
         conditions: &Conditions,
         how: How<'_>,
     ) -> Tensor<4> {
+        EVALUATIONS.fetch_add(times.len() as u64, Ordering::Relaxed);
         let dtype = DType::from(self.dtype);
         let how = How {
             memory: self.memory,

@@ -52,6 +52,7 @@ function meansTable(group) {
     ...first,
     { title: "solved", value: (row) => row.solved, text: (row) => [`${row.solved}${row.failed ? `, ${row.failed} failed` : ""}`] },
     { title: "s per analogy", value: (row) => row.seconds, text: (row) => [row.seconds == null ? "–" : row.seconds.toFixed(1)] },
+    { title: "evaluations", value: (row) => row.evaluations, text: (row) => [row.evaluations == null ? "–" : row.evaluations.toFixed(0)] },
     { title: "peak memory", value: (row) => row.memory, text: (row) => [row.memory == null ? "–" : `${(row.memory / 1e9).toFixed(2)} GB`] },
     ...scores.filter((column) => !first.includes(column)),
   ];

@@ -44,6 +44,7 @@ impl Report {
                 json!({
                     "method": summary.method, "solved": summary.solved,
                     "failed": summary.failed, "seconds": summary.seconds,
+                    "evaluations": summary.evaluations,
                     "memory": summary.peak_memory, "scores": scores,
                 })
             });

@@ -270,6 +270,7 @@ impl Report {
             "reason",
             "seed",
             "seconds",
+            "evaluations",
             "peak_memory",
         ];
         let names = METRICS.iter().map(|metric| metric.name);
@@ -283,6 +284,7 @@ impl Report {
                 let told = method.record.told.map(|told| told.to_string());
                 let number =
                     |number: Option<f64>| number.map(|n| n.to_string()).unwrap_or_default();
+                let whole = |number: Option<u64>| number.map(|n| n.to_string()).unwrap_or_default();
                 let own = [
                     method.record.name.clone(),
                     told.unwrap_or_default(),
@@ -293,10 +295,8 @@ impl Report {
                     reason.to_owned(),
                     result.seed.to_string(),
                     result.seconds.to_string(),
-                    result
-                        .peak_memory
-                        .map(|n| n.to_string())
-                        .unwrap_or_default(),
+                    whole(result.evaluations),
+                    whole(result.peak_memory),
                 ];
                 let scores = METRICS
                     .iter()
@@ -318,6 +318,7 @@ impl Report {
                     json!({
                         "method": summary.method, "solved": summary.solved,
                         "failed": summary.failed, "seconds": summary.seconds,
+                        "evaluations": summary.evaluations,
                         "peak_memory": summary.peak_memory, "scores": scores,
                     })
                 });
@@ -340,6 +341,7 @@ fn overview(report: &Report, summaries: &[Summary]) -> String {
         "solved",
         "failed",
         "s per analogy",
+        "evaluations",
         "peak memory",
     ];
     let mut text = table_head(head);
@@ -355,6 +357,7 @@ fn overview(report: &Report, summaries: &[Summary]) -> String {
             summary.solved.to_string(),
             summary.failed.to_string(),
             known(summary.seconds.map(|seconds| format!("{seconds:.1}"))),
+            known(summary.evaluations.map(|count| format!("{count:.0}"))),
             known(
                 summary
                     .peak_memory
