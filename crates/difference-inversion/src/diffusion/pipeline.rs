@@ -4,8 +4,8 @@ mod index;
 mod open;
 mod picture;
 
+use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
@@ -20,12 +20,14 @@ use crate::models::denoiser::{Denoiser, How, Memory};
 use crate::models::vae::AutoencoderKL;
 use crate::{Error, Result};
 
-/// See [`evaluations`].
-static EVALUATIONS: AtomicU64 = AtomicU64::new(0);
+thread_local! {
+    /// See [`evaluations`].
+    static EVALUATIONS: Cell<u64> = const { Cell::new(0) };
+}
 
-/// The number of latents that have passed through a denoiser in this process. Backward passes are not counted.
+/// The number of latents that this thread has passed through denoisers. Backward passes are not counted.
 pub fn evaluations() -> u64 {
-    EVALUATIONS.load(Ordering::Relaxed)
+    EVALUATIONS.get()
 }
 
 /// A text-to-image diffusion model saved by diffusers. All weights are constants, and copies share them.
@@ -313,7 +315,7 @@ impl Pipeline {
         conditions: &Conditions,
         how: How<'_>,
     ) -> Tensor<4> {
-        EVALUATIONS.fetch_add(times.len() as u64, Ordering::Relaxed);
+        EVALUATIONS.set(EVALUATIONS.get() + times.len() as u64);
         let dtype = DType::from(self.dtype);
         let how = How {
             memory: self.memory,

@@ -66,5 +66,5 @@ fn tiles_of_a_smooth_picture_are_close_to_the_whole() {
         .abs()
         .mean();
     let error = error.into_scalar::<f32>();
-    assert!(error < 0.05, "picture: mean error {error}");
+    assert!(error < 0.08, "picture: mean error {error}"); // of a range of 2
 }
