@@ -241,8 +241,7 @@ impl<'a> Run<'a> {
                 })
                 .collect::<Result<_>>()?,
         };
-        let start = State::new(self.led_by_clip(tokens, observer)?, loss_scale);
-        Ok(start)
+        Ok(State::new(self.led_by_clip(tokens, observer)?, loss_scale))
     }
 
     /// The tokens after `clip_first` steps down the CLIP loss alone, which needs no denoiser.

@@ -281,26 +281,22 @@ impl Report {
                     Status::Done => ("done", ""),
                     Status::Failed(reason) => ("failed", reason.as_str()),
                 };
-                let told = method.record.told.map(|told| told.to_string());
-                let number =
-                    |number: Option<f64>| number.map(|n| n.to_string()).unwrap_or_default();
-                let whole = |number: Option<u64>| number.map(|n| n.to_string()).unwrap_or_default();
                 let own = [
                     method.record.name.clone(),
-                    told.unwrap_or_default(),
+                    cell(method.record.told),
                     result.name.clone(),
                     result.kind.clone(),
-                    result.changes.map(|n| n.to_string()).unwrap_or_default(),
+                    cell(result.changes),
                     status.to_owned(),
                     reason.to_owned(),
                     result.seed.to_string(),
                     result.seconds.to_string(),
-                    whole(result.evaluations),
-                    whole(result.peak_memory),
+                    cell(result.evaluations),
+                    cell(result.peak_memory),
                 ];
                 let scores = METRICS
                     .iter()
-                    .map(|metric| number(result.scores.get(metric.name).copied()));
+                    .map(|metric| cell(result.scores.get(metric.name)));
                 let cells = own.into_iter().chain(scores).map(|cell| quoted(&cell));
                 text += &(cells.collect::<Vec<_>>().join(",") + "\n");
             }
@@ -331,6 +327,11 @@ impl Report {
         let report = json!({ "run": self.run, "groups": groups, "results": results });
         serde_json::to_string_pretty(&report).unwrap_or_default() + "\n"
     }
+}
+
+/// What a cell of the list says: nothing of what is unknown.
+fn cell(value: Option<impl ToString>) -> String {
+    value.map(|value| value.to_string()).unwrap_or_default()
 }
 
 /// The methods with what they are given, what they solved, and their time and memory.
