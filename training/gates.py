@@ -182,7 +182,8 @@ def fill_grids(model: Model, rows, args):
     mask[:, :, 16:, 16:] = 1
     empty, text = model.encode_prompt([""] * len(rows)), model.encode_prompt([row["captions"]["b_prime"] for row in rows])
     chain = [(empty, [mask, z]), (text, [mask, z])]
-    return model.decode(model.draw(torch.randn_like(z), chain, (args.guidance_scale,)))[:, :, 128:, 128:]
+    z = model.draw(torch.randn_like(z), chain, (args.guidance_scale,))
+    return model.decode(z[:, :, 16:, 16:]) if args.cell_alone else model.decode(z)[:, :, 128:, 128:]
 
 
 def conditioned_gate(args):
@@ -216,6 +217,7 @@ def main():
     parser.add_argument("--guidance-scale", type=float, default=2.0)
     parser.add_argument("--image-guidance-scale", type=float, default=1.5)
     parser.add_argument("--skip", type=float, default=0.1, help="share of the steps left out at the noisy end")
+    parser.add_argument("--cell-alone", action="store_true", help="inpaint: decode the covered cell without the grid around it")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--per-kind", type=int, default=8)
     parser.add_argument("--seed", type=int, default=60)

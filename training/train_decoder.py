@@ -7,6 +7,9 @@ that was trained on them.
 The loss is that of train_vae.py. After `--adversarial-from` of the run a discriminator of patches joins it
 (hinge loss, weighted by the gradients at the last layer: Esser et al. 2021, arXiv 2012.09841), since
 what the latents do not tell would otherwise be drawn as a blur.
+
+Half of what it sees are 2x2 grids of four pictures. The group norms and the attention of the middle block
+read the whole picture, and a decoder that only knows one size draws another one worse.
 """
 
 import copy
@@ -57,7 +60,7 @@ def sharpness(pictures: np.ndarray | torch.Tensor) -> np.ndarray:
 
 
 def quality(vae: AutoencoderKL, pictures: np.ndarray, scenes) -> dict:
-    """PSNR in dB and the sharpness of reconstructions over that of the pictures: the mean, and the mean
+    """PSNR in dB, the same of 2x2 grids of a quarter of the pictures, and the sharpness of reconstructions over that of the pictures: the mean, and the mean
     for the worst value of each attribute."""
     made = round_trip(vae, pictures)
     ratio = sharpness(made) / sharpness(pictures)
@@ -66,7 +69,8 @@ def quality(vae: AutoencoderKL, pictures: np.ndarray, scenes) -> dict:
         values = np.array([getattr(scene, attribute) for scene in scenes])
         means = {value: float(ratio[values == value].mean()) for value in sorted(set(values))}
         worst[attribute] = min(means.items(), key=lambda item: item[1])
-    return {"psnr": float(psnr(made, pictures).mean()), "sharpness": float(ratio.mean()), "worst": worst}
+    grids = in_grids(torch.from_numpy(pictures[: len(pictures) // 16 * 4]).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
+    return {"psnr": float(psnr(made, pictures).mean()), "psnr_of_grids": float(psnr(round_trip(vae, grids), grids).mean()), "sharpness": float(ratio.mean()), "worst": worst}
 
 
 def assembled(vae: AutoencoderKL, decoder: Decoder) -> AutoencoderKL:
@@ -76,12 +80,18 @@ def assembled(vae: AutoencoderKL, decoder: Decoder) -> AutoencoderKL:
     return copied
 
 
+def in_grids(pictures: torch.Tensor) -> torch.Tensor:
+    """[4 n, c, h, w] as 2x2 grids [n, c, 2 h, 2 w]"""
+    n, c, h, w = pictures.shape
+    return pictures.view(n // 4, 2, 2, c, h, w).permute(0, 3, 1, 4, 2, 5).reshape(n // 4, c, 2 * h, 2 * w)
+
+
 def gradient_norm(loss: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return torch.autograd.grad(loss, weight, retain_graph=True)[0].norm()
 
 
 def main():
-    parser = common.arguments(__doc__, steps=6000, batch=8, lr=1e-3, seed=11)
+    parser = common.arguments(__doc__, steps=6000, batch=16, lr=1e-3, seed=11)
     parser.add_argument("--vae", type=pathlib.Path, required=True, help="the autoencoder whose encoder stays")
     parser.add_argument("--adversarial-from", type=float, default=0.45, help="share of the run; 1 is never")
     parser.add_argument("--export", type=pathlib.Path)
@@ -101,14 +111,21 @@ def main():
     encode, decode = common.compiled(lambda x: encoded(vae, x), args), common.compiled(decoder, args)
     train, _ = data.load(args.work, "train", args.device)
     for _ in run.loop():
-        x = common.pictures_to_tensor(train[torch.from_numpy(np.sort(run.rng().integers(len(train), size=args.batch))).to(train.device)])
-        x = x.contiguous(memory_format=torch.channels_last)
-        with torch.no_grad(), common.autocast(args.device):
-            mean, logvar = (part.float() for part in encode(x))
-        with common.autocast(args.device):
-            y = decode(mean + (0.5 * logvar).exp() * torch.randn_like(mean))
-        y = y.float()
-        loss, terms = reconstruction_loss(y, x)
+        drawn = common.pictures_to_tensor(train[torch.from_numpy(np.sort(run.rng().integers(len(train), size=args.batch))).to(train.device)])
+        drawn = drawn[torch.randperm(args.batch, device=drawn.device)]
+        half = args.batch // 8 * 4
+        pairs = []
+        for x in (drawn[half:], in_grids(drawn[:half])):
+            x = x.contiguous(memory_format=torch.channels_last)
+            with torch.no_grad(), common.autocast(args.device):
+                mean, logvar = (part.float() for part in encode(x))
+            with common.autocast(args.device):
+                y = decode(mean + (0.5 * logvar).exp() * torch.randn_like(mean))
+            pairs.append((x, y.float()))
+        (loss, terms), (grid_loss, grid_terms) = (reconstruction_loss(y, x) for x, y in pairs)
+        loss = (loss + grid_loss) / 2
+        terms |= {f"grid_{name}": value for name, value in grid_terms.items()}
+        x, y = pairs[run.step % 2]  # the discriminator sees one or the other
         adversarial = run.progress() >= args.adversarial_from
         if adversarial:
             with common.autocast(args.device):
