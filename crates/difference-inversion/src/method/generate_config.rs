@@ -235,7 +235,7 @@ mod tests {
         config.learn.lambda_clip = 0.0;
         config.learn.select_every = 0;
         let unread = [config.prompt.unread(), config.learn.unread()].concat();
-        assert_eq!(unread.len(), 4 + 6);
+        assert_eq!(unread.len(), 4 + 7);
         config.prompt.prompt_mode = PromptMode::Optimised;
         config.learn.lambda_clip = 0.1;
         config.learn.select_every = 10;

@@ -241,29 +241,42 @@ impl<'a> Run<'a> {
                 })
                 .collect::<Result<_>>()?,
         };
-        Ok(State::new(self.led_by_clip(tokens, observer)?, loss_scale))
+        let mut state = State::new(tokens, loss_scale);
+        self.lead_by_clip(&mut state, observer)?;
+        Ok(state)
     }
 
-    /// The tokens after `clip_first` steps down the CLIP loss alone, which needs no denoiser.
-    fn led_by_clip(
-        &self,
-        tokens: Vec<Tensor<2>>,
-        observer: Observer<'_>,
-    ) -> Result<Vec<Tensor<2>>> {
-        let steps = match self.config.lambda_clip > 0.0 {
+    /// The number of steps down the CLIP loss alone.
+    fn led(&self) -> usize {
+        match self.config.lambda_clip > 0.0 {
             true => self.config.clip_first,
             false => 0,
-        };
-        let mut state = State::new(tokens, LossScale::new(self.pipeline.dtype()));
-        while state.step < steps {
-            progress::step(&mut *observer, Stage::LearnClip, state.step, steps)?;
-            self.descend(&mut state, |tokens| loss::clip(&self.clip, tokens))?;
-            state.step += 1;
+        }
+    }
+
+    /// Makes `clip_first` steps down the CLIP loss alone, which needs no denoiser. The optimiser's moments stay
+    /// for the steps that follow.
+    fn lead_by_clip(&self, state: &mut State, observer: Observer<'_>) -> Result<()> {
+        let steps = self.led();
+        for step in 0..steps {
+            progress::step(&mut *observer, Stage::LearnClip, step, steps)?;
+            let clip = self.clip_at(step)?;
+            self.descend(state, step, |tokens| {
+                Ok(loss::clip(&clip, tokens)? * self.config.lambda_clip)
+            })?;
         }
         if steps > 0 {
             progress::step(observer, Stage::LearnClip, steps, steps)?;
         }
-        Ok(state.tokens)
+        Ok(())
+    }
+
+    /// The CLIP loss of update `update` in each joint space, counted from the first step down the CLIP loss alone.
+    fn clip_at(&self, update: usize) -> Result<Vec<ClipLoss<'a>>> {
+        let mut rng = rng(self.config.seed, Purpose::Thin, update);
+        (self.clip.iter())
+            .map(|loss| loss.with_thinned(self.config, &mut rng))
+            .collect()
     }
 
     /// Runs the remaining steps, until the observer asks to stop, and writes checkpoints.
@@ -293,8 +306,14 @@ impl<'a> Run<'a> {
     }
 
     /// The loss of a batch. Words are constants: only `tokens` are tracked, if anything is.
-    fn objective(&self, pairs: &[Pair], draws: &Draws, tokens: &[Tensor<2>]) -> Result<Objective> {
-        loss::objective(self.pipeline, &self.clip, pairs, draws, tokens, self.config)
+    fn objective(
+        &self,
+        clip: &[ClipLoss<'_>],
+        pairs: &[Pair],
+        draws: &Draws,
+        tokens: &[Tensor<2>],
+    ) -> Result<Objective> {
+        loss::objective(self.pipeline, clip, pairs, draws, tokens, self.config)
     }
 
     /// One step of learning: draws timesteps and noise and makes one step down the loss.
@@ -302,8 +321,10 @@ impl<'a> Run<'a> {
         let draws = self.source.draws(state.step);
         let pairs = augmented(self.pipeline, self.pairs, self.config, state.step)?;
         let mut terms = LossTerms::default();
-        self.descend(state, |tokens| {
-            let objective = self.objective(&pairs, &draws, tokens)?;
+        let update = self.led() + state.step;
+        let clip = self.clip_at(update)?;
+        self.descend(state, update, |tokens| {
+            let objective = self.objective(&clip, &pairs, &draws, tokens)?;
             terms = objective.terms();
             Ok(objective.total)
         })?;
@@ -312,11 +333,12 @@ impl<'a> Run<'a> {
         Ok((draws, terms))
     }
 
-    /// Computes a loss `[1]` and its gradient by D̃, and makes one step of AdamW. A loss or update that is not finite
-    /// leaves the state unchanged.
+    /// Computes a loss `[1]` and its gradient by D̃, and makes one step of AdamW, its `update`-th from 0. A loss or
+    /// update that is not finite leaves the state unchanged.
     fn descend(
         &self,
         state: &mut State,
+        update: usize,
         mut loss: impl FnMut(&[Tensor<2>]) -> Result<Tensor<1>>,
     ) -> Result<()> {
         let (mut tokens, mut moments, mut loss_scale) = (
@@ -331,7 +353,7 @@ impl<'a> Run<'a> {
         })?;
         for (number, gradient) in gradients.into_iter().enumerate() {
             let (parameter, moments) = (tokens[number].clone(), &mut moments[number]);
-            let updated = (self.optimiser).step(parameter, gradient, moments, state.step);
+            let updated = (self.optimiser).step(parameter, gradient, moments, update);
             // A second moment that overflows would freeze the tokens.
             let overflows = moments.second.clone().sum() * 0.0;
             tokens[number] = bounded(updated, self.bounds[number]);
@@ -363,7 +385,7 @@ impl<'a> Run<'a> {
         let (mut sum, mut count) = (0.0, 0.0);
         for draws in &self.selection {
             let weight = draws.timesteps.len() as f32;
-            let objective = self.objective(self.pairs, draws, &state.tokens)?;
+            let objective = self.objective(&self.clip, self.pairs, draws, &state.tokens)?;
             sum += objective.terms().total * weight;
             count += weight;
         }

@@ -1,6 +1,8 @@
 //! The losses of the method, as pure functions of the difference tokens.
 
 use burn::tensor::{DType, Tensor, TensorData};
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
 
 use crate::diffusion::joint_space::JointSpace;
 use crate::diffusion::pipeline::Pipeline;
@@ -177,7 +179,7 @@ pub fn token_consistency(
 /// It is the mean of `1 − cos(E_T([P, ±D̃]) − E_T([P]), ±delta)`, with unit-norm features, over the prompts
 /// read. [`ClipReading::Prompts`], ours, compares a difference of features with a difference of
 /// features: it reads `[P_A, +D̃]` and, unless [`LearnConfig::consistency`] is off,
-/// `[P_A′, −D̃]` of every pair. [`ClipReading::Alone`] is the paper's
+/// `[P_A′, −D̃]` of every pair, and in each step [thinned copies](Self::with_thinned) of both. [`ClipReading::Alone`] is the paper's
 /// `1 − cos(E_T([D̃]), delta)`: P is empty, and its own features are not subtracted.
 #[derive(Debug)]
 pub struct ClipLoss<'a> {
@@ -186,8 +188,9 @@ pub struct ClipLoss<'a> {
 }
 
 /// A prompt that the CLIP loss reads.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Reading {
+    prompt: Prompt,
     /// Its start and words.
     beginning: Beginning,
     /// The features to subtract: those without difference tokens, [1, e] of unit norm, or
@@ -197,6 +200,33 @@ struct Reading {
     deltas: Tensor<2>,
     /// +1 if the difference is added, −1 if it is subtracted.
     sign: f64,
+}
+
+impl Reading {
+    /// A prompt with room for difference tokens, whose own features are subtracted.
+    fn of(
+        joint: &JointSpace,
+        prompt: Prompt,
+        num_tokens: usize,
+        deltas: Tensor<2>,
+        sign: f64,
+    ) -> Result<Self> {
+        let beginning = joint.read(&prompt, num_tokens)?;
+        let without = Some(unit(joint.text_encoder().features(&beginning, None)?));
+        Ok(Self {
+            prompt,
+            beginning,
+            without,
+            deltas,
+            sign,
+        })
+    }
+
+    /// The same without some of its words.
+    fn thinned(&self, joint: &JointSpace, num_tokens: usize, rng: &mut ChaCha8Rng) -> Result<Self> {
+        let prompt = self.prompt.filtered(|| rng.random());
+        Self::of(joint, prompt, num_tokens, self.deltas.clone(), self.sign)
+    }
 }
 
 impl<'a> ClipLoss<'a> {
@@ -220,11 +250,11 @@ impl<'a> ClipLoss<'a> {
                 Ok(Tensor::from_data(data, (joint.device(), DType::F32)))
             })
             .collect::<Result<Vec<Tensor<2>>>>()?;
-        let read = |prompt: &Prompt| joint.read(prompt, config.num_tokens);
         let mut readings = Vec::new();
         match config.clip_reading {
             ClipReading::Alone => readings.push(Reading {
-                beginning: read(&Prompt::default())?,
+                prompt: Prompt::default(),
+                beginning: joint.read(&Prompt::default(), config.num_tokens)?,
                 without: None,
                 deltas: Tensor::cat(deltas, 0),
                 sign: 1.0,
@@ -234,19 +264,34 @@ impl<'a> ClipLoss<'a> {
                     let sides = [(&pair.prompt_a, 1.0), (&pair.prompt_a_prime, -1.0)];
                     let sides = sides.into_iter().take(1 + usize::from(config.consistency));
                     for (words, sign) in sides {
-                        let beginning = read(words.prompt())?;
-                        let features = joint.text_encoder().features(&beginning, None)?;
-                        readings.push(Reading {
-                            beginning,
-                            without: Some(unit(features)),
-                            deltas: delta.clone() * sign,
-                            sign,
-                        });
+                        let (prompt, deltas) = (words.prompt().clone(), delta.clone() * sign);
+                        let reading = Reading::of(joint, prompt, config.num_tokens, deltas, sign)?;
+                        readings.push(reading);
                     }
                 }
             }
         }
         Ok(Self { joint, readings })
+    }
+
+    /// The same loss, which also reads [`LearnConfig::clip_thinned`] copies of each prompt, each word of which is
+    /// left out with probability ½. Tokens that only fit the prompts of A and A′ say less after another prompt.
+    ///
+    /// # Errors
+    /// As [`JointSpace::read`].
+    pub fn with_thinned(&self, config: &LearnConfig, rng: &mut ChaCha8Rng) -> Result<Self> {
+        let mut readings = self.readings.clone();
+        if config.clip_reading == ClipReading::Prompts {
+            for reading in &self.readings {
+                for _ in 0..config.clip_thinned {
+                    readings.push(reading.thinned(self.joint, config.num_tokens, rng)?);
+                }
+            }
+        }
+        Ok(Self {
+            joint: self.joint,
+            readings,
+        })
     }
 
     /// The loss `[1]` of difference tokens, one [n, d] per text encoder of the pipeline.

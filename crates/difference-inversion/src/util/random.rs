@@ -33,6 +33,8 @@ pub enum Purpose {
     Order = 7,
     /// Resamples and flipped signs of the statistics of an evaluation.
     Statistics = 8,
+    /// Words left out of what the CLIP loss reads, by update.
+    Thin = 9,
 }
 
 /// The generator for one purpose at one step.

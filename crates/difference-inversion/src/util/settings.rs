@@ -34,6 +34,9 @@ macro_rules! about {
     (clip_first) => {
         "Before these steps, make N on the CLIP loss alone; they need no denoiser"
     };
+    (clip_thinned) => {
+        "Copies of each prompt, with half of its words left out, that the CLIP loss reads too"
+    };
     (learning_rate) => {
         "AdamW's learning rate"
     };

@@ -486,6 +486,8 @@ pub(crate) struct LearnFlags {
     steps: Option<usize>,
     #[arg(long, help = about!(clip_first), value_name = "N", hide_short_help = true)]
     clip_first: Option<usize>,
+    #[arg(long, help = about!(clip_thinned), value_name = "N", hide_short_help = true)]
+    clip_thinned: Option<usize>,
     #[arg(long, help = about!(num_tokens), value_name = "N", hide_short_help = true)]
     num_tokens: Option<usize>,
     #[arg(long, help = about!(learning_rate), value_name = "RATE", hide_short_help = true, value_parser = finite)]

@@ -44,8 +44,12 @@ pub struct LearnConfig {
     pub steps: usize,
     #[doc = about!(clip_first)]
     ///
-    /// D̃ then starts where they lead; the optimiser's moments start anew.
+    /// The optimiser's moments stay for the steps that follow.
     pub clip_first: usize,
+    #[doc = about!(clip_thinned)]
+    ///
+    /// Drawn anew in each step.
+    pub clip_thinned: usize,
     #[doc = about!(learning_rate)]
     pub learning_rate: f64,
     #[doc = about!(weight_decay)]
@@ -109,6 +113,7 @@ impl Default for LearnConfig {
             num_tokens: 10,
             steps: 1000,
             clip_first: 0,
+            clip_thinned: 0,
             learning_rate: 1e-3,
             weight_decay: 0.01,
             lambda_mse: 4.0,
@@ -147,6 +152,7 @@ impl LearnConfig {
     /// The settings that have no effect with the other settings.
     pub fn unread(&self) -> Vec<Unread> {
         let clip = self.lambda_clip > 0.0;
+        let prompts = clip && self.clip_reading == ClipReading::Prompts;
         let interpolated = clip && self.delta == DeltaMode::Interpolated;
         let judged = self.select_every > 0;
         Unread::among([
@@ -158,6 +164,11 @@ impl LearnConfig {
             ("delta", clip, "a CLIP loss: its weight is 0"),
             ("clip_reading", clip, "a CLIP loss: its weight is 0"),
             ("clip_first", clip, "a CLIP loss: its weight is 0"),
+            (
+                "clip_thinned",
+                prompts,
+                "a CLIP loss that reads the `prompts`",
+            ),
             (
                 "lambda_before",
                 self.consistency && self.lambda_mse > 0.0,
