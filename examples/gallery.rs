@@ -7,7 +7,8 @@
 //!
 //! Every picture comes from a command that a user can type; this program only runs them, with seed 0, and lays the
 //! results out. Analogies in `gallery` are picked, one for each attribute of the demo world. Those in `compared` and
-//! `losses` are the first six of the validation suite as `dinv eval run --limit 6` takes them.
+//! `losses` are the first six of the validation suite as `dinv eval run --limit 6` takes them, learned as docs/study.md
+//! did (`demo/benchmark/study.toml`).
 
 #![expect(clippy::print_stdout, reason = "the files are the result")]
 

@@ -215,7 +215,7 @@ fn every_variant_of_the_benchmark_is_a_method() {
     for (text, count) in [
         (include_str!("../../../demo/benchmark/tuning.toml"), 58),
         (include_str!("../../../demo/benchmark/tuned.toml"), 4),
-        (include_str!("../../../demo/benchmark/study.toml"), 34),
+        (include_str!("../../../demo/benchmark/study.toml"), 40),
     ] {
         let variants = variants(text);
         assert_eq!(variants.len(), count);
