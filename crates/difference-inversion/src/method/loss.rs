@@ -179,8 +179,9 @@ pub fn token_consistency(
 /// It is the mean of `1 − cos(E_T([P, ±D̃]) − E_T([P]), ±delta)`, with unit-norm features, over the prompts
 /// read. [`ClipReading::Prompts`], ours, compares a difference of features with a difference of
 /// features: it reads `[P_A, +D̃]` and, unless [`LearnConfig::consistency`] is off,
-/// `[P_A′, −D̃]` of every pair, and in each step [thinned copies](Self::with_thinned) of both. [`ClipReading::Alone`] is the paper's
-/// `1 − cos(E_T([D̃]), delta)`: P is empty, and its own features are not subtracted.
+/// `[P_A′, −D̃]` of every pair, and in each step [thinned copies](Self::with_thinned) of both.
+/// [`ClipReading::Alone`] is the paper's `1 − cos(E_T([D̃]), delta)`: P is empty, and its own features are not
+/// subtracted.
 #[derive(Debug)]
 pub struct ClipLoss<'a> {
     joint: &'a JointSpace,
