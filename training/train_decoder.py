@@ -60,8 +60,8 @@ def sharpness(pictures: np.ndarray | torch.Tensor) -> np.ndarray:
 
 
 def quality(vae: AutoencoderKL, pictures: np.ndarray, scenes) -> dict:
-    """PSNR in dB, the same of 2x2 grids of a quarter of the pictures, and the sharpness of reconstructions over that of the pictures: the mean, and the mean
-    for the worst value of each attribute."""
+    """PSNR in dB, the same of 2x2 grids of a quarter of the pictures, and the sharpness of reconstructions over
+    that of the pictures: the mean, and the mean for the worst value of each attribute."""
     made = round_trip(vae, pictures)
     ratio = sharpness(made) / sharpness(pictures)
     worst = {}
