@@ -1,12 +1,14 @@
 """Writes the benchmark's demo suites: folders of pictures and a manifest that any tool can read.
 
     python suite.py --out ../demo/benchmark
+    python suite.py --out half --captions half
 
 `test` is for the last measurement alone; everything is tuned on `validation`. B' is a held-out
 combination of object, colour and ground, A and A' are not, and A differs from B in everything that
 the edit leaves alone. Every kind of edit occurs equally often, every pair of kinds as well, and
 every prefix of the manifest is as balanced as it can be. `validation` was extended after its first 92
-analogies, which stayed as they were.
+analogies, which stayed as they were. With `--captions half`, the captions of an analogy name four of the eight
+attributes, the same four for all of its pictures: half of all edits are not in the captions.
 """
 
 import argparse
@@ -50,13 +52,15 @@ def order(counts: tuple[int, int]) -> list[tuple[str, ...]]:
     return [k for _, k in sorted(timed, key=lambda entry: entry[0])]
 
 
-def write(out: pathlib.Path, split: str):
+def write(out: pathlib.Path, split: str, captions: str):
     rng = random.Random(SEEDS[split])
+    told = random.Random(SEEDS[split])
     out.mkdir(parents=True, exist_ok=True)
     rows = []
     for number, kinds in enumerate(kinds for counts in COUNTS[split] for kinds in order(counts)):
         scenes = analogy(rng, kinds, split)
         name = f"{number:03}"
+        named = {"full": KINDS, "half": tuple(told.sample(KINDS, len(KINDS) // 2))}[captions]
         (out / name).mkdir(exist_ok=True)
         for cell in CELLS:
             render(scenes[cell]).save(out / name / f"{cell}.png", optimize=True)
@@ -64,13 +68,13 @@ def write(out: pathlib.Path, split: str):
             "name": name,
             "kind": "+".join(kinds),
             **{cell: f"{name}/{cell}.png" for cell in CELLS},
-            "captions": {cell: caption(scenes[cell]) for cell in CELLS},
+            "captions": {cell: caption(scenes[cell], named) for cell in CELLS},
             "instruction": instruction(None, scenes["a"], scenes["a_prime"]),
             "attributes": {cell: {kind: getattr(scenes[cell], kind) for kind in KINDS} for cell in CELLS},
         })
     (out / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     about = {
-        "name": "demo", "version": VERSIONS[split], "split": split, "seed": SEEDS[split], "analogies": len(rows), "size": SIZE,
+        "name": {"full": "demo", "half": "demo-half-captions"}[captions], "version": VERSIONS[split], "split": split, "seed": SEEDS[split], "analogies": len(rows), "size": SIZE,
         "license": "MIT OR Apache-2.0", "credit": "Drawn by training/world.py of Difference Inversion.",
         "attributes": ATTRIBUTES,
     }
@@ -81,9 +85,10 @@ def write(out: pathlib.Path, split: str):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=pathlib.Path, default=FOLDER)
+    parser.add_argument("--captions", choices=("full", "half"), default="full")
     args = parser.parse_args()
     for split in COUNTS:
-        write(args.out / split, split)
+        write(args.out / split, split, args.captions)
 
 
 if __name__ == "__main__":

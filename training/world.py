@@ -388,13 +388,14 @@ FRAGMENT = {
 }
 
 
-def caption(scene: Scene) -> str:
-    """The canonical full caption; what the captioner is taught to say."""
-    s = SENTENCE
-    return (
-        f"a {scene.size} {scene.color} {scene.object} {s['place'][scene.place][0]} {s['ground'][scene.ground][0]} "
-        f"{s['sky'][scene.sky][0]} {s['extra'][scene.extra][0]}, {s['style'][scene.style][0]}"
-    )
+def caption(scene: Scene, named: tuple[str, ...] = KINDS) -> str:
+    """The canonical caption of the attributes `named`; of all of them, it is what the captioner is taught to say."""
+    said = {kind: SENTENCE[kind][getattr(scene, kind)][0] if kind in SENTENCE else getattr(scene, kind) for kind in named}
+    noun = [said[kind] for kind in ("size", "color", "object") if kind in said]
+    if noun:
+        noun = ["a", *noun] + ([] if "object" in said else ["thing"])
+    text = " ".join(noun + [said[kind] for kind in ("place", "ground", "sky", "extra") if kind in said])
+    return ", ".join(part for part in (text, said.get("style")) if part)
 
 
 def word(kind: str, value: str) -> str:
