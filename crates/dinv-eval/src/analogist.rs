@@ -21,7 +21,7 @@ use difference_inversion::util::arrays::Arrays;
 use difference_inversion::util::progress::{self, Observer, Stage};
 use difference_inversion::util::settings::Checks;
 use difference_inversion::{Error, Result};
-use image::{GenericImageView, Rgb, RgbImage, imageops};
+use image::{Rgb, RgbImage, imageops};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -218,9 +218,9 @@ impl Method for Analogist {
         };
         let start = regenerate::sdedit(pipeline, pipeline.encode_image(&picture), &solver, &noised);
         let latents = guide::denoise(pipeline, &guide, &mut solver, start, seed, observer)?;
-        let drawn = pipeline.decode(latents)?;
-        let [x, y] = [width, height].map(|side| side.div_euclid(2));
-        let cell = drawn.view(x, y, width - x, height - y).to_image();
+        let [_, channels, rows, columns] = latents.dims();
+        let cell = latents.slice([0..1, 0..channels, rows / 2..rows, columns / 2..columns]);
+        let cell = pipeline.decode(cell)?;
         // The size of the model's pictures whatever the size of B, as in other methods.
         let [height, width] = self.models.pipeline().resolution();
         Ok(resize(&cell, width, height, Filter::Bicubic))

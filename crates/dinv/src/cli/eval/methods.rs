@@ -58,14 +58,24 @@ fn unknown_method(name: &str, variants: &[Variant]) -> Failure {
         .hint(format!("there are {}", names.join(", ")))
 }
 
-/// Reads a file of variants.
+/// Reads a file of variants. What stands above its first section holds for every variant that does not set it.
 fn read_variants(path: &Path) -> anyhow::Result<Vec<Variant>> {
     let wrong = |reason: &str| Failure::usage(format!("{}: {reason}", path.display()));
     let text = fs::read_to_string(path).map_err(Error::io(path))?;
-    let sections: BTreeMap<String, Map<String, Value>> =
+    let entries: BTreeMap<String, Value> =
         toml::from_str(&text).map_err(|error| wrong(error.to_string().trim_end()))?;
+    let mut shared = Map::new();
+    let mut sections = Vec::new();
+    for (name, value) in entries {
+        match value {
+            Value::Object(own) => sections.push((name, own)),
+            value => drop(shared.insert(name, value)),
+        }
+    }
     let mut variants = Vec::new();
-    for (name, mut settings) in sections {
+    for (name, own) in sections {
+        let mut settings = shared.clone();
+        settings.extend(own);
         Folder::check_method_name(&name).map_err(|error| wrong(&error.to_string()))?;
         if name == ALL {
             return Err(wrong("[all]: `all` stands for every method").into());
@@ -137,6 +147,8 @@ pub(super) fn records(
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -168,5 +180,28 @@ mod tests {
             error.contains("means every method and cannot be combined"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn settings_above_the_sections_hold_for_all() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("v.toml");
+        let text = "steps = 5\nalpha = 0.5\n[image-delta]\n[long]\nmethod = 'no-clip'\nsteps = 9\n";
+        fs::write(&path, text).unwrap();
+        let read = read_variants(&path).unwrap();
+        let found: Vec<_> = (read.into_iter())
+            .map(|one| (one.name, one.method, Value::Object(one.settings)))
+            .collect();
+        let expected = [
+            (
+                "image-delta",
+                "image-delta",
+                json!({ "steps": 5, "alpha": 0.5 }),
+            ),
+            ("long", "no-clip", json!({ "steps": 9, "alpha": 0.5 })),
+        ];
+        let expected =
+            expected.map(|(name, method, settings)| (name.into(), method.into(), settings));
+        assert_eq!(found, expected);
     }
 }

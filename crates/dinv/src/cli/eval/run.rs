@@ -51,7 +51,8 @@ is a built-in method, everything else a setting of it, named as in a --config
 file:
   [alpha-0]
   method = \"difference-inversion\"
-  alpha = 0.0")]
+  alpha = 0.0
+Settings above the first section hold for every variant.")]
 pub(super) struct RunArgs {
     #[command(flatten)]
     suite: SuiteFlag,
