@@ -51,7 +51,8 @@ fn run() {
         learn: LearnConfig {
             steps: WARM_UP + REPEATS,
             num_tokens: 4,
-            learning_rate: 0.01,
+            clip_first: 0, // steps of the whole loss alone
+            clip_thinned: 0,
             samples_per_step: 2,
             select_every: 0, // steps alone
             ..LearnConfig::default()

@@ -97,6 +97,15 @@ pub fn learn(
     pipeline.check_words_alone()?;
     let mut config = config.clone();
     if config.learn.lambda_clip > 0.0 && !pipeline.family().has_joint_space() {
+        if config.learn.lambda_mse == 0.0 {
+            return Err(Error::Setting {
+                name: "lambda_mse",
+                expected: "above 0, as nothing else is in the loss: the model's text encoders have no joint space with \
+                           pictures, so that there is no CLIP loss"
+                    .to_owned(),
+                found: "0".to_owned(),
+            });
+        }
         config.learn.lambda_clip = 0.0;
         let notice = "the model's text encoders have no joint space with pictures: there is no CLIP \
                       loss, and `lambda_clip` counts as 0";

@@ -17,7 +17,9 @@ use burn::tensor::{DType, Tensor};
 pub use self::adamw::{AdamW, Moments};
 pub use self::checkpoint::losses as losses_of_checkpoint;
 use self::checkpoint::{Best, State};
-pub use self::config::{ClipReading, Initialisation, LearnConfig};
+pub use self::config::{
+    ClipReading, Initialisation, LearnConfig, RELATIVE_LEARNING_RATE, Schedule,
+};
 use self::draws::{Drawn, Source, augmented};
 use self::identity::Identity;
 pub use self::records::{Draws, Records, Replay, Trace};
@@ -119,9 +121,8 @@ struct Run<'a> {
     source: Source,
     /// The fixed set on which tokens are judged.
     selection: Vec<Draws>,
-    optimiser: AdamW,
-    /// Bound on the norm of each token, for each text encoder.
-    bounds: Vec<Option<f64>>,
+    /// How the tokens of each text encoder are moved.
+    movers: Vec<Mover>,
 }
 
 impl<'a> Run<'a> {
@@ -176,8 +177,8 @@ impl<'a> Run<'a> {
         let clip = (joints.iter().enumerate())
             .map(|(number, joint)| ClipLoss::new(joint, number, pairs, config))
             .collect::<Result<_>>()?;
-        let bounds = (pipeline.learned_encoders().iter())
-            .map(|encoder| Some(config.max_norm? * median_norm(encoder.own_table())))
+        let movers = (pipeline.learned_encoders().iter())
+            .map(|encoder| Mover::new(&Vocabulary::of(&encoder.own_table()), config))
             .collect();
         Ok(Self {
             pipeline,
@@ -188,8 +189,7 @@ impl<'a> Run<'a> {
             clip,
             source,
             selection,
-            optimiser: AdamW::new(config.learning_rate, config.weight_decay),
-            bounds,
+            movers,
         })
     }
 
@@ -351,12 +351,14 @@ impl<'a> Run<'a> {
             self.check_finite(host(loss.clone().inner())[0], state)?;
             Ok(loss)
         })?;
+        let step = update.saturating_sub(self.led());
+        let share = (self.config.learning_rate_schedule).share(step, self.config.steps);
         for (number, gradient) in gradients.into_iter().enumerate() {
             let (parameter, moments) = (tokens[number].clone(), &mut moments[number]);
-            let updated = (self.optimiser).step(parameter, gradient, moments, update);
+            let mover = &self.movers[number];
+            tokens[number] = mover.step(parameter, gradient, moments, (update, share));
             // A second moment that overflows would freeze the tokens.
             let overflows = moments.second.clone().sum() * 0.0;
-            tokens[number] = bounded(updated, self.bounds[number]);
             let sum = tokens[number].clone().sum() + overflows;
             self.check_finite(host(sum)[0], state)?;
         }
@@ -462,11 +464,67 @@ fn bounded(tokens: Tensor<2>, bound: Option<f64>) -> Tensor<2> {
     tokens * scale
 }
 
-/// The median norm of the rows of a table.
-fn median_norm(table: Tensor<2>) -> f64 {
-    let mut norms = host(table.cast(DType::F32).powi_scalar(2).sum_dim(1).sqrt());
-    norms.sort_by(f32::total_cmp);
-    norms.get(norms.len() >> 1).copied().map_or(0.0, f64::from)
+/// How large the token embeddings of a text encoder are.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Vocabulary {
+    /// The root mean square of their coordinates.
+    root_mean_square: f64,
+    /// The median of their norms.
+    median_norm: f64,
+}
+
+impl Vocabulary {
+    /// Of a table [vocabulary, d], a part at a time: some have a billion numbers.
+    fn of(table: &Tensor<2>) -> Self {
+        const ROWS: usize = 4096;
+        let [rows, width] = table.dims();
+        let mut norms = Vec::with_capacity(rows);
+        for start in (0..rows).step_by(ROWS) {
+            let part = table.clone().slice([start..rows.min(start + ROWS)]);
+            norms.extend(host(part.cast(DType::F32).powi_scalar(2).sum_dim(1).sqrt()));
+        }
+        let squares: f64 = norms.iter().map(|norm| f64::from(*norm).powi(2)).sum();
+        norms.sort_by(f32::total_cmp);
+        Self {
+            root_mean_square: (squares / (rows * width).max(1) as f64).sqrt(),
+            median_norm: norms.get(norms.len() >> 1).copied().map_or(0.0, f64::from),
+        }
+    }
+}
+
+/// How the tokens of a text encoder are moved.
+#[derive(Debug)]
+struct Mover {
+    optimiser: AdamW,
+    /// The bound on the norm of each token.
+    bound: Option<f64>,
+}
+
+impl Mover {
+    fn new(vocabulary: &Vocabulary, config: &LearnConfig) -> Self {
+        let usual = RELATIVE_LEARNING_RATE * vocabulary.root_mean_square;
+        let learning_rate = config.learning_rate.unwrap_or(usual);
+        Self {
+            optimiser: AdamW::new(learning_rate, config.weight_decay),
+            bound: config.max_norm.map(|norms| norms * vocabulary.median_norm),
+        }
+    }
+
+    /// One update with a share of the learning rate; updates count from 0.
+    fn step(
+        &self,
+        tokens: Tensor<2>,
+        gradient: Tensor<2>,
+        moments: &mut Moments<2>,
+        (update, share): (usize, f64),
+    ) -> Tensor<2> {
+        let optimiser = AdamW {
+            learning_rate: self.optimiser.learning_rate * share,
+            ..self.optimiser
+        };
+        let moved = optimiser.step(tokens, gradient, moments, update);
+        bounded(moved, self.bound)
+    }
 }
 
 /// The name of text encoder `number`'s array: `name` for the first, then `name.1`.

@@ -42,8 +42,8 @@ pub fn finite(loss: &Tensor<1>, step: usize) -> Result<f64> {
 pub struct Objective {
     /// The sum to minimise.
     pub total: Tensor<1>,
-    /// L_after.
-    pub after: Tensor<1>,
+    /// L_after, if used.
+    pub after: Option<Tensor<1>>,
     /// L_before, if used.
     pub before: Option<Tensor<1>>,
     /// The mean of L_CLIP over the joint spaces, if used.
@@ -54,12 +54,9 @@ impl Objective {
     /// The values, fetched from the device at once.
     pub fn terms(&self) -> LossTerms {
         let zero = self.total.zeros_like();
-        let [before, clip] =
-            [&self.before, &self.clip].map(|term| term.as_ref().unwrap_or(&zero).clone());
-        let terms = Tensor::cat(
-            vec![self.total.clone(), self.after.clone(), before, clip],
-            0,
-        );
+        let [after, before, clip] = [&self.after, &self.before, &self.clip]
+            .map(|term| term.as_ref().unwrap_or(&zero).clone());
+        let terms = Tensor::cat(vec![self.total.clone(), after, before, clip], 0);
         match host(terms.inner())[..] {
             [total, after, before, clip] => LossTerms {
                 total,
@@ -75,7 +72,7 @@ impl Objective {
     }
 }
 
-/// The loss to minimise: `λ_mse (L_after + λ_before L_before) + λ_clip L_CLIP`.
+/// The loss to minimise: `λ_mse (L_after + λ_before L_before) + λ_clip L_CLIP`. A term of weight 0 is not computed.
 ///
 /// # Shapes
 /// As for [`token_consistency`]; `clip` has the CLIP loss of each joint space, and L_CLIP is their mean.
@@ -90,25 +87,29 @@ pub fn objective(
     difference: &[Tensor<2>],
     config: &LearnConfig,
 ) -> Result<Objective> {
-    let Consistency { after, before } =
-        token_consistency(pipeline, pairs, draws, difference, config.explains_before())?;
-    let mut explained = after.clone();
-    if let Some(before) = &before {
-        explained = explained + before.clone() * config.lambda_before;
+    let (mut terms, mut after, mut before) = (Vec::new(), None, None);
+    if config.lambda_mse > 0.0 {
+        let of_pairs =
+            token_consistency(pipeline, pairs, draws, difference, config.explains_before())?;
+        terms.push(of_pairs.after.clone() * config.lambda_mse);
+        if let Some(before) = &of_pairs.before {
+            terms.push(before.clone() * (config.lambda_mse * config.lambda_before));
+        }
+        (after, before) = (Some(of_pairs.after), of_pairs.before);
     }
-    let mut total = explained * config.lambda_mse;
-    let clip = match config.lambda_clip > 0.0 {
-        true => Some(self::clip(clip, difference)?),
-        false => None,
-    };
-    if let Some(clip) = &clip {
-        total = total + clip.clone() * config.lambda_clip;
+    let mut clip_loss = None;
+    if config.lambda_clip > 0.0 {
+        let loss = self::clip(clip, difference)?;
+        terms.push(loss.clone() * config.lambda_clip);
+        clip_loss = Some(loss);
     }
+    let total = (terms.into_iter().reduce(|sum, term| sum + term))
+        .ok_or_else(|| Error::invalid_input("nothing is in the loss: all weights are 0"))?;
     Ok(Objective {
         total,
         after,
         before,
-        clip,
+        clip: clip_loss,
     })
 }
 

@@ -40,6 +40,9 @@ macro_rules! about {
     (learning_rate) => {
         "AdamW's learning rate"
     };
+    (learning_rate_schedule) => {
+        "How the learning rate falls from the first step to the last"
+    };
     (alpha) => {
         "Interpolation from the image delta (0) to the text delta (1)"
     };
@@ -197,13 +200,6 @@ impl Checks {
     #[must_use]
     pub fn at_least_1(self, name: &'static str, found: usize) -> Self {
         self.that(name, found > 0, "at least 1", found)
-    }
-
-    /// Checks for a finite number above 0.
-    #[must_use]
-    pub fn positive(self, name: &'static str, found: f64) -> Self {
-        let holds = found > 0.0 && found.is_finite();
-        self.that(name, holds, "a positive number", found)
     }
 
     /// Checks for a learning rate: above 0, and too small to move a token out of every vocabulary in one step.

@@ -339,7 +339,7 @@ fn example() -> Example {
 fn config() -> AnalogyConfig {
     let mut config = AnalogyConfig::default().with_seed(3);
     config.learn.steps = 60;
-    config.learn.learning_rate = 0.02;
+    config.learn.learning_rate = Some(0.02);
     config.learn.num_tokens = 3;
     config.learn.select_every = 20;
     config.generate.num_inference_steps = 10;

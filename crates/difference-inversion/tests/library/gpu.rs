@@ -16,7 +16,7 @@ use difference_inversion::method::analogy::{self, Example};
 use difference_inversion::method::generate;
 use difference_inversion::method::generate::Inputs;
 use difference_inversion::method::generate_config::AnalogyConfig;
-use difference_inversion::method::learn::{LearnConfig, Records};
+use difference_inversion::method::learn::{LearnConfig, Records, Schedule};
 use difference_inversion::models::denoiser::Memory;
 use difference_inversion::models::feature_map::{Conv2d, GroupNorm, resize_nearest};
 use difference_inversion::models::layers::{
@@ -109,7 +109,12 @@ fn learning_gives_the_tokens_of_the_cpu() {
             learn: LearnConfig {
                 num_tokens: 3,
                 steps: 3,
-                learning_rate: 1e-2,
+                clip_first: 0,
+                clip_thinned: 0,
+                learning_rate: Some(1e-2),
+                learning_rate_schedule: Schedule::Constant,
+                lambda_clip: 0.1,
+                max_norm: None,
                 samples_per_step: 2,
                 select_every: 0,
                 ..LearnConfig::default()

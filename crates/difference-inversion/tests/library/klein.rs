@@ -371,7 +371,7 @@ fn tokens_start_with_the_spread_of_the_vocabulary() {
         let mut config = short_analogy();
         config.learn.steps = 1;
         config.learn.select_every = 0;
-        config.learn.learning_rate = 1e-9;
+        config.learn.learning_rate = Some(1e-9);
         config.learn.num_tokens = 40;
         config.learn.initialisation = initialisation;
         let examples = [example_in("klein")];

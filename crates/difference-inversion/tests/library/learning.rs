@@ -10,7 +10,7 @@ use difference_inversion::method::analogy;
 use difference_inversion::method::delta::DeltaMode;
 use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::method::learn::{
-    self, ClipReading, Draws, Initialisation, LearnConfig, Outcome, Pair, Records,
+    self, ClipReading, Draws, Initialisation, LearnConfig, Outcome, Pair, Records, Schedule,
 };
 use difference_inversion::method::loss::{self, ClipLoss};
 use difference_inversion::models::denoiser::Memory;
@@ -32,7 +32,12 @@ pub(crate) fn config() -> LearnConfig {
     LearnConfig {
         num_tokens: 3,
         steps: 12,
-        learning_rate: 1e-2,
+        clip_first: 0,
+        clip_thinned: 0,
+        learning_rate: Some(1e-2),
+        learning_rate_schedule: Schedule::Constant,
+        lambda_clip: 0.1,
+        max_norm: None,
         samples_per_step: 2,
         select_every: 4,
         select_samples: 3,
@@ -348,6 +353,9 @@ fn a_stopped_run_goes_on_to_the_same_result_as_one_never_stopped() {
         jitter: 1,
         initialisation: Initialisation::Random,
         max_norm: Some(2.0),
+        clip_first: 2,
+        clip_thinned: 1,
+        learning_rate_schedule: Schedule::Linear,
         ..config()
     };
     let whole = run(&models, &pair, &config, &Records::default()).unwrap();
@@ -380,17 +388,48 @@ fn a_stopped_run_goes_on_to_the_same_result_as_one_never_stopped() {
     assert_eq!(whole.history, resumed.history);
     assert_eq!(whole.best_step, resumed.best_step);
 
-    let other = LearnConfig {
+    let other_alpha = LearnConfig {
         alpha: 0.2,
+        ..config.clone()
+    };
+    // The learning rate of the first steps was another.
+    let more_steps = LearnConfig {
+        steps: 20,
         ..config
     };
-    let message = run(&models, &pair, &other, &records)
-        .unwrap_err()
-        .to_string();
-    assert!(
-        message.contains("its `alpha` is 0.8, this run's 0.2"),
-        "{message}"
-    );
+    for (other, expected) in [
+        (other_alpha, "its `alpha` is 0.8, this run's 0.2"),
+        (more_steps, "its `steps` is 12, this run's 20"),
+    ] {
+        let error = run(&models, &pair, &other, &records).unwrap_err();
+        let message = error.to_string();
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
+fn with_a_constant_learning_rate_a_run_can_be_made_longer() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = folder.path().join("checkpoint.safetensors");
+    let models = models();
+    let pair = pair(&models, 3);
+    let of = |steps| LearnConfig {
+        steps,
+        select_every: 0,
+        ..config()
+    };
+    let records = Records {
+        checkpoint: Some(checkpoint.clone()),
+        ..Records::default()
+    };
+    run(&models, &pair, &of(4), &records).unwrap();
+    let records = Records {
+        resume: Some(checkpoint),
+        ..Records::default()
+    };
+    let longer = run(&models, &pair, &of(9), &records).unwrap();
+    let whole = run(&models, &pair, &of(9), &Records::default()).unwrap();
+    assert_eq!(tokens(&whole), tokens(&longer));
 }
 
 #[test]
@@ -436,7 +475,7 @@ fn the_best_tokens_are_chosen_on_the_fixed_set() {
     );
     // Steps too small to change a number never improve anything.
     let patient = LearnConfig {
-        learning_rate: 1e-20,
+        learning_rate: Some(1e-20),
         select_every: 1,
         patience: Some(2),
         ..config
@@ -480,6 +519,48 @@ fn the_clip_loss_leads_the_first_tokens_without_the_denoiser() {
         ..first.clone()
     };
     assert_eq!(learn(&no_clip(5)).history, learn(&no_clip(0)).history);
+}
+
+#[test]
+fn a_loss_without_weight_is_not_computed() {
+    let models = models();
+    let mut pair = pair(&models, 3);
+    // The denoiser would answer with NaN.
+    pair.latents_a_prime = pair.latents_a_prime.mul_scalar(f32::NAN);
+    let clip_alone = LearnConfig {
+        lambda_mse: 0.0,
+        ..config()
+    };
+    let outcome = run(&models, &pair, &clip_alone, &Records::default()).unwrap();
+    assert_eq!(outcome.history.len(), 12);
+    for terms in &outcome.history {
+        assert_eq!((terms.after, terms.before), (0.0, 0.0));
+        assert!(terms.clip > 0.0);
+    }
+}
+
+/// AdamW's first step is the learning rate in every coordinate. By default that is a share of how large the
+/// coordinates of words are.
+#[test]
+fn the_default_learning_rate_follows_the_vocabulary() {
+    let models = models();
+    let pair = pair(&models, 3);
+    let first_step = LearnConfig {
+        steps: 1,
+        learning_rate: None,
+        weight_decay: 0.0,
+        select_every: 0,
+        ..config()
+    };
+    let learned = tokens(&run(&models, &pair, &first_step, &Records::default()).unwrap());
+    let table = values(models.pipeline().text_encoders()[0].token_table());
+    let root_mean_square = norm(&table) / (table.len() as f32).sqrt();
+    let largest = learned.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+    let expected = 0.45 * root_mean_square;
+    assert!(
+        (largest / expected - 1.0).abs() < 1e-3,
+        "{largest} is not {expected}"
+    );
 }
 
 #[test]
@@ -662,7 +743,7 @@ fn tokens_stay_within_their_bound() {
     let models = models();
     let pair = pair(&models, 3);
     let config = LearnConfig {
-        learning_rate: 1.0,
+        learning_rate: Some(1.0),
         max_norm: Some(0.5),
         ..config()
     };

@@ -183,7 +183,13 @@ fn an_analogy_goes_through_all_its_stages() {
     )
     .unwrap();
     stages.dedup();
-    assert_eq!(stages, [Stage::Learn, Stage::Invert, Stage::Generate]);
+    let expected = [
+        Stage::LearnClip,
+        Stage::Learn,
+        Stage::Invert,
+        Stage::Generate,
+    ];
+    assert_eq!(stages, expected);
     assert_eq!(learned.history.len(), 3);
     assert_eq!(learned.captions[0][0], "a red house");
     assert_eq!(applied.b_prime.dimensions(), (32, 32));

@@ -243,6 +243,8 @@ pub(crate) fn short_analogy() -> AnalogyConfig {
         learn: LearnConfig {
             num_tokens: 2,
             steps: 3,
+            clip_first: 2,
+            learning_rate: Some(1e-3),
             ..LearnConfig::default()
         },
         generate: GenerateConfig {

@@ -206,7 +206,7 @@ fn workplace() -> TempDir {
             .save(folder.path().join(format!("{name}.png")))
             .unwrap();
     }
-    let settings = "model = 'model'\nsteps = 6\nnum_tokens = 3\nselect_every = 3\n\
+    let settings = "model = 'model'\nsteps = 6\nclip_first = 3\nnum_tokens = 3\nselect_every = 3\n\
                     select_samples = 2\nnum_inference_steps = 4\n";
     std::fs::write(folder.path().join("tiny.toml"), settings).unwrap();
     folder

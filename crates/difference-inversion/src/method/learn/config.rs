@@ -32,6 +32,35 @@ pub enum ClipReading {
     Alone,
 }
 
+/// How the learning rate falls from the first step to the last. Those on the CLIP loss alone that come before have all of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Schedule {
+    /// Not at all.
+    #[default]
+    Constant,
+    /// In a straight line to 0.
+    Linear,
+    /// Along half a cosine to 0 (Loshchilov & Hutter 2017).
+    Cosine,
+}
+
+impl Schedule {
+    /// The share of the learning rate for step `step` of `steps`, from 0: 1 at the first.
+    pub fn share(self, step: usize, steps: usize) -> f64 {
+        let way = step as f64 / steps.max(1) as f64;
+        match self {
+            Self::Constant => 1.0,
+            Self::Linear => 1.0 - way,
+            Self::Cosine => (1.0 + (std::f64::consts::PI * way).cos()) / 2.0,
+        }
+    }
+}
+
+/// The default learning rate in units of the vocabulary's root mean square: a step changes a coordinate of D̃ by at most
+/// about half of what those of words are. In these units one rate serves every text encoder (ours: `docs/study.md`).
+pub const RELATIVE_LEARNING_RATE: f64 = 0.45;
+
 /// Settings of the optimisation; the defaults are the method's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -51,7 +80,11 @@ pub struct LearnConfig {
     /// Drawn anew in each step.
     pub clip_thinned: usize,
     #[doc = about!(learning_rate)]
-    pub learning_rate: f64,
+    ///
+    /// Absent: [`RELATIVE_LEARNING_RATE`] for each text encoder.
+    pub learning_rate: Option<f64>,
+    #[doc = about!(learning_rate_schedule)]
+    pub learning_rate_schedule: Schedule,
     #[doc = about!(weight_decay)]
     pub weight_decay: f64,
     #[doc = about!(lambda_mse)]
@@ -111,27 +144,28 @@ impl Default for LearnConfig {
     fn default() -> Self {
         Self {
             num_tokens: 10,
-            steps: 1000,
-            clip_first: 0,
-            clip_thinned: 0,
-            learning_rate: 1e-3,
+            steps: 100,
+            clip_first: 200,
+            clip_thinned: 1,
+            learning_rate: None,
+            learning_rate_schedule: Schedule::default(),
             weight_decay: 0.01,
             lambda_mse: 4.0,
             lambda_before: 1.0,
-            lambda_clip: 0.1,
+            lambda_clip: 2.0,
             alpha: 0.8,
             clip_reading: ClipReading::default(),
             delta: DeltaMode::Interpolated,
             consistency: true,
             initialisation: Initialisation::Zero,
             samples_per_step: 1,
-            max_norm: None,
+            max_norm: Some(2.0),
             prompt_dropout: 0.0,
             jitter: 0,
-            select_every: 50,
+            select_every: 0,
             select_samples: 8,
             patience: None,
-            checkpoint_every: 50,
+            checkpoint_every: 10,
             seed: 0,
         }
     }
@@ -188,10 +222,14 @@ impl LearnConfig {
             0 => 1, // there is none
             _ => self.select_samples,
         };
+        let max_norm = self.max_norm.unwrap_or(1.0);
         Checks::default()
             .at_least_1("num_tokens", self.num_tokens)
             .at_least_1("steps", self.steps)
-            .rate("learning_rate", self.learning_rate)
+            .rate(
+                "learning_rate",
+                self.learning_rate.unwrap_or(RELATIVE_LEARNING_RATE),
+            )
             .weight("weight_decay", self.weight_decay)
             .weight("lambda_mse", self.lambda_mse)
             .that(
@@ -204,7 +242,13 @@ impl LearnConfig {
             .weight("lambda_clip", self.lambda_clip)
             .fraction("alpha", self.alpha)
             .at_least_1("samples_per_step", self.samples_per_step)
-            .positive("max_norm", self.max_norm.unwrap_or(1.0))
+            .that(
+                "max_norm",
+                // A bound must be a number of 32 bits.
+                max_norm > 0.0 && max_norm <= 1e36,
+                "a number above 0 and at most 1e36",
+                max_norm,
+            )
             .fraction("prompt_dropout", self.prompt_dropout)
             .at_least_1("select_samples", of_selection)
             .result()
@@ -214,6 +258,18 @@ impl LearnConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_learning_rate_falls_to_almost_nothing() {
+        let shares = |schedule: Schedule| [0, 1, 2, 3].map(|step| schedule.share(step, 4));
+        assert_eq!(shares(Schedule::Constant), [1.0; 4]);
+        assert_eq!(shares(Schedule::Linear), [1.0, 0.75, 0.5, 0.25]);
+        let half = f64::sqrt(0.5) / 2.0; // cos(π/4)/2
+        let expected = [1.0, 0.5 + half, 0.5, 0.5 - half];
+        for (found, expected) in shares(Schedule::Cosine).into_iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-12, "{found} {expected}");
+        }
+    }
 
     #[test]
     fn the_defaults_make_sense() {
@@ -226,6 +282,7 @@ mod tests {
             consistency,
             lambda_before,
             samples_per_step: 3,
+            select_every: 50,
             ..LearnConfig::default()
         };
         assert_eq!(with(true, 0.25).rows(2), 12);
@@ -238,6 +295,7 @@ mod tests {
         assert_eq!(unread(&with(false, 0.25)), ["lambda_before"]);
         let clip_only = LearnConfig {
             lambda_mse: 0.0,
+            select_every: 50,
             ..LearnConfig::default()
         };
         assert_eq!(unread(&clip_only), ["lambda_before"]);
@@ -256,14 +314,17 @@ mod tests {
         );
         assert!(message(|config| config.num_tokens = 0).contains("`num_tokens`"));
         assert!(message(|config| config.lambda_before = -1.0).contains("`lambda_before`"));
-        assert!(message(|config| config.learning_rate = f64::NAN).contains("`learning_rate`"));
+        assert!(
+            message(|config| config.learning_rate = Some(f64::NAN)).contains("`learning_rate`")
+        );
         assert!(message(|config| config.max_norm = Some(-1.0)).contains("`max_norm`"));
+        assert!(message(|config| config.max_norm = Some(1e40)).contains("at most 1e36"));
         assert!(
             message(|config| (config.lambda_mse, config.lambda_clip) = (0.0, 0.0))
                 .contains("`lambda_mse`")
         );
         for change in [
-            (|config| config.learning_rate = 1e30) as fn(&mut LearnConfig),
+            (|config| config.learning_rate = Some(1e30)) as fn(&mut LearnConfig),
             |config| config.weight_decay = 1e30,
             |config| config.lambda_mse = 1e30,
             |config| config.lambda_clip = 1e30,

@@ -8,15 +8,15 @@ use crate::diffusion::family::DenoiserPart;
 use crate::diffusion::pipeline::Pipeline;
 use crate::diffusion::sample::PredictionType;
 use crate::diffusion::text_encoder::Base;
-use crate::method::learn::{LearnConfig, Pair};
+use crate::method::learn::{LearnConfig, Pair, Schedule};
 use crate::util::arrays::Arrays;
 use crate::util::digest::hex;
 use crate::util::tensors::host;
 use crate::{Error, Result};
 
 /// Settings that may differ between a checkpoint and the run that resumes from it: they do not change
-/// completed steps.
-const FREE_SETTINGS: [&str; 3] = ["steps", "checkpoint_every", "patience"];
+/// completed steps. So may the number of steps, if the learning rate is constant.
+const FREE_SETTINGS: [&str; 2] = ["checkpoint_every", "patience"];
 
 /// The name of the settings among the parts of an identity.
 const CONFIG: &str = "config";
@@ -102,6 +102,12 @@ impl<'a> Identity<'a> {
         Ok(())
     }
 
+    /// Whether a setting may differ. With more steps, a learning rate that falls is another one from the first step.
+    fn is_free(&self, setting: &str) -> bool {
+        let is_constant = self.config.learning_rate_schedule == Schedule::Constant;
+        FREE_SETTINGS.contains(&setting) || setting == "steps" && is_constant
+    }
+
     /// The difference between a part of the checkpoint's identity and this run's, if any.
     fn difference(&self, name: &str, theirs: &Value, ours: &Value) -> Option<String> {
         let other_value = |name: &str, theirs: &Value, ours: &Value| {
@@ -110,9 +116,7 @@ impl<'a> Identity<'a> {
         match name {
             CONFIG => (ours.as_object().into_iter().flatten())
                 .map(|(setting, ours)| (setting, theirs.get(setting).unwrap_or(&Value::Null), ours))
-                .find(|(setting, theirs, ours)| {
-                    theirs != ours && !FREE_SETTINGS.contains(&setting.as_str())
-                })
+                .find(|(setting, theirs, ours)| theirs != ours && !self.is_free(setting))
                 .map(|(setting, theirs, ours)| other_value(setting, theirs, ours)),
             _ if theirs == ours => None,
             "prediction_type" => Some(other_value(name, theirs, ours)),

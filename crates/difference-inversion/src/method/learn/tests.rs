@@ -1,16 +1,16 @@
-//! Tests of the inside of a run: its loss scale.
+//! Tests of the inside of a run: its loss scale, and how it measures a vocabulary.
 
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use burn::tensor::{Device, Distribution, FloatDType, Tensor};
+use burn::tensor::{DType, Device, Distribution, FloatDType, Tensor, TensorData};
 
 use crate::diffusion::model_files::{FileOptions, ModelFiles};
 use crate::diffusion::pipeline::Pipeline;
 use crate::method::learn::checkpoint::State;
 use crate::method::learn::identity::Identity;
 use crate::method::learn::scaling::LossScale;
-use crate::method::learn::{LearnConfig, Pair, Records, Run};
+use crate::method::learn::{LearnConfig, Pair, Records, Run, Vocabulary};
 use crate::util::tensors::host;
 
 fn pipeline() -> Pipeline {
@@ -44,6 +44,23 @@ fn config() -> LearnConfig {
         lambda_clip: 0.0,
         ..LearnConfig::default()
     }
+}
+
+/// Also of a table that is read in several parts.
+#[test]
+fn a_vocabulary_is_measured() {
+    let (rows, width) = (9001_u16, 3);
+    let numbers: Vec<f32> = (0..rows)
+        .flat_map(|row| [f32::from(row), 0.0, 0.0])
+        .collect();
+    let data = TensorData::new(numbers, [usize::from(rows), width]);
+    let table = Tensor::<2>::from_data(data, (&Device::flex(), DType::F32));
+    let found = Vocabulary::of(&table);
+    // Of 0² + 1² + … + 9000²: n (n + 1) (2n + 1) / 6.
+    let squares = 9000.0 * 9001.0 * 18001.0 / 6.0;
+    let expected = f64::sqrt(squares / (9001.0 * 3.0));
+    assert!((found.root_mean_square / expected - 1.0).abs() < 1e-6);
+    assert_eq!(found.median_norm, 4500.0);
 }
 
 #[test]
