@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::fetch::{Fetcher, Needs};
 use super::flags::{
-    General, GenerateFlags, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag,
+    DraftFlag, General, GenerateFlags, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag,
 };
 use super::learned_words;
 use super::output::Outputs;
@@ -79,6 +79,8 @@ pub(crate) struct AnalogyArgs {
     model: ModelSettings,
     #[command(flatten)]
     seed: SeedFlag,
+    #[command(flatten)]
+    draft: DraftFlag,
     #[command(flatten)]
     general: General,
 }
@@ -203,6 +205,7 @@ impl AnalogyArgs {
             &self.generate,
             &self.model,
             &self.seed,
+            &self.draft,
         ])
     }
 

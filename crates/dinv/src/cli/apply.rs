@@ -20,7 +20,9 @@ use super::change;
 use super::demo_world;
 use super::fetch::{Fetcher, Needs};
 use super::fitting::{self, Measured};
-use super::flags::{General, GenerateFlags, ModelSettings, PromptFlags, SeedFlag, check_captions};
+use super::flags::{
+    DraftFlag, General, GenerateFlags, ModelSettings, PromptFlags, SeedFlag, check_captions,
+};
 use super::learned_words;
 use super::output::Outputs;
 use super::pictures::{self, Picture};
@@ -75,6 +77,8 @@ pub(crate) struct ApplyArgs {
     model: ModelSettings,
     #[command(flatten)]
     seed: SeedFlag,
+    #[command(flatten)]
+    draft: DraftFlag,
     #[command(flatten)]
     general: General,
 }
@@ -230,8 +234,13 @@ impl Job<'_> {
 impl ApplyArgs {
     /// The given settings.
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
-        self.general
-            .settings(&[&self.prompt, &self.generate, &self.model, &self.seed])
+        self.general.settings(&[
+            &self.prompt,
+            &self.generate,
+            &self.model,
+            &self.seed,
+            &self.draft,
+        ])
     }
 
     /// The difference. `--b` takes all arguments after it, so the difference may be its last one.

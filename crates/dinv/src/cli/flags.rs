@@ -462,6 +462,19 @@ pub(crate) struct SeedFlag {
     seed: Option<u64>,
 }
 
+/// A first look.
+#[derive(Debug, Clone, Copy, Default, Args, Serialize)]
+#[command(next_help_heading = "General")]
+pub(crate) struct DraftFlag {
+    /// A first look: learn from the CLIP loss alone, draw in four steps
+    ///
+    /// Stands for --lambda-mse 0 --clip-first 0 --steps 60 --learning-rate-schedule linear --num-inference-steps 4
+    /// --skip 0 --guidance-scale 1. Each of them can be set beside it.
+    #[arg(long)]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    draft: bool,
+}
+
 /// How prompts are made.
 #[derive(Debug, Clone, Default, Args, Serialize)]
 #[command(next_help_heading = "Prompts")]
@@ -490,8 +503,10 @@ pub(crate) struct LearnFlags {
     clip_thinned: Option<usize>,
     #[arg(long, help = about!(num_tokens), value_name = "N", hide_short_help = true)]
     num_tokens: Option<usize>,
-    #[arg(long, help = about!(learning_rate), value_name = "RATE", hide_short_help = true, value_parser = finite)]
+    #[arg(long, help = concat!(about!(learning_rate), " [default: 0.45 times the root mean square of the vocabulary]"), value_name = "RATE", hide_short_help = true, value_parser = finite)]
     learning_rate: Option<f64>,
+    #[arg(long, help = about!(learning_rate_schedule), value_parser = ["constant", "linear", "cosine"], hide_short_help = true)]
+    learning_rate_schedule: Option<String>,
     #[arg(long, help = about!(alpha), value_name = "0..1", hide_short_help = true, value_parser = finite)]
     alpha: Option<f64>,
     #[arg(long, help = about!(lambda_clip), value_name = "WEIGHT", hide_short_help = true, value_parser = finite)]

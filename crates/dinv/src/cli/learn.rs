@@ -14,7 +14,7 @@ use super::checkpoint;
 use super::demo_world;
 use super::fetch::{Fetcher, Needs};
 use super::fitting;
-use super::flags::{General, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag};
+use super::flags::{DraftFlag, General, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag};
 use super::learned_words;
 use super::output::{Kind, Outputs, refuse_same};
 use super::record::{text_of, weight_paths};
@@ -66,6 +66,8 @@ pub(crate) struct LearnArgs {
     model: ModelSettings,
     #[command(flatten)]
     seed: SeedFlag,
+    #[command(flatten)]
+    draft: DraftFlag,
     #[command(flatten)]
     general: General,
 }
@@ -177,8 +179,13 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
 impl LearnArgs {
     /// The given settings.
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
-        self.general
-            .settings(&[&self.prompt, &self.learn, &self.model, &self.seed])
+        self.general.settings(&[
+            &self.prompt,
+            &self.learn,
+            &self.model,
+            &self.seed,
+            &self.draft,
+        ])
     }
 
     /// The trace, if requested: a separate file, which a resumed run continues.

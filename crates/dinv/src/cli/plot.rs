@@ -53,6 +53,20 @@ pub(crate) fn of_learning(history: &[LossTerms], best_step: usize) -> Plot {
         title: title.to_owned(),
         curves,
     };
+    // A term without weight is not computed.
+    let is_computed =
+        |panel: &Panel| (panel.curves.iter()).any(|curve| curve.values.iter().any(|x| *x != 0.0));
+    let panels = vec![
+        panel("Total loss", vec![curve("total", |terms| terms.total)]),
+        panel(
+            "Token consistency loss",
+            vec![
+                curve("after", |terms| terms.after),
+                curve("before", |terms| terms.before),
+            ],
+        ),
+        panel("CLIP loss", vec![curve("clip", |terms| terms.clip)]),
+    ];
     Plot {
         title: "Learning the difference".into(),
         subtitle:
@@ -61,17 +75,7 @@ pub(crate) fn of_learning(history: &[LossTerms], best_step: usize) -> Plot {
                 .into(),
         first_step: 1,
         chosen_step: Some(best_step),
-        panels: vec![
-            panel("Total loss", vec![curve("total", |terms| terms.total)]),
-            panel(
-                "Token consistency loss",
-                vec![
-                    curve("after", |terms| terms.after),
-                    curve("before", |terms| terms.before),
-                ],
-            ),
-            panel("CLIP loss", vec![curve("clip", |terms| terms.clip)]),
-        ],
+        panels: panels.into_iter().filter(is_computed).collect(),
     }
 }
 
@@ -390,6 +394,28 @@ mod tests {
                 },
             ],
         }
+    }
+
+    #[test]
+    fn terms_that_are_not_computed_have_no_panel() {
+        let titles = |terms: LossTerms| -> Vec<String> {
+            let plot = of_learning(&[terms; 3], 3);
+            plot.panels.into_iter().map(|panel| panel.title).collect()
+        };
+        let clip_alone = LossTerms {
+            total: 2.0,
+            clip: 1.0,
+            ..LossTerms::default()
+        };
+        assert_eq!(titles(clip_alone), ["Total loss", "CLIP loss"]);
+        let all = LossTerms {
+            after: 0.5,
+            ..clip_alone
+        };
+        assert_eq!(
+            titles(all),
+            ["Total loss", "Token consistency loss", "CLIP loss"]
+        );
     }
 
     #[test]

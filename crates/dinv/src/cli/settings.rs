@@ -1,5 +1,4 @@
-//! Settings from all sources, in order of precedence: flags, the `--config` file, the model's
-//! `dinv.json`, the built-in defaults.
+//! Settings from all sources, in order of precedence: flags, `--draft`, the `--config` file, the model's
 //! `dinv.json`, the built-in defaults.
 
 use std::fs;
@@ -22,6 +21,8 @@ use super::terminal::Failure;
 
 /// The file in a model's folder with the settings recommended for it.
 const RECOMMENDED: &str = "dinv.json";
+/// The setting that replaces others by those of a draft.
+const DRAFT: &str = "draft";
 
 /// The settings that the model in `folder` recommends.
 pub(crate) fn recommended(folder: &Path) -> anyhow::Result<Map<String, Value>> {
@@ -49,6 +50,8 @@ enum Origin {
     Model(PathBuf),
     /// The program, of a model that it knows by name.
     Known(&'static str),
+    /// The flag `--draft`.
+    Draft,
 }
 
 /// All given settings, lowest precedence first.
@@ -72,6 +75,17 @@ impl Settings {
             origin: Origin::Flags,
             values,
         });
+        let mut is_draft = false;
+        for layer in &layers {
+            if let Some(value) = layer.values.get(DRAFT) {
+                is_draft = value
+                    .as_bool()
+                    .ok_or_else(|| layer.failure("`draft`: expected true or false"))?;
+            }
+        }
+        if is_draft {
+            layers.insert(layers.len() - 1, Layer::draft());
+        }
         Ok(Self { layers })
     }
 
@@ -152,6 +166,25 @@ impl Settings {
 }
 
 impl Layer {
+    /// The settings of a draft: the CLIP loss alone, which needs no denoiser, and few steps of drawing without guidance
+    /// (`docs/study.md`).
+    fn draft() -> Self {
+        let values = [
+            ("lambda_mse", json!(0.0)),
+            ("clip_first", json!(0)),
+            ("steps", json!(60)),
+            ("learning_rate_schedule", json!("linear")),
+            ("num_inference_steps", json!(4)),
+            ("skip", json!(0.0)),
+            ("guidance_scale", json!(1.0)),
+        ];
+        let values = values.map(|(name, value)| (name.to_owned(), value));
+        Self {
+            origin: Origin::Draft,
+            values: values.into_iter().collect(),
+        }
+    }
+
     /// Refuses unknown names, with the nearest known one.
     fn check_names(&self, known: &[String]) -> anyhow::Result<()> {
         let Some(unknown) = self.values.keys().find(|name| !known.contains(name)) else {
@@ -183,6 +216,7 @@ impl Layer {
             Origin::Config(path) => Failure::usage(format!("{}: {message}", path.display())),
             Origin::Model(path) => Failure::new(format!("{}: {message}", path.display())),
             Origin::Known(name) => Failure::new(format!("{name}: {message}")),
+            Origin::Draft => Failure::new(format!("--draft: {message}")),
         }
     }
 }
@@ -244,6 +278,7 @@ fn read_toml(path: &Path) -> anyhow::Result<Layer> {
         values,
     };
     let mut known = names::<AnalogyConfig>()?;
+    known.push(DRAFT.to_owned());
     known.extend(paths);
     known.extend(names::<TextToImage>()?);
     layer.check_names(&known)?;
@@ -291,6 +326,38 @@ fn object(value: &impl Serialize) -> anyhow::Result<Map<String, Value>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_draft_is_above_the_file_and_below_flags() {
+        let place = tempfile::tempdir().unwrap();
+        let path = place.path().join("draft.toml");
+        let read = |text: &str, flags: Value| {
+            fs::write(&path, text).unwrap();
+            Settings::new(Some(&path), &[&flags])?.analogy()
+        };
+        let whole = "steps = 7\nnum_tokens = 5\n";
+        let config = read(whole, json!({})).unwrap();
+        assert_eq!((config.learn.steps, config.learn.lambda_mse), (7, 4.0));
+        let config = read(whole, json!({ "draft": true, "num_inference_steps": 8 })).unwrap();
+        let learned = (
+            config.learn.steps,
+            config.learn.num_tokens,
+            config.learn.lambda_mse,
+        );
+        assert_eq!(learned, (60, 5, 0.0));
+        let drawn = (
+            config.generate.num_inference_steps,
+            config.generate.guidance_scale,
+        );
+        assert_eq!(drawn, (8, Some(1.0)));
+        let config = read("draft = true\n", json!({})).unwrap();
+        assert_eq!(config.generate.num_inference_steps, 4);
+        let error = read("draft = 'yes'\n", json!({})).unwrap_err().to_string();
+        assert!(
+            error.ends_with("`draft`: expected true or false"),
+            "{error}"
+        );
+    }
 
     #[test]
     fn models_with_a_name_are_drawn_with_what_their_pages_recommend() {

@@ -8,7 +8,7 @@ use difference_inversion::image::read_png_text;
 use difference_inversion::util::arrays::{Array, Arrays};
 use serde_json::Value;
 
-use super::{Done, PAIR, copy_folder, dinv, entries, golden, run, succeed, workplace};
+use super::{Done, PAIR, copy_folder, dinv, entries, golden, refused, run, succeed, workplace};
 
 fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
@@ -57,6 +57,41 @@ fn an_analogy_fills_its_folder() {
     }
     let b_prime = image::open(work.path().join("out/b_prime.png")).unwrap();
     assert_eq!((b_prime.width(), b_prime.height()), (32, 32));
+}
+
+#[test]
+fn a_draft_learns_without_the_denoiser_and_draws_in_four_steps() {
+    let work = workplace();
+    let command = format!("{PAIR} --b b.png --caption-b noon --draft");
+    succeed(
+        work.path(),
+        &format!("analogy --config tiny.toml {command} --seed 7 -o out"),
+    );
+    let record = read_json(&work.path().join("out/run.json"));
+    for (setting, value) in [
+        ("lambda_mse", 0.0),
+        ("steps", 60.0),
+        ("clip_first", 0.0),
+        ("num_inference_steps", 4.0),
+        ("guidance_scale", 1.0),
+        ("num_tokens", 3.0), // the file's
+    ] {
+        assert_eq!(
+            record["settings"][setting].as_f64(),
+            Some(value),
+            "{setting}"
+        );
+    }
+    assert_eq!(record["results"]["loss"]["after"], 0.0);
+    assert!(record["results"]["loss"]["clip"].as_f64().unwrap() > 0.0);
+    // A model whose text encoder shares no space with pictures has nothing to learn a draft from.
+    copy_folder(&golden("z_image"), &work.path().join("z"));
+    refused(
+        work.path(),
+        &format!("analogy --model z {command} -o other"),
+        2,
+        &["nothing else is in the loss"],
+    );
 }
 
 #[test]
@@ -194,11 +229,11 @@ fn several_pairs_teach_one_difference() {
     assert_eq!(printed["captions"].as_array().unwrap().len(), 2);
 }
 
-/// `--replay` reads what `--trace` writes, with the same result.
+/// `--replay` reads what `--trace` writes, with the same result. Only the words of thinned prompts are still drawn.
 #[test]
 fn a_trace_can_be_replayed() {
     let work = workplace();
-    let learn = format!("learn -q --config tiny.toml {PAIR}");
+    let learn = format!("learn -q --config tiny.toml --clip-thinned 0 {PAIR}");
     succeed(
         work.path(),
         &format!("{learn} -o one.safetensors --trace trace.safetensors"),
