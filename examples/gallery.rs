@@ -273,16 +273,22 @@ impl Studio {
     }
 
     /// The first six analogies of the suite, solved by these methods; gives the folder.
-    fn measured(&self, methods: &str) -> Result<String> {
-        let (out, variants) = (self.path("eval"), self.path("variants.toml"));
-        let texts = ["study", "tuned"]
-            .map(|name| fs::read_to_string(format!("demo/benchmark/{name}.toml")));
-        let [study, tuned] = texts;
-        fs::write(&variants, format!("{}\n{}", study?, tuned?))?;
-        self.dinv(
-            &format!("eval run --suite {SUITE} --limit 6 --jobs 2 --variants {variants} -o {out} --methods {methods}"),
-            &[],
-        )?;
+    fn measured(&self, methods: &[&str]) -> Result<String> {
+        let out = self.path("eval");
+        for file in ["study", "tuned"] {
+            let is_of_file = |method: &&&str| method.ends_with("-tuned") == (file == "tuned");
+            let methods: Vec<&str> = methods.iter().filter(is_of_file).copied().collect();
+            if !methods.is_empty() {
+                let methods = methods.join(",");
+                self.dinv(
+                    &format!(
+                        "eval run --suite {SUITE} --limit 6 --jobs 2 -o {out} \
+                         --variants demo/benchmark/{file}.toml --methods {methods}"
+                    ),
+                    &[],
+                )?;
+            }
+        }
         Ok(out)
     }
 
@@ -321,7 +327,7 @@ impl Studio {
     }
 
     fn of_methods(&self, sheet: &str, methods: &[&str], titles: &[&str]) -> Result<()> {
-        let out = self.measured(&methods.join(","))?;
+        let out = self.measured(methods)?;
         let mut grid = Grid::new(titles, &[2, 4]);
         for analogy in &self.suite {
             let name = &analogy.name;

@@ -87,6 +87,8 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=FOLDER)
     parser.add_argument("--captions", choices=("full", "half"), default="full")
     args = parser.parse_args()
+    if args.captions != "full" and args.out == FOLDER:
+        parser.error("--captions half needs --out: the benchmark's own captions are full")
     for split in COUNTS:
         write(args.out / split, split, args.captions)
 

@@ -39,6 +39,7 @@ def main() -> None:
             command = [args.dinv, "learn", "--quiet", "--json", "--overwrite", "--model", args.model]
             command += ["--a", args.a, "--a-prime", args.a_prime, "--caption-a", args.caption_a]
             command += ["--caption-a-prime", args.caption_a_prime, "--steps", steps, *flags]
+            command += ["--clip-first", 0, "--clip-thinned", 0, "--max-norm", 1e36]
             command += ["-o", Path(folder, "difference.safetensors")]
             for clip in args.clip or []:
                 command += ["--clip", clip]

@@ -31,7 +31,7 @@ from transformers import (
 
 @dataclass
 class Settings:
-    """The names and defaults of `LearnConfig`."""
+    """The names of `LearnConfig`; the learning rate and λ_clip are VISII's."""
 
     num_tokens: int = 10
     learning_rate: float = 1e-3

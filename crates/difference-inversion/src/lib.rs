@@ -24,8 +24,8 @@
 //! let picture = |name| load_image(&Path::new("demo/images").join(name));
 //!
 //! let mut config = AnalogyConfig::default().with_seed(7);
-//! config.learn.steps = 2; // a hundred for the demo model, a thousand for Stable Diffusion
-//! config.learn.select_every = 0;
+//! config.learn.steps = 2; // by default 100; the demo model needs 25
+//! config.learn.clip_first = 2; // by default 200
 //! config.generate.num_inference_steps = 4;
 //!
 //! let example = Example {

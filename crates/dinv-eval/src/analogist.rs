@@ -44,7 +44,8 @@ const LAYERS: usize = 16;
 /// **Our reading**: its code shows GPT-4V the three pictures and asks for at most five words about B′.
 /// Here, the prompt is the first five words of A′'s caption that are not in A's, or the first five of
 /// all of them if none is new. The captions are the captioner's, so the method is given nothing more.
-/// The pictures touch each other; its code leaves a line of two pixels between cells of 256. B′ is
+/// The pictures touch each other; its code leaves a line of two pixels between cells of 256. The latents of B′'s cell are
+/// decoded alone, since an autoencoder may know pictures of one size only; its code decodes the grid. B′ is
 /// enlarged to the size of the model's pictures. Layers are numbered among Stable Diffusion 1's 16
 /// transformer blocks and scaled to the model's number of blocks (3 to 10 of 16 are 1 to 4 of 7). One
 /// B′ is made; its code makes eight.
@@ -218,9 +219,7 @@ impl Method for Analogist {
         };
         let start = regenerate::sdedit(pipeline, pipeline.encode_image(&picture), &solver, &noised);
         let latents = guide::denoise(pipeline, &guide, &mut solver, start, seed, observer)?;
-        let [_, channels, rows, columns] = latents.dims();
-        let cell = latents.slice([0..1, 0..channels, rows / 2..rows, columns / 2..columns]);
-        let cell = pipeline.decode(cell)?;
+        let cell = pipeline.decode(cell_of_b_prime(latents))?;
         // The size of the model's pictures whatever the size of B, as in other methods.
         let [height, width] = self.models.pipeline().resolution();
         Ok(resize(&cell, width, height, Filter::Bicubic))
@@ -267,6 +266,12 @@ fn new_words(before: &str, after: &str, most: usize) -> String {
     }
     let punctuation = |c: char| !c.is_alphanumeric();
     found.join(" ").trim_end_matches(punctuation).to_owned()
+}
+
+/// The last quarter of a grid's latents [1, c, h, w]: [1, c, h/2, w/2].
+fn cell_of_b_prime(latents: Tensor<4>) -> Tensor<4> {
+    let [_, channels, h, w] = latents.dims();
+    latents.slice([0..1, 0..channels, h / 2..h, w / 2..w])
 }
 
 /// A and A′ above B and B.

@@ -27,7 +27,7 @@ pub struct LearningMemory {
     pub dtype: FloatDType,
     /// Whether to save time or memory.
     pub memory: Memory,
-    /// Latents per call of the denoiser: [`LearnConfig::rows`](crate::method::learn::LearnConfig::rows).
+    /// Latents per call of the denoiser, 0 for none: [`LearnConfig::rows`](crate::method::learn::LearnConfig::rows).
     pub rows: usize,
     /// Whether the captioner has to be opened.
     pub captions: bool,
@@ -86,7 +86,10 @@ impl LearningMemory {
         let factor = vae.pixels();
         let latents = resolution(&files, family, &*denoiser, &vae)?
             .map(|side| (side as usize).checked_div(factor).unwrap_or(0));
-        let step = denoiser.step_bytes(self.rows, latents, self.memory)?;
+        let step = match self.rows {
+            0 => 0, // learning without the denoiser
+            rows => denoiser.step_bytes(rows, latents, self.memory)?,
+        };
         Ok(self.total(weights, viewers, step))
     }
 }

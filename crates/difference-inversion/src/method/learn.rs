@@ -267,6 +267,7 @@ impl<'a> Run<'a> {
         }
         if steps > 0 {
             progress::step(observer, Stage::LearnClip, steps, steps)?;
+            self.checkpoint(state)?;
         }
         Ok(())
     }

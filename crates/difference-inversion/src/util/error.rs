@@ -106,8 +106,8 @@ pub enum Error {
     },
     /// The optimisation diverged.
     #[error(
-        "the loss is not a finite number at step {step}; a smaller learning rate, a bound on the \
-         tokens' norm (max_norm) or f32 instead of f16 may help"
+        "the loss is not a finite number at step {step}; a smaller learning rate, a smaller bound on \
+         the tokens' norm (max_norm) or f32 instead of f16 may help"
     )]
     Diverged {
         /// The step, counted from 0.

@@ -59,10 +59,10 @@ impl fmt::Display for Stage {
 pub struct LossTerms {
     /// λ_mse (after + λ_before before) + λ_clip clip.
     pub total: f32,
-    /// The loss of [P_A, +D̃] explaining A′.
+    /// The loss of [P_A, +D̃] explaining A′; 0 if λ_mse is 0.
     pub after: f32,
     /// The loss of [P_A′, −D̃] explaining A; 0 if the consistency loss is off
-    /// or L_before has no weight.
+    /// or has no weight.
     pub before: f32,
     /// 1 − cos of the angle between the delta and what the text encoder reads: D̃'s change to the prompts, or D̃
     /// itself, see [`ClipLoss`](crate::method::loss::ClipLoss); 0 if the CLIP loss is off.

@@ -16,7 +16,7 @@ use difference_inversion::method::analogy::{self, Example};
 use difference_inversion::method::generate;
 use difference_inversion::method::generate::Inputs;
 use difference_inversion::method::generate_config::AnalogyConfig;
-use difference_inversion::method::learn::{LearnConfig, Records, Schedule};
+use difference_inversion::method::learn::{LearnConfig, Records};
 use difference_inversion::models::denoiser::Memory;
 use difference_inversion::models::feature_map::{Conv2d, GroupNorm, resize_nearest};
 use difference_inversion::models::layers::{
@@ -97,7 +97,25 @@ fn learning_gives_the_tokens_of_the_cpu() {
     if is_missing() {
         return;
     }
-    let learn = |device: &Device, dtype, memory| {
+    let replayed = LearnConfig {
+        num_tokens: 3,
+        steps: 3,
+        clip_first: 0,
+        clip_thinned: 0,
+        learning_rate: Some(1e-2),
+        lambda_clip: 0.1,
+        max_norm: None,
+        samples_per_step: 2,
+        ..LearnConfig::default()
+    };
+    let by_default = LearnConfig {
+        clip_first: 2,
+        clip_thinned: 1,
+        learning_rate: None,
+        max_norm: Some(2.0),
+        ..replayed.clone()
+    };
+    let learn = |device: &Device, dtype, memory, learn: &LearnConfig| {
         let models = models(device, dtype).with_memory(memory);
         let example = Example {
             a: load_image(&golden("a.png")).unwrap(),
@@ -106,19 +124,7 @@ fn learning_gives_the_tokens_of_the_cpu() {
             caption_a_prime: Some("a blue house at night".to_owned()),
         };
         let config = AnalogyConfig {
-            learn: LearnConfig {
-                num_tokens: 3,
-                steps: 3,
-                clip_first: 0,
-                clip_thinned: 0,
-                learning_rate: Some(1e-2),
-                learning_rate_schedule: Schedule::Constant,
-                lambda_clip: 0.1,
-                max_norm: None,
-                samples_per_step: 2,
-                select_every: 0,
-                ..LearnConfig::default()
-            },
+            learn: learn.clone(),
             ..AnalogyConfig::default()
         };
         let records = Records {
@@ -128,14 +134,18 @@ fn learning_gives_the_tokens_of_the_cpu() {
         let learned = analogy::learn(&models, &[example], &config, &records, &mut silent).unwrap();
         values(learned.tokens.embeddings()[0].clone())
     };
-    let cpu = learn(&Device::flex(), FloatDType::F32, Memory::Normal);
-    let same = |what, dtype, memory| assert_same(what, &cpu, &learn(&gpu(), dtype, memory));
-    same("tokens", FloatDType::F32, Memory::Normal);
-    same("tokens, --memory low", FloatDType::F32, Memory::Low);
+    let cpu = |config| learn(&Device::flex(), FloatDType::F32, Memory::Normal, config);
+    let expected = cpu(&replayed);
+    let on_gpu = |dtype, memory| learn(&gpu(), dtype, memory, &replayed);
+    let same = |what, memory| assert_same(what, &expected, &on_gpu(FloatDType::F32, memory));
+    same("tokens", Memory::Normal);
+    same("tokens, --memory low", Memory::Low);
     for memory in [Memory::Normal, Memory::Low] {
-        let half = learn(&gpu(), FloatDType::F16, memory);
-        assert_within(HALF_TOLERANCE, "tokens in f16", &cpu, &half);
+        let half = on_gpu(FloatDType::F16, memory);
+        assert_within(HALF_TOLERANCE, "tokens in f16", &expected, &half);
     }
+    let found = learn(&gpu(), FloatDType::F32, Memory::Normal, &by_default);
+    assert_same("tokens, led by the CLIP loss", &cpu(&by_default), &found);
 }
 
 /// Half-precision numbers between −1 and 1, the same on every device.

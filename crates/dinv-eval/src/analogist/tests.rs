@@ -1,6 +1,6 @@
 use std::sync::Mutex;
 
-use burn::tensor::Device;
+use burn::tensor::{Device, TensorData};
 use difference_inversion::diffusion::pipeline::Conditions;
 use difference_inversion::models::denoiser::How;
 use difference_inversion::util::tensors::host;
@@ -201,6 +201,15 @@ fn the_prompt_is_what_is_new() {
     ] {
         assert_eq!(new_words(before, after, 5), expected);
     }
+}
+
+#[test]
+fn the_cell_of_b_prime_is_the_last_quarter() {
+    let numbers = (0..32_u8).map(f32::from).collect();
+    let data = TensorData::new::<f32, _>(numbers, [1, 2, 4, 4]);
+    let cell = cell_of_b_prime(Tensor::from_data(data, &Device::flex()));
+    assert_eq!(cell.dims(), [1, 2, 2, 2]);
+    assert_eq!(host(cell), [10.0, 11.0, 14.0, 15.0, 26.0, 27.0, 30.0, 31.0]);
 }
 
 #[test]

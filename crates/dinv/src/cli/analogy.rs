@@ -124,6 +124,7 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     let model = fetcher.model_of_words(&models, needs(&settings.clone().analogy()?))?;
     job.settings = settings.clone().with_model(&model)?.analogy()?;
     let config = &job.settings;
+    models.check_loss(&model, &config.learn)?;
     let needs = needs(config);
     let given = args.pairs.given_captions().chain(args.caption_b.as_deref());
     let unknown_words = demo_world::of_words(&models, &model, given);

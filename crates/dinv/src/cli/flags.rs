@@ -469,7 +469,7 @@ pub(crate) struct DraftFlag {
     /// A first look: learn from the CLIP loss alone, draw in four steps
     ///
     /// Stands for --lambda-mse 0 --clip-first 0 --steps 60 --learning-rate-schedule linear --num-inference-steps 4
-    /// --skip 0 --guidance-scale 1. Each of them can be set beside it.
+    /// --skip 0 --guidance-scale 1. A flag of its own overrides each.
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     draft: bool,

@@ -91,8 +91,10 @@ impl GenerateArgs {
 
     /// The given settings.
     pub(crate) fn settings(&self) -> anyhow::Result<Settings> {
-        self.general
-            .settings(&[&self.words, &self.model, &self.seed])
+        let settings = self
+            .general
+            .settings(&[&self.words, &self.model, &self.seed])?;
+        Ok(settings.without_draft())
     }
 }
 

@@ -110,6 +110,7 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
     let model = fetcher.model_of_words(&models, needs(&settings.clone().analogy()?))?;
     job.settings = settings.clone().with_model(&model)?.analogy()?;
     let config = &job.settings;
+    models.check_loss(&model, &config.learn)?;
     let needs = needs(config);
     let unknown_words = demo_world::of_words(&models, &model, args.pairs.given_captions());
     let paths = fetcher.paths(&models, model, needs)?;

@@ -1,10 +1,13 @@
 //! Whether there is enough memory to learn.
 
 use std::fmt;
+use std::path::Path;
 
 use burn::tensor::FloatDType;
+use difference_inversion::diffusion::family::Family;
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::diffusion::memory::LearningMemory;
+use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
 use difference_inversion::method::learn::LearnConfig;
 use difference_inversion::models::denoiser::Memory;
 use serde::Serialize;
@@ -75,6 +78,24 @@ impl ModelSettings {
                 Err(Failure::usage(message).into())
             }
         }
+    }
+
+    /// Refuses to learn from the CLIP loss alone with a model that has none.
+    pub(crate) fn check_loss(&self, model: &Path, config: &LearnConfig) -> anyhow::Result<()> {
+        if config.lambda_mse > 0.0 {
+            return Ok(());
+        }
+        let options = FileOptions {
+            tokenizer: None,
+            ..self.file_options()?
+        };
+        if Family::of(&ModelFiles::open(model, &options)?)?.has_joint_space() {
+            return Ok(());
+        }
+        let message = "the model's text encoders share no space with pictures, so that there is no CLIP loss, and \
+                       nothing else is in the loss";
+        let hint = "leave out `--draft`, or `--lambda-mse 0`";
+        Err(Failure::usage(message).hint(hint).into())
     }
 
     /// Refuses learning that does not fit into the available memory, given the number of pairs and whether the

@@ -210,7 +210,7 @@ mod reference {
 
 This page is written from the program's own texts (`just update-help`). Every setting is a flag and, with `_` for `-`, a
 name in a `--config` file. Flags override the file, the file overrides the model's `dinv.json`, and that overrides the
-built-in default. \"Demo\" is what the demo model's `dinv.json` sets.
+built-in default. What `draft` stands for gives way to what is set in the same place. \"Demo\" is what the demo model's `dinv.json` sets.
 
 ";
 

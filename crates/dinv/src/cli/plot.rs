@@ -67,15 +67,19 @@ pub(crate) fn of_learning(history: &[LossTerms], best_step: usize) -> Plot {
         ),
         panel("CLIP loss", vec![curve("clip", |terms| terms.clip)]),
     ];
+    let panels: Vec<Panel> = panels.into_iter().filter(is_computed).collect();
+    let lines = "Pale: every step; bold: the running mean.";
+    let terms = "after: the prompt of A with the difference explains A′; before: the prompt of A′ without it explains A.";
+    let subtitle = match panels.iter().any(|panel| panel.curves.len() == 2) {
+        true => format!("{terms} {lines}"),
+        false => lines.to_owned(),
+    };
     Plot {
         title: "Learning the difference".into(),
-        subtitle:
-            "after: the prompt of A with the difference explains A′; before: the prompt of A′ \
-                   without it explains A. Pale: every step; bold: the running mean."
-                .into(),
+        subtitle,
         first_step: 1,
         chosen_step: Some(best_step),
-        panels: panels.into_iter().filter(is_computed).collect(),
+        panels,
     }
 }
 
@@ -400,6 +404,8 @@ mod tests {
     fn terms_that_are_not_computed_have_no_panel() {
         let titles = |terms: LossTerms| -> Vec<String> {
             let plot = of_learning(&[terms; 3], 3);
+            let explains = plot.subtitle.starts_with("after:");
+            assert_eq!(explains, plot.panels.len() == 3);
             plot.panels.into_iter().map(|panel| panel.title).collect()
         };
         let clip_alone = LossTerms {

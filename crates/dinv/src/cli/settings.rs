@@ -1,5 +1,5 @@
-//! Settings from all sources, in order of precedence: flags, `--draft`, the `--config` file, the model's
-//! `dinv.json`, the built-in defaults.
+//! Settings from all sources, in order of precedence: flags, the `--config` file, the model's `dinv.json`, the built-in
+//! defaults. What `draft` stands for comes right after the flags or the file that sets it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -75,18 +75,25 @@ impl Settings {
             origin: Origin::Flags,
             values,
         });
-        let mut is_draft = false;
-        for layer in &layers {
+        // What a draft stands for gives way to what is set beside it.
+        let mut below = None;
+        for (place, layer) in layers.iter().enumerate() {
             if let Some(value) = layer.values.get(DRAFT) {
-                is_draft = value
-                    .as_bool()
+                let is_draft = (value.as_bool())
                     .ok_or_else(|| layer.failure("`draft`: expected true or false"))?;
+                below = is_draft.then_some(place);
             }
         }
-        if is_draft {
-            layers.insert(layers.len() - 1, Layer::draft());
+        if let Some(place) = below {
+            layers.insert(place, Layer::draft());
         }
         Ok(Self { layers })
+    }
+
+    /// The same for a command that has no draft, although a file that several commands read asks for one.
+    pub(crate) fn without_draft(mut self) -> Self {
+        (self.layers).retain(|layer| !matches!(layer.origin, Origin::Draft));
+        self
     }
 
     /// Adds the settings that the model in `folder` recommends, with the lowest precedence.
@@ -350,8 +357,16 @@ mod tests {
             config.generate.guidance_scale,
         );
         assert_eq!(drawn, (8, Some(1.0)));
-        let config = read("draft = true\n", json!({})).unwrap();
-        assert_eq!(config.generate.num_inference_steps, 4);
+        let config = read("draft = true\nnum_inference_steps = 6\n", json!({})).unwrap();
+        assert_eq!(
+            (config.learn.steps, config.generate.num_inference_steps),
+            (60, 6)
+        );
+        let text = "draft = true\n";
+        fs::write(&path, text).unwrap();
+        let settings = Settings::new(Some(&path), &[]).unwrap().without_draft();
+        let drawn: TextToImage = settings.resolve().unwrap();
+        assert_eq!(drawn.num_inference_steps, 50);
         let error = read("draft = 'yes'\n", json!({})).unwrap_err().to_string();
         assert!(
             error.ends_with("`draft`: expected true or false"),

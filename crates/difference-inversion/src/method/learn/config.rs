@@ -32,7 +32,7 @@ pub enum ClipReading {
     Alone,
 }
 
-/// How the learning rate falls from the first step to the last. Those on the CLIP loss alone that come before have all of it.
+/// How the learning rate falls from the first step to the last. Earlier steps, on the CLIP loss alone, use all of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Schedule {
@@ -57,11 +57,11 @@ impl Schedule {
     }
 }
 
-/// The default learning rate in units of the vocabulary's root mean square: a step changes a coordinate of D̃ by at most
-/// about half of what those of words are. In these units one rate serves every text encoder (ours: `docs/study.md`).
+/// The default learning rate in units of the vocabulary's root mean square: a step changes a coordinate of D̃ by about half the
+/// size of a word's. The unit is each text encoder's own; the factor was found with the demo model.
 pub const RELATIVE_LEARNING_RATE: f64 = 0.45;
 
-/// Settings of the optimisation; the defaults are the method's.
+/// Settings of the optimisation; the defaults are ours (`docs/study.md`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LearnConfig {
@@ -177,8 +177,11 @@ impl LearnConfig {
         self.consistency && self.lambda_before > 0.0
     }
 
-    /// The number of latents that pass through the denoiser in a step with `pairs` pairs.
+    /// The number of latents that pass through the denoiser in a step with `pairs` pairs: none if its loss has no weight.
     pub fn rows(&self, pairs: usize) -> usize {
+        if self.lambda_mse == 0.0 {
+            return 0;
+        }
         let halves = 1 + usize::from(self.explains_before());
         halves * self.samples_per_step * pairs
     }
@@ -188,7 +191,7 @@ impl LearnConfig {
         let clip = self.lambda_clip > 0.0;
         let prompts = clip && self.clip_reading == ClipReading::Prompts;
         let interpolated = clip && self.delta == DeltaMode::Interpolated;
-        let judged = self.select_every > 0;
+        let (judged, denoised) = (self.select_every > 0, self.lambda_mse > 0.0);
         Unread::among([
             (
                 "alpha",
@@ -205,10 +208,17 @@ impl LearnConfig {
             ),
             (
                 "lambda_before",
-                self.consistency && self.lambda_mse > 0.0,
+                self.consistency && denoised,
                 "`consistency` and a `lambda_mse` above 0",
             ),
-            ("select_samples", judged, "`select_every`"),
+            ("samples_per_step", denoised, "a `lambda_mse` above 0"),
+            ("prompt_dropout", denoised, "a `lambda_mse` above 0"),
+            ("jitter", denoised, "a `lambda_mse` above 0"),
+            (
+                "select_samples",
+                judged && denoised,
+                "`select_every` and a `lambda_mse` above 0",
+            ),
             ("patience", judged, "`select_every`"),
         ])
     }
@@ -288,6 +298,11 @@ mod tests {
         assert_eq!(with(true, 0.25).rows(2), 12);
         assert_eq!(with(true, 0.0).rows(2), 6);
         assert_eq!(with(false, 1.0).rows(2), 6);
+        let without = LearnConfig {
+            lambda_mse: 0.0,
+            ..with(true, 1.0)
+        };
+        assert_eq!(without.rows(2), 0);
         let unread = |config: &LearnConfig| -> Vec<&str> {
             config.unread().iter().map(|one| one.setting).collect()
         };
@@ -298,7 +313,16 @@ mod tests {
             select_every: 50,
             ..LearnConfig::default()
         };
-        assert_eq!(unread(&clip_only), ["lambda_before"]);
+        let denoised = [
+            "samples_per_step",
+            "prompt_dropout",
+            "jitter",
+            "select_samples",
+        ];
+        assert_eq!(
+            unread(&clip_only),
+            [&["lambda_before"][..], &denoised].concat()
+        );
     }
 
     #[test]
