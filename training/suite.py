@@ -8,7 +8,7 @@ combination of object, colour and ground, A and A' are not, and A differs from B
 the edit leaves alone. Every kind of edit occurs equally often, every pair of kinds as well, and
 every prefix of the manifest is as balanced as it can be. `validation` was extended after its first 92
 analogies, which stayed as they were. With `--captions half`, the captions of an analogy name four of the eight
-attributes, the same four for all of its pictures: half of all edits are not in the captions.
+attributes, the same four for all of its pictures: half of what changes is not in the captions.
 """
 
 import argparse
