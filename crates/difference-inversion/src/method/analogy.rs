@@ -97,19 +97,11 @@ pub fn learn(
     pipeline.check_words_alone()?;
     let mut config = config.clone();
     if config.learn.lambda_clip > 0.0 && !pipeline.family().has_joint_space() {
-        if config.learn.lambda_mse == 0.0 {
-            return Err(Error::Setting {
-                name: "lambda_mse",
-                expected: "above 0, as nothing else is in the loss: the model's text encoders have no joint space with \
-                           pictures, so that there is no CLIP loss"
-                    .to_owned(),
-                found: "0".to_owned(),
-            });
-        }
         config.learn.lambda_clip = 0.0;
         let notice = "the model's text encoders have no joint space with pictures: there is no CLIP \
                       loss, and `lambda_clip` counts as 0";
         progress::notice(&mut *observer, notice);
+        config.learn.validate()?;
     }
     let has_directions = (pipeline.learned_encoders().iter()).any(TextEncoder::reads_directions);
     if config.learn.initialisation == Initialisation::Zero

@@ -362,6 +362,24 @@ fn a_difference_learned_on_base_is_applied_with_the_distilled_model() {
     assert_eq!(of(&distilled), applied.b_prime);
 }
 
+/// There is no CLIP loss, so the denoiser's loss is all there is to learn from.
+#[test]
+fn learning_without_the_denoiser_is_refused() {
+    let mut config = short_analogy();
+    config.learn.lambda_mse = 0.0;
+    let examples = [example_in("klein")];
+    let records = Records::default();
+    let learned = analogy::learn(
+        &models(Kind::Base),
+        &examples,
+        &config,
+        &records,
+        &mut silent,
+    );
+    let message = learned.unwrap_err().to_string();
+    assert!(message.contains("`lambda_mse`"), "{message}");
+}
+
 /// Zeros have no direction, so tokens start like those of the vocabulary, both with the explicit initialisation
 /// and by default.
 #[test]

@@ -6,7 +6,6 @@ use clap::Args;
 use difference_inversion::Error;
 use difference_inversion::diffusion::family::Family;
 use difference_inversion::diffusion::frozen::Models;
-use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
 use difference_inversion::image::{read_png_text, save_png};
 use difference_inversion::method::analogy::{self, Applied, Target};
 use difference_inversion::method::difference::DifferenceTokens;
@@ -414,11 +413,7 @@ fn text_widths(
     model: &Path,
     settings: &ModelSettings,
 ) -> Result<Option<(&'static str, Vec<usize>)>, anyhow::Error> {
-    let options = FileOptions {
-        tokenizer: None,
-        ..settings.file_options()?
-    };
-    let files = ModelFiles::open(model, &options)?;
+    let files = settings.files_before_download(model)?;
     let family = Family::of(&files)?;
     let learned = (family.text_encoders.iter()).filter(|encoder| encoder.learned);
     let widths = learned.map(|encoder| {

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use difference_inversion::diffusion::family::Family;
 use difference_inversion::diffusion::frozen::ModelPaths;
-use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
 use difference_inversion::hub::{CAPTIONER, Hub, ModelId, Survey, Wanted, joint_spaces};
 use difference_inversion::method::delta::DeltaMode;
 use difference_inversion::method::generate_config::AnalogyConfig;
@@ -121,11 +120,7 @@ impl<'a> Fetcher<'a> {
     ) -> anyhow::Result<PathBuf> {
         let model = self.model(settings, needs)?;
         if settings.unet.is_none() {
-            let options = FileOptions {
-                tokenizer: None,
-                ..settings.file_options()?
-            };
-            Family::of(&ModelFiles::open(&model, &options)?)?.check_words_alone()?;
+            Family::of(&settings.files_before_download(&model)?)?.check_words_alone()?;
         }
         Ok(model)
     }

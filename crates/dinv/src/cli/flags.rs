@@ -11,7 +11,9 @@ use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::diffusion::model_files::embedding::EmbeddingFile;
 use difference_inversion::diffusion::model_files::layout::Layout;
 use difference_inversion::diffusion::model_files::lora::LoraFile;
-use difference_inversion::diffusion::model_files::{EncoderFile, FileOptions, check_denoiser_file};
+use difference_inversion::diffusion::model_files::{
+    EncoderFile, FileOptions, ModelFiles, check_denoiser_file,
+};
 use difference_inversion::diffusion::sample::{PredictionType, TimestepSpacing};
 use difference_inversion::image::RgbImage;
 use difference_inversion::job::PairFiles;
@@ -242,6 +244,15 @@ impl ModelSettings {
             }
         }
         Ok(encoders)
+    }
+
+    /// The files of the model at `model`, opened before a tokenizer named apart from it is found or downloaded.
+    pub(crate) fn files_before_download(&self, model: &Path) -> anyhow::Result<ModelFiles> {
+        let options = FileOptions {
+            tokenizer: None,
+            ..self.file_options()?
+        };
+        Ok(ModelFiles::open(model, &options)?)
     }
 
     /// How to interpret the model's files.

@@ -7,7 +7,6 @@ use burn::tensor::FloatDType;
 use difference_inversion::diffusion::family::Family;
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::diffusion::memory::LearningMemory;
-use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
 use difference_inversion::method::learn::LearnConfig;
 use difference_inversion::models::denoiser::Memory;
 use serde::Serialize;
@@ -85,11 +84,7 @@ impl ModelSettings {
         if config.lambda_mse > 0.0 {
             return Ok(());
         }
-        let options = FileOptions {
-            tokenizer: None,
-            ..self.file_options()?
-        };
-        if Family::of(&ModelFiles::open(model, &options)?)?.has_joint_space() {
+        if Family::of(&self.files_before_download(model)?)?.has_joint_space() {
             return Ok(());
         }
         let message = "the model's text encoders share no space with pictures, so that there is no CLIP loss, and \

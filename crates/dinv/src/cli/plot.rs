@@ -54,26 +54,25 @@ pub(crate) fn of_learning(history: &[LossTerms], best_step: usize) -> Plot {
         curves,
     };
     // A term without weight is not computed.
-    let is_computed =
-        |panel: &Panel| (panel.curves.iter()).any(|curve| curve.values.iter().any(|x| *x != 0.0));
-    let panels = vec![
-        panel("Total loss", vec![curve("total", |terms| terms.total)]),
-        panel(
-            "Token consistency loss",
-            vec![
-                curve("after", |terms| terms.after),
-                curve("before", |terms| terms.before),
-            ],
-        ),
-        panel("CLIP loss", vec![curve("clip", |terms| terms.clip)]),
-    ];
-    let panels: Vec<Panel> = panels.into_iter().filter(is_computed).collect();
-    let lines = "Pale: every step; bold: the running mean.";
-    let terms = "after: the prompt of A with the difference explains A′; before: the prompt of A′ without it explains A.";
-    let subtitle = match panels.iter().any(|panel| panel.curves.len() == 2) {
-        true => format!("{terms} {lines}"),
-        false => lines.to_owned(),
-    };
+    let has = |term: fn(&LossTerms) -> f32| history.iter().any(|terms| term(terms) != 0.0);
+    let mut panels = vec![panel(
+        "Total loss",
+        vec![curve("total", |terms| terms.total)],
+    )];
+    let mut subtitle = "Pale: every step; bold: the running mean.".to_owned();
+    if has(|terms| terms.after) {
+        let curves = vec![
+            curve("after", |terms| terms.after),
+            curve("before", |terms| terms.before),
+        ];
+        panels.push(panel("Token consistency loss", curves));
+        let terms = "after: the prompt of A with the difference explains A′; before: the prompt of A′ without it \
+                     explains A.";
+        subtitle = format!("{terms} {subtitle}");
+    }
+    if has(|terms| terms.clip) {
+        panels.push(panel("CLIP loss", vec![curve("clip", |terms| terms.clip)]));
+    }
     Plot {
         title: "Learning the difference".into(),
         subtitle,
