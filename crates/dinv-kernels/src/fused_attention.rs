@@ -1,6 +1,8 @@
 //! Attention on the CPU whose scores stay in the cache: each head handles a few queries with all keys at
 //! a time.
 
+use std::sync::Arc;
+
 use burn::tensor::Tensor;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -20,19 +22,41 @@ const TASK_QUERIES: usize = 8 * QUERIES;
 /// Tasks per thread, so that threads finish at about the same time.
 const TASKS_PER_THREAD: usize = 4;
 
+/// The keys that a query may attend to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mask {
+    /// Every query sees every key.
+    None,
+    /// Query `i` of `n` sees keys `0..=i + m − n` of `m`, `m ≥ n`.
+    Causal,
+    /// The same without the first keys of each row of the batch, as many as are given, which are padding. The
+    /// last key that a query sees with [`Causal`](Self::Causal) stays, so that padding sees itself.
+    CausalAfter(Arc<[usize]>),
+}
+
+impl Mask {
+    /// The number of padding keys at the beginning of row `row`.
+    pub fn padding(&self, row: usize) -> usize {
+        match self {
+            Self::CausalAfter(padding) => padding.get(row).copied().unwrap_or(0),
+            Self::None | Self::Causal => 0,
+        }
+    }
+}
+
+/// Whether [`attention`] can mask the keys of `k`: padding only on the CPU.
+pub fn masks(mask: &Mask, k: &Tensor<3>) -> bool {
+    !matches!(mask, Mask::CausalAfter(_)) || super::on_cpu(k)
+}
+
 /// `softmax(q kᵀ / √d) v` for every head. The backward pass computes the attention weights again,
 /// as in FlashAttention ([Dao et al. 2022](https://arxiv.org/abs/2205.14135), algorithm 4).
 ///
 /// # Shapes
-/// `q` `[b, n, heads · d]`, `k` and `v` `[b, m, heads · d]`; result `[b, n, heads · d]`. If
-/// `causal`, query `i` sees keys `0..=i + m − n`, and `n ≤ m`.
-pub fn attention(
-    q: Tensor<3>,
-    k: Tensor<3>,
-    v: Tensor<3>,
-    heads: usize,
-    causal: bool,
-) -> Tensor<3> {
+/// `q` `[b, n, heads · d]`, `k` and `v` `[b, m, heads · d]`; result `[b, n, heads · d]`. The mask is one that
+/// can be [applied](masks).
+pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: Mask) -> Tensor<3> {
+    let causal = mask != Mask::None;
     #[cfg(all(feature = "gpu", not(test)))]
     if !super::on_cpu(&q) {
         return super::gpu::attention::attention(q, k, v, heads, causal);
@@ -46,15 +70,16 @@ pub fn attention(
             c,
             d: c / heads,
             causal,
+            padding: 0,
         };
         let inputs = [q, k, v].map(Values::of);
         let mut out = zeros(b * n * c);
-        heads.forward(inputs.each_ref().map(Values::as_slice), &mut out);
+        heads.forward(&mask, inputs.each_ref().map(Values::as_slice), &mut out);
         let backward = move |grad: Tensor<3>| {
             let grad = Values::of(grad);
             let mut grads = [n, m, m].map(|rows| zeros(b * rows * c));
             let inputs = inputs.each_ref().map(Values::as_slice);
-            heads.backward(inputs, grad.as_slice(), &mut grads);
+            heads.backward(&mask, inputs, grad.as_slice(), &mut grads);
             let [q, k, v] = grads;
             [
                 tensor(q, [b, n, c]),
@@ -74,10 +99,12 @@ struct Heads {
     c: usize,
     d: usize,
     causal: bool,
+    /// The number of keys at the beginning that no query sees except the last that it may see.
+    padding: usize,
 }
 
 impl Heads {
-    fn forward(self, [q, k, v]: [&[f32]; 3], out: &mut [f32]) {
+    fn forward(self, mask: &Mask, [q, k, v]: [&[f32]; 3], out: &mut [f32]) {
         let Self { n, m, c, d, .. } = self;
         if out.is_empty() {
             return;
@@ -99,7 +126,7 @@ impl Heads {
         tasks.into_par_iter().for_each(|(image, block)| {
             with_scratch(sizes.iter().sum(), |scratch| {
                 simd.dispatch(Forward {
-                    heads: self,
+                    heads: self.of_row(mask, image),
                     q: &q[(image * n + block.row) * c + block.column..],
                     k: &k[image * m * c + block.column..],
                     v: &v[image * m * c + block.column..],
@@ -111,7 +138,21 @@ impl Heads {
         });
     }
 
-    fn backward(self, [q, k, v]: [&[f32]; 3], grad: &[f32], grads: &mut [Vec<f32>; 3]) {
+    /// The same for row `row` of the batch.
+    fn of_row(self, mask: &Mask, row: usize) -> Self {
+        Self {
+            padding: mask.padding(row),
+            ..self
+        }
+    }
+
+    fn backward(
+        self,
+        mask: &Mask,
+        [q, k, v]: [&[f32]; 3],
+        grad: &[f32],
+        grads: &mut [Vec<f32>; 3],
+    ) {
         let Self { n, m, c, d, .. } = self;
         if n * m * c == 0 {
             return;
@@ -136,7 +177,7 @@ impl Heads {
             let [queries, keys] = [n, m].map(|rows| image * rows * c + grads[0].column);
             with_scratch(sizes.iter().sum(), |scratch| {
                 simd.dispatch(Backward {
-                    heads: self,
+                    heads: self.of_row(mask, image),
                     q: &q[queries..],
                     k: &k[keys..],
                     v: &v[keys..],
@@ -230,12 +271,15 @@ impl Heads {
         } else {
             self.m
         };
-        let (seen, hidden) = scores[..self.m].split_at_mut(seen);
+        let (seen, after) = scores[..self.m].split_at_mut(seen);
+        let padding = self.padding.min(seen.len().saturating_sub(1));
+        let (before, seen) = seen.split_at_mut(padding);
         let largest = max(seen);
         for score in seen.iter_mut() {
             *score = exp((*score - largest) * scale);
         }
-        hidden.fill(0.0);
+        before.fill(0.0);
+        after.fill(0.0);
         1.0 / sum(seen.len(), |i| seen[i])
     }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ::image::RgbImage;
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
-use crate::diffusion::text_encoder::{Beginning, TextEncoder};
+use crate::diffusion::text_encoder::{Beginnings, TextEncoder};
 use crate::diffusion::words::Prompt;
 use crate::image::ImagePreprocessor;
 use crate::models::text::clip::ClipModel;
@@ -182,18 +182,21 @@ impl JointSpace {
         tokens: Option<&Tensor<2>>,
     ) -> Result<Tensor<2>> {
         let num_tokens = tokens.map_or(0, |tokens| tokens.dims()[0]);
-        let beginning = self.read(prompt, num_tokens)?;
-        self.text_encoder.features(&beginning, tokens)
+        let tokens = tokens.map(|tokens| tokens.clone().unsqueeze());
+        let beginnings = self.read(&[prompt], num_tokens)?;
+        self.text_encoder.features(&beginnings, tokens.as_ref())
     }
 
-    /// Reads the start and the words of a prompt with room for `num_tokens` difference tokens; words that do
+    /// Reads the start and the words of prompts with room for `num_tokens` difference tokens; words that do
     /// not fit are cut off.
     ///
     /// # Errors
     /// [`Error::Setting`] if even the difference tokens do not fit.
-    pub fn read(&self, prompt: &Prompt, num_tokens: usize) -> Result<Beginning> {
-        let (beginning, _) = (self.text_encoder).read(&prompt.ids(self.encoder), num_tokens)?;
-        Ok(beginning)
+    pub fn read(&self, prompts: &[&Prompt], num_tokens: usize) -> Result<Beginnings> {
+        let ids: Vec<_> = (prompts.iter())
+            .map(|prompt| prompt.ids(self.encoder))
+            .collect();
+        self.text_encoder.read_together(&ids, num_tokens)
     }
 
     /// The device of the computation.

@@ -260,6 +260,27 @@ fn in_wide_range(device: &Device, dtype: FloatDType) -> FloatDType {
     }
 }
 
+/// The beginnings of several prompts, of which the [features](TextEncoder::features) are read.
+#[derive(Debug, Clone)]
+pub struct Beginnings {
+    /// Shorter prompts begin with padding.
+    read: Beginning,
+    /// Of each prompt, its position at which it is pooled, if not at its end.
+    pooled_at: Vec<Option<usize>>,
+}
+
+impl Beginnings {
+    /// Those of all.
+    pub fn cat(parts: &[&Self]) -> Self {
+        let read: Vec<&Beginning> = parts.iter().map(|part| &part.read).collect();
+        let pooled_at = parts.iter().flat_map(|part| part.pooled_at.clone());
+        Self {
+            read: Beginning::cat(&read),
+            pooled_at: pooled_at.collect(),
+        }
+    }
+}
+
 /// A tokenizer and its text tower.
 #[derive(Debug, Clone)]
 pub struct TextEncoder {
@@ -459,11 +480,43 @@ impl TextEncoder {
             true => Beginning::default(),
             false => self.tower.begin(self.embed_tokens(&ids)?)?,
         };
-        // Before the end, if a word has the id that marks it: an added id is larger than any other.
-        let whole = [&ids[..], &self.frame.after].concat();
-        let place = self.tower.pooled_at(&whole);
-        beginning.pooled_at = place.filter(|&place| place < ids.len());
+        beginning.pooled_at = self.pooled_among(&ids);
         Ok((beginning, cut))
+    }
+
+    /// Reads the beginning of the frame and the words (as ids) of several prompts at once, with room for `num_tokens`
+    /// difference tokens, for [`features`](Self::features); ids that do not fit are cut off.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] if even the difference tokens do not fit, [`Error::InvalidInput`] if the model has no
+    /// joint space.
+    pub fn read_together(&self, prompts: &[Vec<u32>], num_tokens: usize) -> Result<Beginnings> {
+        let room = self.room(num_tokens)?;
+        let ids = prompts.iter().map(|words| {
+            let words = &words[..words.len().min(room)];
+            [&self.frame.before, words].concat()
+        });
+        let ids: Vec<Vec<u32>> = ids.collect();
+        let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
+        let padding: Arc<[usize]> = ids.iter().map(|ids| longest - ids.len()).collect();
+        let filler = self.frame.after.first().copied().unwrap_or(0);
+        let padded = ids.iter().zip(&*padding).flat_map(|(ids, padding)| {
+            std::iter::repeat_n(filler, *padding).chain(ids.iter().copied())
+        });
+        let embeds = self.embed_tokens(&padded.collect::<Vec<u32>>())?; // [b · longest, d]
+        let embeds = embeds.reshape([ids.len(), longest, self.hidden_size()]);
+        Ok(Beginnings {
+            read: self.tower.begin_together(embeds, padding)?,
+            pooled_at: ids.iter().map(|ids| self.pooled_among(ids)).collect(),
+        })
+    }
+
+    /// The position at which a prompt is pooled, if that is among these ids, its first: a word that was added may
+    /// have the id that marks the end, as an added id is larger than any other.
+    fn pooled_among(&self, ids: &[u32]) -> Option<usize> {
+        let whole = [ids, &self.frame.after].concat();
+        let place = self.tower.pooled_at(&whole);
+        place.filter(|&place| place < ids.len())
     }
 
     /// Reads the rest of a prompt: difference tokens if there are any, the end, and padding up to
@@ -475,9 +528,17 @@ impl TextEncoder {
     /// # Errors
     /// [`Error::InvalidInput`] if the tokens have another width or no room.
     pub fn finish(&self, beginning: &Beginning, difference: Option<&Tensor<2>>) -> Result<Encoded> {
-        let tokens = difference.map_or(0, |tokens| tokens.dims()[0]);
-        let rest = self.frame.rest(beginning.len() + tokens);
-        self.finish_with(beginning, difference, &rest)
+        let count = difference.map_or(0, |tokens| tokens.dims()[0]);
+        let mut rest = self.embed_tokens(&self.frame.rest(beginning.len() + count))?; // [ids, d]
+        let mut end = (beginning.len() + self.frame.after.len()).saturating_sub(1);
+        if let Some(tokens) = difference {
+            self.check_width(tokens.dims()[1])?;
+            end += count;
+            rest = Tensor::cat(vec![tokens.clone().cast(rest.dtype()), rest], 0); // [n + ids, d]
+        }
+        let end = beginning.pooled_at.unwrap_or(end);
+        let beginning = (!beginning.is_empty()).then_some(beginning);
+        self.tower.finish(beginning, rest, end)
     }
 
     /// Reads a whole prompt given by token embeddings without positions, start and end included; the
@@ -511,21 +572,42 @@ impl TextEncoder {
         self.embed_tokens(&[before.clone(), self.frame.rest(before.len())].concat())
     }
 
-    /// The prompt's unnormalised features in the joint space. Nothing follows the end: the encoder of a joint
+    /// The unnormalised features of prompts in the joint space. Nothing follows the end: the encoder of a joint
     /// space is causal, so padding would change nothing.
     ///
     /// # Shapes
-    /// `difference`: [n, d]; result [1, e].
+    /// `difference`: [b, n, d]; result [b, e].
     ///
     /// # Errors
-    /// As [`finish`](Self::finish), or if the model has no projection.
+    /// [`Error::InvalidInput`] if the tokens have another width, or if the model has no projection.
     pub fn features(
         &self,
-        beginning: &Beginning,
-        difference: Option<&Tensor<2>>,
+        beginnings: &Beginnings,
+        difference: Option<&Tensor<3>>,
     ) -> Result<Tensor<2>> {
-        let output = self.finish_with(beginning, difference, &self.frame.after)?;
-        self.project(output.pooled)
+        let count = beginnings.pooled_at.len();
+        let after = self.embed_tokens(&self.frame.after)?; // [after, d]
+        let mut rest = after.unsqueeze::<3>().repeat_dim(0, count);
+        if let Some(tokens) = difference {
+            self.check_width(tokens.dims()[2])?;
+            rest = Tensor::cat(vec![tokens.clone().cast(rest.dtype()), rest], 1); // [b, n + after, d]
+        }
+        let end = (beginnings.read.len() + rest.dims()[1]).saturating_sub(1);
+        let ends = (beginnings.pooled_at.iter().enumerate())
+            .map(|(row, place)| place.map_or(end, |place| place + beginnings.read.padding(row)));
+        let ends: Vec<usize> = ends.collect();
+        let pooled = (self.tower).pool_together(&beginnings.read, rest, &ends)?;
+        self.project(pooled)
+    }
+
+    /// Checks the width of difference tokens.
+    fn check_width(&self, found: usize) -> Result<()> {
+        match self.hidden_size() {
+            expected if expected == found => Ok(()),
+            expected => Err(Error::invalid_input(format!(
+                "expected difference tokens of width {expected}, found {found}"
+            ))),
+        }
     }
 
     /// A pooled prompt's unnormalised features in the joint space.
@@ -537,31 +619,6 @@ impl TextEncoder {
     /// [`Error::InvalidInput`] if the model has no projection.
     pub fn project(&self, pooled: Tensor<2>) -> Result<Tensor<2>> {
         self.tower.project(pooled)
-    }
-
-    /// Reads difference tokens, then the ids of end and padding.
-    fn finish_with(
-        &self,
-        beginning: &Beginning,
-        difference: Option<&Tensor<2>>,
-        ids: &[u32],
-    ) -> Result<Encoded> {
-        let mut rest = self.embed_tokens(ids)?; // [ids, d]
-        let mut end = (beginning.len() + self.frame.after.len()).saturating_sub(1);
-        if let Some(tokens) = difference {
-            let [count, found] = tokens.dims();
-            let expected = rest.dims()[1];
-            if found != expected {
-                return Err(Error::invalid_input(format!(
-                    "expected difference tokens of width {expected}, found {found}"
-                )));
-            }
-            end += count;
-            rest = Tensor::cat(vec![tokens.clone().cast(rest.dtype()), rest], 0); // [n + ids, d]
-        }
-        let end = beginning.pooled_at.unwrap_or(end);
-        let beginning = (!beginning.is_empty()).then_some(beginning);
-        self.tower.finish(beginning, rest, end)
     }
 }
 

@@ -6,8 +6,8 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::diffusion::joint_space::JointSpace;
 use crate::diffusion::pipeline::Pipeline;
-use crate::diffusion::text_encoder::Beginning;
-use crate::diffusion::words::{FullPrompt, Prompt, signed};
+use crate::diffusion::text_encoder::Beginnings;
+use crate::diffusion::words::{FullPrompt, Prompt};
 use crate::method::learn::{ClipReading, Draws, LearnConfig, Pair};
 use crate::util::progress::LossTerms;
 use crate::util::tensors::{cosine, host, unit};
@@ -186,48 +186,65 @@ pub fn token_consistency(
 #[derive(Debug)]
 pub struct ClipLoss<'a> {
     joint: &'a JointSpace,
+    /// The prompts that are read in every step.
     readings: Vec<Reading>,
+    /// These and, in a step, their thinned copies, read at once.
+    batch: Batch,
 }
 
 /// A prompt that the CLIP loss reads.
 #[derive(Debug, Clone)]
 struct Reading {
     prompt: Prompt,
-    /// Its start and words.
-    beginning: Beginning,
-    /// The features to subtract: those without difference tokens, [1, e] of unit norm, or
-    /// none.
-    without: Option<Tensor<2>>,
-    /// The target directions, [k, e].
-    deltas: Tensor<2>,
+    /// The target direction.
+    delta: Vec<f32>,
     /// +1 if the difference is added, −1 if it is subtracted.
-    sign: f64,
+    sign: f32,
 }
 
-impl Reading {
-    /// A prompt with room for difference tokens, whose own features are subtracted.
-    fn of(
-        joint: &JointSpace,
-        prompt: Prompt,
-        num_tokens: usize,
-        deltas: Tensor<2>,
-        sign: f64,
-    ) -> Result<Self> {
-        let beginning = joint.read(&prompt, num_tokens)?;
-        let without = Some(unit(joint.text_encoder().features(&beginning, None)?));
+/// Prompts without difference tokens, to be read at once.
+#[derive(Debug, Clone)]
+struct Batch {
+    /// Their starts and words.
+    beginnings: Beginnings,
+    /// The features to subtract: those without difference tokens, [b, e] of unit norm, or none.
+    without: Option<Tensor<2>>,
+    /// The target directions, [b, e].
+    targets: Tensor<2>,
+    /// Whether the difference is added or subtracted, [b, 1, 1].
+    signs: Tensor<3>,
+}
+
+impl Batch {
+    fn new(joint: &JointSpace, readings: &[Reading], config: &LearnConfig) -> Result<Self> {
+        let prompts: Vec<&Prompt> = readings.iter().map(|reading| &reading.prompt).collect();
+        let beginnings = joint.read(&prompts, config.num_tokens)?;
+        let without = match config.clip_reading {
+            ClipReading::Alone => None,
+            ClipReading::Prompts => Some(unit(joint.text_encoder().features(&beginnings, None)?)),
+        };
+        let (count, options) = (readings.len(), (joint.device(), DType::F32));
+        let signs: Vec<f32> = readings.iter().map(|reading| reading.sign).collect();
+        let targets = (readings.iter())
+            .flat_map(|reading| reading.delta.iter().map(|value| value * reading.sign));
+        let targets: Vec<f32> = targets.collect();
+        let width = targets.len().checked_div(count).unwrap_or(0);
         Ok(Self {
-            prompt,
-            beginning,
+            beginnings,
             without,
-            deltas,
-            sign,
+            targets: Tensor::from_data(TensorData::new(targets, [count, width]), options),
+            signs: Tensor::from_data(TensorData::new(signs, [count, 1, 1]), options),
         })
     }
 
-    /// The same without some of its words.
-    fn thinned(&self, joint: &JointSpace, num_tokens: usize, rng: &mut ChaCha8Rng) -> Result<Self> {
-        let prompt = self.prompt.filtered(|| rng.random());
-        Self::of(joint, prompt, num_tokens, self.deltas.clone(), self.sign)
+    fn cat(parts: [&Self; 2]) -> Self {
+        let without: Option<Vec<_>> = parts.iter().map(|part| part.without.clone()).collect();
+        Self {
+            beginnings: Beginnings::cat(&parts.map(|part| &part.beginnings)),
+            without: without.map(|rows| Tensor::cat(rows, 0)),
+            targets: Tensor::cat(parts.map(|part| part.targets.clone()).to_vec(), 0),
+            signs: Tensor::cat(parts.map(|part| part.signs.clone()).to_vec(), 0),
+        }
     }
 }
 
@@ -243,37 +260,33 @@ impl<'a> ClipLoss<'a> {
         pairs: &[Pair],
         config: &LearnConfig,
     ) -> Result<Self> {
-        let deltas = (pairs.iter())
-            .map(|pair| {
-                let delta = pair.deltas.get(number).ok_or_else(|| {
-                    Error::invalid_input("a pair needs a delta for each joint space")
-                })?;
-                let data = TensorData::new(delta.clone(), [1, delta.len()]);
-                Ok(Tensor::from_data(data, (joint.device(), DType::F32)))
-            })
-            .collect::<Result<Vec<Tensor<2>>>>()?;
         let mut readings = Vec::new();
-        match config.clip_reading {
-            ClipReading::Alone => readings.push(Reading {
-                prompt: Prompt::default(),
-                beginning: joint.read(&Prompt::default(), config.num_tokens)?,
-                without: None,
-                deltas: Tensor::cat(deltas, 0),
-                sign: 1.0,
-            }),
-            ClipReading::Prompts => {
-                for (pair, delta) in pairs.iter().zip(deltas) {
-                    let sides = [(&pair.prompt_a, 1.0), (&pair.prompt_a_prime, -1.0)];
-                    let sides = sides.into_iter().take(1 + usize::from(config.consistency));
-                    for (words, sign) in sides {
-                        let (prompt, deltas) = (words.prompt().clone(), delta.clone() * sign);
-                        let reading = Reading::of(joint, prompt, config.num_tokens, deltas, sign)?;
-                        readings.push(reading);
+        for pair in pairs {
+            let delta = pair
+                .deltas
+                .get(number)
+                .ok_or_else(|| Error::invalid_input("a pair needs a delta for each joint space"))?;
+            let reading = |prompt: &Prompt, sign| Reading {
+                prompt: prompt.clone(),
+                delta: delta.clone(),
+                sign,
+            };
+            match config.clip_reading {
+                ClipReading::Alone => readings.push(reading(&Prompt::default(), 1.0)),
+                ClipReading::Prompts => {
+                    readings.push(reading(pair.prompt_a.prompt(), 1.0));
+                    if config.consistency {
+                        readings.push(reading(pair.prompt_a_prime.prompt(), -1.0));
                     }
                 }
             }
         }
-        Ok(Self { joint, readings })
+        let batch = Batch::new(joint, &readings, config)?;
+        Ok(Self {
+            joint,
+            readings,
+            batch,
+        })
     }
 
     /// The same loss, which also reads [`LearnConfig::clip_thinned`] copies of each prompt, each word of which is
@@ -282,17 +295,25 @@ impl<'a> ClipLoss<'a> {
     /// # Errors
     /// As [`JointSpace::read`].
     pub fn with_thinned(&self, config: &LearnConfig, rng: &mut ChaCha8Rng) -> Result<Self> {
-        let mut readings = self.readings.clone();
+        let mut thinned = Vec::new();
         if config.clip_reading == ClipReading::Prompts {
             for reading in &self.readings {
                 for _ in 0..config.clip_thinned {
-                    readings.push(reading.thinned(self.joint, config.num_tokens, rng)?);
+                    thinned.push(Reading {
+                        prompt: reading.prompt.filtered(|| rng.random()),
+                        ..reading.clone()
+                    });
                 }
             }
         }
+        let batch = match thinned.is_empty() {
+            true => self.batch.clone(),
+            false => Batch::cat([&self.batch, &Batch::new(self.joint, &thinned, config)?]),
+        };
         Ok(Self {
             joint: self.joint,
-            readings,
+            readings: self.readings.clone(),
+            batch,
         })
     }
 
@@ -307,17 +328,15 @@ impl<'a> ClipLoss<'a> {
                 "there are no difference tokens for the text encoder of a joint space",
             ));
         };
-        let cosines = self.readings.iter().map(|reading| {
-            let tokens = signed(tokens, reading.sign);
-            let encoder = self.joint.text_encoder();
-            let features = unit(encoder.features(&reading.beginning, Some(&tokens))?); // [1, e]
-            let change = match &reading.without {
-                Some(without) => features - without.clone(),
-                None => features,
-            };
-            Ok(cosine(change, reading.deltas.clone()))
-        });
-        let cosines = Tensor::cat(cosines.collect::<Result<_>>()?, 0);
+        let batch = &self.batch;
+        let tokens = tokens.clone().unsqueeze::<3>() * batch.signs.clone(); // [b, n, d]
+        let encoder = self.joint.text_encoder();
+        let features = unit(encoder.features(&batch.beginnings, Some(&tokens))?); // [b, e]
+        let changes = match &batch.without {
+            Some(without) => features - without.clone(),
+            None => features,
+        };
+        let cosines = cosine(changes, batch.targets.clone());
         Ok(cosines.mean().neg().add_scalar(1.0))
     }
 }

@@ -236,7 +236,9 @@ fn gates_and_resizing() {
 
 #[test]
 fn attention_with_and_without_a_mask() {
-    let run = |mask: Mask| move |[q, k, v]: [Tensor<3>; 3]| multi_head_attention(q, k, v, 3, mask);
+    let run = |mask: Mask| {
+        move |[q, k, v]: [Tensor<3>; 3]| multi_head_attention(q, k, v, 3, mask.clone())
+    };
     compare([[2, 7, 12], [2, 5, 12], [2, 5, 12]], run(Mask::None));
     compare([[2, 7, 12], [2, 7, 12], [2, 7, 12]], run(Mask::Causal));
     // Several blocks of queries, panels of keys and of channels.
@@ -245,6 +247,20 @@ fn attention_with_and_without_a_mask() {
         run(Mask::None),
     );
     compare([[1, 131, 3 * 72]; 3], run(Mask::Causal));
+    // Padding of part of the keys, of none, of all and of more than there are.
+    let padded = || Mask::CausalAfter([2, 0, 6, 9].into());
+    compare([[4, 3, 12], [4, 8, 12], [4, 8, 12]], run(padded()));
+    compare([[4, 8, 12]; 3], run(padded()));
+}
+
+#[test]
+fn padding_before_the_keys_changes_nothing() {
+    let [q, k, v] = [[1, 3, 4], [1, 8, 4], [1, 8, 4]].map(random::<3>);
+    let alone = multi_head_attention(q.clone(), k.clone(), v.clone(), 2, Mask::Causal);
+    let padded = |x: Tensor<3>| Tensor::cat(vec![random([1, 5, 4]) * 9.0, x], 1);
+    let mask = Mask::CausalAfter([5].into());
+    let found = multi_head_attention(q, padded(k), padded(v), 2, mask);
+    assert_close("after padding", found, alone);
 }
 
 #[test]

@@ -3,8 +3,9 @@
 
 use burn::tensor::module::{attention, embedding, layer_norm, linear};
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{DType, Int, Tensor, TensorData, activation};
+use burn::tensor::{Bool, DType, Int, Tensor, TensorData, activation};
 use dinv_kernels as kernels;
+pub use dinv_kernels::fused_attention::Mask;
 
 use crate::weights::Weights;
 use crate::{Error, Result};
@@ -318,15 +319,6 @@ impl Embedding {
     }
 }
 
-/// The keys that a query may attend to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mask {
-    /// Every query sees every key.
-    None,
-    /// Query `i` of `n` sees keys `0..=i + m − n` of `m`, `m ≥ n`.
-    Causal,
-}
-
 /// `softmax(q kᵀ / √d) v` in `heads` heads
 /// ([Vaswani et al. 2017](https://arxiv.org/abs/1706.03762)).
 ///
@@ -339,13 +331,29 @@ pub fn multi_head_attention(
     heads: usize,
     mask: Mask,
 ) -> Tensor<3> {
-    let causal = mask == Mask::Causal;
     let inputs = [&q, &k, &v];
-    if inputs.into_iter().all(kernels::available) {
-        return kernels::fused_attention::attention(q, k, v, heads, causal);
+    if inputs.into_iter().all(kernels::available) && kernels::fused_attention::masks(&mask, &k) {
+        return kernels::fused_attention::attention(q, k, v, heads, mask);
     }
+    let hidden = match &mask {
+        Mask::CausalAfter(_) => Some(hidden(&mask, &q, &k, heads)),
+        Mask::None | Mask::Causal => None,
+    };
     let [q, k, v] = [q, k, v].map(|x| split_heads(x, heads));
-    join_heads(attention(q, k, v, None, None, options(causal)))
+    let causal = mask == Mask::Causal;
+    join_heads(attention(q, k, v, hidden, None, options(causal)))
+}
+
+/// The keys that [`Mask::CausalAfter`] hides from each query, `[b, heads, n, m]`.
+fn hidden(mask: &Mask, q: &Tensor<3>, k: &Tensor<3>, heads: usize) -> Tensor<4, Bool> {
+    let ([b, n, _], [_, m, _]) = (q.dims(), k.dims());
+    let rows = (0..b * n).map(|place| (mask.padding(place / n), place % n + m - n));
+    let hidden = rows.flat_map(|(padding, last)| {
+        let padding = padding.min(last);
+        (0..m).map(move |key| key < padding || key > last)
+    });
+    let hidden = TensorData::new(hidden.collect::<Vec<bool>>(), [b, 1, n, m]);
+    Tensor::<4, Bool>::from_data(hidden, &q.device()).repeat_dim(1, heads)
 }
 
 /// As [`multi_head_attention`], with `weights` in place of the softmax: it maps the scores

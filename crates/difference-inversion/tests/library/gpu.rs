@@ -247,7 +247,7 @@ impl Layers {
             &what,
             shapes,
             |_, _| (),
-            |(), [q, k, v]| multi_head_attention(q * 3.0, k, v, heads, mask),
+            |(), [q, k, v]| multi_head_attention(q * 3.0, k, v, heads, mask.clone()),
         );
     }
 }
@@ -322,9 +322,9 @@ fn layers_give_the_numbers_of_the_cpu() {
                 |(), [x]| resize_nearest(x, size),
             );
         }
-        for mask in [Mask::None, Mask::Causal] {
-            layers.attention(3, [33, 70, 24], mask);
-            layers.attention(2, [64, 64, 128], mask);
+        for mask in [Mask::None, Mask::Causal, Mask::CausalAfter([2].into())] {
+            layers.attention(3, [33, 70, 24], mask.clone());
+            layers.attention(2, [64, 64, 128], mask.clone());
             layers.attention(1, [5, 5, 40], mask);
         }
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
+use difference_inversion::diffusion::text_encoder::Beginnings;
 use difference_inversion::diffusion::words::Words;
 use difference_inversion::method::analogy;
 use difference_inversion::method::delta::DeltaMode;
@@ -326,6 +327,42 @@ fn tokens_read_in_prompts_point_along_the_delta_and_back() {
         let clip = ClipLoss::new(joint, 0, pairs, &config).unwrap();
         let found = values(&clip.of(std::slice::from_ref(&tokens)).unwrap())[0];
         assert!((found - expected).abs() < 1e-5, "{found} {expected}");
+    }
+}
+
+#[test]
+fn prompts_read_together_have_the_features_of_each_alone() {
+    let models = models();
+    let joint = &models.joints().unwrap()[0];
+    let encoder = joint.text_encoder();
+    let d = encoder.hidden_size();
+    let texts = ["", "a house", "a small red house by the sea at night"];
+    let prompts = texts.map(|text| models.pipeline().prompt(text).unwrap());
+    let tokens = |count: usize| {
+        let tokens: Vec<f32> = (0..3 * count * d).map(|i| (i as f32 * 0.7).sin()).collect();
+        Tensor::<3>::from_data(TensorData::new(tokens, [3, count, d]), &Device::flex())
+    };
+    for tokens in [None, Some(tokens(1)), Some(tokens(3))] {
+        let count = tokens.as_ref().map_or(0, |tokens| tokens.dims()[1]);
+        let [empty, house, red] = prompts.each_ref();
+        let parts = [&[empty, house][..], &[red]].map(|part| joint.read(part, count).unwrap());
+        let together = Beginnings::cat(&parts.each_ref());
+        let together = encoder.features(&together, tokens.as_ref()).unwrap();
+        for (row, prompt) in prompts.iter().enumerate() {
+            let (beginning, _) = encoder.read(&prompt.ids(0), count).unwrap();
+            let own =
+                (tokens.as_ref()).map(|tokens| tokens.clone().narrow(0, row, 1).squeeze_dim(0));
+            let alone = encoder.finish(&beginning, own.as_ref()).unwrap();
+            let alone = values(&encoder.project(alone.pooled).unwrap());
+            let found = values(&together.clone().narrow(0, row, 1));
+            let scale = norm(&alone);
+            for (found, expected) in found.iter().zip(&alone) {
+                assert!(
+                    (found - expected).abs() < 1e-5 * scale,
+                    "{found} {expected}"
+                );
+            }
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use serde::Deserialize;
@@ -10,7 +11,7 @@ use crate::models::layers::{Activation, Embedding, LayerNorm, Linear, Mask, shar
 use crate::models::text::clip::{
     EncoderLayer, IGNORED, LayerSizes, joint_projection, open_tower, tower_weights,
 };
-use crate::models::text::tower::{Beginning, Encoded, Tower};
+use crate::models::text::tower::{Beginning, Encoded, Tower, no_projection};
 use crate::weights::Weights;
 use crate::{Error, Result};
 
@@ -229,7 +230,7 @@ impl ClipTextModel {
         inputs_embeds: Tensor<3>,
         eos_positions: &[usize],
     ) -> Result<Encoded> {
-        let cache = self.encode(None, inputs_embeds)?;
+        let cache = self.encode(None, None, inputs_embeds)?;
         self.output(cache.hidden_states, eos_positions)
     }
 
@@ -241,7 +242,7 @@ impl ClipTextModel {
     /// # Errors
     /// As [`forward_embeds`](Self::forward_embeds).
     pub fn prefix(&self, inputs_embeds: Tensor<3>) -> Result<Beginning> {
-        self.encode(None, inputs_embeds)
+        self.encode(None, None, inputs_embeds)
     }
 
     /// Encodes the rest of prompts that begin with `prefix`. The output is that of
@@ -259,7 +260,7 @@ impl ClipTextModel {
         inputs_embeds: Tensor<3>,
         eos_positions: &[usize],
     ) -> Result<Encoded> {
-        let rest = self.encode(Some(prefix), inputs_embeds)?;
+        let rest = self.encode(Some(prefix), None, inputs_embeds)?;
         let whole = prefix.hidden_states.iter().cloned().zip(rest.hidden_states);
         let whole = whole
             .map(|(before, after)| Tensor::cat(vec![before, after], 1))
@@ -283,14 +284,18 @@ impl ClipTextModel {
     pub fn project(&self, pooled: Tensor<2>) -> Result<Tensor<2>> {
         match &self.text_projection {
             Some(projection) => Ok(projection.forward(pooled)),
-            None => Err(Error::invalid_input(
-                "this text encoder has no `text_projection`",
-            )),
+            None => Err(no_projection()),
         }
     }
 
-    /// The hidden states of `inputs_embeds` after `past`, and the keys and values of both.
-    fn encode(&self, past: Option<&Beginning>, inputs_embeds: Tensor<3>) -> Result<Beginning> {
+    /// The hidden states of `inputs_embeds` after `past`, and the keys and values of both. Without a past, the
+    /// first `padding` of each row are ignored.
+    fn encode(
+        &self,
+        past: Option<&Beginning>,
+        padding: Option<Arc<[usize]>>,
+        inputs_embeds: Tensor<3>,
+    ) -> Result<Beginning> {
         let [b, n, d] = inputs_embeds.dims();
         let start = past.map_or(0, Beginning::len);
         let longest = self.config.max_position_embeddings;
@@ -304,15 +309,30 @@ impl ClipTextModel {
                 self.config.hidden_size,
             )));
         }
-        let positions = self.position_embedding.weight().clone().narrow(0, start, n);
-        let mut x = inputs_embeds + positions.unsqueeze::<3>();
+        let padding = past.map_or(padding, |past| past.padding.clone());
+        let (positions, mask) = match &padding {
+            None => {
+                let table = self.position_embedding.weight().clone();
+                (table.narrow(0, start, n).unsqueeze(), Mask::Causal)
+            }
+            Some(padding) => {
+                let positions = padding.iter().flat_map(|padding| {
+                    (start..start + n).map(|place| place.saturating_sub(*padding) as u32)
+                });
+                let positions: Vec<u32> = positions.collect();
+                let rows = self.position_embedding.rows(&positions)?;
+                (rows.reshape([b, n, d]), Mask::CausalAfter(padding.clone()))
+            }
+        };
+        let mut x = inputs_embeds + positions;
         let mut cache = Beginning {
             hidden_states: vec![x.clone()],
+            padding,
             ..Beginning::default()
         };
         for (number, layer) in self.layers.iter().enumerate() {
             let past = past.map(|past| &past.layers[number]);
-            let (output, key_values) = layer.forward(x, past, Mask::Causal);
+            let (output, key_values) = layer.forward(x, past, mask.clone());
             x = output;
             cache.layers.push(key_values);
             cache.hidden_states.push(x.clone());
@@ -326,27 +346,41 @@ impl ClipTextModel {
                 "a text encoder has at least its embeddings",
             ));
         };
-        let [b, n, d] = last.dims();
-        if eos.len() != b || eos.iter().any(|&position| position >= n) {
-            return Err(Error::invalid_input(format!(
-                "expected {b} end positions below {n}, found {eos:?}"
-            )));
-        }
+        check_positions(last, eos)?;
         let last_hidden_state = self.final_layer_norm.forward(last.clone());
-        let rows = eos.iter().enumerate().map(|(row, &position)| {
-            last_hidden_state
-                .clone()
-                .narrow(0, row, 1)
-                .narrow(1, position, 1)
-                .reshape([1, d])
-        });
-        let pooled = Tensor::cat(rows.collect(), 0);
+        let pooled = at(last_hidden_state.clone(), eos);
         Ok(Encoded {
             hidden_states,
             last_hidden_state,
             pooled,
         })
     }
+}
+
+/// Checks that there is a position for each row of states `[b, n, d]`.
+fn check_positions(states: &Tensor<3>, positions: &[usize]) -> Result<()> {
+    let [b, n, _] = states.dims();
+    if positions.len() == b && positions.iter().all(|&position| position < n) {
+        return Ok(());
+    }
+    Err(Error::invalid_input(format!(
+        "expected {b} end positions below {n}, found {positions:?}"
+    )))
+}
+
+/// The state of each row at its position, `[b, n, d]` to `[b, d]`.
+fn at(states: Tensor<3>, positions: &[usize]) -> Tensor<2> {
+    let [b, _, d] = states.dims();
+    if let Some(&first) = positions.first()
+        && positions.iter().all(|&position| position == first)
+    {
+        return states.narrow(1, first, 1).reshape([b, d]);
+    }
+    let rows = positions.iter().enumerate().map(|(row, &position)| {
+        let state = states.clone().narrow(0, row, 1).narrow(1, position, 1);
+        state.reshape([1, d])
+    });
+    Tensor::cat(rows.collect(), 0)
 }
 
 impl Tower for ClipTextModel {
@@ -377,6 +411,29 @@ impl Tower for ClipTextModel {
             Some(beginning) => self.forward_embeds_after(beginning, rest, &[end]),
             None => self.forward_embeds(rest, &[end]),
         }
+    }
+
+    fn begin_together(&self, embeds: Tensor<3>, padding: Arc<[usize]>) -> Result<Beginning> {
+        let [b, n, _] = embeds.dims();
+        if padding.len() != b || padding.iter().any(|&padding| padding >= n) {
+            return Err(Error::invalid_input(format!(
+                "expected {b} numbers of padding below {n}, found {padding:?}"
+            )));
+        }
+        self.encode(None, Some(padding), embeds)
+    }
+
+    fn pool_together(
+        &self,
+        beginning: &Beginning,
+        rest: Tensor<3>,
+        ends: &[usize],
+    ) -> Result<Tensor<2>> {
+        let rest = self.encode(Some(beginning), None, rest)?;
+        let last = [beginning, &rest].map(|part| part.hidden_states.last().cloned());
+        let last = Tensor::cat(last.into_iter().flatten().collect(), 1); // [b, all, d]
+        check_positions(&last, ends)?;
+        Ok(self.final_layer_norm.forward(at(last, ends)))
     }
 
     fn pooled_at(&self, ids: &[u32]) -> Option<usize> {

@@ -3,6 +3,7 @@
 
 use std::any::Any;
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
@@ -65,6 +66,34 @@ pub trait Tower: Any + Debug + Send + Sync {
     fn finish(&self, beginning: Option<&Beginning>, rest: Tensor<2>, end: usize)
     -> Result<Encoded>;
 
+    /// Reads the beginnings of several prompts at once, for a causal tower with a joint space.
+    ///
+    /// # Shapes
+    /// `embeds`: [b, n, d] without positions, the first `padding` of each row to be ignored.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for other shapes and other towers.
+    fn begin_together(&self, _embeds: Tensor<3>, _padding: Arc<[usize]>) -> Result<Beginning> {
+        Err(no_projection())
+    }
+
+    /// Reads the rest of several prompts: the last hidden states of each at position `end` of the whole, padding
+    /// included, after the final norm.
+    ///
+    /// # Shapes
+    /// `rest`: [b, n, d] without positions; result [b, d].
+    ///
+    /// # Errors
+    /// As [`begin_together`](Self::begin_together).
+    fn pool_together(
+        &self,
+        _beginning: &Beginning,
+        _rest: Tensor<3>,
+        _ends: &[usize],
+    ) -> Result<Tensor<2>> {
+        Err(no_projection())
+    }
+
     /// Where the prompt of these ids is pooled, if the tower's configuration determines that and not the
     /// prompt's end.
     fn pooled_at(&self, _ids: &[u32]) -> Option<usize> {
@@ -95,9 +124,7 @@ pub trait Tower: Any + Debug + Send + Sync {
     /// # Errors
     /// [`Error::InvalidInput`] if there is no projection.
     fn project(&self, _pooled: Tensor<2>) -> Result<Tensor<2>> {
-        Err(Error::invalid_input(
-            "this text encoder has no `text_projection`",
-        ))
+        Err(no_projection())
     }
 
     /// Replaces all rows of the table after the first `rows` by the embeddings of further tokens, [m, d], if supported.
@@ -120,13 +147,20 @@ pub trait Tower: Any + Debug + Send + Sync {
     }
 }
 
-/// What a tower computed for a prompt's beginning; empty by default.
+/// The error of a tower without a joint space.
+pub(super) fn no_projection() -> Error {
+    Error::invalid_input("this text encoder has no `text_projection`")
+}
+
+/// What a tower computed for the beginning of a prompt, or of several; empty by default.
 #[derive(Clone, Debug, Default)]
 pub struct Beginning {
     /// Keys and values of each layer, for a causal tower.
     pub(super) layers: Vec<KeyValues>,
     /// The first layer's input, then the output of each layer whose keys and values are kept.
     pub(super) hidden_states: Vec<Tensor<3>>,
+    /// The number of positions at the beginning of each row that are padding, if any are.
+    pub(super) padding: Option<Arc<[usize]>>,
     /// Where the prompt is pooled, if not at its end.
     pub(crate) pooled_at: Option<usize>,
 }
@@ -143,12 +177,55 @@ impl Beginning {
         }
     }
 
-    /// The first layer's input, [1, n, d].
+    /// The rows of all; shorter ones begin with more padding.
+    ///
+    /// # Panics
+    /// If they are not of one tower.
+    #[must_use]
+    pub fn cat(parts: &[&Self]) -> Self {
+        let longest = parts.iter().map(|part| part.len()).max().unwrap_or(0);
+        let filled = |part: &Self, x: &Tensor<3>| match longest - part.len() {
+            0 => x.clone(),
+            missing => x.clone().pad([(0, 0), (missing, 0), (0, 0)], 0.0),
+        };
+        let cat = |pick: &dyn Fn(&Self) -> Tensor<3>| {
+            let rows = parts.iter().map(|part| filled(part, &pick(part)));
+            Tensor::cat(rows.collect(), 0)
+        };
+        let first = parts.first().copied();
+        let layers = first.map_or(0, |first| first.layers.len());
+        let states = first.map_or(0, |first| first.hidden_states.len());
+        let padding = parts.iter().flat_map(|part| {
+            let rows = part.embeds().map_or(0, |x| x.dims()[0]);
+            (0..rows).map(|row| part.padding(row) + longest - part.len())
+        });
+        Self {
+            layers: (0..layers)
+                .map(|layer| KeyValues {
+                    keys: cat(&|part| part.layers[layer].keys.clone()),
+                    values: cat(&|part| part.layers[layer].values.clone()),
+                })
+                .collect(),
+            hidden_states: (0..states)
+                .map(|state| cat(&|part| part.hidden_states[state].clone()))
+                .collect(),
+            padding: Some(padding.collect()),
+            pooled_at: None,
+        }
+    }
+
+    /// The first layer's input, [b, n, d].
     pub fn embeds(&self) -> Option<&Tensor<3>> {
         self.hidden_states.first()
     }
 
-    /// The number of positions.
+    /// The number of positions at the beginning of row `row` that are padding.
+    pub fn padding(&self, row: usize) -> usize {
+        let padding = self.padding.as_deref().unwrap_or_default();
+        padding.get(row).copied().unwrap_or(0)
+    }
+
+    /// The number of positions, padding included.
     #[must_use]
     pub fn len(&self) -> usize {
         self.embeds().map_or(0, |x| x.dims()[1])
