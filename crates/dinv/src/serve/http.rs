@@ -31,6 +31,7 @@ use crate::cli::terminal;
 use super::Options;
 use super::capabilities;
 use super::differences;
+use super::doors;
 use super::openapi;
 use super::problem::{Answer, Problem};
 use super::request::{self, INPUTS, RESULTS};
@@ -123,6 +124,8 @@ fn router(app: Arc<App>) -> Router {
                 .delete(delete_difference),
         )
         .route("/v1/differences/{name}/thumbnail", get(get_thumbnail))
+        .route("/v1/images/edits", post(doors::image_edits))
+        .route("/sdapi/v1/img2img", post(doors::img2img))
         .fallback(|| async { Problem::not_found("address") })
         .method_not_allowed_fallback(|| async {
             Problem::new(
@@ -215,7 +218,7 @@ pub(crate) fn json(status: StatusCode, body: &Value) -> Response {
     (status, headers, body.to_string()).into_response()
 }
 
-fn ok(body: &Value) -> Response {
+pub(super) fn ok(body: &Value) -> Response {
     json(StatusCode::OK, body)
 }
 
@@ -241,14 +244,14 @@ async fn page() -> Response {
 }
 
 /// Runs slow work where it does not block clients.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Answer<T> + Send + 'static,
 ) -> Answer<T> {
     tokio::task::spawn_blocking(work).await?
 }
 
 /// The body of a request, up to the limit.
-async fn body(app: &App, headers: &HeaderMap, body: Body) -> Answer<Vec<u8>> {
+pub(super) async fn body(app: &App, headers: &HeaderMap, body: Body) -> Answer<Vec<u8>> {
     let most = app.options.max_upload;
     let too_large = || {
         Problem::new(
@@ -353,10 +356,14 @@ async fn post_job(State(app): Shared, headers: HeaderMap, sent: Body) -> Answer<
         None => None,
     };
     let sent = body(&app, &headers, sent).await?;
-    let checking = Arc::clone(&app);
-    let _turn = checking.checking.lock().await;
-    let accept = move || request::accept(&app, request::parse(&sent)?, key, None);
-    Ok(accepted(&blocking(accept).await?))
+    Ok(accepted(&queue(&app, sent, key).await?))
+}
+
+/// Queues the job of a request.
+pub(super) async fn queue(app: &Arc<App>, sent: Vec<u8>, key: Option<String>) -> Answer<Value> {
+    let _turn = app.checking.lock().await;
+    let app = Arc::clone(app);
+    blocking(move || request::accept(&app, request::parse(&sent)?, key, None)).await
 }
 
 async fn get_job(State(app): Shared, Named(id): Named<String>) -> Answer<Response> {

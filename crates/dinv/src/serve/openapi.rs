@@ -254,7 +254,7 @@ fn named(field: &str) -> Value {
 
 /// Every address.
 fn paths() -> Value {
-    let parts = [of_server(), of_jobs(), of_differences()];
+    let parts = [of_server(), of_jobs(), of_differences(), of_doors()];
     let all = parts.into_iter().filter_map(|part| match part {
         Value::Object(part) => Some(part),
         _ => None,
@@ -372,6 +372,52 @@ fn of_differences() -> Value {
     })
 }
 
+/// The interfaces of other programs.
+fn of_doors() -> Value {
+    let object = json!({ "type": "object" });
+    let refusals = ["404", "409", "413", "422", "429"];
+    let text = || json!({ "type": "string" });
+    let form = json!({
+        "type": "object",
+        "properties": {
+            "image": { "type": "array", "items": { "type": "string", "contentEncoding": "binary" } },
+            "model": { "type": "string", "description": "The difference: NAME or NAME:STRENGTH." },
+            "prompt": { "type": "string", "description": "The caption of the pictures, or empty." },
+            "response_format": { "enum": ["b64_json", "url"] },
+        },
+        "required": ["image", "model"],
+    });
+    let img2img = json!({
+        "type": "object",
+        "properties": {
+            "init_images": { "type": "array", "items": text() },
+            "prompt": { "type": "string", "description": "<dinv:NAME:STRENGTH> and the caption of the pictures, or nothing." },
+            "negative_prompt": text(), "seed": { "type": "integer" }, "steps": { "type": "integer" },
+            "override_settings": { "type": "object" },
+        },
+        "required": ["init_images", "prompt"],
+    });
+    json!({
+        "/v1/images/edits": {
+            "post": with_body(
+                operation("Apply a difference, as OpenAI's clients ask", "200", &in_json("The pictures.", &object), &refusals),
+                "multipart/form-data",
+                &form,
+            ),
+        },
+        "/sdapi/v1/img2img": {
+            "post": with_body(
+                operation(
+                    "Apply a difference, as clients of Stable Diffusion web UI ask", "200",
+                    &in_json("The pictures.", &object), &refusals,
+                ),
+                "application/json",
+                &img2img,
+            ),
+        },
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -387,7 +433,7 @@ mod tests {
         let mut served = BTreeSet::new();
         for route in source.split(".route(").skip(1) {
             let address = match route.split('"').nth(1) {
-                Some(address) if address.starts_with("/v1/") => address,
+                Some(address) if address.contains("/v1/") => address,
                 _ if route.contains("openapi::ADDRESS") => ADDRESS,
                 _ => continue, // the page
             };

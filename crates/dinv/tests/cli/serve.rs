@@ -620,6 +620,139 @@ fn a_request_that_cannot_be_done_names_its_field() {
     assert_eq!(left, [""; 0], "a refused request leaves something");
 }
 
+/// A form of OpenAI's clients, with these texts and one picture.
+fn form(texts: &[(&str, &str)], picture: &[u8]) -> Vec<u8> {
+    let mut form = Vec::new();
+    for (name, text) in texts {
+        form.extend(
+            format!("--edge\r\ncontent-disposition: form-data; name=\"{name}\"\r\n\r\n{text}\r\n")
+                .bytes(),
+        );
+    }
+    let head = "--edge\r\ncontent-disposition: form-data; name=\"image\"; filename=\"b.png\"\r\ncontent-type: image/png\r\n\r\n";
+    form.extend(head.bytes());
+    form.extend(picture);
+    form.extend(b"\r\n--edge--\r\n");
+    form
+}
+
+#[test]
+fn clients_of_other_programs_apply_a_difference() {
+    let work = workplace();
+    let server = Server::start(&work, &[]);
+    let mut request = learning(&work, 2);
+    request["name"] = json!("night");
+    server.done(&server.job(&request));
+    let picture = fs::read(work.path().join("b.png")).unwrap();
+    let applied = |settings: &Value| {
+        let job = server.job(&json!({
+            "kind": "apply", "difference": "night", "settings": settings,
+            "targets": [{ "picture": data(&work, "b.png"), "caption": "dusk" }],
+        }));
+        let url = server.done(&job)["results"][0]["url"].clone();
+        image::load_from_memory(&server.get(url.as_str().unwrap()).expect(200).body).unwrap()
+    };
+    let decoded = |text: &Value| {
+        image::load_from_memory(&STANDARD.decode(text.as_str().unwrap()).unwrap()).unwrap()
+    };
+
+    let img2img = |more: &Value| {
+        let mut asked = json!({
+            "init_images": [STANDARD.encode(&picture)], "prompt": "dusk <dinv:night:0.5>", "steps": 2, "seed": 3,
+            "batch_size": 1, "denoising_strength": 0.75, "alwayson_scripts": {}, "script_name": null,
+        });
+        let more = more.as_object().unwrap().clone();
+        asked.as_object_mut().unwrap().extend(more);
+        server.post("/sdapi/v1/img2img", &asked)
+    };
+    let made = img2img(&json!({})).expect(200).json();
+    let more = json!({ "strength": 0.5, "num_inference_steps": 2, "seed": 3 });
+    assert!(decoded(&made["images"][0]) == applied(&settings(&work, &more)));
+    let info: Value = serde_json::from_str(made["info"].as_str().unwrap()).unwrap();
+    assert_eq!(info["seed"], 3);
+    let not_read = json!([
+        "alwayson_scripts",
+        "batch_size",
+        "denoising_strength",
+        "script_name"
+    ]);
+    assert_eq!(info["not_read"], not_read);
+    for (field, more) in [
+        ("prompt", json!({ "prompt": "dusk" })),
+        ("prompt", json!({ "prompt": "<dinv:night> <lora:x:1>" })),
+        ("difference", json!({ "prompt": "<dinv:none>" })),
+        ("mask", json!({ "mask": "AAAA" })),
+        ("n_iter", json!({ "n_iter": 2 })),
+        ("targets", json!({ "init_images": [] })),
+        ("targets[0].picture", json!({ "init_images": ["AAAA"] })),
+        ("settings.num_inference_steps", json!({ "steps": 0 })),
+    ] {
+        let error = img2img(&more).expect(422).json();
+        assert_eq!(error["error"]["field"], field, "{error}");
+    }
+
+    let edit = |texts: &[(&str, &str)], kind: &str| {
+        let headers = [("content-type", kind)];
+        server.ask("POST", "/v1/images/edits", &headers, &form(texts, &picture))
+    };
+    let multipart = "multipart/form-data; boundary=edge";
+    let wanted = [("model", "night:0.5"), ("prompt", "dusk"), ("n", "1")];
+    let made = edit(&wanted, multipart).expect(200).json();
+    let expected = applied(&settings(&work, &json!({ "strength": 0.5 })));
+    assert!(decoded(&made["data"][0]["b64_json"]) == expected);
+    let by_address = [wanted[0], wanted[1], ("response_format", "url")];
+    let made = edit(&by_address, multipart).expect(200).json();
+    let url = made["data"][0]["url"].as_str().unwrap();
+    let path = url
+        .strip_prefix(&format!("http://127.0.0.1:{}", server.port))
+        .unwrap();
+    let found = server.get(path).expect(200).body;
+    assert!(image::load_from_memory(&found).unwrap() == expected);
+    edit(&wanted, "application/json").expect(400);
+    for (field, texts) in [
+        ("model", [("model", ""), ("prompt", "dusk")]),
+        ("model", [("model", "night:much"), ("prompt", "dusk")]),
+        ("difference", [("model", "none"), ("prompt", "dusk")]),
+        ("size", [("model", "night"), ("size", "1024x1024")]),
+        ("n", [("model", "night"), ("n", "2")]),
+        ("mask", [("model", "night"), ("mask", "x")]),
+    ] {
+        let error = edit(&texts, multipart).expect(422).json();
+        assert_eq!(error["error"]["field"], field, "{error}");
+    }
+}
+
+/// The job of a client that no longer waits is cancelled.
+#[test]
+fn a_client_that_leaves_takes_its_job_along() {
+    let work = workplace();
+    let server = Server::start(&work, &[]);
+    let mut request = learning(&work, 1);
+    request["name"] = json!("night");
+    server.done(&server.job(&request));
+    let asked = json!({
+        "init_images": [STANDARD.encode(fs::read(work.path().join("b.png")).unwrap())],
+        "prompt": "dusk <dinv:night>", "steps": 1000,
+    });
+    let body = asked.to_string();
+    let client = server.send("POST", "/sdapi/v1/img2img", &[], body.as_bytes());
+    let newest = || server.get("/v1/jobs").json()["jobs"][0].clone();
+    let started = Instant::now();
+    while newest()["kind"] != "apply" {
+        assert!(started.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    drop(client);
+    while newest()["state"] != "cancelled" {
+        assert!(
+            started.elapsed() < Duration::from_secs(60),
+            "{:#}",
+            newest()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// A failed job states the reason, in the program's own words.
 #[test]
 fn a_job_that_fails_says_why() {

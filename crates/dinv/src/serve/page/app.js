@@ -238,7 +238,7 @@ function drawTiles() {
   const uses = [draft.difference ? null : "a difference", draft.targets.length ? null : "a picture"].filter(Boolean);
   if (draft.mode === "new") $("hint").textContent = missing.length === 3 ? "Choose two pictures that show an edit, and a third to be changed in the same way." : missing.length ? `Still missing: ${missing.join(" and ")}.` : "Captions that are left empty are written by the captioner.";
   else $("hint").textContent = uses.length ? `Choose ${uses.join(" and ")}.` : "";
-  $("go").disabled = draft.mode === "new" ? missing.length > 0 : uses.length > 0;
+  $("go").disabled = $("draft").disabled = draft.mode === "new" ? missing.length > 0 : uses.length > 0;
   $("learn").disabled = !(draft.pictures.a && draft.pictures.a_prime);
   $("learn").hidden = draft.mode !== "new";
   $("strip-label").hidden = draft.mode === "new";
@@ -431,24 +431,33 @@ async function submit(request) {
   return job;
 }
 
+/** What is put together, as a request for B′. */
+function request(more = {}) {
+  if (draft.mode === "new") {
+    const { b } = draft.pictures;
+    return { kind: "analogy", pairs: [pair()], targets: [withCaption({ name: b.name, picture: b.data }, "b")], settings: { ...settingsFor("analogy"), ...more } };
+  }
+  const settings = { ...settingsFor("apply"), ...more };
+  const strip = $("strip").checked;
+  if (strip) delete settings.strength;
+  return {
+    kind: "apply",
+    difference: draft.difference,
+    targets: draft.targets.map(({ name, data }) => ({ name, picture: data })),
+    ...(strip ? { strengths: STRENGTHS } : {}),
+    settings,
+  };
+}
+
 function go(event) {
   event.preventDefault();
-  return attempt(() => {
-    if (draft.mode === "new") {
-      const { b } = draft.pictures;
-      return submit({ kind: "analogy", pairs: [pair()], targets: [withCaption({ name: b.name, picture: b.data }, "b")], settings: settingsFor("analogy") });
-    }
-    const settings = settingsFor("apply");
-    const strip = $("strip").checked;
-    if (strip) delete settings.strength;
-    return submit({
-      kind: "apply",
-      difference: draft.difference,
-      targets: draft.targets.map(({ name, data }) => ({ name, picture: data })),
-      ...(strip ? { strengths: STRENGTHS } : {}),
-      settings,
-    });
-  });
+  return attempt(() => submit(request()));
+}
+
+/** The same job with all of its steps. */
+function refine(job) {
+  const { draft: _, ...settings } = job.request.settings;
+  return attempt(() => submit({ ...job.request, settings }));
 }
 
 function learn() {
@@ -513,11 +522,14 @@ function act(text, onclick, className = "") {
   return make("button", { type: "button", className, onclick }, text);
 }
 
+const isDraft = ({ request }) => String(request.settings?.draft) === "true";
+
 function actionsOf(job) {
   const actions = [];
   const name = job.results.find(({ kind }) => kind === "difference")?.name ?? job.request.difference;
   const pictures = job.results.filter(({ kind }) => kind === "picture").length;
   if (!OVER.has(job.state)) actions.push(act("Cancel", () => attempt(async () => { await ask("POST", `/v1/jobs/${job.id}/cancel`); await refresh(); })));
+  if (job.state === "done" && isDraft(job)) actions.push(act("Refine", () => refine(job)));
   if (job.state === "done" && name && pictures && !(job.request.strengths?.length > 1)) actions.push(act("Strengths", () => again(job, { strengths: STRENGTHS })));
   if (job.state === "done" && name && pictures) actions.push(act(job.request.settings?.reverse ? "Apply" : "Undo on B", () => again(job, { reverse: !job.request.settings?.reverse })));
   if (name && known.differences.some((difference) => difference.name === name)) actions.push(act("Use the difference", () => use(name)));
@@ -534,7 +546,7 @@ function card(job) {
   const element = make(
     "article",
     { className: "job" },
-    make("div", { className: "job-head" }, title, make("span", { className: `state ${job.state}` }, STATES[job.state]), make("time", { dateTime: job.created }, `${TITLES[job.kind] ?? job.kind}, ${date.toLocaleString([], { dateStyle: "medium", timeStyle: "short" })}`), make("span", { className: "push" }, ...actionsOf(job))),
+    make("div", { className: "job-head" }, title, make("span", { className: `state ${job.state}` }, STATES[job.state]), make("time", { dateTime: job.created }, `${TITLES[job.kind] ?? job.kind}${isDraft(job) ? " (draft)" : ""}, ${date.toLocaleString([], { dateStyle: "medium", timeStyle: "short" })}`), make("span", { className: "push" }, ...actionsOf(job))),
   );
   element.setAttribute("aria-labelledby", `job-${job.id}`);
   if (!OVER.has(job.state)) element.append(make("div", { className: "progress" }, make("progress", { max: 1, ariaLabel: "Progress" }), make("span", {})));
@@ -731,7 +743,8 @@ function foot() {
 }
 
 function listen() {
-  $("panel").addEventListener("submit", go);
+  $("form").addEventListener("submit", go);
+  $("draft").addEventListener("click", () => attempt(() => submit(request({ draft: true }))));
   $("learn").addEventListener("click", learn);
   $("clear").addEventListener("click", () => {
     Object.assign(draft, { pictures: {}, captions: {}, targets: [], difference: null });

@@ -1,0 +1,223 @@
+"""Kills `dinv serve` again and again, and loads it with clients; prints what it found.
+
+    cargo build --release
+    python crates/dinv/tests/serve/load.py kills --times 200
+    python crates/dinv/tests/serve/load.py clients --minutes 2
+    python crates/dinv/tests/serve/load.py jobs --count 1000
+
+Only Python's standard library is needed. Jobs run on the demo model.
+"""
+
+import argparse
+import base64
+import http.client
+import json
+import os
+import random
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[4]
+OVER = {"done", "failed", "cancelled"}
+
+
+def data_url(name):
+    picture = base64.b64encode((ROOT / "demo/images" / name).read_bytes()).decode()
+    return f"data:image/png;base64,{picture}"
+
+
+class Server:
+    """A server on a port of its own. It and its job are one process group."""
+
+    def __init__(self, program, folder, *flags):
+        command = [program, "serve", "--dir", folder, "--port", "0", *flags]
+        environment = {"DINV_DEMO_MODEL": str(ROOT / "demo/model"), **os.environ}
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, start_new_session=True
+        )
+        self.port = int(self.process.stdout.readline().strip().rstrip("/").rsplit(":", 1)[1])
+
+    def ask(self, method, path, body=None, headers=None):
+        """Status and body of the answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request(method, path, json.dumps(body) if body is not None else None, headers or {})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    def job(self, body):
+        status, answer = self.ask("POST", "/v1/jobs", body)
+        assert status == 202, answer
+        return json.loads(answer)["id"]
+
+    def jobs(self):
+        return json.loads(self.ask("GET", "/v1/jobs")[1])["jobs"]
+
+    def wait(self):
+        while any(job["state"] not in OVER for job in self.jobs()):
+            time.sleep(0.2)
+
+    def kill(self, with_job):
+        if with_job:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        else:
+            self.process.kill()
+        self.process.wait()
+
+    def stop(self):
+        self.process.terminate()
+        self.process.wait(60)
+
+    def memory(self):
+        """Resident bytes."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+
+
+def learning(seed):
+    settings = {"steps": 12, "clip_first": 5, "checkpoint_every": 1, "seed": seed}
+    pair = {"a": data_url("a.png"), "a_prime": data_url("a_prime.png"), "caption_a": "day", "caption_a_prime": "night"}
+    return {"kind": "learn", "name": f"seed {seed}", "pairs": [pair], "settings": settings}
+
+
+def results(server):
+    """The tokens' file of each job, by its seed."""
+    found = {}
+    for job in server.jobs():
+        assert job["state"] == "done", job
+        names = [result["name"] for result in job["results"] if result["kind"] == "difference"]
+        assert len(names) == 1, job
+        found[job["request"]["settings"]["seed"]] = server.ask("GET", f"/v1/differences/{names[0].replace(' ', '%20')}")[1]
+    return found
+
+
+def kills(arguments):
+    """Ten jobs, and kills at random moments: none lost, none done twice, no half file, the same tokens."""
+    with tempfile.TemporaryDirectory() as quiet, tempfile.TemporaryDirectory() as folder:
+        server = Server(arguments.program, quiet)
+        for seed in range(10):
+            server.job(learning(seed))
+        server.wait()
+        expected = results(server)
+        server.stop()
+        server = Server(arguments.program, folder)
+        for seed in range(10):
+            server.job(learning(seed))
+        chance = random.Random(0)
+        for _ in range(arguments.times):
+            time.sleep(chance.uniform(0.05, 1.2))
+            server.kill(with_job=chance.random() < 0.5)
+            server = Server(arguments.program, folder)
+        done_early = sum(job["state"] == "done" for job in server.jobs())
+        server.wait()
+        found = results(server)
+        differences = json.loads(server.ask("GET", "/v1/differences")[1])["differences"]
+        server.stop()
+        left = [str(path) for path in Path(folder).rglob(".dinv-*")] + [str(path) for path in Path(folder).rglob("*checkpoint*")]
+        same = sum(found[seed] == expected[seed] for seed in expected)
+        print(f"{arguments.times} kills, {done_early} of 10 jobs done before the last: {len(found)} jobs done, {same} with the bytes of "
+              f"an undisturbed run, {len(differences)} differences, {len(left)} files left over")
+        for path in left:
+            print(" ", path)
+        assert len(found) == len(differences) == same == 10 and not left
+
+
+def clients(arguments):
+    """Clients that post, follow, cancel and read, while jobs compute."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(arguments.program, folder, "--queue", "20")
+        for seed in range(3):
+            server.job(learning(seed))
+        before, end = server.memory(), time.monotonic() + 60 * arguments.minutes
+        reads, statuses, memory, lock = [], Counter(), [], threading.Lock()
+
+        def client(number):
+            chance = random.Random(number)
+            while time.monotonic() < end:
+                what = chance.choice(["jobs", "page", "differences", "capabilities", "post", "cancel", "follow", "upload"])
+                status = act(what, chance)
+                with lock:
+                    statuses[what, status] += 1
+                time.sleep(chance.uniform(0.1, 0.5))
+
+        def act(what, chance):
+            if what == "post":
+                return server.ask("POST", "/v1/jobs", learning(chance.randrange(1000)))[0]
+            if what == "upload":
+                return server.ask("POST", "/v1/read-png", {"picture": data_url("b.png")})[0]
+            if what in ["cancel", "follow"]:
+                job = chance.choice(server.jobs())["id"]
+                if what == "cancel":
+                    return server.ask("POST", f"/v1/jobs/{job}/cancel")[0]
+                connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+                connection.request("GET", f"/v1/jobs/{job}/events")
+                answer = connection.getresponse()
+                answer.read(100)
+                connection.close()
+                return answer.status
+            path = {"page": "/", "jobs": "/v1/jobs", "differences": "/v1/differences", "capabilities": "/v1/capabilities"}[what]
+            started = time.perf_counter()
+            status = server.ask("GET", path)[0]
+            with lock:
+                reads.append((time.perf_counter() - started) * 1000)
+            return status
+
+        threads = [threading.Thread(target=client, args=[number]) for number in range(arguments.clients)]
+        for thread in threads:
+            thread.start()
+        while time.monotonic() < end:
+            memory.append(server.memory())
+            time.sleep(5)
+        for thread in threads:
+            thread.join()
+        reads.sort()
+        quantile = lambda share: reads[min(len(reads) - 1, int(share * len(reads)))]
+        print(f"{arguments.clients} clients, {arguments.minutes} minutes: {len(reads)} reads, median {quantile(0.5):.1f} ms, 99th percentile "
+              f"{quantile(0.99):.1f} ms, slowest {reads[-1]:.0f} ms; memory {before / 1e6:.0f} MB, at most {max(memory) / 1e6:.0f} MB")
+        print(", ".join(f"{what} {status}: {count}" for (what, status), count in sorted(statuses.items())))
+        server.stop()
+
+
+def jobs(arguments):
+    """Many jobs, each removed when it is done: memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(arguments.program, folder)
+        memory = []
+        for number in range(arguments.count):
+            job = server.job({"kind": "caption", "targets": [{"picture": data_url("b.png")}]})
+            while json.loads(server.ask("GET", f"/v1/jobs/{job}")[1])["state"] not in OVER:
+                time.sleep(0.02)
+            assert server.ask("DELETE", f"/v1/jobs/{job}")[0] == 204
+            if number % max(1, arguments.count // 10) == 0 or number == arguments.count - 1:
+                memory.append(server.memory())
+        server.stop()
+        print(f"{arguments.count} jobs; memory in MB along the way: {', '.join(f'{bytes / 1e6:.1f}' for bytes in memory)}")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--program", default=ROOT / "target/release/dinv")
+    kinds = parser.add_subparsers(required=True)
+    of_kills = kinds.add_parser("kills")
+    of_kills.add_argument("--times", type=int, default=200)
+    of_kills.set_defaults(run=kills)
+    of_clients = kinds.add_parser("clients")
+    of_clients.add_argument("--clients", type=int, default=50)
+    of_clients.add_argument("--minutes", type=float, default=2)
+    of_clients.set_defaults(run=clients)
+    of_jobs = kinds.add_parser("jobs")
+    of_jobs.add_argument("--count", type=int, default=1000)
+    of_jobs.set_defaults(run=jobs)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()
