@@ -51,6 +51,17 @@ deny:
 golden:
     for script in training/reference/make_*.py; do python "$script" || exit 1; done
 
+# The page of `dinv serve` in a real browser: every state at three widths, into OUT (Python with playwright and
+# axe-playwright-python, and Chromium).
+page out:
+    cargo build --release --bin dinv
+    python crates/dinv/tests/serve/page.py --out {{out}}
+
+# `dinv serve` killed 200 times, under 50 clients for two minutes, and over 1000 jobs.
+load:
+    cargo build --release --bin dinv
+    for kind in kills clients jobs; do python crates/dinv/tests/serve/load.py $kind || exit 1; done
+
 # Whether diffusers draws with an exported difference what `dinv` draws (Python as above).
 interop:
     cargo build --release --bin dinv

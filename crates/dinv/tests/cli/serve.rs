@@ -886,7 +886,12 @@ fn the_commands_of_the_guide_can_be_pasted() {
         assert_eq!(done.code, Some(0), "{line}\n{}", done.stderr);
         pasted += 1;
     }
-    assert_eq!(pasted, 8);
+    assert_eq!(pasted, 11);
+    for name in ["img2img-answer.json", "edits-answer.json"] {
+        let answer: Value =
+            serde_json::from_slice(&fs::read(work.path().join(name)).unwrap()).unwrap();
+        assert!(answer["images"][0].is_string() || answer["data"][0]["b64_json"].is_string());
+    }
     let zip = fs::read(work.path().join("sunset.zip")).unwrap();
     assert_eq!(
         zip.windows(4).filter(|four| four == b"PK\x03\x04").count(),
