@@ -112,6 +112,16 @@ pub enum HubProblem {
 }
 
 impl HubProblem {
+    /// Whether the same request may succeed later.
+    pub fn passes(&self) -> bool {
+        match self {
+            Self::TooMany { .. } | Self::Unreachable { .. } | Self::Interrupted { .. } => true,
+            Self::Damaged { .. } => true, // what came is deleted
+            Self::Status { status, .. } => *status >= 500,
+            _ => false,
+        }
+    }
+
     /// This problem as an error about a model.
     pub(crate) fn of(self, id: &impl Display) -> Error {
         Error::Hub {

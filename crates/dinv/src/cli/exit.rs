@@ -11,6 +11,9 @@ pub(crate) enum Exit {
     Failed,
     /// 2: wrong usage: invalid command or settings; nothing was done.
     Usage,
+    /// 75, `EX_TEMPFAIL` of sysexits.h: the reason passes, such as a network that cannot be reached, or another run that
+    /// writes the same output. A scheduler can start the same command again.
+    Again,
     /// 128 plus the number of the signal that asked for a stop, as in shells: 130 after Ctrl-C, 143 after
     /// SIGTERM, 129 after the terminal was closed. Finished results are kept.
     Stopped(i32),
@@ -23,6 +26,7 @@ Exit codes:
   0    done
   1    failed
   2    wrong usage: invalid command or settings; nothing was done
+  75   try again later: the network failed, or another run writes the same output
   130  stopped by Ctrl-C (143 by SIGTERM, 129 by closing the terminal); finished results are kept";
 
 impl Exit {
@@ -32,6 +36,7 @@ impl Exit {
             Self::Done => 0,
             Self::Failed => 1,
             Self::Usage => 2,
+            Self::Again => 75,
             Self::Stopped(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
         }
     }
@@ -53,11 +58,12 @@ mod tests {
             Exit::Done,
             Exit::Failed,
             Exit::Usage,
+            Exit::Again,
             Exit::Stopped(2),
             Exit::Stopped(15),
             Exit::Stopped(1),
         ];
-        for (exit, code) in all.into_iter().zip([0, 1, 2, 130, 143, 129]) {
+        for (exit, code) in all.into_iter().zip([0, 1, 2, 75, 130, 143, 129]) {
             assert_eq!(exit.code(), code);
             assert!(ABOUT.contains(&format!("{code} ")), "{code}");
         }

@@ -38,6 +38,14 @@ impl Failure {
         }
     }
 
+    /// The reason passes: the same command can be started again later.
+    pub(crate) fn for_now(message: impl Into<String>) -> Self {
+        Self {
+            exit: Exit::Again,
+            ..Self::new(message)
+        }
+    }
+
     /// The user stopped the work.
     pub(crate) fn interrupted(message: impl Into<String>) -> Self {
         Self {
@@ -182,6 +190,7 @@ fn exit_of(error: &anyhow::Error) -> Exit {
     match error.downcast_ref() {
         Some(Error::Stopped { .. }) => signals::exit(),
         Some(Error::Setting { .. }) => Exit::Usage,
+        Some(Error::Hub { problem, .. }) if problem.passes() => Exit::Again,
         _ => Exit::Failed,
     }
 }

@@ -58,6 +58,7 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
     let store = Arc::new(Store::open(&folder)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
+        .max_blocking_threads(8) // each keeps the memory of the pictures it has checked
         .enable_all()
         .build()?;
     let address = SocketAddr::new(options.listen, options.port);

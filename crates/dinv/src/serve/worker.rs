@@ -15,6 +15,7 @@ use difference_inversion::util::files::{self, Claim};
 use difference_inversion::util::progress::Progress;
 use serde_json::{Value, json};
 
+use crate::cli::exit::Exit;
 use crate::cli::{signals, terminal};
 
 use super::differences;
@@ -22,11 +23,20 @@ use super::job::{self, Kind, Loss, Run, State, now};
 use super::request::{INPUTS, RESULTS, Request, WORK};
 use super::store::{Running, Store};
 
+/// How often a command is started again that failed for a reason that passes, and after what time.
+const TRIES: usize = 3;
+const BETWEEN_TRIES: Duration = Duration::from_secs(1);
+/// The priority of commands, so that the server answers while they compute; 0 is usual, 19 the lowest.
+#[cfg(unix)]
+const PRIORITY: i32 = 10;
+
 /// How a command ended.
 enum Ended {
     /// It succeeded, with this on stdout.
     Done(String),
     Failed(Value),
+    /// It failed for a reason that passes.
+    ForNow(Value),
     /// It stopped, as requested.
     Stopped,
 }
@@ -45,9 +55,11 @@ pub(crate) fn run(store: &Store) {
         let cancelled = store.get(&id).is_ok_and(|job| job.cancels > 0);
         let (state, error) = match ended {
             Ended::Done(_) => (State::Done, None),
-            Ended::Failed(_) | Ended::Stopped if cancelled => (State::Cancelled, None),
+            Ended::Failed(_) | Ended::ForNow(_) | Ended::Stopped if cancelled => {
+                (State::Cancelled, None)
+            }
             Ended::Stopped if signals::stopping() => return, // it continues at the next start
-            Ended::Failed(error) => (State::Failed, Some(error)),
+            Ended::Failed(error) | Ended::ForNow(error) => (State::Failed, Some(error)),
             Ended::Stopped => {
                 let message = "the command was stopped from outside";
                 (State::Failed, Some(json!({ "message": message })))
@@ -83,14 +95,24 @@ fn work(store: &Store, id: &str) -> anyhow::Result<Ended> {
         .enumerate()
         .skip(job.stored.runs_done)
     {
-        if !wait_for_claims(store, id, &folder, run)? {
-            return Ok(Ended::Stopped);
-        }
-        if !is_there(&folder, run) {
+        let mut tries = 0;
+        loop {
+            if !wait_for_claims(store, id, &folder, run)? {
+                return Ok(Ended::Stopped);
+            }
+            if is_there(&folder, run) {
+                break;
+            }
             match execute(store, id, &folder, run)? {
-                Ended::Done(printed) => output = printed,
+                Ended::Done(printed) => {
+                    output = printed;
+                    break;
+                }
+                // Such as the command of a killed server that had not yet claimed its outputs.
+                Ended::ForNow(_) if tries < TRIES => tries += 1,
                 other => return Ok(other),
             }
+            std::thread::sleep(BETWEEN_TRIES);
         }
         let results = collect(store, id, job.stored.kind, &folder, run, &output)?;
         store.write(id, |job| {
@@ -149,6 +171,10 @@ fn execute(store: &Store, id: &str, folder: &Path, run: &Run) -> anyhow::Result<
     let mut child = command.spawn().context(
         "cannot start the program: was it replaced while the server runs? then start the server again",
     )?;
+    #[cfg(unix)]
+    if let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) {
+        let _ = rustix::process::setpriority_process(Some(pid), PRIORITY); // it may have ended
+    }
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let child = Arc::new(Mutex::new(child));
     store.set_running(
@@ -177,6 +203,9 @@ fn execute(store: &Store, id: &str, folder: &Path, run: &Run) -> anyhow::Result<
         Some(0) => Ended::Done(printed),
         Some(code) if code > 128 => Ended::Stopped,
         _ if store.get(id).is_ok_and(|job| job.cancels > 0) => Ended::Stopped,
+        Some(code) if code == i32::from(Exit::Again.code()) => {
+            Ended::ForNow(listener.error(&status.to_string()))
+        }
         _ => Ended::Failed(listener.error(&status.to_string())),
     })
 }

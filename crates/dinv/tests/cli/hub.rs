@@ -52,9 +52,9 @@ impl Setup {
 
     /// Runs and expects a failure whose message has all of `expected`, that leaves no snapshot, and that ends
     /// once the Hub has recovered.
-    fn fails_for_a_while(&self, expected: &[&str]) -> Done {
+    fn fails_for_a_while(&self, code: i32, expected: &[&str]) -> Done {
         let done = self.run("models pull tests/tiny");
-        assert_eq!(done.code, Some(1), "{}", done.stderr);
+        assert_eq!(done.code, Some(code), "{}", done.stderr);
         assert_eq!(done.stdout, "");
         for text in expected {
             let stderr = &done.stderr;
@@ -229,7 +229,7 @@ fn a_download_that_failed_goes_on_in_the_next_run() {
     let everything_else = Fault::Status(500, Vec::new());
     setup.hub.fail(&part, usize::MAX, everything_else);
     let done = setup.run("models pull tests/tiny");
-    assert_eq!(done.code, Some(1));
+    assert_eq!(done.code, Some(75));
     assert!(done.stderr.contains("HTTP 500"), "{}", done.stderr);
     assert_eq!(fs::metadata(setup.partial(UNET)).unwrap().len(), 50_000);
     assert!(!setup.repository().join("snapshots").exists());
@@ -260,11 +260,14 @@ fn a_server_that_cannot_resume_sends_everything_again() {
 fn a_file_that_is_not_what_was_asked_for_is_deleted() {
     let setup = Setup::new();
     setup.hub.fail("/storage/", usize::MAX, Fault::Corrupt);
-    let done = setup.fails_for_a_while(&[
-        "expected SHA-256 ",
-        "what came is deleted",
-        "hint: run the same command again",
-    ]);
+    let done = setup.fails_for_a_while(
+        75,
+        &[
+            "expected SHA-256 ",
+            "what came is deleted",
+            "hint: run the same command again",
+        ],
+    );
     assert_eq!(done.stderr.matches("SHA-256").count(), 2, "{}", done.stderr);
 }
 
@@ -297,7 +300,7 @@ fn a_gated_model_says_where_its_licence_is_accepted() {
         setup.hub.endpoint()
     );
     let expected = ["tests/tiny: the model is gated", &page, "then set HF_TOKEN"];
-    setup.fails_for_a_while(&expected);
+    setup.fails_for_a_while(1, &expected);
 
     let setup = Setup::new();
     setup
@@ -321,7 +324,7 @@ fn access_that_is_refused_says_what_is_lacking() {
         "refuses access (HTTP 401)",
         "hint: set HF_TOKEN to a token from",
     ];
-    setup.fails_for_a_while(&expected);
+    setup.fails_for_a_while(1, &expected);
     let setup = Setup::new();
     setup
         .hub
@@ -486,7 +489,7 @@ fn too_many_requests_are_waited_for_as_long_as_it_is_bearable() {
     setup
         .hub
         .fail("/storage/", usize::MAX, Fault::Status(429, wait(3600)));
-    setup.fails_for_a_while(&["HTTP 429), for 3600 s", "hint: wait, then run"]);
+    setup.fails_for_a_while(75, &["HTTP 429), for 3600 s", "hint: wait, then run"]);
 }
 
 #[test]
@@ -499,7 +502,7 @@ fn a_hub_that_is_gone_is_an_error_and_leaves_the_cache_usable() {
     drop(gone);
     command.env("HF_ENDPOINT", format!("http://{address}"));
     let done: Done = command.output().unwrap().into();
-    assert_eq!(done.code, Some(1));
+    assert_eq!(done.code, Some(75));
     let expected = format!("error: tests/tiny: cannot reach {address}: ");
     assert!(done.stderr.contains(&expected), "{}", done.stderr);
     assert!(

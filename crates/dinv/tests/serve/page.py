@@ -90,6 +90,11 @@ def use(page, server, watcher, restarted):
     done(newest(page))
     expect(newest(page).locator(".strip button.picture")).to_have_count(7)
     watcher.look("strip")
+    page.set_viewport_size({"width": 1100, "height": 1024})
+    page.emulate_media(color_scheme="light")
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(500)  # for transitions of colour
+    page.screenshot(path=watcher.out / "page.png")  # docs/images/page.png
     newest(page).get_by_role("button", name="Undo on B").click()
     expect(page.locator("article.job")).to_have_count(4)
     done(newest(page))
