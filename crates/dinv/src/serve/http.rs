@@ -24,7 +24,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
 use serde_json::{Value, json as object};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::cli::terminal;
 
@@ -42,6 +42,8 @@ use super::store::Store;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The maximum number of clients served at once.
 const CLIENTS: usize = 256;
+/// The maximum number of clients that follow jobs, which leaves places for the others.
+const FOLLOWERS: usize = 128;
 /// The minimum time between two events of a running job.
 const BETWEEN_EVENTS: Duration = Duration::from_millis(250);
 
@@ -54,6 +56,7 @@ pub(crate) struct App {
     pub(crate) options: Options,
     address: SocketAddr,
     pub(crate) store: Arc<Store>,
+    followers: Arc<Semaphore>,
     /// Only one request with pictures is checked at a time, since they are decoded and a place in the queue is for one.
     checking: tokio::sync::Mutex<()>,
 }
@@ -66,6 +69,7 @@ impl App {
             options,
             address,
             store,
+            followers: Arc::new(Semaphore::new(FOLLOWERS)),
             checking: tokio::sync::Mutex::default(),
         }
     }
@@ -112,6 +116,7 @@ fn router(app: Arc<App>) -> Router {
         .route("/v1/jobs/{id}", get(get_job).delete(delete_job))
         .route("/v1/jobs/{id}/events", get(get_events))
         .route("/v1/jobs/{id}/cancel", post(cancel_job))
+        .route("/v1/jobs/{id}/first", post(put_first))
         .route("/v1/jobs/{id}/retry", post(retry_job))
         .route("/v1/jobs/{id}/files/{name}", get(get_file))
         .route("/v1/jobs/{id}/zip", get(get_zip))
@@ -379,6 +384,10 @@ async fn cancel_job(State(app): Shared, Named(id): Named<String>) -> Answer<Resp
     Ok(ok(&app.store.cancel(&id)?))
 }
 
+async fn put_first(State(app): Shared, Named(id): Named<String>) -> Answer<Response> {
+    Ok(ok(&app.store.put_first(&id)?))
+}
+
 async fn retry_job(State(app): Shared, Named(id): Named<String>) -> Answer<Response> {
     let job = app.store.get(&id)?;
     if !job.stored.state.is_final() {
@@ -441,11 +450,22 @@ async fn get_events(
     app.store.get(&id)?;
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok());
     let last = last.and_then(|id| id.parse().ok()).unwrap_or(0);
-    let events = Sse::new(events(app, id, last)).keep_alive(KeepAlive::default());
+    let place = Arc::clone(&app.followers).try_acquire_owned();
+    let place = place.map_err(|_| {
+        let message = format!("{FOLLOWERS} clients follow jobs already");
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, message)
+            .hint("ask for the job itself now and then")
+    })?;
+    let events = Sse::new(events(app, id, last, place)).keep_alive(KeepAlive::default());
     Ok(events.into_response())
 }
 
-fn events(app: Arc<App>, id: String, last: u64) -> impl Stream<Item = Result<Event, Infallible>> {
+fn events(
+    app: Arc<App>,
+    id: String,
+    last: u64,
+    place: OwnedSemaphorePermit,
+) -> impl Stream<Item = Result<Event, Infallible>> {
     struct Watch {
         app: Arc<App>,
         id: String,
@@ -454,6 +474,7 @@ fn events(app: Arc<App>, id: String, last: u64) -> impl Stream<Item = Result<Eve
         changes: tokio::sync::watch::Receiver<u64>,
         first: bool,
         is_over: bool,
+        _place: OwnedSemaphorePermit,
     }
     let changes = app.store.changes();
     let watch = Watch {
@@ -463,6 +484,7 @@ fn events(app: Arc<App>, id: String, last: u64) -> impl Stream<Item = Result<Eve
         changes,
         first: true,
         is_over: false,
+        _place: place,
     };
     let batches = stream::unfold(watch, |mut watch| async move {
         loop {

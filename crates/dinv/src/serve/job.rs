@@ -110,6 +110,9 @@ pub(crate) struct Stored {
     pub(crate) runs: Vec<Run>,
     /// The number of runs that are done.
     pub(crate) runs_done: usize,
+    /// Among waiting jobs, those with the largest rank are first, then the oldest.
+    #[serde(default)]
+    pub(crate) rank: u64,
     /// The request's `Idempotency-Key`.
     pub(crate) key: Option<String>,
     /// The number of the last event.

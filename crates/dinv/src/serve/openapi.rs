@@ -206,6 +206,7 @@ fn meaning(status: &str) -> &'static str {
         "413" => "The request is too large.",
         "422" => "A field is wrong; `field` names it.",
         "429" => "The queue is full.",
+        "503" => "Too many clients follow jobs.",
         _ => "The request was refused.",
     }
 }
@@ -305,7 +306,7 @@ fn of_jobs() -> Value {
         "description": "Server-sent events `job` and `loss`, until the job ends.",
         "content": { "text/event-stream": { "schema": { "type": "string" } } },
     });
-    let mut watch = operation("Follow a job", "200", &events, &["404"]);
+    let mut watch = operation("Follow a job", "200", &events, &["404", "503"]);
     watch["parameters"] = json!([parameter(
         "Last-Event-ID",
         "header",
@@ -325,6 +326,10 @@ fn of_jobs() -> Value {
         "/v1/jobs/{id}/cancel": {
             "parameters": id,
             "post": operation("Stop a job at its next step; again, immediately", "200", &job, &["404", "409"]),
+        },
+        "/v1/jobs/{id}/first": {
+            "parameters": id,
+            "post": operation("Let a waiting job be the next", "200", &job, &["404", "409"]),
         },
         "/v1/jobs/{id}/retry": {
             "parameters": id,

@@ -153,6 +153,7 @@ pub(crate) fn accept(
         ),
         runs,
         runs_done: 0,
+        rank: 0,
         key,
         events: 0,
     };

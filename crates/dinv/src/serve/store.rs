@@ -1,5 +1,6 @@
 //! All jobs: in memory, and each in a folder of its own.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
@@ -74,6 +75,7 @@ impl Store {
                 read.map_err(|error| Error::invalid_file(path.join(JOB), error.to_string()))?;
             if stored.state == State::Running {
                 stored.state = State::Queued;
+                stored.rank = u64::MAX;
             }
             let losses = fs::read_to_string(path.join(LOSSES)).unwrap_or_default();
             // A killed server leaves at most one partial line.
@@ -329,6 +331,26 @@ impl Store {
         self.view(id)
     }
 
+    /// Lets a waiting job be the next.
+    pub(crate) fn put_first(&self, id: &str) -> Answer<Value> {
+        let mut jobs = self.lock();
+        let largest = jobs.waiting().filter_map(|id| jobs.jobs.get(id));
+        let largest = largest.map(|job| job.stored.rank).max().unwrap_or(0);
+        let job = jobs
+            .jobs
+            .get_mut(id)
+            .ok_or_else(|| Problem::not_found("job"))?;
+        if job.stored.state != State::Queued {
+            return Err(Problem::conflict("the job does not wait"));
+        }
+        job.stored.rank = largest.saturating_add(1);
+        job.changed();
+        self.save(&job.stored)?;
+        drop(jobs);
+        self.tell();
+        self.view(id)
+    }
+
     /// Removes a job with its files.
     pub(crate) fn remove(&self, id: &str) -> Answer<()> {
         let mut jobs = self.lock();
@@ -360,8 +382,10 @@ impl Jobs {
     /// The waiting jobs, in order.
     fn waiting(&self) -> impl Iterator<Item = &String> {
         let all = self.jobs.iter();
-        all.filter(|(_, job)| job.stored.state == State::Queued)
-            .map(|(id, _)| id)
+        let waiting = all.filter(|(_, job)| job.stored.state == State::Queued);
+        let mut waiting: Vec<_> = waiting.collect();
+        waiting.sort_by_key(|(_, job)| Reverse(job.stored.rank)); // stable: then by age
+        waiting.into_iter().map(|(id, _)| id)
     }
 
     /// The place in the queue, from 1.

@@ -456,6 +456,11 @@ fn the_queue_is_bounded_and_jobs_are_cancelled_retried_and_removed() {
     server
         .post(&format!("{running}/retry"), &json!({}))
         .expect(409);
+    let first = |address: &str| server.post(&format!("{address}/first"), &json!({}));
+    assert_eq!(first(&last).expect(200).json()["position"], 1);
+    let place = format!("/v1/jobs/{}", next["id"].as_str().unwrap());
+    assert_eq!(server.get(&place).json()["position"], 2);
+    first(&running).expect(409);
     let cancel = |address: &str| server.post(&format!("{address}/cancel"), &json!({}));
     assert_eq!(cancel(&last).expect(200).json()["state"], "cancelled");
     cancel(&last).expect(409);
@@ -541,6 +546,33 @@ fn events_follow_a_job_and_resume() {
         .ask("GET", &path, &[("last-event-id", &id.to_string())], b"")
         .expect(200);
     assert_eq!(steps(&events(&rest.text())), (26..=40).collect::<Vec<_>>());
+}
+
+#[test]
+fn clients_that_follow_jobs_leave_places_for_others() {
+    let work = workplace();
+    let server = Server::start(&work, &[]);
+    let address = server.job(&learning(&work, 100_000));
+    let path = format!("{address}/events");
+    let begin = |stream: &mut TcpStream| {
+        let mut line = [0; 12];
+        stream.read_exact(&mut line).unwrap();
+        String::from_utf8(line[9..].to_vec()).unwrap()
+    };
+    let mut followers = Vec::new();
+    for _ in 0..128 {
+        let mut stream = server.send("GET", &path, &[], b"");
+        assert_eq!(begin(&mut stream), "200");
+        followers.push(stream);
+    }
+    assert_eq!(begin(&mut server.send("GET", &path, &[], b"")), "503");
+    server.get("/v1/jobs").expect(200);
+    drop(followers);
+    let started = Instant::now();
+    while begin(&mut server.send("GET", &path, &[], b"")) != "200" {
+        assert!(started.elapsed() < Duration::from_secs(30));
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 #[test]

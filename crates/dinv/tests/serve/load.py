@@ -24,6 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[4]
 OVER = {"done", "failed", "cancelled"}
+STEPS = 60  # of a job that is killed, so that ten last for 200 kills
 
 
 def data_url(name):
@@ -81,8 +82,8 @@ class Server:
         return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
 
 
-def learning(seed):
-    settings = {"steps": 12, "clip_first": 5, "checkpoint_every": 1, "seed": seed}
+def learning(seed, steps=12):
+    settings = {"steps": steps, "clip_first": 5, "checkpoint_every": 1, "seed": seed}
     pair = {"a": data_url("a.png"), "a_prime": data_url("a_prime.png"), "caption_a": "day", "caption_a_prime": "night"}
     return {"kind": "learn", "name": f"seed {seed}", "pairs": [pair], "settings": settings}
 
@@ -103,13 +104,13 @@ def kills(arguments):
     with tempfile.TemporaryDirectory() as quiet, tempfile.TemporaryDirectory() as folder:
         server = Server(arguments.program, quiet)
         for seed in range(10):
-            server.job(learning(seed))
+            server.job(learning(seed, STEPS))
         server.wait()
         expected = results(server)
         server.stop()
         server = Server(arguments.program, folder)
         for seed in range(10):
-            server.job(learning(seed))
+            server.job(learning(seed, STEPS))
         chance = random.Random(0)
         for _ in range(arguments.times):
             time.sleep(chance.uniform(0.05, 1.2))

@@ -9,6 +9,7 @@ photographed at three widths, light and dark, and checked by axe-core for access
 
 import argparse
 import os
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -53,6 +54,16 @@ class Watcher:
             wide = self.page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
             if wide:
                 self.problems.append(f"{state}, {width}: the page scrolls sideways")
+
+
+def drop(page, target, path):
+    """Drops a file or a folder of this machine, as a user does."""
+    box = target.bounding_box()
+    session = page.context.new_cdp_session(page)
+    for kind in ["dragEnter", "dragOver", "drop"]:
+        place = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        session.send("Input.dispatchDragEvent", {"type": kind, "data": data, **place})
 
 
 def newest(page):
@@ -120,6 +131,13 @@ def use(page, server, watcher, restarted):
     page.get_by_label("Difference", exact=True).select_option(index=1)
     page.locator("#tile-targets input[type=file]").set_input_files([pictures / "b.png", pictures / "a.png"])
     watcher.look("many")
+    page.get_by_role("button", name="Clear").click()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ["b.png", "a.png"]:
+            shutil.copy(pictures / name, folder)
+        drop(page, page.locator("#tile-targets .drop"), folder)
+        expect(page.locator("#tile-targets .many img")).to_have_count(2)
+    page.get_by_label("Difference", exact=True).select_option(index=1)
     page.locator("#all").check()
     page.locator("#setting-num-inference-steps").fill("900")
     page.locator("#go").click()

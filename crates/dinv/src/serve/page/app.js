@@ -126,6 +126,27 @@ function tile(key) {
   return make("div", { className: "tile", id: `tile-${key}` }, head, drop, make("div", { className: "caption" }, caption, describe));
 }
 
+/** The pictures that were dropped, also those in folders. */
+async function dropped(transfer) {
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  if (!entries.some(({ isDirectory }) => isDirectory)) return picturesIn(transfer);
+  const files = [];
+  const walk = async (entry) => {
+    if (entry.isFile) {
+      files.push(await new Promise((resolve, reject) => entry.file(resolve, reject)));
+      return;
+    }
+    const reader = entry.createReader();
+    for (;;) {
+      const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject)); // a part at a time
+      if (!some.length) return;
+      for (const one of some) await walk(one);
+    }
+  };
+  for (const entry of entries) await walk(entry);
+  return picturesIn({ files }).sort((one, other) => one.name.localeCompare(other.name, undefined, { numeric: true }));
+}
+
 function dropZone(element, accept) {
   element.addEventListener("dragover", (event) => {
     event.preventDefault();
@@ -135,7 +156,7 @@ function dropZone(element, accept) {
   element.addEventListener("drop", (event) => {
     event.preventDefault();
     element.classList.remove("over");
-    accept(picturesIn(event.dataTransfer));
+    dropped(event.dataTransfer).then(accept, () => problem(new Refused({ message: "The folder cannot be read." })));
   });
 }
 
@@ -267,7 +288,7 @@ function chooser() {
 function targets() {
   const input = make("input", { type: "file", accept: "image/*", multiple: true, onchange: ({ target }) => addTargets(target.files) });
   input.setAttribute("aria-label", "Pictures to change");
-  const drop = make("label", { className: "drop" }, input, make("span", {}, "Drop pictures here, paste them, or choose files"));
+  const drop = make("label", { className: "drop" }, input, make("span", {}, "Drop pictures or a folder here, paste them, or choose files"));
   dropZone(drop, addTargets);
   if (draft.targets.length === 1) drop.classList.add("full");
   if (draft.targets.length === 1) drop.replaceChildren(input, image(draft.targets[0].data, draft.targets[0].name));
@@ -529,6 +550,7 @@ function actionsOf(job) {
   const name = job.results.find(({ kind }) => kind === "difference")?.name ?? job.request.difference;
   const pictures = job.results.filter(({ kind }) => kind === "picture").length;
   if (!OVER.has(job.state)) actions.push(act("Cancel", () => attempt(async () => { await ask("POST", `/v1/jobs/${job.id}/cancel`); await refresh(); })));
+  if (job.position > 1) actions.push(act("Run next", () => attempt(async () => { await ask("POST", `/v1/jobs/${job.id}/first`); await refresh(); })));
   if (job.state === "done" && isDraft(job)) actions.push(act("Refine", () => refine(job)));
   if (job.state === "done" && name && pictures && !(job.request.strengths?.length > 1)) actions.push(act("Strengths", () => again(job, { strengths: STRENGTHS })));
   if (job.state === "done" && name && pictures) actions.push(act(job.request.settings?.reverse ? "Apply" : "Undo on B", () => again(job, { reverse: !job.request.settings?.reverse })));
