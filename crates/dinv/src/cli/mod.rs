@@ -17,6 +17,8 @@ mod fetch;
 mod fitting;
 pub(crate) mod flags;
 mod generate;
+#[cfg(feature = "serve")]
+mod jobs;
 mod learn;
 mod learned_words;
 pub(crate) mod locate;
@@ -67,6 +69,8 @@ enum Command {
     Eval(eval::EvalArgs),
     #[cfg(feature = "serve")]
     Serve(serve::ServeArgs),
+    #[cfg(feature = "serve")]
+    Jobs(jobs::JobsArgs),
     Doctor(doctor::DoctorArgs),
     Models(models::ModelsArgs),
 }
@@ -97,6 +101,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(args),
+        #[cfg(feature = "serve")]
+        Command::Jobs(args) => jobs::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Models(args) => models::run(&args),
     });

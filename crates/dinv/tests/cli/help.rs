@@ -20,6 +20,22 @@ const COMMANDS: &[&str] = &[
     "eval export",
     #[cfg(feature = "serve")]
     "serve",
+    #[cfg(feature = "serve")]
+    "jobs",
+    #[cfg(feature = "serve")]
+    "jobs list",
+    #[cfg(feature = "serve")]
+    "jobs show",
+    #[cfg(feature = "serve")]
+    "jobs watch",
+    #[cfg(feature = "serve")]
+    "jobs cancel",
+    #[cfg(feature = "serve")]
+    "jobs first",
+    #[cfg(feature = "serve")]
+    "jobs retry",
+    #[cfg(feature = "serve")]
+    "jobs remove",
     "doctor",
     "models",
     "models list",

@@ -549,6 +549,89 @@ fn events_follow_a_job_and_resume() {
 }
 
 #[test]
+fn jobs_are_managed_from_a_terminal() {
+    let work = workplace();
+    let server = Server::start(&work, &["--token", "secret-of-ours"]);
+    let typed = |words: &str| {
+        let address = format!("http://127.0.0.1:{}", server.port);
+        let mut command = dinv(work.path());
+        command
+            .args(["jobs", "--server", &address])
+            .args(words.split(' '));
+        Done::from(
+            command
+                .env("DINV_TOKEN", "secret-of-ours")
+                .output()
+                .unwrap(),
+        )
+    };
+    let succeeds = |words: &str| {
+        let done = typed(words);
+        assert_eq!(done.code, Some(0), "{words}: {}", done.stderr);
+        done.stdout
+    };
+    let key = [("authorization", "Bearer secret-of-ours")];
+    let job = |steps| {
+        let body = learning(&work, steps).to_string();
+        let answer = server.ask("POST", "/v1/jobs", &key, body.as_bytes());
+        answer.expect(202).json()["id"].as_str().unwrap().to_owned()
+    };
+    let [first, second, third] = [100_000, 1, 2].map(job);
+    let listed = succeeds("list");
+    let lines: Vec<&str> = listed.lines().collect();
+    assert!(
+        lines[0].starts_with(&third) && lines[0].contains("queued"),
+        "{listed}"
+    );
+    assert!(lines[2].starts_with(&first), "{listed}");
+    assert!(succeeds(&format!("first {third}")).contains("number 1 in the queue"));
+    assert!(succeeds(&format!("cancel {second}")).contains("cancelled"));
+    succeeds(&format!("cancel {first}"));
+    let done = typed(&format!("watch {first}"));
+    assert_eq!(done.code, Some(1));
+    assert!(
+        done.stderr.contains(&format!("job {first}: cancelled")),
+        "{}",
+        done.stderr
+    );
+    let watched = typed(&format!("watch {third}"));
+    assert_eq!(watched.code, Some(0), "{}", watched.stderr);
+    assert!(watched.stderr.contains("done"), "{}", watched.stderr);
+    assert!(
+        watched.stdout.contains("/v1/differences/"),
+        "{}",
+        watched.stdout
+    );
+    let shown: Value = serde_json::from_str(&succeeds(&format!("show {third}"))).unwrap();
+    assert_eq!(shown["state"], "done");
+    let all: Value = serde_json::from_str(&succeeds("list --json")).unwrap();
+    assert_eq!(all.as_array().unwrap().len(), 3);
+    assert!(succeeds(&format!("retry {second}")).contains("learn"));
+    succeeds(&format!("remove {second}"));
+    let gone = typed(&format!("show {second}"));
+    assert!(
+        gone.stderr.contains("there is no such job"),
+        "{}",
+        gone.stderr
+    );
+    assert_eq!(typed("show ../x").code, Some(2));
+    let nobody = run(work.path(), "jobs list --server http://127.0.0.1:1");
+    assert_eq!(nobody.code, Some(75));
+    assert!(
+        nobody
+            .stderr
+            .contains("hint: is `dinv serve` running there?"),
+        "{}",
+        nobody.stderr
+    );
+    let stranger = run(
+        work.path(),
+        &format!("jobs list --server http://127.0.0.1:{}", server.port),
+    );
+    assert_eq!(stranger.code, Some(1), "{}", stranger.stderr);
+}
+
+#[test]
 fn clients_that_follow_jobs_leave_places_for_others() {
     let work = workplace();
     let server = Server::start(&work, &[]);
