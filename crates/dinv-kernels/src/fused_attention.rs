@@ -45,7 +45,7 @@ impl Mask {
 }
 
 /// Whether [`attention`] can mask the keys of `k`: padding only on the CPU.
-pub fn masks(mask: &Mask, k: &Tensor<3>) -> bool {
+pub fn supports(mask: &Mask, k: &Tensor<3>) -> bool {
     !matches!(mask, Mask::CausalAfter(_)) || super::on_cpu(k)
 }
 
@@ -54,7 +54,7 @@ pub fn masks(mask: &Mask, k: &Tensor<3>) -> bool {
 ///
 /// # Shapes
 /// `q` `[b, n, heads · d]`, `k` and `v` `[b, m, heads · d]`; result `[b, n, heads · d]`. The mask is one that
-/// can be [applied](masks).
+/// can be [applied](supports).
 pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: Mask) -> Tensor<3> {
     let causal = mask != Mask::None;
     #[cfg(all(feature = "gpu", not(test)))]

@@ -579,7 +579,7 @@ impl TextEncoder {
     /// `difference`: [b, n, d]; result [b, e].
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if the tokens have another width, or if the model has no projection.
+    /// [`Error::InvalidInput`] if the tokens have another width or number of rows, or if the model has no projection.
     pub fn features(
         &self,
         beginnings: &Beginnings,
@@ -589,7 +589,13 @@ impl TextEncoder {
         let after = self.embed_tokens(&self.frame.after)?; // [after, d]
         let mut rest = after.unsqueeze::<3>().repeat_dim(0, count);
         if let Some(tokens) = difference {
-            self.check_width(tokens.dims()[2])?;
+            let [rows, _, width] = tokens.dims();
+            self.check_width(width)?;
+            if rows != count {
+                let reason =
+                    format!("expected difference tokens for {count} prompts, found {rows}");
+                return Err(Error::invalid_input(reason));
+            }
             rest = Tensor::cat(vec![tokens.clone().cast(rest.dtype()), rest], 1); // [b, n + after, d]
         }
         let end = (beginnings.read.len() + rest.dims()[1]).saturating_sub(1);

@@ -332,7 +332,7 @@ pub fn multi_head_attention(
     mask: Mask,
 ) -> Tensor<3> {
     let inputs = [&q, &k, &v];
-    if inputs.into_iter().all(kernels::available) && kernels::fused_attention::masks(&mask, &k) {
+    if inputs.into_iter().all(kernels::available) && kernels::fused_attention::supports(&mask, &k) {
         return kernels::fused_attention::attention(q, k, v, heads, mask);
     }
     let hidden = match &mask {

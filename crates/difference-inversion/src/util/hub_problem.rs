@@ -113,7 +113,7 @@ pub enum HubProblem {
 
 impl HubProblem {
     /// Whether the same request may succeed later.
-    pub fn passes(&self) -> bool {
+    pub fn is_temporary(&self) -> bool {
         match self {
             Self::TooMany { .. } | Self::Unreachable { .. } | Self::Interrupted { .. } => true,
             Self::Damaged { .. } => true, // what came is deleted

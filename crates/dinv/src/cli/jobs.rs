@@ -138,7 +138,7 @@ impl Server {
                 .hint("an address is like http://127.0.0.1:7865")
         })?;
         let unreachable = |error: ureq::Error| {
-            Failure::for_now(format!("cannot reach {}: {error}", self.address))
+            Failure::temporary(format!("cannot reach {}: {error}", self.address))
                 .hint("is `dinv serve` running there? `--server` names another address")
         };
         let mut answer = self.agent.run(request).map_err(unreachable)?;

@@ -177,7 +177,7 @@ impl Outputs {
         let Some(claim) = claim else {
             let message = format!("{}: another run is writing it", path.display());
             let hint = "wait until it ends, or write elsewhere with `-o`";
-            return Err(Failure::for_now(message).hint(hint).into());
+            return Err(Failure::temporary(message).hint(hint).into());
         };
         self.claims.push(claim);
         Ok(())

@@ -39,7 +39,7 @@ impl Failure {
     }
 
     /// The reason passes: the same command can be started again later.
-    pub(crate) fn for_now(message: impl Into<String>) -> Self {
+    pub(crate) fn temporary(message: impl Into<String>) -> Self {
         Self {
             exit: Exit::Again,
             ..Self::new(message)
@@ -190,7 +190,7 @@ fn exit_of(error: &anyhow::Error) -> Exit {
     match error.downcast_ref() {
         Some(Error::Stopped { .. }) => signals::exit(),
         Some(Error::Setting { .. }) => Exit::Usage,
-        Some(Error::Hub { problem, .. }) if problem.passes() => Exit::Again,
+        Some(Error::Hub { problem, .. }) if problem.is_temporary() => Exit::Again,
         _ => Exit::Failed,
     }
 }

@@ -4,21 +4,29 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::Response;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use difference_inversion::Error;
 use futures_util::stream;
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::cli::signals;
+
 use super::differences;
-use super::http::{App, blocking, body, job_file, ok, queue};
-use super::job;
+use super::http::{App, BETWEEN_EVENTS, Shared, blocking, body, checked, follower, job_file, ok};
+use super::job::State as Progress;
 use super::problem::{Answer, Problem};
+use super::request;
+
+/// The minimum time between two looks at a job.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 
 /// Tells a prompt where the difference is: `<dinv:NAME>` or `<dinv:NAME:STRENGTH>`.
 const MARK: &str = "<dinv:";
@@ -31,6 +39,8 @@ struct Wanted {
     caption: String,
     /// Data URLs.
     pictures: Vec<String>,
+    /// The field that they come from.
+    field: &'static str,
     settings: Map<String, Value>,
 }
 
@@ -42,63 +52,86 @@ struct Made {
     notes: Vec<String>,
 }
 
-/// Cancels a job whose client has gone.
-struct Abandoned<'a> {
-    app: &'a App,
-    id: &'a str,
+/// A job that a client waits for. It is cancelled when the client disconnects.
+struct Awaited {
+    app: Arc<App>,
+    id: String,
 }
 
-impl Drop for Abandoned<'_> {
+impl Drop for Awaited {
     fn drop(&mut self) {
-        let _ = self.app.store.cancel(self.id); // a job that is over stays as it is
+        let _ = self.app.store.cancel(&self.id); // a job that is over stays as it is
     }
 }
 
 impl Wanted {
-    /// Queues the job, waits until it is over, and reads its pictures.
-    async fn make(self, app: &Arc<App>) -> Answer<Made> {
-        let caption = (!self.caption.is_empty()).then_some(self.caption);
-        let targets: Vec<Value> = (self.pictures.iter())
-            .map(|picture| match &caption {
-                Some(caption) => json!({ "picture": picture, "caption": caption }),
-                None => json!({ "picture": picture }),
-            })
-            .collect();
+    /// Queues the job.
+    fn queue(self, app: &Arc<App>) -> Answer<Awaited> {
+        let (found, most) = (self.pictures.len(), request::MOST[1]);
+        if !(1..=most).contains(&found) {
+            let message = format!(
+                "{}: expected 1 to {most} pictures, found {found}",
+                self.field
+            );
+            return Err(Problem::field(self.field, message));
+        }
         let mut settings = self.settings;
         if let Some(strength) = self.strength {
             settings.insert("strength".to_owned(), json!(strength));
         }
         // A client that names no model means the one that the difference was learned on.
         if !settings.contains_key("model") {
-            let (app, name) = (Arc::clone(app), self.difference.clone());
-            let known = blocking(move || differences::all(&app.store)).await?;
-            let known = known.into_iter().find(|known| known["name"] == name);
-            let model = known.map(|mut known| known["model"].take());
+            let known = differences::all(&app.store)?.into_iter();
+            let known = known.filter(|known| known["name"] == self.difference);
+            let model = known.map(|mut known| known["model"].take()).next();
             settings.extend(
                 model
                     .filter(Value::is_string)
                     .map(|model| ("model".to_owned(), model)),
             );
         }
-        let request = json!({
-            "kind": "apply", "difference": self.difference, "targets": targets, "settings": settings,
+        let caption = (!self.caption.is_empty()).then_some(self.caption);
+        let targets = (self.pictures.into_iter()).map(|picture| match &caption {
+            Some(caption) => json!({ "picture": picture, "caption": caption }),
+            None => json!({ "picture": picture }),
         });
-        let job = queue(app, request.to_string().into_bytes(), None).await?;
-        let id = job["id"].as_str().unwrap_or_default().to_owned();
-        let abandoned = Abandoned { app, id: &id };
-        let mut changes = app.store.changes();
-        let job = loop {
-            changes.borrow_and_update();
-            let job = app.store.get(&id)?;
-            if job.stored.state.is_final() {
-                break job.stored;
-            }
-            changes.changed().await?;
+        let request = json!({
+            "kind": "apply", "difference": self.difference, "targets": targets.collect::<Vec<_>>(),
+            "settings": settings,
+        });
+        let job = request::accept(app, serde_json::from_value(request)?, None, None)?;
+        let awaited = Awaited {
+            app: Arc::clone(app),
+            id: job["id"].as_str().unwrap_or_default().to_owned(),
         };
-        std::mem::forget(abandoned);
+        app.store
+            .write(&awaited.id, |job| job.stored.is_waited_for = true)?;
+        Ok(awaited)
+    }
+}
+
+impl Awaited {
+    /// Waits until the job is over, and reads its pictures.
+    async fn made(self) -> Answer<Made> {
+        let _place = follower(&self.app)?;
+        let mut changes = self.app.store.changes();
+        loop {
+            changes.borrow_and_update();
+            if self.app.store.state(&self.id)?.is_final() {
+                break;
+            }
+            if signals::stopping() {
+                let message = "the server stops";
+                return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, message));
+            }
+            // A stop changes no job.
+            let _ = tokio::time::timeout(BETWEEN_EVENTS, changes.changed()).await;
+            tokio::time::sleep(BETWEEN_LOOKS).await;
+        }
+        let job = self.app.store.get(&self.id)?.stored;
         match job.state {
-            job::State::Done => {}
-            job::State::Failed => {
+            Progress::Done => {}
+            Progress::Failed => {
                 let error = job.error.unwrap_or_default();
                 let text = |field: &str| error[field].as_str().map(str::to_owned);
                 let message = text("message").unwrap_or_else(|| "the job failed".to_owned());
@@ -110,25 +143,25 @@ impl Wanted {
             }
             _ => return Err(Problem::conflict("the job was cancelled")),
         }
-        let results = job.results;
-        let (store, folder) = (Arc::clone(app), id.clone());
         let read = move || {
-            let names = (results.iter().filter(|result| result["kind"] == "picture"))
-                .filter_map(|result| result["url"].as_str()?.rsplit('/').next());
-            names
-                .map(|name| {
-                    let path = job_file(&store.store, &folder, name)
-                        .ok_or_else(|| Problem::not_found("file"))?;
-                    let bytes = fs::read(&path).map_err(Error::io(&path))?;
-                    Ok((name.to_owned(), bytes))
-                })
-                .collect::<Answer<Vec<_>>>()
+            let results = job
+                .results
+                .iter()
+                .filter(|result| result["kind"] == "picture");
+            let names = results.filter_map(|result| result["url"].as_str()?.rsplit('/').next());
+            let pictures = names.map(|name| {
+                let path = job_file(&self.app.store, &self.id, name);
+                let path = path.ok_or_else(|| Problem::not_found("file"))?;
+                let bytes = fs::read(&path).map_err(Error::io(&path))?;
+                Ok((name.to_owned(), bytes))
+            });
+            Ok(Made {
+                pictures: pictures.collect::<Answer<_>>()?,
+                id: self.id.clone(),
+                notes: job.notes,
+            })
         };
-        Ok(Made {
-            pictures: blocking(read).await?,
-            id,
-            notes: job.notes,
-        })
+        blocking(read).await
     }
 }
 
@@ -137,11 +170,13 @@ fn named(text: &str, field: &str) -> Answer<(String, Option<f64>)> {
     let Some((name, strength)) = text.split_once(':') else {
         return Ok((text.trim().to_owned(), None));
     };
-    let strength = strength.trim().parse().map_err(|_| {
-        let message = format!("{field}: expected a number as the strength, found `{strength}`");
-        Problem::field(field, message)
-    })?;
-    Ok((name.trim().to_owned(), Some(strength)))
+    match strength.trim().parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok((name.trim().to_owned(), Some(number))),
+        _ => {
+            let message = format!("{field}: expected a number as the strength, found `{strength}`");
+            Err(Problem::field(field, message))
+        }
+    }
 }
 
 /// The difference and its strength in a prompt, and the prompt without them.
@@ -176,110 +211,136 @@ fn data_url(text: &str) -> String {
     }
 }
 
-/// The fields of `img2img` that are read.
-const READ: [&str; 6] = [
-    "init_images",
-    "prompt",
-    "negative_prompt",
-    "seed",
-    "steps",
-    "override_settings",
-];
+/// An `img2img` request. Clients send all of its many fields; those that are not named here are not read.
+#[derive(Deserialize)]
+struct Img2Img {
+    init_images: Vec<String>,
+    prompt: String,
+    negative_prompt: Option<String>,
+    seed: Option<i64>,
+    steps: Option<u64>,
+    #[serde(default)]
+    override_settings: Map<String, Value>,
+    send_images: Option<bool>,
+    #[serde(flatten)]
+    others: Map<String, Value>,
+}
 
 /// Whether a field that would change the picture in a way that cannot be done is set.
 fn asks_for_more(name: &str, value: &Value) -> bool {
+    let is_empty = match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(all) => all.is_empty(),
+        Value::Object(all) => all.is_empty(),
+        _ => false,
+    };
     match name {
-        "batch_size" | "n_iter" => value.as_f64().is_some_and(|count| count > 1.0),
-        "mask" | "script_name" => value.as_str().is_some_and(|text| !text.is_empty()),
-        "alwayson_scripts" => value.as_object().is_some_and(|scripts| !scripts.is_empty()),
-        "styles" => value.as_array().is_some_and(|styles| !styles.is_empty()),
+        "batch_size" | "n_iter" => !value.is_null() && value.as_f64() != Some(1.0),
+        "mask" | "script_name" | "alwayson_scripts" | "styles" => !is_empty,
         _ => false,
     }
 }
 
-/// What an `img2img` request asks for.
-fn of_img2img(asked: &Map<String, Value>) -> Answer<Wanted> {
-    if let Some((name, _)) = asked
-        .iter()
-        .find(|(name, value)| asks_for_more(name, value))
-    {
-        let message = format!("{name}: this is not done when a difference is applied");
-        return Err(Problem::field(name.as_str(), message));
+impl Img2Img {
+    fn read(sent: &[u8]) -> Answer<Self> {
+        let asked: Self = request::read(sent)?;
+        let more = asked
+            .others
+            .iter()
+            .find(|(name, value)| asks_for_more(name, value));
+        if let Some((name, _)) = more {
+            let message = format!("{name}: this is not done when a difference is applied");
+            return Err(Problem::field(name.as_str(), message));
+        }
+        Ok(asked)
     }
-    let text = |name: &str| asked.get(name).and_then(Value::as_str).unwrap_or_default();
-    let (difference, strength, caption) = marked(text("prompt"))?;
-    let pictures = asked.get("init_images").and_then(Value::as_array);
-    let pictures = pictures.into_iter().flatten().map(|picture| {
-        let wrong = || Problem::field("init_images", "init_images: expected pictures in base64");
-        Ok(data_url(picture.as_str().ok_or_else(wrong)?))
-    });
-    let mut settings = Map::new();
-    let mut set = |setting: &str, value: &Value| {
-        settings.insert(setting.to_owned(), value.clone());
-    };
-    // A seed of −1 asks for any; the program's default is one.
-    if let Some(seed) = asked.get("seed").filter(|seed| seed.as_f64() >= Some(0.0)) {
-        set("seed", seed);
+
+    /// The names of the fields that were not read.
+    fn not_read(&self) -> Vec<String> {
+        let settings = self
+            .override_settings
+            .keys()
+            .filter(|name| *name != CHECKPOINT);
+        let settings = settings.map(|name| format!("override_settings.{name}"));
+        self.others.keys().cloned().chain(settings).collect()
     }
-    if let Some(steps) = asked.get("steps").filter(|steps| !steps.is_null()) {
-        set("num_inference_steps", steps);
+
+    /// What is asked for; takes the pictures.
+    fn wanted(&mut self) -> Answer<Wanted> {
+        let (difference, strength, caption) = marked(&self.prompt)?;
+        let mut settings = Map::new();
+        let mut set = |setting: &str, value: Value| settings.insert(setting.to_owned(), value);
+        // A seed of −1 asks for any; the program's default is fixed.
+        if let Some(seed) = self.seed.filter(|seed| *seed >= 0) {
+            set("seed", json!(seed));
+        }
+        if let Some(steps) = self.steps {
+            set("num_inference_steps", json!(steps));
+        }
+        if let Some(text) = self
+            .negative_prompt
+            .as_ref()
+            .filter(|text| !text.is_empty())
+        {
+            set("negative_prompt", json!(text));
+        }
+        if let Some(model) = self.override_settings.get(CHECKPOINT) {
+            set("model", model.clone());
+        }
+        Ok(Wanted {
+            difference,
+            strength,
+            caption,
+            pictures: std::mem::take(&mut self.init_images)
+                .iter()
+                .map(|picture| data_url(picture))
+                .collect(),
+            field: "init_images",
+            settings,
+        })
     }
-    if !text("negative_prompt").is_empty() {
-        set("negative_prompt", &asked["negative_prompt"]);
-    }
-    let model = (asked.get("override_settings")).and_then(|all| all.get("sd_model_checkpoint"));
-    if let Some(model) = model.filter(|model| !model.is_null()) {
-        set("model", model);
-    }
-    Ok(Wanted {
-        difference,
-        strength,
-        caption,
-        pictures: pictures.collect::<Answer<_>>()?,
-        settings,
-    })
 }
+
+/// The setting of Stable Diffusion web UI that names the model.
+const CHECKPOINT: &str = "sd_model_checkpoint";
 
 /// `POST /sdapi/v1/img2img`
 pub(super) async fn img2img(
-    State(app): State<Arc<App>>,
+    State(app): Shared,
     headers: HeaderMap,
     sent: Body,
 ) -> Answer<Response> {
     let sent = body(&app, &headers, sent).await?;
-    let asked: Value = serde_json::from_slice(&sent)
-        .map_err(|error| Problem::field("", format!("the request is not valid: {error}")))?;
-    let Value::Object(mut asked) = asked else {
-        return Err(Problem::field(
-            "",
-            "the request is not valid: expected an object",
-        ));
+    let (asked, awaited) = checked(&app, move |app| {
+        let mut asked = Img2Img::read(&sent)?;
+        let awaited = asked.wanted()?.queue(app)?;
+        Ok((asked, awaited))
+    })
+    .await?;
+    let made = awaited.made().await?;
+    let answer = move || {
+        let seed = asked.seed.filter(|seed| *seed >= 0).unwrap_or(0);
+        let count = made.pictures.len();
+        let info = json!({
+            "prompt": asked.prompt, "all_prompts": vec![&asked.prompt; count],
+            "seed": seed, "all_seeds": vec![seed; count],
+            "job": made.id, "notes": made.notes, "not_read": asked.not_read(),
+        });
+        let pictures = made
+            .pictures
+            .iter()
+            .filter(|_| asked.send_images != Some(false));
+        let images: Vec<String> = pictures.map(|(_, bytes)| STANDARD.encode(bytes)).collect();
+        let mut parameters = asked.others;
+        parameters.insert("prompt".to_owned(), json!(asked.prompt));
+        parameters.insert("seed".to_owned(), json!(seed));
+        parameters.insert("steps".to_owned(), json!(asked.steps));
+        Ok(ok(
+            &json!({ "images": images, "parameters": parameters, "info": info.to_string() }),
+        ))
     };
-    let wanted = of_img2img(&asked)?;
-    let (prompt, seed) = (
-        asked["prompt"].clone(),
-        wanted.settings.get("seed").cloned(),
-    );
-    let seed = seed.unwrap_or_else(|| json!(0));
-    let made = wanted.make(&app).await?;
-    let images: Vec<String> = (made.pictures.iter())
-        .map(|(_, bytes)| STANDARD.encode(bytes))
-        .collect();
-    let not_read: Vec<&String> = (asked.keys())
-        .filter(|name| !READ.contains(&name.as_str()))
-        .collect();
-    let info = json!({
-        "prompt": prompt, "all_prompts": vec![&prompt; images.len()],
-        "seed": seed, "all_seeds": vec![&seed; images.len()],
-        "job": made.id, "notes": made.notes, "not_read": not_read,
-    });
-    asked.remove("init_images");
-    let send = asked.get("send_images") != Some(&json!(false));
-    Ok(ok(&json!({
-        "images": if send { images } else { Vec::new() },
-        "parameters": asked,
-        "info": info.to_string(),
-    })))
+    blocking(answer).await
 }
 
 /// The parts of a form: texts, and pictures as data URLs.
@@ -307,12 +368,19 @@ impl Form {
             let name = part.name().unwrap_or_default().to_owned();
             if matches!(name.as_str(), "image" | "image[]") {
                 let bytes = part.bytes().await.map_err(wrong)?;
+                if form.pictures.len() == request::MOST[1] {
+                    let message = format!("image: more than {} pictures", request::MOST[1]);
+                    return Err(Problem::field("image", message));
+                }
                 form.pictures.push(data_url(&STANDARD.encode(bytes)));
             } else if name == "mask" {
                 let message = "mask: this is not done when a difference is applied";
                 return Err(Problem::field("mask", message));
             } else {
-                let text = part.text().await.map_err(wrong)?;
+                let text = String::from_utf8(part.bytes().await.map_err(wrong)?.to_vec());
+                let text = text.map_err(|_| {
+                    Problem::field(name.as_str(), format!("{name}: expected text in UTF-8"))
+                })?;
                 form.texts.insert(name, text);
             }
         }
@@ -338,21 +406,31 @@ impl Form {
 }
 
 /// `POST /v1/images/edits`
-pub(super) async fn image_edits(
-    State(app): State<Arc<App>>,
-    headers: HeaderMap,
-    sent: Body,
-) -> Answer<Response> {
-    let kind = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|kind| kind.to_str().ok());
-    let kind = kind.unwrap_or_default().to_owned();
+pub(super) async fn image_edits(app: Shared, headers: HeaderMap, sent: Body) -> Response {
+    let mut response = edited(app, headers, sent).await.into_response();
+    // OpenAI's clients repeat a request that failed or was cancelled, unless they are told not to.
+    response
+        .headers_mut()
+        .insert("x-should-retry", HeaderValue::from_static("false"));
+    response
+}
+
+async fn edited(State(app): Shared, headers: HeaderMap, sent: Body) -> Answer<Response> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
+    let kind = text(header::CONTENT_TYPE).unwrap_or_default().to_owned();
     let form = Form::read(&kind, body(&app, &headers, sent).await?).await?;
     form.check("n", &["1"])?;
     form.check("size", &["auto"])?;
     form.check("stream", &["false"])?;
     form.check("output_format", &["png"])?;
     form.check("response_format", &["b64_json", "url"])?;
+    let host = text(header::HOST).filter(|_| form.text("response_format") == "url");
+    if host.is_some() && app.options.token.is_some() {
+        let message =
+            "response_format: with a token, pictures have no address that a client can open";
+        return Err(Problem::field("response_format", message).hint("ask for `b64_json`"));
+    }
+    let host = host.map(str::to_owned);
     let model = form.text("model");
     if model.is_empty() {
         return Err(Problem::field(
@@ -366,25 +444,29 @@ pub(super) async fn image_edits(
         difference,
         strength,
         caption: form.text("prompt").trim().to_owned(),
-        pictures: form.pictures.clone(),
+        pictures: form.pictures,
+        field: "image",
         settings: Map::new(),
     };
-    let made = wanted.make(&app).await?;
-    let host = headers
-        .get(header::HOST)
-        .and_then(|host| host.to_str().ok());
-    let host = host.unwrap_or_default();
-    let as_address = form.text("response_format") == "url";
-    let data = made.pictures.iter().map(|(name, bytes)| match as_address {
-        true => json!({ "url": format!("http://{host}/v1/jobs/{}/files/{name}", made.id) }),
-        false => json!({ "b64_json": STANDARD.encode(bytes) }),
-    });
-    let created = std::time::UNIX_EPOCH
-        .elapsed()
-        .map_or(0, |time| time.as_secs());
-    Ok(ok(
-        &json!({ "created": created, "data": data.collect::<Vec<_>>() }),
-    ))
+    let made = checked(&app, move |app| wanted.queue(app))
+        .await?
+        .made()
+        .await?;
+    let answer = move || {
+        let data = made.pictures.iter().map(|(name, bytes)| match &host {
+            Some(host) => {
+                json!({ "url": format!("http://{host}/v1/jobs/{}/files/{name}", made.id) })
+            }
+            None => json!({ "b64_json": STANDARD.encode(bytes) }),
+        });
+        let created = std::time::UNIX_EPOCH
+            .elapsed()
+            .map_or(0, |time| time.as_secs());
+        Ok(ok(
+            &json!({ "created": created, "data": data.collect::<Vec<_>>() }),
+        ))
+    };
+    blocking(answer).await
 }
 
 #[cfg(test)]
@@ -404,6 +486,8 @@ mod tests {
             "a boat",
             "<dinv:sunset",
             "<dinv:sunset:much>",
+            "<dinv:sunset:nan>",
+            "<dinv:sunset:1e999>",
             "<dinv:sunset> <dinv:snow>",
             "<dinv:sunset> <lora:style:1>",
         ] {

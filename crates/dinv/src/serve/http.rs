@@ -45,7 +45,7 @@ const CLIENTS: usize = 256;
 /// The maximum number of clients that follow jobs, which leaves places for the others.
 const FOLLOWERS: usize = 128;
 /// The minimum time between two events of a running job.
-const BETWEEN_EVENTS: Duration = Duration::from_millis(250);
+pub(super) const BETWEEN_EVENTS: Duration = Duration::from_millis(250);
 
 const PAGE: &str = include_str!("page/index.html");
 const STYLE: &str = include_str!("page/style.css");
@@ -58,10 +58,10 @@ pub(crate) struct App {
     pub(crate) store: Arc<Store>,
     followers: Arc<Semaphore>,
     /// Only one request with pictures is checked at a time, since they are decoded and a place in the queue is for one.
-    checking: tokio::sync::Mutex<()>,
+    checking: Arc<tokio::sync::Mutex<()>>,
 }
 
-type Shared = State<Arc<App>>;
+pub(super) type Shared = State<Arc<App>>;
 
 impl App {
     pub(crate) fn new(options: Options, address: SocketAddr, store: Arc<Store>) -> Self {
@@ -70,7 +70,7 @@ impl App {
             address,
             store,
             followers: Arc::new(Semaphore::new(FOLLOWERS)),
-            checking: tokio::sync::Mutex::default(),
+            checking: Arc::default(),
         }
     }
 }
@@ -366,9 +366,33 @@ async fn post_job(State(app): Shared, headers: HeaderMap, sent: Body) -> Answer<
 
 /// Queues the job of a request.
 pub(super) async fn queue(app: &Arc<App>, sent: Vec<u8>, key: Option<String>) -> Answer<Value> {
-    let _turn = app.checking.lock().await;
+    checked(app, move |app| {
+        request::accept(app, request::parse(&sent)?, key, None)
+    })
+    .await
+}
+
+/// Checks a request in its turn, to the end even if its client disconnects.
+pub(super) async fn checked<T: Send + 'static>(
+    app: &Arc<App>,
+    check: impl FnOnce(&Arc<App>) -> Answer<T> + Send + 'static,
+) -> Answer<T> {
+    let turn = Arc::clone(&app.checking).lock_owned().await;
     let app = Arc::clone(app);
-    blocking(move || request::accept(&app, request::parse(&sent)?, key, None)).await
+    blocking(move || {
+        let _turn = turn;
+        check(&app)
+    })
+    .await
+}
+
+/// A place among the clients that wait for a job.
+pub(super) fn follower(app: &App) -> Answer<OwnedSemaphorePermit> {
+    Arc::clone(&app.followers).try_acquire_owned().map_err(|_| {
+        let message = format!("{FOLLOWERS} clients follow jobs already");
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, message)
+            .hint("ask for the job itself now and then")
+    })
 }
 
 async fn get_job(State(app): Shared, Named(id): Named<String>) -> Answer<Response> {
@@ -394,10 +418,8 @@ async fn retry_job(State(app): Shared, Named(id): Named<String>) -> Answer<Respo
         return Err(Problem::conflict("the job is not over"));
     }
     let request = serde_json::from_value(job.stored.request)?;
-    let checking = Arc::clone(&app);
-    let _turn = checking.checking.lock().await;
-    let again = move || request::accept(&app, request, None, Some(&id));
-    Ok(accepted(&blocking(again).await?))
+    let again = move |app: &Arc<App>| request::accept(app, request, None, Some(&id));
+    Ok(accepted(&checked(&app, again).await?))
 }
 
 async fn get_file(
@@ -450,12 +472,7 @@ async fn get_events(
     app.store.get(&id)?;
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok());
     let last = last.and_then(|id| id.parse().ok()).unwrap_or(0);
-    let place = Arc::clone(&app.followers).try_acquire_owned();
-    let place = place.map_err(|_| {
-        let message = format!("{FOLLOWERS} clients follow jobs already");
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, message)
-            .hint("ask for the job itself now and then")
-    })?;
+    let place = follower(&app)?;
     let events = Sse::new(events(app, id, last, place)).keep_alive(KeepAlive::default());
     Ok(events.into_response())
 }

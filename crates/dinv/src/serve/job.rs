@@ -110,6 +110,9 @@ pub(crate) struct Stored {
     pub(crate) runs: Vec<Run>,
     /// The number of runs that are done.
     pub(crate) runs_done: usize,
+    /// Whether a client waits for it and nobody else: it ends with that client or the server.
+    #[serde(default)]
+    pub(crate) is_waited_for: bool,
     /// Among waiting jobs, those with the largest rank are first, then the oldest.
     #[serde(default)]
     pub(crate) rank: u64,

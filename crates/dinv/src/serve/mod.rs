@@ -51,7 +51,7 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
     std::fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
     let Some(_claim) = Claim::on(&folder.join("server"))? else {
         let message = format!("{}: another server uses this folder", folder.display());
-        return Err(Failure::new(message)
+        return Err(Failure::temporary(message)
             .hint("stop it, or choose another folder with `--dir`")
             .into());
     };

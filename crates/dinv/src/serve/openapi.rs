@@ -206,7 +206,8 @@ fn meaning(status: &str) -> &'static str {
         "413" => "The request is too large.",
         "422" => "A field is wrong; `field` names it.",
         "429" => "The queue is full.",
-        "503" => "Too many clients follow jobs.",
+        "500" => "The job failed.",
+        "503" => "Too many clients follow jobs, or the server stops.",
         _ => "The request was refused.",
     }
 }
@@ -380,7 +381,7 @@ fn of_differences() -> Value {
 /// The interfaces of other programs.
 fn of_doors() -> Value {
     let object = json!({ "type": "object" });
-    let refusals = ["404", "409", "413", "422", "429"];
+    let refusals = ["400", "404", "409", "413", "422", "429", "500", "503"];
     let text = || json!({ "type": "string" });
     let form = json!({
         "type": "object",

@@ -10,6 +10,7 @@ use clap::error::{ContextKind, ContextValue};
 use difference_inversion::Error;
 use difference_inversion::image::load_image;
 use difference_inversion::util::files::HiddenFolder;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -31,7 +32,9 @@ pub(crate) const WORK: &str = "work";
 /// A copy of the applied difference, among the inputs.
 pub(crate) const DIFFERENCE: &str = "difference.safetensors";
 /// The maximum number of pairs, pictures and strengths of a request.
-const MOST: [usize; 3] = [16, 256, 32];
+pub(super) const MOST: [usize; 3] = [16, 256, 32];
+/// The maximum bytes of a caption or a prompt.
+const LONGEST_TEXT: usize = 10_000;
 
 /// A request for a job.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -87,6 +90,11 @@ struct Files {
 
 /// Reads a request.
 pub(crate) fn parse(body: &[u8]) -> Answer<Request> {
+    read(body)
+}
+
+/// Reads an object, and names the field that is invalid.
+pub(super) fn read<T: DeserializeOwned>(body: &[u8]) -> Answer<T> {
     let json = &mut serde_json::Deserializer::from_slice(body);
     let read = serde_path_to_error::deserialize(json);
     read.map_err(|error| {
@@ -153,6 +161,7 @@ pub(crate) fn accept(
         ),
         runs,
         runs_done: 0,
+        is_waited_for: false,
         rank: 0,
         key,
         events: 0,
@@ -235,7 +244,34 @@ impl Request {
         if let Some(name) = &self.name {
             check_name(name, "name")?;
         }
+        self.check_texts()?;
         self.check_captions()
+    }
+
+    /// Checks that captions and the prompt can be arguments of a command.
+    fn check_texts(&self) -> Answer<()> {
+        let of_pairs = self
+            .pairs
+            .iter()
+            .flat_map(|pair| [&pair.caption_a, &pair.caption_a_prime]);
+        let of_targets = self.targets.iter().map(|target| &target.caption);
+        let texts = of_pairs
+            .map(|text| ("pairs", text))
+            .chain(of_targets.map(|text| ("targets", text)));
+        for (field, text) in texts.chain([("prompt", &self.prompt)]) {
+            let text = text.as_deref().unwrap_or_default();
+            if text.contains('\0') {
+                return Err(Problem::field(
+                    field,
+                    format!("{field}: text cannot hold the character 0"),
+                ));
+            }
+            if text.len() > LONGEST_TEXT {
+                let message = format!("{field}: a text has more than {LONGEST_TEXT} bytes");
+                return Err(Problem::field(field, message));
+            }
+        }
+        Ok(())
     }
 
     /// Checks captions: the program takes them for all pictures of a kind or for none.

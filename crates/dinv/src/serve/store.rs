@@ -77,6 +77,10 @@ impl Store {
                 stored.state = State::Queued;
                 stored.rank = u64::MAX;
             }
+            if stored.is_waited_for && !stored.state.is_final() {
+                stored.state = State::Cancelled; // its client is gone
+                stored.finished = Some(now());
+            }
             let losses = fs::read_to_string(path.join(LOSSES)).unwrap_or_default();
             // A killed server leaves at most one partial line.
             let losses = losses
@@ -184,6 +188,13 @@ impl Store {
     pub(crate) fn get(&self, id: &str) -> Answer<Job> {
         let job = self.lock().jobs.get(id).cloned();
         job.ok_or_else(|| Problem::not_found("job"))
+    }
+
+    /// The state of a job.
+    pub(crate) fn state(&self, id: &str) -> Answer<State> {
+        let jobs = self.lock();
+        let job = jobs.jobs.get(id).ok_or_else(|| Problem::not_found("job"))?;
+        Ok(job.stored.state)
     }
 
     /// A job as the interface shows it.

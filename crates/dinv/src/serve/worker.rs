@@ -36,7 +36,7 @@ enum Ended {
     Done(String),
     Failed(Value),
     /// It failed for a reason that passes.
-    ForNow(Value),
+    Temporary(Value),
     /// It stopped, as requested.
     Stopped,
 }
@@ -55,11 +55,11 @@ pub(crate) fn run(store: &Store) {
         let cancelled = store.get(&id).is_ok_and(|job| job.cancels > 0);
         let (state, error) = match ended {
             Ended::Done(_) => (State::Done, None),
-            Ended::Failed(_) | Ended::ForNow(_) | Ended::Stopped if cancelled => {
+            Ended::Failed(_) | Ended::Temporary(_) | Ended::Stopped if cancelled => {
                 (State::Cancelled, None)
             }
             Ended::Stopped if signals::stopping() => return, // it continues at the next start
-            Ended::Failed(error) | Ended::ForNow(error) => (State::Failed, Some(error)),
+            Ended::Failed(error) | Ended::Temporary(error) => (State::Failed, Some(error)),
             Ended::Stopped => {
                 let message = "the command was stopped from outside";
                 (State::Failed, Some(json!({ "message": message })))
@@ -109,7 +109,7 @@ fn work(store: &Store, id: &str) -> anyhow::Result<Ended> {
                     break;
                 }
                 // Such as the command of a killed server that had not yet claimed its outputs.
-                Ended::ForNow(_) if tries < TRIES => tries += 1,
+                Ended::Temporary(_) if tries < TRIES => tries += 1,
                 other => return Ok(other),
             }
             std::thread::sleep(BETWEEN_TRIES);
@@ -173,7 +173,7 @@ fn execute(store: &Store, id: &str, folder: &Path, run: &Run) -> anyhow::Result<
     )?;
     #[cfg(unix)]
     if let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) {
-        let _ = rustix::process::setpriority_process(Some(pid), PRIORITY); // it may have ended
+        let _ = rustix::process::setpriority_pgrp(Some(pid), PRIORITY); // it may have ended
     }
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let child = Arc::new(Mutex::new(child));
@@ -204,7 +204,7 @@ fn execute(store: &Store, id: &str, folder: &Path, run: &Run) -> anyhow::Result<
         Some(code) if code > 128 => Ended::Stopped,
         _ if store.get(id).is_ok_and(|job| job.cancels > 0) => Ended::Stopped,
         Some(code) if code == i32::from(Exit::Again.code()) => {
-            Ended::ForNow(listener.error(&status.to_string()))
+            Ended::Temporary(listener.error(&status.to_string()))
         }
         _ => Ended::Failed(listener.error(&status.to_string())),
     })

@@ -102,7 +102,7 @@ fn two_runs_do_not_share_an_output() {
     refuses(
         suite.path(),
         &eval,
-        1,
+        75,
         &["another run is working in this folder"],
     );
     assert_eq!(ended(running).code, Some(0));

@@ -798,7 +798,11 @@ fn clients_of_other_programs_apply_a_difference() {
         ("difference", json!({ "prompt": "<dinv:none>" })),
         ("mask", json!({ "mask": "AAAA" })),
         ("n_iter", json!({ "n_iter": 2 })),
-        ("targets", json!({ "init_images": [] })),
+        ("init_images", json!({ "init_images": [] })),
+        ("seed", json!({ "seed": "5" })),
+        ("prompt", json!({ "prompt": 5 })),
+        ("prompt", json!({ "prompt": "<dinv:night:nan>" })),
+        ("targets", json!({ "prompt": "a\0b <dinv:night>" })),
         ("targets[0].picture", json!({ "init_images": ["AAAA"] })),
         ("settings.num_inference_steps", json!({ "steps": 0 })),
     ] {
@@ -823,7 +827,12 @@ fn clients_of_other_programs_apply_a_difference() {
         .unwrap();
     let found = server.get(path).expect(200).body;
     assert!(image::load_from_memory(&found).unwrap() == expected);
-    edit(&wanted, "application/json").expect(400);
+    let refused = edit(&wanted, "application/json").expect(400);
+    assert!(
+        refused.head.contains("x-should-retry: false"),
+        "{}",
+        refused.head
+    );
     for (field, texts) in [
         ("model", [("model", ""), ("prompt", "dusk")]),
         ("model", [("model", "night:much"), ("prompt", "dusk")]),
@@ -866,6 +875,17 @@ fn a_client_that_leaves_takes_its_job_along() {
         );
         std::thread::sleep(Duration::from_millis(20));
     }
+    let known = newest()["id"].clone();
+    let _client = server.send("POST", "/sdapi/v1/img2img", &[], body.as_bytes());
+    while newest()["id"] == known || newest()["state"] != "running" {
+        assert!(started.elapsed() < Duration::from_secs(60));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let id = newest()["id"].as_str().unwrap().to_owned();
+    drop(server); // killed
+    let server = Server::start(&work, &[]);
+    let job = server.get(&format!("/v1/jobs/{id}")).expect(200).json();
+    assert_eq!(job["state"], "cancelled");
 }
 
 /// A failed job states the reason, in the program's own words.

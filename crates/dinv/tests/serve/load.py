@@ -32,14 +32,27 @@ def data_url(name):
     return f"data:image/png;base64,{picture}"
 
 
+def children(parent):
+    """The processes that a process has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            after_name = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue  # it has ended
+        if int(after_name[1]) == parent:
+            found.append(int(stat.parent.name))
+    return found
+
+
 class Server:
-    """A server on a port of its own. It and its job are one process group."""
+    """A server on a port of its own."""
 
     def __init__(self, program, folder, *flags):
         command = [program, "serve", "--dir", folder, "--port", "0", *flags]
         environment = {"DINV_DEMO_MODEL": str(ROOT / "demo/model"), **os.environ}
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, start_new_session=True
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
         )
         self.port = int(self.process.stdout.readline().strip().rstrip("/").rsplit(":", 1)[1])
 
@@ -66,11 +79,13 @@ class Server:
             time.sleep(0.2)
 
     def kill(self, with_job):
-        if with_job:
-            os.killpg(self.process.pid, signal.SIGKILL)
-        else:
-            self.process.kill()
+        """Kills it, and if asked for its running command; returns how many commands that were."""
+        commands = children(self.process.pid) if with_job else []
+        self.process.kill()
+        for command in commands:
+            os.kill(command, signal.SIGKILL)
         self.process.wait()
+        return len(commands)
 
     def stop(self):
         self.process.terminate()
@@ -111,10 +126,10 @@ def kills(arguments):
         server = Server(arguments.program, folder)
         for seed in range(10):
             server.job(learning(seed, STEPS))
-        chance = random.Random(0)
+        chance, commands = random.Random(0), 0
         for _ in range(arguments.times):
             time.sleep(chance.uniform(0.05, 1.2))
-            server.kill(with_job=chance.random() < 0.5)
+            commands += server.kill(with_job=chance.random() < 0.5)
             server = Server(arguments.program, folder)
         done_early = sum(job["state"] == "done" for job in server.jobs())
         server.wait()
@@ -123,7 +138,7 @@ def kills(arguments):
         server.stop()
         left = [str(path) for path in Path(folder).rglob(".dinv-*")] + [str(path) for path in Path(folder).rglob("*checkpoint*")]
         same = sum(found[seed] == expected[seed] for seed in expected)
-        print(f"{arguments.times} kills, {done_early} of 10 jobs done before the last: {len(found)} jobs done, {same} with the bytes of "
+        print(f"{arguments.times} kills, {commands} of them with the running command, {done_early} of 10 jobs done before the last: {len(found)} jobs done, {same} with the bytes of "
               f"an undisturbed run, {len(differences)} differences, {len(left)} files left over")
         for path in left:
             print(" ", path)
@@ -184,6 +199,7 @@ def clients(arguments):
               f"{quantile(0.99):.1f} ms, slowest {reads[-1]:.0f} ms; memory {before / 1e6:.0f} MB, at most {max(memory) / 1e6:.0f} MB")
         print(", ".join(f"{what} {status}: {count}" for (what, status), count in sorted(statuses.items())))
         server.stop()
+        assert not [status for _, status in statuses if status >= 500], "the server failed"
 
 
 def jobs(arguments):
@@ -200,6 +216,7 @@ def jobs(arguments):
                 memory.append(server.memory())
         server.stop()
         print(f"{arguments.count} jobs; memory in MB along the way: {', '.join(f'{bytes / 1e6:.1f}' for bytes in memory)}")
+        assert max(memory) < 2 * memory[0], "memory grows"
 
 
 def main():

@@ -420,7 +420,8 @@ impl Tower for ClipTextModel {
                 "expected {b} numbers of padding below {n}, found {padding:?}"
             )));
         }
-        self.encode(None, Some(padding), embeds)
+        let is_padded = padding.iter().any(|&padding| padding > 0);
+        self.encode(None, is_padded.then_some(padding), embeds)
     }
 
     fn pool_together(

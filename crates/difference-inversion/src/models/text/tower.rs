@@ -199,6 +199,8 @@ impl Beginning {
             let rows = part.embeds().map_or(0, |x| x.dims()[0]);
             (0..rows).map(|row| part.padding(row) + longest - part.len())
         });
+        let padding: Vec<usize> = padding.collect();
+        let is_padded = padding.iter().any(|&padding| padding > 0);
         Self {
             layers: (0..layers)
                 .map(|layer| KeyValues {
@@ -209,7 +211,7 @@ impl Beginning {
             hidden_states: (0..states)
                 .map(|state| cat(&|part| part.hidden_states[state].clone()))
                 .collect(),
-            padding: Some(padding.collect()),
+            padding: is_padded.then(|| padding.into()),
             pooled_at: None,
         }
     }

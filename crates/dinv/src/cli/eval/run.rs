@@ -133,7 +133,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
             folder.path().display()
         );
         let hint = "wait until it ends, or write elsewhere with `-o`";
-        return Err(Failure::new(message).hint(hint).into());
+        return Err(Failure::temporary(message).hint(hint).into());
     };
     let prepared = match prepare(args) {
         Ok(prepared) => prepared,
