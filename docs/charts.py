@@ -2,7 +2,7 @@
 
     python3 docs/charts.py
 
-No packages are needed. Every number comes from a table of study-tables.md or performance-tables.md.
+No packages are needed. Every number comes from a table of study-tables.md, study.md or performance-tables.md.
 Charts switch with the reader's light or dark scheme, background included.
 """
 
@@ -213,6 +213,14 @@ def study():
              "instruct-pix2pix-tuned": "InstructPix2Pix\n(given the edit in words)"}
     bars("results", "B′ with every attribute right (120 analogies, tuned settings)", ["one attribute changes", "two change"],
          [(label, [pick(values, name)[0] for values in right]) for name, label in names.items()], top=100)
+
+    rows = tables("study.md")["The test, with the present model and settings"]
+    right = [column(rows, "all right", which) for which in (0, 1)]
+    evaluations = column(rows, "evaluations")
+    labels = {"`draft`": "--draft", "`difference-inversion`": "Difference Inversion", "`backwards`": "the same, backwards",
+              "`image-delta`": "told no words\nabout the edit", "`text-swap`": "text-swap, told\nthe caption of B′"}
+    bars("cost", "B′ with every attribute right, by evaluations of the U-Net (212 analogies)", ["one attribute changes", "two change"],
+         [(f"{label}: {pick(evaluations, key)[0]:g}", [pick(values, key)[0] for values in right]) for key, label in labels.items()], top=100)
 
     def test_rows(rows, names):
         cells = {row[0].strip("`"): row for row in rows[1:]}
