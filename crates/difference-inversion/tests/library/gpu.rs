@@ -240,7 +240,7 @@ impl Layers {
         }
     }
 
-    fn attention(&self, heads: usize, [n, m, c]: [usize; 3], mask: Mask) {
+    fn attention(&self, heads: usize, [n, m, c]: [usize; 3], mask: &Mask) {
         let what = format!("attention {heads}, [{n}, {m}, {c}], {mask:?}");
         let shapes = [[1, n, c], [1, m, c], [1, m, c]];
         self.check(
@@ -323,9 +323,9 @@ fn layers_give_the_numbers_of_the_cpu() {
             );
         }
         for mask in [Mask::None, Mask::Causal, Mask::CausalAfter([2].into())] {
-            layers.attention(3, [33, 70, 24], mask.clone());
-            layers.attention(2, [64, 64, 128], mask.clone());
-            layers.attention(1, [5, 5, 40], mask);
+            layers.attention(3, [33, 70, 24], &mask);
+            layers.attention(2, [64, 64, 128], &mask);
+            layers.attention(1, [5, 5, 40], &mask);
         }
     }
     // More scores and more neighbourhoods than are held at once.
@@ -334,7 +334,7 @@ fn layers_give_the_numbers_of_the_cpu() {
         tolerance: 1e-4,
     };
     layers.convolution([144, 4], [165, 165], same);
-    layers.attention(1, [8200, 8200, 4], Mask::Causal);
+    layers.attention(1, [8200, 8200, 4], &Mask::Causal);
 }
 
 /// Computations that would overflow outside f32: LayerNorm's squares, attention scores before scaling, the
