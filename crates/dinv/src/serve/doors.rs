@@ -75,6 +75,12 @@ impl Wanted {
             );
             return Err(Problem::field(self.field, message));
         }
+        // Before there is a copy for each picture.
+        let longest = request::LONGEST_TEXT;
+        if self.caption.len() > longest {
+            let message = format!("prompt: a text has more than {longest} bytes");
+            return Err(Problem::field("prompt", message));
+        }
         let mut settings = self.settings;
         if let Some(strength) = self.strength {
             settings.insert("strength".to_owned(), json!(strength));

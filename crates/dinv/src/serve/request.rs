@@ -34,7 +34,7 @@ pub(crate) const DIFFERENCE: &str = "difference.safetensors";
 /// The maximum number of pairs, pictures and strengths of a request.
 pub(super) const MOST: [usize; 3] = [16, 256, 32];
 /// The maximum bytes of a caption or a prompt.
-const LONGEST_TEXT: usize = 10_000;
+pub(super) const LONGEST_TEXT: usize = 10_000;
 
 /// A request for a job.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -801,6 +801,10 @@ fn clients_of_other_programs_apply_a_difference() {
         ("init_images", json!({ "init_images": [] })),
         ("seed", json!({ "seed": "5" })),
         ("prompt", json!({ "prompt": 5 })),
+        (
+            "prompt",
+            json!({ "prompt": format!("<dinv:night> {}", "x".repeat(10_001)) }),
+        ),
         ("prompt", json!({ "prompt": "<dinv:night:nan>" })),
         ("targets", json!({ "prompt": "a\0b <dinv:night>" })),
         ("targets[0].picture", json!({ "init_images": ["AAAA"] })),
