@@ -1,5 +1,7 @@
 //! The losses of the method, as pure functions of the difference tokens.
 
+use std::sync::Arc;
+
 use burn::tensor::{DType, Tensor, TensorData};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -187,7 +189,7 @@ pub fn token_consistency(
 pub struct ClipLoss<'a> {
     joint: &'a JointSpace,
     /// The prompts that are read in every step.
-    readings: Vec<Reading>,
+    readings: Arc<[Reading]>,
     /// These and, in a step, their thinned copies, read at once.
     batch: Batch,
 }
@@ -284,7 +286,7 @@ impl<'a> ClipLoss<'a> {
         let batch = Batch::new(joint, &readings, config)?;
         Ok(Self {
             joint,
-            readings,
+            readings: readings.into(),
             batch,
         })
     }
@@ -297,7 +299,7 @@ impl<'a> ClipLoss<'a> {
     pub fn with_thinned(&self, config: &LearnConfig, rng: &mut ChaCha8Rng) -> Result<Self> {
         let mut thinned = Vec::new();
         if config.clip_reading == ClipReading::Prompts {
-            for reading in &self.readings {
+            for reading in &*self.readings {
                 for _ in 0..config.clip_thinned {
                     thinned.push(Reading {
                         prompt: reading.prompt.filtered(|| rng.random()),

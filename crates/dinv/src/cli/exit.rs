@@ -11,7 +11,7 @@ pub(crate) enum Exit {
     Failed,
     /// 2: wrong usage: invalid command or settings; nothing was done.
     Usage,
-    /// 75, `EX_TEMPFAIL` of sysexits.h: the reason passes, such as a network that cannot be reached, or another run that
+    /// 75, `EX_TEMPFAIL` of sysexits.h: a temporary failure, such as a network that cannot be reached, or another run that
     /// writes the same output. A scheduler can start the same command again.
     Again,
     /// 128 plus the number of the signal that asked for a stop, as in shells: 130 after Ctrl-C, 143 after

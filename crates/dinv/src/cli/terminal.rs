@@ -38,7 +38,7 @@ impl Failure {
         }
     }
 
-    /// The reason passes: the same command can be started again later.
+    /// A temporary failure: the same command can be started again later.
     pub(crate) fn temporary(message: impl Into<String>) -> Self {
         Self {
             exit: Exit::Again,

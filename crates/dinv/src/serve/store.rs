@@ -401,6 +401,9 @@ impl Jobs {
 
     /// The place in the queue, from 1.
     fn position(&self, id: &str) -> Option<usize> {
+        if self.jobs.get(id)?.stored.state != State::Queued {
+            return None; // most jobs are over
+        }
         Some(self.waiting().position(|waiting| waiting == id)? + 1)
     }
 }

@@ -23,7 +23,7 @@ use super::job::{self, Kind, Loss, Run, State, now};
 use super::request::{INPUTS, RESULTS, Request, WORK};
 use super::store::{Running, Store};
 
-/// How often a command is started again that failed for a reason that passes, and after what time.
+/// How often a command is started again after a temporary failure, and after what time.
 const TRIES: usize = 3;
 const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 /// The priority of commands, so that the server answers while they compute; 0 is usual, 19 the lowest.
@@ -35,7 +35,7 @@ enum Ended {
     /// It succeeded, with this on stdout.
     Done(String),
     Failed(Value),
-    /// It failed for a reason that passes.
+    /// It failed, and may succeed later.
     Temporary(Value),
     /// It stopped, as requested.
     Stopped,
