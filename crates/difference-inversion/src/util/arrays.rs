@@ -158,9 +158,13 @@ impl Arrays {
         files::write(path, &bytes, existing)
     }
 
-    /// The file's bytes. The header is assembled here, because `safetensors::serialize` takes the
-    /// metadata as a hash map and writes it in a different order every time.
-    fn to_bytes(&self) -> serde_json::Result<Vec<u8>> {
+    /// The file's bytes.
+    ///
+    /// # Errors
+    /// If the header cannot be written as JSON.
+    // The header is assembled here, because `safetensors::serialize` takes the metadata as a hash map and writes it in a
+    // different order every time.
+    pub fn to_bytes(&self) -> serde_json::Result<Vec<u8>> {
         let mut sorted: Vec<(&String, &Array)> = self.arrays.iter().collect();
         sorted.sort_by_key(|(_, array)| Reverse(array.dtype())); // wide numbers first: all aligned
         let mut header = serde_json::Map::new();

@@ -57,7 +57,7 @@ pub(crate) fn ask(
 }
 
 /// The free space for files in a folder, which need not exist yet; `None` if the system does not report it.
-fn free_space(folder: &Path) -> Option<u64> {
+pub(crate) fn free_space(folder: &Path) -> Option<u64> {
     let existing = folder.ancestors().find(|folder| folder.is_dir())?;
     let disk = fs4::statvfs(existing).ok()?;
     (disk.total_space() > 0).then(|| disk.available_space())

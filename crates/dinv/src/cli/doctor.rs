@@ -9,18 +9,15 @@ use difference_inversion::diffusion::family::{Family, STABLE_DIFFUSION};
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::diffusion::model_files::{ModelFiles, SCHEDULER, tokenizer_of};
 use difference_inversion::diffusion::pipeline::Pipeline;
-use difference_inversion::hub::ModelId;
 use difference_inversion::util::machine::peak_memory;
 use difference_inversion::vector_instructions;
 use difference_inversion::weights::Weights;
 use serde::Serialize;
 use sysinfo::System;
 
-use super::fetch::{Fetcher, Needs};
 use super::flags::{General, ModelSettings};
 use super::terminal::Failure;
-use super::watch::Watcher;
-use super::{device, locate, memory, terminal};
+use super::{device, fetch, locate, memory, terminal};
 
 /// Check the device, the memory and the model files
 #[derive(Debug, Args)]
@@ -93,14 +90,14 @@ fn examine(models: &ModelSettings) -> Findings {
     if let Err(error) = models.device().and_then(|_| models.dtype()) {
         problems.push(error.to_string());
     }
-    let (model, components, learning) = match find(models) {
+    let (model, components, learning) = match fetch::on_disk(models) {
         Ok((paths, absent)) => {
             problems.extend(absent.iter().map(|id| {
                 let name = locate::called(id);
                 format!("{id} is not downloaded; `dinv models pull {name}` downloads it")
             }));
             let learning = match paths.files() {
-                Ok(files) if learns(&files) => memory::ways(&paths),
+                Ok(files) if fetch::learns(&files) => memory::ways(&paths),
                 _ => Vec::new(),
             };
             (Some(paths.model.clone()), components(&paths), learning)
@@ -149,26 +146,6 @@ fn examine(models: &ModelSettings) -> Findings {
         components,
         problems,
     }
-}
-
-/// Where the models are as far as they are on this disk, and what would be downloaded.
-fn find(models: &ModelSettings) -> anyhow::Result<(ModelPaths, Vec<ModelId>)> {
-    let mut watcher = Watcher::new(true);
-    let mut fetcher = Fetcher::looking_only(&mut watcher)?;
-    let model = fetcher.model(models, Needs::default())?;
-    let files = ModelFiles::open(&model, &models.file_options()?);
-    let learns = files.map_or(true, |files| learns(&files));
-    let needs = Needs {
-        joint_spaces: learns,
-        captioner: learns,
-    };
-    let paths = fetcher.paths(models, model, needs)?;
-    Ok((paths, fetcher.absent))
-}
-
-/// Whether differences can be learned on a model, as far as its files state.
-fn learns(files: &ModelFiles) -> bool {
-    !Family::of(files).is_ok_and(Family::takes_picture)
 }
 
 /// The parts of a model that the program uses.
@@ -229,7 +206,7 @@ fn components(paths: &ModelPaths) -> Vec<Component> {
         let state = size_of(&folder, &[&["scheduler_config.json"]]);
         add(SCHEDULER.to_owned(), drawing, folder, state);
     }
-    if files.is_ok_and(|files| !learns(&files)) {
+    if files.is_ok_and(|files| !fetch::learns(&files)) {
         return parts;
     }
     let clip_folders = family.has_joint_space().then(|| paths.clip_folders());

@@ -13,6 +13,7 @@ use difference_inversion::diffusion::text_encoder::Base;
 use difference_inversion::method::difference::DifferenceTokens;
 use difference_inversion::method::generate_config::GenerateConfig;
 use difference_inversion::util::arrays::{Array, Arrays};
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::output::Outputs;
@@ -60,8 +61,9 @@ pub(crate) struct ExportArgs {
 }
 
 /// The programs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Format {
     /// AUTOMATIC1111's web UI, and Forge
     A1111,
     /// ComfyUI
@@ -75,11 +77,23 @@ enum Format {
 /// A file: its name, and its tensors.
 type File = (String, Vec<(String, Tensor<2>)>);
 
+/// A difference in the form that a program loads.
+pub(crate) struct Exported {
+    /// The files, by name.
+    pub(crate) files: Vec<(String, Arrays)>,
+    pub(crate) usage: Usage,
+    /// What to know before using it.
+    pub(crate) notes: Vec<String>,
+}
+
 /// What to type in the program; CAPTION stands for the caption of B.
-#[derive(Debug, PartialEq, Eq)]
-struct Usage {
+#[derive(Debug, Serialize)]
+pub(crate) struct Usage {
+    /// Where the files go.
     place: &'static str,
     prompt: String,
+    negative_prompt: &'static str,
+    guidance_scale: f64,
     strength: String,
 }
 
@@ -91,29 +105,17 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
         true => tokens.reversed(),
         false => tokens,
     };
-    let files = files(&tokens, args.format, &name)?;
-    let names = files.iter().map(|(name, _)| name.as_str());
+    let exported = export(&tokens, args.format, &name)?;
+    let names = exported.files.iter().map(|(name, _)| name.as_str());
     let output = Outputs::folder(&args.output, names, args.overwrite, &[&args.difference])?;
     output.check()?;
     let written = output.publish(None, |place| {
-        for (name, tensors) in &files {
-            let arrays = tensors
-                .iter()
-                .fold(Arrays::default(), |arrays, (key, tensor)| {
-                    arrays.with(key, Array::from_tensor(tensor.clone()))
-                });
+        for (name, arrays) in &exported.files {
             arrays.write(&place(name))?;
         }
         Ok(())
     })?;
-    let usage = usage(args.format, &name);
-    let has_t5 = tokens.base().denoiser == FLUX.denoiser.title && args.format == Format::Diffusers;
-    let scale = GenerateConfig::default().guidance_scale();
-    let mut notes = notes(args.format, &name, tokens.num_tokens());
-    notes.extend(conditions(tokens.base()));
-    if has_t5 {
-        notes.push("T5 does not know the word: give prompt_2=CAPTION".to_owned());
-    }
+    let Exported { usage, notes, .. } = exported;
     for note in &notes {
         terminal::message(format_args!("note: {note}"));
     }
@@ -122,8 +124,8 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
             "files": written.iter().map(text_of).collect::<Vec<_>>(),
             "name": name,
             "prompt": usage.prompt,
-            "negative_prompt": "CAPTION",
-            "guidance_scale": scale,
+            "negative_prompt": usage.negative_prompt,
+            "guidance_scale": usage.guidance_scale,
             "strength": usage.strength,
             "notices": notes,
         }));
@@ -134,8 +136,8 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     for (title, text) in [
         ("file", usage.place),
         ("prompt", usage.prompt.as_str()),
-        ("negative", "CAPTION"),
-        ("scale", &scale.to_string()),
+        ("negative", usage.negative_prompt),
+        ("scale", &usage.guidance_scale.to_string()),
         ("strength", usage.strength.as_str()),
     ] {
         terminal::message(format_args!("{title:<9} {text}"));
@@ -144,24 +146,63 @@ pub(crate) fn run(args: &ExportArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A difference for a program, under a name that [`is_name`].
+pub(crate) fn export(
+    tokens: &DifferenceTokens,
+    format: Format,
+    name: &str,
+) -> anyhow::Result<Exported> {
+    let files = files(tokens, format, name)?.into_iter();
+    let files = files.map(|(name, tensors)| {
+        let arrays = tensors.into_iter();
+        let arrays = arrays.fold(Arrays::default(), |arrays, (key, tensor)| {
+            arrays.with(key, Array::from_tensor(tensor))
+        });
+        (name, arrays)
+    });
+    let has_t5 = tokens.base().denoiser == FLUX.denoiser.title && format == Format::Diffusers;
+    let mut notes = notes(format, name, tokens.num_tokens());
+    notes.extend(conditions(tokens.base()));
+    if has_t5 {
+        notes.push("T5 does not know the word: give prompt_2=CAPTION".to_owned());
+    }
+    Ok(Exported {
+        files: files.collect(),
+        usage: usage(format, name),
+        notes,
+    })
+}
+
+/// Whether a text can be the word for a difference.
+pub(crate) fn is_name(text: &str) -> bool {
+    !text.is_empty() && !text.starts_with('.') && text.chars().all(is_part)
+}
+
+fn is_part(c: char) -> bool {
+    c.is_ascii_alphanumeric() || ['.', '_', '-'].contains(&c)
+}
+
+/// The word for the difference in a file of this name.
+pub(crate) fn default_name(stem: &str, reverse: bool) -> String {
+    let stem = stem.replace(|c: char| !is_part(c), "-");
+    let end = if reverse { "-back" } else { "" };
+    format!("dinv-{stem}{end}")
+}
+
 impl ExportArgs {
     /// The word: as given, or made of the file's name.
     fn name(&self) -> anyhow::Result<String> {
-        let is_part = |c: char| c.is_ascii_alphanumeric() || ['.', '_', '-'].contains(&c);
-        if let Some(name) = &self.name {
-            if !name.is_empty() && !name.starts_with('.') && name.chars().all(is_part) {
-                return Ok(name.clone());
-            }
-            let message = format!(
-                "--name: expected letters, digits, `.`, `_` and `-`, not a dot first, found `{name}`"
-            );
-            return Err(Failure::usage(message).into());
+        let Some(name) = &self.name else {
+            let stem = self.difference.file_stem().unwrap_or_default();
+            return Ok(default_name(&stem.to_string_lossy(), self.reverse));
+        };
+        if is_name(name) {
+            return Ok(name.clone());
         }
-        let stem = self.difference.file_stem().unwrap_or_default();
-        let stem = stem.to_string_lossy();
-        let stem = stem.replace(|c: char| !is_part(c), "-");
-        let end = if self.reverse { "-back" } else { "" };
-        Ok(format!("dinv-{stem}{end}"))
+        let message = format!(
+            "--name: expected letters, digits, `.`, `_` and `-`, not a dot first, found `{name}`"
+        );
+        Err(Failure::usage(message).into())
     }
 }
 
@@ -251,6 +292,8 @@ fn usage(format: Format, name: &str) -> Usage {
     Usage {
         place,
         prompt: format!("CAPTION {word}"),
+        negative_prompt: "CAPTION",
+        guidance_scale: GenerateConfig::default().guidance_scale(),
         strength,
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use difference_inversion::diffusion::family::Family;
 use difference_inversion::diffusion::frozen::ModelPaths;
+use difference_inversion::diffusion::model_files::ModelFiles;
 use difference_inversion::hub::{CAPTIONER, Hub, ModelId, Survey, Wanted, joint_spaces};
 use difference_inversion::method::delta::DeltaMode;
 use difference_inversion::method::generate_config::AnalogyConfig;
@@ -349,6 +350,26 @@ impl<'a> Fetcher<'a> {
         let observe = &mut |progress: &_| watcher.observe(progress);
         Ok(self.hub.pull(id, wanted, observe)?)
     }
+}
+
+/// Where the models are as far as they are on this disk, and what would be downloaded.
+pub(crate) fn on_disk(models: &ModelSettings) -> anyhow::Result<(ModelPaths, Vec<ModelId>)> {
+    let mut watcher = Watcher::new(true);
+    let mut fetcher = Fetcher::looking_only(&mut watcher)?;
+    let model = fetcher.model(models, Needs::default())?;
+    let files = ModelFiles::open(&model, &models.file_options()?);
+    let learns = files.map_or(true, |files| learns(&files));
+    let needs = Needs {
+        joint_spaces: learns,
+        captioner: learns,
+    };
+    let paths = fetcher.paths(models, model, needs)?;
+    Ok((paths, fetcher.absent))
+}
+
+/// Whether differences can be learned on a model, as far as its files state.
+pub(crate) fn learns(files: &ModelFiles) -> bool {
+    !Family::of(files).is_ok_and(Family::takes_picture)
 }
 
 /// The models of the Hub among those that names mean.

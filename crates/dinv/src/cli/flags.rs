@@ -445,6 +445,13 @@ pub(crate) struct General {
     /// Only a terminal is asked.
     #[arg(long, short, hide_short_help = true)]
     pub(crate) yes: bool,
+    #[command(flatten)]
+    pub(crate) control: Control,
+}
+
+/// Flags for other programs that start this one. They are read before everything else.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Control {
     /// How progress and messages are written to stderr [default: auto]
     ///
     /// `auto` is a bar on a terminal and lines elsewhere. `json` is one JSON object per line, for other

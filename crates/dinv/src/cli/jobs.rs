@@ -39,6 +39,9 @@ enum Action {
     /// List all jobs, newest first
     #[command(after_help = "Example:\n  dinv jobs list")]
     List {
+        /// At most N, besides the running one
+        #[arg(long, value_name = "N", default_value_t = 50)]
+        limit: usize,
         /// Print them as JSON, with all that the server knows
         #[arg(long)]
         json: bool,
@@ -86,8 +89,22 @@ pub(crate) fn run(args: &JobsArgs) -> anyhow::Result<()> {
             .into(),
     };
     match &args.action {
-        Action::List { json: true } => terminal::json(&server.get("/v1/jobs")?["jobs"]),
-        Action::List { json: false } => list(&server.get("/v1/jobs")?["jobs"]),
+        Action::List { json, limit } => {
+            let found = server.get(&format!("/v1/jobs?limit={limit}"))?;
+            if *json {
+                return terminal::json(&found["jobs"]);
+            }
+            list(&found["jobs"])?;
+            let shown = found["jobs"].as_array().map_or(0, Vec::len);
+            match found["count"].as_u64() {
+                Some(all) if all > shown as u64 => terminal::message(format_args!(
+                    "{} older jobs are not shown; `--limit {all}` shows all",
+                    all - shown as u64
+                )),
+                _ => {}
+            }
+            Ok(())
+        }
         Action::Show(job) => terminal::json(&server.get(&job.address()?)?),
         Action::Watch(job) => watch(&server, job),
         Action::Cancel(job) => server.post(job, "cancel"),
@@ -183,6 +200,7 @@ fn list(jobs: &Value) -> anyhow::Result<()> {
         let text = |field: &str| job[field].as_str().unwrap_or_default();
         let request = &job["request"];
         let name = request["name"].as_str().or(request["difference"].as_str());
+        let name = name.or(request["settings"]["model"].as_str()); // such as of a download
         let (id, state, kind) = (text("id"), text("state"), text("kind"));
         let line = format!(
             "{id}  {state:9}  {kind:8}  {:20}  {}",

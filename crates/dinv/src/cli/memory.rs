@@ -18,10 +18,10 @@ use super::terminal::{Failure, size};
 /// The approximate memory of one way to learn.
 #[derive(Debug, Serialize)]
 pub(crate) struct Way {
-    dtype: &'static str,
-    memory: &'static str,
+    pub(crate) dtype: &'static str,
+    pub(crate) memory: &'static str,
     /// In MiB.
-    peak: u64,
+    pub(crate) peak: u64,
 }
 
 impl fmt::Display for Way {
@@ -64,6 +64,13 @@ fn ways_by(peak: impl Fn(&LearningMemory) -> Option<u64>) -> Vec<Way> {
         })
     };
     ways.filter_map(way).collect()
+}
+
+/// The bytes of memory that programs can still use.
+pub(crate) fn available() -> u64 {
+    let mut system = System::new();
+    system.refresh_memory();
+    system.available_memory()
 }
 
 impl ModelSettings {
@@ -112,9 +119,7 @@ impl ModelSettings {
             learning.peak(paths).ok()
         };
         let (dtype, memory) = (self.dtype()?, self.memory()?);
-        let mut system = System::new();
-        system.refresh_memory();
-        let available = system.available_memory();
+        let available = available();
         let needed = match peak(dtype, memory) {
             Some(needed) if self.device_name() == "cpu" && needed > available => needed,
             _ => return Ok(()),

@@ -6,14 +6,14 @@ mod canvas;
 mod caption;
 mod change;
 mod checkpoint;
-mod consent;
+pub(crate) mod consent;
 mod demo_world;
 pub(crate) mod device;
 mod doctor;
 mod eval;
 pub(crate) mod exit;
-mod export;
-mod fetch;
+pub(crate) mod export;
+pub(crate) mod fetch;
 mod fitting;
 pub(crate) mod flags;
 mod generate;
@@ -22,7 +22,7 @@ mod jobs;
 mod learn;
 mod learned_words;
 pub(crate) mod locate;
-mod memory;
+pub(crate) mod memory;
 mod misspelt;
 pub(crate) mod models;
 mod output;
@@ -128,9 +128,10 @@ pub(crate) fn check(arguments: &[String]) -> anyhow::Result<()> {
 
 /// Applies the flags of every subcommand that concern stderr and stdin, before anything is written or read.
 fn attend(matches: &ArgMatches) {
-    let Some((_, matches)) = matches.subcommand() else {
-        return;
-    };
+    let mut matches = matches;
+    while let Some((_, of_subcommand)) = matches.subcommand() {
+        matches = of_subcommand;
+    }
     let progress = matches.try_get_one::<String>("progress").ok().flatten();
     if progress.is_some_and(|progress| progress == "json") {
         terminal::write_json_lines();

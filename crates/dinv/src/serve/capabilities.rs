@@ -1,16 +1,14 @@
-//! The server's capabilities: its models, limits, and the settings of each kind of job, read from the program's flags.
+//! The server's capabilities: its limits, and the settings of each kind of job, read from the program's flags.
 
 use std::any::TypeId;
 use std::path::PathBuf;
 
-use clap::{Arg, ArgAction};
-use difference_inversion::hub::Hub;
+use clap::{Arg, ArgAction, Command};
 use difference_inversion::image::MAX_PIXELS;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::cli::device::Place;
-use crate::cli::models::list;
 use crate::cli::{self, locate};
 
 use super::http::App;
@@ -18,7 +16,7 @@ use super::job::Kind;
 use super::problem::Answer;
 
 /// Flags about files, output and paths, which a request cannot set.
-const LEFT_OUT: [&str; 32] = [
+const LEFT_OUT: [&str; 33] = [
     "a",
     "a_prime",
     "b",
@@ -50,6 +48,7 @@ const LEFT_OUT: [&str; 32] = [
     "lora",
     "clip",
     "captioner",
+    "names",
     "help",
 ];
 
@@ -74,10 +73,17 @@ pub(crate) struct Flag {
 /// The settings of a kind of job.
 pub(crate) fn flags(kind: Kind) -> Vec<Flag> {
     let command = cli::command();
-    let command = command.find_subcommand(kind.command());
-    let arguments = command.into_iter().flat_map(clap::Command::get_arguments);
+    let arguments = command_of(kind, &command).get_arguments();
     let settings = arguments.filter(|arg| !LEFT_OUT.contains(&arg.get_id().as_str()));
     settings.filter_map(Flag::of).collect()
+}
+
+/// The command of a kind of job.
+fn command_of(kind: Kind, program: &Command) -> &Command {
+    let words = kind.words().iter();
+    words.fold(program, |command, word| {
+        command.find_subcommand(word).unwrap_or(command)
+    })
 }
 
 impl Flag {
@@ -126,12 +132,6 @@ impl Flag {
     }
 }
 
-/// The models that a request may name.
-pub(crate) fn model_names() -> anyhow::Result<Vec<String>> {
-    let models = list::all(&Hub::from_env()?)?;
-    Ok(models.into_iter().map(|model| model.name).collect())
-}
-
 /// The picture `name` of the built-in example.
 pub(crate) fn example(name: &str) -> Option<PathBuf> {
     let example = locate::example().ok()?;
@@ -145,41 +145,21 @@ pub(crate) fn example(name: &str) -> Option<PathBuf> {
 
 /// All capabilities.
 pub(crate) fn all(app: &App) -> Answer<Value> {
-    let models = list::all(&Hub::from_env()?)?;
-    let models: Vec<Value> = models
-        .into_iter()
-        .map(|model| {
-            let on_disk = model.state == list::State::Complete;
-            let mut view = json!({ "name": model.name, "on_disk": on_disk });
-            let mut add = |name: &str, value: Option<Value>| {
-                if let Some(value) = value {
-                    view[name] = value;
-                }
-            };
-            let bytes = model.bytes_in_all();
-            add("bytes", (bytes > 0).then(|| json!(bytes)));
-            add("title", model.id.map(|id| json!(id)));
-            add("licence", model.licence.map(|licence| json!(licence)));
-            view
-        })
-        .collect();
     let place = Place::named("auto")?;
     let device = match place.adapter {
         Some(adapter) => format!("{} ({adapter})", place.name),
         None => place.name.to_owned(),
     };
+    let settings = Kind::ALL.map(|kind| (kind.name().to_owned(), json!(flags(kind))));
+    let settings: Map<String, Value> = settings.into_iter().collect();
     let mut all = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "device": device,
-        "models": models,
         "any_model": app.options.allow_any_model,
         "limits": {
             "upload_bytes": app.options.max_upload, "queue": app.options.queue, "pixels": MAX_PIXELS,
         },
-        "settings": {
-            "analogy": flags(Kind::Analogy), "learn": flags(Kind::Learn), "apply": flags(Kind::Apply),
-            "generate": flags(Kind::Generate), "caption": flags(Kind::Caption),
-        },
+        "settings": settings,
     });
     if locate::example().is_ok() {
         let [a, a_prime, b] = ["a", "a_prime", "b"].map(|name| format!("/v1/example/{name}.png"));
@@ -194,29 +174,20 @@ mod tests {
 
     use super::*;
 
-    const KINDS: [Kind; 5] = [
-        Kind::Analogy,
-        Kind::Learn,
-        Kind::Apply,
-        Kind::Generate,
-        Kind::Caption,
-    ];
-
     /// Checks that the list names every flag that is not a setting, and nothing else.
     #[test]
     fn no_request_names_a_path() {
         let command = cli::command();
-        let known: HashSet<String> = KINDS
+        let known: HashSet<String> = Kind::ALL
             .iter()
-            .filter_map(|kind| command.find_subcommand(kind.command()))
-            .flat_map(clap::Command::get_arguments)
+            .flat_map(|kind| command_of(*kind, &command).get_arguments())
             .map(|arg| arg.get_id().to_string())
             .collect();
         for name in LEFT_OUT.iter().filter(|name| **name != "help") {
             assert!(known.contains(*name), "{name}");
         }
-        for kind in KINDS {
-            let command = command.find_subcommand(kind.command()).unwrap();
+        for kind in Kind::ALL {
+            let command = command_of(kind, &command);
             for flag in flags(kind) {
                 let id = flag.name.replace('-', "_");
                 let arg = command

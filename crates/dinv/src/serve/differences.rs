@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use axum::http::StatusCode;
 use burn::tensor::Device;
+use clap::ValueEnum;
 use difference_inversion::Error;
 use difference_inversion::image::{fit, load_image, save_png};
 use difference_inversion::method::difference::DifferenceTokens;
@@ -14,6 +15,8 @@ use difference_inversion::util::files::{Existing, HiddenFolder, place, write, wr
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+
+use crate::cli::export::{Format, default_name, export, is_name};
 
 use super::job::{now, time};
 use super::problem::{Answer, Problem};
@@ -41,6 +44,11 @@ pub(crate) fn check_name(name: &str, field: &str) -> Answer<()> {
         "{field}: expected 1 to {LONGEST} letters (A to Z), digits, `_`, `-` and spaces between them"
     );
     Err(Problem::field(field, message))
+}
+
+/// The address of a difference with a checked name.
+pub(crate) fn address(name: &str) -> String {
+    format!("/v1/differences/{}", name.replace(' ', "%20"))
 }
 
 /// The file of a difference with a checked name.
@@ -112,7 +120,7 @@ pub(crate) fn view(store: &Store, name: &str) -> Answer<Value> {
             None,
         ),
     };
-    let address = format!("/v1/differences/{}", name.replace(' ', "%20"));
+    let address = address(name);
     let mut view = json!({
         "name": name, "created": created, "model": model, "tokens": tokens.num_tokens(), "bytes": file.len(),
         "url": address, "belongs_to": tokens.base().to_string(),
@@ -217,6 +225,80 @@ pub(crate) fn rename(store: &Store, name: &str, new: &str) -> Answer<Value> {
         }
     }
     view(store, new)
+}
+
+/// How a difference is exported.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Wish {
+    /// The word for it in the other program.
+    word: Option<String>,
+    /// The way back, from A′ to A.
+    #[serde(default)]
+    reverse: bool,
+}
+
+impl Wish {
+    /// The difference of that name, and the word for it.
+    fn read(&self, store: &Store, name: &str) -> Answer<(DifferenceTokens, String)> {
+        let tokens = DifferenceTokens::load(&find(store, name)?, &Device::flex())?;
+        let tokens = match self.reverse {
+            true => tokens.reversed(),
+            false => tokens,
+        };
+        match &self.word {
+            None => Ok((tokens, default_name(name, self.reverse))),
+            Some(word) if is_name(word) => Ok((tokens, word.clone())),
+            Some(_) => Err(Problem::field(
+                "word",
+                "word: expected letters, digits, `.`, `_` and `-`, not a dot first",
+            )),
+        }
+    }
+}
+
+/// A difference for every program that reads it.
+pub(crate) fn exports(store: &Store, name: &str, wish: &Wish) -> Answer<Vec<Value>> {
+    let (tokens, word) = wish.read(store, name)?;
+    let place = address(name);
+    let of_format = |format: &Format| {
+        let exported = export(&tokens, *format, &word).ok()?; // else the program does not read it
+        let value = format.to_possible_value()?;
+        let files = exported.files.iter().map(|(file, _)| {
+            let reverse = wish.reverse;
+            let url = format!(
+                "{place}/exports/{}/{file}?word={word}&reverse={reverse}",
+                value.get_name()
+            );
+            json!({ "name": file, "url": url })
+        });
+        Some(json!({
+            "format": value.get_name(), "program": value.get_help().map(ToString::to_string), "word": word,
+            "files": files.collect::<Vec<_>>(), "usage": exported.usage, "notes": exported.notes,
+        }))
+    };
+    Ok(Format::value_variants()
+        .iter()
+        .filter_map(of_format)
+        .collect())
+}
+
+/// A file of a difference for a program.
+pub(crate) fn exported(
+    store: &Store,
+    name: &str,
+    format: &str,
+    file: &str,
+    wish: &Wish,
+) -> Answer<Vec<u8>> {
+    let (tokens, word) = wish.read(store, name)?;
+    let format = Format::from_str(format, false).map_err(|_| Problem::not_found("program"))?;
+    let files = export(&tokens, format, &word)
+        .map_err(|error| Problem::about("format", &error))?
+        .files;
+    let found = files.into_iter().find(|(name, _)| name == file);
+    let (_, arrays) = found.ok_or_else(|| Problem::not_found("file"))?;
+    Ok(arrays.to_bytes()?)
 }
 
 fn taken(error: Error, name: &str) -> Problem {

@@ -23,7 +23,7 @@ use super::differences;
 use super::http::{App, BETWEEN_EVENTS, Shared, blocking, body, checked, follower, job_file, ok};
 use super::job::State as Progress;
 use super::problem::{Answer, Problem};
-use super::request;
+use super::request::{self, Origin};
 
 /// The minimum time between two looks at a job.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
@@ -105,14 +105,15 @@ impl Wanted {
             "kind": "apply", "difference": self.difference, "targets": targets.collect::<Vec<_>>(),
             "settings": settings,
         });
-        let job = request::accept(app, serde_json::from_value(request)?, None, None)?;
-        let awaited = Awaited {
+        let origin = Origin {
+            is_waited_for: true,
+            ..Origin::default()
+        };
+        let job = request::accept(app, serde_json::from_value(request)?, origin)?;
+        Ok(Awaited {
             app: Arc::clone(app),
             id: job["id"].as_str().unwrap_or_default().to_owned(),
-        };
-        app.store
-            .write(&awaited.id, |job| job.stored.is_waited_for = true)?;
-        Ok(awaited)
+        })
     }
 }
 

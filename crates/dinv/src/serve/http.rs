@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path as Named, Request as Asked, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path as Named, Query, Request as Asked, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -25,16 +26,18 @@ use hyper_util::service::TowerToHyperService;
 use serde::Deserialize;
 use serde_json::{Value, json as object};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_io_timeout::TimeoutStream;
 
 use crate::cli::terminal;
 
 use super::Options;
 use super::capabilities;
-use super::differences;
+use super::differences::{self, Wish};
 use super::doors;
+use super::models;
 use super::openapi;
 use super::problem::{Answer, Problem};
-use super::request::{self, INPUTS, RESULTS};
+use super::request::{self, INPUTS, Origin, RESULTS};
 use super::safety;
 use super::store::Store;
 
@@ -93,8 +96,12 @@ pub(crate) async fn serve(listener: tokio::net::TcpListener, app: Arc<App>) {
             server
                 .timer(TokioTimer::new())
                 .header_read_timeout(PATIENCE);
+            // A client that asks and does not read is given up.
+            let mut stream = TimeoutStream::new(stream);
+            stream.set_write_timeout(Some(PATIENCE));
+            let stream = TokioIo::new(Box::pin(stream));
             // Ignored: the client may have disconnected.
-            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+            let _ = server.serve_connection(stream, service).await;
             drop(place);
         });
     }
@@ -111,6 +118,7 @@ fn router(app: Arc<App>) -> Router {
         .route(openapi::ADDRESS, get(get_description))
         .route("/v1/capabilities", get(get_capabilities))
         .route("/v1/example/{name}", get(get_example))
+        .route("/v1/models", get(get_models))
         .route("/v1/read-png", post(read_png))
         .route("/v1/jobs", get(get_jobs).post(post_job))
         .route("/v1/jobs/{id}", get(get_job).delete(delete_job))
@@ -129,6 +137,11 @@ fn router(app: Arc<App>) -> Router {
                 .delete(delete_difference),
         )
         .route("/v1/differences/{name}/thumbnail", get(get_thumbnail))
+        .route("/v1/differences/{name}/exports", get(get_exports))
+        .route(
+            "/v1/differences/{name}/exports/{format}/{file}",
+            get(get_exported),
+        )
         .route("/v1/images/edits", post(doors::image_edits))
         .route("/sdapi/v1/img2img", post(doors::img2img))
         .fallback(|| async { Problem::not_found("address") })
@@ -179,13 +192,8 @@ fn entry(app: &App, asked: &Asked) -> Option<Response> {
     if asked.method() != Method::GET || asked.uri().path() != "/" {
         return None;
     }
-    let mut given = asked
-        .uri()
-        .query()?
-        .split('&')
-        .filter_map(|pair| pair.strip_prefix("token="));
-    let given = unescaped(given.next()?);
-    safety::same(&given, expected).then(|| {
+    let Query(Entry { token }) = Query::try_from_uri(asked.uri()).ok()?;
+    safety::same(&token, expected).then(|| {
         let headers = [
             (header::LOCATION, "/".to_owned()),
             (header::SET_COOKIE, safety::cookie(expected)),
@@ -194,27 +202,10 @@ fn entry(app: &App, asked: &Asked) -> Option<Response> {
     })
 }
 
-/// Decodes a percent-encoded part of a query.
-fn unescaped(text: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((first, more)) = rest.split_first() {
-        let code = more
-            .get(..2)
-            .and_then(|code| std::str::from_utf8(code).ok());
-        let code = code.and_then(|code| u8::from_str_radix(code, 16).ok());
-        match (first, code) {
-            (b'%', Some(byte)) => {
-                bytes.push(byte);
-                rest = &more[2..];
-            }
-            _ => {
-                bytes.push(*first);
-                rest = more;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+/// The query of the link with the token.
+#[derive(Deserialize)]
+struct Entry {
+    token: String,
 }
 
 /// A JSON answer.
@@ -304,6 +295,12 @@ async fn file(path: PathBuf, kind: &'static str) -> Answer<Response> {
     Ok(([(header::CONTENT_TYPE, kind)], bytes).into_response())
 }
 
+/// The header that names a download.
+fn attachment(name: &str) -> [(header::HeaderName, String); 1] {
+    let disposition = format!("attachment; filename=\"{name}\"");
+    [(header::CONTENT_DISPOSITION, disposition)]
+}
+
 /// The content type of a file name.
 fn kind_of(path: &Path) -> &'static str {
     match path.extension().and_then(|extension| extension.to_str()) {
@@ -334,6 +331,10 @@ async fn get_capabilities(State(app): Shared) -> Answer<Response> {
     Ok(ok(&all))
 }
 
+async fn get_models() -> Answer<Response> {
+    Ok(ok(&blocking(models::all).await?))
+}
+
 async fn get_description() -> Response {
     ok(&openapi::description())
 }
@@ -343,8 +344,21 @@ async fn get_example(Named(name): Named<String>) -> Answer<Response> {
     file(path, "image/png").await
 }
 
-async fn get_jobs(State(app): Shared) -> Response {
-    ok(&object!({ "jobs": app.store.all() }))
+/// Which jobs are listed.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listing {
+    /// The maximum number of jobs, besides the running one.
+    limit: Option<usize>,
+}
+
+async fn get_jobs(
+    State(app): Shared,
+    listing: Result<Query<Listing>, QueryRejection>,
+) -> Answer<Response> {
+    let Query(Listing { limit }) = listing.map_err(|error| Problem::query(&error))?;
+    let (jobs, count) = app.store.newest(limit.unwrap_or(usize::MAX));
+    Ok(ok(&object!({ "jobs": jobs, "count": count })))
 }
 
 async fn post_job(State(app): Shared, headers: HeaderMap, sent: Body) -> Answer<Response> {
@@ -367,7 +381,11 @@ async fn post_job(State(app): Shared, headers: HeaderMap, sent: Body) -> Answer<
 /// Queues the job of a request.
 pub(super) async fn queue(app: &Arc<App>, sent: Vec<u8>, key: Option<String>) -> Answer<Value> {
     checked(app, move |app| {
-        request::accept(app, request::parse(&sent)?, key, None)
+        let origin = Origin {
+            key,
+            ..Origin::default()
+        };
+        request::accept(app, request::parse(&sent)?, origin)
     })
     .await
 }
@@ -418,7 +436,13 @@ async fn retry_job(State(app): Shared, Named(id): Named<String>) -> Answer<Respo
         return Err(Problem::conflict("the job is not over"));
     }
     let request = serde_json::from_value(job.stored.request)?;
-    let again = move |app: &Arc<App>| request::accept(app, request, None, Some(&id));
+    let again = move |app: &Arc<App>| {
+        let origin = Origin {
+            again: Some(&id),
+            ..Origin::default()
+        };
+        request::accept(app, request, origin)
+    };
     Ok(accepted(&checked(&app, again).await?))
 }
 
@@ -453,14 +477,8 @@ async fn get_zip(State(app): Shared, Named(id): Named<String>) -> Answer<Respons
         Ok((id, archive.finish()?.into_inner()))
     };
     let (id, bytes) = blocking(pack).await?;
-    let headers = [
-        (header::CONTENT_TYPE, "application/zip".to_owned()),
-        (
-            header::CONTENT_DISPOSITION,
-            format!("attachment; filename=\"dinv-{id}.zip\""),
-        ),
-    ];
-    Ok((headers, bytes).into_response())
+    let kind = [(header::CONTENT_TYPE, "application/zip")];
+    Ok((attachment(&format!("dinv-{id}.zip")), kind, bytes).into_response())
 }
 
 /// Answers with the events of a job, from the one after `Last-Event-ID`.
@@ -535,14 +553,8 @@ async fn get_differences(State(app): Shared) -> Answer<Response> {
 
 async fn get_difference(State(app): Shared, Named(name): Named<String>) -> Answer<Response> {
     let path = differences::find(&app.store, &name)?;
-    let mut response = file(path, "application/octet-stream").await?;
-    let disposition = format!("attachment; filename=\"{name}.safetensors\"");
-    if let Ok(disposition) = HeaderValue::from_str(&disposition) {
-        response
-            .headers_mut()
-            .insert(header::CONTENT_DISPOSITION, disposition);
-    }
-    Ok(response)
+    let response = file(path, "application/octet-stream").await?;
+    Ok((attachment(&format!("{name}.safetensors")), response).into_response())
 }
 
 async fn put_difference(
@@ -583,6 +595,28 @@ async fn delete_difference(State(app): Shared, Named(name): Named<String>) -> An
 
 async fn get_thumbnail(State(app): Shared, Named(name): Named<String>) -> Answer<Response> {
     file(differences::thumbnail(&app.store, &name)?, "image/png").await
+}
+
+async fn get_exports(
+    State(app): Shared,
+    Named(name): Named<String>,
+    wish: Result<Query<Wish>, QueryRejection>,
+) -> Answer<Response> {
+    let Query(wish) = wish.map_err(|error| Problem::query(&error))?;
+    let all = blocking(move || differences::exports(&app.store, &name, &wish)).await?;
+    Ok(ok(&object!({ "exports": all })))
+}
+
+async fn get_exported(
+    State(app): Shared,
+    Named((name, format, file)): Named<(String, String, String)>,
+    wish: Result<Query<Wish>, QueryRejection>,
+) -> Answer<Response> {
+    let Query(wish) = wish.map_err(|error| Problem::query(&error))?;
+    let disposition = attachment(&file);
+    let read = move || differences::exported(&app.store, &name, &format, &file, &wish);
+    let bytes = blocking(read).await?;
+    Ok((disposition, bytes).into_response())
 }
 
 /// The picture whose text is requested.

@@ -18,17 +18,40 @@ pub(crate) enum Kind {
     Apply,
     Caption,
     Generate,
+    Download,
 }
 
 impl Kind {
-    /// The name of the command.
-    pub(crate) fn command(self) -> &'static str {
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Analogy,
+        Self::Learn,
+        Self::Apply,
+        Self::Caption,
+        Self::Generate,
+        Self::Download,
+    ];
+
+    /// Its name in requests.
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Analogy => "analogy",
             Self::Learn => "learn",
             Self::Apply => "apply",
             Self::Caption => "caption",
             Self::Generate => "generate",
+            Self::Download => "download",
+        }
+    }
+
+    /// The command that does it.
+    pub(crate) fn words(self) -> &'static [&'static str] {
+        match self {
+            Self::Analogy => &["analogy"],
+            Self::Learn => &["learn"],
+            Self::Apply => &["apply"],
+            Self::Caption => &["caption"],
+            Self::Generate => &["generate"],
+            Self::Download => &["models", "pull"],
         }
     }
 }
@@ -105,8 +128,9 @@ pub(crate) struct Stored {
     pub(crate) results: Vec<Value>,
     pub(crate) notes: Vec<String>,
     pub(crate) error: Option<Value>,
-    /// The first of the runs, as a command that can be typed anywhere.
-    pub(crate) command: Vec<String>,
+    /// The runs, as commands that can be typed anywhere.
+    #[serde(default)]
+    pub(crate) commands: Vec<Vec<String>>,
     pub(crate) runs: Vec<Run>,
     /// The number of runs that are done.
     pub(crate) runs_done: usize,
@@ -209,12 +233,12 @@ impl Job {
             results,
             notes,
             error,
-            command,
+            commands,
             ..
         } = &self.stored;
         let mut view = json!({
             "id": id, "kind": kind, "state": state, "created": created, "request": request,
-            "results": results, "notes": notes, "command": command,
+            "results": results, "notes": notes, "commands": commands,
         });
         let mut add = |name: &str, value: Option<Value>| {
             if let Some(value) = value {

@@ -2,13 +2,14 @@
 //!
 //! `http` is the interface (docs/guide/server.md), `safety` decides who may use it. `request` turns a request into the
 //! commands of a job, `job` is the state of one, `store` keeps all of them in a folder, `worker` runs them, and
-//! `differences` is the library of learned differences. `doors` lets clients of other programs in.
+//! `differences` is the library of learned differences, `models` the list of models. `doors` lets clients of other programs in.
 
 mod capabilities;
 mod differences;
 mod doors;
 mod http;
 mod job;
+mod models;
 mod openapi;
 mod problem;
 mod request;

@@ -9,7 +9,7 @@ use super::job::Kind;
 pub(super) const ADDRESS: &str = "/v1/openapi.json";
 
 /// Every kind of job, and the fields of its request besides `kind` and `settings`. Those marked are required.
-const KINDS: [(Kind, &[(&str, bool)]); 5] = [
+const KINDS: [(Kind, &[(&str, bool)]); 6] = [
     (
         Kind::Analogy,
         &[("pairs", true), ("targets", true), ("name", false)],
@@ -25,6 +25,7 @@ const KINDS: [(Kind, &[(&str, bool)]); 5] = [
     ),
     (Kind::Caption, &[("targets", true)]),
     (Kind::Generate, &[("prompt", true), ("difference", false)]),
+    (Kind::Download, &[]),
 ];
 
 /// The whole description.
@@ -32,7 +33,7 @@ pub(super) fn description() -> Value {
     let mut schemas = schemas();
     let mut one_of = Vec::new();
     for (kind, fields) in KINDS {
-        let name = format!("{}Job", capitalised(kind.command()));
+        let name = format!("{}Job", capitalised(kind.name()));
         one_of.push(reference(&name));
         schemas.insert(name, request(kind, fields));
     }
@@ -73,14 +74,11 @@ fn request(kind: Kind, fields: &[(&str, bool)]) -> Value {
         .map(|flag| (flag.name.replace('-', "_"), setting(&flag)))
         .collect();
     let mut properties = json!({
-        "kind": { "const": kind.command() },
+        "kind": { "const": kind.name() },
         "settings": { "type": "object", "properties": settings, "additionalProperties": false },
     });
     for (name, _) in fields {
         properties[*name] = field(name);
-    }
-    if kind == Kind::Analogy {
-        properties["targets"]["maxItems"] = json!(1);
     }
     let required = fields.iter().filter(|(_, required)| *required);
     let required = required.map(|(name, _)| *name);
@@ -139,14 +137,14 @@ fn schemas() -> Map<String, Value> {
             "type": "object",
             "properties": {
                 "id": text(),
-                "kind": { "enum": KINDS.map(|(kind, _)| kind.command()) },
+                "kind": { "enum": Kind::ALL.map(Kind::name) },
                 "state": { "enum": ["queued", "running", "done", "failed", "cancelled"] },
                 "position": { "type": "integer", "description": "The place in the queue, from 1." },
                 "created": time, "started": time, "finished": time,
                 "request": { "type": "object" },
                 "results": { "type": "array", "items": { "type": "object" } },
                 "notes": { "type": "array", "items": text() },
-                "command": { "type": "array", "items": text() },
+                "commands": { "type": "array", "items": { "type": "array", "items": text() } },
                 "progress": {
                     "type": "object",
                     "properties": {
@@ -157,7 +155,7 @@ fn schemas() -> Map<String, Value> {
                 "losses": { "type": "array", "items": { "type": "array", "items": { "type": "number" } } },
                 "error": reference("Problem"),
             },
-            "required": ["id", "kind", "state", "created", "request", "results", "notes", "command"],
+            "required": ["id", "kind", "state", "created", "request", "results", "notes", "commands"],
         },
         "Difference": {
             "type": "object",
@@ -167,6 +165,32 @@ fn schemas() -> Map<String, Value> {
                 "belongs_to": text(), "thumbnail": text(),
             },
             "required": ["name", "created", "tokens", "bytes", "url", "belongs_to"],
+        },
+        "Model": {
+            "type": "object",
+            "properties": {
+                "name": text(), "on_disk": { "type": "boolean" }, "title": text(), "licence": text(),
+                "bytes": { "type": "integer", "description": "Its size, or about that of its download." },
+                "learning": {
+                    "type": "array",
+                    "description": "Estimates of the memory of learning.",
+                    "items": {
+                        "type": "object",
+                        "properties": { "dtype": text(), "memory": text(), "bytes": { "type": "integer" } },
+                    },
+                },
+            },
+            "required": ["name", "on_disk"],
+        },
+        "Export": {
+            "type": "object",
+            "properties": {
+                "format": text(), "program": text(), "word": text(),
+                "files": { "type": "array", "items": { "type": "object", "properties": { "name": text(), "url": text() } } },
+                "usage": { "type": "object", "additionalProperties": { "type": ["string", "number"] } },
+                "notes": { "type": "array", "items": text() },
+            },
+            "required": ["format", "word", "files", "usage", "notes"],
         },
         "Problem": {
             "type": "object",
@@ -207,6 +231,7 @@ fn meaning(status: &str) -> &'static str {
         "422" => "A field is wrong; `field` names it.",
         "429" => "The queue is full.",
         "500" => "The job failed.",
+        "507" => "The server's disk is full.",
         "503" => "Too many clients follow jobs, or the server stops.",
         _ => "The request was refused.",
     }
@@ -267,13 +292,20 @@ fn paths() -> Value {
 fn of_server() -> Value {
     let object = json!({ "type": "object" });
     let all = in_json("All of them.", &object);
+    let models = in_json(
+        "The models, the free disk, and on a processor the available memory, in bytes.",
+        &list("models", "Model"),
+    );
     let text = in_json("Its text.", &object);
     json!({
         "/v1/openapi.json": {
             "get": operation("This description", "200", &in_json("OpenAPI 3.1.", &object), &[]),
         },
         "/v1/capabilities": {
-            "get": operation("Models, limits and settings", "200", &all, &[]),
+            "get": operation("Limits and settings", "200", &all, &[]),
+        },
+        "/v1/models": {
+            "get": operation("The models, with the memory that learning on them takes", "200", &models, &[]),
         },
         "/v1/example/{name}": {
             "parameters": [parameter("name", "path", "a.png, a_prime.png or b.png")],
@@ -294,7 +326,7 @@ fn of_jobs() -> Value {
     let nothing = json!({ "description": "Done." });
     let id = [parameter("id", "path", "The job.")];
     let mut post = with_body(
-        operation("Queue a job", "202", &job, &["413", "422", "429"]),
+        operation("Queue a job", "202", &job, &["413", "422", "429", "507"]),
         "application/json",
         &reference("JobRequest"),
     );
@@ -315,7 +347,10 @@ fn of_jobs() -> Value {
     )]);
     json!({
         "/v1/jobs": {
-            "get": operation("All jobs, newest first", "200", &in_json("The jobs.", &list("jobs", "Job")), &[]),
+            "parameters": [parameter("limit", "query", "At most so many of the newest, besides the running one.")],
+            "get": operation(
+                "Jobs, newest first, and the number of all", "200", &in_json("The jobs.", &list("jobs", "Job")), &["422"],
+            ),
             "post": post,
         },
         "/v1/jobs/{id}": {
@@ -352,6 +387,12 @@ fn of_differences() -> Value {
     let nothing = json!({ "description": "Done." });
     let name = [parameter("name", "path", "The difference.")];
     let bytes = json!({ "type": "string", "contentEncoding": "binary" });
+    let word = parameter(
+        "word",
+        "query",
+        "The word for the difference in that program.",
+    );
+    let reverse = parameter("reverse", "query", "`true` for the way back, from A′ to A.");
     json!({
         "/v1/differences": {
             "get": operation(
@@ -370,6 +411,21 @@ fn of_differences() -> Value {
                 operation("Rename", "200", &difference, &["404", "409", "422"]), "application/json", &named("name"),
             ),
             "delete": operation("Remove", "204", &nothing, &["404"]),
+        },
+        "/v1/differences/{name}/exports": {
+            "parameters": [name[0], word, reverse],
+            "get": operation(
+                "The difference for each program that reads it, with what to type there", "200",
+                &in_json("The exports.", &list("exports", "Export")), &["404", "422"],
+            ),
+        },
+        "/v1/differences/{name}/exports/{format}/{file}": {
+            "parameters": [
+                name[0], parameter("format", "path", "The program."), parameter("file", "path", "The file."), word, reverse,
+            ],
+            "get": operation(
+                "A file for a program", "200", &in_bytes("The file.", "application/octet-stream"), &["404", "422"],
+            ),
         },
         "/v1/differences/{name}/thumbnail": {
             "parameters": name,
@@ -482,6 +538,6 @@ mod tests {
             json!(["kind", "difference", "targets"])
         );
         let one_of = schemas["JobRequest"]["oneOf"].as_array().unwrap();
-        assert_eq!(one_of.len(), 5);
+        assert_eq!(one_of.len(), Kind::ALL.len());
     }
 }

@@ -1,5 +1,8 @@
 //! The answer to a request that cannot be fulfilled.
 
+use std::io::{self, ErrorKind};
+
+use axum::extract::rejection::QueryRejection;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -44,6 +47,11 @@ impl Problem {
         problem
     }
 
+    /// The query of an address is wrong.
+    pub(crate) fn query(error: &QueryRejection) -> Self {
+        Self::field("", error.body_text())
+    }
+
     /// There is no such thing.
     pub(crate) fn not_found(what: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, format!("there is no such {what}"))
@@ -72,10 +80,25 @@ impl<E: Into<anyhow::Error>> From<E> for Problem {
     /// An error of the server itself.
     fn from(error: E) -> Self {
         let error = error.into();
-        let mut problem = Self::new(StatusCode::INTERNAL_SERVER_ERROR, terminal::chain(&error));
+        let message = terminal::chain(&error);
+        if is_full(&error) {
+            return Self::new(StatusCode::INSUFFICIENT_STORAGE, message)
+                .hint("make room on the server's disk, or start it with another `--dir`");
+        }
+        let mut problem = Self::new(StatusCode::INTERNAL_SERVER_ERROR, message);
         problem.body.hint = terminal::hint(&error);
         problem
     }
+}
+
+/// Whether the disk, or what this user may write, is full.
+fn is_full(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain();
+    let kind = causes.find_map(|cause| Some(cause.downcast_ref::<io::Error>()?.kind()));
+    matches!(
+        kind,
+        Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge)
+    )
 }
 
 impl IntoResponse for Problem {

@@ -1,6 +1,5 @@
 //! Turns a request for a job into its files and commands.
 
-use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -20,6 +19,7 @@ use super::capabilities::{self, Flag};
 use super::differences::{self, check_name};
 use super::http::App;
 use super::job::{Kind, Output, Run, Shows, State, Stored, now};
+use super::models;
 use super::problem::{Answer, Problem};
 use super::store::Store;
 
@@ -109,14 +109,25 @@ pub(super) fn read<T: DeserializeOwned>(body: &[u8]) -> Answer<T> {
     })
 }
 
-/// Accepts a request: checks it, writes its files, and queues it. `again` is the job that it repeats.
-pub(crate) fn accept(
-    app: &App,
-    mut request: Request,
-    key: Option<String>,
-    again: Option<&str>,
-) -> Answer<Value> {
+/// Where a request comes from.
+#[derive(Debug, Default)]
+pub(crate) struct Origin<'a> {
+    /// Its `Idempotency-Key`.
+    pub(crate) key: Option<String>,
+    /// The job that it repeats.
+    pub(crate) again: Option<&'a str>,
+    /// Whether a client waits for the job and nobody else.
+    pub(crate) is_waited_for: bool,
+}
+
+/// Accepts a request: checks it, writes its files, and queues it.
+pub(crate) fn accept(app: &App, mut request: Request, origin: Origin<'_>) -> Answer<Value> {
     let store = &app.store;
+    let Origin {
+        key,
+        again,
+        is_waited_for,
+    } = origin;
     if let Some(known) = key.as_deref().and_then(|key| store.with_key(key)) {
         return Ok(known);
     }
@@ -134,7 +145,7 @@ pub(crate) fn accept(
     for run in &runs {
         cli::check(&words(&run.arguments)).map_err(|error| request.complaint(&error))?;
     }
-    let command = request.runs(&files, &arguments, &store.job_folder(&id));
+    let commands = request.runs(&files, &arguments, &store.job_folder(&id));
     if let (Some(old), Some(Some(checkpoint))) = (&old, runs.first().map(|run| &run.checkpoint))
         && old.join(checkpoint).is_file()
     {
@@ -153,15 +164,10 @@ pub(crate) fn accept(
         results: Vec::new(),
         notes: Vec::new(),
         error: None,
-        command: words(
-            &command
-                .first()
-                .map(|run| run.arguments.clone())
-                .unwrap_or_default(),
-        ),
+        commands: commands.iter().map(|run| words(&run.arguments)).collect(),
         runs,
         runs_done: 0,
-        is_waited_for: false,
+        is_waited_for,
         rank: 0,
         key,
         events: 0,
@@ -189,19 +195,18 @@ impl Request {
     /// Checks everything that does not depend on pictures and settings.
     fn check(&self) -> Answer<()> {
         let (pairs, targets) = match self.kind {
-            Kind::Analogy => (1..=MOST[0], 1..=1),
+            Kind::Analogy => (1..=MOST[0], 1..=MOST[1]),
             Kind::Learn => (1..=MOST[0], 0..=0),
             Kind::Apply | Kind::Caption => (0..=0, 1..=MOST[1]),
-            Kind::Generate => (0..=0, 0..=0),
+            Kind::Generate | Kind::Download => (0..=0, 0..=0),
         };
         let counted = |field: &str, found: usize, expected: std::ops::RangeInclusive<usize>| {
             if expected.contains(&found) {
                 return Ok(());
             }
-            let kind = self.kind.command();
+            let kind = self.kind.name();
             let message = match (*expected.start(), *expected.end()) {
                 (_, 0) => format!("`{kind}` takes no {field}"),
-                (1, 1) => format!("`{kind}` takes one of {field}, found {found}"),
                 (least, most) => {
                     format!("`{kind}` takes {least} to {most} {field}, found {found}")
                 }
@@ -223,7 +228,7 @@ impl Request {
         }
         let takes = |field: &str, given: bool, may: bool, must: bool| match (given, may) {
             (true, false) => {
-                let message = format!("`{}` takes no {field}", self.kind.command());
+                let message = format!("`{}` takes no {field}", self.kind.name());
                 Err(Problem::field(field, message))
             }
             (false, _) if must => Err(Problem::field(field, format!("{field} is missing"))),
@@ -241,11 +246,27 @@ impl Request {
         )?;
         takes("name", self.name.is_some(), learns, false)?;
         takes("prompt", self.prompt.is_some(), draws, draws)?;
+        if kind == Kind::Download {
+            self.check_download()?;
+        }
         if let Some(name) = &self.name {
             check_name(name, "name")?;
         }
         self.check_texts()?;
         self.check_captions()
+    }
+
+    /// Checks that a download names a model, which is no flag of its command.
+    fn check_download(&self) -> Answer<()> {
+        let field = "settings.model";
+        match self.settings.get("model").and_then(Value::as_str) {
+            None => Err(Problem::field(field, "model: the model is missing")),
+            Some(name) if name.starts_with('-') => Err(Problem::field(
+                field,
+                format!("model: expected a name, found `{name}`"),
+            )),
+            Some(_) => Ok(()),
+        }
     }
 
     /// Checks that captions and the prompt can be arguments of a command.
@@ -310,6 +331,12 @@ impl Request {
         let mut arguments = Vec::new();
         for (name, value) in &self.settings {
             let field = format!("settings.{name}");
+            if name == "model" {
+                models::check(app, value)?;
+                if self.kind == Kind::Download {
+                    continue; // no flag of its command
+                }
+            }
             let Some(flag) = known
                 .iter()
                 .find(|flag| flag.name == name.replace('_', "-"))
@@ -319,16 +346,13 @@ impl Request {
                     let like = |known| strsim::jaro_winkler(known, name);
                     like(one).total_cmp(&like(other))
                 });
-                let message = format!("`{}` has no setting `{name}`", self.kind.command());
+                let message = format!("`{}` has no setting `{name}`", self.kind.name());
                 let problem = Problem::field(field, message);
                 return Err(match near {
                     Some(near) => problem.hint(format!("did you mean `{near}`?")),
                     None => problem,
                 });
             };
-            if flag.name == "model" {
-                check_model(app, value)?;
-            }
             arguments
                 .extend(argument(flag, value).map_err(|message| Problem::field(field, message))?);
         }
@@ -400,9 +424,17 @@ impl Request {
             let path = base.join(INPUTS).join(name);
             path.to_string_lossy().into_owned()
         };
-        let mut arguments = vec![self.kind.command().to_owned()];
-        if files.difference && self.kind == Kind::Apply {
-            arguments.push(input(DIFFERENCE));
+        let mut arguments: Vec<String> =
+            self.kind.words().iter().map(ToString::to_string).collect();
+        match self.kind {
+            Kind::Apply if files.difference => arguments.push(input(DIFFERENCE)),
+            // Learned by the first command of the same job.
+            Kind::Apply => {
+                let path = base.join(RESULTS).join(DIFFERENCE);
+                arguments.push(path.to_string_lossy().into_owned());
+            }
+            Kind::Download => arguments.push(self.model().to_owned()),
+            _ => {}
         }
         for ([a, a_prime], pair) in files.pairs.iter().zip(&self.pairs) {
             arguments.push(format!("--a={}", input(a)));
@@ -455,6 +487,27 @@ impl Request {
         };
         let shown = |target, strength| Some(Shows { target, strength });
         match self.kind {
+            // `analogy` takes one B.
+            Kind::Analogy if self.targets.len() > 1 => {
+                let part = |kind, pairs: &[Pair], targets: &[Target]| {
+                    let known = capabilities::flags(kind);
+                    let is_known = |argument: &&String| {
+                        let name = argument.trim_start_matches('-').split('=').next();
+                        known.iter().any(|flag| Some(flag.name.as_str()) == name)
+                    };
+                    let settings: Vec<String> = settings.iter().filter(is_known).cloned().collect();
+                    let request = Self {
+                        kind,
+                        pairs: pairs.to_vec(),
+                        targets: targets.to_vec(),
+                        ..self.clone()
+                    };
+                    request.runs(files, &settings, base)
+                };
+                let learning = part(Kind::Learn, &self.pairs, &[]);
+                let applying = part(Kind::Apply, &[], &self.targets);
+                [learning, applying].concat()
+            }
             Kind::Analogy => vec![Run {
                 arguments: with(vec![format!("--output={}", base.join(WORK).display())]),
                 outputs: vec![
@@ -479,7 +532,7 @@ impl Request {
                 checkpoint: None,
                 claims: vec![work("picture.png")],
             }],
-            Kind::Caption => vec![Run {
+            Kind::Caption | Kind::Download => vec![Run {
                 arguments,
                 outputs: Vec::new(),
                 checkpoint: None,
@@ -583,27 +636,6 @@ fn argument(flag: &Flag, value: &Value) -> Result<Option<String>, String> {
         _ => return Err(format!("{name}: expected a number, a text, true or false")),
     };
     Ok(Some(format!("--{name}={text}")))
-}
-
-/// Allows only models that the server offers, unless any may be named.
-fn check_model(app: &App, model: &Value) -> Answer<()> {
-    let field = "settings.model";
-    let Some(name) = model.as_str() else {
-        return Err(Problem::field(field, "model: expected a text"));
-    };
-    if app.options.allow_any_model {
-        return Ok(());
-    }
-    let known: HashSet<String> = capabilities::model_names()?.into_iter().collect();
-    // A folder of that name in the server's folder would be another model.
-    if known.contains(name) {
-        return Ok(());
-    }
-    Err(
-        Problem::field(field, format!("the server does not offer the model `{name}`")).hint(
-            "`GET /v1/capabilities` lists its models; `dinv serve --allow-any-model` lets requests name others",
-        ),
-    )
 }
 
 /// The bytes of a picture in a request.

@@ -1,7 +1,7 @@
 //! All jobs: in memory, and each in a folder of its own.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -176,12 +176,16 @@ impl Store {
         self.changes.subscribe()
     }
 
-    /// All jobs, newest first.
-    pub(crate) fn all(&self) -> Vec<Value> {
+    /// The newest jobs, at most `limit` and the running one, newest first; and the number of all.
+    pub(crate) fn newest(&self, limit: usize) -> (Vec<Value>, usize) {
         let jobs = self.lock();
-        let all = jobs.jobs.iter().rev();
-        all.map(|(id, job)| job.view(jobs.position(id), true))
-            .collect()
+        let waiting = jobs.waiting().zip(1..);
+        let positions: HashMap<&String, usize> = waiting.collect();
+        let newest = jobs.jobs.iter().rev().enumerate();
+        let shown = newest
+            .filter(|(number, (_, job))| *number < limit || job.stored.state == State::Running);
+        let shown = shown.map(|(_, (id, job))| job.view(positions.get(id).copied(), true));
+        (shown.collect(), jobs.jobs.len())
     }
 
     /// A job.

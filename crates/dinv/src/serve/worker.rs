@@ -20,7 +20,7 @@ use crate::cli::{signals, terminal};
 
 use super::differences;
 use super::job::{self, Kind, Loss, Run, State, now};
-use super::request::{INPUTS, RESULTS, Request, WORK};
+use super::request::{DIFFERENCE, INPUTS, RESULTS, Request, WORK};
 use super::store::{Running, Store};
 
 /// How often a command is started again after a temporary failure, and after what time.
@@ -382,7 +382,12 @@ fn collect(
         results.push(result);
     }
     match kind {
-        Kind::Analogy | Kind::Learn => results.push(keep_difference(store, id, folder)?),
+        Kind::Analogy | Kind::Learn => {
+            let mut names = run.outputs.iter().map(|output| output.name.as_str());
+            if names.any(|name| name == DIFFERENCE) {
+                results.push(keep_difference(store, id, folder)?);
+            }
+        }
         Kind::Caption => {
             let printed: Value =
                 serde_json::from_str(printed).context("the captions are not JSON")?;
@@ -391,7 +396,7 @@ fn collect(
                 json!({ "kind": "caption", "target": target, "caption": caption["caption"] })
             }));
         }
-        Kind::Apply | Kind::Generate => {}
+        Kind::Apply | Kind::Generate | Kind::Download => {}
     }
     Ok(results)
 }
@@ -417,9 +422,9 @@ fn keep_difference(store: &Store, id: &str, folder: &Path) -> anyhow::Result<Val
         paths.find(|path| path.file_stem().is_some_and(|found| found == stem))
     };
     let pair = picture("a1").zip(picture("a1-prime"));
-    let file = folder.join(RESULTS).join(super::request::DIFFERENCE);
+    let file = folder.join(RESULTS).join(DIFFERENCE);
     let name = differences::add(store, request.name.as_deref(), &file, request.model(), pair)?;
     Ok(json!({
-        "kind": "difference", "name": name, "url": format!("/v1/differences/{}", name.replace(' ', "%20")),
+        "kind": "difference", "name": name, "url": differences::address(&name),
     }))
 }

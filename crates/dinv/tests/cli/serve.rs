@@ -2,10 +2,10 @@
 #![cfg(unix)]
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use base64::Engine;
@@ -55,6 +55,33 @@ impl Server {
         if demo.is_dir() {
             command.env("DINV_DEMO_MODEL", demo);
         }
+        Self::of(command, log, more)
+    }
+
+    /// A server that cannot write a file of more than 64 kB, as on a full disk.
+    fn on_a_small_disk(work: &TempDir) -> Self {
+        let log = File::options()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .open(work.path().join("log"))
+            .unwrap();
+        let program = dinv(work.path());
+        let mut shell = Command::new("sh");
+        shell.current_dir(work.path()).arg("-c");
+        // Units of 512 bytes, or of 1024 in bash.
+        shell
+            .arg("ulimit -f 64; trap '' XFSZ; exec \"$@\"")
+            .arg("sh");
+        shell.arg(program.get_program()).args(program.get_args());
+        let variables = program.get_envs();
+        shell.envs(variables.filter_map(|(name, value)| Some((name, value?))));
+        Self::of(shell, log, &[])
+    }
+
+    fn of(mut command: Command, log: File, more: &[&str]) -> Self {
+        let told = log.try_clone().unwrap();
         let mut child = command
             .args(["serve", "--dir", "data", "--port", "0", "--allow-any-model"])
             .args(more)
@@ -71,7 +98,13 @@ impl Server {
             .rsplit(':')
             .next()
             .unwrap();
-        let port = port.parse().unwrap_or_else(|_| panic!("{line:?}"));
+        let port = port.parse().unwrap_or_else(|_| {
+            let _ = child.wait();
+            let mut error = String::new();
+            let _ = (&told).rewind();
+            let _ = (&told).read_to_string(&mut error);
+            panic!("{line:?}: {error}")
+        });
         Self { child, port }
     }
 
@@ -264,7 +297,7 @@ fn jobs_give_differences_pictures_and_captions() {
     );
 
     // The same command in a terminal learns the same.
-    let command = learned["command"].as_array().unwrap();
+    let command = learned["commands"][0].as_array().unwrap();
     let words = command[1..].iter().map(|word| word.as_str().unwrap());
     let words = words.filter(|word| !word.starts_with("--output="));
     let typed = dinv(work.path())
@@ -324,6 +357,198 @@ fn jobs_give_differences_pictures_and_captions() {
     let example = capabilities["example"]["a"].as_str().unwrap();
     assert!(server.get(example).expect(200).body.starts_with(b"\x89PNG"));
     assert_eq!(server.stop(), Some(130));
+}
+
+/// An analogy with many B is learned once, and its commands do the same in a terminal.
+#[test]
+fn an_analogy_takes_many_pictures() {
+    let work = workplace();
+    let server = Server::start(&work, &[]);
+    let more = json!({
+        "steps": 2, "num_tokens": 3, "select_every": 0, "num_inference_steps": 2, "strength": 0.5,
+    });
+    let target = |name: &str| json!({ "picture": data(&work, name), "caption": "dusk" });
+    let job = server.job(&json!({
+        "kind": "analogy", "pairs": pairs(&work), "targets": [target("b.png"), target("a.png")], "name": "both",
+        "settings": settings(&work, &more),
+    }));
+    let job = server.done(&job);
+    let results = job["results"].as_array().unwrap();
+    let shown: Vec<_> = results
+        .iter()
+        .map(|one| (one["kind"].as_str().unwrap(), one["target"].as_u64()))
+        .collect();
+    let expected = [
+        ("difference", None),
+        ("picture", Some(0)),
+        ("picture", Some(1)),
+    ];
+    assert_eq!(shown, expected);
+    assert_eq!(results[1]["strength"], 0.5);
+    let commands = job["commands"].as_array().unwrap();
+    assert_eq!(commands.len(), 2, "{commands:#?}");
+    for command in commands {
+        let words = command.as_array().unwrap()[1..].iter();
+        let words = words.map(|word| word.as_str().unwrap());
+        let words = words.filter(|word| !word.starts_with("--output="));
+        let output = match command[1].as_str() {
+            Some("learn") => "typed.safetensors",
+            _ => "typed",
+        };
+        let typed = dinv(work.path())
+            .args(words)
+            .args(["-o", output])
+            .output()
+            .unwrap();
+        let typed: Done = typed.into();
+        assert_eq!(typed.code, Some(0), "{}", typed.stderr);
+    }
+    let kept = server.get("/v1/differences/both").expect(200).body;
+    assert!(kept == fs::read(work.path().join("typed.safetensors")).unwrap());
+    for (result, file) in results[1..].iter().zip(["b1.png", "b2.png"]) {
+        let made = server.get(result["url"].as_str().unwrap()).expect(200).body;
+        let typed = fs::read(work.path().join("typed").join(file)).unwrap();
+        let pixels = |png: &[u8]| image::load_from_memory(png).unwrap().into_rgb8();
+        assert!(pixels(&made) == pixels(&typed), "{file}");
+    }
+}
+
+#[test]
+fn models_say_what_they_need() {
+    let work = workplace();
+    let server = Server::start(&work, &[]);
+    let all = server.get("/v1/models").expect(200).json();
+    let models = all["models"].as_array().unwrap();
+    let find = |name: &str| models.iter().find(|model| model["name"] == name).unwrap();
+    assert!(all["disk"]["free"].as_u64().unwrap() > 0);
+    assert!(all["memory"]["available"].as_u64().unwrap() > 0);
+    let bytes = |model: &Value, dtype: &str, memory: &str| {
+        let ways = model["learning"].as_array().unwrap();
+        let way = ways
+            .iter()
+            .find(|way| way["dtype"] == dtype && way["memory"] == memory);
+        way.unwrap()["bytes"].as_u64().unwrap()
+    };
+    let demo = find("demo");
+    assert_eq!(demo["on_disk"], true);
+    assert!((50_000_000..2_000_000_000).contains(&bytes(demo, "f32", "normal")));
+    let sdxl = find("sdxl");
+    assert_eq!(sdxl["on_disk"], false);
+    assert!(bytes(sdxl, "f32", "normal") > 10_000_000_000);
+    assert!(bytes(sdxl, "f16", "low") < bytes(sdxl, "f32", "low"));
+    // A download is a job; where the model cannot be had, it says why.
+    let asked = json!({ "kind": "download", "settings": { "model": "tests/nothing" } });
+    let job = server.job(&asked);
+    let failed = server.wait(&job, |job| job["state"] == "failed");
+    assert_eq!(
+        failed["commands"][0],
+        json!(["dinv", "models", "pull", "tests/nothing"])
+    );
+    let message = failed["error"]["message"].as_str().unwrap();
+    assert!(message.contains("tests/nothing"), "{message}");
+    for (settings, expected) in [
+        (json!({}), "the model is missing"),
+        (json!({ "model": "--help" }), "expected a name"),
+        (
+            json!({ "model": "sd15", "steps": 3 }),
+            "`download` has no setting `steps`",
+        ),
+    ] {
+        let refused = server.post(
+            "/v1/jobs",
+            &json!({ "kind": "download", "settings": settings }),
+        );
+        let error = refused.expect(422).json()["error"].clone();
+        assert!(
+            error["message"].as_str().unwrap().contains(expected),
+            "{error}"
+        );
+    }
+}
+
+/// The server exports what `dinv export` does.
+#[test]
+fn differences_are_exported_for_other_programs() {
+    let work = workplace();
+    let server = Server::start(&work, &[]);
+    let mut request = learning(&work, 2);
+    request["name"] = json!("night sky");
+    server.done(&server.job(&request));
+    let place = "/v1/differences/night%20sky/exports";
+    let all = server
+        .get(&format!("{place}?reverse=true"))
+        .expect(200)
+        .json();
+    let all = all["exports"].as_array().unwrap();
+    let programs: Vec<_> = all.iter().map(|one| &one["format"]).collect();
+    assert_eq!(
+        programs,
+        ["diffusers"],
+        "the tiny model is no Stable Diffusion"
+    );
+    assert_eq!(all[0]["usage"]["prompt"], "CAPTION <dinv-night-sky-back>");
+    let url = all[0]["files"][0]["url"].as_str().unwrap();
+    let file = server.get(url).expect(200).body;
+    let difference = server.get("/v1/differences/night%20sky").expect(200).body;
+    fs::write(work.path().join("night sky.safetensors"), difference).unwrap();
+    let typed = dinv(work.path())
+        .args([
+            "export",
+            "night sky.safetensors",
+            "--format",
+            "diffusers",
+            "--reverse",
+            "-o",
+            "typed",
+        ])
+        .output()
+        .unwrap();
+    let typed: Done = typed.into();
+    assert_eq!(typed.code, Some(0), "{}", typed.stderr);
+    let name = "dinv-night-sky-back.safetensors";
+    assert_eq!(all[0]["files"][0]["name"], name);
+    assert!(file == fs::read(work.path().join("typed").join(name)).unwrap());
+    for (path, status) in [
+        (format!("{place}?word=a/b"), 422),
+        (format!("{place}?reverse=perhaps"), 422),
+        (format!("{place}?other=1"), 422),
+        (format!("{place}/a1111/x.safetensors"), 422),
+        (format!("{place}/nothing/x.safetensors"), 404),
+        (format!("{place}/diffusers/x.safetensors"), 404),
+        ("/v1/differences/day/exports".to_owned(), 404),
+    ] {
+        let refused = server.get(&path).expect(status).json();
+        assert!(refused["error"]["message"].is_string(), "{path}");
+    }
+}
+
+/// What cannot be written is refused and leaves nothing, and the server goes on.
+#[test]
+fn a_full_disk_refuses_and_forgets() {
+    let work = workplace();
+    let server = Server::on_a_small_disk(&work);
+    let caption = |picture: String| {
+        json!({
+            "kind": "caption", "targets": [{ "picture": picture }], "settings": settings(&work, &json!({})),
+        })
+    };
+    let mut noise = image::RgbImage::new(256, 256);
+    let mut state = 1_u32;
+    for byte in noise.iter_mut() {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        *byte = state.to_be_bytes()[0];
+    }
+    noise.save(work.path().join("large.png")).unwrap();
+    let large = caption(data(&work, "large.png"));
+    let refused = server.post("/v1/jobs", &large).expect(507).json();
+    let hint = refused["error"]["hint"].as_str().unwrap();
+    assert!(hint.contains("make room"), "{hint}");
+    let left: Vec<_> = fs::read_dir(work.path().join("data/jobs"))
+        .unwrap()
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert_eq!(server.get("/v1/jobs").json()["count"], 0);
+    server.done(&server.job(&caption(data(&work, "b.png"))));
 }
 
 #[test]
@@ -496,6 +721,13 @@ fn the_queue_is_bounded_and_jobs_are_cancelled_retried_and_removed() {
         .collect();
     assert_eq!(ids.len(), 3);
     assert!(ids.is_sorted_by(|newer, older| newer > older));
+    let newest = server.get("/v1/jobs?limit=1").expect(200).json();
+    assert_eq!(
+        (newest["jobs"].as_array().unwrap().len(), &newest["count"]),
+        (1, &json!(3))
+    );
+    assert_eq!(newest["jobs"][0]["id"], ids[0]);
+    server.get("/v1/jobs?limit=few").expect(422);
 }
 
 #[test]

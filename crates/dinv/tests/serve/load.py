@@ -1,9 +1,12 @@
-"""Kills `dinv serve` again and again, and loads it with clients; prints what it found.
+"""Kills `dinv serve` again and again, loads it with clients, and fills its queue and its disk; prints what it found.
 
     cargo build --release
     python crates/dinv/tests/serve/load.py kills --times 200
     python crates/dinv/tests/serve/load.py clients --minutes 2
     python crates/dinv/tests/serve/load.py jobs --count 1000
+    python crates/dinv/tests/serve/load.py posts --count 10000
+    python crates/dinv/tests/serve/load.py slow --clients 300
+    python crates/dinv/tests/serve/load.py full     # as root, for a small disk of its own
 
 Only Python's standard library is needed. Jobs run on the demo model.
 """
@@ -15,11 +18,13 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -208,7 +213,7 @@ def jobs(arguments):
         server = Server(arguments.program, folder)
         memory = []
         for number in range(arguments.count):
-            job = server.job({"kind": "caption", "targets": [{"picture": data_url("b.png")}]})
+            job = server.job(captioning())
             while json.loads(server.ask("GET", f"/v1/jobs/{job}")[1])["state"] not in OVER:
                 time.sleep(0.02)
             assert server.ask("DELETE", f"/v1/jobs/{job}")[0] == 204
@@ -217,6 +222,91 @@ def jobs(arguments):
         server.stop()
         print(f"{arguments.count} jobs; memory in MB along the way: {', '.join(f'{bytes / 1e6:.1f}' for bytes in memory)}")
         assert max(memory) < 2 * memory[0], "memory grows"
+
+
+def captioning():
+    return {"kind": "caption", "targets": [{"picture": data_url("b.png")}]}
+
+
+def posts(arguments):
+    """A queue of many jobs behind a long one: what the server takes, and what it then answers."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(arguments.program, folder, "--queue", str(arguments.count))
+        before = server.memory()
+        server.job(learning(0, steps=100_000))
+        time.sleep(2)  # until it runs
+        started, statuses = time.monotonic(), Counter()
+        with ThreadPoolExecutor(8) as pool:
+            for status, _ in pool.map(lambda _: server.ask("POST", "/v1/jobs", captioning()), range(arguments.count + 20)):
+                statuses[status] += 1
+        seconds = time.monotonic() - started
+
+        def timed(path):
+            times = []
+            for _ in range(20):
+                started = time.perf_counter()
+                status, _ = server.ask("GET", path)
+                assert status == 200, status
+                times.append((time.perf_counter() - started) * 1000)
+            return max(times)
+
+        newest, everything, memory = timed("/v1/jobs?limit=50"), timed("/v1/jobs"), server.memory()
+        server.stop()
+        started = time.monotonic()
+        server = Server(arguments.program, folder)
+        again = time.monotonic() - started
+        assert json.loads(server.ask("GET", "/v1/jobs?limit=1")[1])["count"] == arguments.count + 1
+        server.kill(with_job=True)
+        print(f"{arguments.count} jobs queued at {arguments.count / seconds:.0f} a second, then {statuses[429]} refused; the slowest of 20 answers: 50 jobs {newest:.0f} ms, "
+              f"all jobs {everything:.0f} ms; memory {before / 1e6:.0f} MB, then {memory / 1e6:.0f} MB; started again in {again:.1f} s")
+        assert statuses == {202: arguments.count, 429: 20}, statuses
+
+
+def slow(arguments):
+    """More clients than the server has places, that ask for a large file and do not read it."""
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(arguments.program, folder)
+        library = Path(folder) / "differences"
+        with open(library / "large.safetensors", "wb") as large:
+            large.truncate(64 << 20)
+        sockets = []
+        for _ in range(arguments.clients):
+            client = socket.create_connection(("127.0.0.1", server.port))
+            client.sendall(b"GET /v1/differences/large HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+            sockets.append(client)
+        time.sleep(2)
+        peak, started = server.memory(), time.monotonic()
+        status, _ = server.ask("GET", "/v1/jobs")
+        waited = time.monotonic() - started
+        time.sleep(35)
+        after = server.memory()
+        print(f"{arguments.clients} clients that do not read: another one was answered after {waited:.1f} s; memory {peak / 1e6:.0f} MB, {after / 1e6:.0f} MB when they were given up")
+        server.stop()
+        assert status == 200
+
+
+def full(arguments):
+    """A full disk: requests are refused, reads are answered, and room makes it work again."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=True)
+        try:
+            server = Server(arguments.program, folder, "--queue", "1000")
+            held = server.job(learning(0, steps=100_000))
+            statuses = Counter(server.ask("POST", "/v1/jobs", captioning())[0] for _ in range(400))
+            answered = [server.ask("GET", path)[0] for path in ["/", "/v1/jobs", "/v1/differences", "/v1/models"]]
+            for job in server.jobs():
+                if job["id"] != held:
+                    assert server.ask("DELETE", f"/v1/jobs/{job['id']}")[0] == 204
+            server.ask("POST", f"/v1/jobs/{held}/cancel")
+            job = server.job(captioning())
+            server.wait()
+            state = json.loads(server.ask("GET", f"/v1/jobs/{job}")[1])["state"]
+            left = len(list((Path(folder) / "jobs").iterdir()))
+            server.stop()
+        finally:
+            subprocess.run(["umount", folder], check=True)
+        print(f"a disk of 4 MB: posts {dict(statuses)}, reads {answered}; after removing jobs, a new one is {state}; {left} folders of 2 jobs")
+        assert set(statuses) == {202, 507} and set(answered) == {200} and state == "done" and left == 2
 
 
 def main():
@@ -233,6 +323,14 @@ def main():
     of_jobs = kinds.add_parser("jobs")
     of_jobs.add_argument("--count", type=int, default=1000)
     of_jobs.set_defaults(run=jobs)
+    of_posts = kinds.add_parser("posts")
+    of_posts.add_argument("--count", type=int, default=10_000)
+    of_posts.set_defaults(run=posts)
+    of_slow = kinds.add_parser("slow")
+    of_slow.add_argument("--clients", type=int, default=300)
+    of_slow.set_defaults(run=slow)
+    of_full = kinds.add_parser("full")
+    of_full.set_defaults(run=full)
     arguments = parser.parse_args()
     arguments.run(arguments)
 

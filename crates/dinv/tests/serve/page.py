@@ -129,14 +129,14 @@ def use(page, server, watcher, restarted):
     page.locator("#defaults").click()
     page.locator("#tab-use").click()
     page.get_by_label("Difference", exact=True).select_option(index=1)
-    page.locator("#tile-targets input[type=file]").set_input_files([pictures / "b.png", pictures / "a.png"])
+    page.locator("#tile-b input[type=file]").set_input_files([pictures / "b.png", pictures / "a.png"])
     watcher.look("many")
     page.get_by_role("button", name="Clear").click()
     with tempfile.TemporaryDirectory() as folder:
         for name in ["b.png", "a.png"]:
             shutil.copy(pictures / name, folder)
-        drop(page, page.locator("#tile-targets .drop"), folder)
-        expect(page.locator("#tile-targets .many img")).to_have_count(2)
+        drop(page, page.locator("#tile-b .drop"), folder)
+        expect(page.locator("#tile-b .many img")).to_have_count(2)
     page.get_by_label("Difference", exact=True).select_option(index=1)
     page.locator("#all").check()
     page.locator("#setting-num-inference-steps").fill("900")

@@ -1,13 +1,16 @@
 //! `dinv models pull`: downloads models from the Hub into the cache.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
+use difference_inversion::diffusion::family::Family;
 use difference_inversion::diffusion::frozen::ModelPaths;
-use difference_inversion::hub::{self, Hub, ModelId, Wanted, joint_spaces, licence};
+use difference_inversion::hub::{self, CAPTIONER, Hub, ModelId, Wanted, joint_spaces, licence};
 use serde_json::{Value, json};
 
 use crate::cli::consent;
+use crate::cli::fetch;
+use crate::cli::flags::Control;
 use crate::cli::locate::{self, DEMO, demo_model, name_of};
 use crate::cli::record::text_of;
 use crate::cli::terminal::{self, Failure};
@@ -20,7 +23,7 @@ use crate::cli::watch::{self, Watcher};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   dinv models pull sd15 openai/clip-vit-large-patch14
-  dinv models pull sdxl --variant fp16
+  dinv models pull sdxl --variant fp16 --all
   dinv models pull owner/name@refs/pr/1")]
 pub(crate) struct PullArgs {
     /// sd15, sd21, sdxl, sd3, sd35, sd35-large, flux-dev, flux-schnell, klein-base, klein, klein-base-9b, klein-9b, z-image, z-image-turbo, OWNER/NAME or OWNER/NAME@REVISION
@@ -32,12 +35,17 @@ pub(crate) struct PullArgs {
     /// Leave out T5, the largest text encoder of Stable Diffusion 3, which works without it
     #[arg(long)]
     without_t5: bool,
+    /// Also what learning needs beside a model: its CLIP, and the captioner
+    #[arg(long)]
+    all: bool,
     /// Print the results as one JSON object
     #[arg(long)]
     json: bool,
     /// No progress, only errors and notes
     #[arg(long, short)]
     quiet: bool,
+    #[command(flatten)]
+    control: Control,
 }
 
 /// Downloads the models one after another.
@@ -54,12 +62,12 @@ pub(crate) fn run(args: &PullArgs) -> anyhow::Result<()> {
             None => demo_model()?,
             Some(id) => {
                 watcher.say(&format!("looking for {id} at {}", hub.endpoint));
-                let observe = &mut |progress: &_| watcher.observe(progress);
-                let bytes = hub.survey(id, wanted_of(args), observe)?.bytes;
-                consent::ask(&vec![(id.clone(), bytes)], &hub.cache, true, &mut watcher)?;
-                let observe = &mut |progress: &_| watcher.observe(progress);
-                let folder = hub.pull(id, wanted_of(args), observe)?;
-                for other in also_needed(&hub, &folder)? {
+                let folder = pull(&hub, id, wanted_of(args), &mut watcher)?;
+                for other in also_needed(&hub, &folder, args.all)? {
+                    if args.all {
+                        pull(&hub, &other, Wanted::default(), &mut watcher)?;
+                        continue;
+                    }
                     watcher.notice(&format!(
                         "learning with {name} also needs {other}; `dinv models pull {other}` downloads it now"
                     ));
@@ -77,6 +85,20 @@ pub(crate) fn run(args: &PullArgs) -> anyhow::Result<()> {
         true => terminal::json(&json!({ "models": pulled, "notices": notices })),
         false => Ok(()),
     }
+}
+
+/// Downloads a model, unless it does not fit on the disk.
+fn pull(
+    hub: &Hub,
+    id: &ModelId,
+    wanted: Wanted<'_>,
+    watcher: &mut Watcher,
+) -> anyhow::Result<PathBuf> {
+    let observe = &mut |progress: &_| watcher.observe(progress);
+    let bytes = hub.survey(id, wanted, observe)?.bytes;
+    consent::ask(&vec![(id.clone(), bytes)], &hub.cache, true, watcher)?;
+    let observe = &mut |progress: &_| watcher.observe(progress);
+    Ok(hub.pull(id, wanted, observe)?)
 }
 
 /// The files wanted of every model.
@@ -99,21 +121,30 @@ fn wanted(name: &str) -> anyhow::Result<Option<ModelId>> {
     ))
 }
 
-/// The joint spaces of the model in `folder` that are not on this disk.
-fn also_needed(hub: &Hub, folder: &Path) -> anyhow::Result<Vec<ModelId>> {
+/// The models that learning on the model in `folder` needs and that are not on this disk: joint spaces, and the captioner
+/// if asked for.
+fn also_needed(hub: &Hub, folder: &Path, captioner: bool) -> anyhow::Result<Vec<ModelId>> {
     let paths = ModelPaths {
         model: folder.to_owned(),
         ..ModelPaths::default()
     };
-    if paths.clip_folders().iter().any(|folder| folder.is_dir()) {
-        return Ok(Vec::new());
+    let files = paths.files()?;
+    if Family::of(&files).is_err() || !fetch::learns(&files) {
+        return Ok(Vec::new()); // such as a joint space
+    }
+    let mut needed = match paths.clip_folders().iter().any(|folder| folder.is_dir()) {
+        true => Vec::new(),
+        false => joint_spaces(&files)?,
+    };
+    if captioner && !paths.captioner_folder().is_dir() {
+        needed.push(CAPTIONER.parse()?);
     }
     let is_absent = |id: &ModelId| {
         let cached = hub.cached(id, None);
         cached.is_none_or(|model| !model.missing.is_empty())
     };
-    let spaces = joint_spaces(&paths.files()?)?;
-    Ok(spaces.into_iter().filter(is_absent).collect())
+    needed.retain(is_absent);
+    Ok(needed)
 }
 
 fn describe(name: &str, id: Option<&ModelId>, folder: &Path) -> Value {

@@ -98,18 +98,21 @@ const TILES = {
 };
 const STRENGTHS = [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5];
 
-// A picture's `data` is a data URL, or the address of a picture that the server has.
+// A picture's `data` is a data URL, or the address of a picture that the server has. B is one of `targets` or many.
 const draft = { mode: "new", pictures: {}, captions: {}, targets: [], difference: null, settings: {} };
-const known = { capabilities: null, differences: [], jobs: [] };
+const known = { capabilities: null, models: null, differences: [], jobs: [], count: 0 };
 let focusedTile = null; // where a pasted picture goes
 let shownJob = null; // the job whose B′ the last tile shows
+let listed = 50; // how many jobs are asked for
+
+const pictureAt = (key) => (key === "b" ? draft.targets[0] : draft.pictures[key]);
 
 function tile(key) {
   const { title, about } = TILES[key];
-  const picture = draft.pictures[key];
-  const input = make("input", { type: "file", accept: "image/*", onchange: ({ target }) => place(key, target.files) });
+  const picture = pictureAt(key);
+  const input = make("input", { type: "file", accept: "image/*", multiple: key === "b", onchange: ({ target }) => place(key, target.files) });
   input.setAttribute("aria-label", `${title}, ${about}`);
-  const drop = make("label", { className: picture ? "drop full" : "drop" }, input, picture ? image(picture.data, `${title}: ${picture.name}`) : make("span", {}, `Drop ${title} here, paste it, or choose a file`));
+  const drop = make("label", { className: picture ? "drop full" : "drop" }, input, picture ? image(picture.data, `${title}: ${picture.name}`) : make("span", {}, key === "b" ? "Drop B here, one picture or a folder, paste it, or choose files" : `Drop ${title} here, paste it, or choose a file`));
   dropZone(drop, (files) => place(key, files));
   drop.addEventListener("mouseenter", () => (focusedTile = key));
   input.addEventListener("focus", () => (focusedTile = key));
@@ -163,16 +166,20 @@ function dropZone(element, accept) {
 function place(key, files) {
   return attempt(async () => {
     if (!files.length) throw new Refused({ message: "That is no picture.", hint: "PNG, JPEG, WebP, TIFF, BMP and GIF can be read." });
-    draft.pictures[key] = await pictureOf(files[0]);
+    if (key !== "b" && files.length > 1) throw new Refused({ message: `${TILES[key].title} is one picture, and ${files.length} were given.` });
+    const pictures = await Promise.all([...files].map(pictureOf));
+    if (key !== "b") draft.pictures[key] = pictures[0];
+    else draft.targets = draft.targets.length > 1 || pictures.length > 1 ? [...draft.targets, ...pictures] : pictures;
     draft.captions[key] = "";
     shownJob = null;
     drawTiles();
-    $(`tile-${key}`).querySelector(".caption input").focus({ preventScroll: true });
+    $(`tile-${key}`).querySelector(".caption input")?.focus({ preventScroll: true });
   });
 }
 
 function remove(key) {
-  delete draft.pictures[key];
+  if (key === "b") draft.targets = [];
+  else delete draft.pictures[key];
   draft.captions[key] = "";
   shownJob = null;
   drawTiles();
@@ -184,9 +191,9 @@ function describeTile(key, button) {
     button.disabled = true;
     button.textContent = "…";
     try {
-      const picture = draft.pictures[key];
+      const picture = pictureAt(key);
       const job = await finished(await ask("POST", "/v1/jobs", { kind: "caption", targets: [{ name: picture.name, picture: picture.data }], settings: modelSetting() }));
-      if (draft.pictures[key] === picture) draft.captions[key] = job.results.find(({ caption }) => caption)?.caption ?? "";
+      if (pictureAt(key) === picture) draft.captions[key] = job.results.find(({ caption }) => caption)?.caption ?? "";
     } finally {
       drawTiles();
     }
@@ -252,10 +259,11 @@ function duration(seconds) {
 }
 
 function drawTiles() {
-  const tiles = draft.mode === "new" ? [tile("a"), tile("a_prime"), tile("b"), resultTile()] : [chooser(), targets(), resultTile()];
+  const b = draft.targets.length > 1 ? targets() : tile("b");
+  const tiles = draft.mode === "new" ? [tile("a"), tile("a_prime"), b, resultTile()] : [chooser(), b, resultTile()];
   $("tiles").replaceChildren(...tiles);
   $("tiles").classList.toggle("three", draft.mode === "use");
-  const missing = draft.mode === "new" ? Object.keys(TILES).filter((key) => !draft.pictures[key]).map((key) => TILES[key].title) : [];
+  const missing = draft.mode === "new" ? Object.keys(TILES).filter((key) => !pictureAt(key)).map((key) => TILES[key].title) : [];
   const uses = [draft.difference ? null : "a difference", draft.targets.length ? null : "a picture"].filter(Boolean);
   if (draft.mode === "new") $("hint").textContent = missing.length === 3 ? "Choose two pictures that show an edit, and a third to be changed in the same way." : missing.length ? `Still missing: ${missing.join(" and ")}.` : "Captions that are left empty are written by the captioner.";
   else $("hint").textContent = uses.length ? `Choose ${uses.join(" and ")}.` : "";
@@ -285,13 +293,14 @@ function chooser() {
   );
 }
 
+/** B, where it is many pictures. */
 function targets() {
-  const input = make("input", { type: "file", accept: "image/*", multiple: true, onchange: ({ target }) => addTargets(target.files) });
-  input.setAttribute("aria-label", "Pictures to change");
-  const drop = make("label", { className: "drop" }, input, make("span", {}, "Drop pictures or a folder here, paste them, or choose files"));
-  dropZone(drop, addTargets);
-  if (draft.targets.length === 1) drop.classList.add("full");
-  if (draft.targets.length === 1) drop.replaceChildren(input, image(draft.targets[0].data, draft.targets[0].name));
+  const add = (files) => place("b", files);
+  const input = make("input", { type: "file", accept: "image/*", multiple: true, onchange: ({ target }) => add(target.files) });
+  input.setAttribute("aria-label", "More pictures to change");
+  const drop = make("label", { className: "drop" }, input, make("span", {}, `${draft.targets.length} pictures. Drop or choose more`));
+  dropZone(drop, add);
+  const head = make("h3", {}, make("span", {}, "B ", make("small", {}, "the pictures to change")), make("button", { type: "button", className: "quiet", onclick: () => remove("b"), ariaLabel: "Remove all of B" }, "Remove"));
   const many = make(
     "div",
     { className: "many" },
@@ -299,16 +308,7 @@ function targets() {
       make("figure", {}, image(picture.data, picture.name), make("button", { type: "button", ariaLabel: `Remove ${picture.name}`, onclick: () => { draft.targets.splice(index, 1); drawTiles(); } }, "×")),
     ),
   );
-  return make("div", { className: "tile", id: "tile-targets" }, make("h3", {}, make("span", {}, "B ", make("small", {}, "one picture or many"))), drop, draft.targets.length ? many : null);
-}
-
-function addTargets(files) {
-  return attempt(async () => {
-    const pictures = [...files];
-    if (!pictures.length) throw new Refused({ message: "That is no picture.", hint: "PNG, JPEG, WebP, TIFF, BMP and GIF can be read." });
-    draft.targets.push(...(await Promise.all(pictures.map(pictureOf))));
-    drawTiles();
-  });
+  return make("div", { className: "tile", id: "tile-b" }, head, drop, many);
 }
 
 function setMode(mode, focus) {
@@ -344,6 +344,7 @@ function control(setting) {
     else draft.settings[setting.name] = given;
     $(`holder-${setting.name}`).classList.toggle("changed", setting.name in draft.settings);
     countChanged();
+    modelNote();
   };
   const described = { id };
   let field;
@@ -411,26 +412,64 @@ function useSettings(settings) {
 
 const size = (bytes) => (bytes >= 1e9 ? `${(bytes / 1e9).toFixed(1)} GB` : `${Math.max(1, Math.round(bytes / 1e6))} MB`);
 
-function drawModels() {
+async function loadModels() {
+  known.models = await ask("GET", "/v1/models");
   const before = $("model").value;
-  $("model").replaceChildren(...known.capabilities.models.map(({ name, on_disk: here }) => make("option", { value: name, selected: name === before }, `${name}${here ? "" : " (to download)"}`)));
+  $("model").replaceChildren(...known.models.models.map(({ name, on_disk: here }) => make("option", { value: name, selected: name === before }, `${name}${here ? "" : " (to download)"}`)));
   modelNote();
 }
 
+/** What learning on a model takes, whether that fits, and settings with which it does. */
+function memoryOf({ learning = [], bytes }) {
+  const free = known.models.memory?.available;
+  const dtype = { bf16: "f16" }[draft.settings.dtype] ?? draft.settings.dtype ?? "f32";
+  const way = learning.find((way) => way.dtype === dtype && way.memory === (draft.settings.memory ?? "normal"));
+  if (!way) return free && bytes > free ? { problem: `Its weights alone take ${size(bytes)}, and ${size(free)} of memory are free: it will not fit.` } : {};
+  const needs = `Learning needs about ${size(way.bytes)} of memory`;
+  if (!free || way.bytes <= free) return { text: needs };
+  const better = learning.find(({ bytes: needed }) => needed <= free);
+  return { problem: `${needs}, and ${size(free)} are free${better ? "" : ": it will not fit"}.`, better };
+}
+
 function modelNote() {
-  const model = known.capabilities.models.find(({ name }) => name === $("model").value);
+  const model = known.models?.models.find(({ name }) => name === $("model").value);
   if (!model) return;
   const parts = model.title && model.title !== model.name ? [model.title] : [];
-  if (!model.on_disk) parts.push(model.bytes ? `Downloads about ${size(model.bytes)} at first use` : "Is downloaded at first use");
+  if (!model.on_disk) parts.push(model.bytes ? `About ${size(model.bytes)} to download` : "To download");
   if (model.licence) parts.push(`Licence: ${model.licence}`);
+  const { text, problem: tooLarge, better } = memoryOf(model);
+  if (text) parts.push(text);
   $("model-note").textContent = parts.join(" · ");
+  const room = known.models.disk?.free;
+  const problems = [tooLarge, !model.on_disk && room < model.bytes ? `The disk has ${size(room)} free: the download will not fit.` : null].filter(Boolean);
+  $("model-problem").textContent = problems.join(" ");
+  const actions = [];
+  if (better) actions.push(act(`Use ${better.dtype}${better.memory === "low" ? " and little memory" : ""}, ${size(better.bytes)}`, () => {
+    Object.assign(draft.settings, { dtype: better.dtype, memory: better.memory });
+    drawSettings();
+    modelNote();
+  }));
+  const coming = known.jobs.some(({ kind, state, request: { settings } }) => kind === "download" && !OVER.has(state) && settings?.model === model.name);
+  if (!model.on_disk) actions.push(make("button", { type: "button", disabled: coming, onclick: () => download(model.name) }, coming ? "Downloading" : "Download"));
+  const now = actions.map(({ textContent, disabled }) => `${textContent}${disabled}`).join();
+  if ($("model-actions").dataset.now === now) return; // keeps the focus
+  $("model-actions").dataset.now = now;
+  $("model-actions").replaceChildren(...actions);
+}
+
+function download(model) {
+  return attempt(async () => {
+    await ask("POST", "/v1/jobs", { kind: "download", settings: { model, all: true } });
+    announce("Added to the queue.");
+    await refresh();
+  });
 }
 
 // ---------------------------------------------------------------------------------------------
 // Jobs
 // ---------------------------------------------------------------------------------------------
 
-const TITLES = { analogy: "Analogy", learn: "Difference", apply: "Applied", caption: "Captions", generate: "Drawn from words" };
+const TITLES = { analogy: "Analogy", learn: "Difference", apply: "Applied", caption: "Captions", generate: "Drawn from words", download: "Download" };
 const STATES = { queued: "waiting", running: "running", done: "done", failed: "failed", cancelled: "cancelled" };
 const OVER = new Set(["done", "failed", "cancelled"]);
 
@@ -454,17 +493,16 @@ async function submit(request) {
 
 /** What is put together, as a request for B′. */
 function request(more = {}) {
-  if (draft.mode === "new") {
-    const { b } = draft.pictures;
-    return { kind: "analogy", pairs: [pair()], targets: [withCaption({ name: b.name, picture: b.data }, "b")], settings: { ...settingsFor("analogy"), ...more } };
-  }
+  const all = draft.targets.map(({ name, data }) => ({ name, picture: data }));
+  const targets = all.length === 1 ? [withCaption(all[0], "b")] : all;
+  if (draft.mode === "new") return { kind: "analogy", pairs: [pair()], targets, settings: { ...settingsFor("analogy"), ...more } };
   const settings = { ...settingsFor("apply"), ...more };
   const strip = $("strip").checked;
   if (strip) delete settings.strength;
   return {
     kind: "apply",
     difference: draft.difference,
-    targets: draft.targets.map(({ name, data }) => ({ name, picture: data })),
+    targets,
     ...(strip ? { strengths: STRENGTHS } : {}),
     settings,
   };
@@ -557,14 +595,14 @@ function actionsOf(job) {
   if (name && known.differences.some((difference) => difference.name === name)) actions.push(act("Use the difference", () => use(name)));
   if (pictures > 1) actions.push(make("a", { className: "button", href: `/v1/jobs/${job.id}/zip`, download: "" }, "Save all"));
   if (job.state === "failed" || job.state === "cancelled") actions.push(act("Try again", () => attempt(async () => { const next = await ask("POST", `/v1/jobs/${job.id}/retry`); shownJob = next.id; await refresh(); })));
-  if (Object.keys(job.request.settings ?? {}).some((name) => name !== "model")) actions.push(act("Same settings", () => useSettings(job.request.settings)));
+  if (job.kind !== "download" && Object.keys(job.request.settings ?? {}).some((name) => name !== "model")) actions.push(act("Same settings", () => useSettings(job.request.settings)));
   if (job.state !== "running") actions.push(act("Delete", () => attempt(async () => { await ask("DELETE", `/v1/jobs/${job.id}`); await refresh(); $("jobs-title").focus(); }), "quiet danger"));
   return actions;
 }
 
 function card(job) {
   const date = new Date(job.created);
-  const title = make("h3", { id: `job-${job.id}` }, job.results.find(({ kind }) => kind === "difference")?.name ?? job.request.name ?? job.request.difference ?? TITLES[job.kind] ?? job.kind);
+  const title = make("h3", { id: `job-${job.id}` }, job.results.find(({ kind }) => kind === "difference")?.name ?? job.request.name ?? job.request.difference ?? (job.kind === "download" ? job.request.settings.model : TITLES[job.kind]));
   const element = make(
     "article",
     { className: "job" },
@@ -578,7 +616,7 @@ function card(job) {
   if (row.length) element.append(make("div", { className: job.request.strengths?.length > 2 ? "row strip" : "row" }, ...row));
   if (job.error) element.append(make("p", { className: "problem" }, job.error.hint ? `${job.error.message} ${job.error.hint}` : job.error.message));
   for (const note of job.notes ?? []) element.append(make("p", { className: "note" }, note));
-  const more = [OVER.has(job.state) ? curve : null, job.command?.length ? make("pre", {}, job.command.map(quoted).join(" ")) : null].filter(Boolean);
+  const more = [OVER.has(job.state) ? curve : null, job.commands.length ? make("pre", {}, job.commands.map((words) => words.map(quoted).join(" ")).join("\n")) : null].filter(Boolean);
   if (more.length) element.append(make("details", { className: "more" }, make("summary", {}, more.length > 1 ? "Loss, and the same in a terminal" : "The same in a terminal"), ...more));
   return element;
 }
@@ -602,6 +640,7 @@ const signature = ({ progress, losses, ...job }) => JSON.stringify([job, Math.fl
 function drawJobs() {
   const shown = known.jobs.filter(({ kind }) => kind !== "caption");
   $("no-jobs").hidden = shown.length > 0;
+  $("older").hidden = known.jobs.length >= known.count;
   for (const id of [...cards.keys()]) if (!shown.some((job) => job.id === id)) { cards.get(id).element.remove(); cards.delete(id); }
   let previous = null;
   for (const job of shown) {
@@ -660,8 +699,13 @@ function updateResult() {
 async function refresh() {
   try {
     const states = new Map(known.jobs.map(({ id, state }) => [id, state]));
-    [known.jobs, known.differences] = await Promise.all([ask("GET", "/v1/jobs").then(({ jobs }) => jobs), ask("GET", "/v1/differences").then(({ differences }) => differences)]);
-    for (const job of known.jobs) if (states.has(job.id) && states.get(job.id) !== job.state && OVER.has(job.state) && job.kind !== "caption") announce(`${TITLES[job.kind]}: ${STATES[job.state]}.`);
+    const [found, { differences }] = await Promise.all([ask("GET", `/v1/jobs?limit=${listed}`), ask("GET", "/v1/differences")]);
+    Object.assign(known, { jobs: found.jobs, count: found.count, differences });
+    const ended = known.jobs.filter(({ id, state }) => states.has(id) && states.get(id) !== state && OVER.has(state));
+    for (const { kind, state } of ended) if (kind !== "caption") announce(`${TITLES[kind]}: ${STATES[state]}.`);
+    const absent = (name) => known.models?.models.some((model) => model.name === name && !model.on_disk);
+    if (ended.some(({ request: { settings } }) => absent(settings?.model))) await loadModels();
+    modelNote();
     drawJobs();
     drawLibrary();
     updateResult();
@@ -704,6 +748,7 @@ function drawLibrary() {
           act("Use", () => use(name)),
           act("Rename", () => rename(name)),
           make("a", { className: "button", href: `/v1/differences/${encodeURIComponent(name)}`, download: `${name}.safetensors` }, "Save"),
+          act("Export", () => openExports(name)),
           act("Delete", () => confirm(`Delete the difference “${name}”?`) && attempt(async () => { await ask("DELETE", `/v1/differences/${encodeURIComponent(name)}`); await refresh(); }), "quiet danger"),
         ),
       ),
@@ -729,6 +774,49 @@ function upload(file) {
     await refresh();
     announce(`${name} was added.`);
   });
+}
+
+// ---------------------------------------------------------------------------------------------
+// Other programs
+// ---------------------------------------------------------------------------------------------
+
+let exported = null; // the name of the difference
+
+function openExports(name) {
+  exported = name;
+  $("exports-title").textContent = `${name} in other programs`;
+  $("word").value = "";
+  $("back").checked = false;
+  $("exports").showModal();
+  return drawExports();
+}
+
+const USAGE = { place: "File goes to", prompt: "Prompt", negative_prompt: "Negative prompt", guidance_scale: "Guidance scale", strength: "Strength" };
+
+async function drawExports() {
+  const query = new URLSearchParams({ reverse: $("back").checked, ...($("word").value.trim() ? { word: $("word").value.trim() } : {}) });
+  const of = exported;
+  $("exports-problem").textContent = "";
+  try {
+    const { exports: all } = await ask("GET", `/v1/differences/${encodeURIComponent(of)}/exports?${query}`);
+    if (of !== exported) return;
+    $("word").placeholder = all[0]?.word ?? "";
+    $("programs").replaceChildren(
+      ...all.map(({ program, files, usage, notes }) =>
+        make(
+          "article",
+          {},
+          make("h3", {}, program),
+          make("p", { className: "files" }, ...files.map(({ name, url }) => make("a", { className: "button", href: url, download: name }, name))),
+          make("dl", {}, ...Object.entries(usage).flatMap(([key, text]) => [make("dt", {}, USAGE[key]), make("dd", {}, String(text))])),
+          ...notes.map((note) => make("p", { className: "note" }, note)),
+        ),
+      ),
+    );
+    if (!all.length) $("programs").append(make("p", { className: "empty" }, "No other program reads differences that were learned on this model."));
+  } catch (error) {
+    $("exports-problem").textContent = error.message;
+  }
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -775,8 +863,8 @@ function listen() {
     drawTiles();
   });
   $("example").addEventListener("click", () => {
-    for (const key of Object.keys(TILES)) draft.pictures[key] = { name: `${key}.png`, data: known.capabilities.example[key] };
-    draft.captions = {};
+    const [a, a_prime, b] = Object.keys(TILES).map((key) => ({ name: `${key}.png`, data: known.capabilities.example[key] }));
+    Object.assign(draft, { pictures: { a, a_prime }, targets: [b], captions: {} });
     shownJob = null;
     drawTiles();
     $("go").focus();
@@ -789,7 +877,10 @@ function listen() {
   }
   $("find").addEventListener("input", drawSettings);
   $("all").addEventListener("change", drawSettings);
-  $("defaults").addEventListener("click", () => { draft.settings = {}; drawSettings(); });
+  $("defaults").addEventListener("click", () => { draft.settings = {}; drawSettings(); modelNote(); });
+  $("older").addEventListener("click", () => { listed += 50; refresh(); });
+  for (const id of ["word", "back"]) $(id).addEventListener("change", drawExports);
+  $("exports-close").addEventListener("click", () => $("exports").close());
   $("model").addEventListener("change", modelNote);
   for (const [id, accept] of [["restore", restore], ["upload", upload]]) {
     $(id).addEventListener("change", async ({ target }) => {
@@ -801,8 +892,8 @@ function listen() {
     const files = picturesIn(event.clipboardData);
     if (!files.length) return;
     event.preventDefault();
-    if (draft.mode === "use") addTargets(files);
-    else place(focusedTile ?? Object.keys(TILES).find((key) => !draft.pictures[key]) ?? "b", files);
+    const empty = Object.keys(TILES).find((key) => !pictureAt(key));
+    place(draft.mode === "use" ? "b" : (focusedTile ?? empty ?? "b"), files);
   });
   for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault()); // a missed drop must not leave the page
   $("slide").addEventListener("input", ({ target }) => $("compare").style.setProperty("--at", `${target.value}%`));
@@ -818,7 +909,7 @@ async function begin() {
   drawTiles();
   await attempt(async () => {
     known.capabilities = await ask("GET", "/v1/capabilities");
-    drawModels();
+    await loadModels();
     drawSettings();
     foot();
   });
