@@ -68,7 +68,7 @@ pub(crate) enum Format {
     A1111,
     /// ComfyUI
     Comfyui,
-    /// Hugging Face's library
+    /// diffusers, Hugging Face's library
     Diffusers,
     /// InvokeAI
     Invokeai,

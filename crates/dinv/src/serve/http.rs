@@ -1,8 +1,8 @@
 //! The HTTP interface (docs/guide/server.md).
 
 use std::convert::Infallible;
-use std::fs;
-use std::io::{Cursor, Write};
+use std::fs::{self, File};
+use std::io::{self, Seek};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +27,7 @@ use serde::Deserialize;
 use serde_json::{Value, json as object};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
+use tokio_util::io::ReaderStream;
 
 use crate::cli::terminal;
 
@@ -47,6 +48,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const CLIENTS: usize = 256;
 /// The maximum number of clients that follow jobs, which leaves places for the others.
 const FOLLOWERS: usize = 128;
+/// The bytes of a file that are read at once.
+const PIECE: usize = 64 << 10;
 /// The minimum time between two events of a running job.
 pub(super) const BETWEEN_EVENTS: Duration = Duration::from_millis(250);
 
@@ -290,9 +293,21 @@ pub(super) async fn body(app: &App, headers: &HeaderMap, body: Body) -> Answer<V
 
 /// A file as an answer.
 async fn file(path: PathBuf, kind: &'static str) -> Answer<Response> {
-    let read = move || Ok(fs::read(&path).map_err(Error::io(&path))?);
-    let bytes = blocking(read).await?;
-    Ok(([(header::CONTENT_TYPE, kind)], bytes).into_response())
+    let opened = tokio::fs::File::open(&path).await;
+    streamed(opened.map_err(Error::io(&path))?, kind).await
+}
+
+/// An open file as an answer, which is read while it is sent.
+async fn streamed(file: tokio::fs::File, kind: &'static str) -> Answer<Response> {
+    let headers = [
+        (header::CONTENT_TYPE, kind.to_owned()),
+        (
+            header::CONTENT_LENGTH,
+            file.metadata().await?.len().to_string(),
+        ),
+    ];
+    let body = Body::from_stream(ReaderStream::with_capacity(file, PIECE));
+    Ok((headers, body).into_response())
 }
 
 /// The header that names a download.
@@ -462,7 +477,8 @@ async fn get_zip(State(app): Shared, Named(id): Named<String>) -> Answer<Respons
         let job = app.store.get(&id)?;
         let options = zip::write::SimpleFileOptions::default()
             .compression_method(zip::CompressionMethod::Stored); // PNGs are compressed
-        let mut archive = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        let file = tempfile::tempfile_in(&app.store.folder)?; // gone when it is closed
+        let mut archive = zip::ZipWriter::new(file);
         let pictures = job
             .stored
             .results
@@ -472,13 +488,16 @@ async fn get_zip(State(app): Shared, Named(id): Named<String>) -> Answer<Respons
         for path in names.filter_map(|name| job_file(&app.store, &id, name)) {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             archive.start_file(name, options)?;
-            archive.write_all(&fs::read(&path).map_err(Error::io(&path))?)?;
+            let mut picture = File::open(&path).map_err(Error::io(&path))?;
+            io::copy(&mut picture, &mut archive)?;
         }
-        Ok((id, archive.finish()?.into_inner()))
+        let mut file = archive.finish()?;
+        file.rewind()?;
+        Ok((id, file))
     };
-    let (id, bytes) = blocking(pack).await?;
-    let kind = [(header::CONTENT_TYPE, "application/zip")];
-    Ok((attachment(&format!("dinv-{id}.zip")), kind, bytes).into_response())
+    let (id, file) = blocking(pack).await?;
+    let packed = streamed(tokio::fs::File::from_std(file), "application/zip").await?;
+    Ok((attachment(&format!("dinv-{id}.zip")), packed).into_response())
 }
 
 /// Answers with the events of a job, from the one after `Last-Event-ID`.

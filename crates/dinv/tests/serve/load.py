@@ -288,7 +288,7 @@ def slow(arguments):
 def full(arguments):
     """A full disk: requests are refused, reads are answered, and room makes it work again."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True)
         try:
             server = Server(arguments.program, folder, "--queue", "1000")
             held = server.job(learning(0, steps=100_000))
@@ -305,7 +305,7 @@ def full(arguments):
             server.stop()
         finally:
             subprocess.run(["umount", folder], check=True)
-        print(f"a disk of 4 MB: posts {dict(statuses)}, reads {answered}; after removing jobs, a new one is {state}; {left} folders of 2 jobs")
+        print(f"a disk of 1 MB: posts {dict(statuses)}, reads {answered}; after removing jobs, a new one is {state}; {left} folders of 2 jobs")
         assert set(statuses) == {202, 507} and set(answered) == {200} and state == "done" and left == 2
 
 

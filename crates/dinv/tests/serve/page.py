@@ -85,6 +85,14 @@ def use(page, server, watcher, restarted):
     expect(page.locator("#go")).to_be_enabled()
     watcher.look("chosen")
 
+    expect(page.locator("#model-note")).to_contain_text("of memory")
+    page.locator("#model").select_option("sdxl")
+    expect(page.locator("#model-note")).to_contain_text("to download")
+    expect(page.get_by_role("button", name="Download", exact=True)).to_be_visible()
+    watcher.look("large-model")
+    page.locator("#model").select_option("demo")
+    expect(page.get_by_role("button", name="Download", exact=True)).to_be_hidden()
+
     page.locator("#draft").click()
     done(newest(page))
     expect(newest(page).locator("time")).to_contain_text("(draft)")
@@ -127,6 +135,30 @@ def use(page, server, watcher, restarted):
     expect(page.locator("#changed")).to_contain_text("changed")
     expect(page.locator("#setting-reverse")).to_have_value("true")
     page.locator("#defaults").click()
+    page.locator(".difference").first.get_by_role("button", name="Export").click()
+    expect(page.locator("#programs article")).to_have_count(1)  # diffusers opens the demo model
+    page.locator("#back").check()
+    expect(page.locator("#programs")).to_contain_text("-back>")
+    page.locator("#word").fill("not a word")
+    page.keyboard.press("Tab")
+    expect(page.locator("#exports-problem")).to_contain_text("letters")
+    page.locator("#word").fill("my-word")
+    page.keyboard.press("Tab")
+    expect(page.locator("#programs")).to_contain_text("<my-word>")
+    watcher.look("exports")
+    with page.expect_download() as saved:
+        page.locator("#programs .files a").first.click()
+    assert Path(saved.value.path()).stat().st_size > 1000
+    page.locator("#exports-close").click()
+
+    for key in ["a", "a_prime"]:
+        page.locator(f"#tile-{key} input[type=file]").set_input_files(pictures / f"{key}.png")
+    page.locator("#tile-b input[type=file]").set_input_files([pictures / "b.png", pictures / "a.png"])
+    watcher.look("many-new")
+    page.locator("#draft").click()
+    done(newest(page))
+    expect(newest(page).locator("button.picture")).to_have_count(2)
+    page.get_by_role("button", name="Clear").click()
     page.locator("#tab-use").click()
     page.get_by_label("Difference", exact=True).select_option(index=1)
     page.locator("#tile-b input[type=file]").set_input_files([pictures / "b.png", pictures / "a.png"])

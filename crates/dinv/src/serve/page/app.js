@@ -444,7 +444,7 @@ function modelNote() {
   const problems = [tooLarge, !model.on_disk && room < model.bytes ? `The disk has ${size(room)} free: the download will not fit.` : null].filter(Boolean);
   $("model-problem").textContent = problems.join(" ");
   const actions = [];
-  if (better) actions.push(act(`Use ${better.dtype}${better.memory === "low" ? " and little memory" : ""}, ${size(better.bytes)}`, () => {
+  if (better) actions.push(act(`Save memory: ${size(better.bytes)}`, () => {
     Object.assign(draft.settings, { dtype: better.dtype, memory: better.memory });
     drawSettings();
     modelNote();
@@ -791,7 +791,7 @@ function openExports(name) {
   return drawExports();
 }
 
-const USAGE = { place: "File goes to", prompt: "Prompt", negative_prompt: "Negative prompt", guidance_scale: "Guidance scale", strength: "Strength" };
+const USAGE = { place: "Where it goes", prompt: "Prompt", negative_prompt: "Negative prompt", guidance_scale: "Guidance scale", strength: "Strength" };
 
 async function drawExports() {
   const query = new URLSearchParams({ reverse: $("back").checked, ...($("word").value.trim() ? { word: $("word").value.trim() } : {}) });
@@ -808,7 +808,7 @@ async function drawExports() {
           {},
           make("h3", {}, program),
           make("p", { className: "files" }, ...files.map(({ name, url }) => make("a", { className: "button", href: url, download: name }, name))),
-          make("dl", {}, ...Object.entries(usage).flatMap(([key, text]) => [make("dt", {}, USAGE[key]), make("dd", {}, String(text))])),
+          make("dl", {}, ...Object.entries(USAGE).flatMap(([key, title]) => [make("dt", {}, title), make("dd", {}, String(usage[key]))])),
           ...notes.map((note) => make("p", { className: "note" }, note)),
         ),
       ),
