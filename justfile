@@ -57,10 +57,11 @@ page out:
     cargo build --release --bin dinv
     python crates/dinv/tests/serve/page.py --out {{out}}
 
-# `dinv serve` killed 200 times, under 50 clients for two minutes, and over 1000 jobs.
+# `dinv serve` killed 200 times, under 50 clients for two minutes, over 1000 jobs, with 10 000 queued, and with clients that
+# do not read. `load.py full` needs root.
 load:
     cargo build --release --bin dinv
-    for kind in kills clients jobs; do python crates/dinv/tests/serve/load.py $kind || exit 1; done
+    for kind in kills clients jobs posts slow; do python crates/dinv/tests/serve/load.py $kind || exit 1; done
 
 # Whether diffusers draws with an exported difference what `dinv` draws (Python as above).
 interop:

@@ -12,8 +12,8 @@ use crate::hub::ModelId;
 #[cfg(feature = "hub")]
 use crate::weights::read_config;
 
-/// The captioner that the paper uses, for models from the Hub.
-pub const CAPTIONER: &str = "Salesforce/blip2-opt-2.7b";
+/// The captioner for models from the Hub: BLIP, 1.9 GB. The paper's is BLIP-2, `Salesforce/blip2-opt-2.7b`, 15 GB.
+pub const CAPTIONER: &str = "Salesforce/blip-image-captioning-large";
 
 /// The joint spaces of the text encoders in use, each with the width, activation and depths that identify
 /// the encoder. Diffusion models on ViT-H-14 leave out its last layer.
@@ -38,7 +38,7 @@ const JOINT_SPACES: [(&str, usize, &str, [usize; 2]); 3] = [
 const LICENCES: [(&str, &str); 3] = [
     ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", "mit"),
     ("laion/CLIP-ViT-bigG-14-laion2B-39B-b160k", "mit"),
-    (CAPTIONER, "mit"),
+    (CAPTIONER, "bsd-3-clause"),
 ];
 
 /// The known joint spaces of a model's text encoders. An encoder is identified by the width, depth and

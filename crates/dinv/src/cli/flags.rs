@@ -106,7 +106,7 @@ pub(crate) struct ModelSettings {
     #[serde(deserialize_with = "one_or_several")]
     pub(crate) clip: Option<Vec<PathBuf>>,
     /// Captioner, a transformers BLIP or BLIP-2: a folder or a name of the Hub [default: captioner in the
-    /// model's folder or next to its file; for a model of the Hub, Salesforce/blip2-opt-2.7b]
+    /// model's folder or next to its file; for a model of the Hub, Salesforce/blip-image-captioning-large]
     #[arg(long, value_name = "MODEL", hide_short_help = true)]
     pub(crate) captioner: Option<PathBuf>,
     /// Size in pixels, 512 or 768x512 [default: the model's]

@@ -843,7 +843,7 @@ fn the_joint_space_and_the_captioner_come_when_they_are_needed() {
     setup.hub.add("tests/bare", &bare);
     let clip = "openai/clip-vit-large-patch14";
     setup.hub.add(clip, &golden("pipeline/clip"));
-    let captioner = "Salesforce/blip2-opt-2.7b";
+    let captioner = "Salesforce/blip-image-captioning-large";
     setup.hub.add(captioner, &golden("pipeline/captioner"));
 
     let asked = |arguments: &str| -> Vec<String> {
@@ -1068,7 +1068,7 @@ fn a_method_that_needs_the_captioner_joins_those_that_do_not() {
     super::copy_folder(&golden("pipeline"), &bare);
     fs::remove_dir_all(bare.join("captioner")).unwrap();
     setup.hub.add("tests/bare", &bare);
-    let captioner = "Salesforce/blip2-opt-2.7b";
+    let captioner = "Salesforce/blip-image-captioning-large";
     setup.hub.add(captioner, &golden("pipeline/captioner"));
     let line = r#"{"a": "a.png", "a_prime": "a_prime.png", "b": "b.png",
         "captions": {"b": "noon", "b_prime": "evening"}}"#;
