@@ -11,8 +11,8 @@ pub(crate) enum Exit {
     Failed,
     /// 2: wrong usage: invalid command or settings; nothing was done.
     Usage,
-    /// 75, `EX_TEMPFAIL` of sysexits.h: a temporary failure, such as a network that cannot be reached, or another run that
-    /// writes the same output. A scheduler can start the same command again.
+    /// 75, `EX_TEMPFAIL` of sysexits.h: a temporary failure, such as a network that cannot be reached, another run that
+    /// writes the same output, or a time slot that is over. A scheduler can start the same command again.
     Again,
     /// 128 plus the number of the signal that asked for a stop, as in shells: 130 after Ctrl-C, 143 after
     /// SIGTERM, 129 after the terminal was closed. Finished results are kept.
@@ -26,7 +26,7 @@ Exit codes:
   0    done
   1    failed
   2    wrong usage: invalid command or settings; nothing was done
-  75   try again later: the network failed, or another run writes the same output
+  75   try again later: the network failed, another run writes the same output, or --minutes are over
   130  stopped by Ctrl-C (143 by SIGTERM, 129 by closing the terminal); finished results are kept";
 
 impl Exit {

@@ -404,7 +404,9 @@ fn number_or_text<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>,
 }
 
 /// Paths; a settings file may write a single one without brackets.
-fn one_or_several<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Vec<PathBuf>>, D::Error> {
+pub(crate) fn one_or_several<'de, D: Deserializer<'de>>(
+    value: D,
+) -> Result<Option<Vec<PathBuf>>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Paths {
@@ -419,7 +421,7 @@ fn one_or_several<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Vec<Path
 }
 
 /// Texts; a settings file may write a single one without brackets.
-fn one_or_several_texts<'de, D: Deserializer<'de>>(
+pub(crate) fn one_or_several_texts<'de, D: Deserializer<'de>>(
     value: D,
 ) -> Result<Option<Vec<String>>, D::Error> {
     let paths = one_or_several(value)?;

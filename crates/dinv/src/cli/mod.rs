@@ -2,6 +2,7 @@
 
 mod analogy;
 mod apply;
+mod batch;
 mod canvas;
 mod caption;
 mod change;
@@ -64,6 +65,7 @@ enum Command {
     Learn(Box<learn::LearnArgs>),
     Apply(Box<apply::ApplyArgs>),
     Generate(Box<generate::GenerateArgs>),
+    Batch(Box<batch::BatchArgs>),
     Caption(caption::CaptionArgs),
     Export(export::ExportArgs),
     Eval(eval::EvalArgs),
@@ -96,6 +98,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Learn(args) => learn::run(&args),
         Command::Apply(args) => apply::run(*args),
         Command::Generate(args) => generate::run(&args),
+        Command::Batch(args) => batch::run(&args),
         Command::Caption(args) => caption::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Eval(args) => eval::run(&args),

@@ -52,6 +52,8 @@ enum Origin {
     Known(&'static str),
     /// The flag `--draft`.
     Draft,
+    /// A line of a batch.
+    Line(String),
 }
 
 /// All given settings, lowest precedence first.
@@ -108,6 +110,21 @@ impl Settings {
             layer.check_names(&names)?;
             self.layers.insert(0, layer);
         }
+        Ok(self)
+    }
+
+    /// Puts the settings of a line of a batch, which `place` names, above all others.
+    pub(crate) fn with_line(
+        mut self,
+        place: &str,
+        values: &Map<String, Value>,
+    ) -> anyhow::Result<Self> {
+        let layer = Layer {
+            origin: Origin::Line(place.to_owned()),
+            values: values.clone(),
+        };
+        layer.check_names(&names::<AnalogyConfig>()?)?;
+        self.layers.push(layer);
         Ok(self)
     }
 
@@ -224,6 +241,7 @@ impl Layer {
             Origin::Model(path) => Failure::new(format!("{}: {message}", path.display())),
             Origin::Known(name) => Failure::new(format!("{name}: {message}")),
             Origin::Draft => Failure::new(format!("--draft: {message}")),
+            Origin::Line(place) => Failure::usage(format!("{place}: {message}")),
         }
     }
 }

@@ -69,6 +69,13 @@ impl Shard {
         place % self.of == self.number - 1
     }
 
+    /// The items of this part, where neighbours stay together.
+    pub(crate) fn stretch<T>(self, items: Vec<T>) -> Vec<T> {
+        let total = items.len();
+        let [first, end] = [self.number - 1, self.number].map(|number| number * total / self.of);
+        items.into_iter().take(end).skip(first).collect()
+    }
+
     /// Says which part this is if a scheduler named it.
     pub(crate) fn announce(self, watcher: &mut Watcher) {
         if self.engine.is_some() {
@@ -286,6 +293,11 @@ mod tests {
             .into();
         for place in 0..7 {
             assert_eq!(shards.iter().filter(|shard| shard.has(place)).count(), 1);
+        }
+        for total in 0..8 {
+            let items: Vec<usize> = (0..total).collect();
+            let stretches = shards.iter().map(|shard| shard.stretch(items.clone()));
+            assert_eq!(stretches.collect::<Vec<_>>().concat(), items);
         }
         for text in ["0/3", "4/3", "1/0", "1", "/", "auto/0", "auto/x"] {
             let message = text.parse::<Shard>().unwrap_err();

@@ -183,6 +183,11 @@ pub(crate) fn chain(error: &anyhow::Error) -> String {
     text
 }
 
+/// Whether what failed may succeed later.
+pub(crate) fn is_temporary(error: &anyhow::Error) -> bool {
+    exit_of(error) == Exit::Again
+}
+
 fn exit_of(error: &anyhow::Error) -> Exit {
     if let Some(failure) = error.downcast_ref::<Failure>() {
         return failure.exit;

@@ -11,6 +11,7 @@ const COMMANDS: &[&str] = &[
     "learn",
     "apply",
     "generate",
+    "batch",
     "caption",
     "export",
     "eval",

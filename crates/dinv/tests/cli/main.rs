@@ -7,6 +7,7 @@
 )]
 
 mod bad_input;
+mod batch;
 mod documents;
 mod eval;
 mod export;
