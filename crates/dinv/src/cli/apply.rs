@@ -179,7 +179,7 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
             .map_err(|error| args.stopped(error, job))?;
         let mut b = Value::Null;
         output.publish_one(&job.name, |path| {
-            b = job.write(&applied, recipe.clone(), path)?;
+            b = write(&applied, job.b, recipe.clone(), path)?;
             Ok(())
         })?;
         output.give_back();
@@ -214,20 +214,25 @@ impl Job<'_> {
             caption_b: self.caption.clone(),
         })
     }
+}
 
-    /// Writes the result with its recipe to `path`; returns the recipe's entry about B.
-    fn write(&self, applied: &Applied, mut recipe: Recipe, path: &Path) -> anyhow::Result<Value> {
-        let b = json!({
-            "file": text_of(self.b), "caption": applied.caption_b, "prompt": applied.prompt_b,
-        });
-        recipe.input("b", &b)?;
-        let text = [
-            ("Software", recipe.program.as_str()),
-            ("dinv", &recipe.to_line()?),
-        ];
-        save_png(path, &applied.b_prime, &text)?;
-        Ok(b)
-    }
+/// Writes B′ with its recipe to `path`; returns the recipe's entry about B.
+pub(crate) fn write(
+    applied: &Applied,
+    b: &Path,
+    mut recipe: Recipe,
+    path: &Path,
+) -> anyhow::Result<Value> {
+    let b = json!({
+        "file": text_of(b), "caption": applied.caption_b, "prompt": applied.prompt_b,
+    });
+    recipe.input("b", &b)?;
+    let text = [
+        ("Software", recipe.program.as_str()),
+        ("dinv", &recipe.to_line()?),
+    ];
+    save_png(path, &applied.b_prime, &text)?;
+    Ok(b)
 }
 
 impl ApplyArgs {

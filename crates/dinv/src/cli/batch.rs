@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use difference_inversion::Error;
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
-use difference_inversion::image::{load_image, read_png_text, save_png};
-use difference_inversion::job::{Job, LearnJob};
+use difference_inversion::image::{load_image, read_png_text};
+use difference_inversion::job::{Job, LearnJob, PairFiles};
 use difference_inversion::method::analogy::{self, Target};
 use difference_inversion::method::difference::DifferenceTokens;
 use indicatif::HumanDuration;
@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use self::manifest::{Entry, Source};
 use self::plan::{DIFFERENCES, Picture, Shared, Task, Times};
 
+use super::apply;
 use super::checkpoint;
 use super::fetch::{self, Fetcher, Needs};
 use super::fitting::{self, Measured};
@@ -30,11 +31,14 @@ use super::flags::{
 };
 use super::output::{Kind, Outputs};
 use super::pictures;
-use super::record::{Recipe, text_of};
+use super::record::{Recipe, file_name, text_of};
 use super::settings::Settings;
 use super::shard::Shard;
 use super::terminal::{self, Failure};
 use super::watch::{self, Watcher};
+
+/// How often a run looks whether another one has learned a difference.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 
 /// Do many jobs from a file, learning each difference once
 ///
@@ -144,7 +148,7 @@ pub(crate) fn run(args: &BatchArgs) -> anyhow::Result<()> {
         deadline: args
             .minutes
             .map(|minutes| started + Duration::from_secs(60 * minutes)),
-        times: output.join(Times::file(&shard.to_string())),
+        times: output.join(Times::file(shard)),
         watcher: &mut watcher,
         tokens: None,
         broken: None,
@@ -500,16 +504,10 @@ impl Run<'_> {
         recipe.input("difference", text_of(task.difference_file(self.output)))?;
         recipe.input("difference_tokens", tokens.fingerprint())?;
         recipe.input("id", &picture.id)?;
-        let b = json!({
-            "file": text_of(&picture.wanted.b), "caption": applied.caption_b, "prompt": applied.prompt_b,
-        });
-        recipe.input("b", &b)?;
+        let mut b = Value::Null;
         output.publish_one(&picture.name, |path| {
-            let text = [
-                ("Software", recipe.program.as_str()),
-                ("dinv", &recipe.to_line()?),
-            ];
-            Ok(save_png(path, &applied.b_prime, &text)?)
+            b = apply::write(&applied, &picture.wanted.b, recipe, path)?;
+            Ok(())
         })?;
         self.took("apply", started)?;
         let path = output.path(&picture.name);
@@ -534,41 +532,65 @@ impl Run<'_> {
         }
         self.tokens = None;
         let path = task.difference_file(self.output);
-        if let Source::Pairs(pairs) = &task.source
-            && !path.is_file()
-        {
-            let started = Instant::now();
-            let checkpoint = checkpoint::beside(&path);
-            let mut output = Outputs::file(&path, Kind::Tensors, false, &[])?;
-            let spent = super::record::file_name(&checkpoint);
-            output.claim(&spent)?;
-            output.check()?;
-            let job = LearnJob {
-                pairs: pairs.clone(),
-                settings: task.config.clone(),
-                records: checkpoint::records(&checkpoint, checkpoint.exists(), false)?,
-            };
-            let examples = job.open(self.models.pipeline().device())?;
-            let deadline = self.deadline;
-            let watcher = &mut *self.watcher;
-            let learned = job.run(self.models, &examples, &mut |progress| {
-                let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
-                match watcher.observe(progress) {
-                    ControlFlow::Continue(()) if late => ControlFlow::Break(()),
-                    flow => flow,
+        if let Source::Pairs(pairs) = &task.source {
+            let mut waits = false;
+            while !path.is_file() {
+                match self.learn(task, pairs, &path) {
+                    Ok(()) => {}
+                    // Where there are no locks, another run may have learned the same.
+                    Err(_) if path.is_file() => {}
+                    Err(error) if terminal::is_temporary(&error) && !self.is_late() => {
+                        if !waits {
+                            let learns = "another run learns it; this one waits";
+                            self.watcher
+                                .notice(&format!("{}: {learns}", path.display()));
+                        }
+                        waits = true;
+                        std::thread::sleep(BETWEEN_LOOKS);
+                        if watch::stopping() {
+                            return Err(Failure::interrupted("stopped").into());
+                        }
+                    }
+                    Err(error) => return Err(error),
                 }
-            })?;
-            let name = super::record::file_name(&path);
-            output.publish(Some(&spent), |place| {
-                Ok(learned.tokens.save(&place(&name))?)
-            })?;
-            self.took("learn", started)?;
-            if !self.json {
-                self.watcher.result(path.display())?;
             }
         }
         let tokens = DifferenceTokens::load(&path, self.models.pipeline().device())?;
         self.tokens = Some((task.difference.clone(), tokens));
+        Ok(())
+    }
+
+    /// Learns the difference of pairs and writes it to `path`.
+    fn learn(&mut self, task: &Task, pairs: &[PairFiles], path: &Path) -> anyhow::Result<()> {
+        let started = Instant::now();
+        let checkpoint = checkpoint::beside(path);
+        let mut output = Outputs::file(path, Kind::Tensors, false, &[])?;
+        let (name, spent) = (file_name(path), file_name(&checkpoint));
+        output.claim(&spent)?;
+        output.check()?;
+        let job = LearnJob {
+            pairs: pairs.to_vec(),
+            settings: task.config.clone(),
+            // Its name says that it is of the same pairs and settings.
+            records: checkpoint::records(&checkpoint, checkpoint.exists(), false)?,
+        };
+        let examples = job.open(self.models.pipeline().device())?;
+        let deadline = self.deadline;
+        let watcher = &mut *self.watcher;
+        let learned = job.run(self.models, &examples, &mut |progress| {
+            let late = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+            match watcher.observe(progress) {
+                ControlFlow::Continue(()) if late => ControlFlow::Break(()),
+                flow => flow,
+            }
+        })?;
+        output.publish(Some(&spent), |place| {
+            Ok(learned.tokens.save(&place(&name))?)
+        })?;
+        self.took("learn", started)?;
+        if !self.json {
+            self.watcher.result(path.display())?;
+        }
         Ok(())
     }
 

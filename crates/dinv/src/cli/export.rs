@@ -68,10 +68,22 @@ pub(crate) enum Format {
     A1111,
     /// ComfyUI
     Comfyui,
-    /// diffusers, Hugging Face's library
+    /// Hugging Face's library
     Diffusers,
     /// InvokeAI
     Invokeai,
+}
+
+impl Format {
+    /// The name of the program.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::A1111 => "A1111 and Forge",
+            Self::Comfyui => "ComfyUI",
+            Self::Diffusers => "diffusers",
+            Self::Invokeai => "InvokeAI",
+        }
+    }
 }
 
 /// A file: its name, and its tensors.
@@ -222,14 +234,9 @@ fn files(tokens: &DifferenceTokens, format: Format, name: &str) -> anyhow::Resul
         _ => false,
     };
     if !is_known {
-        let program = match format {
-            Format::A1111 => "A1111",
-            Format::Comfyui => "ComfyUI",
-            Format::Diffusers => "diffusers",
-            Format::Invokeai => "InvokeAI",
-        };
         let message = format!(
-            "{program} reads no textual inversions for a {denoiser} with token embeddings of width {widths:?}"
+            "{} reads no textual inversions for a {denoiser} with token embeddings of width {widths:?}",
+            format.title()
         );
         let hint = "Stable Diffusion 1, 2 and XL work everywhere, FLUX.1 with comfyui and diffusers, Stable Diffusion 3 \
                     with comfyui, the demo model with diffusers";

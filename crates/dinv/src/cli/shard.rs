@@ -19,43 +19,57 @@ pub(crate) struct Shard {
 struct Engine {
     title: &'static str,
     index: &'static str,
-    /// The index of the first task; 0 without such a variable.
+    /// The index of the first task.
     first: Option<&'static str>,
+    /// The same, without such a variable.
+    base: usize,
     count: Option<&'static str>,
 }
 
 /// The schedulers, by their documentation: Slurm (`job_array.html`), Kubernetes (indexed jobs), AWS Batch (array jobs),
-/// Google Cloud Run (jobs), SkyPilot (managed job groups).
-const ENGINES: [Engine; 5] = [
+/// Google Cloud Run (jobs), SkyPilot (managed job groups), HyperQueue (task arrays, which its examples count from 1).
+const ENGINES: [Engine; 6] = [
     Engine {
         title: "Slurm",
         index: "SLURM_ARRAY_TASK_ID",
         first: Some("SLURM_ARRAY_TASK_MIN"),
+        base: 0,
         count: Some("SLURM_ARRAY_TASK_COUNT"),
     },
     Engine {
         title: "Kubernetes",
         index: "JOB_COMPLETION_INDEX",
         first: None,
+        base: 0,
         count: None,
     },
     Engine {
         title: "AWS Batch",
         index: "AWS_BATCH_JOB_ARRAY_INDEX",
         first: None,
+        base: 0,
         count: Some("AWS_BATCH_JOB_ARRAY_SIZE"),
     },
     Engine {
         title: "Cloud Run",
         index: "CLOUD_RUN_TASK_INDEX",
         first: None,
+        base: 0,
         count: Some("CLOUD_RUN_TASK_COUNT"),
     },
     Engine {
         title: "SkyPilot",
         index: "SKYPILOT_JOB_RANK",
         first: None,
+        base: 0,
         count: Some("SKYPILOT_NUM_JOBS"),
+    },
+    Engine {
+        title: "HyperQueue",
+        index: "HQ_TASK_ID",
+        first: None,
+        base: 1,
+        count: None,
     },
 ];
 /// The distance between Slurm's indices, which has to be 1.
@@ -67,6 +81,11 @@ impl Shard {
     /// Whether an item is of this part, by its place among all, counted from 0.
     pub(crate) fn has(self, place: usize) -> bool {
         place % self.of == self.number - 1
+    }
+
+    /// Its number, counted from 1, and that of all parts.
+    pub(crate) fn numbers(self) -> (usize, usize) {
+        (self.number, self.of)
     }
 
     /// The items of this part, where neighbours stay together.
@@ -102,7 +121,7 @@ impl Shard {
         }
         let first = match engine.first.filter(|first| variable(first).is_some()) {
             Some(first) => number(first)?,
-            None => 0,
+            None => engine.base,
         };
         if first > 1 {
             let name = engine.first.unwrap_or_default();
@@ -229,6 +248,8 @@ mod tests {
         let kubernetes = [("JOB_COMPLETION_INDEX", "7")];
         let found = auto(Some(8), &kubernetes).unwrap();
         assert_eq!(found, "part 8 of 8, as Kubernetes numbers it");
+        let found = auto(Some(8), &[("HQ_TASK_ID", "8")]).unwrap();
+        assert_eq!(found, "part 8 of 8, as HyperQueue numbers it");
     }
 
     #[test]
@@ -241,6 +262,7 @@ mod tests {
             ),
             (None, &[("JOB_COMPLETION_INDEX", "0")], "give auto/n"),
             (Some(4), &[("JOB_COMPLETION_INDEX", "4")], "none of 4 parts"),
+            (Some(4), &[("HQ_TASK_ID", "0")], "none of 4 parts from 1 on"),
             (
                 Some(4),
                 &[("JOB_COMPLETION_INDEX", "x")],

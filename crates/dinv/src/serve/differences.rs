@@ -273,7 +273,7 @@ pub(crate) fn exports(store: &Store, name: &str, wish: &Wish) -> Answer<Vec<Valu
             json!({ "name": file, "url": url })
         });
         Some(json!({
-            "format": value.get_name(), "program": value.get_help().map(ToString::to_string), "word": word,
+            "format": value.get_name(), "program": format.title(), "word": word,
             "files": files.collect::<Vec<_>>(), "usage": exported.usage, "notes": exported.notes,
         }))
     };

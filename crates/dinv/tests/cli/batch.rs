@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{Done, run, workplace};
+use super::{Done, dinv, run, workplace};
 
 /// A workplace with a folder of two pairs, and three pictures to change.
 fn set() -> TempDir {
@@ -173,19 +173,30 @@ fn a_folder_becomes_jobs_and_the_jobs_pictures() {
     assert!(contents(&work.path().join("made")) == made);
 }
 
-/// The parts of several machines, copied together, are what one machine makes.
+/// The parts of several machines that share a folder are what one machine makes, also at the same time.
 #[test]
 fn parts_make_the_whole() {
     let work = set();
     write(&work, &jobs(&work));
     succeed(&work, &format!("batch {QUICK} set/jobs.jsonl -o whole -q"));
-    for part in ["1/2", "2/2"] {
-        succeed(
-            &work,
-            &format!("batch {QUICK} set/jobs.jsonl -o parts -q --shard {part}"),
-        );
+    let mut parts: Vec<_> = ["1/3", "2/3", "3/3"]
+        .iter()
+        .map(|part| {
+            dinv(work.path())
+                .args(format!("batch {QUICK} set/jobs.jsonl -o parts -q --shard {part}").split(' '))
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for part in &mut parts {
+        assert_eq!(part.wait().unwrap().code(), Some(0));
     }
     assert!(contents(&work.path().join("whole")) == contents(&work.path().join("parts")));
+    // Nothing was done twice.
+    let times = fs::read_dir(work.path().join("parts")).unwrap().flatten();
+    let times = times.filter(|entry| entry.file_name().to_string_lossy().starts_with("times-"));
+    let lines = times.map(|entry| fs::read_to_string(entry.path()).unwrap().lines().count());
+    assert_eq!(lines.sum::<usize>(), 2 + 3);
 }
 
 #[test]

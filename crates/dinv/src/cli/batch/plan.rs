@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::cli::flags::ModelSettings;
 use crate::cli::record::{file_name, last_names, text_of};
 use crate::cli::settings::{ErasedFlags, Settings};
+use crate::cli::shard::Shard;
 use crate::cli::terminal::Failure;
 
 use super::manifest::{Entry, Source, Wanted};
@@ -188,8 +189,9 @@ pub(super) struct Times {
 
 impl Times {
     /// The name of the file of a run of this part.
-    pub(super) fn file(part: &str) -> String {
-        format!("times-{}.jsonl", part.replace(' ', "-"))
+    pub(super) fn file(part: Shard) -> String {
+        let (number, of) = part.numbers();
+        format!("times-{number}-of-{of}.jsonl")
     }
 
     /// A line of such a file.
@@ -243,7 +245,7 @@ mod tests {
     fn times_are_estimated_from_what_was_done() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(Times::read(folder.path()).estimate(1, 1), None);
-        let part = folder.path().join(Times::file("part 1 of 2"));
+        let part = folder.path().join(Times::file(Shard::default()));
         let lines = [
             Times::line("learn", 10.0),
             Times::line("apply", 1.0),
