@@ -19,10 +19,11 @@ use difference_inversion::method::difference::DifferenceTokens;
 use indicatif::HumanDuration;
 use serde_json::{Value, json};
 
-use self::manifest::{Entry, Source};
-use self::plan::{DIFFERENCES, Picture, Shared, Task, Times};
+use self::manifest::{Entry, NAMED, Source};
+use self::plan::{DIFFERENCES, Identity, Picture, Shared, Task, Times};
 
 use super::apply;
+use super::change;
 use super::checkpoint;
 use super::fetch::{self, Fetcher, Needs};
 use super::fitting::{self, Measured};
@@ -42,7 +43,7 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 
 /// Do many jobs from a file, learning each difference once
 ///
-/// Every line of the file is a job, a JSON object: `a` and `a_prime`, or a `difference`; `b`; and if wanted `caption_a`,
+/// Every line of the file is a job, a JSON object: `a` and `a_prime`, or a `difference`; `b`; and optionally `caption_a`,
 /// `caption_a_prime`, `caption_b`, a `name` for the result, and `settings` of its own. Without `b` it only learns.
 /// Paths are relative to the file. What is done is kept, and the same command continues.
 #[derive(Debug, Args)]
@@ -64,14 +65,14 @@ pub(crate) struct BatchArgs {
     ///
     /// In the folder, and in each folder of it, a pair is two pictures called a and a_prime. The other pictures there,
     /// and those of a folder b, are to be changed.
-    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["jobs", "output", "dry_run"])]
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["jobs", "output", "dry_run", "minutes", "shard"])]
     from: Option<PathBuf>,
-    /// Say what would be made, and how long that takes if results show it
+    /// List what would be made, and estimate the time from earlier results
     #[arg(long)]
     dry_run: bool,
     /// Begin no further job after N minutes, and interrupt learning; exit code 75
     #[arg(long, value_name = "N")]
-    minutes: Option<u64>,
+    minutes: Option<u32>,
     /// Do only the i-th of n parts of the jobs, for runs on several machines; auto, or auto/n, as the scheduler
     /// numbers its tasks
     #[arg(long, value_name = "i/n", hide_short_help = true)]
@@ -105,6 +106,10 @@ pub(crate) fn run(args: &BatchArgs) -> anyhow::Result<()> {
         return Err(Failure::usage("the file of the jobs, or `--output`, is missing").into());
     };
     let started = Instant::now();
+    if output.exists() && !output.is_dir() {
+        let message = format!("{}: expected a folder, found a file", output.display());
+        return Err(Failure::usage(message).into());
+    }
     let settings = args.settings()?;
     let models: ModelSettings = settings.resolve()?;
     let entries = manifest::read(path)?;
@@ -119,6 +124,7 @@ pub(crate) fn run(args: &BatchArgs) -> anyhow::Result<()> {
         settings: &settings,
         models: &models,
         model: &paths.model,
+        identity: Identity::of(&paths)?,
     };
     let (tasks, notes) = plan::tasks(entries, &shared)?;
     watcher.notices(notes);
@@ -129,14 +135,24 @@ pub(crate) fn run(args: &BatchArgs) -> anyhow::Result<()> {
         return work.tell(args.general.json);
     }
     if work.tasks.is_empty() {
-        return args.finish(watcher, work, Vec::new(), 0);
+        return args.finish(watcher, &work, Tally::default(), None);
     }
-    let differences = output.join(DIFFERENCES);
-    fs::create_dir_all(&differences).map_err(Error::io(&differences))?;
+    let config = plan::analogy(&settings.clone().with_model(&paths.model)?, "all jobs")?;
+    let unread = [
+        config.prompt.unread(),
+        config.learn.unread(),
+        config.generate.unread(),
+    ];
+    watcher.notices(settings.without_effect(unread.concat()));
+    watcher.notices(change::of_strength(config.generate.strength));
     if work.learning > 0 && !args.no_memory_check {
         work.check_memory(&models, &paths)?;
     }
     let sizes = work.read(&mut watcher)?;
+    let none: [&str; 0] = [];
+    Outputs::folder(output, none, false, &[])?;
+    let differences = output.join(DIFFERENCES);
+    fs::create_dir_all(&differences).map_err(Error::io(&differences))?;
     let opened = models.open(&paths, &mut watcher)?;
     watcher.notices(fitting::of_pictures(&sizes, opened.pipeline().resolution()));
     let mut run = Run {
@@ -147,26 +163,17 @@ pub(crate) fn run(args: &BatchArgs) -> anyhow::Result<()> {
         manifest: path,
         deadline: args
             .minutes
-            .map(|minutes| started + Duration::from_secs(60 * minutes)),
+            .map(|minutes| started + Duration::from_secs(60 * u64::from(minutes))),
         times: output.join(Times::file(shard)),
         watcher: &mut watcher,
         tokens: None,
         broken: None,
-        results: Vec::new(),
-        failed: 0,
-        left: 0,
+        tally: Tally::default(),
         json: args.general.json,
     };
-    for task in &work.tasks {
-        run.try_task(task)?;
-    }
-    let (results, failed, left) = (run.results, run.failed, run.left);
-    if left > 0 {
-        let message = format!("{left} jobs are left");
-        let hint = "the same command continues";
-        return Err(Failure::temporary(message).hint(hint).into());
-    }
-    args.finish(watcher, work, results, failed)
+    let stopped = work.tasks.iter().try_for_each(|task| run.try_task(task));
+    let tally = run.tally;
+    args.finish(watcher, &work, tally, stopped.err())
 }
 
 impl BatchArgs {
@@ -205,10 +212,8 @@ impl BatchArgs {
                 }
                 given.push(kind);
                 let place = format!("{}:{}", manifest.display(), entry.line);
-                let config = settings
-                    .clone()
-                    .with_line(&place, &entry.settings)?
-                    .analogy()?;
+                let settings = settings.clone().with_line(&place, &entry.settings)?;
+                let config = plan::analogy(&settings, &place)?;
                 let needs = match learns {
                     true => Needs::of_learning(entry.has_captions(), &config),
                     false => Needs::of_prompts(entry.has_captions(), &config.prompt),
@@ -223,32 +228,70 @@ impl BatchArgs {
         fetcher.paths(models, model, needs(&settings)?)
     }
 
-    /// Reports the results.
+    /// Reports the results, whatever ended the work.
     fn finish(
         &self,
         watcher: Watcher,
-        work: Work<'_>,
-        results: Vec<Value>,
-        failed: usize,
+        work: &Work<'_>,
+        tally: Tally,
+        stopped: Option<anyhow::Error>,
     ) -> anyhow::Result<()> {
         let (_, notices) = watcher.finish();
-        let made = results.len();
+        let Tally {
+            results,
+            kept,
+            failures,
+            left,
+        } = tally;
+        let (made, failed) = (results.len(), failures.len());
         if self.general.json {
             terminal::json(&json!({
-                "results": results, "done": work.done, "failed": failed, "notices": notices,
+                "results": results, "done": work.done + kept, "failures": failures, "left": left, "notices": notices,
             }))?;
         }
-        if failed > 0 {
-            let message = format!("{failed} of {} jobs failed", work.tasks.len());
-            return Err(Failure::new(message)
-                .hint("the same command tries them again, and keeps what is done")
+        if let Some(stopped) = stopped {
+            return Err(stopped);
+        }
+        let of_failed = format!("{failed} of {} failed", jobs(work.tasks.len()));
+        if left > 0 {
+            let also = if failed > 0 {
+                format!("; {of_failed}")
+            } else {
+                String::new()
+            };
+            let message = format!("left for another time: {}{also}", jobs(left));
+            return Err(Failure::temporary(message)
+                .hint("the same command continues")
                 .into());
         }
+        if failed > 0 {
+            let hint = "the same command tries them again, and keeps what is done";
+            return Err(Failure::new(of_failed).hint(hint).into());
+        }
         if !self.general.json && !self.general.quiet {
-            terminal::message(format_args!("done: {made} made, {} kept", work.done));
+            terminal::message(format_args!("done: {made} made, {} kept", work.done + kept));
         }
         Ok(())
     }
+}
+
+/// A number of jobs, in words.
+fn jobs(count: usize) -> String {
+    match count {
+        1 => "1 job".to_owned(),
+        _ => format!("{count} jobs"),
+    }
+}
+
+/// How the work went.
+#[derive(Debug, Default)]
+struct Tally {
+    results: Vec<Value>,
+    /// Jobs that another run has done meanwhile.
+    kept: usize,
+    failures: Vec<Value>,
+    /// Jobs that another run works on, or for which there was no time.
+    left: usize,
 }
 
 /// What is left to do.
@@ -273,9 +316,13 @@ impl<'a> Work<'a> {
             output,
         };
         let mut learned: Option<&str> = None;
+        let mut others = Vec::new();
         for task in all {
             let there = match &task.picture {
-                Some(picture) => picture.is_there(output, manifest, task.line)?,
+                Some(picture) => picture.is_there(output).unwrap_or_else(|error| {
+                    others.push(format!("{}:{}: {error}", manifest.display(), task.line));
+                    true
+                }),
                 None => task.difference_file(output).is_file(),
             };
             if there {
@@ -288,6 +335,16 @@ impl<'a> Work<'a> {
             }
             work.pictures += usize::from(task.picture.is_some());
             work.tasks.push(task);
+        }
+        let more = others.len().saturating_sub(NAMED);
+        others.truncate(NAMED);
+        if more > 0 {
+            others.push(format!("and {more} more"));
+        }
+        if !others.is_empty() {
+            let hint =
+                "write elsewhere with `-o`, give these jobs other names, or remove the pictures";
+            return Err(Failure::new(others.join("\n")).hint(hint).into());
         }
         Ok(work)
     }
@@ -319,6 +376,7 @@ impl<'a> Work<'a> {
             terminal::line(made.display())?;
         }
         match seconds {
+            _ if self.tasks.is_empty() => terminal::message("nothing is left to do"),
             Some(seconds) => terminal::message(format_args!(
                 "about {}, as the results that are there took",
                 HumanDuration(Duration::from_secs_f64(seconds.max(1.0)))
@@ -377,8 +435,8 @@ impl std::fmt::Display for Work<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} jobs: {} done, {} differences to learn, {} pictures to make",
-            self.tasks.len() + self.done,
+            "{}: done {}, differences to learn {}, pictures to make {}",
+            jobs(self.tasks.len() + self.done),
             self.done,
             self.learning,
             self.pictures
@@ -387,10 +445,10 @@ impl std::fmt::Display for Work<'_> {
 }
 
 impl Picture {
-    /// Whether it is there; refuses another picture in its place.
-    fn is_there(&self, output: &Path, manifest: &Path, line: usize) -> anyhow::Result<bool> {
+    /// Whether it is there; another picture in its place is an error.
+    fn is_there(&self, output: &Path) -> Result<bool, String> {
         let path = output.join(&self.name);
-        if !path.exists() {
+        if fs::symlink_metadata(&path).is_err() {
             return Ok(false);
         }
         let text = read_png_text(&path).unwrap_or_default();
@@ -399,13 +457,10 @@ impl Picture {
         if recipe.is_some_and(|recipe| recipe["id"] == self.id.as_str()) {
             return Ok(true);
         }
-        let message = format!(
-            "{}:{line}: {} exists, but was made from something else",
-            manifest.display(),
+        Err(format!(
+            "{} exists, and is the result of another job or of other settings",
             path.display()
-        );
-        let hint = "write elsewhere with `-o`, give the job another name, or remove the picture";
-        Err(Failure::new(message).hint(hint).into())
+        ))
     }
 }
 
@@ -422,12 +477,9 @@ struct Run<'a> {
     watcher: &'a mut Watcher,
     /// The difference at hand, by its identity.
     tokens: Option<(String, DifferenceTokens)>,
-    /// The difference that could not be had, and whether that is temporary.
-    broken: Option<(String, bool)>,
-    results: Vec<Value>,
-    failed: usize,
-    /// Jobs that another run works on, or for which there was no time.
-    left: usize,
+    /// The difference that could not be had, the line that found that, and whether it is temporary.
+    broken: Option<(String, usize, bool)>,
+    tally: Tally,
     json: bool,
 }
 
@@ -435,46 +487,56 @@ impl Run<'_> {
     /// Does a task. Its failure is reported and does not end the work; a stop does.
     fn try_task(&mut self, task: &Task) -> anyhow::Result<()> {
         if self.is_late() {
-            self.left += 1;
+            self.tally.left += 1;
             return Ok(());
         }
-        if let Some((difference, temporary)) = &self.broken
+        if let Some((difference, line, temporary)) = &self.broken
             && *difference == task.difference
         {
-            match temporary {
-                true => self.left += 1,
-                false => self.failed += 1,
+            if *temporary {
+                self.tally.left += 1;
+            } else {
+                let error = anyhow::anyhow!("its difference could not be had, see line {line}");
+                self.fail(task, &error);
             }
             return Ok(());
         }
-        let place = format!("{}:{}", self.manifest.display(), task.line);
         let held = self.hold_difference(task);
         if let Err(error) = &held {
-            self.broken = Some((task.difference.clone(), terminal::is_temporary(error)));
+            let temporary = terminal::is_temporary(error);
+            self.broken = Some((task.difference.clone(), task.line, temporary));
         }
         let Err(error) = held.and_then(|()| self.make(task)) else {
             return Ok(());
         };
-        let stopped = matches!(error.downcast_ref(), Some(Error::Stopped { .. }));
-        if stopped && !watch::stopping() {
-            self.left += 1; // the deadline
-            return Ok(());
+        if watch::stopping() {
+            let message = format!("{}:{}: {error}", self.manifest.display(), task.line);
+            let failure = Failure::interrupted(message);
+            return Err(failure.hint("the same command continues").into());
         }
-        if stopped {
-            let hint = "the same command continues";
-            return Err(Failure::interrupted(format!("{place}: {error}"))
-                .hint(hint)
-                .into());
-        }
-        if terminal::is_temporary(&error) {
+        if matches!(error.downcast_ref(), Some(Error::Stopped { .. })) {
+            self.tally.left += 1; // the time is over
+        } else if terminal::is_temporary(&error) {
+            let place = format!("{}:{}", self.manifest.display(), task.line);
             self.watcher.notice(&format!("{place}: {error}"));
-            self.left += 1;
-            return Ok(());
+            self.tally.left += 1;
+        } else {
+            self.fail(task, &error);
         }
-        self.failed += 1;
-        self.watcher.clear();
-        terminal::message(format_args!("error: {place}: {}", terminal::chain(&error)));
         Ok(())
+    }
+
+    /// Reports a failure.
+    fn fail(&mut self, task: &Task, error: &anyhow::Error) {
+        let place = format!("{}:{}", self.manifest.display(), task.line);
+        let (message, hint) = (terminal::chain(error), terminal::hint(error));
+        self.watcher.clear();
+        terminal::message(format_args!("error: {place}: {message}"));
+        if let Some(hint) = &hint {
+            terminal::message(format_args!("hint: {hint}"));
+        }
+        let failure = json!({ "line": task.line, "message": message, "hint": hint });
+        self.tally.failures.push(failure);
     }
 
     fn is_late(&self) -> bool {
@@ -484,12 +546,22 @@ impl Run<'_> {
 
     /// Makes the picture of a task with the difference at hand.
     fn make(&mut self, task: &Task) -> anyhow::Result<()> {
-        let (Some((_, tokens)), Some(picture)) = (&self.tokens, &task.picture) else {
+        let Some((_, tokens)) = &self.tokens else {
+            return Ok(());
+        };
+        let difference = task.difference_file(self.output);
+        let Some(picture) = &task.picture else {
+            let learned = json!({ "line": task.line, "difference": text_of(&difference) });
+            self.tally.results.push(learned);
             return Ok(());
         };
         let started = Instant::now();
         let mut output = Outputs::folder(self.output, [&picture.name], false, &[])?;
         output.claim(&picture.name)?;
+        if picture.is_there(self.output).map_err(Failure::new)? {
+            self.tally.kept += 1; // another run was faster
+            return Ok(());
+        }
         output.check()?;
         let target = Target {
             b: load_image(&picture.wanted.b)?,
@@ -501,7 +573,7 @@ impl Run<'_> {
         let config = &task.config;
         let groups: [&dyn super::settings::ErasedFlags; 2] = [&config.prompt, &config.generate];
         let mut recipe = Recipe::new("apply", self.chosen, self.paths, &groups)?;
-        recipe.input("difference", text_of(task.difference_file(self.output)))?;
+        recipe.input("difference", text_of(&difference))?;
         recipe.input("difference_tokens", tokens.fingerprint())?;
         recipe.input("id", &picture.id)?;
         let mut b = Value::Null;
@@ -509,14 +581,14 @@ impl Run<'_> {
             b = apply::write(&applied, &picture.wanted.b, recipe, path)?;
             Ok(())
         })?;
-        self.took("apply", started)?;
+        self.took("apply", started);
         let path = output.path(&picture.name);
         if !self.json {
             self.watcher.result(path.display())?;
         }
-        self.results.push(json!({
+        self.tally.results.push(json!({
             "line": task.line, "id": picture.id, "b": b, "b_prime": text_of(&path),
-            "difference": text_of(task.difference_file(self.output)),
+            "difference": text_of(&difference),
         }));
         Ok(())
     }
@@ -548,14 +620,15 @@ impl Run<'_> {
                         waits = true;
                         std::thread::sleep(BETWEEN_LOOKS);
                         if watch::stopping() {
-                            return Err(Failure::interrupted("stopped").into());
+                            return Err(error);
                         }
                     }
                     Err(error) => return Err(error),
                 }
             }
         }
-        let tokens = DifferenceTokens::load(&path, self.models.pipeline().device())?;
+        let tokens = DifferenceTokens::load(&path, self.models.pipeline().device());
+        let tokens = tokens.map_err(|error| again_without(error, task, &path))?;
         self.tokens = Some((task.difference.clone(), tokens));
         Ok(())
     }
@@ -583,24 +656,37 @@ impl Run<'_> {
                 ControlFlow::Continue(()) if late => ControlFlow::Break(()),
                 flow => flow,
             }
-        })?;
+        });
+        let learned = learned.map_err(|error| again_without(error, task, &checkpoint))?;
         output.publish(Some(&spent), |place| {
             Ok(learned.tokens.save(&place(&name))?)
         })?;
-        self.took("learn", started)?;
+        self.took("learn", started);
         if !self.json {
             self.watcher.result(path.display())?;
         }
         Ok(())
     }
 
-    /// Notes how long something took.
-    fn took(&self, kind: &str, started: Instant) -> anyhow::Result<()> {
+    /// Notes how long something took, for later estimates; without a note there is none.
+    fn took(&self, kind: &str, started: Instant) {
         let file = File::options().create(true).append(true).open(&self.times);
-        let mut file = file.map_err(Error::io(&self.times))?;
         let line = Times::line(kind, started.elapsed().as_secs_f64());
-        Ok(file
-            .write_all(line.as_bytes())
-            .map_err(Error::io(&self.times))?)
+        let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
+    }
+}
+
+/// An error; if it is about a file that this command wrote and can write again, with a hint.
+fn again_without(error: Error, task: &Task, file: &Path) -> anyhow::Error {
+    let is_ours = matches!(task.source, Source::Pairs(_));
+    match error {
+        Error::InvalidFile { ref path, .. } if is_ours && path == file => {
+            let hint = format!(
+                "remove {}: the same command learns it again",
+                file.display()
+            );
+            Failure::new(error.to_string()).hint(hint).into()
+        }
+        error => error.into(),
     }
 }

@@ -106,7 +106,7 @@ pub(crate) fn groups(config: &AnalogyConfig) -> [&dyn super::settings::ErasedFla
 
 /// The portable name of a model: the Hub's name and commit, or else the last two names of its path,
 /// such as `demo/model`.
-pub(crate) fn last_names(path: &str) -> String {
+fn last_names(path: &str) -> String {
     let path = Path::new(path);
     if let Some(id) = model_of(path) {
         return id.to_string();

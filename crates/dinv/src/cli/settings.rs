@@ -123,6 +123,12 @@ impl Settings {
             origin: Origin::Line(place.to_owned()),
             values: values.clone(),
         };
+        let mut of_all = names::<ModelSettings>()?;
+        of_all.push(DRAFT.to_owned());
+        if let Some(name) = values.keys().find(|name| of_all.contains(name)) {
+            let failure = layer.failure(&format!("`{name}` is the same for all jobs"));
+            return Err(failure.hint("give it on the command line").into());
+        }
         layer.check_names(&names::<AnalogyConfig>()?)?;
         self.layers.push(layer);
         Ok(self)

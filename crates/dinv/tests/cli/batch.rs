@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::{Done, dinv, run, workplace};
+use super::{Done, copy_folder, dinv, run, workplace};
 
 /// A workplace with a folder of two pairs, and three pictures to change.
 fn set() -> TempDir {
@@ -57,6 +57,14 @@ fn write(work: &TempDir, jobs: &[Value]) {
 
 const QUICK: &str = "--config tiny.toml";
 
+/// How many differences were learned and pictures made.
+fn times(made: &Path) -> usize {
+    let files = fs::read_dir(made).unwrap().flatten();
+    let files = files.filter(|entry| entry.file_name().to_string_lossy().starts_with("times-"));
+    let lines = files.map(|entry| fs::read_to_string(entry.path()).unwrap().lines().count());
+    lines.sum()
+}
+
 /// Files of a folder and its folders, with their bytes, without the times.
 fn contents(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut all = Vec::new();
@@ -95,7 +103,7 @@ fn a_folder_becomes_jobs_and_the_jobs_pictures() {
     assert!(
         planned
             .stderr
-            .contains("0 done, 2 differences to learn, 3 pictures to make"),
+            .contains("3 jobs: done 0, differences to learn 2, pictures to make 3"),
         "{}",
         planned.stderr
     );
@@ -142,7 +150,7 @@ fn a_folder_becomes_jobs_and_the_jobs_pictures() {
     let typed = pixels(&fs::read(work.path().join("typed/first.png")).unwrap());
     assert!(
         made.iter()
-            .filter(|(name, _)| name.starts_with("first-"))
+            .filter(|(name, _)| name == "one-first.png")
             .any(|(_, bytes)| pixels(bytes) == typed)
     );
 
@@ -155,7 +163,7 @@ fn a_folder_becomes_jobs_and_the_jobs_pictures() {
     );
     let (name, _) = made
         .iter()
-        .find(|(name, _)| name.starts_with("second-"))
+        .find(|(name, _)| name == "one-second.png")
         .unwrap();
     fs::remove_file(work.path().join("made").join(name)).unwrap();
     let planned: Value =
@@ -192,11 +200,67 @@ fn parts_make_the_whole() {
         assert_eq!(part.wait().unwrap().code(), Some(0));
     }
     assert!(contents(&work.path().join("whole")) == contents(&work.path().join("parts")));
-    // Nothing was done twice.
-    let times = fs::read_dir(work.path().join("parts")).unwrap().flatten();
-    let times = times.filter(|entry| entry.file_name().to_string_lossy().starts_with("times-"));
-    let lines = times.map(|entry| fs::read_to_string(entry.path()).unwrap().lines().count());
-    assert_eq!(lines.sum::<usize>(), 2 + 3);
+    assert_eq!(
+        times(&work.path().join("parts")),
+        2 + 3,
+        "something was done twice"
+    );
+}
+
+/// Two runs of the same jobs in one folder do each once.
+#[test]
+fn two_runs_share_the_work() {
+    let work = set();
+    write(&work, &jobs(&work));
+    let start = || {
+        let words = format!("batch {QUICK} set/jobs.jsonl -o made -q");
+        dinv(work.path()).args(words.split(' ')).spawn().unwrap()
+    };
+    for mut run in [start(), start()] {
+        // 75: the other one works on what is left.
+        assert!([Some(0), Some(75)].contains(&run.wait().unwrap().code()));
+    }
+    succeed(&work, &format!("batch {QUICK} set/jobs.jsonl -o made -q"));
+    assert_eq!(times(&work.path().join("made")), 2 + 3);
+}
+
+/// A model is known by its contents, not by its place.
+#[test]
+fn what_decides_the_result_makes_another_job() {
+    let work = set();
+    write(&work, &jobs(&work));
+    succeed(&work, &format!("batch {QUICK} set/jobs.jsonl -o made -q"));
+    let other = work.path().join("other/model");
+    copy_folder(&work.path().join("model"), &other);
+    let done = |more: &str| {
+        let planned = succeed(
+            &work,
+            &format!("batch {QUICK} set/jobs.jsonl -o made --dry-run --json {more}"),
+        );
+        serde_json::from_str::<Value>(&planned.stdout).unwrap()["done"]
+            .as_u64()
+            .unwrap()
+    };
+    assert_eq!(done("--checkpoint-every 5"), 3);
+    assert_eq!(done("--model other/model"), 3);
+    let config = other.join("scheduler/scheduler_config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text + " ").unwrap();
+    // Names that are given cannot be of two jobs.
+    let refused = run(
+        work.path(),
+        &format!("batch {QUICK} set/jobs.jsonl -o made --dry-run --model other/model"),
+    );
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    for line in 1..=3 {
+        assert!(
+            refused
+                .stderr
+                .contains(&format!("set/jobs.jsonl:{line}: made/")),
+            "{}",
+            refused.stderr
+        );
+    }
 }
 
 #[test]
@@ -247,7 +311,11 @@ fn there_is_a_time_to_stop() {
     let batch = format!("batch {QUICK} set/jobs.jsonl -o made");
     let late = run(work.path(), &format!("{batch} --minutes 0"));
     assert_eq!(late.code, Some(75), "{}", late.stderr);
-    assert!(late.stderr.contains("3 jobs are left"), "{}", late.stderr);
+    assert!(
+        late.stderr.contains("left for another time: 3 jobs"),
+        "{}",
+        late.stderr
+    );
     assert!(contents(&work.path().join("made")).is_empty());
     succeed(&work, &batch);
 }
@@ -286,7 +354,14 @@ fn wrong_jobs_are_named_before_anything_is_done() {
             json!({ "settings": { "step": 3 } }),
             "set/jobs.jsonl:1: there is no setting `step`",
         ),
-        (json!({ "settings": { "steps": 0 } }), "steps"),
+        (
+            json!({ "settings": { "steps": 0 } }),
+            "set/jobs.jsonl:1: setting `steps`",
+        ),
+        (
+            json!({ "settings": { "draft": true } }),
+            "`draft` is the same for all jobs",
+        ),
         (
             json!({ "name": "x" }),
             "set/jobs.jsonl:2: name: line 1 writes x.png, too",
@@ -315,6 +390,10 @@ fn wrong_jobs_are_named_before_anything_is_done() {
         ),
         ("batch --from set --dry-run", "cannot be used with"),
         ("batch set/nothing.jsonl -o made", "set/nothing.jsonl"),
+        (
+            "batch set/jobs.jsonl -o a.png",
+            "a.png: expected a folder, found a file",
+        ),
     ] {
         let wrong = run(work.path(), command);
         assert!(

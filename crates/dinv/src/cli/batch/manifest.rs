@@ -1,6 +1,8 @@
 //! The file of a batch: a job on every line.
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use difference_inversion::Error;
@@ -10,11 +12,12 @@ use serde_json::{Map, Value, json};
 
 use crate::cli::flags::{one_or_several, one_or_several_texts};
 use crate::cli::output::is_named_like_a_picture;
-use crate::cli::record::text_of;
 use crate::cli::terminal::Failure;
 
 /// The largest number of wrong lines in a message.
-const NAMED: usize = 20;
+pub(super) const NAMED: usize = 20;
+/// Characters that a system reserves in names of files.
+const RESERVED: &str = r#"/\:*?"<>|"#;
 
 /// A line: what to learn from, or a learned difference, and what to apply it to.
 #[derive(Debug, Deserialize)]
@@ -105,7 +108,13 @@ impl Entry {
 
 /// Reads a file of jobs. Its paths are relative to it. All wrong lines are named together.
 pub(super) fn read(path: &Path) -> anyhow::Result<Vec<Entry>> {
-    let text = fs::read_to_string(path).map_err(Error::io(path))?;
+    let text = fs::read_to_string(path).map_err(|error| match error.kind() {
+        ErrorKind::InvalidData => {
+            let failure = Failure::usage(format!("{}: not a text in UTF-8", path.display()));
+            anyhow::Error::from(failure.hint("save it as UTF-8"))
+        }
+        _ => Error::io(path)(error).into(),
+    })?;
     let text = text.trim_start_matches('\u{feff}'); // Windows editors add it
     let folder = path.parent().unwrap_or(Path::new(""));
     let (mut entries, mut wrong) = (Vec::new(), Vec::new());
@@ -136,6 +145,9 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Vec<Entry>> {
 }
 
 fn entry(number: usize, line: &str, folder: &Path) -> Result<Entry, String> {
+    if line.trim_start().starts_with('[') {
+        return Err("expected an object, found a list".to_owned());
+    }
     let json = &mut serde_json::Deserializer::from_str(line);
     let line: Line = serde_path_to_error::deserialize(&mut *json).map_err(|error| {
         let path = error.path().to_string();
@@ -158,6 +170,7 @@ fn entry(number: usize, line: &str, folder: &Path) -> Result<Entry, String> {
         ));
     }
     let captions = |name: &str, given: Option<Vec<String>>| match given {
+        Some(_) if a.is_empty() => Err(format!("{name} is given, but no a")),
         Some(given) if given.len() != a.len() => Err(format!(
             "{name}: expected one for every a, found {} and {}",
             given.len(),
@@ -217,7 +230,7 @@ fn entry(number: usize, line: &str, folder: &Path) -> Result<Entry, String> {
 
 /// Checks that a name can be that of a file on every system.
 fn check_name(name: &str) -> Result<(), String> {
-    let is_bad = |c: char| c.is_control() || r#"/\:*?"<>|"#.contains(c);
+    let is_bad = |c: char| c.is_control() || RESERVED.contains(c);
     let ends = name.starts_with(['.', ' ']) || name.ends_with(['.', ' ']);
     if name.is_empty() || name.len() > 200 || ends || name.chars().any(is_bad) {
         return Err(format!("name: `{name}` cannot be the name of a file"));
@@ -226,39 +239,42 @@ fn check_name(name: &str) -> Result<(), String> {
 }
 
 /// The lines for a folder: in it, and in each of its folders, a pair called a and `a_prime`, and the pictures to change:
-/// all others there, and those of a folder b beside the pair. Paths are relative to the folder.
+/// all others there but `b_prime`, and those of a folder b beside the pair. Paths are relative to the folder.
 pub(super) fn of_folder(root: &Path) -> anyhow::Result<Vec<Value>> {
     let mut lines = Vec::new();
-    let inside = |path: &Path| text_of(path.strip_prefix(root).unwrap_or(path));
+    let mut names = BTreeSet::new();
     let mut folders = vec![root.to_owned()];
+    let mut seen = BTreeSet::new();
     while let Some(folder) = folders.pop() {
-        let mut entries = entries(&folder)?;
-        let pair =
-            ["a", "a_prime"].map(|stem| entries.iter().position(|path| is_called(path, stem)));
+        if !seen.insert(fs::canonicalize(&folder).map_err(Error::io(&folder))?) {
+            continue; // by a link
+        }
+        let (mut inside, mut pictures): (Vec<PathBuf>, Vec<PathBuf>) = entries(&folder)?
+            .into_iter()
+            .partition(|path| path.is_dir());
+        pictures.retain(|path| is_named_like_a_picture(path));
+        let pair = [take(&mut pictures, "a")?, take(&mut pictures, "a_prime")?];
+        take(&mut pictures, "b_prime")?; // what is expected
         if let [Some(a), Some(a_prime)] = pair {
-            let (a, a_prime) = (entries[a].clone(), entries[a_prime].clone());
-            let of_b = entries
-                .iter()
-                .position(|path| path.is_dir() && path.ends_with("b"));
-            let mut targets = match of_b {
-                Some(place) => self::entries(&entries.remove(place))?,
-                None => Vec::new(),
-            };
-            targets.extend(entries.iter().cloned());
-            targets.retain(|path| is_named_like_a_picture(path) && path.is_file());
-            targets.retain(|path| *path != a && *path != a_prime);
-            let pair = json!({ "a": inside(&a), "a_prime": inside(&a_prime) });
-            lines.extend(targets.iter().map(|b| {
+            if let Some(place) = inside.iter().position(|path| is_called(path, "b")) {
+                let b = entries(&inside.remove(place))?;
+                pictures.splice(
+                    0..0,
+                    b.into_iter().filter(|path| is_named_like_a_picture(path)),
+                );
+            }
+            let pair = json!({ "a": below(root, &a)?, "a_prime": below(root, &a_prime)? });
+            for b in &pictures {
                 let mut line = pair.clone();
-                line["b"] = json!(inside(b));
-                line
-            }));
-            if targets.is_empty() {
+                line["b"] = json!(below(root, b)?);
+                line["name"] = json!(name_of(root, b, &mut names));
+                lines.push(line);
+            }
+            if pictures.is_empty() {
                 lines.push(pair);
             }
         }
-        entries.retain(|path| path.is_dir());
-        folders.extend(entries.into_iter().rev());
+        folders.extend(inside.into_iter().rev());
     }
     if lines.is_empty() {
         let message = format!("{}: there is no pair in this folder", root.display());
@@ -274,19 +290,67 @@ fn entries(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let found = fs::read_dir(folder).map_err(Error::io(folder))?;
     let found = found.map(|entry| Ok(entry.map_err(Error::io(folder))?.path()));
     let mut found = found.collect::<anyhow::Result<Vec<_>>>()?;
-    let is_hidden = |path: &Path| {
+    found.retain(|path| {
         let name = path.file_name().unwrap_or_default();
-        name.as_encoded_bytes().starts_with(b".")
-    };
-    found.retain(|path| !is_hidden(path) && (path.is_file() || !path.is_symlink()));
+        !name.as_encoded_bytes().starts_with(b".") && (path.is_file() || path.is_dir())
+    });
     found.sort();
     Ok(found)
 }
 
+/// Takes the picture of this name; there may be only one.
+fn take(pictures: &mut Vec<PathBuf>, stem: &str) -> anyhow::Result<Option<PathBuf>> {
+    let mut found = pictures.extract_if(.., |path| is_called(path, stem));
+    match (found.next(), found.next()) {
+        (Some(one), Some(other)) => {
+            let message = format!(
+                "{} and {}: which is {stem}?",
+                one.display(),
+                other.display()
+            );
+            Err(Failure::new(message)
+                .hint("rename or move one of them")
+                .into())
+        }
+        (one, _) => Ok(one),
+    }
+}
+
 fn is_called(path: &Path, stem: &str) -> bool {
-    is_named_like_a_picture(path)
-        && path.is_file()
-        && path.file_stem().is_some_and(|found| found == stem)
+    path.file_stem()
+        .is_some_and(|found| found.eq_ignore_ascii_case(stem))
+}
+
+/// A path relative to the folder of the jobs.
+fn below(root: &Path, path: &Path) -> anyhow::Result<String> {
+    let relative = path.strip_prefix(root).unwrap_or(path);
+    match relative.to_str() {
+        Some(text) => Ok(text.to_owned()),
+        None => {
+            let message = format!("{}: the name is no Unicode", path.display());
+            Err(Failure::new(message).hint("rename it").into())
+        }
+    }
+}
+
+/// A name for the result of B that no other has: its path without a folder b and without its extension.
+fn name_of(root: &Path, b: &Path, taken: &mut BTreeSet<String>) -> String {
+    let relative = b.strip_prefix(root).unwrap_or(b);
+    let folders = relative.parent().unwrap_or(Path::new("")).iter();
+    let folders = folders.filter(|name| !name.eq_ignore_ascii_case("b"));
+    let stem = relative.file_stem().unwrap_or_default();
+    let parts = folders.chain([stem]).map(|part| part.to_string_lossy());
+    let name = parts.collect::<Vec<_>>().join("-");
+    let name = name.replace(|c: char| c.is_control() || RESERVED.contains(c), "-");
+    let name: String = name.trim_matches(['.', ' ']).chars().take(50).collect();
+    let mut free = name.clone();
+    for number in 2.. {
+        if taken.insert(free.to_lowercase()) {
+            break;
+        }
+        free = format!("{name}-{number}");
+    }
+    free
 }
 
 #[cfg(test)]

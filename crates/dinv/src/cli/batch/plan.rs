@@ -4,12 +4,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use difference_inversion::Error;
+use difference_inversion::diffusion::frozen::ModelPaths;
+use difference_inversion::hub::model_of;
 use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::util::digest::{sha256, sha256_of_file};
 use serde_json::{Map, Value, json};
 
 use crate::cli::flags::ModelSettings;
-use crate::cli::record::{file_name, last_names, text_of};
+use crate::cli::record::{file_name, text_of, weight_files};
 use crate::cli::settings::{ErasedFlags, Settings};
 use crate::cli::shard::Shard;
 use crate::cli::terminal::Failure;
@@ -22,6 +25,10 @@ pub(super) const DIFFERENCES: &str = "differences";
 const DIGITS: usize = 16;
 /// Those in the name of a picture that was given none.
 const SHOWN: usize = 8;
+/// The characters of B's name in such a name; four bytes each fit everywhere.
+const LONGEST_STEM: usize = 50;
+/// Settings that decide nothing.
+const FREE: [&str; 1] = ["checkpoint_every"];
 
 /// A job with what decides its result.
 #[derive(Debug)]
@@ -65,6 +72,67 @@ pub(super) struct Shared<'a> {
     pub(super) models: &'a ModelSettings,
     /// The folder or file of the model.
     pub(super) model: &'a Path,
+    pub(super) identity: Identity,
+}
+
+/// The identity of the weights: of a model of the Hub its name, commit and files, of another its contents.
+#[derive(Debug, Default)]
+pub(super) struct Identity {
+    model: Vec<String>,
+    clip: Vec<String>,
+    captioner: Vec<String>,
+}
+
+impl Identity {
+    /// Hashes what is not from the Hub.
+    pub(super) fn of(paths: &ModelPaths) -> anyhow::Result<Self> {
+        let mut identity = Self::default();
+        for (network, file) in weight_files(paths)? {
+            let of = if network.starts_with("clip") {
+                &mut identity.clip
+            } else if network.starts_with("captioner") {
+                &mut identity.captioner
+            } else {
+                &mut identity.model
+            };
+            of.push(format!("{network}: {}", identity_of(&file)?));
+        }
+        if paths.model.is_dir() && model_of(&paths.model).is_none() {
+            let mut texts = texts_in(&paths.model);
+            for folder in entries_of(&paths.model).filter(|path| path.is_dir()) {
+                texts.extend(texts_in(&folder));
+            }
+            for text in texts {
+                identity.model.push(sha256_of_file(&text)?);
+            }
+        }
+        identity.model.sort();
+        Ok(identity)
+    }
+}
+
+fn identity_of(file: &Path) -> anyhow::Result<String> {
+    let of_hub = file
+        .ancestors()
+        .find_map(|folder| Some((folder, model_of(folder)?)));
+    Ok(match of_hub {
+        Some((folder, id)) => format!("{id} {}", text_of(file.strip_prefix(folder)?)),
+        None => sha256_of_file(file)?,
+    })
+}
+
+/// The configurations and vocabularies in a folder.
+fn texts_in(folder: &Path) -> Vec<PathBuf> {
+    let is_text = |path: &PathBuf| {
+        let extension = path.extension().unwrap_or_default();
+        path.is_file() && (extension == "json" || extension == "txt")
+    };
+    entries_of(folder).filter(is_text).collect()
+}
+
+fn entries_of(folder: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path())
 }
 
 /// The tasks, those of one difference together, in the order in which the differences appear; and notes. Of equal jobs
@@ -115,7 +183,8 @@ impl Shared<'_> {
     fn task(&self, entry: Entry, digests: &mut HashMap<PathBuf, String>) -> anyhow::Result<Task> {
         let place = format!("{}:{}", self.manifest.display(), entry.line);
         let settings = self.settings.clone().with_line(&place, &entry.settings)?;
-        let config = settings.with_model(self.model)?.analogy()?;
+        let settings = settings.with_model(self.model)?;
+        let config = analogy(&settings, &place)?;
         let mut digest = |path: &Path| -> anyhow::Result<String> {
             if let Some(known) = digests.get(path) {
                 return Ok(known.clone());
@@ -132,26 +201,30 @@ impl Shared<'_> {
         let difference = match &entry.source {
             Source::File(path) => digest(path)?[..DIGITS].to_owned(),
             Source::Pairs(pairs) => {
-                let pairs = pairs.iter().map(|pair| {
+                let digested = pairs.iter().map(|pair| {
                     let pictures = [digest(&pair.a)?, digest(&pair.a_prime)?];
                     Ok(json!([pictures, pair.caption_a, pair.caption_a_prime]))
                 });
-                let pairs = pairs.collect::<anyhow::Result<Vec<Value>>>()?;
-                let made_with = self.made_with(&[&config.prompt, &config.learn])?;
-                identity(json!({ "learn": pairs, "with": made_with }))?
+                let digested = digested.collect::<anyhow::Result<Vec<Value>>>()?;
+                let captions = pairs
+                    .iter()
+                    .all(|pair| pair.caption_a.is_some() && pair.caption_a_prime.is_some());
+                let clip = config.learn.lambda_clip > 0.0;
+                let groups: [&dyn ErasedFlags; 2] = [&config.prompt, &config.learn];
+                let made_with = self.made_with(&groups, clip, captions)?;
+                identity(json!({ "learn": digested, "with": made_with }))?
             }
         };
         let picture = match entry.wanted {
             None => None,
             Some(wanted) => {
-                let made_with = self.made_with(&[&config.prompt, &config.generate])?;
+                let groups: [&dyn ErasedFlags; 2] = [&config.prompt, &config.generate];
+                let made_with = self.made_with(&groups, false, wanted.caption.is_some())?;
                 let id = identity(json!({
                     "apply": difference, "b": digest(&wanted.b)?, "caption": wanted.caption, "with": made_with,
                 }))?;
-                let stem = wanted
-                    .b
-                    .file_stem()
-                    .map_or_else(String::new, |stem| file_name(Path::new(stem)));
+                let stem = wanted.b.file_stem().unwrap_or_default().to_string_lossy();
+                let stem: String = stem.chars().take(LONGEST_STEM).collect();
                 let name = match &wanted.name {
                     Some(name) => format!("{name}.png"),
                     None => format!("{stem}-{}.png", &id[..SHOWN]),
@@ -168,16 +241,42 @@ impl Shared<'_> {
         })
     }
 
-    /// The model and the settings of these groups.
-    fn made_with(&self, groups: &[&dyn ErasedFlags]) -> anyhow::Result<Value> {
+    /// The settings of these groups and the weights: the joint spaces if `clip`, the captioner unless all captions are
+    /// given or the prompts are searched for.
+    fn made_with(
+        &self,
+        groups: &[&dyn ErasedFlags],
+        clip: bool,
+        has_captions: bool,
+    ) -> anyhow::Result<Value> {
         let mut settings: Map<String, Value> = self.models.file_settings().collect();
         for group in groups {
             settings.extend(group.values()?);
         }
+        settings.retain(|name, _| !FREE.contains(&name.as_str()));
+        let searches = settings.get("prompt_mode").and_then(Value::as_str);
+        let searches = searches.is_some_and(|mode| mode != "caption" && mode != "text");
+        let Identity {
+            model,
+            clip: joint,
+            captioner,
+        } = &self.identity;
         Ok(json!({
-            "model": last_names(&text_of(self.model)), "dtype": self.models.dtype_name(), "settings": settings,
+            "model": model, "clip": (clip || searches).then_some(joint),
+            "captioner": (!has_captions).then_some(captioner), "dtype": self.models.dtype_name(), "settings": settings,
         }))
     }
+}
+
+/// The settings of the job at `place`, which errors name.
+pub(super) fn analogy(settings: &Settings, place: &str) -> anyhow::Result<AnalogyConfig> {
+    settings
+        .analogy()
+        .map_err(|error| match error.downcast::<Error>() {
+            Ok(error @ Error::Setting { .. }) => Failure::usage(format!("{place}: {error}")).into(),
+            Ok(error) => error.into(),
+            Err(error) => error,
+        })
 }
 
 /// The seconds that earlier runs took, in files of their own.
