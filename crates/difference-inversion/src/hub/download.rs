@@ -441,10 +441,10 @@ impl<'a> Download<'a> {
         }
     }
 
-    /// Reports the number of downloaded bytes, once the total is known.
+    /// Reports the number of downloaded bytes, or before the total is known asks only whether to stop.
     fn step(&mut self) -> Result<()> {
         if self.total == 0 {
-            return Ok(());
+            return progress::ask(&mut *self.observer, Stage::Download);
         }
         let count = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         let (done, total) = (count(self.done), count(self.total.max(self.done)));

@@ -86,6 +86,11 @@ pub enum Progress {
         /// The loss of the step just finished, if the stage has one.
         loss: Option<LossTerms>,
     },
+    /// A stage waits for something else, such as a server, and can be stopped meanwhile.
+    Waiting {
+        /// The stage.
+        stage: Stage,
+    },
     /// A note for the user.
     Notice {
         /// One lower-case sentence without a full stop.
@@ -113,6 +118,22 @@ pub fn step(observer: Observer<'_>, stage: Stage, done: usize, total: usize) -> 
             stage,
             done,
             total,
+            checkpoint: None,
+        }),
+    }
+}
+
+/// Asks whether to stop.
+///
+/// # Errors
+/// As [`step`].
+pub(crate) fn ask(observer: Observer<'_>, stage: Stage) -> crate::Result<()> {
+    match observer(&Progress::Waiting { stage }) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(crate::Error::Stopped {
+            stage,
+            done: 0,
+            total: 0,
             checkpoint: None,
         }),
     }

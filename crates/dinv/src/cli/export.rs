@@ -78,7 +78,7 @@ impl Format {
     /// The name of the program.
     pub(crate) fn title(self) -> &'static str {
         match self {
-            Self::A1111 => "A1111 and Forge",
+            Self::A1111 => "A1111",
             Self::Comfyui => "ComfyUI",
             Self::Diffusers => "diffusers",
             Self::Invokeai => "InvokeAI",

@@ -16,7 +16,7 @@ use super::job::Kind;
 use super::problem::Answer;
 
 /// Flags about files, output and paths, which a request cannot set.
-const LEFT_OUT: [&str; 33] = [
+const LEFT_OUT: [&str; 34] = [
     "a",
     "a_prime",
     "b",
@@ -49,6 +49,7 @@ const LEFT_OUT: [&str; 33] = [
     "clip",
     "captioner",
     "names",
+    "shard",
     "help",
 ];
 

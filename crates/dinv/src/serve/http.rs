@@ -23,6 +23,7 @@ use difference_inversion::util::files::HiddenFolder;
 use futures_util::{Stream, StreamExt, stream};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::{Value, json as object};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -35,6 +36,7 @@ use super::Options;
 use super::capabilities;
 use super::differences::{self, Wish};
 use super::doors;
+use super::job::Kind;
 use super::models;
 use super::openapi;
 use super::problem::{Answer, Problem};
@@ -195,20 +197,17 @@ fn entry(app: &App, asked: &Asked) -> Option<Response> {
     if asked.method() != Method::GET || asked.uri().path() != "/" {
         return None;
     }
-    let Query(Entry { token }) = Query::try_from_uri(asked.uri()).ok()?;
-    safety::same(&token, expected).then(|| {
+    let mut pairs = asked.uri().query()?.split('&');
+    let given = pairs.find_map(|pair| pair.strip_prefix("token="))?;
+    // Not as forms are decoded, where a plus is a space: the link is typed with the token as it is.
+    let given = percent_decode_str(given).decode_utf8().ok()?;
+    safety::same(&given, expected).then(|| {
         let headers = [
             (header::LOCATION, "/".to_owned()),
             (header::SET_COOKIE, safety::cookie(expected)),
         ];
         (StatusCode::SEE_OTHER, headers).into_response()
     })
-}
-
-/// The query of the link with the token.
-#[derive(Deserialize)]
-struct Entry {
-    token: String,
 }
 
 /// A JSON answer.
@@ -365,14 +364,24 @@ async fn get_example(Named(name): Named<String>) -> Answer<Response> {
 struct Listing {
     /// The maximum number of jobs, besides the running one.
     limit: Option<usize>,
+    /// The kinds of jobs, separated by commas.
+    kinds: Option<String>,
 }
 
 async fn get_jobs(
     State(app): Shared,
     listing: Result<Query<Listing>, QueryRejection>,
 ) -> Answer<Response> {
-    let Query(Listing { limit }) = listing.map_err(|error| Problem::query(&error))?;
-    let (jobs, count) = app.store.newest(limit.unwrap_or(usize::MAX));
+    let Query(Listing { limit, kinds }) = listing.map_err(|error| Problem::query(&error))?;
+    let kinds = kinds.map(|kinds| {
+        let kinds = kinds.split(',').map(|name| {
+            let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name);
+            kind.ok_or_else(|| Problem::field("kinds", format!("kinds: there is no kind `{name}`")))
+        });
+        kinds.collect::<Answer<Vec<Kind>>>()
+    });
+    let kinds = kinds.transpose()?.unwrap_or_else(|| Kind::ALL.to_vec());
+    let (jobs, count) = app.store.newest(limit.unwrap_or(usize::MAX), &kinds);
     Ok(ok(&object!({ "jobs": jobs, "count": count })))
 }
 
@@ -477,7 +486,7 @@ async fn get_zip(State(app): Shared, Named(id): Named<String>) -> Answer<Respons
         let job = app.store.get(&id)?;
         let options = zip::write::SimpleFileOptions::default()
             .compression_method(zip::CompressionMethod::Stored); // PNGs are compressed
-        let file = tempfile::tempfile_in(&app.store.folder)?; // gone when it is closed
+        let file = tempfile::tempfile()?; // gone when it is closed
         let mut archive = zip::ZipWriter::new(file);
         let pictures = job
             .stored

@@ -347,7 +347,10 @@ fn of_jobs() -> Value {
     )]);
     json!({
         "/v1/jobs": {
-            "parameters": [parameter("limit", "query", "At most so many of the newest, besides the running one.")],
+            "parameters": [
+                parameter("limit", "query", "At most so many of the newest, besides the running one."),
+                parameter("kinds", "query", "Only jobs of these kinds, separated by commas."),
+            ],
             "get": operation(
                 "Jobs, newest first, and the number of all", "200", &in_json("The jobs.", &list("jobs", "Job")), &["422"],
             ),

@@ -153,6 +153,13 @@ pub(crate) fn accept(app: &App, mut request: Request, origin: Origin<'_>) -> Ans
         fs::create_dir_all(folder.path().join(WORK)).map_err(Error::io(&to))?;
         fs::copy(old.join(checkpoint), &to).map_err(Error::io(&to))?;
     }
+    let learned = match again {
+        Some(again) if runs.len() > 1 && request.kind == Kind::Analogy => {
+            let place = folder.path().join(RESULTS);
+            learned_before(store, again, &place)?
+        }
+        _ => None,
+    };
     let stored = Stored {
         id: id.clone(),
         kind: request.kind,
@@ -161,12 +168,12 @@ pub(crate) fn accept(app: &App, mut request: Request, origin: Origin<'_>) -> Ans
         started: None,
         finished: None,
         request: serde_json::to_value(&request)?,
-        results: Vec::new(),
+        runs_done: usize::from(learned.is_some()),
+        results: learned.into_iter().collect(),
         notes: Vec::new(),
         error: None,
-        commands: commands.iter().map(|run| words(&run.arguments)).collect(),
+        commands: shown(&commands, &store.job_folder(&id)),
         runs,
-        runs_done: 0,
         is_waited_for,
         rank: 0,
         key,
@@ -177,6 +184,38 @@ pub(crate) fn accept(app: &App, mut request: Request, origin: Origin<'_>) -> Ans
     store.add(stored, app.options.queue).inspect_err(|_| {
         let _ = fs::remove_dir_all(&place); // without job.json, a leftover folder is ignored
     })
+}
+
+/// Copies the difference that a job has learned into the results of its repetition, and returns what it says of it.
+fn learned_before(store: &Store, job: &str, results: &Path) -> Answer<Option<Value>> {
+    let old = store.get(job)?.stored;
+    let file = store.job_folder(job).join(RESULTS).join(DIFFERENCE);
+    let told = old
+        .results
+        .into_iter()
+        .find(|result| result["kind"] == "difference");
+    let Some(told) = told.filter(|_| old.runs_done > 0 && file.is_file()) else {
+        return Ok(None);
+    };
+    fs::create_dir_all(results).map_err(Error::io(results))?;
+    fs::copy(&file, results.join(DIFFERENCE)).map_err(Error::io(&file))?;
+    Ok(Some(told))
+}
+
+/// The commands as they are typed: one reads the difference where another has written it, and not among the results.
+fn shown(runs: &[Run], folder: &Path) -> Vec<Vec<String>> {
+    let [kept, written] = [RESULTS, WORK].map(|place| {
+        let path = folder.join(place).join(DIFFERENCE);
+        path.to_string_lossy().into_owned()
+    });
+    let typed = |argument: &String| match *argument == kept {
+        true => written.clone(),
+        false => argument.clone(),
+    };
+    let commands = runs
+        .iter()
+        .map(|run| run.arguments.iter().map(typed).collect::<Vec<_>>());
+    commands.map(|arguments| words(&arguments)).collect()
 }
 
 /// A command line with the program's name.
@@ -261,10 +300,12 @@ impl Request {
         let field = "settings.model";
         match self.settings.get("model").and_then(Value::as_str) {
             None => Err(Problem::field(field, "model: the model is missing")),
-            Some(name) if name.starts_with('-') => Err(Problem::field(
-                field,
-                format!("model: expected a name, found `{name}`"),
-            )),
+            Some(name) if name.is_empty() || name.starts_with('-') || name.contains('\0') => {
+                Err(Problem::field(
+                    field,
+                    format!("model: expected a name, found `{}`", name.escape_debug()),
+                ))
+            }
             Some(_) => Ok(()),
         }
     }

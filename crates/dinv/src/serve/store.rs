@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::cli::signals;
 
-use super::job::{Job, Loss, State, Stored, now};
+use super::job::{Job, Kind, Loss, State, Stored, now};
 use super::problem::{Answer, Problem};
 
 /// The stored part of a job.
@@ -176,16 +176,19 @@ impl Store {
         self.changes.subscribe()
     }
 
-    /// The newest jobs, at most `limit` and the running one, newest first; and the number of all.
-    pub(crate) fn newest(&self, limit: usize) -> (Vec<Value>, usize) {
+    /// The newest jobs of these kinds, at most `limit` and the running one, newest first; and the number of all such.
+    pub(crate) fn newest(&self, limit: usize, kinds: &[Kind]) -> (Vec<Value>, usize) {
         let jobs = self.lock();
         let waiting = jobs.waiting().zip(1..);
         let positions: HashMap<&String, usize> = waiting.collect();
-        let newest = jobs.jobs.iter().rev().enumerate();
+        let wanted = jobs.jobs.iter().rev();
+        let wanted = wanted.filter(|(_, job)| kinds.contains(&job.stored.kind));
+        let count = wanted.clone().count();
+        let newest = wanted.enumerate();
         let shown = newest
             .filter(|(number, (_, job))| *number < limit || job.stored.state == State::Running);
         let shown = shown.map(|(_, (id, job))| job.view(positions.get(id).copied(), true));
-        (shown.collect(), jobs.jobs.len())
+        (shown.collect(), count)
     }
 
     /// A job.
@@ -323,10 +326,12 @@ impl Store {
         let job = all.get_mut(id).ok_or_else(|| Problem::not_found("job"))?;
         match job.stored.state {
             State::Queued => {
-                job.stored.state = State::Cancelled;
-                job.stored.finished = Some(now());
+                let mut stored = job.stored.clone();
+                stored.state = State::Cancelled;
+                stored.finished = Some(now());
+                self.save(&stored)?; // first, so that a full disk changes nothing
+                job.stored = stored;
                 job.changed();
-                self.save(&job.stored)?;
             }
             State::Running => {
                 job.cancels += 1;
@@ -358,9 +363,11 @@ impl Store {
         if job.stored.state != State::Queued {
             return Err(Problem::conflict("the job does not wait"));
         }
-        job.stored.rank = largest.saturating_add(1);
+        let mut stored = job.stored.clone();
+        stored.rank = largest.saturating_add(1);
+        self.save(&stored)?;
+        job.stored = stored;
         job.changed();
-        self.save(&job.stored)?;
         drop(jobs);
         self.tell();
         self.view(id)

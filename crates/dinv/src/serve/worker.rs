@@ -109,7 +109,10 @@ fn work(store: &Store, id: &str) -> anyhow::Result<Ended> {
                     break;
                 }
                 // Such as the command of a killed server that had not yet claimed its outputs.
-                Ended::Temporary(_) if tries < TRIES => tries += 1,
+                // A download has tried again itself.
+                Ended::Temporary(_) if tries < TRIES && job.stored.kind != Kind::Download => {
+                    tries += 1;
+                }
                 other => return Ok(other),
             }
             std::thread::sleep(BETWEEN_TRIES);
@@ -365,6 +368,8 @@ fn collect(
         );
         if from.exists() {
             fs::rename(&from, &to).map_err(Error::io(&to))?;
+        } else if output.shows.is_some() && !to.exists() {
+            anyhow::bail!("the command did not make {}", output.name);
         }
         let Some(shows) = output.shows else {
             continue;

@@ -25,7 +25,9 @@ MINUTES = 60_000  # milliseconds
 class Server:
     def __init__(self, program, folder):
         command = [program, "serve", "--dir", folder, "--port", "0"]
-        environment = {"DINV_DEMO_MODEL": str(ROOT / "demo/model"), **os.environ}
+        environment = {
+            "DINV_DEMO_MODEL": str(ROOT / "demo/model"), **os.environ, "HF_HOME": f"{folder}/hub", "HF_ENDPOINT": "http://127.0.0.1:9",
+        }
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
         self.url = self.process.stdout.readline().split()[-1]
 
@@ -90,6 +92,16 @@ def use(page, server, watcher, restarted):
     expect(page.locator("#model-note")).to_contain_text("to download")
     expect(page.get_by_role("button", name="Download", exact=True)).to_be_visible()
     watcher.look("large-model")
+    page.locator("#model").select_option("sd21")
+    page.get_by_role("button", name="Download", exact=True).click()
+    card = page.locator("article.job").filter(has_text="Download")
+    expect(card.locator("h3")).to_have_text("sd21")
+    expect(page.locator("#tile-result")).to_contain_text("appears here")
+    # There is no Hub behind the address that the server was given.
+    expect(card.locator(".state")).to_have_text("failed", timeout=MINUTES)
+    watcher.look("download-failed")
+    card.get_by_role("button", name="Delete").click()
+    expect(page.locator("article.job")).to_have_count(0)
     page.locator("#model").select_option("demo")
     expect(page.get_by_role("button", name="Download", exact=True)).to_be_hidden()
 

@@ -39,11 +39,11 @@ pub(crate) struct Row {
 }
 
 impl Row {
-    /// Its bytes on this machine, or the approximate bytes of its download.
+    /// Its bytes on this machine, or the approximate bytes of its whole download.
     pub(crate) fn bytes_in_all(&self) -> u64 {
         match self.state {
-            State::NotDownloaded => self.download_bytes.unwrap_or(0),
-            State::Complete | State::Incomplete => self.bytes,
+            State::NotDownloaded | State::Incomplete => self.download_bytes.unwrap_or(0),
+            State::Complete => self.bytes,
         }
     }
 }

@@ -18,9 +18,15 @@ function make(tag, properties = {}, ...children) {
 // Asking the server
 // ---------------------------------------------------------------------------------------------
 
+/** A message and what to do about it, as sentences. */
+function sentences(message, hint) {
+  const ended = (text) => (/[.!?]$/.test(text) ? text : `${text}.`);
+  return hint ? `${ended(message)} ${ended(hint.charAt(0).toUpperCase() + hint.slice(1))}` : message;
+}
+
 class Refused extends Error {
   constructor({ message, hint, field }) {
-    super(hint ? `${message} ${hint}` : message);
+    super(sentences(message, hint));
     this.field = field;
   }
 }
@@ -31,6 +37,8 @@ async function ask(method, path, body) {
   else if (body !== undefined) {
     options.headers = { "Content-Type": "application/json" };
     options.body = JSON.stringify(body);
+    const most = known.capabilities?.limits.upload_bytes;
+    if (most && options.body.length > most) throw new Refused({ message: `These pictures take ${size(options.body.length)}, and the server takes ${size(most)} at once.`, hint: "Choose fewer or smaller pictures, or start it with a larger `--max-upload`." });
   }
   let response;
   try {
@@ -173,7 +181,8 @@ function place(key, files) {
     draft.captions[key] = "";
     shownJob = null;
     drawTiles();
-    $(`tile-${key}`).querySelector(".caption input")?.focus({ preventScroll: true });
+    const tile = $(`tile-${key}`);
+    (tile.querySelector(".caption input") ?? tile.querySelector("input")).focus({ preventScroll: true });
   });
 }
 
@@ -227,6 +236,7 @@ function resultTile() {
   else if (!job) button.append(make("span", {}, "B′ appears here"));
   else if (job.state === "failed") button.append(make("span", {}, "It failed: see below"));
   else if (job.state === "cancelled") button.append(make("span", {}, "Cancelled"));
+  else if (job.state === "done") button.append(make("span", {}, "Learned: see below"));
   else button.append(make("span", {}, told(job)));
   return make("div", { className: "tile", id: "tile-result" }, title, button);
 }
@@ -305,7 +315,7 @@ function targets() {
     "div",
     { className: "many" },
     ...draft.targets.map((picture, index) =>
-      make("figure", {}, image(picture.data, picture.name), make("button", { type: "button", ariaLabel: `Remove ${picture.name}`, onclick: () => { draft.targets.splice(index, 1); drawTiles(); } }, "×")),
+      make("figure", {}, image(picture.data, picture.name), make("button", { type: "button", ariaLabel: `Remove ${picture.name}`, onclick: () => { draft.targets.splice(index, 1); drawTiles(); $("tile-b").querySelector("input").focus({ preventScroll: true }); } }, "×")),
     ),
   );
   return make("div", { className: "tile", id: "tile-b" }, head, drop, many);
@@ -322,6 +332,7 @@ function setMode(mode, focus) {
   $("panel").setAttribute("aria-labelledby", mode === "new" ? "tab-new" : "tab-use");
   drawTiles();
   drawSettings();
+  modelNote();
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -437,32 +448,34 @@ function modelNote() {
   const parts = model.title && model.title !== model.name ? [model.title] : [];
   if (!model.on_disk) parts.push(model.bytes ? `About ${size(model.bytes)} to download` : "To download");
   if (model.licence) parts.push(`Licence: ${model.licence}`);
-  const { text, problem: tooLarge, better } = memoryOf(model);
+  const { text, problem: tooLarge, better } = draft.mode === "new" ? memoryOf(model) : {};
   if (text) parts.push(text);
   $("model-note").textContent = parts.join(" · ");
   const room = known.models.disk?.free;
   const problems = [tooLarge, !model.on_disk && room < model.bytes ? `The disk has ${size(room)} free: the download will not fit.` : null].filter(Boolean);
   $("model-problem").textContent = problems.join(" ");
   const actions = [];
-  if (better) actions.push(act(`Save memory: ${size(better.bytes)}`, () => {
+  if (better) actions.push(act(`${better.dtype === "f16" ? "Use half precision" : "Use less memory"}: ${size(better.bytes)}`, () => {
     Object.assign(draft.settings, { dtype: better.dtype, memory: better.memory });
     drawSettings();
     modelNote();
+    $("model").focus();
   }));
-  const coming = known.jobs.some(({ kind, state, request: { settings } }) => kind === "download" && !OVER.has(state) && settings?.model === model.name);
-  if (!model.on_disk) actions.push(make("button", { type: "button", disabled: coming, onclick: () => download(model.name) }, coming ? "Downloading" : "Download"));
-  const now = actions.map(({ textContent, disabled }) => `${textContent}${disabled}`).join();
+  const coming = known.jobs.find(({ kind, state, request: { settings } }) => kind === "download" && !OVER.has(state) && settings?.model === model.name);
+  if (!model.on_disk) actions.push(make("button", { type: "button", disabled: Boolean(coming), onclick: ({ target }) => download(model.name, target) }, { running: "Downloading", queued: "Waiting to download" }[coming?.state] ?? "Download"));
+  const now = [model.name, ...actions.map(({ textContent, disabled }) => `${textContent}${disabled}`)].join();
   if ($("model-actions").dataset.now === now) return; // keeps the focus
   $("model-actions").dataset.now = now;
   $("model-actions").replaceChildren(...actions);
 }
 
-function download(model) {
+function download(model, button) {
+  button.disabled = true;
   return attempt(async () => {
     await ask("POST", "/v1/jobs", { kind: "download", settings: { model, all: true } });
     announce("Added to the queue.");
     await refresh();
-  });
+  }).finally(() => { delete $("model-actions").dataset.now; modelNote(); });
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -594,7 +607,7 @@ function actionsOf(job) {
   if (job.state === "done" && name && pictures) actions.push(act(job.request.settings?.reverse ? "Apply" : "Undo on B", () => again(job, { reverse: !job.request.settings?.reverse })));
   if (name && known.differences.some((difference) => difference.name === name)) actions.push(act("Use the difference", () => use(name)));
   if (pictures > 1) actions.push(make("a", { className: "button", href: `/v1/jobs/${job.id}/zip`, download: "" }, "Save all"));
-  if (job.state === "failed" || job.state === "cancelled") actions.push(act("Try again", () => attempt(async () => { const next = await ask("POST", `/v1/jobs/${job.id}/retry`); shownJob = next.id; await refresh(); })));
+  if (job.state === "failed" || job.state === "cancelled") actions.push(act("Try again", () => attempt(async () => { const next = await ask("POST", `/v1/jobs/${job.id}/retry`); if (["analogy", "apply"].includes(job.kind)) shownJob = next.id; await refresh(); })));
   if (job.kind !== "download" && Object.keys(job.request.settings ?? {}).some((name) => name !== "model")) actions.push(act("Same settings", () => useSettings(job.request.settings)));
   if (job.state !== "running") actions.push(act("Delete", () => attempt(async () => { await ask("DELETE", `/v1/jobs/${job.id}`); await refresh(); $("jobs-title").focus(); }), "quiet danger"));
   return actions;
@@ -614,8 +627,9 @@ function card(job) {
   if (curve && !OVER.has(job.state)) element.append(curve);
   const row = picturesOf(job);
   if (row.length) element.append(make("div", { className: job.request.strengths?.length > 2 ? "row strip" : "row" }, ...row));
-  if (job.error) element.append(make("p", { className: "problem" }, job.error.hint ? `${job.error.message} ${job.error.hint}` : job.error.message));
-  for (const note of job.notes ?? []) element.append(make("p", { className: "note" }, note));
+  if (job.error) element.append(make("p", { className: "problem" }, sentences(job.error.message, job.error.hint)));
+  const passed = (note) => OVER.has(job.state) && note.endsWith("; trying again");
+  for (const note of (job.notes ?? []).filter((note) => !passed(note))) element.append(make("p", { className: "note" }, note));
   const more = [OVER.has(job.state) ? curve : null, job.commands.length ? make("pre", {}, job.commands.map((words) => words.map(quoted).join(" ")).join("\n")) : null].filter(Boolean);
   if (more.length) element.append(make("details", { className: "more" }, make("summary", {}, more.length > 1 ? "Loss, and the same in a terminal" : "The same in a terminal"), ...more));
   return element;
@@ -638,8 +652,8 @@ function showProgress(job) {
 const signature = ({ progress, losses, ...job }) => JSON.stringify([job, Math.floor((losses?.length ?? 0) / 4), known.differences.map(({ name }) => name)]);
 
 function drawJobs() {
-  const shown = known.jobs.filter(({ kind }) => kind !== "caption");
-  $("no-jobs").hidden = shown.length > 0;
+  const shown = known.jobs;
+  $("no-jobs").hidden = known.count > 0;
   $("older").hidden = known.jobs.length >= known.count;
   for (const id of [...cards.keys()]) if (!shown.some((job) => job.id === id)) { cards.get(id).element.remove(); cards.delete(id); }
   let previous = null;
@@ -662,6 +676,7 @@ function drawJobs() {
 
 let stream = null;
 let timer = null;
+const seen = new Map(); // the states of jobs that were acted upon
 
 /** Follows the running job by its events, and looks at all of them now and then. */
 function follow() {
@@ -698,14 +713,13 @@ function updateResult() {
 
 async function refresh() {
   try {
-    const states = new Map(known.jobs.map(({ id, state }) => [id, state]));
-    const [found, { differences }] = await Promise.all([ask("GET", `/v1/jobs?limit=${listed}`), ask("GET", "/v1/differences")]);
+    const [found, { differences }] = await Promise.all([ask("GET", `/v1/jobs?limit=${listed}&kinds=analogy,learn,apply,generate,download`), ask("GET", "/v1/differences")]);
     Object.assign(known, { jobs: found.jobs, count: found.count, differences });
-    const ended = known.jobs.filter(({ id, state }) => states.has(id) && states.get(id) !== state && OVER.has(state));
-    for (const { kind, state } of ended) if (kind !== "caption") announce(`${TITLES[kind]}: ${STATES[state]}.`);
-    const absent = (name) => known.models?.models.some((model) => model.name === name && !model.on_disk);
-    if (ended.some(({ request: { settings } }) => absent(settings?.model))) await loadModels();
-    modelNote();
+    const ended = known.jobs.filter(({ id, state }) => seen.has(id) && seen.get(id) !== state && OVER.has(state));
+    for (const { id, state } of known.jobs) seen.set(id, state);
+    for (const { kind, state } of ended) announce(`${TITLES[kind]}: ${STATES[state]}.`);
+    if (ended.length) await loadModels(); // what is on disk and the free memory have changed
+    else modelNote();
     drawJobs();
     drawLibrary();
     updateResult();
@@ -781,6 +795,7 @@ function upload(file) {
 // ---------------------------------------------------------------------------------------------
 
 let exported = null; // the name of the difference
+let asked = 0; // of answers that overtake one another, the last one counts
 
 function openExports(name) {
   exported = name;
@@ -795,11 +810,12 @@ const USAGE = { place: "Where it goes", prompt: "Prompt", negative_prompt: "Nega
 
 async function drawExports() {
   const query = new URLSearchParams({ reverse: $("back").checked, ...($("word").value.trim() ? { word: $("word").value.trim() } : {}) });
-  const of = exported;
+  const mine = ++asked;
   $("exports-problem").textContent = "";
+  $("programs").replaceChildren(); // no file of an earlier wish
   try {
-    const { exports: all } = await ask("GET", `/v1/differences/${encodeURIComponent(of)}/exports?${query}`);
-    if (of !== exported) return;
+    const { exports: all } = await ask("GET", `/v1/differences/${encodeURIComponent(exported)}/exports?${query}`);
+    if (mine !== asked) return;
     $("word").placeholder = all[0]?.word ?? "";
     $("programs").replaceChildren(
       ...all.map(({ program, files, usage, notes }) =>
@@ -815,7 +831,7 @@ async function drawExports() {
     );
     if (!all.length) $("programs").append(make("p", { className: "empty" }, "No other program reads differences that were learned on this model."));
   } catch (error) {
-    $("exports-problem").textContent = error.message;
+    if (mine === asked) $("exports-problem").textContent = error.message;
   }
 }
 
@@ -878,10 +894,10 @@ function listen() {
   $("find").addEventListener("input", drawSettings);
   $("all").addEventListener("change", drawSettings);
   $("defaults").addEventListener("click", () => { draft.settings = {}; drawSettings(); modelNote(); });
-  $("older").addEventListener("click", () => { listed += 50; refresh(); });
-  for (const id of ["word", "back"]) $(id).addEventListener("change", drawExports);
+  $("older").addEventListener("click", async () => { listed += 50; await refresh(); $("jobs-title").focus(); });
+  for (const id of ["word", "back"]) $(id).addEventListener("input", drawExports);
   $("exports-close").addEventListener("click", () => $("exports").close());
-  $("model").addEventListener("change", modelNote);
+  $("model").addEventListener("change", () => { modelNote(); attempt(loadModels); });
   for (const [id, accept] of [["restore", restore], ["upload", upload]]) {
     $(id).addEventListener("change", async ({ target }) => {
       if (target.files.length) await accept(target.files[0]);
