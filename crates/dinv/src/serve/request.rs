@@ -512,6 +512,25 @@ impl Request {
         arguments
     }
 
+    /// The commands for learning or for applying in an analogy with many B.
+    fn part(&self, kind: Kind, files: &Files, settings: &[String], base: &Path) -> Vec<Run> {
+        let known = capabilities::flags(kind);
+        let is_known = |argument: &&String| {
+            let name = argument.trim_start_matches('-').split('=').next();
+            known.iter().any(|flag| Some(flag.name.as_str()) == name)
+        };
+        let settings: Vec<String> = settings.iter().filter(is_known).cloned().collect();
+        let mut request = Self {
+            kind,
+            ..self.clone()
+        };
+        match kind {
+            Kind::Learn => request.targets.clear(),
+            _ => request.pairs.clear(),
+        }
+        request.runs(files, &settings, base)
+    }
+
     /// The commands, with paths below `base`.
     fn runs(&self, files: &Files, settings: &[String], base: &Path) -> Vec<Run> {
         let place = |name: &str| {
@@ -530,23 +549,8 @@ impl Request {
         match self.kind {
             // `analogy` takes one B.
             Kind::Analogy if self.targets.len() > 1 => {
-                let part = |kind, pairs: &[Pair], targets: &[Target]| {
-                    let known = capabilities::flags(kind);
-                    let is_known = |argument: &&String| {
-                        let name = argument.trim_start_matches('-').split('=').next();
-                        known.iter().any(|flag| Some(flag.name.as_str()) == name)
-                    };
-                    let settings: Vec<String> = settings.iter().filter(is_known).cloned().collect();
-                    let request = Self {
-                        kind,
-                        pairs: pairs.to_vec(),
-                        targets: targets.to_vec(),
-                        ..self.clone()
-                    };
-                    request.runs(files, &settings, base)
-                };
-                let learning = part(Kind::Learn, &self.pairs, &[]);
-                let applying = part(Kind::Apply, &[], &self.targets);
+                let learning = self.part(Kind::Learn, files, settings, base);
+                let applying = self.part(Kind::Apply, files, settings, base);
                 [learning, applying].concat()
             }
             Kind::Analogy => vec![Run {
