@@ -218,7 +218,8 @@ def study():
     right = [column(rows, "all right", which) for which in (0, 1)]
     evaluations = column(rows, "evaluations")
     labels = {"`draft`": "--draft", "`difference-inversion`": "Difference Inversion", "`backwards`": "the same, backwards",
-              "`image-delta`": "told no words\nabout the edit", "`text-swap`": "text-swap, told\nthe caption of B′"}
+              "`image-delta`": "told no words\nabout the edit", "`hundred`": "100 whole steps,\nas before", "`instruct-pix2pix-tuned`": "InstructPix2Pix,\ntold the edit",
+              "`text-swap`": "text-swap, told\nthe caption of B′"}
     bars("cost", "B′ with every attribute right, by evaluations of the U-Net (212 analogies)", ["one attribute changes", "two change"],
          [(f"{label}: {pick(evaluations, key)[0]:g}", [pick(values, key)[0] for values in right]) for key, label in labels.items()], top=100)
 
