@@ -887,6 +887,30 @@ fn the_joint_space_and_the_captioner_come_when_they_are_needed() {
     setup.hub.put("tests/instruct", path, large.as_bytes());
     let instruct = asked(&format!("learn {pictures} --model tests/instruct"));
     assert_eq!(instruct, ["tests/instruct"], "nothing is learned on it");
+
+    // `--all` brings at once what would come when it is needed.
+    let cache = setup.work.path().join("hf/hub");
+    for (model, expected) in [
+        ("tests/bare", vec!["tests/bare", clip, captioner]),
+        ("tests/own", vec!["tests/own"]),
+        ("tests/instruct", vec!["tests/instruct"]),
+    ] {
+        fs::remove_dir_all(&cache).unwrap();
+        setup.hub.requests();
+        setup.succeed(&format!("models pull {model} --all -q"));
+        let mut found = fs::read_dir(&cache)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .filter(|name| name.starts_with("models--"))
+            .collect::<Vec<_>>();
+        let mut expected: Vec<String> = expected
+            .iter()
+            .map(|name| format!("models--{}", name.replace('/', "--")))
+            .collect();
+        found.sort();
+        expected.sort();
+        assert_eq!(found, expected);
+    }
 }
 
 #[test]

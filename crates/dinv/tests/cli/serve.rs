@@ -463,6 +463,36 @@ fn models_say_what_they_need() {
     }
 }
 
+/// A download is a job that can be cancelled and repeated, and then the model is there.
+#[cfg(feature = "hub")]
+#[test]
+fn a_model_is_downloaded_as_a_job() {
+    let work = workplace();
+    let hub = super::hub_server::HubServer::start();
+    hub.add("tests/tiny", &super::golden("pipeline"));
+    let log = File::create(work.path().join("log")).unwrap();
+    let mut program = dinv(work.path());
+    program
+        .env("HF_ENDPOINT", hub.endpoint())
+        .env_remove("HF_HUB_OFFLINE");
+    let server = Server::of(program, log, &[]);
+    let is_listed = || {
+        let all = server.get("/v1/models").expect(200).json();
+        let mut models = all["models"].as_array().unwrap().iter();
+        models.any(|model| model["name"] == "tests/tiny" && model["on_disk"] == true)
+    };
+    assert!(!is_listed());
+    let asked = json!({ "kind": "download", "settings": { "model": "tests/tiny", "all": true } });
+    let job = server.done(&server.job(&asked));
+    let typed = json!([["dinv", "models", "pull", "tests/tiny", "--all"]]);
+    assert_eq!(job["commands"], typed);
+    assert!(is_listed());
+    let caption = json!({
+        "kind": "caption", "targets": [{ "picture": data(&work, "b.png") }], "settings": { "model": "tests/tiny" },
+    });
+    server.done(&server.job(&caption));
+}
+
 /// The server exports what `dinv export` does.
 #[test]
 fn differences_are_exported_for_other_programs() {
