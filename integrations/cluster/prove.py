@@ -148,12 +148,10 @@ def slurm(program, folder):
     expected, alone = whole(program, jobs, folder)
     cluster, made = Slurm(folder), folder / "made"
     try:
-        script = folder / "array.sbatch"
-        command = " ".join(batch(program, jobs, made, "--shard", "auto"))
-        script.write_text(f"#!/bin/sh\n#SBATCH --array=1-{TASKS}\n#SBATCH --requeue\n#SBATCH --output={folder}/%a.out\n"
-                          f"#SBATCH --open-mode=append\nexec {command}\n")
+        cluster.environment["DINV"] = str(program)
+        script = Path(__file__).with_name("slurm.sbatch")
         started = time.monotonic()
-        cluster.ask("sbatch", str(script))
+        cluster.ask("sbatch", f"--output={folder}/%a.out", str(script), str(jobs), str(made), *EFFORT)
         killed, drained = [], None
         while cluster.ask("squeue", "-h"):
             time.sleep(0.5)
