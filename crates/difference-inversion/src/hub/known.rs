@@ -176,7 +176,7 @@ mod tests {
         ] {
             assert_eq!(read(text), None, "{text}");
         }
-        assert_eq!(licence(None, CAPTIONER).as_deref(), Some("mit"));
+        assert_eq!(licence(None, CAPTIONER).as_deref(), Some("bsd-3-clause"));
         assert_eq!(licence(None, "someone/something"), None);
     }
 }
