@@ -6,7 +6,7 @@ use clap::Args;
 use difference_inversion::Error;
 use difference_inversion::diffusion::family::Family;
 use difference_inversion::diffusion::frozen::Models;
-use difference_inversion::image::{read_png_text, save_png};
+use difference_inversion::image::save_png;
 use difference_inversion::method::analogy::{self, Applied, Target};
 use difference_inversion::method::difference::DifferenceTokens;
 use difference_inversion::method::generate_config::AnalogyConfig;
@@ -25,7 +25,7 @@ use super::flags::{
 use super::learned_words;
 use super::output::Outputs;
 use super::pictures::{self, Picture};
-use super::record::{Recipe, file_name, text_of};
+use super::record::{Recipe, file_name, recipe_in, text_of};
 use super::settings::Settings;
 use super::shard::Shard;
 use super::terminal::{self, Failure};
@@ -342,13 +342,10 @@ impl ApplyArgs {
 
     /// Checks that an existing result is what this run would make, as far as its recipe states.
     fn check_same(&self, ours: &Recipe, job: &Job<'_>, path: &Path) -> anyhow::Result<()> {
-        let text = read_png_text(path).unwrap_or_default();
-        let theirs = text.iter().find(|(key, _)| key == "dinv");
-        let theirs = theirs.and_then(|(_, text)| serde_json::from_str::<Value>(text).ok());
         let mut ours = ours.clone();
         ours.input("b", json!({ "file": text_of(job.b) }))?;
         let ours: Value = serde_json::from_str(&ours.to_line()?)?;
-        let difference = match theirs {
+        let difference = match recipe_in(path) {
             Some(theirs) => difference_of(&theirs, &ours),
             None => Some("by something else".to_owned()),
         };

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use difference_inversion::Error;
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
-use difference_inversion::image::{load_image, read_png_text};
+use difference_inversion::image::load_image;
 use difference_inversion::job::{Job, LearnJob, PairFiles};
 use difference_inversion::method::analogy::{self, Target};
 use difference_inversion::method::difference::DifferenceTokens;
@@ -32,7 +32,7 @@ use super::flags::{
 };
 use super::output::{Kind, Outputs};
 use super::pictures;
-use super::record::{Recipe, file_name, text_of};
+use super::record::{Recipe, file_name, recipe_in, text_of};
 use super::settings::Settings;
 use super::shard::Shard;
 use super::terminal::{self, Failure};
@@ -357,10 +357,7 @@ impl<'a> Work<'a> {
                 json!({
                     "line": task.line, "difference": task.difference,
                     "id": task.picture.as_ref().map(|picture| &picture.id),
-                    "output": task.picture.as_ref().map_or_else(
-                        || text_of(task.difference_file(self.output)),
-                        |picture| text_of(self.output.join(&picture.name)),
-                    ),
+                    "output": text_of(task.file(self.output)),
                 })
             });
             return terminal::json(&json!({
@@ -369,11 +366,7 @@ impl<'a> Work<'a> {
             }));
         }
         for task in &self.tasks {
-            let made = match &task.picture {
-                Some(picture) => self.output.join(&picture.name),
-                None => task.difference_file(self.output),
-            };
-            terminal::line(made.display())?;
+            terminal::line(task.file(self.output).display())?;
         }
         match seconds {
             _ if self.tasks.is_empty() => terminal::message("nothing is left to do"),
@@ -451,10 +444,7 @@ impl Picture {
         if fs::symlink_metadata(&path).is_err() {
             return Ok(false);
         }
-        let text = read_png_text(&path).unwrap_or_default();
-        let recipe = text.iter().find(|(key, _)| key == "dinv");
-        let recipe = recipe.and_then(|(_, text)| serde_json::from_str::<Value>(text).ok());
-        if recipe.is_some_and(|recipe| recipe["id"] == self.id.as_str()) {
+        if recipe_in(&path).is_some_and(|recipe| recipe["id"] == self.id.as_str()) {
             return Ok(true);
         }
         Err(format!(

@@ -29,7 +29,7 @@ pub(crate) mod models;
 mod output;
 mod pictures;
 mod plot;
-mod record;
+pub(crate) mod record;
 #[cfg(feature = "serve")]
 mod serve;
 pub(crate) mod settings;

@@ -10,6 +10,7 @@ use difference_inversion::diffusion::family::Family;
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::diffusion::joint_space;
 use difference_inversion::hub::model_of;
+use difference_inversion::image::read_png_text;
 use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::util::digest::sha256_of_file;
 use difference_inversion::util::files::write_atomically;
@@ -87,6 +88,13 @@ impl Recipe {
         };
         Ok(serde_json::to_string(&travelling)?)
     }
+}
+
+/// The recipe that a picture carries, if it is one of this program's.
+pub(crate) fn recipe_in(picture: &Path) -> Option<Value> {
+    let text = read_png_text(picture).ok()?;
+    let (_, recipe) = text.iter().find(|(key, _)| key == "dinv")?;
+    serde_json::from_str(recipe).ok()
 }
 
 /// A path as people read it: JSON is Unicode, and not all paths are.

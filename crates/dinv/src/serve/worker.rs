@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use difference_inversion::Error;
-use difference_inversion::image::read_png_text;
 use difference_inversion::method::learn::losses_of_checkpoint;
 use difference_inversion::util::files::{self, Claim};
 use difference_inversion::util::progress::Progress;
 use serde_json::{Value, json};
 
 use crate::cli::exit::Exit;
+use crate::cli::record::recipe_in;
 use crate::cli::{signals, terminal};
 
 use super::differences;
@@ -408,10 +408,7 @@ fn collect(
 
 /// The caption of B with which a picture was made.
 fn caption_of(path: &Path) -> Value {
-    let text = read_png_text(path).unwrap_or_default();
-    let recipe = text.iter().find(|(key, _)| key == "dinv");
-    let recipe = recipe.and_then(|(_, text)| serde_json::from_str::<Value>(text).ok());
-    recipe.map_or(Value::Null, |mut recipe| recipe["b"]["caption"].take())
+    recipe_in(path).map_or(Value::Null, |mut recipe| recipe["b"]["caption"].take())
 }
 
 /// Copies the learned difference into the library.

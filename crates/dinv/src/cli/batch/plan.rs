@@ -52,6 +52,14 @@ pub(super) struct Picture {
 }
 
 impl Task {
+    /// The file that it makes, in the folder of the results.
+    pub(super) fn file(&self, output: &Path) -> PathBuf {
+        match &self.picture {
+            Some(picture) => output.join(&picture.name),
+            None => self.difference_file(output),
+        }
+    }
+
     /// The file of its difference, in the folder of the results.
     pub(super) fn difference_file(&self, output: &Path) -> PathBuf {
         match &self.source {
