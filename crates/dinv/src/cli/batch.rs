@@ -63,8 +63,8 @@ pub(crate) struct BatchArgs {
     output: Option<PathBuf>,
     /// Print the jobs of a folder instead, with paths relative to it
     ///
-    /// In the folder, and in each folder of it, a pair is two pictures called a and a_prime. The other pictures there,
-    /// and those of a folder b, are to be changed.
+    /// In the folder, and in each folder of it, a pair is two pictures called a and a_prime. The other pictures there
+    /// but b_prime, and those of a folder b, are to be changed.
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["jobs", "output", "dry_run", "minutes", "shard"])]
     from: Option<PathBuf>,
     /// List what would be made, and estimate the time from earlier results
@@ -145,8 +145,8 @@ pub(crate) fn run(args: &BatchArgs) -> anyhow::Result<()> {
     ];
     watcher.notices(settings.without_effect(unread.concat()));
     watcher.notices(change::of_strength(config.generate.strength));
-    if work.learning > 0 && !args.no_memory_check {
-        work.check_memory(&models, &paths)?;
+    if work.learning > 0 {
+        work.check_learning(&models, &paths, !args.no_memory_check)?;
     }
     let sizes = work.read(&mut watcher)?;
     let none: [&str; 0] = [];
@@ -379,8 +379,13 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Refuses learning that does not fit into memory.
-    fn check_memory(&self, models: &ModelSettings, paths: &ModelPaths) -> anyhow::Result<()> {
+    /// Refuses learning that has no loss, and if `memory` learning that does not fit into it.
+    fn check_learning(
+        &self,
+        models: &ModelSettings,
+        paths: &ModelPaths,
+        memory: bool,
+    ) -> anyhow::Result<()> {
         let mut checked = Vec::new();
         for task in &self.tasks {
             let Source::Pairs(pairs) = &task.source else {
@@ -389,7 +394,7 @@ impl<'a> Work<'a> {
             let config = &task.config.learn;
             models.check_loss(&paths.model, config)?;
             let rows = config.rows(pairs.len());
-            if !checked.contains(&rows) {
+            if memory && !checked.contains(&rows) {
                 models.check_memory(paths, config, pairs.len(), false)?;
                 checked.push(rows);
             }
@@ -441,7 +446,8 @@ impl Picture {
     /// Whether it is there; another picture in its place is an error.
     fn is_there(&self, output: &Path) -> Result<bool, String> {
         let path = output.join(&self.name);
-        if fs::symlink_metadata(&path).is_err() {
+        // While another run writes it, it may be there and empty.
+        if fs::symlink_metadata(&path).map_or(true, |file| file.is_file() && file.len() == 0) {
             return Ok(false);
         }
         if recipe_in(&path).is_some_and(|recipe| recipe["id"] == self.id.as_str()) {
@@ -596,11 +602,9 @@ impl Run<'_> {
         let path = task.difference_file(self.output);
         if let Source::Pairs(pairs) = &task.source {
             let mut waits = false;
-            while !path.is_file() {
+            loop {
                 match self.learn(task, pairs, &path) {
-                    Ok(()) => {}
-                    // Where there are no locks, another run may have learned the same.
-                    Err(_) if path.is_file() => {}
+                    Ok(()) => break,
                     Err(error) if terminal::is_temporary(&error) && !self.is_late() => {
                         if !waits {
                             let learns = "another run learns it; this one waits";
@@ -613,6 +617,8 @@ impl Run<'_> {
                             return Err(error);
                         }
                     }
+                    // Where there are no locks, another run may have learned the same.
+                    Err(_) if path.is_file() => break,
                     Err(error) => return Err(error),
                 }
             }
@@ -623,13 +629,16 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Learns the difference of pairs and writes it to `path`.
+    /// Learns the difference of pairs and writes it to `path`, unless it is there.
     fn learn(&mut self, task: &Task, pairs: &[PairFiles], path: &Path) -> anyhow::Result<()> {
         let started = Instant::now();
         let checkpoint = checkpoint::beside(path);
         let mut output = Outputs::file(path, Kind::Tensors, false, &[])?;
         let (name, spent) = (file_name(path), file_name(&checkpoint));
-        output.claim(&spent)?;
+        output.claim(&spent)?; // while another run writes the file, it may be there and empty
+        if path.is_file() {
+            return Ok(());
+        }
         output.check()?;
         let job = LearnJob {
             pairs: pairs.to_vec(),
