@@ -8,6 +8,7 @@ pub mod joint_space;
 pub mod memory;
 pub mod model_files;
 pub mod pipeline;
+mod preview;
 pub mod sample;
 pub mod text_encoder;
 mod textual_inversion;

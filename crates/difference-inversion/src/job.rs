@@ -378,6 +378,27 @@ mod tests {
         assert_ne!(plain, draw(json!({ "difference": difference })));
     }
 
+    /// A preview is reported after every step, with a pixel for every latent, and the picture stays the same.
+    #[test]
+    fn previews_change_nothing() {
+        let models = models();
+        let mut job: GenerateJob = read(json!({
+            "settings": { "prompt": "a barn", "num_inference_steps": 5 },
+        }));
+        let plain = job.answer(&models, &mut silent).unwrap();
+        job.settings.previews = true;
+        let mut sizes = Vec::new();
+        let mut observe = |progress: &Progress| {
+            if let Progress::Preview { picture } = progress {
+                sizes.push(picture.dimensions());
+            }
+            ControlFlow::Continue(())
+        };
+        assert_eq!(job.answer(&models, &mut observe).unwrap(), plain);
+        let [_, _, h, w] = models.pipeline().latent_shape();
+        assert_eq!(sizes, vec![(w as u32, h as u32); 5]);
+    }
+
     #[test]
     fn what_is_wrong_with_a_request_is_told_before_a_model_is_needed() {
         let device = Device::flex();

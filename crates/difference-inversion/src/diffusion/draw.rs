@@ -42,6 +42,9 @@ pub struct TextToImage {
     pub strength: f64,
     #[doc = about!(seed)]
     pub seed: u64,
+    /// Whether a [`Preview`](crate::util::progress::Progress::Preview) is reported after every step. The picture stays the same.
+    #[serde(skip)]
+    pub previews: bool,
 }
 
 impl TextToImage {
@@ -91,6 +94,7 @@ impl Default for TextToImage {
             scheduler: None,
             strength: 1.0,
             seed: 0,
+            previews: false,
         }
     }
 }
@@ -194,6 +198,7 @@ pub fn draw(
         step: 0,
         residuals: Vec::new(),
         noise: init.noise,
+        previews: request.previews,
     };
     guide::denoise(
         pipeline,

@@ -10,7 +10,7 @@ pub use crate::models::denoiser::GuidedBy;
 use crate::models::denoiser::How;
 use crate::models::denoiser::attention_control::AttentionControl;
 use crate::models::denoiser::conditions::Conditions;
-use crate::util::progress::{self, Observer, Stage};
+use crate::util::progress::{self, Observer, Progress, Stage};
 use crate::util::random::{Purpose, normal, rng};
 use crate::{Error, Result};
 
@@ -162,6 +162,8 @@ pub struct Start {
     /// The noise of every step of the schedule for solvers that need it, [steps, c, h, w]; drawn
     /// from the seed if absent.
     pub noise: Option<Tensor<4>>,
+    /// Whether previews are reported.
+    pub previews: bool,
 }
 
 /// Runs a solver from a start to the end of its schedule.
@@ -183,7 +185,11 @@ pub fn denoise(
     for (done, i) in (start.step..timesteps.len()).enumerate() {
         progress::step(&mut *observer, Stage::Generate, done, total)?;
         let input = solver.scale_model_input(i, latents.clone());
-        let output = guide.predict(pipeline, input, &timesteps[i..=i]);
+        let output = guide.predict(pipeline, input.clone(), &timesteps[i..=i]);
+        if start.previews {
+            let picture = pipeline.preview(input, output.clone(), timesteps[i]);
+            let _ = observer(&Progress::Preview { picture }); // a request to stop takes effect at the next step
+        }
         let fresh = (solver.needs_noise() && start.residuals.is_empty()).then(|| {
             if let Some(noise) = &start.noise {
                 return noise.clone().slice([i..i + 1]);

@@ -5,13 +5,14 @@ mod open;
 mod picture;
 
 use std::cell::Cell;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
 pub(crate) use self::open::resolution;
 use crate::diffusion::family::{EncoderPart, Family};
 use crate::diffusion::model_files::embedding::written_in;
+use crate::diffusion::preview::Colours;
 use crate::diffusion::sample::Noising;
 use crate::diffusion::text_encoder::{Base, Encoded, TextEncoder};
 use crate::diffusion::words::{FullPrompt, Prompt, Words};
@@ -51,6 +52,8 @@ pub struct Pipeline {
     /// The number format of the autoencoder, which may be wider.
     vae_dtype: FloatDType,
     memory: Memory,
+    /// The colours of latents, from the first preview on.
+    colours: OnceLock<Colours>,
 }
 
 impl Pipeline {

@@ -51,6 +51,9 @@ pub struct GenerateConfig {
     pub negative_prompt: String,
     #[doc = about!(seed)]
     pub seed: u64,
+    /// Whether a [`Preview`](crate::util::progress::Progress::Preview) is reported after every step. The picture stays the same.
+    #[serde(skip)]
+    pub previews: bool,
 }
 
 impl GenerateConfig {
@@ -163,6 +166,7 @@ impl Default for GenerateConfig {
             reverse: false,
             negative_prompt: String::new(),
             seed: 0,
+            previews: false,
         }
     }
 }

@@ -155,6 +155,7 @@ pub fn ddim_inversion(
         step: 0,
         residuals: Vec::new(),
         noise: None,
+        previews: config.previews,
     })
 }
 
@@ -213,6 +214,7 @@ pub fn edit_friendly_inversion(
         step: first,
         residuals,
         noise: None,
+        previews: config.previews,
     })
 }
 
@@ -238,6 +240,7 @@ pub fn sdedit(
         step,
         residuals: Vec::new(),
         noise: None,
+        previews: config.previews,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::ControlFlow;
 
+use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
 /// The kinds of long work, in the order in which an analogy goes through them.
@@ -69,8 +70,8 @@ pub struct LossTerms {
     pub clip: f32,
 }
 
-/// One message from the library to the observer. As JSON, it is an object whose `type` is `step` or
-/// `notice`, with the fields of either.
+/// One message from the library to the observer. As JSON, it is an object whose `type` is `step`, `waiting` or
+/// `notice`, with the fields of each; a preview has no JSON.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -90,6 +91,12 @@ pub enum Progress {
     Waiting {
         /// The stage.
         stage: Stage,
+    },
+    /// What the picture that is being drawn will look like, a pixel for every latent.
+    #[serde(skip)]
+    Preview {
+        /// The denoiser's present guess of the clean picture, in approximate colours.
+        picture: RgbImage,
     },
     /// A note for the user.
     Notice {

@@ -255,6 +255,7 @@ impl Inversion<'_> {
             latents: noise,
             step: 0,
             residuals: Vec::new(),
+            previews: false,
             noise: None,
         };
         let latents = guide::denoise(

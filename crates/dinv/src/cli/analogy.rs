@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 
 use super::fetch::{Fetcher, Needs};
 use super::flags::{
-    DraftFlag, General, GenerateFlags, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag,
+    DraftFlag, General, GenerateFlags, LearnFlags, ModelSettings, Pairs, PreviewFlag, PromptFlags,
+    SeedFlag,
 };
 use super::learned_words;
 use super::output::Outputs;
@@ -82,6 +83,8 @@ pub(crate) struct AnalogyArgs {
     #[command(flatten)]
     draft: DraftFlag,
     #[command(flatten)]
+    preview: PreviewFlag,
+    #[command(flatten)]
     general: General,
 }
 
@@ -123,6 +126,7 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     let needs = |config: &AnalogyConfig| Needs::of_learning(captions, config);
     let model = fetcher.model_of_words(&models, needs(&settings.clone().analogy()?))?;
     job.settings = settings.clone().with_model(&model)?.analogy()?;
+    job.settings.generate.previews = args.preview.previews;
     let config = &job.settings;
     models.check_loss(&model, &config.learn)?;
     let needs = needs(config);

@@ -20,7 +20,8 @@ use super::demo_world;
 use super::fetch::{Fetcher, Needs};
 use super::fitting::{self, Measured};
 use super::flags::{
-    DraftFlag, General, GenerateFlags, ModelSettings, PromptFlags, SeedFlag, check_captions,
+    DraftFlag, General, GenerateFlags, ModelSettings, PreviewFlag, PromptFlags, SeedFlag,
+    check_captions,
 };
 use super::learned_words;
 use super::output::Outputs;
@@ -79,6 +80,8 @@ pub(crate) struct ApplyArgs {
     #[command(flatten)]
     draft: DraftFlag,
     #[command(flatten)]
+    preview: PreviewFlag,
+    #[command(flatten)]
     general: General,
 }
 
@@ -120,7 +123,8 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     if let Some((denoiser, widths)) = text_widths(&model, &models)? {
         tokens.check_widths(denoiser, &widths)?;
     }
-    let config = settings.clone().with_model(&model)?.analogy()?;
+    let mut config = settings.clone().with_model(&model)?.analogy()?;
+    config.generate.previews = args.preview.previews;
     let needs = needs(&config.prompt);
     let unknown_words =
         demo_world::of_words(&models, &model, args.caption_b.iter().map(String::as_str));

@@ -2,8 +2,8 @@
 
 use std::any::Any;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Once, OnceLock};
 
 use burn::tensor::{Device, FloatDType};
 
@@ -142,18 +142,21 @@ pub(crate) fn number_format(dtype: &str, device: &str) -> anyhow::Result<FloatDT
 }
 
 /// Runs `work`. The back end panics on reading a result for which the GPU had no memory: this makes it an error.
-pub(crate) fn with_memory_errors(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+pub(crate) fn with_memory_errors<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     /// Whether any thread ran out of memory: the back end's own threads do, and others panic as a result.
     static SEEN: AtomicBool = AtomicBool::new(false);
-    let report = panic::take_hook();
-    panic::set_hook(Box::new(move |info| {
-        if ran_out_of_memory(info.payload()) {
-            SEEN.store(true, Ordering::Relaxed);
-        }
-        if !SEEN.load(Ordering::Relaxed) {
-            report(info);
-        }
-    }));
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let report = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if ran_out_of_memory(info.payload()) {
+                SEEN.store(true, Ordering::Relaxed);
+            }
+            if !SEEN.load(Ordering::Relaxed) {
+                report(info);
+            }
+        }));
+    });
     match panic::catch_unwind(AssertUnwindSafe(work)) {
         Ok(done) => done,
         Err(_) if SEEN.swap(false, Ordering::Relaxed) => {
@@ -219,8 +222,9 @@ mod tests {
 
     #[test]
     fn a_gpu_without_memory_is_an_error_and_other_panics_stay_panics() {
-        let run =
-            |text: &'static str| panic::catch_unwind(|| with_memory_errors(|| panic!("{text}")));
+        let run = |text: &'static str| {
+            panic::catch_unwind(|| with_memory_errors::<()>(|| panic!("{text}")))
+        };
         for text in [
             "Error while reading data: can't allocate buffer of size: 268435200",
             "caused by: out of device memory allocating 1024 bytes",

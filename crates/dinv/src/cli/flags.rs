@@ -2,6 +2,7 @@
 //! means not given.
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
@@ -27,6 +28,7 @@ use serde_json::{Value, json};
 use super::device::{self, DEVICES, Place};
 use super::fitting::Measured;
 use super::locate::{self, DEMO};
+use super::opened::Source;
 use super::record::file_name;
 use super::settings::{ErasedFlags, Settings};
 use super::terminal::Failure;
@@ -177,10 +179,16 @@ impl ModelSettings {
 
     /// Opens the models at `paths`; `watcher` reports how their files were interpreted, if that was
     /// ambiguous.
-    pub(crate) fn open(&self, paths: &ModelPaths, watcher: &mut Watcher) -> anyhow::Result<Models> {
-        let memory = self.memory()?;
-        let place = self.place()?;
-        let models = Models::open(paths, &place.device, self.dtype()?)?.with_memory(memory);
+    pub(crate) fn open(
+        &self,
+        paths: &ModelPaths,
+        watcher: &mut Watcher,
+    ) -> anyhow::Result<Rc<Models>> {
+        let (memory, place, dtype) = (self.memory()?, self.place()?, self.dtype()?);
+        let settings = [place.name, self.dtype_name(), self.memory_name()];
+        let models = Source::new(paths, settings).open(|| {
+            Models::open(paths, &place.device, dtype).map(|models| models.with_memory(memory))
+        })?;
         for notice in models.notices() {
             watcher.notice(notice);
         }
@@ -457,7 +465,7 @@ pub(crate) struct Control {
     /// How progress and messages are written to stderr [default: auto]
     ///
     /// `auto` is a bar on a terminal and lines elsewhere. `json` is one JSON object per line, for other
-    /// programs: its `type` is `step`, `notice`, `message` or `error`.
+    /// programs: its `type` is `step`, `preview`, `notice`, `message` or `error`.
     #[arg(long, value_parser = ["auto", "json"], hide_short_help = true)]
     pub(crate) progress: Option<String>,
     /// Stop when standard input closes, as after Ctrl-C
@@ -465,6 +473,18 @@ pub(crate) struct Control {
     /// A program that starts this one can stop it on every system, and its end stops it too.
     #[arg(long, hide_short_help = true)]
     pub(crate) stop_with_stdin: bool,
+}
+
+/// Previews of B′ for other programs.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "General")]
+pub(crate) struct PreviewFlag {
+    /// With `--progress json`, send a small preview after every step of drawing
+    ///
+    /// A line of the type `preview`, whose `picture` is a data URL of a PNG with a pixel for every latent. The result
+    /// stays the same.
+    #[arg(long, hide_short_help = true)]
+    pub(crate) previews: bool,
 }
 
 impl General {

@@ -14,7 +14,7 @@ use serde_json::json;
 use super::demo_world;
 use super::fetch::{Fetcher, Needs};
 use super::fitting;
-use super::flags::{General, ModelSettings, SeedFlag, finite};
+use super::flags::{General, ModelSettings, PreviewFlag, SeedFlag, finite};
 use super::learned_words;
 use super::output::{Kind, Outputs};
 use super::record::{Recipe, text_of};
@@ -57,6 +57,8 @@ pub(crate) struct GenerateArgs {
     model: ModelSettings,
     #[command(flatten)]
     seed: SeedFlag,
+    #[command(flatten)]
+    preview: PreviewFlag,
     #[command(flatten)]
     general: General,
 }
@@ -138,6 +140,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     job.settings = with_model
         .with_drawing_of(models.model.as_deref())
         .resolve()?;
+    job.settings.previews = args.preview.previews;
     let note = demo_world::of_words(&models, &model, [args.words.prompt.as_str()]);
     let paths = fetcher.paths(&models, model, Needs::default())?;
     watcher.notices(note);

@@ -10,7 +10,7 @@ use difference_inversion::diffusion::memory::LearningMemory;
 use difference_inversion::method::learn::LearnConfig;
 use difference_inversion::models::denoiser::Memory;
 use serde::Serialize;
-use sysinfo::System;
+use sysinfo::{Pid, ProcessesToUpdate, System};
 
 use super::flags::ModelSettings;
 use super::terminal::{Failure, size};
@@ -66,11 +66,27 @@ fn ways_by(peak: impl Fn(&LearningMemory) -> Option<u64>) -> Vec<Way> {
     ways.filter_map(way).collect()
 }
 
-/// The bytes of memory that programs can still use.
-pub(crate) fn available() -> u64 {
+/// The part of the memory that should be left to other programs.
+const LEFT: f64 = 0.1;
+
+/// The bytes of memory that programs can still use, and those of a process that is about to give up its own.
+pub(crate) fn available_with(process: Option<u32>) -> u64 {
     let mut system = System::new();
     system.refresh_memory();
-    system.available_memory()
+    let process = process.map(Pid::from_u32);
+    if let Some(process) = process {
+        system.refresh_processes(ProcessesToUpdate::Some(&[process]), false);
+    }
+    let own = process.and_then(|process| Some(system.process(process)?.memory()));
+    let available = system.available_memory() + own.unwrap_or(0);
+    available.min(system.total_memory())
+}
+
+/// Whether other programs have little memory left.
+pub(crate) fn is_scarce() -> bool {
+    let mut system = System::new();
+    system.refresh_memory();
+    (system.available_memory() as f64) < LEFT * system.total_memory() as f64
 }
 
 impl ModelSettings {
@@ -119,7 +135,8 @@ impl ModelSettings {
             learning.peak(paths).ok()
         };
         let (dtype, memory) = (self.dtype()?, self.memory()?);
-        let available = available();
+        // What this process holds are the models of an earlier command, which are used again or closed.
+        let available = available_with(Some(std::process::id()));
         let needed = match peak(dtype, memory) {
             Some(needed) if self.device_name() == "cpu" && needed > available => needed,
             _ => return Ok(()),

@@ -1,14 +1,14 @@
 //! Hints for misspelt commands whose arguments show the intended one.
 
 use std::path::Path;
-use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 
+use super::exit::Exit;
 use super::terminal;
 
 /// Prints clap's message and, if it is clear, the intended command; returns the exit code.
-pub(crate) fn report(error: &clap::Error, arguments: &[String]) -> ExitCode {
+pub(crate) fn report(error: &clap::Error, arguments: &[String]) -> Exit {
     // Ignored: stdout or stderr may be closed.
     let _ = error.print();
     if error.kind() == ErrorKind::InvalidValue
@@ -24,7 +24,11 @@ pub(crate) fn report(error: &clap::Error, arguments: &[String]) -> ExitCode {
     {
         terminal::message(format_args!("\nhint: {command}"));
     }
-    u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+    // Help and versions are requests, not errors.
+    match error.exit_code() {
+        0 => Exit::Done,
+        _ => Exit::Usage,
+    }
 }
 
 /// The intended command, for arguments that are only words or only files.

@@ -26,6 +26,7 @@ pub(crate) mod locate;
 pub(crate) mod memory;
 mod misspelt;
 pub(crate) mod models;
+mod opened;
 mod output;
 mod pictures;
 mod plot;
@@ -38,7 +39,10 @@ mod sheet;
 pub(crate) mod signals;
 pub(crate) mod terminal;
 pub(crate) mod watch;
+#[cfg(feature = "serve")]
+pub(crate) mod worker;
 
+use std::ffi::OsStr;
 use std::process::ExitCode;
 
 use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -73,47 +77,64 @@ enum Command {
     Serve(serve::ServeArgs),
     #[cfg(feature = "serve")]
     Jobs(jobs::JobsArgs),
+    #[cfg(feature = "serve")]
+    Worker(worker::WorkerArgs),
     Doctor(doctor::DoctorArgs),
     Models(models::ModelsArgs),
 }
 
 /// Runs the program.
 pub(crate) fn main() -> ExitCode {
-    let parsed = command().try_get_matches().and_then(|matches| {
+    let arguments = std::env::args_os().skip(1);
+    run_command(&arguments.collect::<Vec<_>>()).into()
+}
+
+/// Runs a command, given by the words after the program's name.
+fn run_command<T: AsRef<OsStr>>(arguments: &[T]) -> Exit {
+    let words = arguments.iter().map(AsRef::as_ref);
+    let words = [OsStr::new("dinv")].into_iter().chain(words);
+    let parsed = command().try_get_matches_from(words).and_then(|matches| {
         attend(&matches);
         Cli::from_arg_matches(&matches)
     });
-    let cli = match parsed {
-        Ok(cli) => cli,
+    match parsed {
+        Ok(cli) => cli.command.run(),
         Err(error) => {
-            let arguments = std::env::args_os().skip(1);
+            let arguments = arguments.iter().map(AsRef::as_ref);
             let arguments: Vec<String> = arguments
                 .map(|word| word.to_string_lossy().into_owned())
                 .collect();
-            return misspelt::report(&error, &arguments);
+            misspelt::report(&error, &arguments)
         }
-    };
-    let done = device::with_memory_errors(|| match cli.command {
-        Command::Analogy(args) => analogy::run(*args),
-        Command::Learn(args) => learn::run(&args),
-        Command::Apply(args) => apply::run(*args),
-        Command::Generate(args) => generate::run(&args),
-        Command::Batch(args) => batch::run(&args),
-        Command::Caption(args) => caption::run(&args),
-        Command::Export(args) => export::run(&args),
-        Command::Eval(args) => eval::run(&args),
-        #[cfg(feature = "serve")]
-        Command::Serve(args) => serve::run(args),
-        #[cfg(feature = "serve")]
-        Command::Jobs(args) => jobs::run(&args),
-        Command::Doctor(args) => doctor::run(&args),
-        Command::Models(args) => models::run(&args),
-    });
-    match done {
-        Ok(()) => Exit::Done,
-        Err(error) => terminal::error(&error),
     }
-    .into()
+}
+
+impl Command {
+    /// Runs the command and reports its error.
+    fn run(self) -> Exit {
+        let done = device::with_memory_errors(|| {
+            match self {
+                Self::Analogy(args) => analogy::run(*args),
+                Self::Learn(args) => learn::run(&args),
+                Self::Apply(args) => apply::run(*args),
+                Self::Generate(args) => generate::run(&args),
+                Self::Batch(args) => batch::run(&args),
+                Self::Caption(args) => caption::run(&args),
+                Self::Export(args) => export::run(&args),
+                Self::Eval(args) => eval::run(&args),
+                #[cfg(feature = "serve")]
+                Self::Serve(args) => serve::run(args),
+                #[cfg(feature = "serve")]
+                Self::Jobs(args) => jobs::run(&args),
+                #[cfg(feature = "serve")]
+                Self::Worker(_) => return worker::run(),
+                Self::Doctor(args) => doctor::run(&args),
+                Self::Models(args) => models::run(&args),
+            }?;
+            Ok(Exit::Done)
+        });
+        done.unwrap_or_else(|error| terminal::error(&error))
+    }
 }
 
 /// Checks a job's command as far as possible without its model: first the arguments, then the settings.

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -40,6 +41,9 @@ pub(crate) struct ServeArgs {
     /// How many jobs may wait
     #[arg(long, value_name = "N", default_value_t = 64)]
     queue: usize,
+    /// How many minutes models stay open after a job, so that the next one need not open them; 0 closes them at once
+    #[arg(long, value_name = "MINUTES", default_value_t = 5)]
+    keep_models: u64,
     /// Allow requests to name any model: folders, files and models of the Hub that are not on disk
     #[arg(long)]
     allow_any_model: bool,
@@ -56,5 +60,6 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
         max_upload: args.max_upload * 1_000_000,
         queue: args.queue,
         allow_any_model: args.allow_any_model,
+        keep: Duration::from_secs(args.keep_models.saturating_mul(60)),
     })
 }

@@ -2,6 +2,8 @@
 
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+#[cfg(feature = "serve")]
+use std::sync::mpsc::{Receiver, channel};
 
 use super::exit::Exit;
 use super::terminal;
@@ -53,6 +55,22 @@ pub(crate) fn stop_with_stdin() {
     WITH_STDIN.store(true, Ordering::Relaxed);
 }
 
+/// The lines of standard input, whose end counts as Ctrl-C, for a process that runs what they say.
+#[cfg(feature = "serve")]
+pub(crate) fn lines_until_stop() -> anyhow::Result<Receiver<String>> {
+    let (sender, lines) = channel();
+    let read = move || {
+        let read = std::io::stdin().lines().map_while(Result::ok);
+        // Fails once nobody listens any more.
+        let _ = { read }.try_for_each(|line| sender.send(line));
+        take(SIGINT);
+    };
+    std::thread::Builder::new()
+        .name("stdin".to_owned())
+        .spawn(read)?;
+    Ok(lines)
+}
+
 /// Waits for the end of standard input and ignores its contents.
 fn watch_stdin() -> anyhow::Result<()> {
     let wait = || {
@@ -71,6 +89,10 @@ fn watch_stdin() -> anyhow::Result<()> {
 /// the second one end the program at once. A signal that was ignored when the program started stays ignored, as
 /// `nohup` and shells (for background processes) intend.
 pub(crate) fn catch_interrupts() -> anyhow::Result<()> {
+    static CAUGHT: AtomicBool = AtomicBool::new(false);
+    if CAUGHT.swap(true, Ordering::Relaxed) {
+        return Ok(()); // by an earlier command of this process
+    }
     if WITH_STDIN.load(Ordering::Relaxed) {
         watch_stdin()?;
     }

@@ -1,10 +1,14 @@
 //! Output for the user: results on stdout, messages on stderr, and the format of errors.
 
 use std::fmt::{self, Display};
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Cursor, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use difference_inversion::Error;
+use difference_inversion::image::RgbImage;
+use image::ImageFormat;
 use serde::Serialize;
 use serde_json::json;
 use terminal_size::{Width, terminal_size_of};
@@ -79,6 +83,16 @@ pub(crate) fn write_json_lines() {
     MACHINE.store(true, Ordering::Relaxed);
 }
 
+/// Whether results go to stderr, too.
+static ALL_TO_STDERR: AtomicBool = AtomicBool::new(false);
+
+/// From now on, results are events of the type `output` on stderr, whose lines are JSON objects: their reader knows what
+/// came before what.
+pub(crate) fn write_all_to_stderr() {
+    write_json_lines();
+    ALL_TO_STDERR.store(true, Ordering::Relaxed);
+}
+
 /// Whether every line on stderr is a JSON object.
 pub(crate) fn writes_json_lines() -> bool {
     MACHINE.load(Ordering::Relaxed)
@@ -134,11 +148,25 @@ pub(crate) fn event(event: &impl Serialize) {
     let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
+/// Prints a picture as a line of stderr, of the type `preview`. What is shown only on the way may fail.
+pub(crate) fn preview(picture: &RgbImage) {
+    let mut png = Cursor::new(Vec::new());
+    if picture.write_to(&mut png, ImageFormat::Png).is_ok() {
+        let picture = STANDARD.encode(png.into_inner());
+        let picture = format!("data:image/png;base64,{picture}");
+        event(&json!({ "type": "preview", "picture": picture }));
+    }
+}
+
 /// Prints one line of results on stdout.
 ///
 /// # Errors
 /// If stdout cannot be written, unless its reader has closed it (`| head`).
 pub(crate) fn line(text: impl Display) -> anyhow::Result<()> {
+    if ALL_TO_STDERR.load(Ordering::Relaxed) {
+        event(&json!({ "type": "output", "text": text.to_string() }));
+        return Ok(());
+    }
     match writeln!(io::stdout().lock(), "{text}") {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
             Err(Failure::new(format!("cannot write to stdout: {error}")).into())

@@ -82,6 +82,9 @@ impl Watcher {
                     self.end_stage(*total);
                 }
             }
+            Progress::Preview { picture } if terminal::writes_json_lines() => {
+                terminal::preview(picture);
+            }
             Progress::Notice { message } => self.notice(message),
             _ => {}
         }

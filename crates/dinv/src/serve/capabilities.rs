@@ -16,7 +16,7 @@ use super::job::Kind;
 use super::problem::Answer;
 
 /// Flags about files, output and paths, which a request cannot set.
-const LEFT_OUT: [&str; 34] = [
+const LEFT_OUT: [&str; 35] = [
     "a",
     "a_prime",
     "b",
@@ -40,6 +40,7 @@ const LEFT_OUT: [&str; 34] = [
     "json",
     "quiet",
     "progress",
+    "previews",
     "stop_with_stdin",
     "tokenizer",
     "unet",

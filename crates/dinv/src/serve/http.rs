@@ -345,8 +345,9 @@ async fn get_capabilities(State(app): Shared) -> Answer<Response> {
     Ok(ok(&all))
 }
 
-async fn get_models() -> Answer<Response> {
-    Ok(ok(&blocking(models::all).await?))
+async fn get_models(State(app): Shared) -> Answer<Response> {
+    let all = blocking(move || models::all(app.store.waiting_process())).await?;
+    Ok(ok(&all))
 }
 
 async fn get_description() -> Response {
@@ -561,7 +562,11 @@ fn events(
                     let event = Event::default().event("loss").id(loss.event.to_string());
                     event.data(object!([loss.step, loss.loss]).to_string())
                 });
-                let mut events: Vec<_> = losses.map(Ok).collect();
+                let preview = since.preview.iter().map(|(number, picture)| {
+                    let event = Event::default().event("preview").id(number.to_string());
+                    event.data(picture)
+                });
+                let mut events: Vec<_> = losses.chain(preview).map(Ok).collect();
                 let job = Event::default().event("job").id(since.event.to_string());
                 events.push(Ok(job.data(since.job.to_string())));
                 (watch.first, watch.last, watch.is_over) = (false, since.event, since.is_final);

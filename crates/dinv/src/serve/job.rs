@@ -1,6 +1,7 @@
 //! The state of a job.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -98,6 +99,14 @@ pub(crate) struct Run {
     pub(crate) claims: Vec<PathBuf>,
 }
 
+impl Run {
+    /// Whether it is a command that draws a picture.
+    pub(crate) fn draws(&self) -> bool {
+        let drawing = ["analogy", "apply", "generate"];
+        (self.arguments.first()).is_some_and(|command| drawing.contains(&command.as_str()))
+    }
+}
+
 /// An output file of a command.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Output {
@@ -184,6 +193,8 @@ pub(crate) struct Job {
     pub(crate) stored: Stored,
     pub(crate) progress: Option<Progress>,
     pub(crate) losses: Vec<Loss>,
+    /// The last preview of the picture that is being drawn, a data URL, and the number of its event.
+    pub(crate) preview: Option<(u64, Arc<str>)>,
     /// How many times a stop was requested.
     pub(crate) cancels: u32,
 }
@@ -195,6 +206,7 @@ impl Job {
             stored,
             progress: None,
             losses: Vec::new(),
+            preview: None,
             cancels: 0,
         };
         losses.into_iter().for_each(|loss| job.add(loss));

@@ -1,8 +1,8 @@
 //! The local server of `dinv serve`: jobs on disk, one worker that runs them as this program's own commands, and HTTP.
 //!
 //! `http` is the interface (docs/guide/server.md), `safety` decides who may use it. `request` turns a request into the
-//! commands of a job, `job` is the state of one, `store` keeps all of them in a folder, `worker` runs them, and
-//! `differences` is the library of learned differences, `models` the list of models. `doors` lets clients of other programs in.
+//! commands of a job, `job` is the state of one, `store` keeps all of them in a folder, `worker` runs them in a
+//! `process`, and `differences` is the library of learned differences, `models` the list of models. `doors` lets clients of other programs in.
 
 mod capabilities;
 mod differences;
@@ -12,6 +12,7 @@ mod job;
 mod models;
 mod openapi;
 mod problem;
+mod process;
 mod request;
 mod safety;
 mod store;
@@ -43,6 +44,8 @@ pub(crate) struct Options {
     /// Maximum number of waiting jobs.
     pub(crate) queue: usize,
     pub(crate) allow_any_model: bool,
+    /// How long models stay open after a job.
+    pub(crate) keep: Duration,
 }
 
 /// Serves until a stop is requested.
@@ -71,12 +74,13 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     signals::catch_interrupts()?;
     options.announce(address, &store)?;
+    let keep = options.keep;
     let app = http::App::new(options, address, Arc::clone(&store));
     let worker = {
         let store = Arc::clone(&store);
         std::thread::Builder::new()
             .name("jobs".to_owned())
-            .spawn(move || worker::run(&store))?
+            .spawn(move || worker::run(&store, keep))?
     };
     runtime.spawn(http::serve(listener, Arc::new(app)));
     while !signals::stopping() {

@@ -15,8 +15,8 @@ use crate::cli::{fetch, memory};
 use super::http::App;
 use super::problem::{Answer, Problem};
 
-/// All models, with the memory of learning on each, and the room on this machine.
-pub(crate) fn all() -> Answer<Value> {
+/// All models, with the memory of learning on each, and the room on this machine, for which the process `waiting` makes way.
+pub(crate) fn all(waiting: Option<u32>) -> Answer<Value> {
     let hub = Hub::from_env()?;
     let models: Vec<Value> = list::all(&hub)?.iter().map(view).collect();
     let mut all = json!({ "models": models });
@@ -25,7 +25,7 @@ pub(crate) fn all() -> Answer<Value> {
     }
     // The estimates are for the processor's memory.
     if Place::named("auto")?.name == "cpu" {
-        all["memory"] = json!({ "available": memory::available() });
+        all["memory"] = json!({ "available": memory::available_with(waiting) });
     }
     Ok(all)
 }

@@ -336,7 +336,7 @@ fn of_jobs() -> Value {
         "A repeated request with the same key gets the first one's job."
     )]);
     let events = json!({
-        "description": "Server-sent events `job` and `loss`, until the job ends.",
+        "description": "Server-sent events `job`, `loss` and `preview`, a data URL of the picture that is being drawn, until the job ends.",
         "content": { "text/event-stream": { "schema": { "type": "string" } } },
     });
     let mut watch = operation("Follow a job", "200", &events, &["404", "503"]);

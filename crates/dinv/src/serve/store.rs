@@ -38,6 +38,8 @@ struct Jobs {
     jobs: BTreeMap<String, Job>,
     last: u64,
     running: Option<Running>,
+    /// The process that waits for a command with its models open.
+    process: Option<u32>,
 }
 
 /// The jobs and their folder.
@@ -222,6 +224,8 @@ impl Store {
             job: job.view(jobs.position(id), false),
             event: job.stored.events,
             losses: losses.copied().collect(),
+            preview: (job.preview.clone())
+                .filter(|(number, _)| *number > event && job.stored.state == State::Running),
             is_final: job.stored.state.is_final(),
         })
     }
@@ -258,10 +262,11 @@ impl Store {
         Ok(file)
     }
 
-    /// Waits for a job and begins it; `None` once a stop is requested.
-    pub(crate) fn next(&self) -> Option<String> {
-        let mut jobs = self.lock();
+    /// Waits for a job and begins it, calling `idle` now and then; `None` once a stop is requested.
+    pub(crate) fn next(&self, mut idle: impl FnMut()) -> Option<String> {
         loop {
+            idle();
+            let mut jobs = self.lock();
             if signals::stopping() {
                 return None;
             }
@@ -280,7 +285,7 @@ impl Store {
                 return Some(id);
             }
             let waited = self.wake.wait_timeout(jobs, Duration::from_millis(100));
-            jobs = waited.unwrap_or_else(PoisonError::into_inner).0;
+            drop(waited);
         }
     }
 
@@ -293,9 +298,19 @@ impl Store {
         jobs.running = Some(running);
     }
 
-    /// Records that no command is running.
-    pub(crate) fn set_idle(&self) {
-        self.lock().running = None;
+    /// Records that no command is running; returns the one that was.
+    pub(crate) fn set_idle(&self) -> Option<Running> {
+        self.lock().running.take()
+    }
+
+    /// Records the process that waits for a command with its models open.
+    pub(crate) fn set_waiting(&self, process: Option<u32>) {
+        self.lock().process = process;
+    }
+
+    /// The process that waits for a command with its models open.
+    pub(crate) fn waiting_process(&self) -> Option<u32> {
+        self.lock().process
     }
 
     /// Asks the running command to stop at its next step.
@@ -397,6 +412,8 @@ pub(crate) struct Since {
     /// The number of its last event.
     pub(crate) event: u64,
     pub(crate) losses: Vec<Loss>,
+    /// The last preview, a data URL, and the number of its event.
+    pub(crate) preview: Option<(u64, Arc<str>)>,
     pub(crate) is_final: bool,
 }
 

@@ -1,10 +1,9 @@
-//! The thread that runs jobs, each as a process of this program: the process frees its memory and isolates its crashes.
+//! The thread that runs jobs, as commands of this program in a process of their own.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{self, Write};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -20,15 +19,13 @@ use crate::cli::{signals, terminal};
 
 use super::differences;
 use super::job::{self, Kind, Loss, Run, State, now};
+use super::process::Processes;
 use super::request::{DIFFERENCE, INPUTS, RESULTS, Request, WORK};
-use super::store::{Running, Store};
+use super::store::Store;
 
 /// How often a command is started again after a temporary failure, and after what time.
 const TRIES: usize = 3;
 const BETWEEN_TRIES: Duration = Duration::from_secs(1);
-/// The priority of commands, so that the server answers while they compute; 0 is usual, 19 the lowest.
-#[cfg(unix)]
-const PRIORITY: i32 = 10;
 
 /// How a command ended.
 enum Ended {
@@ -41,10 +38,11 @@ enum Ended {
     Stopped,
 }
 
-/// Runs jobs until a stop is requested.
-pub(crate) fn run(store: &Store) {
-    while let Some(id) = store.next() {
-        let worked = work(store, &id);
+/// Runs jobs until a stop is requested. An idle process keeps the models of its last command open for the time `keep`.
+pub(crate) fn run(store: &Store, keep: Duration) {
+    let mut processes = Processes::new(keep);
+    while let Some(id) = store.next(|| processes.check_idle(store)) {
+        let worked = work(store, &mut processes, &id);
         store.set_idle();
         let ended = match worked {
             Ok(ended) => ended,
@@ -78,7 +76,7 @@ pub(crate) fn run(store: &Store) {
 }
 
 /// Runs the remaining commands of a job.
-fn work(store: &Store, id: &str) -> anyhow::Result<Ended> {
+fn work(store: &Store, processes: &mut Processes, id: &str) -> anyhow::Result<Ended> {
     let Ok(job) = store.get(id) else {
         return Ok(Ended::Stopped);
     };
@@ -103,7 +101,7 @@ fn work(store: &Store, id: &str) -> anyhow::Result<Ended> {
             if is_there(&folder, run) {
                 break;
             }
-            match execute(store, id, &folder, run)? {
+            match execute(store, processes, id, &folder, run)? {
                 Ended::Done(printed) => {
                     output = printed;
                     break;
@@ -153,57 +151,38 @@ fn is_there(folder: &Path, run: &Run) -> bool {
 }
 
 /// Runs a command and passes its reports on.
-fn execute(store: &Store, id: &str, folder: &Path, run: &Run) -> anyhow::Result<Ended> {
-    let program = std::env::current_exe().context("cannot find this program")?;
-    let mut command = Command::new(program);
-    command.args(&run.arguments);
-    command.args(["--json", "--progress=json", "--stop-with-stdin"]);
+fn execute(
+    store: &Store,
+    processes: &mut Processes,
+    id: &str,
+    folder: &Path,
+    run: &Run,
+) -> anyhow::Result<Ended> {
+    let mut arguments = run.arguments.clone();
+    arguments.extend(["--json", "--progress=json"].map(str::to_owned));
+    if run.draws() {
+        arguments.push("--previews".to_owned());
+    }
     let checkpoint = run.checkpoint.as_ref();
     let checkpoint = checkpoint.map(|path| folder.join(path));
     let checkpoint = checkpoint.filter(|path| path.is_file());
     let mut listener = Listener::new(store, id)?;
     if let Some(checkpoint) = checkpoint {
         listener.catch_up(&checkpoint)?;
-        command.arg("--resume");
+        arguments.push("--resume".to_owned());
     }
-    command.current_dir(folder).stdin(Stdio::piped());
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    // Ctrl-C in the terminal is for the server, which then asks the command to stop.
-    #[cfg(unix)]
-    std::os::unix::process::CommandExt::process_group(&mut command, 0);
-    let mut child = command.spawn().context(
-        "cannot start the program: was it replaced while the server runs? then start the server again",
-    )?;
-    #[cfg(unix)]
-    if let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) {
-        let _ = rustix::process::setpriority_pgrp(Some(pid), PRIORITY); // it may have ended
+    let mut process = processes.take(store)?;
+    process.begin(folder, arguments)?;
+    store.set_running(id, process.running());
+    let heard = listener.listen(process.lines());
+    let running = store.set_idle();
+    heard?;
+    if listener.is_done {
+        processes.put_back(process, running, store);
+        return Ok(Ended::Done(listener.output));
     }
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let child = Arc::new(Mutex::new(child));
-    store.set_running(
-        id,
-        Running {
-            child: Arc::clone(&child),
-            stdin,
-        },
-    );
-    let printed = std::thread::spawn(move || {
-        let mut printed = String::new();
-        let read = stdout.map(|mut stdout| stdout.read_to_string(&mut printed));
-        read.transpose().map(|_| printed)
-    });
-    for line in stderr
-        .map(BufReader::new)
-        .into_iter()
-        .flat_map(BufRead::lines)
-    {
-        listener.hear(&line?)?;
-    }
-    let printed = printed.join().unwrap_or_else(|_| Ok(String::new()))?;
-    let status = wait(&child)?;
-    store.set_idle();
+    let status = process.wait()?;
     Ok(match status.code() {
-        Some(0) => Ended::Done(printed),
         Some(code) if code > 128 => Ended::Stopped,
         _ if store.get(id).is_ok_and(|job| job.cancels > 0) => Ended::Stopped,
         Some(code) if code == i32::from(Exit::Again.code()) => {
@@ -213,16 +192,15 @@ fn execute(store: &Store, id: &str, folder: &Path, run: &Run) -> anyhow::Result<
     })
 }
 
-/// Waits for a command that has closed its output and is about to end.
-fn wait(child: &Mutex<Child>) -> std::io::Result<std::process::ExitStatus> {
-    child.lock().unwrap_or_else(PoisonError::into_inner).wait()
-}
-
 /// Handles the lines that a command writes to stderr.
 struct Listener<'a> {
     store: &'a Store,
     id: &'a str,
     losses: fs::File,
+    /// Whether the command succeeded.
+    is_done: bool,
+    /// What the command printed.
+    output: String,
     error: Option<Value>,
     /// The last lines that are not JSON.
     others: Vec<String>,
@@ -234,6 +212,8 @@ impl<'a> Listener<'a> {
             store,
             id,
             losses: store.losses(id)?,
+            is_done: false,
+            output: String::new(),
             error: None,
             others: Vec::new(),
         })
@@ -275,6 +255,17 @@ impl<'a> Listener<'a> {
         Ok(())
     }
 
+    /// Handles the lines of a command up to its end.
+    fn listen(&mut self, lines: impl Iterator<Item = io::Result<String>>) -> anyhow::Result<()> {
+        for line in lines {
+            self.hear(&line?)?;
+            if self.is_done {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     fn hear(&mut self, line: &str) -> anyhow::Result<()> {
         if let Ok(progress) = serde_json::from_str::<Progress>(line) {
             return self.observe(&progress);
@@ -286,6 +277,18 @@ impl<'a> Listener<'a> {
                     error["hint"] = event["hint"].take();
                 }
                 self.error = Some(error);
+            }
+            Ok(event) if event["type"] == "output" => {
+                self.output += event["text"].as_str().unwrap_or_default();
+                self.output.push('\n');
+            }
+            Ok(event) if event["type"] == "done" => self.is_done = true,
+            Ok(mut event) if event["type"] == "preview" => {
+                let picture = event["picture"].take();
+                self.store.update(self.id, |job| {
+                    let event = job.changed();
+                    job.preview = picture.as_str().map(|picture| (event, Arc::from(picture)));
+                });
             }
             Ok(event) if event["type"] == "message" => {}
             _ => {

@@ -683,6 +683,67 @@ fn a_stopped_server_stops_its_command_and_continues_it() {
     assert!(job["finished"].is_string());
 }
 
+/// The processes that a server has started and that live.
+#[cfg(target_os = "linux")]
+fn processes_of(server: &Server) -> Vec<String> {
+    let parent = format!("PPid:\t{}", server.child.id());
+    let is_child = |status: &str| {
+        let mut lines = status.lines();
+        lines.any(|line| line == parent) && !status.contains("State:\tZ")
+    };
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let children = processes.filter(|entry| {
+        let status = fs::read_to_string(entry.path().join("status"));
+        status.is_ok_and(|status| is_child(&status))
+    });
+    children
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+/// A process runs one job after another, until one fails or is cancelled, or there is nothing to do.
+#[cfg(target_os = "linux")]
+#[test]
+fn one_process_runs_many_jobs_and_keeps_the_models_open() {
+    let work = workplace();
+    let server = Server::start(&work, &[]);
+    let quick = learning(&work, 1);
+    server.done(&server.job(&quick));
+    let first = processes_of(&server);
+    assert_eq!(first.len(), 1);
+    server.done(&server.job(&quick));
+    assert_eq!(processes_of(&server), first);
+    let memory = |server: &Server| server.get("/v1/models").json()["memory"]["available"].clone();
+    assert!(memory(&server).as_u64().unwrap() > 0);
+
+    signal("-KILL", &first[0]);
+    server.done(&server.job(&quick));
+    let second = processes_of(&server);
+    assert!(second.len() == 1 && second != first, "{second:?}");
+
+    let long = server.job(&learning(&work, 100_000));
+    server.wait(&long, |job| job["losses"].is_array());
+    assert_eq!(processes_of(&server), second);
+    server
+        .post(&format!("{long}/cancel"), &json!({}))
+        .expect(200);
+    server.wait(&long, |job| job["state"] == "cancelled");
+    assert_eq!(processes_of(&server), Vec::<String>::new());
+    let broken = server.job(&json!({
+        "kind": "generate", "prompt": "a house", "settings": { "model": work.path().join("nowhere") },
+    }));
+    server.wait(&broken, |job| job["state"] == "failed");
+    assert_eq!(processes_of(&server), Vec::<String>::new());
+    server.done(&server.job(&quick));
+    let third = processes_of(&server);
+    assert_eq!(server.stop(), Some(130));
+    assert!(!Path::new("/proc").join(&third[0]).exists());
+
+    let server = Server::start(&work, &["--keep-models", "0"]);
+    server.done(&server.job(&quick));
+    assert_eq!(processes_of(&server), Vec::<String>::new());
+}
+
 #[test]
 fn the_queue_is_bounded_and_jobs_are_cancelled_retried_and_removed() {
     let work = workplace();
@@ -811,6 +872,42 @@ fn events_follow_a_job_and_resume() {
         .ask("GET", &path, &[("last-event-id", &id.to_string())], b"")
         .expect(200);
     assert_eq!(steps(&events(&rest.text())), (26..=40).collect::<Vec<_>>());
+}
+
+/// Previews have a pixel for every latent, and the picture is that of the same command without them.
+#[test]
+fn events_show_the_picture_as_it_is_drawn() {
+    let work = workplace();
+    let server = Server::start(&work, &[]);
+    let quick = settings(&work, &json!({ "num_inference_steps": 200, "seed": 3 }));
+    let address = server.job(&json!({ "kind": "generate", "prompt": "a barn", "settings": quick }));
+    let events = server.get(&format!("{address}/events")).expect(200).text();
+    let blocks = events.split("\n\n");
+    let shown =
+        blocks.filter(|block| block.contains("event: preview") || block.contains("event:preview"));
+    let shown: Vec<_> = shown
+        .map(|block| {
+            let (_, picture) = block.split_once("data:image/png;base64,").unwrap();
+            let picture = picture.lines().next().unwrap();
+            image::load_from_memory(&STANDARD.decode(picture).unwrap()).unwrap()
+        })
+        .collect();
+    assert!(!shown.is_empty(), "{events}");
+    let job = server.done(&address);
+    let made = server
+        .get(job["results"][0]["url"].as_str().unwrap())
+        .expect(200)
+        .body;
+    let made = image::load_from_memory(&made).unwrap();
+    for preview in &shown {
+        assert_eq!(preview.width() * 2, made.width());
+    }
+    let typed = run(
+        work.path(),
+        "generate --model model --prompt a_barn --num-inference-steps 200 --seed 3 -o typed.png --progress json --previews",
+    );
+    assert_eq!(typed.code, Some(0), "{}", typed.stderr);
+    assert_eq!(typed.stderr.matches("\"preview\"").count(), 200);
 }
 
 #[test]

@@ -110,11 +110,18 @@ def use(page, server, watcher, restarted):
     expect(newest(page).locator("time")).to_contain_text("(draft)")
     expect(page.locator("#tile-result img")).to_be_visible()
     watcher.look("draft")
+    page.evaluate("""() => {
+        const drawing = () => document.querySelector("#tile-result img[alt='B′ as it is being drawn']");
+        window.previews = new Set();
+        const note = () => { const image = drawing(); if (image) window.previews.add(image.src); };
+        new MutationObserver(note).observe(document.body, { childList: true, subtree: true });
+    }""")
     newest(page).get_by_role("button", name="Refine").click()
     expect(page.locator("article.job")).to_have_count(2)
     expect(newest(page).locator("svg.loss").or_(newest(page).locator("details.more"))).to_be_attached(timeout=5 * MINUTES)
     watcher.look("learning")
     done(newest(page))
+    assert page.evaluate("window.previews.size") > 1, "the picture was not shown while it was drawn"
 
     newest(page).get_by_role("button", name="Strengths").click()
     expect(page.locator("article.job")).to_have_count(3)

@@ -1,6 +1,7 @@
 //! Opening a pipeline: every part is read and checked against the others.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use burn::tensor::{Device, FloatDType};
 
@@ -92,6 +93,7 @@ impl Pipeline {
             dtype: compute_dtype(device, dtype),
             vae_dtype: compute_dtype(device, vae_dtype),
             memory: Memory::default(),
+            colours: OnceLock::new(),
         };
         pipeline.fit_resolution()?;
         Ok(pipeline)

@@ -5,6 +5,7 @@ use burn::tensor::{DType, Int, Tensor};
 
 use crate::diffusion::family::Beside;
 use crate::diffusion::pipeline::Pipeline;
+use crate::diffusion::preview::Colours;
 use crate::image::{fit, to_image, to_tensor};
 use crate::models::denoiser::Memory;
 use crate::util::tensors::host;
@@ -44,6 +45,26 @@ impl Pipeline {
             Memory::Low => self.vae.decode_in_tiles(&latents),
         };
         pixels.cast(DType::F32)
+    }
+
+    /// What the denoiser's output says of the clean picture, in approximate colours: a pixel for every latent.
+    ///
+    /// # Shapes
+    /// `latents` and `output`: [1, channels, h, w], as [`predict`](Self::predict) takes and gives them at `time`
+    pub(crate) fn preview(&self, latents: Tensor<4>, output: Tensor<4>, time: f64) -> RgbImage {
+        let clean = self.noising.original(latents, output, time);
+        self.colours().of(&clean)
+    }
+
+    /// The colours of latents.
+    fn colours(&self) -> &Colours {
+        self.colours.get_or_init(|| {
+            let factor = self.vae.config().pixels();
+            let chart = Colours::chart(u32::try_from(factor).unwrap_or(8));
+            let (width, height) = chart.dimensions();
+            let pixels = to_tensor(&chart, [height, width], &self.device);
+            Colours::fit(&self.vae.to_denoised(self.mean(pixels)), &chart)
+        })
     }
 
     /// The denoiser's input from the picture to change, for

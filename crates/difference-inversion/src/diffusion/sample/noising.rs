@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::diffusion::sample::alphas::AlphaSchedule;
 use crate::diffusion::sample::flow::FlowSchedule;
-use crate::diffusion::sample::mix::{Level, Mix, mixed};
+use crate::diffusion::sample::mix::{Level, Mix, mixed, pred_original};
 use crate::diffusion::sample::scheduler::{PredictionType, check_kind, complete};
 use crate::util::digest::hex;
 use crate::weights::{from_value, read_config};
@@ -192,6 +192,12 @@ impl Noising {
     pub fn add_noise(&self, original: Tensor<4>, noise: Tensor<4>, times: &[f64]) -> Tensor<4> {
         let inputs = times.iter().map(|&time| self.level(time).input);
         mixed(&inputs.collect::<Vec<_>>(), original, noise)
+    }
+
+    /// The clean latents implied by a network's `output` for noisy `latents` at a time; shapes as for
+    /// [`add_noise`](Self::add_noise).
+    pub(crate) fn original(&self, latents: Tensor<4>, output: Tensor<4>, time: f64) -> Tensor<4> {
+        pred_original(&[self.level(time)], output, latents)
     }
 
     /// The target of the prediction; shapes as for [`add_noise`](Self::add_noise).

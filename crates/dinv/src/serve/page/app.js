@@ -232,7 +232,9 @@ function resultTile() {
   const made = job?.results.filter(({ kind }) => kind === "picture").at(-1);
   const title = make("h3", {}, make("span", {}, "B′ ", make("small", {}, "what the program makes")));
   const button = make("button", { type: "button", className: "result", disabled: !made, onclick: () => view(job, made) });
-  if (made) button.append(image(made.url, "B′"));
+  const drawing = job?.state === "running" && job.progress?.stage === "generate" && preview?.id === job.id;
+  if (drawing) button.append(image(preview.picture, "B′ as it is being drawn"), make("span", { className: "over" }, told(job)));
+  else if (made) button.append(image(made.url, "B′"));
   else if (!job) button.append(make("span", {}, "B′ appears here"));
   else if (job.state === "failed") button.append(make("span", {}, "It failed: see below"));
   else if (job.state === "cancelled") button.append(make("span", {}, "Cancelled"));
@@ -676,6 +678,7 @@ function drawJobs() {
 
 let stream = null;
 let timer = null;
+let preview = null; // of the picture that the running job draws
 const seen = new Map(); // the states of jobs that were acted upon
 
 /** Follows the running job by its events, and looks at all of them now and then. */
@@ -694,6 +697,7 @@ function follow() {
       drawJobs();
       if (job.id === shownJob) updateResult();
     });
+    source.addEventListener("preview", ({ data }) => { preview = { id: running.id, picture: data }; });
     source.addEventListener("loss", ({ data }) => {
       const job = known.jobs.find(({ id }) => id === running.id);
       const [step, loss] = JSON.parse(data);

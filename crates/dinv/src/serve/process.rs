@@ -1,0 +1,176 @@
+//! The process that runs commands (`dinv worker`). It isolates the server from their crashes, and keeps the models of the
+//! last command open for the next one.
+
+use std::io::{self, BufRead, BufReader, Lines, Write};
+use std::path::Path;
+use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+use crate::cli::memory;
+use crate::cli::worker::Task;
+
+use super::store::{Running, Store};
+
+/// The priority of commands, so that the server answers while they compute; 0 is usual, 19 the lowest.
+#[cfg(unix)]
+const PRIORITY: i32 = 10;
+/// How long a process may take to end when nothing is asked of it.
+const FAREWELL: Duration = Duration::from_secs(2);
+/// Between two looks at the memory that other programs have left.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// The idle process, if there is one.
+pub(crate) struct Processes {
+    idle: Option<Idle>,
+    keep: Duration,
+}
+
+struct Idle {
+    process: Process,
+    since: Instant,
+    looked: Instant,
+}
+
+impl Processes {
+    /// A process is kept for the time `keep` after its last command.
+    pub(crate) fn new(keep: Duration) -> Self {
+        Self { idle: None, keep }
+    }
+
+    /// The idle process, or a new one.
+    pub(crate) fn take(&mut self, store: &Store) -> anyhow::Result<Process> {
+        store.set_waiting(None);
+        let idle = self.idle.take().map(|idle| idle.process);
+        idle.filter(Process::is_alive)
+            .map_or_else(Process::start, Ok)
+    }
+
+    /// Keeps a process whose command succeeded, unless a stop was requested meanwhile: then its input is closed.
+    pub(crate) fn put_back(
+        &mut self,
+        mut process: Process,
+        running: Option<Running>,
+        store: &Store,
+    ) {
+        process.stdin = running.and_then(|running| running.stdin);
+        if self.keep.is_zero() || process.stdin.is_none() {
+            return;
+        }
+        store.set_waiting(Some(process.id()));
+        let now = Instant::now();
+        self.idle = Some(Idle {
+            process,
+            since: now,
+            looked: now,
+        });
+    }
+
+    /// Ends the idle process when its time is over, when other programs need its memory, or when it was killed.
+    pub(crate) fn check_idle(&mut self, store: &Store) {
+        let Some(idle) = &mut self.idle else {
+            return;
+        };
+        let mut is_over = idle.since.elapsed() >= self.keep;
+        if idle.looked.elapsed() >= LOOK {
+            idle.looked = Instant::now();
+            is_over |= memory::is_scarce() || !idle.process.is_alive();
+        }
+        if is_over {
+            store.set_waiting(None);
+            self.idle = None;
+        }
+    }
+}
+
+/// A process that runs one command at a time.
+pub(crate) struct Process {
+    child: Arc<Mutex<Child>>,
+    /// Absent while a command runs: closing it stops the command.
+    stdin: Option<ChildStdin>,
+    lines: Lines<BufReader<ChildStderr>>,
+}
+
+impl Process {
+    fn start() -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("cannot find this program")?;
+        let mut command = Command::new(program);
+        command.arg("worker").stdin(Stdio::piped());
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
+        // Ctrl-C in the terminal is for the server, which then asks the command to stop.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        let mut child = command.spawn().context(
+            "cannot start the program: was it replaced while the server runs? then start the server again",
+        )?;
+        #[cfg(unix)]
+        if let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) {
+            let _ = rustix::process::setpriority_pgrp(Some(pid), PRIORITY); // it may have ended
+        }
+        let stderr = child.stderr.take().context("the program has no stderr")?;
+        Ok(Self {
+            stdin: child.stdin.take(),
+            child: Arc::new(Mutex::new(child)),
+            lines: BufReader::new(stderr).lines(),
+        })
+    }
+
+    /// Sends a command. If the process has just ended, its exit code tells.
+    pub(crate) fn begin(&mut self, folder: &Path, arguments: Vec<String>) -> anyhow::Result<()> {
+        let task = Task {
+            folder: folder.to_owned(),
+            arguments,
+        };
+        let line = serde_json::to_string(&task)? + "\n";
+        if let Some(stdin) = &mut self.stdin {
+            let _ = stdin.write_all(line.as_bytes());
+        }
+        Ok(())
+    }
+
+    /// What stops the command.
+    pub(crate) fn running(&mut self) -> Running {
+        Running {
+            child: Arc::clone(&self.child),
+            stdin: self.stdin.take(),
+        }
+    }
+
+    /// What the command writes.
+    pub(crate) fn lines(&mut self) -> impl Iterator<Item = io::Result<String>> {
+        &mut self.lines
+    }
+
+    /// Waits for a process that has closed its output and is about to end.
+    pub(crate) fn wait(self) -> io::Result<ExitStatus> {
+        self.child().wait()
+    }
+
+    fn child(&self) -> std::sync::MutexGuard<'_, Child> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn id(&self) -> u32 {
+        self.child().id()
+    }
+
+    fn is_alive(&self) -> bool {
+        matches!(self.child().try_wait(), Ok(None))
+    }
+}
+
+impl Drop for Process {
+    /// Ends the process: it stops when its input closes, and is killed if it does not.
+    fn drop(&mut self) {
+        self.stdin = None;
+        let asked = Instant::now();
+        while self.is_alive() && asked.elapsed() < FAREWELL {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mut child = self.child();
+        let _ = child.kill(); // it has ended
+        let _ = child.wait();
+    }
+}
