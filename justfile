@@ -63,7 +63,8 @@ load:
     cargo build --release --bin dinv
     for kind in kills clients jobs posts slow; do python crates/dinv/tests/serve/load.py $kind || exit 1; done
 
-# Whether diffusers draws with an exported difference what `dinv` draws (Python as above).
+# Whether diffusers draws with an exported difference what `dinv` draws (Python as above). `training/reference/readers.py` tries the
+# readers of other programs, given their sources.
 interop:
     cargo build --release --bin dinv
     python training/reference/interop.py
