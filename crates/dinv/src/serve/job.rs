@@ -22,7 +22,27 @@ pub(crate) enum Kind {
     Download,
 }
 
+/// Jobs of the same lane run one after another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Jobs that compute.
+    Computing,
+    Downloads,
+}
+
+impl Lane {
+    pub(crate) const ALL: [Self; 2] = [Self::Computing, Self::Downloads];
+}
+
 impl Kind {
+    /// Its lane.
+    pub(crate) fn lane(self) -> Lane {
+        match self {
+            Self::Download => Lane::Downloads,
+            _ => Lane::Computing,
+        }
+    }
+
     pub(crate) const ALL: [Self; 6] = [
         Self::Analogy,
         Self::Learn,

@@ -1,4 +1,4 @@
-//! The local server of `dinv serve`: jobs on disk, one worker that runs them as this program's own commands, and HTTP.
+//! The local server of `dinv serve`: jobs on disk, workers that run them as this program's own commands, and HTTP.
 //!
 //! `http` is the interface (docs/guide/server.md), `safety` decides who may use it. `request` turns a request into the
 //! commands of a job, `job` is the state of one, `store` keeps all of them in a folder, `worker` runs them in a
@@ -30,6 +30,7 @@ use etcetera::BaseStrategy;
 use crate::cli::signals;
 use crate::cli::terminal::{self, Failure};
 
+use self::job::Lane;
 use self::store::Store;
 
 /// The options of the server.
@@ -76,20 +77,24 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
     options.announce(address, &store)?;
     let keep = options.keep;
     let app = http::App::new(options, address, Arc::clone(&store));
-    let worker = {
+    // A download keeps no models open.
+    let lanes = [(Lane::Computing, keep), (Lane::Downloads, Duration::ZERO)];
+    let workers = lanes.map(|(lane, keep)| {
         let store = Arc::clone(&store);
         std::thread::Builder::new()
             .name("jobs".to_owned())
-            .spawn(move || worker::run(&store, keep))?
-    };
+            .spawn(move || worker::run(&store, lane, keep))
+    });
     runtime.spawn(http::serve(listener, Arc::new(app)));
     while !signals::stopping() {
         std::thread::sleep(Duration::from_millis(50));
         // This thread is one of rayon's; on a machine with one core, the only one.
         let _ = rayon::yield_now();
     }
-    store.stop_child();
-    let _ = worker.join(); // a panic there has been printed
+    store.stop_commands();
+    for worker in workers {
+        let _ = worker?.join(); // a panic there has been printed
+    }
     runtime.shutdown_timeout(Duration::from_millis(500));
     let (running, waiting) = store.unfinished();
     let what = match running + waiting {

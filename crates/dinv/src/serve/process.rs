@@ -42,8 +42,10 @@ impl Processes {
 
     /// The idle process, or a new one.
     pub(crate) fn take(&mut self, store: &Store) -> anyhow::Result<Process> {
-        store.set_waiting(None);
         let idle = self.idle.take().map(|idle| idle.process);
+        if idle.is_some() {
+            store.set_waiting(None);
+        }
         idle.filter(Process::is_alive)
             .map_or_else(Process::start, Ok)
     }

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::cli::signals;
 
-use super::job::{Job, Kind, Loss, State, Stored, now};
+use super::job::{Job, Kind, Lane, Loss, State, Stored, now};
 use super::problem::{Answer, Problem};
 
 /// The stored part of a job.
@@ -37,7 +37,8 @@ pub(crate) struct Running {
 struct Jobs {
     jobs: BTreeMap<String, Job>,
     last: u64,
-    running: Option<Running>,
+    /// The running commands, by their jobs.
+    running: BTreeMap<String, Running>,
     /// The process that waits for a command with its models open.
     process: Option<u32>,
 }
@@ -181,7 +182,8 @@ impl Store {
     /// The newest jobs of these kinds, at most `limit` and the running one, newest first; and the number of all such.
     pub(crate) fn newest(&self, limit: usize, kinds: &[Kind]) -> (Vec<Value>, usize) {
         let jobs = self.lock();
-        let waiting = jobs.waiting().zip(1..);
+        let lanes = Lane::ALL.into_iter();
+        let waiting = lanes.flat_map(|lane| jobs.waiting_in(lane).zip(1..));
         let positions: HashMap<&String, usize> = waiting.collect();
         let wanted = jobs.jobs.iter().rev();
         let wanted = wanted.filter(|(_, job)| kinds.contains(&job.stored.kind));
@@ -262,15 +264,15 @@ impl Store {
         Ok(file)
     }
 
-    /// Waits for a job and begins it, calling `idle` now and then; `None` once a stop is requested.
-    pub(crate) fn next(&self, mut idle: impl FnMut()) -> Option<String> {
+    /// Waits for a job of a lane and begins it, calling `idle` now and then; `None` once a stop is requested.
+    pub(crate) fn next(&self, lane: Lane, mut idle: impl FnMut()) -> Option<String> {
         loop {
             idle();
             let mut jobs = self.lock();
             if signals::stopping() {
                 return None;
             }
-            let next = jobs.waiting().next().cloned();
+            let next = jobs.waiting_in(lane).next().cloned();
             if let Some(id) = next {
                 let job = jobs.jobs.get_mut(&id)?;
                 job.stored.state = State::Running;
@@ -295,12 +297,12 @@ impl Store {
         if signals::stopping() || jobs.jobs.get(id).is_some_and(|job| job.cancels > 0) {
             running.stdin = None;
         }
-        jobs.running = Some(running);
+        jobs.running.insert(id.to_owned(), running);
     }
 
-    /// Records that no command is running; returns the one that was.
-    pub(crate) fn set_idle(&self) -> Option<Running> {
-        self.lock().running.take()
+    /// Records that a job runs no command; returns the one that it ran.
+    pub(crate) fn set_idle(&self, id: &str) -> Option<Running> {
+        self.lock().running.remove(id)
     }
 
     /// Records the process that waits for a command with its models open.
@@ -313,11 +315,12 @@ impl Store {
         self.lock().process
     }
 
-    /// Asks the running command to stop at its next step.
-    pub(crate) fn stop_child(&self) {
-        if let Some(running) = &mut self.lock().running {
-            running.stdin = None;
-        }
+    /// Asks the running commands to stop at their next steps.
+    pub(crate) fn stop_commands(&self) {
+        let mut jobs = self.lock();
+        jobs.running
+            .values_mut()
+            .for_each(|running| running.stdin = None);
     }
 
     /// The numbers of running and waiting jobs.
@@ -350,7 +353,7 @@ impl Store {
             }
             State::Running => {
                 job.cancels += 1;
-                if let Some(running) = running {
+                if let Some(running) = running.get_mut(id) {
                     running.stdin = None;
                     if job.cancels > 1 {
                         let mut child =
@@ -427,11 +430,21 @@ impl Jobs {
         waiting.into_iter().map(|(id, _)| id)
     }
 
-    /// The place in the queue, from 1.
+    /// The waiting jobs of a lane, in order.
+    fn waiting_in(&self, lane: Lane) -> impl Iterator<Item = &String> {
+        self.waiting().filter(move |id| {
+            let job = self.jobs.get(*id);
+            job.is_some_and(|job| job.stored.kind.lane() == lane)
+        })
+    }
+
+    /// The place in the queue of its lane, from 1.
     fn position(&self, id: &str) -> Option<usize> {
-        if self.jobs.get(id)?.stored.state != State::Queued {
+        let job = self.jobs.get(id)?;
+        if job.stored.state != State::Queued {
             return None; // most jobs are over
         }
-        Some(self.waiting().position(|waiting| waiting == id)? + 1)
+        let mut waiting = self.waiting_in(job.stored.kind.lane());
+        Some(waiting.position(|waiting| waiting == id)? + 1)
     }
 }

@@ -1,4 +1,4 @@
-//! The thread that runs jobs, as commands of this program in a process of their own.
+//! The threads that run jobs, as commands of this program in a process of their own.
 
 use std::fs;
 use std::io::{self, Write};
@@ -18,7 +18,7 @@ use crate::cli::record::recipe_in;
 use crate::cli::{signals, terminal};
 
 use super::differences;
-use super::job::{self, Kind, Loss, Run, State, now};
+use super::job::{self, Kind, Lane, Loss, Run, State, now};
 use super::process::Processes;
 use super::request::{DIFFERENCE, INPUTS, RESULTS, Request, WORK};
 use super::store::Store;
@@ -38,12 +38,13 @@ enum Ended {
     Stopped,
 }
 
-/// Runs jobs until a stop is requested. An idle process keeps the models of its last command open for the time `keep`.
-pub(crate) fn run(store: &Store, keep: Duration) {
+/// Runs the jobs of a lane until a stop is requested. An idle process keeps the models of its last command open for the
+/// time `keep`.
+pub(crate) fn run(store: &Store, lane: Lane, keep: Duration) {
     let mut processes = Processes::new(keep);
-    while let Some(id) = store.next(|| processes.check_idle(store)) {
+    while let Some(id) = store.next(lane, || processes.check_idle(store)) {
         let worked = work(store, &mut processes, &id);
-        store.set_idle();
+        store.set_idle(&id);
         let ended = match worked {
             Ok(ended) => ended,
             Err(error) => Ended::Failed(json!({
@@ -175,7 +176,7 @@ fn execute(
     process.begin(folder, arguments)?;
     store.set_running(id, process.running());
     let heard = listener.listen(process.lines());
-    let running = store.set_idle();
+    let running = store.set_idle(id);
     heard?;
     if listener.is_done {
         processes.put_back(process, running, store);

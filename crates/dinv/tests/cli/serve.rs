@@ -493,6 +493,39 @@ fn a_model_is_downloaded_as_a_job() {
     server.done(&server.job(&caption));
 }
 
+/// A download whose Hub does not answer does not hold up the jobs that compute, and can be cancelled.
+#[cfg(feature = "hub")]
+#[test]
+fn jobs_do_not_wait_for_downloads() {
+    let work = workplace();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let log = File::create(work.path().join("log")).unwrap();
+    let mut program = dinv(work.path());
+    program
+        .env(
+            "HF_ENDPOINT",
+            format!("http://{}", silent.local_addr().unwrap()),
+        )
+        .env_remove("HF_HUB_OFFLINE");
+    let server = Server::of(program, log, &[]);
+    let asked = json!({ "kind": "download", "settings": { "model": "tests/tiny" } });
+    let [first, second] = [(); 2].map(|()| server.job(&asked));
+    server.wait(&first, |job| job["state"] == "running");
+    server.done(&server.job(&learning(&work, 1)));
+    assert_eq!(server.get(&first).json()["state"], "running");
+    assert_eq!(server.get(&second).json()["position"], 1);
+    let cancel = |address: &str| {
+        server
+            .post(&format!("{address}/cancel"), &json!({}))
+            .expect(200)
+    };
+    cancel(&second);
+    cancel(&first);
+    cancel(&first);
+    server.wait(&first, |job| job["state"] == "cancelled");
+    server.done(&server.job(&learning(&work, 1)));
+}
+
 /// The server exports what `dinv export` does.
 #[test]
 fn differences_are_exported_for_other_programs() {
