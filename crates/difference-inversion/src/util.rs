@@ -4,6 +4,7 @@
 pub mod settings;
 
 pub mod arrays;
+pub mod caption_problem;
 pub mod digest;
 pub mod error;
 pub mod files;

@@ -233,11 +233,9 @@ impl Analogist {
             Captioned::Suite => analogy.captions_of_a()?.map(str::to_owned),
             Captioned::Captioner => {
                 progress::step(&mut *observer, Stage::Caption, 0, 2)?;
-                let before = self.models.caption(&analogy.a)?;
-                progress::step(&mut *observer, Stage::Caption, 1, 2)?;
-                let after = self.models.caption(&analogy.a_prime)?;
+                let captions = self.models.caption_pair(&analogy.a, &analogy.a_prime)?;
                 progress::step(observer, Stage::Caption, 2, 2)?;
-                [before, after]
+                captions
             }
         };
         let mut prompt = new_words(&before, &after, self.config.words);

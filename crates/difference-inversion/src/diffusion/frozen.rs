@@ -10,9 +10,8 @@ use crate::diffusion::joint_space;
 use crate::diffusion::joint_space::JointSpace;
 use crate::diffusion::model_files::{FileOptions, ModelFiles};
 use crate::diffusion::pipeline::Pipeline;
-use crate::image::middle;
-use crate::models::captioner::Captioner;
-use crate::models::captioner::decoding::GenerationConfig;
+use crate::image::{fit, middle};
+use crate::models::captioner::{CaptionerPlace, Describes};
 use crate::models::denoiser::Memory;
 use crate::{Error, Result};
 
@@ -29,9 +28,8 @@ pub struct ModelPaths {
     /// The joint space of each text encoder, in any order: transformers `CLIPModel` folders; if
     /// none is given, see [`clip_folders`](Self::clip_folders).
     pub clip: Vec<PathBuf>,
-    /// A folder of transformers' BLIP or BLIP-2, see [`Captioner::open`]; if not given, see
-    /// [`captioner_folder`](Self::captioner_folder).
-    pub captioner: Option<PathBuf>,
+    /// The captioner; if not given, see [`captioner_place`](Self::captioner_place).
+    pub captioner: Option<CaptionerPlace>,
 }
 
 impl ModelPaths {
@@ -74,11 +72,17 @@ impl ModelPaths {
         }
     }
 
-    /// The path of the captioner: as given, or else `captioner` in the model's folder or next to its
+    /// Where the captioner is: as given, or else `captioner` in the model's folder or next to its
     /// file.
-    pub fn captioner_folder(&self) -> PathBuf {
-        let default = || self.beside(CAPTIONER_FOLDER);
+    pub fn captioner_place(&self) -> CaptionerPlace {
+        let default = || CaptionerPlace::Folder(self.beside(CAPTIONER_FOLDER));
         self.captioner.clone().unwrap_or_else(default)
+    }
+
+    /// The folder of the captioner, if it is there.
+    pub fn captioner_folder(&self) -> Option<PathBuf> {
+        let folder = self.captioner_place().folder().map(Path::to_owned);
+        folder.filter(|folder| folder.is_dir())
     }
 
     fn beside(&self, name: &str) -> PathBuf {
@@ -97,8 +101,8 @@ pub struct Models {
     joints: OnceLock<Vec<JointSpace>>,
     clip_folders: Vec<PathBuf>,
     /// Present from its first use until it is released.
-    captioner: Mutex<Option<Captioner>>,
-    captioner_folder: PathBuf,
+    captioner: Mutex<Option<Box<dyn Describes>>>,
+    captioner_place: CaptionerPlace,
     memory: Memory,
     device: Device,
     dtype: FloatDType,
@@ -117,7 +121,7 @@ impl Models {
             joints: OnceLock::new(),
             clip_folders: paths.clip_folders(),
             captioner: Mutex::default(),
-            captioner_folder: paths.captioner_folder(),
+            captioner_place: paths.captioner_place(),
             memory: Memory::default(),
             device: device.clone(),
             dtype,
@@ -213,28 +217,35 @@ impl Models {
     /// A caption for the part of a picture that is drawn: its [`middle`].
     ///
     /// # Errors
-    /// [`Error::Missing`] if there is no captioner.
+    /// [`Error::Missing`] if there is no captioner, [`Error::Captioner`] if a server gives none.
     pub fn caption(&self, image: &RgbImage) -> Result<String> {
+        self.with_captioner(|captioner| captioner.caption(&self.seen(image)))
+    }
+
+    /// Captions of a picture before and after an edit, see [`Describes::caption_pair`].
+    ///
+    /// # Errors
+    /// As [`caption`](Self::caption).
+    pub fn caption_pair(&self, before: &RgbImage, after: &RgbImage) -> Result<[String; 2]> {
+        let [before, after] = [before, after].map(|image| self.seen(image));
+        self.with_captioner(|captioner| captioner.caption_pair(&before, &after))
+    }
+
+    /// What a captioner sees of a picture; a server gets it at the size that is drawn.
+    fn seen(&self, image: &RgbImage) -> RgbImage {
+        let [height, width] = self.pipeline.resolution();
+        match self.captioner_place {
+            CaptionerPlace::Folder(_) => middle(image, width, height),
+            CaptionerPlace::Server(_) => fit(image, width, height),
+        }
+    }
+
+    fn with_captioner<T>(&self, describe: impl FnOnce(&dyn Describes) -> Result<T>) -> Result<T> {
         let mut held = (self.captioner.lock()).unwrap_or_else(PoisonError::into_inner);
         let captioner = match &mut *held {
             Some(captioner) => captioner,
-            held @ None if self.captioner_folder.is_dir() => {
-                let folder = &self.captioner_folder;
-                held.insert(Captioner::open(folder, &self.device, self.dtype)?)
-            }
-            None => {
-                return Err(Error::Missing {
-                    what: "a captioner".to_owned(),
-                    reason: format!(
-                        "there is no folder {}; give captions, or the folder of a BLIP or BLIP-2 as \
-                         transformers saves them",
-                        self.captioner_folder.display()
-                    ),
-                });
-            }
+            held @ None => held.insert(self.captioner_place.open(&self.device, self.dtype)?),
         };
-        let [height, width] = self.pipeline.resolution();
-        let seen = middle(image, width, height);
-        captioner.caption(&seen, &GenerationConfig::default())
+        describe(captioner.as_ref())
     }
 }

@@ -80,8 +80,12 @@ impl LearningMemory {
             }
         }
         if self.captions {
-            let captioner = folder(&paths.captioner_folder())?;
-            viewers += captioner.map_or(0, |captioner| captioner.bytes_in_memory());
+            let captioner = paths.captioner_folder();
+            let captioner =
+                captioner.map(|captioner| Weights::open(&captioner, &device, self.dtype));
+            viewers += captioner
+                .transpose()?
+                .map_or(0, |captioner| captioner.bytes_in_memory());
         }
         let factor = vae.pixels();
         let latents = resolution(&files, family, &*denoiser, &vae)?

@@ -194,22 +194,15 @@ fn prepare(
         });
     }
     let mode = config.prompt.prompt_mode;
-    let sides = [
-        (&example.a, &example.caption_a),
-        (&example.a_prime, &example.caption_a_prime),
-    ];
-    let mut captions = Vec::with_capacity(2);
-    for (image, given) in sides {
-        let of_delta = config.learn.delta != DeltaMode::Image && config.learn.lambda_clip > 0.0;
-        let needed = of_delta || mode != PromptMode::Optimised;
-        captions.push(match needed {
-            true => {
-                prompt::caption_unless_given(models, image, given.as_deref(), mode, &mut *observer)?
-            }
-            false => given.clone().unwrap_or_default(),
-        });
-    }
-    let captions = [captions[0].clone(), captions[1].clone()];
+    let given = [&example.caption_a, &example.caption_a_prime].map(Option::as_deref);
+    let of_delta = config.learn.delta != DeltaMode::Image && config.learn.lambda_clip > 0.0;
+    let captions = match of_delta || mode != PromptMode::Optimised {
+        true => {
+            let pictures = [&example.a, &example.a_prime];
+            prompt::captions_unless_given(models, pictures, given, mode, &mut *observer)?
+        }
+        false => given.map(|caption| caption.unwrap_or_default().to_owned()),
+    };
     let mut deltas = Vec::with_capacity(joints.len());
     for joint in joints {
         let text = |caption: &str| joint.text_features(&models.pipeline().prompt(caption)?);

@@ -128,6 +128,25 @@ pub(crate) fn caption_unless_given(
     Ok(caption)
 }
 
+/// The captions of A and A′, as given or as written by the captioner: of both at once, if neither is given.
+pub(crate) fn captions_unless_given(
+    models: &Models,
+    [a, a_prime]: [&RgbImage; 2],
+    given: [Option<&str>; 2],
+    mode: PromptMode,
+    observer: Observer<'_>,
+) -> Result<[String; 2]> {
+    if given == [None, None] && mode != PromptMode::Text {
+        progress::step(&mut *observer, Stage::Caption, 0, 2)?;
+        let captions = models.caption_pair(a, a_prime)?;
+        progress::step(observer, Stage::Caption, 2, 2)?;
+        return Ok(captions);
+    }
+    let mut caption =
+        |image, given| caption_unless_given(models, image, given, mode, &mut *observer);
+    Ok([caption(a, given[0])?, caption(a_prime, given[1])?])
+}
+
 /// P_X: the frozen prompt of a picture, read by the text encoders. `number` distinguishes the pictures
 /// of one run.
 pub(crate) fn prompt(

@@ -1,4 +1,4 @@
-//! Captions by BLIP or BLIP-2, depending on the folder's contents.
+//! Captions: by BLIP or BLIP-2 out of a folder, or by a model behind a server.
 
 mod bert;
 mod blip;
@@ -8,8 +8,10 @@ pub mod decoding;
 mod opt;
 mod qformer;
 mod reader;
+mod served;
 mod word_pieces;
 
+use std::fmt::{self, Debug, Display};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType};
@@ -20,10 +22,78 @@ use crate::image::{ImagePreprocessor, RgbImage};
 pub use crate::models::captioner::blip::Blip;
 pub use crate::models::captioner::blip2::Blip2;
 pub use crate::models::captioner::decoding::{EarlyStopping, GenerationConfig};
+pub use crate::models::captioner::served::{ServedCaptioner, ServerAddress};
 use crate::models::captioner::word_pieces::open_bert_tokenizer;
 use crate::models::text::tokenizer::open_tokenizer_json;
+pub use crate::util::caption_problem::CaptionProblem;
 use crate::weights::read_config;
 use crate::{Error, Result};
+
+/// Describes pictures in words.
+pub trait Describes: Debug + Send {
+    /// A caption of a picture.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    fn caption(&self, picture: &RgbImage) -> Result<String>;
+
+    /// Captions of a picture before and after an edit. What sees both at once lets the captions differ in the edit alone.
+    ///
+    /// # Errors
+    /// If they cannot be made.
+    fn caption_pair(&self, before: &RgbImage, after: &RgbImage) -> Result<[String; 2]> {
+        Ok([self.caption(before)?, self.caption(after)?])
+    }
+}
+
+/// Where a captioner is.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CaptionerPlace {
+    /// In a folder, see [`Captioner::open`].
+    Folder(PathBuf),
+    /// Behind a server.
+    Server(ServedCaptioner),
+}
+
+impl CaptionerPlace {
+    /// The folder, if it is one.
+    pub fn folder(&self) -> Option<&Path> {
+        match self {
+            Self::Folder(folder) => Some(folder),
+            Self::Server(_) => None,
+        }
+    }
+
+    /// Opens the captioner; a server is not asked yet.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if there is no folder, and as [`Captioner::open`].
+    pub fn open(&self, device: &Device, dtype: FloatDType) -> Result<Box<dyn Describes>> {
+        match self {
+            Self::Folder(folder) if folder.is_dir() => {
+                Ok(Box::new(Captioner::open(folder, device, dtype)?))
+            }
+            Self::Folder(folder) => Err(Error::Missing {
+                what: "a captioner".to_owned(),
+                reason: format!(
+                    "there is no folder {}; give captions, or the folder of a BLIP or BLIP-2 as \
+                     transformers saves them",
+                    folder.display()
+                ),
+            }),
+            Self::Server(served) => Ok(Box::new(served.clone())),
+        }
+    }
+}
+
+impl Display for CaptionerPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder(folder) => write!(f, "{}", folder.display()),
+            Self::Server(served) => write!(f, "{}", served.address()),
+        }
+    }
+}
 
 /// The supported captioning classes of transformers.
 const CLASSES: [&str; 2] = [
@@ -125,5 +195,11 @@ impl Captioner {
         };
         let text = self.tokenizer.decode(&tokens, true).map_err(tokenizer)?;
         Ok(text.trim().to_owned())
+    }
+}
+
+impl Describes for Captioner {
+    fn caption(&self, picture: &RgbImage) -> Result<String> {
+        self.caption(picture, &GenerationConfig::default())
     }
 }

@@ -3,6 +3,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use crate::util::caption_problem::CaptionProblem;
 use crate::util::hub_problem::HubProblem;
 use crate::util::progress::Stage;
 
@@ -37,6 +38,14 @@ pub enum Error {
         id: String,
         /// The reason.
         problem: HubProblem,
+    },
+    /// A server that is asked for captions gives none.
+    #[error("captioner {address}: {problem}")]
+    Captioner {
+        /// The server's address.
+        address: String,
+        /// The reason.
+        problem: CaptionProblem,
     },
     /// A setting is out of range.
     #[error("setting `{name}`: expected {expected}, found {found}")]
@@ -185,6 +194,7 @@ impl Error {
                 ));
             }
             Self::Hub { id, problem } => return problem.hint(id),
+            Self::Captioner { problem, .. } => return problem.hint(),
             Self::Stopped {
                 stage: Stage::Download,
                 ..

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
+use difference_inversion::Error;
 use difference_inversion::diffusion::family::{Family, STABLE_DIFFUSION};
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::diffusion::model_files::{ModelFiles, SCHEDULER, tokenizer_of};
 use difference_inversion::diffusion::pipeline::Pipeline;
+use difference_inversion::models::captioner::CaptionerPlace;
 use difference_inversion::util::machine::peak_memory;
 use difference_inversion::vector_instructions;
 use difference_inversion::weights::Weights;
@@ -214,8 +216,14 @@ fn components(paths: &ModelPaths) -> Vec<Component> {
         let state = weights_size(&folder);
         add("clip".to_owned(), "learning", folder, state);
     }
-    let folder = paths.captioner_folder();
-    let state = weights_size(&folder);
+    let (folder, state) = match paths.captioner_place() {
+        CaptionerPlace::Folder(folder) => (folder.clone(), weights_size(&folder)),
+        CaptionerPlace::Server(served) => {
+            let answers = served.models().and_then(|_| served.clone().with_model());
+            let state = answers.map(|_| 0).map_err(|error| in_words(&error));
+            (PathBuf::from(served.address().to_string()), state)
+        }
+    };
     add(
         "captioner".to_owned(),
         "captions; without it, give your own",
@@ -234,6 +242,14 @@ fn network_size(files: &Result<ModelFiles, String>, network: &str) -> Result<u64
     match config.is_file() {
         true => Ok(weights.bytes()),
         false => Err(format!("{} is missing", config.display())),
+    }
+}
+
+/// An error with what can be done about it.
+fn in_words(error: &Error) -> String {
+    match error.hint() {
+        Some(hint) => format!("{error}; {hint}"),
+        None => error.to_string(),
     }
 }
 

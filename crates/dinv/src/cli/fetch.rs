@@ -1,6 +1,7 @@
 //! From a model's name to its path, on this disk or downloaded from the Hub.
 
 use std::collections::BTreeSet;
+use std::env;
 use std::path::{Path, PathBuf};
 
 use difference_inversion::diffusion::family::Family;
@@ -10,12 +11,16 @@ use difference_inversion::hub::{CAPTIONER, Hub, ModelId, Survey, Wanted, joint_s
 use difference_inversion::method::delta::DeltaMode;
 use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::method::prompt::{PromptConfig, PromptMode};
+use difference_inversion::models::captioner::{CaptionerPlace, ServedCaptioner, ServerAddress};
 
 use super::consent::{self, Order};
 use super::flags::ModelSettings;
 use super::locate::{self, Location};
 use super::terminal::Failure;
 use super::watch::Watcher;
+
+/// The variable with the key of a server that writes captions.
+pub(crate) const CAPTIONER_KEY: &str = "DINV_CAPTIONER_KEY";
 
 /// The models that a command reads in addition to the diffusion model.
 #[derive(Debug, Clone, Copy, Default)]
@@ -45,6 +50,16 @@ impl Needs {
             joint_spaces: of_prompts.joint_spaces || has_delta,
             captioner: of_prompts.captioner || (optimised && of_delta && !captions_given),
         }
+    }
+}
+
+impl Needs {
+    /// What of it may have to be downloaded: not a captioner behind a server.
+    fn to_download(self, settings: &ModelSettings) -> anyhow::Result<Self> {
+        Ok(Self {
+            captioner: self.captioner && settings.captioner_server()?.is_none(),
+            ..self
+        })
     }
 }
 
@@ -94,6 +109,7 @@ impl<'a> Fetcher<'a> {
         settings.dtype()?; // or for one that does not compute in this type
         settings.file_options()?;
         settings.check_there()?;
+        settings.captioner_server()?;
         let encoders = settings.check_replacements()?;
         match &settings.model {
             Some(name) => {
@@ -138,6 +154,7 @@ impl<'a> Fetcher<'a> {
             options: settings.file_options()?,
             ..ModelPaths::default()
         };
+        let server = settings.captioner_server()?;
         self.agree_beside(settings, &paths, needs)?;
         if let Some(name) = &settings.tokenizer {
             paths.options.tokenizer = Some(self.find(name, Wanted::default())?);
@@ -152,12 +169,45 @@ impl<'a> Fetcher<'a> {
             let number = if needs.joint_spaces { usize::MAX } else { 1 };
             paths.clip = self.joint_spaces(&paths, number)?;
         }
-        paths.captioner = match &settings.captioner {
-            Some(name) => self.find_if(name, needs.captioner)?,
-            None if needs.captioner => self.captioner(settings, &paths)?,
-            None => None,
+        paths.captioner = match (server, &settings.captioner) {
+            (Some(address), _) => Some(CaptionerPlace::Server(
+                self.served(address, needs.captioner)?,
+            )),
+            (None, name) => {
+                let folder = match name {
+                    Some(name) => self.find_if(name, needs.captioner)?,
+                    None if needs.captioner => self.captioner(settings, &paths)?,
+                    None => None,
+                };
+                folder.map(CaptionerPlace::Folder)
+            }
         };
         Ok(paths)
+    }
+
+    /// The server that writes captions; where they are needed, it is asked for its model unless one is named.
+    fn served(&mut self, address: ServerAddress, needed: bool) -> anyhow::Result<ServedCaptioner> {
+        let key = env::var(CAPTIONER_KEY).ok();
+        let served = ServedCaptioner::new(address, key)?;
+        if !needed {
+            return Ok(served);
+        }
+        if self.looks_only {
+            return Ok(served.clone().with_model().unwrap_or(served));
+        }
+        let address = served.address();
+        if !address.is_loopback() {
+            let unencrypted = if address.is_encrypted() {
+                ""
+            } else {
+                ", unencrypted"
+            };
+            let host = address.authority();
+            self.watcher.notice(&format!(
+                "pictures are sent to {host}{unencrypted}, for their captions"
+            ));
+        }
+        Ok(served.with_model()?)
     }
 
     /// The folder or file that a name stands for.
@@ -211,7 +261,7 @@ impl<'a> Fetcher<'a> {
             Some(name) => matches!(locate::locate(name)?, Location::Hub(_)),
             None => false,
         };
-        let is_missing = from_hub && !paths.captioner_folder().is_dir();
+        let is_missing = from_hub && paths.captioner_folder().is_none();
         Ok(is_missing.then(|| CAPTIONER.parse()).transpose()?)
     }
 
@@ -237,6 +287,7 @@ impl<'a> Fetcher<'a> {
         if self.looks_only || self.hub.offline || self.is_complete(id, wanted) {
             return Ok(());
         }
+        let needs = needs.to_download(settings)?;
         let model = self.survey(id, wanted)?;
         let mut others = ids_of(settings.tokenizer.iter())?;
         if needs.joint_spaces {
@@ -266,6 +317,7 @@ impl<'a> Fetcher<'a> {
         if self.looks_only || self.hub.offline {
             return Ok(());
         }
+        let needs = needs.to_download(settings)?;
         let mut others = ids_of(settings.tokenizer.iter())?;
         if needs.joint_spaces {
             let is_there = || paths.clip_folders().iter().any(|folder| folder.is_dir());

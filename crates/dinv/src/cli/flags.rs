@@ -19,6 +19,7 @@ use difference_inversion::diffusion::sample::{PredictionType, TimestepSpacing};
 use difference_inversion::image::RgbImage;
 use difference_inversion::job::PairFiles;
 use difference_inversion::method::analogy::Example;
+use difference_inversion::models::captioner::ServerAddress;
 use difference_inversion::models::text::tower::TowerKind;
 use difference_inversion::{Error, about};
 use serde::de::DeserializeOwned;
@@ -107,8 +108,11 @@ pub(crate) struct ModelSettings {
     #[arg(long, value_name = "MODEL", hide_short_help = true)]
     #[serde(deserialize_with = "one_or_several")]
     pub(crate) clip: Option<Vec<PathBuf>>,
-    /// Captioner, a transformers BLIP or BLIP-2: a folder or a name of the Hub [default: captioner in the
-    /// model's folder or next to its file; for a model of the Hub, Salesforce/blip-image-captioning-large]
+    /// Captioner: a transformers BLIP or BLIP-2 (a folder or a name of the Hub), or a server with a vision model,
+    /// http://HOST:PORT#MODEL [default: captioner in the model's folder or next to its file; for a model of the Hub,
+    /// Salesforce/blip-image-captioning-large]
+    ///
+    /// A server is llama.cpp's, Ollama, vLLM or another with OpenAI's chat interface. MODEL may be left out if it has one.
     #[arg(long, value_name = "MODEL", hide_short_help = true)]
     pub(crate) captioner: Option<PathBuf>,
     /// Size in pixels, 512 or 768x512 [default: the model's]
@@ -205,6 +209,12 @@ impl ModelSettings {
             .flatten()
             .map(|text| embedding(text))
             .collect()
+    }
+
+    /// The server that is the captioner, if one is named.
+    pub(crate) fn captioner_server(&self) -> anyhow::Result<Option<ServerAddress>> {
+        let named = self.captioner.as_deref().map(locate::server);
+        Ok(named.transpose()?.flatten())
     }
 
     /// Checks that the files given in addition to a model exist, before the model is downloaded.

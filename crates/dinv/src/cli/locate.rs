@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use difference_inversion::diffusion::family::{self, KnownModel};
 use difference_inversion::diffusion::model_files::MODEL_INDEX;
 use difference_inversion::hub::{self, Hub, ModelId};
+use difference_inversion::models::captioner::ServerAddress;
 
 use super::terminal::Failure;
 
@@ -111,6 +112,38 @@ pub(crate) fn name_of(text: &str) -> Option<ModelId> {
     short_name(text).or(id).or_else(|| hub::repository_of(text))
 }
 
+/// The server that a captioner is named by, if it is no folder and no model of the Hub.
+pub(crate) fn server(name: &Path) -> anyhow::Result<Option<ServerAddress>> {
+    let text = name.to_string_lossy();
+    if name_of(&text).is_some() || name.exists() {
+        return Ok(None);
+    }
+    if !is_address(&text) {
+        let host = text.split('/').next().unwrap_or_default();
+        let port = host.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+        return match port {
+            Some(Ok(_)) => {
+                let message = format!("--captioner: `{text}` is neither a folder nor an address");
+                Err(Failure::usage(message)
+                    .hint(format!("write http://{text}"))
+                    .into())
+            }
+            _ => Ok(None),
+        };
+    }
+    let address: ServerAddress = text.parse()?;
+    if ["huggingface.co", "hf.co"].contains(&address.host()) {
+        let message = format!("--captioner: {text} is a page of the Hub and names no model");
+        return Err(Failure::usage(message).hint("give OWNER/NAME").into());
+    }
+    Ok(Some(address))
+}
+
+/// Whether a text is the address of something on a network.
+pub(crate) fn is_address(text: &str) -> bool {
+    text.contains("://")
+}
+
 /// The model that a short name, with or without a revision, stands for.
 fn short_name(text: &str) -> Option<ModelId> {
     let name = text.split('@').next()?;
@@ -138,7 +171,7 @@ pub(crate) fn called(id: &ModelId) -> String {
 /// The meaning of a name in a settings file in `folder`: paths are relative to it.
 pub(crate) fn relative_to(folder: &Path, name: &str) -> PathBuf {
     let path = folder.join(name);
-    let is_name = name == DEMO || name_of(name).is_some();
+    let is_name = name == DEMO || is_address(name) || name_of(name).is_some();
     if is_name && !path.exists() {
         PathBuf::from(name)
     } else {

@@ -12,6 +12,7 @@ use difference_inversion::diffusion::joint_space;
 use difference_inversion::hub::model_of;
 use difference_inversion::image::read_png_text;
 use difference_inversion::method::generate_config::AnalogyConfig;
+use difference_inversion::models::captioner::ServerAddress;
 use difference_inversion::util::digest::sha256_of_file;
 use difference_inversion::util::files::write_atomically;
 use difference_inversion::weights::Weights;
@@ -60,7 +61,7 @@ impl Recipe {
             command,
             model: text_of(&paths.model),
             clip: paths.clip_folders().iter().map(text_of).collect(),
-            captioner: text_of(paths.captioner_folder()),
+            captioner: paths.captioner_place().to_string(),
             device: models.device_name().to_owned(),
             dtype: models.dtype_name().to_owned(),
             memory: models.memory_name().to_owned(),
@@ -82,7 +83,7 @@ impl Recipe {
         let travelling = Self {
             model: last_names(&self.model),
             clip: self.clip.iter().map(|clip| last_names(clip)).collect(),
-            captioner: last_names(&self.captioner),
+            captioner: captioner_name(&self.captioner),
             inputs: without_folders(&self.inputs),
             ..self.clone()
         };
@@ -127,6 +128,17 @@ fn last_names(path: &str) -> String {
     )
 }
 
+/// The portable name of a captioner. That of a server keeps its address; its model may be named by a path.
+fn captioner_name(captioner: &str) -> String {
+    match captioner.parse::<ServerAddress>() {
+        Ok(address) => match address.model() {
+            Some(model) => address.with_model(last_names(model)).to_string(),
+            None => address.to_string(),
+        },
+        Err(_) => last_names(captioner),
+    }
+}
+
 /// Inputs with the names of files only, without folders.
 fn without_folders(inputs: &Map<String, Value>) -> Map<String, Value> {
     let shortened = |name: &str, value: &Value| match value {
@@ -165,7 +177,8 @@ pub(crate) fn weight_files(paths: &ModelPaths) -> Result<Vec<(String, PathBuf)>>
         files.push((numbered("embedding", number), file.path.clone()));
     }
     let joints = joint_space::FOLDERS.into_iter().zip(paths.clip_folders());
-    for (network, folder) in joints.chain([("captioner", paths.captioner_folder())]) {
+    let captioner = paths.captioner_folder();
+    for (network, folder) in joints.chain(captioner.map(|folder| ("captioner", folder))) {
         if folder.is_dir() {
             let weights = Weights::open(&folder, &device, FloatDType::F32)?;
             files.extend(named_files(network, &weights));

@@ -224,6 +224,7 @@ fn exit_of(error: &anyhow::Error) -> Exit {
         Some(Error::Stopped { .. }) => signals::exit(),
         Some(Error::Setting { .. }) => Exit::Usage,
         Some(Error::Hub { problem, .. }) if problem.is_temporary() => Exit::Again,
+        Some(Error::Captioner { problem, .. }) if problem.is_temporary() => Exit::Again,
         _ => Exit::Failed,
     }
 }

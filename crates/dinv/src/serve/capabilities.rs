@@ -16,7 +16,7 @@ use super::job::Kind;
 use super::problem::Answer;
 
 /// Flags about files, output and paths, which a request cannot set.
-const LEFT_OUT: [&str; 35] = [
+const LEFT_OUT: [&str; 34] = [
     "a",
     "a_prime",
     "b",
@@ -48,7 +48,6 @@ const LEFT_OUT: [&str; 35] = [
     "vae",
     "lora",
     "clip",
-    "captioner",
     "names",
     "shard",
     "help",

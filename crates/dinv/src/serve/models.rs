@@ -68,11 +68,12 @@ fn ways(model: &Row) -> Vec<memory::Way> {
     }
 }
 
-/// Allows only models that the server offers, unless any may be named.
-pub(crate) fn check(app: &App, model: &Value) -> Answer<()> {
-    let field = "settings.model";
+/// Allows only models that the server offers as the setting `model` or `captioner`, unless any may be named. The address of
+/// another server is none of them: a request could make this one send pictures to places that only it can reach.
+pub(crate) fn check(app: &App, setting: &str, model: &Value) -> Answer<()> {
+    let field = format!("settings.{setting}");
     let Some(name) = model.as_str() else {
-        return Err(Problem::field(field, "model: expected a text"));
+        return Err(Problem::field(field, format!("{setting}: expected a text")));
     };
     if app.options.allow_any_model {
         return Ok(());
@@ -84,7 +85,7 @@ pub(crate) fn check(app: &App, model: &Value) -> Answer<()> {
         return Ok(());
     }
     Err(
-        Problem::field(field, format!("the server does not offer the model `{name}`")).hint(
+        Problem::field(field, format!("the server does not offer the {setting} `{name}`")).hint(
             "`GET /v1/models` lists its models; `dinv serve --allow-any-model` lets requests name others",
         ),
     )

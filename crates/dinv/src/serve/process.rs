@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
+use crate::cli::fetch::CAPTIONER_KEY;
 use crate::cli::memory;
 use crate::cli::worker::Task;
 
@@ -101,6 +102,8 @@ impl Process {
         let mut command = Command::new(program);
         command.arg("worker").stdin(Stdio::piped());
         command.stdout(Stdio::null()).stderr(Stdio::piped());
+        // A request may name the server that would get it.
+        command.env_remove(CAPTIONER_KEY);
         // Ctrl-C in the terminal is for the server, which then asks the command to stop.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);

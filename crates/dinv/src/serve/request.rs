@@ -372,11 +372,11 @@ impl Request {
         let mut arguments = Vec::new();
         for (name, value) in &self.settings {
             let field = format!("settings.{name}");
-            if name == "model" {
-                models::check(app, value)?;
-                if self.kind == Kind::Download {
-                    continue; // no flag of its command
-                }
+            if ["model", "captioner"].contains(&name.as_str()) {
+                models::check(app, name, value)?;
+            }
+            if name == "model" && self.kind == Kind::Download {
+                continue; // no flag of its command
             }
             let Some(flag) = known
                 .iter()

@@ -8,6 +8,7 @@ use difference_inversion::Error;
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::hub::model_of;
 use difference_inversion::method::generate_config::AnalogyConfig;
+use difference_inversion::models::captioner::CaptionerPlace;
 use difference_inversion::util::digest::{sha256, sha256_of_file};
 use serde_json::{Map, Value, json};
 
@@ -104,6 +105,9 @@ impl Identity {
                 &mut identity.model
             };
             of.push(format!("{network}: {}", identity_of(&file)?));
+        }
+        if let CaptionerPlace::Server(served) = paths.captioner_place() {
+            identity.captioner.push(served.address().to_string());
         }
         if paths.model.is_dir() && model_of(&paths.model).is_none() {
             let mut texts = texts_in(&paths.model);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, FloatDType};
+use difference_inversion::models::captioner::CaptionerPlace;
 use difference_inversion::util::digest::sha256_of_file;
 use difference_inversion::weights::Weights;
 use dinv_eval::EvalModelPaths;
@@ -19,6 +20,9 @@ pub(super) fn of_models(
         let mut files = BTreeMap::new();
         for (network, file) in weight_files(paths)? {
             files.insert(network, sha256_once(&mut known, &file)?);
+        }
+        if let CaptionerPlace::Server(served) = paths.captioner_place() {
+            files.insert("captioner".to_owned(), served.address().to_string());
         }
         hashes.insert(role.to_owned(), files);
     }

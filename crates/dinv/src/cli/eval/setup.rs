@@ -172,7 +172,7 @@ fn other_paths(
     }
     let paths = fetcher.paths(&settings, model, needs)?;
     Ok(ModelPaths {
-        captioner: Some(text_to_image.captioner_folder()),
+        captioner: Some(text_to_image.captioner_place()),
         ..paths
     })
 }
@@ -343,7 +343,9 @@ mod tests {
             let paths = paths.unwrap().instruct_pix2pix.unwrap();
             assert_eq!(
                 paths.captioner,
-                Some(place.path().join("ours").join("captioner"))
+                Some(CaptionerPlace::Folder(
+                    place.path().join("ours").join("captioner")
+                ))
             );
             paths.clip_folders()
         };

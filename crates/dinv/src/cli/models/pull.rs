@@ -136,7 +136,7 @@ fn also_needed(hub: &Hub, folder: &Path, captioner: bool) -> anyhow::Result<Vec<
         true => Vec::new(),
         false => joint_spaces(&files)?,
     };
-    if captioner && !paths.captioner_folder().is_dir() {
+    if captioner && paths.captioner_folder().is_none() {
         needed.push(CAPTIONER.parse()?);
     }
     let is_absent = |id: &ModelId| {
