@@ -349,6 +349,7 @@ fn print(findings: &Findings) -> anyhow::Result<()> {
         } in &findings.components
         {
             let state = match state {
+                Ok(_) if locate::is_address(&folder.to_string_lossy()) => "answers".into(),
                 Ok(bytes) => terminal::size(*bytes),
                 Err(_) => "missing".into(),
             };

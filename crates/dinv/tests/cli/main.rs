@@ -8,6 +8,10 @@
 
 mod bad_input;
 mod batch;
+#[cfg(all(feature = "hub", feature = "serve"))]
+mod captioner;
+#[cfg(feature = "hub")]
+mod chat_server;
 mod documents;
 mod eval;
 mod export;
@@ -45,6 +49,7 @@ fn dinv(folder: &Path) -> Command {
         .env("HF_HUB_OFFLINE", "1")
         .env("COLUMNS", "100");
     for name in [
+        "DINV_CAPTIONER_KEY",
         "HF_ENDPOINT",
         "HF_HUB_CACHE",
         "HF_TOKEN",

@@ -13,6 +13,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+#[cfg(feature = "hub")]
+use super::chat_server::ChatServer;
 use super::{Done, dinv, run, signal, workplace};
 
 /// A server on a free port. In the workplace, its data are in `data`, and its stderr in `log`.
@@ -45,6 +47,11 @@ impl Answer {
 
 impl Server {
     fn start(work: &TempDir, more: &[&str]) -> Self {
+        Self::cautious(work, &[&["--allow-any-model"], more].concat())
+    }
+
+    /// A server that offers only the models that it knows.
+    fn cautious(work: &TempDir, more: &[&str]) -> Self {
         let log = File::options()
             .create(true)
             .append(true)
@@ -55,6 +62,8 @@ impl Server {
         if demo.is_dir() {
             command.env("DINV_DEMO_MODEL", demo);
         }
+        // Whoever may name any model may not be sent the operator's key.
+        command.env("DINV_CAPTIONER_KEY", "sk-of-the-operator");
         Self::of(command, log, more)
     }
 
@@ -77,13 +86,13 @@ impl Server {
         shell.arg(program.get_program()).args(program.get_args());
         let variables = program.get_envs();
         shell.envs(variables.filter_map(|(name, value)| Some((name, value?))));
-        Self::of(shell, log, &[])
+        Self::of(shell, log, &["--allow-any-model"])
     }
 
     fn of(mut command: Command, log: File, more: &[&str]) -> Self {
         let told = log.try_clone().unwrap();
         let mut child = command
-            .args(["serve", "--dir", "data", "--port", "0", "--allow-any-model"])
+            .args(["serve", "--dir", "data", "--port", "0"])
             .args(more)
             .stdout(Stdio::piped())
             .stderr(log)
@@ -1051,6 +1060,39 @@ fn clients_that_follow_jobs_leave_places_for_others() {
         assert!(started.elapsed() < Duration::from_secs(30));
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+#[cfg(feature = "hub")]
+#[test]
+fn a_request_names_another_server_only_if_it_may() {
+    let (work, chat) = (workplace(), ChatServer::start(&["m"]));
+    let request = |settings: Value| json!({ "kind": "caption", "targets": [{ "picture": data(&work, "a.png") }], "settings": settings });
+    let captioner = json!({ "captioner": format!("{}#m", chat.address()) });
+    let server = Server::cautious(&work, &[]);
+    let refused = server.post("/v1/jobs", &request(captioner.clone()));
+    let error = &refused.expect(422).json()["error"];
+    assert_eq!(error["field"], "settings.captioner");
+    let message = error["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("the server does not offer the captioner `http://127.0.0.1:"),
+        "{message}"
+    );
+    assert!(
+        error["hint"]
+            .as_str()
+            .unwrap()
+            .contains("--allow-any-model"),
+        "{error}"
+    );
+    assert!(chat.requests().is_empty());
+    drop(server);
+
+    let server = Server::start(&work, &[]);
+    let job = server.done(&server.job(&request(settings(&work, &captioner))));
+    assert_eq!(job["results"][0]["caption"], "a red house on grass");
+    let requests = chat.requests();
+    assert_eq!(requests.len(), 1);
+    assert!(!requests[0].headers.contains_key("authorization"));
 }
 
 #[test]
