@@ -484,7 +484,7 @@ fn a_model_is_downloaded_as_a_job() {
     program
         .env("HF_ENDPOINT", hub.endpoint())
         .env_remove("HF_HUB_OFFLINE");
-    let server = Server::of(program, log, &[]);
+    let server = Server::of(program, log, &["--allow-any-model"]);
     let is_listed = || {
         let all = server.get("/v1/models").expect(200).json();
         let mut models = all["models"].as_array().unwrap().iter();
