@@ -8,9 +8,10 @@ use super::repository;
 
 /// Pages whose commands readers are meant to paste; those of a folder in the order of the book.
 const README: &str = "README.md";
-const GUIDE: [&str; 6] = [
+const GUIDE: [&str; 7] = [
     "docs/guide/first-picture.md",
     "docs/guide/own-photographs.md",
+    "docs/guide/captions.md",
     "docs/guide/many-pictures.md",
     "docs/guide/gpu.md",
     "docs/guide/other-tools.md",

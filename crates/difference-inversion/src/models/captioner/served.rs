@@ -20,8 +20,6 @@ use crate::{Error, Result};
 
 /// How long an answer may take: a vision model without a GPU needs minutes for two pictures, and a server may load it first.
 const PATIENCE: Duration = Duration::from_secs(20 * 60);
-/// How long the list of models may take.
-const LISTING: Duration = Duration::from_secs(60);
 /// The waits before a server that fails is asked again.
 const WAITS: [Duration; 3] = [
     Duration::from_secs(1),

@@ -12,13 +12,15 @@ use serde_json::Value;
 use ureq::Agent;
 use ureq::http::{HeaderMap, header};
 
-use super::{LISTING, ServedCaptioner, beginning};
+use super::{ServedCaptioner, beginning};
 use crate::Error;
 use crate::image::RgbImage;
 use crate::util::caption_problem::CaptionProblem;
 
 /// The timeout for a connection.
 const CONNECT: Duration = Duration::from_secs(15);
+/// How long the list of models may take.
+const LISTING: Duration = Duration::from_secs(60);
 /// The longest wait that a server may ask for.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// The bound of an answer in bytes.
