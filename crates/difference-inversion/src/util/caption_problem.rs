@@ -55,7 +55,7 @@ pub enum CaptionProblem {
         message: String,
     },
     /// The server fails or is busy, also when it is asked again.
-    #[error("the server failed {attempts} times (HTTP {status}){}", said(message))]
+    #[error("the server failed{} (HTTP {status}){}", times(*attempts), said(message))]
     Failing {
         /// The status.
         status: u16,
@@ -174,6 +174,13 @@ fn in_words(limit: Duration) -> String {
         0 => format!("{} ms", limit.as_millis()),
         seconds if seconds % 60 == 0 => format!("{} minutes", seconds / 60),
         seconds => format!("{seconds} s"),
+    }
+}
+
+fn times(attempts: usize) -> String {
+    match attempts {
+        1 => String::new(),
+        _ => format!(" {attempts} times"),
     }
 }
 

@@ -109,7 +109,7 @@ pub(crate) struct ModelSettings {
     #[serde(deserialize_with = "one_or_several")]
     pub(crate) clip: Option<Vec<PathBuf>>,
     /// Captioner: a transformers BLIP or BLIP-2 (a folder or a name of the Hub), or a server with a vision model,
-    /// http://HOST:PORT#MODEL [default: captioner in the model's folder or next to its file; for a model of the Hub,
+    /// `http://HOST:PORT#MODEL` [default: captioner in the model's folder or next to its file; for a model of the Hub,
     /// Salesforce/blip-image-captioning-large]
     ///
     /// A server is llama.cpp's, Ollama, vLLM or another with OpenAI's chat interface. MODEL may be left out if it has one.
