@@ -23,6 +23,7 @@ mod jobs;
 mod learn;
 mod learned_words;
 pub(crate) mod locate;
+mod manual;
 pub(crate) mod memory;
 mod misspelt;
 pub(crate) mod models;
@@ -81,6 +82,8 @@ enum Command {
     Worker(worker::WorkerArgs),
     Doctor(doctor::DoctorArgs),
     Models(models::ModelsArgs),
+    Completions(manual::CompletionsArgs),
+    Man(manual::ManArgs),
 }
 
 /// Runs the program.
@@ -130,6 +133,8 @@ impl Command {
                 Self::Worker(_) => return worker::run(),
                 Self::Doctor(args) => doctor::run(&args),
                 Self::Models(args) => models::run(&args),
+                Self::Completions(args) => manual::completions(&args),
+                Self::Man(args) => manual::man(&args),
             }?;
             Ok(Exit::Done)
         });

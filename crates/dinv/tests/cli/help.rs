@@ -42,6 +42,8 @@ const COMMANDS: &[&str] = &[
     "models list",
     "models pull",
     "models check",
+    "completions",
+    "man",
 ];
 
 #[test]

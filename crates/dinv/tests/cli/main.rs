@@ -23,6 +23,7 @@ mod hub;
 mod hub_server;
 mod interrupt;
 mod klein;
+mod manual;
 mod model_files;
 mod outputs;
 mod runs;
