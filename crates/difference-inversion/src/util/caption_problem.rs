@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::util::error::ErrorClass;
+
 /// Why a server that is asked for captions gives none.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -125,7 +127,22 @@ pub enum CaptionProblem {
 impl CaptionProblem {
     /// Whether the same request may succeed later.
     pub fn is_temporary(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Failing { .. })
+        self.class() == ErrorClass::Temporary
+    }
+
+    /// What went wrong.
+    pub(crate) fn class(&self) -> ErrorClass {
+        match self {
+            Self::Unreachable { .. } | Self::Failing { .. } => ErrorClass::Temporary,
+            Self::NotBuiltIn
+            | Self::WrongKey
+            | Self::NotFound { .. }
+            | Self::Refused { .. }
+            | Self::Denied { .. }
+            | Self::Several { .. }
+            | Self::NoModel => ErrorClass::Input,
+            _ => ErrorClass::Other,
+        }
     }
 
     /// What the user can do about it, see [`Error::hint`](crate::Error::hint).

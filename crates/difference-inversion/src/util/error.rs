@@ -180,7 +180,52 @@ pub enum Error {
     },
 }
 
+/// What went wrong, as far as it matters to a program that decides whether to try again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorClass {
+    /// A file, a model or a setting's value: the same again ends the same.
+    Input,
+    /// The same again may succeed later, or on another machine.
+    Temporary,
+    /// The observer asked to stop.
+    Stopped,
+    /// Anything else.
+    Other,
+}
+
 impl Error {
+    /// What went wrong.
+    pub fn class(&self) -> ErrorClass {
+        match self {
+            Self::Io { source, .. } => match source.kind() {
+                ErrorKind::NotFound
+                | ErrorKind::IsADirectory
+                | ErrorKind::NotADirectory
+                | ErrorKind::InvalidData
+                | ErrorKind::UnexpectedEof => ErrorClass::Input,
+                ErrorKind::OutOfMemory => ErrorClass::Temporary,
+                _ => ErrorClass::Other,
+            },
+            Self::Hub { problem, .. } => problem.class(),
+            Self::Captioner { problem, .. } => problem.class(),
+            Self::Stopped { .. } => ErrorClass::Stopped,
+            Self::Diverged { .. } | Self::NotFinite { .. } => ErrorClass::Other,
+            Self::Setting { .. }
+            | Self::UnsupportedField { .. }
+            | Self::NoVocabulary { .. }
+            | Self::NoTextEncoder { .. }
+            | Self::Missing { .. }
+            | Self::NoDifference { .. }
+            | Self::WrongBase { .. }
+            | Self::WrongModel { .. }
+            | Self::InvalidFile { .. }
+            | Self::Config { .. }
+            | Self::Tensor { .. }
+            | Self::UnusedTensors { .. }
+            | Self::InvalidInput { .. } => ErrorClass::Input,
+        }
+    }
+
     /// What a user of the program `dinv` can do about it: a sentence without a full stop.
     pub fn hint(&self) -> Option<String> {
         let fixed = match self {
@@ -369,6 +414,30 @@ mod tests {
             ),
         ] {
             assert_eq!(error.hint().as_deref(), Some(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn inputs_are_told_from_what_may_pass() {
+        use ErrorClass::{Input, Other, Stopped, Temporary};
+        let unreachable = HubProblem::Unreachable {
+            host: String::new(),
+            reason: String::new(),
+        };
+        let hub = |problem: HubProblem| problem.of(&"a/b");
+        for (error, class) in [
+            (io(ErrorKind::NotFound), Input),
+            (io(ErrorKind::PermissionDenied), Other),
+            (io(ErrorKind::StorageFull), Other),
+            (io(ErrorKind::OutOfMemory), Temporary),
+            (hub(unreachable), Temporary),
+            (hub(HubProblem::NotFound), Input),
+            (stopped(Stage::Learn, None), Stopped),
+            (setting("steps"), Input),
+            (Error::invalid_file("x", "cut"), Input),
+            (Error::NotFinite { what: "the loss" }, Other),
+        ] {
+            assert_eq!(error.class(), class, "{error}");
         }
     }
 

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::path::PathBuf;
 
 use crate::Error;
+use crate::util::error::ErrorClass;
 
 /// Why a model is unavailable from the Hub.
 #[derive(Debug, thiserror::Error)]
@@ -114,11 +115,25 @@ pub enum HubProblem {
 impl HubProblem {
     /// Whether the same request may succeed later.
     pub fn is_temporary(&self) -> bool {
+        self.class() == ErrorClass::Temporary
+    }
+
+    /// What went wrong.
+    pub(crate) fn class(&self) -> ErrorClass {
         match self {
-            Self::TooMany { .. } | Self::Unreachable { .. } | Self::Interrupted { .. } => true,
-            Self::Damaged { .. } => true, // what came is deleted
-            Self::Status { status, .. } => *status >= 500,
-            _ => false,
+            Self::TooMany { .. } | Self::Unreachable { .. } | Self::Interrupted { .. } => {
+                ErrorClass::Temporary
+            }
+            Self::Damaged { .. } => ErrorClass::Temporary, // what came is deleted
+            Self::Status { status, .. } if *status >= 500 => ErrorClass::Temporary,
+            Self::Status { .. } | Self::Write { .. } | Self::Protocol { .. } => ErrorClass::Other,
+            Self::Offline { .. }
+            | Self::NotBuiltIn
+            | Self::NotFound
+            | Self::NoRevision
+            | Self::Gated { .. }
+            | Self::Denied { .. }
+            | Self::Unusable { .. } => ErrorClass::Input,
         }
     }
 

@@ -13,10 +13,11 @@ use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::weights::read_config;
 use serde_json::{Value, json};
 
+use super::checkpoint::{self, Resume};
 use super::fetch::{Fetcher, Needs};
 use super::flags::{
     DraftFlag, General, GenerateFlags, LearnFlags, ModelSettings, Pairs, PreviewFlag, PromptFlags,
-    SeedFlag,
+    SeedFlag, TimeFlag,
 };
 use super::learned_words;
 use super::output::Outputs;
@@ -25,8 +26,8 @@ use super::record::{Recipe, Run, file_name, groups, text_of};
 use super::settings::Settings;
 use super::sheet::{self, Sheet, Tile};
 use super::terminal::{self, Failure};
-use super::watch::{self, Watcher};
-use super::{change, checkpoint, demo_world, fitting, locate};
+use super::watch::Watcher;
+use super::{change, demo_world, fitting, locate};
 
 const B_PRIME: &str = "b_prime.png";
 const SHEET: &str = "sheet.png";
@@ -85,6 +86,8 @@ pub(crate) struct AnalogyArgs {
     #[command(flatten)]
     preview: PreviewFlag,
     #[command(flatten)]
+    time: TimeFlag,
+    #[command(flatten)]
     general: General,
 }
 
@@ -109,14 +112,15 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     inputs.extend(args.general.config.as_deref());
     let mut output = Outputs::folder(&args.output, FILES, args.overwrite, &inputs)?;
     output.claim(checkpoint::NAME)?;
-    if args.resume && output.is_finished() {
+    let resume = Resume::of(args.resume, args.time);
+    if resume != Resume::Never && output.is_finished() {
         return args.tell(&output.paths());
     }
     output.check()?;
     let checkpoint = output.path(checkpoint::NAME);
-    job.records = checkpoint::records(&checkpoint, args.resume, args.overwrite)?;
+    job.records = checkpoint::records(&checkpoint, resume, args.overwrite)?;
 
-    watch::catch_interrupts()?;
+    args.time.watch()?;
     let mut watcher = Watcher::new(args.general.quiet);
     if args.b.is_none() && !models.is_demo() {
         watcher.notice("no pictures are given: the demo's example is used");
@@ -245,7 +249,7 @@ impl AnalogyArgs {
                     "for a folder, `dinv learn` the difference once, then `dinv apply FILE --b {} -o DIR`",
                     b.display()
                 );
-                return Err(Failure::new(message).hint(hint).into());
+                return Err(Failure::input(message).hint(hint).into());
             }
             return Ok(b.clone());
         }

@@ -20,7 +20,7 @@ use super::demo_world;
 use super::fetch::{Fetcher, Needs};
 use super::fitting::{self, Measured};
 use super::flags::{
-    DraftFlag, General, GenerateFlags, ModelSettings, PreviewFlag, PromptFlags, SeedFlag,
+    DraftFlag, General, GenerateFlags, ModelSettings, PreviewFlag, PromptFlags, SeedFlag, TimeFlag,
     check_captions,
 };
 use super::learned_words;
@@ -30,7 +30,7 @@ use super::record::{Recipe, file_name, recipe_in, text_of};
 use super::settings::Settings;
 use super::shard::Shard;
 use super::terminal::{self, Failure};
-use super::watch::{self, Watcher};
+use super::watch::Watcher;
 
 /// Apply a learned difference to pictures
 ///
@@ -82,6 +82,8 @@ pub(crate) struct ApplyArgs {
     #[command(flatten)]
     preview: PreviewFlag,
     #[command(flatten)]
+    time: TimeFlag,
+    #[command(flatten)]
     general: General,
 }
 
@@ -97,6 +99,7 @@ struct Job<'a> {
 pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     let difference = args.difference()?;
     args.b = pictures::in_folders(&args.b)?;
+    args.skip_existing |= args.time.is_limited();
     let args = &args;
     let mut jobs = args.jobs()?;
     let settings = args.settings()?;
@@ -108,7 +111,7 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     let all = jobs.len();
     jobs.retain(|job| !left_out.contains(&job.name));
 
-    watch::catch_interrupts()?;
+    args.time.watch()?;
     let mut watcher = Watcher::new(args.general.quiet);
     args.announce(all, left_out.len(), &mut watcher);
     let read = pictures::check(jobs.iter().map(|job| job.b), &mut watcher)?;
@@ -202,7 +205,7 @@ fn refuse_folder(difference: &Path) -> anyhow::Result<()> {
     }
     let message = format!("{}: a folder, expected a difference", difference.display());
     let inside = difference.join(DIFFERENCE);
-    let failure = Failure::new(message);
+    let failure = Failure::input(message);
     Err(match inside.is_file() {
         true => failure.hint(format!("did you mean {}?", inside.display())),
         false => failure,
@@ -357,7 +360,7 @@ impl ApplyArgs {
             return Ok(());
         };
         let message = format!("{} exists, but was made {difference}", path.display());
-        Err(Failure::new(message)
+        Err(Failure::usage(message)
             .hint("write elsewhere with `-o`, or make all of them again with `--overwrite`")
             .into())
     }
@@ -400,11 +403,14 @@ impl ApplyArgs {
     /// The error for a picture, with a hint on how to continue.
     fn stopped(&self, error: Error, job: &Job<'_>) -> anyhow::Error {
         match error {
-            Error::Stopped { .. } if self.b.len() > 1 && !self.overwrite => Failure::interrupted(
-                error.to_string(),
-            )
-            .hint("the same command with `--skip-existing` continues with the remaining pictures")
-            .into(),
+            Error::Stopped { .. } if self.b.len() > 1 && !self.overwrite => {
+                let with = match self.skip_existing {
+                    true => "",
+                    false => " with `--skip-existing`",
+                };
+                let hint = format!("the same command{with} continues with the remaining pictures");
+                Failure::interrupted(error.to_string()).hint(hint).into()
+            }
             error if self.b.len() > 1 => {
                 anyhow::Error::from(error).context(job.b.display().to_string())
             }

@@ -24,11 +24,12 @@ use self::plan::{DIFFERENCES, Identity, Picture, Shared, Task, Times};
 
 use super::apply;
 use super::change;
-use super::checkpoint;
+use super::checkpoint::{self, Resume};
+use super::exit::Exit;
 use super::fetch::{self, Fetcher, Needs};
 use super::fitting::{self, Measured};
 use super::flags::{
-    DraftFlag, General, GenerateFlags, LearnFlags, ModelSettings, PromptFlags, SeedFlag,
+    DraftFlag, General, GenerateFlags, LearnFlags, Minutes, ModelSettings, PromptFlags, SeedFlag,
 };
 use super::output::{Kind, Outputs};
 use super::pictures;
@@ -72,7 +73,7 @@ pub(crate) struct BatchArgs {
     dry_run: bool,
     /// Begin no further job after N minutes, and interrupt learning; exit code 75
     #[arg(long, value_name = "N")]
-    minutes: Option<u32>,
+    minutes: Option<Minutes>,
     /// Do only the i-th of n parts of the jobs, for runs on several machines; auto, or auto/n, as the scheduler
     /// numbers its tasks
     #[arg(long, value_name = "i/n", hide_short_help = true)]
@@ -161,9 +162,7 @@ pub(crate) fn run(args: &BatchArgs) -> anyhow::Result<()> {
         paths: &paths,
         output,
         manifest: path,
-        deadline: args
-            .minutes
-            .map(|minutes| started + Duration::from_secs(60 * u64::from(minutes))),
+        deadline: args.minutes.map(|Minutes(time)| started + time),
         times: output.join(Times::file(shard)),
         watcher: &mut watcher,
         tokens: None,
@@ -241,6 +240,7 @@ impl BatchArgs {
             results,
             kept,
             failures,
+            unexpected,
             left,
         } = tally;
         let (made, failed) = (results.len(), failures.len());
@@ -266,7 +266,11 @@ impl BatchArgs {
         }
         if failed > 0 {
             let hint = "the same command tries them again, and keeps what is done";
-            return Err(Failure::new(of_failed).hint(hint).into());
+            let exit = match unexpected {
+                0 => Exit::Data,
+                _ => Exit::Failed,
+            };
+            return Err(Failure::ending(exit, of_failed).hint(hint).into());
         }
         if !self.general.json && !self.general.quiet {
             terminal::message(format_args!("done: {made} made, {} kept", work.done + kept));
@@ -290,6 +294,8 @@ struct Tally {
     /// Jobs that another run has done meanwhile.
     kept: usize,
     failures: Vec<Value>,
+    /// The failures that are not those of an input.
+    unexpected: usize,
     /// Jobs that another run works on, or for which there was no time.
     left: usize,
 }
@@ -344,7 +350,7 @@ impl<'a> Work<'a> {
         if !others.is_empty() {
             let hint =
                 "write elsewhere with `-o`, give these jobs other names, or remove the pictures";
-            return Err(Failure::new(others.join("\n")).hint(hint).into());
+            return Err(Failure::usage(others.join("\n")).hint(hint).into());
         }
         Ok(work)
     }
@@ -473,8 +479,8 @@ struct Run<'a> {
     watcher: &'a mut Watcher,
     /// The difference at hand, by its identity.
     tokens: Option<(String, DifferenceTokens)>,
-    /// The difference that could not be had, the line that found that, and whether it is temporary.
-    broken: Option<(String, usize, bool)>,
+    /// The difference that could not be had, the line that found that, and how that would end the program.
+    broken: Option<(String, usize, Exit)>,
     tally: Tally,
     json: bool,
 }
@@ -486,21 +492,20 @@ impl Run<'_> {
             self.tally.left += 1;
             return Ok(());
         }
-        if let Some((difference, line, temporary)) = &self.broken
+        if let Some((difference, line, exit)) = &self.broken
             && *difference == task.difference
         {
-            if *temporary {
+            if *exit == Exit::Again {
                 self.tally.left += 1;
             } else {
-                let error = anyhow::anyhow!("its difference could not be had, see line {line}");
-                self.fail(task, &error);
+                let message = format!("its difference could not be had, see line {line}");
+                self.fail(task, &Failure::ending(*exit, message).into());
             }
             return Ok(());
         }
         let held = self.hold_difference(task);
         if let Err(error) = &held {
-            let temporary = terminal::is_temporary(error);
-            self.broken = Some((task.difference.clone(), task.line, temporary));
+            self.broken = Some((task.difference.clone(), task.line, terminal::exit_of(error)));
         }
         let Err(error) = held.and_then(|()| self.make(task)) else {
             return Ok(());
@@ -533,6 +538,7 @@ impl Run<'_> {
         }
         let failure = json!({ "line": task.line, "message": message, "hint": hint });
         self.tally.failures.push(failure);
+        self.tally.unexpected += usize::from(!terminal::exit_of(error).is_final());
     }
 
     fn is_late(&self) -> bool {
@@ -605,7 +611,7 @@ impl Run<'_> {
             loop {
                 match self.learn(task, pairs, &path) {
                     Ok(()) => break,
-                    Err(error) if terminal::is_temporary(&error) && !self.is_late() => {
+                    Err(error) if is_held(&error) && !self.is_late() => {
                         if !waits {
                             let learns = "another run learns it; this one waits";
                             self.watcher
@@ -644,7 +650,7 @@ impl Run<'_> {
             pairs: pairs.to_vec(),
             settings: task.config.clone(),
             // Its name says that it is of the same pairs and settings.
-            records: checkpoint::records(&checkpoint, checkpoint.exists(), false)?,
+            records: checkpoint::records(&checkpoint, Resume::IfThere, false)?,
         };
         let examples = job.open(self.models.pipeline().device())?;
         let deadline = self.deadline;
@@ -675,6 +681,11 @@ impl Run<'_> {
     }
 }
 
+/// Whether another run writes the difference, which is a failure of the command line and not of the library.
+fn is_held(error: &anyhow::Error) -> bool {
+    error.is::<Failure>() && terminal::is_temporary(error)
+}
+
 /// An error; if it is about a file that this command wrote and can write again, with a hint.
 fn again_without(error: Error, task: &Task, file: &Path) -> anyhow::Error {
     let is_ours = matches!(task.source, Source::Pairs(_));
@@ -684,7 +695,7 @@ fn again_without(error: Error, task: &Task, file: &Path) -> anyhow::Error {
                 "remove {}: the same command learns it again",
                 file.display()
             );
-            Failure::new(error.to_string()).hint(hint).into()
+            Failure::input(error.to_string()).hint(hint).into()
         }
         error => error.into(),
     }

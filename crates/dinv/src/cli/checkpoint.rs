@@ -5,7 +5,29 @@ use std::path::{Path, PathBuf};
 use difference_inversion::Error;
 use difference_inversion::method::learn::Records;
 
+use super::flags::TimeFlag;
 use super::terminal::Failure;
+
+/// Whether a run resumes from its checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resume {
+    Never,
+    /// It has to be there.
+    Must,
+    /// The same command is started again and again.
+    IfThere,
+}
+
+impl Resume {
+    /// As the flags say.
+    pub(crate) fn of(resume: bool, time: TimeFlag) -> Self {
+        match (resume, time.is_limited()) {
+            (_, true) => Self::IfThere,
+            (true, false) => Self::Must,
+            (false, false) => Self::Never,
+        }
+    }
+}
 
 /// Name of the checkpoint in an output folder.
 pub(crate) const NAME: &str = "checkpoint.safetensors";
@@ -24,26 +46,33 @@ pub(crate) fn beside(output: &Path) -> PathBuf {
 }
 
 /// The checkpoints of a learning run, and whether it resumes from one. An existing checkpoint is neither
-/// ignored nor silently overwritten.
+/// ignored nor silently overwritten. One of other pictures or settings is refused when it is read.
 pub(crate) fn records(
     checkpoint: &Path,
-    resume: bool,
+    resume: Resume,
     overwrite: bool,
 ) -> Result<Records, Failure> {
     let exists = checkpoint.exists();
+    let resume = match resume {
+        Resume::Never => false,
+        Resume::Must => true,
+        Resume::IfThere => exists,
+    };
     if resume && !exists {
         let message = format!(
             "{}: there is no checkpoint to resume from",
             checkpoint.display()
         );
-        return Err(Failure::new(message).hint("leave `--resume` out to start from the beginning"));
+        return Err(
+            Failure::usage(message).hint("leave `--resume` out to start from the beginning")
+        );
     }
     if exists && !resume && !overwrite {
         let message = format!(
             "{}: an interrupted run left a checkpoint",
             checkpoint.display()
         );
-        return Err(Failure::new(message)
+        return Err(Failure::usage(message)
             .hint("resume from it with `--resume`, or start again with `--overwrite`"));
     }
     Ok(Records {
@@ -83,15 +112,17 @@ mod tests {
         let path = beside(&folder.path().join("x.safetensors"));
         assert!(path.ends_with("x.checkpoint.safetensors"));
         let refused = |resume| records(&path, resume, false).unwrap_err().to_string();
-        assert!(refused(true).ends_with("there is no checkpoint to resume from"));
-        assert_eq!(records(&path, false, false).unwrap().resume, None);
+        assert!(refused(Resume::Must).ends_with("there is no checkpoint to resume from"));
+        for resume in [Resume::Never, Resume::IfThere] {
+            assert_eq!(records(&path, resume, false).unwrap().resume, None);
+        }
         fs::write(&path, "").unwrap();
-        assert!(refused(false).ends_with("an interrupted run left a checkpoint"));
-        assert_eq!(records(&path, false, true).unwrap().resume, None);
-        assert_eq!(
-            records(&path, true, false).unwrap().resume,
-            Some(path.clone())
-        );
+        assert!(refused(Resume::Never).ends_with("an interrupted run left a checkpoint"));
+        assert_eq!(records(&path, Resume::Never, true).unwrap().resume, None);
+        for resume in [Resume::Must, Resume::IfThere] {
+            let found = records(&path, resume, false).unwrap().resume;
+            assert_eq!(found, Some(path.clone()));
+        }
     }
 
     #[test]

@@ -136,7 +136,7 @@ pub(crate) fn number_format(dtype: &str, device: &str) -> anyhow::Result<FloatDT
         ("bf16", _) => Ok(FloatDType::BF16),
         _ => {
             let message = format!("dtype: expected f32, f16 or bf16, found `{dtype}`");
-            Err(Failure::usage(message).into())
+            Err(Failure::input(message).into())
         }
     }
 }
@@ -162,9 +162,11 @@ pub(crate) fn with_memory_errors<T>(work: impl FnOnce() -> anyhow::Result<T>) ->
         Err(_) if SEEN.swap(false, Ordering::Relaxed) => {
             let hint = "try `--dtype f16`, `--memory low` or a smaller `--resolution`, or run on the CPU \
                         with `--device cpu`";
-            Err(Failure::new("the GPU has too little memory for this run")
-                .hint(hint)
-                .into())
+            Err(
+                Failure::temporary("the GPU has too little memory for this run")
+                    .hint(hint)
+                    .into(),
+            )
         }
         Err(payload) => panic::resume_unwind(payload),
     }

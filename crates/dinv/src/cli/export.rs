@@ -240,7 +240,7 @@ fn files(tokens: &DifferenceTokens, format: Format, name: &str) -> anyhow::Resul
         );
         let hint = "Stable Diffusion 1, 2 and XL work everywhere, FLUX.1 with comfyui and diffusers, Stable Diffusion 3 \
                     with comfyui, the demo model with diffusers";
-        return Err(Failure::new(message).hint(hint).into());
+        return Err(Failure::input(message).hint(hint).into());
     }
     let file = |name: &str| format!("{name}.safetensors");
     let pair = ["clip_l", "clip_g"];

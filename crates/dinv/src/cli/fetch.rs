@@ -388,7 +388,7 @@ impl<'a> Fetcher<'a> {
                 )
             };
             let hint = format!("download it with `dinv models pull {}`", locate::called(id));
-            return Err(Failure::new(message).hint(hint).into());
+            return Err(Failure::input(message).hint(hint).into());
         }
         if !self.hub.offline {
             if !self.agreed.contains(id) {

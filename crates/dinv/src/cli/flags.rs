@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::str::FromStr;
+use std::time::Duration;
 
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
@@ -32,6 +34,7 @@ use super::locate::{self, DEMO};
 use super::opened::Source;
 use super::record::file_name;
 use super::settings::{ErasedFlags, Settings};
+use super::signals;
 use super::terminal::Failure;
 use super::watch::Watcher;
 
@@ -258,7 +261,7 @@ impl ModelSettings {
                     file.display(),
                     found.kind
                 );
-                return Err(Failure::usage(message).into());
+                return Err(Failure::input(message).into());
             }
         }
         Ok(encoders)
@@ -398,7 +401,7 @@ fn named<T: DeserializeOwned>(
     };
     let value = serde_json::from_value(json!(name));
     let message = || format!("{setting}: expected {expected}, found `{name}`");
-    Ok(Some(value.map_err(|_| Failure::usage(message()))?))
+    Ok(Some(value.map_err(|_| Failure::input(message()))?))
 }
 
 /// Height and width of pictures, from a side or `WIDTHxHEIGHT`.
@@ -408,7 +411,7 @@ fn resolution(text: &str) -> anyhow::Result<[u32; 2]> {
         (Ok(height), Ok(width)) => Ok([height, width]),
         _ => {
             let message = format!("resolution: expected 512 or 768x512, found `{text}`");
-            Err(Failure::usage(message).into())
+            Err(Failure::input(message).into())
         }
     }
 }
@@ -510,6 +513,53 @@ impl General {
 pub(crate) struct SeedFlag {
     #[arg(long, help = about!(seed))]
     seed: Option<u64>,
+}
+
+/// Minutes, with decimals if wanted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Minutes(pub(crate) Duration);
+
+impl FromStr for Minutes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        /// A year, so that its end can be represented.
+        const LONGEST: f64 = 525_600.0;
+        let minutes = text.parse().ok();
+        let minutes = minutes.filter(|minutes| (0.0..=LONGEST).contains(minutes));
+        let minutes = minutes.ok_or("expected minutes, such as 55 or 0.5, at most a year")?;
+        Ok(Self(Duration::from_secs_f64(60.0 * minutes)))
+    }
+}
+
+/// A time slot.
+#[derive(Debug, Clone, Copy, Args)]
+#[command(next_help_heading = "General")]
+pub(crate) struct TimeFlag {
+    /// Stop after N minutes and keep what is done; exit code 75
+    ///
+    /// The same command continues: learning from its checkpoint, and with the pictures that are missing.
+    #[arg(
+        long,
+        value_name = "N",
+        conflicts_with = "overwrite",
+        hide_short_help = true
+    )]
+    minutes: Option<Minutes>,
+}
+
+impl TimeFlag {
+    /// Whether the time is limited: then the same command is started again until all is done.
+    pub(crate) fn is_limited(self) -> bool {
+        self.minutes.is_some()
+    }
+
+    /// Catches interrupts, and lets the time begin.
+    pub(crate) fn watch(self) -> anyhow::Result<()> {
+        signals::catch_interrupts()?;
+        let minutes = self.minutes;
+        minutes.map_or(Ok(()), |Minutes(time)| signals::stop_after(time))
+    }
 }
 
 /// A first look.

@@ -10,17 +10,19 @@ use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::method::learn::Records;
 use serde_json::json;
 
-use super::checkpoint;
+use super::checkpoint::{self, Resume};
 use super::demo_world;
 use super::fetch::{Fetcher, Needs};
 use super::fitting;
-use super::flags::{DraftFlag, General, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag};
+use super::flags::{
+    DraftFlag, General, LearnFlags, ModelSettings, Pairs, PromptFlags, SeedFlag, TimeFlag,
+};
 use super::learned_words;
 use super::output::{Kind, Outputs, refuse_same};
 use super::record::{text_of, weight_paths};
 use super::settings::Settings;
 use super::terminal::{self, Failure};
-use super::watch::{self, Watcher};
+use super::watch::Watcher;
 
 /// Learn the difference between A and A′, to apply it later
 ///
@@ -69,6 +71,8 @@ pub(crate) struct LearnArgs {
     #[command(flatten)]
     draft: DraftFlag,
     #[command(flatten)]
+    time: TimeFlag,
+    #[command(flatten)]
     general: General,
 }
 
@@ -96,14 +100,16 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
     let spent = checkpoint.file_name().unwrap_or_default().to_string_lossy();
     output.claim(&spent)?;
     output.check()?;
-    let trace = args.traced(&checkpoint, &inputs)?;
+    let resume = Resume::of(args.resume, args.time);
+    let records = checkpoint::records(&checkpoint, resume, args.overwrite)?;
+    let trace = args.traced(&checkpoint, records.resume.is_some(), &inputs)?;
     job.records = Records {
         replay: args.replay.clone(),
         trace: args.trace.clone(),
-        ..checkpoint::records(&checkpoint, args.resume, args.overwrite)?
+        ..records
     };
 
-    watch::catch_interrupts()?;
+    args.time.watch()?;
     let mut watcher = Watcher::new(args.general.quiet);
     let mut fetcher = Fetcher::new(&mut watcher, args.general.yes)?;
     let needs = |config: &AnalogyConfig| Needs::of_learning(args.pairs.have_captions(), config);
@@ -190,7 +196,12 @@ impl LearnArgs {
     }
 
     /// The trace, if requested: a separate file, which a resumed run continues.
-    fn traced(&self, checkpoint: &Path, inputs: &[&Path]) -> anyhow::Result<Option<Outputs>> {
+    fn traced(
+        &self,
+        checkpoint: &Path,
+        resumes: bool,
+        inputs: &[&Path],
+    ) -> anyhow::Result<Option<Outputs>> {
         let Some(path) = &self.trace else {
             return Ok(None);
         };
@@ -200,7 +211,7 @@ impl LearnArgs {
             ("the trace", path),
         ];
         refuse_same(&outputs)?;
-        let replace = self.overwrite || self.resume;
+        let replace = self.overwrite || resumes;
         let mut trace = Outputs::file(path, Kind::Tensors, replace, inputs)?;
         trace.claim(&path.file_name().unwrap_or_default().to_string_lossy())?;
         trace.check()?;

@@ -44,7 +44,7 @@ pub(crate) fn locate(name: &Path) -> anyhow::Result<Location> {
         return Ok(Location::Hub(id));
     }
     Err(
-        Failure::new(format!("{text}: no such file, folder or model"))
+        Failure::input(format!("{text}: no such file, folder or model"))
             .hint(hint(&text))
             .into(),
     )
@@ -190,7 +190,7 @@ pub(crate) fn demo_model() -> anyhow::Result<PathBuf> {
             "{VARIABLE} names {}, which is not a model folder",
             folder.display()
         );
-        return Err(Failure::new(message)
+        return Err(Failure::input(message)
             .hint("it should hold a model_index.json")
             .into());
     }
@@ -202,7 +202,7 @@ pub(crate) fn demo_model() -> anyhow::Result<PathBuf> {
         .iter()
         .map(|place| place.display().to_string())
         .collect();
-    let failure = Failure::new(format!(
+    let failure = Failure::input(format!(
         "the demo model was not found; looked in {}",
         places.join(", ")
     ));
@@ -255,7 +255,7 @@ pub(crate) fn example() -> anyhow::Result<Example> {
         if path.is_file() {
             return Ok(path);
         }
-        let failure = Failure::new(format!(
+        let failure = Failure::input(format!(
             "{}: the example picture is missing",
             path.display()
         ));

@@ -97,7 +97,7 @@ impl ModelSettings {
             Some("low") => Ok(Memory::Low),
             Some(other) => {
                 let message = format!("memory: expected normal or low, found `{other}`");
-                Err(Failure::usage(message).into())
+                Err(Failure::input(message).into())
             }
         }
     }
@@ -157,6 +157,6 @@ impl ModelSettings {
         );
         let fits = fits.unwrap_or_default();
         let hint = format!("{fits}`--no-memory-check` tries it regardless");
-        Err(Failure::new(message).hint(hint).into())
+        Err(Failure::temporary(message).hint(hint).into())
     }
 }

@@ -24,10 +24,9 @@ pub(crate) fn report(error: &clap::Error, arguments: &[String]) -> Exit {
     {
         terminal::message(format_args!("\nhint: {command}"));
     }
-    // Help and versions are requests, not errors.
-    match error.exit_code() {
-        0 => Exit::Done,
-        _ => Exit::Usage,
+    match error.use_stderr() {
+        true => Exit::Usage,
+        false => Exit::Done, // help, or the version
     }
 }
 

@@ -214,7 +214,7 @@ impl Outputs {
                     "{}: this is one of the inputs, which the result would replace",
                     output.display()
                 );
-                return Err(Failure::new(message)
+                return Err(Failure::usage(message)
                     .hint("write elsewhere with `-o`")
                     .into());
             }
@@ -374,7 +374,7 @@ fn unicode(name: &std::ffi::OsStr) -> Result<String, Failure> {
 }
 
 fn exists(path: &Path) -> Failure {
-    Failure::new(format!("{} exists already", path.display()))
+    Failure::usage(format!("{} exists already", path.display()))
         .hint("write elsewhere with `-o`, or add `--overwrite`")
 }
 
@@ -416,7 +416,7 @@ fn check_replaceable(path: &Path) -> anyhow::Result<()> {
             "{}: expected a file to replace, found something else",
             path.display()
         );
-        return Err(Failure::new(message)
+        return Err(Failure::usage(message)
             .hint("choose another place with `-o`")
             .into());
     }

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use difference_inversion::Error;
 use difference_inversion::image::{RgbImage, load_image};
+use difference_inversion::util::error::ErrorClass;
 use difference_inversion::util::progress::Stage;
 
+use super::exit::Exit;
 use super::output::is_named_like_a_picture;
 use super::terminal::Failure;
 use super::watch::{self, Watcher};
@@ -57,7 +59,7 @@ pub(crate) fn in_folders(named: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
             let message = format!("{}: there is no picture in this folder", path.display());
             let hint =
                 "in a folder, files count as pictures by their extension, such as .png or .jpg";
-            return Err(Failure::new(message).hint(hint).into());
+            return Err(Failure::input(message).hint(hint).into());
         }
         found.sort();
         files.extend(found);
@@ -105,7 +107,12 @@ pub(crate) fn check<'a>(
             };
             let lines: String = lines.collect();
             let message = format!("{count} of {total} pictures cannot be read:{lines}{more}");
-            Err(Failure::new(message).into())
+            let classes = wrong.iter().map(Error::class);
+            let class = classes.fold(ErrorClass::Input, |all, one| match all {
+                ErrorClass::Input => one,
+                other => other,
+            });
+            Err(Failure::ending(Exit::of(class), message).into())
         }
     }
 }

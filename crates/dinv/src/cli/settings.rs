@@ -243,11 +243,11 @@ impl Layer {
     fn failure(&self, message: &str) -> Failure {
         match &self.origin {
             Origin::Flags => Failure::usage(message),
-            Origin::Config(path) => Failure::usage(format!("{}: {message}", path.display())),
-            Origin::Model(path) => Failure::new(format!("{}: {message}", path.display())),
-            Origin::Known(name) => Failure::new(format!("{name}: {message}")),
+            Origin::Config(path) => Failure::input(format!("{}: {message}", path.display())),
+            Origin::Model(path) => Failure::input(format!("{}: {message}", path.display())),
+            Origin::Known(name) => Failure::input(format!("{name}: {message}")),
             Origin::Draft => Failure::new(format!("--draft: {message}")),
-            Origin::Line(place) => Failure::usage(format!("{place}: {message}")),
+            Origin::Line(place) => Failure::input(format!("{place}: {message}")),
         }
     }
 }
@@ -271,7 +271,7 @@ fn read_toml(path: &Path) -> anyhow::Result<Layer> {
     let text = fs::read_to_string(path).map_err(difference_inversion::Error::io(path))?;
     let text = text.trim_start_matches('\u{feff}'); // Windows editors add it
     let mut values: Map<String, Value> = toml::from_str(text).map_err(|error| {
-        Failure::usage(format!(
+        Failure::input(format!(
             "{}: {}",
             path.display(),
             error.to_string().trim_end()

@@ -1,15 +1,21 @@
-//! Requests to stop, by Ctrl-C or from elsewhere.
+//! Requests to stop: by Ctrl-C, from elsewhere, or because the time is over.
 
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 #[cfg(feature = "serve")]
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use super::exit::Exit;
 use super::terminal;
 
-/// The signal that asked for a stop, or 0.
+/// The signal that asked for a stop, or 0, or [`TIME`].
 static STOP: AtomicI32 = AtomicI32::new(0);
+/// In place of a signal: the time of `--minutes` is over.
+const TIME: i32 = -1;
+
+/// How long a scheduler's signal waits for the current step. Kubernetes and Slurm kill after 30 seconds.
+const GRACE: Duration = Duration::from_secs(18);
 
 /// Whether a stop was asked for.
 pub(crate) fn stopping() -> bool {
@@ -20,13 +26,15 @@ pub(crate) fn stopping() -> bool {
 pub(crate) fn exit() -> Exit {
     match STOP.load(Ordering::Relaxed) {
         0 => Exit::Stopped(SIGINT),
+        TIME => Exit::Again,
         signal => Exit::Stopped(signal),
     }
 }
 
-/// Handles a signal: the first one asks for a stop at the next step, the second ends the program at once.
+/// Handles a signal: the first one asks for a stop at the next step, the second ends the program at once. Signals that
+/// people do not type end it after [`GRACE`], too: what was finished and the last checkpoint are on the disk.
 fn take(signal: i32) {
-    if STOP.swap(signal, Ordering::Relaxed) != 0 {
+    if ![0, TIME].contains(&STOP.swap(signal, Ordering::Relaxed)) {
         leave();
     }
     let again = match signal {
@@ -34,6 +42,32 @@ fn take(signal: i32) {
         _ => "a second signal stops",
     };
     terminal::message(format_args!("stopping after this step; {again} at once"));
+    if signal != SIGINT {
+        let wait = || {
+            std::thread::sleep(GRACE);
+            terminal::message("stopping within a step, which takes too long");
+            leave();
+        };
+        // Without this thread, the program ends after its step.
+        let _ = std::thread::Builder::new()
+            .name("grace".to_owned())
+            .spawn(wait);
+    }
+}
+
+/// Asks for a stop at the next step when this time has passed, unless a signal has; the exit code is then that of
+/// [`Exit::Again`].
+pub(crate) fn stop_after(time: Duration) -> anyhow::Result<()> {
+    let wait = move || {
+        std::thread::sleep(time);
+        if (STOP.compare_exchange(0, TIME, Ordering::Relaxed, Ordering::Relaxed)).is_ok() {
+            terminal::message("the time is over: stopping after this step");
+        }
+    };
+    std::thread::Builder::new()
+        .name("time".to_owned())
+        .spawn(wait)?;
+    Ok(())
 }
 
 #[expect(

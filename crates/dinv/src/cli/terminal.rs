@@ -25,37 +25,38 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// Something went wrong.
-    pub(crate) fn new(message: impl Into<String>) -> Self {
+    /// Something went wrong, and the program ends like this.
+    pub(crate) fn ending(exit: Exit, message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
             hint: None,
-            exit: Exit::Failed,
+            exit,
         }
     }
 
-    /// The command line is invalid.
+    /// Something went wrong that is neither of the kinds below.
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self::ending(Exit::Failed, message)
+    }
+
+    /// The command is wrong as it is written, or would replace what is there.
     pub(crate) fn usage(message: impl Into<String>) -> Self {
-        Self {
-            exit: Exit::Usage,
-            ..Self::new(message)
-        }
+        Self::ending(Exit::Usage, message)
+    }
+
+    /// An input is missing or wrong: a picture, a model, a line of a file, the value of a setting.
+    pub(crate) fn input(message: impl Into<String>) -> Self {
+        Self::ending(Exit::Data, message)
     }
 
     /// A temporary failure: the same command can be started again later.
     pub(crate) fn temporary(message: impl Into<String>) -> Self {
-        Self {
-            exit: Exit::Again,
-            ..Self::new(message)
-        }
+        Self::ending(Exit::Again, message)
     }
 
-    /// The user stopped the work.
+    /// The work was stopped.
     pub(crate) fn interrupted(message: impl Into<String>) -> Self {
-        Self {
-            exit: signals::exit(),
-            ..Self::new(message)
-        }
+        Self::ending(signals::exit(), message)
     }
 
     /// Adds what the user can do.
@@ -189,6 +190,7 @@ pub(crate) fn error(error: &anyhow::Error) -> Exit {
     }
     match exit {
         Exit::Stopped(_) => message(format_args!("{error:#}")),
+        Exit::Again if signals::stopping() => message(format_args!("{error:#}")), // the time is over
         _ => message(format_args!("error: {}", chain(error))),
     }
     if let Some(hint) = hint(error) {
@@ -216,17 +218,13 @@ pub(crate) fn is_temporary(error: &anyhow::Error) -> bool {
     exit_of(error) == Exit::Again
 }
 
-fn exit_of(error: &anyhow::Error) -> Exit {
+/// How an error ends the program.
+pub(crate) fn exit_of(error: &anyhow::Error) -> Exit {
     if let Some(failure) = error.downcast_ref::<Failure>() {
         return failure.exit;
     }
-    match error.downcast_ref() {
-        Some(Error::Stopped { .. }) => signals::exit(),
-        Some(Error::Setting { .. }) => Exit::Usage,
-        Some(Error::Hub { problem, .. }) if problem.is_temporary() => Exit::Again,
-        Some(Error::Captioner { problem, .. }) if problem.is_temporary() => Exit::Again,
-        _ => Exit::Failed,
-    }
+    let library = error.downcast_ref::<Error>();
+    library.map_or(Exit::Failed, |error| Exit::of(error.class()))
 }
 
 /// What the user can do about an error.
@@ -276,8 +274,12 @@ mod tests {
     }
 
     #[test]
-    fn exit_codes_tell_usage_from_failure() {
+    fn exit_codes_tell_usage_and_inputs_from_failure() {
         assert_eq!(exit_of(&Failure::usage("x").into()), Exit::Usage);
+        assert_eq!(exit_of(&Failure::input("x").into()), Exit::Data);
+        assert_eq!(exit_of(&Failure::temporary("x").into()), Exit::Again);
+        let library = anyhow::Error::from(Error::invalid_input("x"));
+        assert_eq!(exit_of(&library.context("reading y")), Exit::Data);
         assert_eq!(exit_of(&Failure::new("x").into()), Exit::Failed);
         assert_eq!(exit_of(&anyhow::anyhow!("x")), Exit::Failed);
     }

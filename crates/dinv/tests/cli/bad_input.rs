@@ -43,20 +43,20 @@ fn a_folder_in_place_of_a_file_gets_a_hint() {
     refuses(
         work.path(),
         &analogy,
-        1,
+        65,
         &["model: a folder, expected a picture", hint],
     );
     fs::create_dir(work.path().join("out")).unwrap();
     let apply = "apply out --config tiny.toml --b b.png -o o";
     let message = "out: a folder, expected a difference";
-    refuses(work.path(), apply, 1, &[message]);
+    refuses(work.path(), apply, 65, &[message]);
     fs::write(work.path().join("out/difference.safetensors"), "").unwrap();
     let hint = "did you mean out/difference.safetensors?";
-    refuses(work.path(), apply, 1, &[message, hint]);
+    refuses(work.path(), apply, 65, &[message, hint]);
 }
 
 #[test]
-fn wrong_usage_exits_with_2_and_names_the_flag() {
+fn wrong_usage_exits_with_64_and_names_the_flag() {
     let work = workplace();
     let cases = [
         ("", "Usage: dinv <COMMAND>"),
@@ -135,7 +135,7 @@ fn wrong_usage_exits_with_2_and_names_the_flag() {
         ),
     ];
     for (arguments, expected) in cases {
-        refuses(work.path(), arguments, 2, &[expected]);
+        refuses(work.path(), arguments, 64, &[expected]);
     }
 }
 
@@ -159,7 +159,7 @@ fn settings_without_sense_are_named() {
         refuses(
             work.path(),
             &format!("{learn} {flag}"),
-            2,
+            64,
             &["error: ", expected],
         );
     }
@@ -181,7 +181,7 @@ fn settings_without_sense_are_named() {
         refuses(
             work.path(),
             &format!("{analogy} {flag}"),
-            2,
+            64,
             &["error: ", expected],
         );
     }
@@ -193,7 +193,7 @@ fn a_schedule_too_long_is_refused_before_anything_is_learned() {
     let done = refuses(
         work.path(),
         &format!("analogy --config tiny.toml {PAIR} {B} --num-inference-steps 5000"),
-        2,
+        64,
         &["`num_inference_steps`: expected 1 to "],
     );
     assert!(!done.stderr.contains("learning: "), "{}", done.stderr);
@@ -214,17 +214,22 @@ fn no_picture_is_replaced_by_its_result() {
         "generate --config tiny.toml --prompt x --image b.png -o ./b.png --overwrite".to_owned(),
     ] {
         let expected = ["b.png: this is one of the inputs", "hint: write elsewhere"];
-        refuses(work.path(), &command, 1, &expected);
+        refuses(work.path(), &command, 64, &expected);
     }
     assert_eq!(fs::read(work.path().join("b.png")).unwrap(), b);
     let command = format!("apply d.safetensors --config tiny.toml {B} -o night.png");
-    refuses(work.path(), &command, 2, &["expected the name of a folder"]);
+    refuses(
+        work.path(),
+        &command,
+        64,
+        &["expected the name of a folder"],
+    );
     let long =
         format!("apply d.safetensors --config tiny.toml {B} -o o --num-inference-steps 5000");
     refuses(
         work.path(),
         &long,
-        2,
+        64,
         &["`num_inference_steps`: expected 1 to "],
     );
 }
@@ -239,33 +244,33 @@ fn settings_files_are_checked() {
         "bad.toml: there is no setting `alhpa`",
         "hint: did you mean `alpha`?",
     ];
-    refuses(work.path(), &learn, 2, &expected);
+    refuses(work.path(), &learn, 65, &expected);
     write("steps = 'many'\n");
     refuses(
         work.path(),
         &learn,
-        2,
+        64,
         &["bad.toml: `steps`: invalid type: string \"many\""],
     );
     write("steps = \n");
     refuses(
         work.path(),
         &learn,
-        2,
+        64,
         &["bad.toml: TOML parse error at line 1"],
     );
     write("inversion = 'magic'\n");
     refuses(
         work.path(),
         &learn,
-        2,
+        64,
         &["bad.toml: `inversion`: unknown variant `magic`"],
     );
     fs::remove_file(work.path().join("bad.toml")).unwrap();
     refuses(
         work.path(),
         &learn,
-        1,
+        65,
         &["bad.toml: No such file", "hint: check the spelling"],
     );
 
@@ -274,7 +279,7 @@ fn settings_files_are_checked() {
     refuses(
         work.path(),
         &learn,
-        1,
+        65,
         &["model/dinv.json: there is no setting `setps`", "`steps`"],
     );
 }
@@ -311,11 +316,11 @@ fn pictures_that_cannot_be_used_are_named() {
         ),
     ] {
         let arguments = format!("analogy --config tiny.toml {PAIR} --b {name} -o out");
-        refuses(work.path(), &arguments, 1, &["error: ", expected]);
+        refuses(work.path(), &arguments, 65, &["error: ", expected]);
         refuses(
             work.path(),
             &format!("caption --model model {name}"),
-            1,
+            65,
             &["error: ", expected],
         );
     }
@@ -330,7 +335,7 @@ fn pictures_that_cannot_be_used_are_named() {
             "model: there is no picture in this folder",
         ),
     ] {
-        refuses(work.path(), &command, 1, &["error: ", expected]);
+        refuses(work.path(), &command, 65, &["error: ", expected]);
     }
 }
 
@@ -341,7 +346,7 @@ fn equal_pictures_have_no_difference() {
     refuses(
         work.path(),
         &arguments,
-        1,
+        65,
         &["there is no difference to learn"],
     );
 }
@@ -415,7 +420,7 @@ fn a_model_that_cannot_be_used_is_named() {
         let work = workplace();
         harm(&work.path().join("model"));
         let arguments = format!("analogy --config tiny.toml {PAIR} {B} -o out");
-        refuses(work.path(), &arguments, 1, &["error: ", expected]);
+        refuses(work.path(), &arguments, 65, &["error: ", expected]);
     }
     let work = workplace();
     edit(
@@ -433,7 +438,7 @@ fn no_model_at_all_says_where_it_was_looked_for() {
     refuses(
         work.path(),
         &learn,
-        1,
+        65,
         &["nowhere: no such file, folder or model", "hint: give a"],
     );
     let done: Done = super::dinv(work.path())
@@ -446,7 +451,7 @@ fn no_model_at_all_says_where_it_was_looked_for() {
         "error: DINV_DEMO_MODEL names nowhere, which is not a model folder",
         "hint: it should hold a model_index.json",
     ];
-    check(&done, "analogy", 1, &expected);
+    check(&done, "analogy", 65, &expected);
 }
 
 #[test]
@@ -457,18 +462,18 @@ fn a_difference_that_cannot_be_used_is_named() {
     refuses(
         work.path(),
         &format!("{apply} bad.safetensors"),
-        1,
+        65,
         &["bad.safetensors: not a usable safetensors file"],
     );
     refuses(
         work.path(),
         &format!("{apply} none.safetensors"),
-        1,
+        65,
         &["none.safetensors: No such"],
     );
     let weights = "model/vae/diffusion_pytorch_model.safetensors";
     let expected = ["not a file of difference tokens"];
-    refuses(work.path(), &format!("{apply} {weights}"), 1, &expected);
+    refuses(work.path(), &format!("{apply} {weights}"), 65, &expected);
 
     // Another model: the same architecture with another token-embedding table.
     succeed(
@@ -484,7 +489,7 @@ fn a_difference_that_cannot_be_used_is_named() {
         .for_each(|half| half[0] ^= 1);
     fs::write(&path, bytes).unwrap();
     let expected = ["the difference was learned on"];
-    refuses(work.path(), &format!("{apply} d.safetensors"), 1, &expected);
+    refuses(work.path(), &format!("{apply} d.safetensors"), 65, &expected);
 }
 
 #[test]
@@ -494,14 +499,14 @@ fn initial_latents_are_checked() {
     refuses(
         work.path(),
         &format!("{generate} none.safetensors"),
-        1,
+        65,
         &["none.safetensors: No such file"],
     );
     let file = "model/vae/diffusion_pytorch_model.safetensors";
     refuses(
         work.path(),
         &format!("{generate} {file}"),
-        1,
+        65,
         &["tensor `latents`: expected an array, found no such tensor"],
     );
 }
@@ -515,7 +520,7 @@ fn a_diverging_loss_is_an_error() {
     refuses(
         work.path(),
         &arguments,
-        1,
+        65,
         &["the loss is not a finite number at step"],
     );
 }
@@ -528,38 +533,38 @@ fn outputs_are_checked_before_the_work() {
     refuses(
         work.path(),
         &format!("{analogy} -o file"),
-        1,
+        65,
         &["cannot write to file", "hint: "],
     );
     refuses(
         work.path(),
         &format!("{analogy} -o file/deep"),
-        1,
+        65,
         &["cannot write to file/deep"],
     );
     let learn = format!("learn --config tiny.toml {PAIR}");
     refuses(
         work.path(),
         &format!("{learn} -o file"),
-        1,
+        65,
         &["file exists already", "--overwrite"],
     );
     refuses(
         work.path(),
         &format!("{learn} -o absent/d.safetensors"),
-        1,
+        65,
         &["cannot write to absent"],
     );
     refuses(
         work.path(),
         &format!("{learn} -o model"),
-        2,
+        64,
         &["found a folder"],
     );
     refuses(
         work.path(),
         &format!("{learn} --resume"),
-        1,
+        65,
         &["there is no checkpoint to resume from"],
     );
 }
@@ -595,7 +600,7 @@ fn learning_that_cannot_fit_is_refused_at_once() {
     let work = workplace();
     let many = format!("learn --config tiny.toml {PAIR} --samples-per-step 1000000000");
     let expected = ["learning needs about", "`--no-memory-check` tries it"];
-    refuses(work.path(), &many, 1, &expected);
+    refuses(work.path(), &many, 65, &expected);
     let low = format!("learn --config tiny.toml {PAIR} --memory low");
     succeed(work.path(), &low);
 }

@@ -274,7 +274,7 @@ fn results_of_another_run_are_not_mixed_in() {
     fs::write(work.path().join("full/mine.txt"), "").unwrap();
     let refused = |more: &str, expected: &str| {
         let done = once(more);
-        assert_eq!(done.code, Some(1), "{more}: {}", done.stderr);
+        assert_eq!(done.code, Some(65), "{more}: {}", done.stderr);
         assert!(done.stderr.contains(expected), "{more}: {}", done.stderr);
         assert!(
             done.stderr.contains("hint: write elsewhere with `-o`"),
@@ -352,15 +352,15 @@ fn runs_and_methods_are_compared() {
     for (arguments, code, expected) in [
         (
             "first",
-            2,
+            64,
             "expected two runs, or one run and `--with METHOD`",
         ),
         (
             "first --with magic",
-            1,
+            65,
             "no method `magic`; it has sdedit, text-swap",
         ),
-        ("first gone", 1, "gone/run.json: "),
+        ("first gone", 65, "gone/run.json: "),
     ] {
         let done = run(work.path(), &format!("eval compare {arguments}"));
         assert_eq!(done.code, Some(code), "{arguments}: {}", done.stderr);
@@ -457,7 +457,7 @@ fn the_judge_does_not_measure_attributes_that_it_does_not_know() {
     }
     let judge = golden("../../demo/benchmark/judge.safetensors");
     let done = sdedit(&format!("--judge {}", judge.display()));
-    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    assert_eq!(done.code, Some(65), "{}", done.stderr);
     let error = format!("judge.safetensors: does not know {unknown}, which the suite states");
     assert!(done.stderr.contains(&error), "{}", done.stderr);
 }
@@ -473,7 +473,7 @@ fn a_network_that_cannot_be_opened_costs_no_result() {
         work.path(),
         &eval(&format!("--methods sdedit {wrong} -o out")),
     );
-    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    assert_eq!(done.code, Some(65), "{}", done.stderr);
     let error = "error: model/vae/diffusion_pytorch_model.safetensors: ";
     assert!(done.stderr.contains(error), "{}", done.stderr);
     assert!(!done.stderr.contains("sdedit"), "{}", done.stderr);
@@ -497,7 +497,11 @@ fn wrong_usage_names_what_is_wrong() {
         ("--variants list.jsonl", "list.jsonl: "),
     ] {
         let done = run(work.path(), &eval(&format!("{arguments} -o out")));
-        assert_eq!(done.code, Some(2), "{arguments}: {}", done.stderr);
+        let code = match arguments.starts_with("--variants") {
+            true => 65,
+            false => 64,
+        };
+        assert_eq!(done.code, Some(code), "{arguments}: {}", done.stderr);
         assert!(
             done.stderr.contains(expected),
             "{arguments}: {}",
@@ -516,7 +520,7 @@ fn wrong_usage_names_what_is_wrong() {
     ] {
         fs::write(work.path().join("v.toml"), variants).unwrap();
         let done = run(work.path(), &eval("--variants v.toml -o out"));
-        assert_eq!(done.code, Some(2), "{variants}: {}", done.stderr);
+        assert_eq!(done.code, Some(65), "{variants}: {}", done.stderr);
         assert!(
             done.stderr.contains(expected),
             "{variants}: {}",
@@ -524,14 +528,14 @@ fn wrong_usage_names_what_is_wrong() {
         );
     }
     let done = run(work.path(), "eval run --suite gone -o out");
-    assert_eq!(done.code, Some(1));
+    assert_eq!(done.code, Some(65));
     assert!(
         done.stderr.contains("gone: No such file"),
         "{}",
         done.stderr
     );
     let done = run(work.path(), "eval report model");
-    assert_eq!(done.code, Some(1));
+    assert_eq!(done.code, Some(65));
     assert!(
         done.stderr.contains("model/run.json: No such file"),
         "{}",
@@ -551,7 +555,7 @@ fn suites_are_written_out() {
     let manifest = |name: &str| fs::read(work.path().join(name).join("manifest.jsonl")).unwrap();
     assert_eq!(manifest("copy"), manifest("again"));
     let done = run(work.path(), "eval export --suite list.jsonl copy");
-    assert_eq!(done.code, Some(1));
+    assert_eq!(done.code, Some(65));
     assert!(
         done.stderr.contains("copy: something is there already"),
         "{}",

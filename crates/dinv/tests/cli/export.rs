@@ -34,7 +34,7 @@ fn an_exported_difference_draws_as_a_word_what_it_draws_behind_the_words() {
     refused(
         work.path(),
         exists,
-        1,
+        65,
         &["dinv-night.safetensors", "--overwrite"],
     );
     let json = succeed(
@@ -82,7 +82,7 @@ fn what_cannot_be_exported_is_refused_in_words() {
     };
     refuses(
         "night.safetensors --format a1111 -o exported",
-        1,
+        65,
         &[
             "A1111 reads no textual inversions",
             "Stable Diffusion 1, 2 and XL",
@@ -90,9 +90,9 @@ fn what_cannot_be_exported_is_refused_in_words() {
     );
     refuses(
         "night.safetensors --format diffusers --name <n> -o exported",
-        2,
+        64,
         &["--name: expected letters", "`<n>`"],
     );
-    refuses("a.png --format diffusers -o exported", 1, &["a.png"]);
+    refuses("a.png --format diffusers -o exported", 65, &["a.png"]);
     assert!(!work.path().join("exported").exists());
 }

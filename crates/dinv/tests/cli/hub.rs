@@ -176,7 +176,7 @@ fn offline_means_no_request_at_all() {
     let setup = Setup::new();
     let mut command = setup.command("models pull tests/tiny");
     let done: Done = command.env("HF_HUB_OFFLINE", "1").output().unwrap().into();
-    assert_eq!(done.code, Some(1));
+    assert_eq!(done.code, Some(65));
     let expected = "error: tests/tiny: not in the cache, and offline mode forbids to download it\n\
                     hint: unset HF_HUB_OFFLINE";
     assert!(done.stderr.contains(expected), "{}", done.stderr);
@@ -189,7 +189,7 @@ fn offline_means_no_request_at_all() {
     setup.hub.requests();
     let mut command = setup.command("generate --prompt red --model tests/tiny");
     let done: Done = command.env("HF_HUB_OFFLINE", "1").output().unwrap().into();
-    assert_eq!(done.code, Some(1));
+    assert_eq!(done.code, Some(65));
     assert!(
         done.stderr.contains("unet/*.safetensors is missing"),
         "{}",
@@ -308,7 +308,7 @@ fn a_gated_model_says_where_its_licence_is_accepted() {
         .fail("/resolve/", usize::MAX, Fault::Status(403, gated));
     let mut command = setup.command("models pull tests/tiny");
     let done: Done = command.env("HF_TOKEN", "hf_x").output().unwrap().into();
-    assert_eq!(done.code, Some(1));
+    assert_eq!(done.code, Some(65));
     let expected = "with the account that HF_TOKEN belongs to";
     assert!(done.stderr.contains(expected), "{}", done.stderr);
     assert!(!done.stderr.contains("hf_x"), "{}", done.stderr);
@@ -354,14 +354,14 @@ fn what_the_hub_does_not_have_is_named() {
     ] {
         for command in ["models pull", "generate --prompt x --model"] {
             let done = setup.run(&format!("{command} {name}"));
-            assert_eq!(done.code, Some(1), "{}", done.stderr);
+            assert_eq!(done.code, Some(65), "{}", done.stderr);
             assert!(done.stderr.contains(expected), "{}", done.stderr);
             assert!(done.stderr.contains("hint: "), "{}", done.stderr);
         }
     }
     assert!(!setup.work.path().join("hf").exists());
     let done = setup.run("models pull tiny");
-    assert_eq!(done.code, Some(2), "{}", done.stderr);
+    assert_eq!(done.code, Some(64), "{}", done.stderr);
 
     setup.hub.add("tests/other", &golden("images"));
     let done = setup.run("models pull tests/other");
@@ -375,7 +375,7 @@ fn a_pipeline_of_another_kind_is_refused_before_its_weights_come() {
     let index = br#"{"_class_name": "ChromaPipeline"}"#;
     setup.hub.put(TINY, "model_index.json", index);
     let done = setup.run("models pull tests/tiny");
-    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    assert_eq!(done.code, Some(65), "{}", done.stderr);
     let expected = "it is a ChromaPipeline, not a StableDiffusionPipeline or ";
     assert!(done.stderr.contains(expected), "{}", done.stderr);
     assert_eq!(of_files(&setup.hub.requests()), ["model_index.json"]);
@@ -408,7 +408,7 @@ fn what_cannot_be_opened_is_refused_before_its_weights_come() {
         assert!(text.contains(from), "{text}");
         setup.hub.put(TINY, path, text.replace(from, to).as_bytes());
         let done = setup.run("models pull tests/tiny");
-        assert_eq!(done.code, Some(1), "{}", done.stderr);
+        assert_eq!(done.code, Some(65), "{}", done.stderr);
         assert!(done.stderr.contains(expected), "{}", done.stderr);
         let requests = setup.hub.requests();
         let weights = of_files(&requests);
@@ -530,7 +530,7 @@ fn a_full_disk_is_an_error_and_leaves_no_half_model() {
         };
     }
     let done: Done = command.output().unwrap().into();
-    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    assert_eq!(done.code, Some(65), "{}", done.stderr);
     for expected in [
         "error: tests/tiny: cannot write ",
         "File too large",
@@ -552,7 +552,7 @@ fn what_does_not_fit_on_the_disk_is_refused_before_it_is_begun() {
         "generate --config tiny.toml --prompt red --model tests/tiny",
     ] {
         let done = setup.run(command);
-        assert_eq!(done.code, Some(1), "{}", done.stderr);
+        assert_eq!(done.code, Some(65), "{}", done.stderr);
         for expected in [
             "error: downloading tests/tiny takes 1152921504.",
             " GB free\n",
@@ -612,7 +612,7 @@ fn on_a_terminal_a_download_is_asked_for_with_all_that_goes_with_it() {
         }
     };
     let refused = typed(&learn, "n\n");
-    assert_eq!(refused.code, Some(1), "{}", refused.stdout);
+    assert_eq!(refused.code, Some(65), "{}", refused.stdout);
     for expected in [
         "to download to ",
         " free:",
@@ -710,11 +710,11 @@ fn a_transformer_that_is_replaced_is_not_downloaded() {
         "--text-encoder own.safetensors",
     ] {
         let done = setup.run(&format!("{generate} {flags} -o fourth.png"));
-        assert_eq!(done.code, Some(1), "{}", done.stderr);
+        assert_eq!(done.code, Some(65), "{}", done.stderr);
         assert!(setup.hub.requests().is_empty(), "{flags}");
     }
     let whole = setup.run("generate --model own.safetensors --prompt red");
-    assert_eq!(whole.code, Some(1));
+    assert_eq!(whole.code, Some(65));
 }
 
 #[test]
@@ -722,7 +722,7 @@ fn doctor_estimates_the_memory_of_a_model_before_its_download() {
     let setup = Setup::new();
     let peak = |flags: &str| {
         let done = setup.run(&format!("doctor --model sd15 --json {flags}"));
-        assert_eq!(done.code, Some(1));
+        assert_eq!(done.code, Some(65));
         let expected = "error: the model is not on this disk; the memory is an estimate";
         assert!(done.stderr.contains(expected), "{}", done.stderr);
         let findings: Value = serde_json::from_str(&done.stdout).unwrap();
@@ -740,7 +740,7 @@ fn a_file_name_that_leaves_the_cache_is_refused() {
         let setup = Setup::new();
         setup.hub.put(TINY, name, b"evil");
         let done = setup.run("models pull tests/tiny");
-        assert_eq!(done.code, Some(1), "{}", done.stderr);
+        assert_eq!(done.code, Some(65), "{}", done.stderr);
         let expected = format!("the Hub's answer cannot be used: a file is called `{name}`");
         assert!(done.stderr.contains(&expected), "{}", done.stderr);
         assert!(of_files(&setup.hub.requests()).is_empty());
@@ -848,7 +848,7 @@ fn the_joint_space_and_the_captioner_come_when_they_are_needed() {
 
     let asked = |arguments: &str| -> Vec<String> {
         let done = setup.run(arguments);
-        assert_eq!(done.code, Some(1), "{}", done.stderr);
+        assert_eq!(done.code, Some(65), "{}", done.stderr);
         let requests = setup.hub.requests();
         let names = requests.iter().filter_map(|request| {
             let (name, _) = request.path.split_once("/resolve/")?;
@@ -1010,7 +1010,7 @@ fn the_list_tells_what_is_there_and_what_is_missing() {
 fn a_check_loads_everything_and_finds_faults() {
     let setup = Setup::new();
     let absent = setup.run("models check tests/tiny");
-    assert_eq!(absent.code, Some(1));
+    assert_eq!(absent.code, Some(65));
     let expected = "error: tests/tiny: not downloaded\n\
                     hint: download it with `dinv models pull tests/tiny`";
     assert!(absent.stderr.contains(expected), "{}", absent.stderr);
@@ -1069,7 +1069,7 @@ fn a_check_loads_everything_and_finds_faults() {
         }
         fs::write(&path, bytes).unwrap();
         let done = setup.run("models check model");
-        assert_eq!(done.code, Some(1), "{}", done.stdout);
+        assert_eq!(done.code, Some(65), "{}", done.stdout);
         let line = done
             .stdout
             .lines()

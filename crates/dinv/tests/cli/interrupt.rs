@@ -35,7 +35,7 @@ fn an_interrupted_run_goes_on_to_the_same_result() {
     assert!(checkpoint.exists() && !work.path().join("d.safetensors").exists());
 
     let again = run(work.path(), &format!("{learn} -o d.safetensors"));
-    assert_eq!(again.code, Some(1));
+    assert_eq!(again.code, Some(65));
     assert!(
         again
             .stderr
@@ -140,4 +140,104 @@ fn a_second_interrupt_ends_the_program_at_once() {
     signal("-INT", &child.id().to_string());
     assert_eq!(next(), None, "the step was waited for");
     assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
+/// A command for a time slot, as a scheduler sends it: again and again, until it ends with 0.
+fn in_slots(folder: &std::path::Path, command: &str, minutes: &str) -> usize {
+    for sent in 1..200 {
+        let done = run(folder, &format!("{command} --minutes {minutes}"));
+        if done.code == Some(0) {
+            return sent;
+        }
+        assert_eq!(done.code, Some(75), "{}", done.stderr);
+        assert!(done.stderr.contains("the time is over"), "{}", done.stderr);
+        assert!(done.stderr.contains("stopped after"), "{}", done.stderr);
+        assert!(!done.stderr.contains("error: "), "{}", done.stderr);
+    }
+    panic!("{command} does not end");
+}
+
+#[test]
+fn work_in_time_slots_comes_to_the_same_result() {
+    let work = workplace();
+    let learn = format!("learn -q --config tiny.toml {PAIR} --steps 900 --select-every 0");
+    succeed(work.path(), &format!("{learn} -o straight.safetensors"));
+    let slots = in_slots(work.path(), &format!("{learn} -o d.safetensors"), "0.03");
+    assert!(slots > 1, "900 steps in 1.8 s: the test needs more steps");
+    let read = |name: &str| fs::read(work.path().join(name)).unwrap();
+    assert!(read("d.safetensors") == read("straight.safetensors"));
+
+    let analogy = format!(
+        "analogy -q --config tiny.toml {PAIR} --b b.png --caption-b noon --steps 900 --select-every 0 -o out"
+    );
+    assert!(in_slots(work.path(), &analogy, "0.03") > 1);
+    assert!(work.path().join("out/sheet.png").is_file());
+
+    let many = work.path().join("many");
+    fs::create_dir(&many).unwrap();
+    for number in 0..12 {
+        fs::copy(
+            work.path().join("b.png"),
+            many.join(format!("{number}.png")),
+        )
+        .unwrap();
+    }
+    let apply =
+        "apply d.safetensors -q --config tiny.toml --b many --num-inference-steps 200 -o made";
+    assert!(in_slots(work.path(), apply, "0.03") > 1);
+    assert_eq!(fs::read_dir(work.path().join("made")).unwrap().count(), 12);
+}
+
+#[test]
+fn a_time_is_given_in_minutes_and_keeps_what_is_there() {
+    let work = workplace();
+    for (flags, expected) in [
+        ("--minutes soon", "expected minutes, such as 55 or 0.5"),
+        ("--minutes -1", "unexpected argument"),
+        ("--minutes 1e9", "at most a year"),
+        (
+            "--minutes 5 --overwrite",
+            "cannot be used with '--overwrite'",
+        ),
+    ] {
+        let learn = format!("learn --config tiny.toml {PAIR} -o d.safetensors {flags}");
+        super::refused(work.path(), &learn, 64, &[expected]);
+    }
+    // The checkpoint of another run is not taken for this one's.
+    let learn = format!("learn -q --config tiny.toml {PAIR} -o d.safetensors --minutes 0.03");
+    let first = run(
+        work.path(),
+        &format!("{learn} --steps 100000 --select-every 0"),
+    );
+    assert_eq!(first.code, Some(75), "{}", first.stderr);
+    let expected = "the checkpoint does not belong to this run";
+    super::refused(
+        work.path(),
+        &format!("{learn} --alpha 0.3"),
+        65,
+        &[expected],
+    );
+}
+
+/// A picture that never comes stands for a step that takes too long.
+#[test]
+fn a_scheduler_s_signal_ends_the_program_in_time() {
+    let work = workplace();
+    let made = Command::new("mkfifo")
+        .arg(work.path().join("never"))
+        .status();
+    assert!(made.unwrap().success());
+    let child = start(work.path(), "caption --model model never");
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let sent = std::time::Instant::now();
+    signal("-TERM", &child.id().to_string());
+    let done: Done = child.wait_with_output().unwrap().into();
+    let time = sent.elapsed().as_secs_f64();
+    assert_eq!(done.code, Some(143), "{}", done.stderr);
+    assert!((17.0..20.0).contains(&time), "{time} s");
+    assert!(
+        done.stderr.contains("which takes too long"),
+        "{}",
+        done.stderr
+    );
 }

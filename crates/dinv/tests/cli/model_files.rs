@@ -33,37 +33,37 @@ fn single_files_that_cannot_be_opened_say_why() {
     for (flags, code, expected) in [
         (
             "--model model.ckpt",
-            1,
+            65,
             &["a pickled file is not read", "convert it"][..],
         ),
         (
             "--model junk.safetensors",
-            1,
+            65,
             &["junk.safetensors: not a safetensors file"],
         ),
         (
             "--model huge.safetensors",
-            1,
+            65,
             &["the header claims 9223372036854775808 bytes"],
         ),
         (
             "--model none.safetensors",
-            1,
+            65,
             &["none.safetensors: no such file", "hint: give"],
         ),
         (
             &format!("--model {part}"),
-            1,
+            65,
             &["one network of a diffusers folder"],
         ),
         (
             "--model tiny.safetensors",
-            1,
+            65,
             &["its U-Net reads prompts of width 16"],
         ),
         (
             "--model tiny.safetensors --family sd2",
-            2,
+            64,
             &[
                 "setting `family`: expected the family of tiny.safetensors",
                 "hint: without `--fam",
@@ -71,23 +71,23 @@ fn single_files_that_cannot_be_opened_say_why() {
         ),
         (
             "--model tiny.safetensors --family sd9",
-            2,
+            64,
             &["possible values: sd1, sd2-base"],
         ),
         (
             "--model tiny.safetensors --variant fp16",
-            2,
+            64,
             &["`variant`: expected none"],
         ),
-        ("--family sd1", 2, &["`family`: expected none, since"]),
+        ("--family sd1", 64, &["`family`: expected none, since"]),
         (
             "--tokenizer model/tokenizer",
-            2,
+            64,
             &["`tokenizer`: expected none, since"],
         ),
         (
             "--prediction-type noise",
-            2,
+            64,
             &["possible values: epsilon, v_prediction"],
         ),
     ] {
@@ -102,7 +102,7 @@ fn networks_without_the_variant_are_read_as_they_are() {
     refuses(
         work.path(),
         "--variant fp16",
-        2,
+        64,
         &["setting `variant`: expected one that a network in model has, found fp16"],
     );
     for (network, stem) in [
@@ -167,9 +167,9 @@ fn shards_that_do_not_fit_their_index_are_named() {
     let index = unet.join(format!("{stem}.safetensors.index.json"));
     fs::write(&index, r#"{"weight_map": {"absent": "shard.safetensors"}}"#).unwrap();
     let expected = "says that tensor `absent` is in `shard.safetensors`, where it is not";
-    refuses(work.path(), "", 1, &[expected]);
+    refuses(work.path(), "", 65, &[expected]);
     fs::write(&index, r#"{"weight_map": {"absent": "other.safetensors"}}"#).unwrap();
-    refuses(work.path(), "", 1, &["names a shard `other.safetensors`"]);
+    refuses(work.path(), "", 65, &["names a shard `other.safetensors`"]);
     let bytes = fs::read(&shard).unwrap();
     let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
     let header = &bytes[8..8 + usize::try_from(header).unwrap()];
@@ -199,7 +199,7 @@ fn doctor_looks_into_single_files() {
     )
     .unwrap();
     let done = run(work.path(), "doctor --model tiny.safetensors");
-    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    assert_eq!(done.code, Some(65), "{}", done.stderr);
     assert!(
         done.stdout.contains("prompts of width 16"),
         "{}",
@@ -263,7 +263,7 @@ fn loras_are_merged_and_recorded() {
     refused(
         folder,
         &format!("{apply} --config tiny.toml"),
-        1,
+        65,
         &[expected],
     );
     succeed(folder, &format!("{apply} --config style.toml"));
@@ -271,19 +271,19 @@ fn loras_are_merged_and_recorded() {
     refuses(
         folder,
         "--lora xl.safetensors",
-        1,
+        65,
         &["xl.safetensors: a LoRA for Stable Diffusion XL"],
     );
     refuses(
         folder,
         "--lora style.safetensors:inf",
-        2,
+        64,
         &["setting `lora`: expected a finite weight"],
     );
     refuses(
         folder,
         "--lora absent.safetensors",
-        1,
+        65,
         &["absent.safetensors: ", "hint: check the spelling"],
     );
     let doctor = run_doctor(folder, "--lora style.safetensors");
@@ -349,7 +349,7 @@ fn embeddings_are_words_of_prompts() {
     refuses(
         folder,
         "--embedding night.safetensors",
-        2,
+        64,
         &[
             "night.safetensors is a difference",
             "`--difference night.safetensors` appends it",
@@ -359,7 +359,7 @@ fn embeddings_are_words_of_prompts() {
     refuses(
         folder,
         "--embedding model/unet/diffusion_pytorch_model.safetensors",
-        1,
+        65,
         &[
             "expected vectors of width 16",
             "it was made for another model",
@@ -385,13 +385,13 @@ fn another_autoencoder_and_clip_skip_are_recorded() {
     refuses(
         folder,
         "--clip-skip 9",
-        2,
+        64,
         &["setting `clip_skip`: expected less than 2"],
     );
     refuses(
         folder,
         "--vae model/unet",
-        1,
+        65,
         &["`_class_name`: expected AutoencoderKL"],
     );
 }
@@ -432,7 +432,7 @@ fn networks_in_a_settings_file_are_found_beside_it() {
         work.path(),
         "generate --config settings/z.toml --prompt red -o other.png",
     );
-    assert_eq!(done.code, Some(1));
+    assert_eq!(done.code, Some(65));
     assert!(
         done.stderr.contains("settings/own/dit.safetensors"),
         "{}",

@@ -91,7 +91,7 @@ fn a_draft_learns_without_the_denoiser_and_draws_in_four_steps() {
     refused(
         work.path(),
         &format!("analogy --model z {command} -o other"),
-        2,
+        64,
         &["nothing else is in the loss"],
     );
 }
@@ -192,7 +192,7 @@ fn one_difference_applies_to_many_pictures() {
     assert_eq!(entries(&work.path().join("out")), ["a.png", "b.png"]);
 
     let again = run(work.path(), &format!("{apply} -o out"));
-    assert_eq!(again.code, Some(1));
+    assert_eq!(again.code, Some(65));
     assert!(
         again
             .stderr
@@ -331,7 +331,7 @@ fn the_noise_of_every_step_can_be_given() {
     assert_ne!(picture(33.3, ""), first, "the noise does not count");
     let message = "expected noise of shape [4, 4, 16, 16], found [3, 4, 16, 16]";
     let refused = draw(78.2, 3, "");
-    assert_eq!(refused.code, Some(1));
+    assert_eq!(refused.code, Some(65));
     assert!(refused.stderr.contains(message), "{}", refused.stderr);
 }
 
@@ -541,12 +541,12 @@ fn models_that_take_a_picture_change_it() {
     assert_eq!(recipe["settings"]["unet"], "unet");
 
     let done = run(work.path(), &generate("inpaint", "--image a.png -o no.png"));
-    assert_eq!(done.code, Some(1));
+    assert_eq!(done.code, Some(65));
     assert!(done.stderr.contains("a mask is missing"), "{}", done.stderr);
     let model = golden("instruct_pix2pix");
     let learn = format!("learn --model {} {PAIR} -o no.safetensors", model.display());
     let done = run(work.path(), &learn);
-    assert_eq!(done.code, Some(1));
+    assert_eq!(done.code, Some(65));
     assert!(
         done.stderr.contains("draws from a picture and words"),
         "{}",
@@ -729,7 +729,7 @@ fn the_parts_that_a_scheduler_numbers_are_all_pictures_together() {
     }
     let alone = format!("{apply} --shard auto -o none");
     let done = run(work.path(), &alone);
-    assert_eq!(done.code, Some(2));
+    assert_eq!(done.code, Some(64));
     assert!(
         done.stderr.contains("none of SLURM_ARRAY_TASK_ID"),
         "{}",

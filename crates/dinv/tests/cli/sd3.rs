@@ -124,18 +124,18 @@ fn what_does_not_fit_is_refused_in_words() {
     write_latents(&work.path().join("four.safetensors"), [1, 4, 8, 8]);
     refuses(
         &format!("{generate} --init-latents four.safetensors"),
-        1,
+        65,
         &["expected latents of shape [1, 16, 8, 8], found [1, 4, 8, 8]"],
     );
     refuses(
         &format!("{generate} --scheduler uni-pc"),
-        2,
+        64,
         &["euler or ddim"],
     );
-    refuses(&format!("{generate} --resolution 64"), 2, &["at most 36"]);
+    refuses(&format!("{generate} --resolution 64"), 64, &["at most 36"]);
     refuses(
         &format!("{generate} --unet model/unet"),
-        2,
+        64,
         &[
             "setting `unet`",
             "the class SD3Transformer2DModel, as the model's own",
@@ -144,7 +144,7 @@ fn what_does_not_fit_is_refused_in_words() {
     );
     refuses(
         "generate --config tiny.toml --prompt red -o red.png --without-t5",
-        2,
+        64,
         &["setting `without_t5`", "StableDiffusionPipeline"],
     );
     // Difference tokens of a U-Net, though on text encoders that could be the same.
@@ -154,13 +154,13 @@ fn what_does_not_fit_is_refused_in_words() {
     );
     refuses(
         &format!("apply d.safetensors {MODEL} {B} -o out"),
-        1,
+        65,
         &["learned on a U-Net", "a multimodal transformer"],
     );
     std::fs::remove_dir_all(work.path().join("tiny-sd3/text_encoder_3")).unwrap();
     refuses(
         &generate,
-        1,
+        65,
         &["names `text_encoder_3`", "hint: `--without-t5`"],
     );
     succeed(work.path(), &format!("{generate} -q --without-t5"));

@@ -1018,7 +1018,7 @@ fn jobs_are_managed_from_a_terminal() {
         "{}",
         gone.stderr
     );
-    assert_eq!(typed("show ../x").code, Some(2));
+    assert_eq!(typed("show ../x").code, Some(64));
     let nobody = run(work.path(), "jobs list --server http://127.0.0.1:1");
     assert_eq!(nobody.code, Some(75));
     assert!(
@@ -1392,7 +1392,7 @@ fn strangers_and_too_much_are_refused() {
 fn other_machines_need_the_token() {
     let work = workplace();
     let refused = run(work.path(), "serve --listen 0.0.0.0 --dir data --port 0");
-    assert_eq!(refused.code, Some(2));
+    assert_eq!(refused.code, Some(64));
     assert!(
         refused.stderr.contains("`--token` is missing"),
         "{}",

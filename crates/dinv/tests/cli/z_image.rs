@@ -76,12 +76,12 @@ fn what_does_not_fit_is_refused_in_words() {
     let refuses = |flags: &str, code, expected: &[&str]| {
         refused(work.path(), &format!("{generate} {flags}"), code, expected);
     };
-    refuses("--resolution 18", 2, &["multiples of 4"]);
-    refuses("--resolution 512", 2, &["`resolution`", "at most 256"]);
+    refuses("--resolution 18", 64, &["multiples of 4"]);
+    refuses("--resolution 512", 64, &["`resolution`", "at most 256"]);
     let config = work.path().join("tiny-z/transformer/config.json");
     let text = std::fs::read_to_string(&config).unwrap();
     let omni = text.replace("\"siglip_feat_dim\": null", "\"siglip_feat_dim\": 1152");
     std::fs::write(config, omni).unwrap();
-    refuses("", 1, &["`siglip_feat_dim`", "Z-Image Omni"]);
+    refuses("", 65, &["`siglip_feat_dim`", "Z-Image Omni"]);
     assert!(!work.path().join("red.png").exists());
 }

@@ -110,7 +110,7 @@ impl Entry {
 pub(super) fn read(path: &Path) -> anyhow::Result<Vec<Entry>> {
     let text = fs::read_to_string(path).map_err(|error| match error.kind() {
         ErrorKind::InvalidData => {
-            let failure = Failure::usage(format!("{}: not a text in UTF-8", path.display()));
+            let failure = Failure::input(format!("{}: not a text in UTF-8", path.display()));
             anyhow::Error::from(failure.hint("save it as UTF-8"))
         }
         _ => Error::io(path)(error).into(),
@@ -133,12 +133,12 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Vec<Entry>> {
         wrong.push(format!("and {more} more wrong lines"));
     }
     match (wrong.is_empty(), entries.is_empty()) {
-        (false, _) => Err(Failure::usage(wrong.join("\n"))
+        (false, _) => Err(Failure::input(wrong.join("\n"))
             .hint("a job is like {\"a\": \"day.png\", \"a_prime\": \"night.png\", \"b\": \"street.png\"}")
             .into()),
         (true, true) => {
             let message = format!("{}: there is no job in this file", path.display());
-            Err(Failure::usage(message).hint("`dinv batch --from FOLDER` makes such a file").into())
+            Err(Failure::input(message).hint("`dinv batch --from FOLDER` makes such a file").into())
         }
         (true, false) => Ok(entries),
     }
@@ -280,7 +280,7 @@ pub(super) fn of_folder(root: &Path) -> anyhow::Result<Vec<Value>> {
         let message = format!("{}: there is no pair in this folder", root.display());
         let hint = "a pair is two pictures called a and a_prime, such as a.png and a_prime.jpg, in the folder or in \
                     folders of it; the pictures to change are beside them";
-        return Err(Failure::new(message).hint(hint).into());
+        return Err(Failure::input(message).hint(hint).into());
     }
     Ok(lines)
 }
@@ -308,7 +308,7 @@ fn take(pictures: &mut Vec<PathBuf>, stem: &str) -> anyhow::Result<Option<PathBu
                 one.display(),
                 other.display()
             );
-            Err(Failure::new(message)
+            Err(Failure::input(message)
                 .hint("rename or move one of them")
                 .into())
         }
@@ -328,7 +328,7 @@ fn below(root: &Path, path: &Path) -> anyhow::Result<String> {
         Some(text) => Ok(text.to_owned()),
         None => {
             let message = format!("{}: the name is no Unicode", path.display());
-            Err(Failure::new(message).hint("rename it").into())
+            Err(Failure::input(message).hint("rename it").into())
         }
     }
 }

@@ -12,6 +12,7 @@ use difference_inversion::models::captioner::CaptionerPlace;
 use difference_inversion::util::digest::{sha256, sha256_of_file};
 use serde_json::{Map, Value, json};
 
+use crate::cli::exit::Exit;
 use crate::cli::flags::ModelSettings;
 use crate::cli::record::{file_name, text_of, weight_files};
 use crate::cli::settings::{ErasedFlags, Settings};
@@ -177,7 +178,7 @@ pub(super) fn tasks(
                 "{}:{line}: name: line {first} writes {name}, too",
                 shared.manifest.display()
             );
-            return Err(Failure::usage(message).into());
+            return Err(Failure::input(message).into());
         }
         known.insert((id, name), line);
         tasks.push(task);
@@ -203,7 +204,7 @@ impl Shared<'_> {
             }
             let found = sha256_of_file(path).map_err(|error| {
                 let message = format!("{place}: {error}");
-                anyhow::Error::from(Failure::new(message))
+                anyhow::Error::from(Failure::ending(Exit::of(error.class()), message))
             })?;
             digests.insert(path.to_owned(), found.clone());
             Ok(found)
@@ -285,7 +286,7 @@ pub(super) fn analogy(settings: &Settings, place: &str) -> anyhow::Result<Analog
     settings
         .analogy()
         .map_err(|error| match error.downcast::<Error>() {
-            Ok(error @ Error::Setting { .. }) => Failure::usage(format!("{place}: {error}")).into(),
+            Ok(error @ Error::Setting { .. }) => Failure::input(format!("{place}: {error}")).into(),
             Ok(error) => error.into(),
             Err(error) => error,
         })

@@ -60,7 +60,7 @@ fn unknown_method(name: &str, variants: &[Variant]) -> Failure {
 
 /// Reads a file of variants. What stands above its first section holds for every variant that does not set it.
 fn read_variants(path: &Path) -> anyhow::Result<Vec<Variant>> {
-    let wrong = |reason: &str| Failure::usage(format!("{}: {reason}", path.display()));
+    let wrong = |reason: &str| Failure::input(format!("{}: {reason}", path.display()));
     let text = fs::read_to_string(path).map_err(Error::io(path))?;
     let entries: BTreeMap<String, Value> =
         toml::from_str(&text).map_err(|error| wrong(error.to_string().trim_end()))?;

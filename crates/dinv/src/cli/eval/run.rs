@@ -245,7 +245,7 @@ fn other_run(error: Error) -> anyhow::Error {
     match error {
         Error::InvalidFile { .. } => {
             let hint = "write elsewhere with `-o`, or delete the folder";
-            Failure::new(error.to_string()).hint(hint).into()
+            Failure::input(error.to_string()).hint(hint).into()
         }
         error => error.into(),
     }

@@ -52,7 +52,7 @@ impl SuiteFlag {
             Ok(path)
         } else {
             let message = format!("{}: the demo suite is missing", path.display());
-            Err(Failure::new(message)
+            Err(Failure::input(message)
                 .hint("give the folder of a suite")
                 .into())
         }
@@ -243,7 +243,7 @@ fn judge(
             path.display()
         );
         let hint = "leave `--judge` out, or give a judge that was trained for this suite";
-        return Err(Failure::new(message).hint(hint).into());
+        return Err(Failure::input(message).hint(hint).into());
     }
     watcher.notice(&format!(
         "the demo suites' judge is left out, for it does not know {unknown}"

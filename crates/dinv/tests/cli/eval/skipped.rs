@@ -54,12 +54,12 @@ fn a_method_with_a_wrong_setting_stops_the_run_before_it_begins() {
     for (line, code, expected) in [
         (
             "stregth = 1.0",
-            1,
+            65,
             "error: the method `mine`: there is no setting `stregth`; there are eta",
         ),
         (
             "sdedit_strength = 2.0",
-            2,
+            65,
             "error: the method `mine`: setting `sdedit_strength`: expected",
         ),
     ] {
