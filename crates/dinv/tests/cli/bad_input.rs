@@ -489,7 +489,12 @@ fn a_difference_that_cannot_be_used_is_named() {
         .for_each(|half| half[0] ^= 1);
     fs::write(&path, bytes).unwrap();
     let expected = ["the difference was learned on"];
-    refuses(work.path(), &format!("{apply} d.safetensors"), 65, &expected);
+    refuses(
+        work.path(),
+        &format!("{apply} d.safetensors"),
+        65,
+        &expected,
+    );
 }
 
 #[test]
