@@ -256,6 +256,7 @@ mod tests {
     use std::fs;
 
     use difference_inversion::diffusion::model_files::FileOptions;
+    use difference_inversion::models::captioner::CaptionerPlace;
 
     use super::*;
 
