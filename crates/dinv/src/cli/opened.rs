@@ -37,7 +37,7 @@ impl Source {
         let networks = options.unet.iter().chain(&options.vae);
         let others = options.text_encoders.iter().chain(&options.tokenizer);
         let given = networks.chain(others).chain([&paths.model]).cloned();
-        let beside = [paths.captioner_folder()].into_iter();
+        let beside = paths.captioner_folder().into_iter();
         let beside = beside.chain(paths.clip_folders());
         let mut files = Vec::new();
         given
