@@ -16,6 +16,9 @@ const VARIABLE: &str = "DINV_DEMO_MODEL";
 /// The short name of the demo model.
 pub(crate) const DEMO: &str = "demo";
 
+/// The suite of photographs, and its folder's name.
+pub(crate) const PHOTOS: &str = "photos";
+
 /// The location of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Location {
@@ -237,6 +240,23 @@ fn demo_places() -> Vec<PathBuf> {
 
 fn is_model(folder: &Path) -> bool {
     folder.join(MODEL_INDEX).is_file()
+}
+
+/// The folder of the suites and their judge, next to the demo model.
+pub(crate) fn benchmark() -> anyhow::Result<PathBuf> {
+    let model = demo_model()?;
+    Ok(model.parent().unwrap_or(Path::new("..")).join("benchmark"))
+}
+
+/// The suite in a folder of [`benchmark`].
+pub(crate) fn suite(folder: &str) -> anyhow::Result<PathBuf> {
+    let path = benchmark()?.join(folder);
+    if path.is_dir() {
+        return Ok(path);
+    }
+    let message = format!("{}: the suite is missing", path.display());
+    let hint = format!("copy the folder demo/benchmark next to demo/model, which {VARIABLE} names");
+    Err(Failure::new(message).hint(hint).into())
 }
 
 /// The pictures of the built-in example, next to the demo model.

@@ -14,12 +14,16 @@ use serde::{Deserialize, Serialize};
 
 use super::super::fetch::{Fetcher, Needs};
 use super::super::flags::ModelSettings;
-use super::super::locate;
+use super::super::locate::{self, PHOTOS};
 use super::super::terminal::Failure;
 use super::super::watch::Watcher;
 
-/// The names of the suites that come with the demo model.
-const DEMO_SUITES: [&str; 2] = ["demo/validation", "demo/test"];
+/// The names of the suites that come with the demo model, each with its folder.
+const SUITES: [(&str, &str); 3] = [
+    ("demo/validation", "validation"),
+    ("demo/test", "test"),
+    (PHOTOS, PHOTOS),
+];
 /// Methods that do not use the captioner.
 const WITHOUT_CAPTIONER: [&str; 5] = ["text-swap", "sdedit", "instruct-pix2pix", "visii", "dia"];
 /// The method that needs the joint space of an InstructPix2Pix model.
@@ -33,36 +37,20 @@ const INPAINT: &str = "unet_inpaint";
 #[derive(Debug, Clone, Args)]
 pub(super) struct SuiteFlag {
     /// The suite: a folder with suite.json, a folder in the layout of InstructPix2Pix's data set, a
-    /// .jsonl or .csv file, demo/validation or demo/test
-    #[arg(long, value_name = "SUITE", default_value = DEMO_SUITES[0])]
+    /// .jsonl or .csv file, demo/validation or demo/test, or photos
+    #[arg(long, value_name = "SUITE", default_value = SUITES[0].0)]
     suite: PathBuf,
 }
 
 impl SuiteFlag {
     /// The path of the suite: an existing path overrides a name.
     pub(super) fn path(&self) -> anyhow::Result<PathBuf> {
-        let name = DEMO_SUITES
-            .iter()
-            .find(|name| self.suite == Path::new(name));
-        let Some(name) = name.filter(|_| !self.suite.exists()) else {
-            return Ok(self.suite.clone());
-        };
-        let path = benchmark()?.join(name.trim_start_matches("demo/"));
-        if path.is_dir() {
-            Ok(path)
-        } else {
-            let message = format!("{}: the demo suite is missing", path.display());
-            Err(Failure::input(message)
-                .hint("give the folder of a suite")
-                .into())
+        let mut suites = SUITES.iter();
+        match suites.find(|(name, _)| self.suite == Path::new(name)) {
+            Some((_, folder)) if !self.suite.exists() => locate::suite(folder),
+            _ => Ok(self.suite.clone()),
         }
     }
-}
-
-/// The folder of the demo suites and their judge, next to the demo model.
-fn benchmark() -> anyhow::Result<PathBuf> {
-    let model = locate::demo_model()?;
-    Ok(model.parent().unwrap_or(Path::new("..")).join("benchmark"))
 }
 
 /// The models besides the text-to-image model, and the networks of metrics.
@@ -225,7 +213,7 @@ fn judge(
         .peekable();
     let path = match (&further.judge, told.peek()) {
         (Some(judge), _) => Some(judge.clone()),
-        (None, Some(_)) => benchmark()
+        (None, Some(_)) => locate::benchmark()
             .map(|folder| folder.join("judge.safetensors"))
             .ok()
             .filter(|path| path.is_file()),
