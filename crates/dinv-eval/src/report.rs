@@ -3,6 +3,8 @@
 mod page;
 mod tables;
 
+pub use self::page::escaped;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;

@@ -390,3 +390,37 @@ fn any_first_part_is_like_the_whole_and_begins_with_what_changes_least() {
     assert_eq!(names(Some(0)), "");
     assert_eq!(names(Some(9)), "12304");
 }
+
+#[test]
+fn the_photographs_are_36_analogies_whose_answers_are_known() {
+    let folder = Path::new(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../demo/benchmark/photos"
+    ));
+    let suite = Suite::open(folder).unwrap();
+    assert_eq!(
+        (suite.about.name.as_str(), suite.entries.len()),
+        ("photos", 36)
+    );
+    let kinds: HashSet<&str> = suite.entries.iter().map(|one| one.kind.as_str()).collect();
+    assert_eq!(kinds.len(), 12);
+    for entry in &suite.entries {
+        let analogy = entry.read().unwrap();
+        let name = &analogy.name;
+        let b_prime = analogy.b_prime.unwrap();
+        for picture in [&analogy.a, &analogy.a_prime, &analogy.b, &b_prime] {
+            assert_eq!(picture.dimensions(), (512, 512), "{name}");
+        }
+        // The edit is to be seen: not a trace of compression, which is below 0.001.
+        for [before, after] in [[&analogy.a, &analogy.a_prime], [&analogy.b, &b_prime]] {
+            assert!(crate::metrics::mse(before, after) > 0.005, "{name}");
+        }
+        assert_ne!(analogy.a, analogy.b, "{name}");
+        let captions = analogy.captions.unwrap();
+        assert!(
+            captions.of_a().is_some() && captions.of_b().is_some(),
+            "{name}"
+        );
+        assert!(analogy.instruction.is_some(), "{name}");
+    }
+}

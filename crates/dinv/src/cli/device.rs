@@ -179,9 +179,13 @@ fn ran_out_of_memory(payload: &(dyn Any + Send)) -> bool {
         "out of device memory",
         "wgpu error: Out of Memory",
     ];
+    said(payload).is_some_and(|text| WORDS.iter().any(|words| text.contains(words)))
+}
+
+/// The message of a panic.
+pub(crate) fn said(payload: &(dyn Any + Send)) -> Option<&str> {
     let text = payload.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
-    text.is_some_and(|text| WORDS.iter().any(|words| text.contains(words)))
+    text.or_else(|| payload.downcast_ref::<&str>().copied())
 }
 
 #[cfg(test)]

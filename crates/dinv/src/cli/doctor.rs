@@ -34,7 +34,7 @@ pub(crate) struct DoctorArgs {
 
 /// Everything `dinv doctor` reports.
 #[derive(Debug, Serialize)]
-struct Findings {
+pub(super) struct Findings {
     program: String,
     device: String,
     devices_built_in: Vec<&'static str>,
@@ -87,7 +87,7 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     Err(Failure::new(message).into())
 }
 
-fn examine(models: &ModelSettings) -> Findings {
+pub(super) fn examine(models: &ModelSettings) -> Findings {
     let mut problems = Vec::new();
     if let Err(error) = models.device().and_then(|_| models.dtype()) {
         problems.push(error.to_string());

@@ -256,7 +256,7 @@ pub(crate) fn suite(folder: &str) -> anyhow::Result<PathBuf> {
     }
     let message = format!("{}: the suite is missing", path.display());
     let hint = format!("copy the folder demo/benchmark next to demo/model, which {VARIABLE} names");
-    Err(Failure::new(message).hint(hint).into())
+    Err(Failure::input(message).hint(hint).into())
 }
 
 /// The pictures of the built-in example, next to the demo model.

@@ -15,6 +15,7 @@ mod eval;
 pub(crate) mod exit;
 pub(crate) mod export;
 pub(crate) mod fetch;
+mod first_run;
 mod fitting;
 pub(crate) mod flags;
 mod generate;
@@ -73,6 +74,7 @@ enum Command {
     Batch(Box<batch::BatchArgs>),
     Caption(caption::CaptionArgs),
     Export(export::ExportArgs),
+    FirstRun(Box<first_run::FirstRunArgs>),
     Eval(eval::EvalArgs),
     #[cfg(feature = "serve")]
     Serve(serve::ServeArgs),
@@ -124,6 +126,7 @@ impl Command {
                 Self::Batch(args) => batch::run(&args),
                 Self::Caption(args) => caption::run(&args),
                 Self::Export(args) => export::run(&args),
+                Self::FirstRun(args) => first_run::run(&args),
                 Self::Eval(args) => eval::run(&args),
                 #[cfg(feature = "serve")]
                 Self::Serve(args) => serve::run(args),

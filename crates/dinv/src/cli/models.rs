@@ -1,6 +1,6 @@
 //! `dinv models`: the models on this machine.
 
-mod check;
+pub(crate) mod check;
 pub(crate) mod list;
 mod pull;
 

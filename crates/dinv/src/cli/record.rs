@@ -115,7 +115,7 @@ pub(crate) fn groups(config: &AnalogyConfig) -> [&dyn super::settings::ErasedFla
 
 /// The portable name of a model: the Hub's name and commit, or else the last two names of its path,
 /// such as `demo/model`.
-fn last_names(path: &str) -> String {
+pub(crate) fn last_names(path: &str) -> String {
     let path = Path::new(path);
     if let Some(id) = model_of(path) {
         return id.to_string();
@@ -272,7 +272,7 @@ impl<'a> Run<'a> {
 }
 
 /// Seconds, rounded to milliseconds.
-fn in_seconds(time: Duration) -> f64 {
+pub(crate) fn in_seconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e3).round() / 1e3
 }
 

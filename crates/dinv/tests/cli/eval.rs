@@ -586,3 +586,26 @@ fn the_demo_benchmark_runs_and_its_judge_sees_the_truth() {
             > 0.1
     );
 }
+
+#[test]
+fn photographs_are_measured_by_what_needs_no_judge() {
+    let work = workplace();
+    let run = "eval run --config tiny.toml --suite photos --methods difference-inversion,text-swap --limit 3 -o out";
+    let done = succeed(work.path(), run);
+    assert!(done.stdout.starts_with("3 analogies"), "{}", done.stdout);
+    let record = read_json(&work.path().join("out/run.json"));
+    assert_eq!(record["suite"]["name"], "photos");
+    let folder = work.path().join("out/text-swap");
+    for name in entries(&folder) {
+        let result = read_json(&folder.join(&name).join("result.json"));
+        let scores = result["scores"].as_object().unwrap();
+        for metric in ["clip_direction", "clip_i_truth", "ssim_truth", "mse_truth"] {
+            assert!(
+                scores[metric].as_f64().unwrap().is_finite(),
+                "{name}: {metric}"
+            );
+        }
+        assert!(!scores.contains_key("judge_direction"), "{name}");
+    }
+    assert_eq!(entries(&folder).len(), 3);
+}

@@ -14,6 +14,7 @@ const COMMANDS: &[&str] = &[
     "batch",
     "caption",
     "export",
+    "first-run",
     "eval",
     "eval run",
     "eval report",

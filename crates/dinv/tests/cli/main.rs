@@ -15,6 +15,7 @@ mod chat_server;
 mod documents;
 mod eval;
 mod export;
+mod first_run;
 mod flux;
 mod help;
 #[cfg(feature = "hub")]

@@ -29,7 +29,7 @@ use crate::cli::watch::Watcher;
 /// Side of the test picture, whatever size the model was trained on.
 const SIDE: u32 = 256;
 /// The timestep at which the denoiser is called.
-const TIMESTEP: f64 = 500.0;
+pub(crate) const TIMESTEP: f64 = 500.0;
 
 /// Load a model and see that it computes
 ///
@@ -82,13 +82,13 @@ pub(crate) struct CheckArgs {
 
 /// One check.
 #[derive(Debug, Serialize)]
-struct Check {
-    part: &'static str,
+pub(crate) struct Check {
+    pub(crate) part: &'static str,
     /// Its result, or its error.
-    outcome: Result<String, String>,
-    seconds: f64,
+    pub(crate) outcome: Result<String, String>,
+    pub(crate) seconds: f64,
     /// Parameters of the network.
-    parameters: Option<u64>,
+    pub(crate) parameters: Option<u64>,
 }
 
 /// Checks a model.
@@ -155,16 +155,16 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
 }
 
 /// The configuration of the checks.
-struct Checker {
-    device: Device,
-    dtype: FloatDType,
+pub(crate) struct Checker {
+    pub(crate) device: Device,
+    pub(crate) dtype: FloatDType,
     /// Whether to print nothing about each check.
-    silent: bool,
+    pub(crate) silent: bool,
 }
 
 impl Checker {
     /// Runs every check that applies to the kind of model in `folder`.
-    fn all(&self, paths: &ModelPaths) -> anyhow::Result<Vec<Check>> {
+    pub(crate) fn all(&self, paths: &ModelPaths) -> anyhow::Result<Vec<Check>> {
         let folder = &paths.model;
         let kind = match folder.join("config.json") {
             path if path.is_file() => read_config::<Value>(&path)?["model_type"].clone(),
@@ -251,7 +251,7 @@ impl Checker {
         Ok(checks)
     }
 
-    fn joint_space(&self, folder: &Path) -> anyhow::Result<Vec<Check>> {
+    pub(crate) fn joint_space(&self, folder: &Path) -> anyhow::Result<Vec<Check>> {
         let mut checks = Vec::new();
         self.attempt(&mut checks, "clip", vec![self.weights(folder)], || {
             let joint = JointSpace::open(folder, &self.device, self.dtype)?;
@@ -316,12 +316,16 @@ impl Checker {
     }
 }
 
-/// The number of parameters of some networks; unknown if one cannot be opened.
+/// The number of parameters of some networks; unknown if one cannot be opened. Some files hold the numbers of the
+/// positions beside them, which are none.
 fn count(weights: Vec<Result<Weights, Error>>) -> Option<u64> {
     let mut count = None;
     for weights in weights {
         let weights = weights.ok()?;
-        let shapes = weights.keys().filter_map(|name| weights.shape(name));
+        let names = weights
+            .keys()
+            .filter(|name| !name.ends_with("position_ids"));
+        let shapes = names.filter_map(|name| weights.shape(name));
         let sizes = shapes.map(|shape| shape.iter().map(|side| *side as u64).product::<u64>());
         *count.get_or_insert(0) += sizes.sum::<u64>();
     }
@@ -329,7 +333,7 @@ fn count(weights: Vec<Result<Weights, Error>>) -> Option<u64> {
 }
 
 /// The shape of a tensor whose values must all be finite.
-fn finite<const D: usize>(what: &str, tensor: Tensor<D>) -> anyhow::Result<String> {
+pub(crate) fn finite<const D: usize>(what: &str, tensor: Tensor<D>) -> anyhow::Result<String> {
     let shape = tensor.dims();
     let sum = tensor.cast(DType::F32).abs().sum().into_scalar::<f32>();
     anyhow::ensure!(
@@ -349,7 +353,7 @@ fn picture(width: u32, height: u32) -> RgbImage {
 }
 
 /// Deterministic values of about the magnitude of noise.
-fn latents(shape: [usize; 4], device: &Device) -> Tensor<4> {
+pub(crate) fn latents(shape: [usize; 4], device: &Device) -> Tensor<4> {
     let count = shape.iter().product();
     #[expect(clippy::cast_precision_loss, reason = "any number will do")]
     let values: Vec<f32> = (0..count)
