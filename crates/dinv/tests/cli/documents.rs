@@ -14,6 +14,7 @@ const GUIDE: [&str; 7] = [
     "docs/guide/captions.md",
     "docs/guide/many-pictures.md",
     "docs/guide/gpu.md",
+    "docs/guide/first-run.md",
     "docs/guide/other-tools.md",
     "docs/guide/clusters.md",
 ];

@@ -99,7 +99,7 @@ fn one_page_holds_everything_and_is_not_made_twice() {
             .as_array()
             .unwrap()
             .len(),
-        7
+        4
     );
     let strips = part(&report, "apply-night")["strips"].as_array().unwrap();
     assert_eq!(strips.len(), 4);
@@ -126,7 +126,7 @@ fn one_page_holds_everything_and_is_not_made_twice() {
     assert_eq!(pictures, 2 + 1 + 3 * (3 + 4 * 3));
     assert_eq!(page.matches("<img").count(), pictures);
     assert!(
-        !page.contains("http"),
+        !page.contains("://"),
         "the page must work without a network"
     );
     assert!(page.contains("13 parts done, every known value is as expected"));
@@ -168,7 +168,7 @@ fn one_page_holds_everything_and_is_not_made_twice() {
             .as_array()
             .unwrap()
             .len(),
-        8
+        5
     );
 }
 
@@ -287,7 +287,7 @@ fn what_cannot_be_tried_is_refused_before_anything_is_written() {
         work.path(),
         "first-run --model sd15",
         1,
-        &["dinv models pull sd15"],
+        &["dinv models pull"],
     );
     let demo = work.path().join("demo/model");
     copy_folder(&work.path().join("model"), &demo);
