@@ -8,7 +8,7 @@ use super::repository;
 
 /// Pages whose commands readers are meant to paste; those of a folder in the order of the book.
 const README: &str = "README.md";
-const GUIDE: [&str; 7] = [
+const GUIDE: [&str; 8] = [
     "docs/guide/first-picture.md",
     "docs/guide/own-photographs.md",
     "docs/guide/captions.md",
