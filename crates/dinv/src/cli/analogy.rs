@@ -130,7 +130,7 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     let needs = |config: &AnalogyConfig| Needs::of_learning(captions, config);
     let model = fetcher.model_of_words(&models, needs(&settings.clone().analogy()?))?;
     job.settings = settings.clone().with_model(&model)?.analogy()?;
-    job.settings.generate.previews = args.preview.previews;
+    job.settings.generate.previews = args.preview.is_read();
     let config = &job.settings;
     models.check_loss(&model, &config.learn)?;
     let needs = needs(config);

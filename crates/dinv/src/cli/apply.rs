@@ -127,7 +127,7 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
         tokens.check_widths(denoiser, &widths)?;
     }
     let mut config = settings.clone().with_model(&model)?.analogy()?;
-    config.generate.previews = args.preview.previews;
+    config.generate.previews = args.preview.is_read();
     let needs = needs(&config.prompt);
     let unknown_words =
         demo_world::of_words(&models, &model, args.caption_b.iter().map(String::as_str));

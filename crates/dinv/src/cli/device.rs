@@ -157,6 +157,7 @@ pub(crate) fn with_memory_errors<T>(work: impl FnOnce() -> anyhow::Result<T>) ->
             }
         }));
     });
+    SEEN.store(false, Ordering::Relaxed);
     match panic::catch_unwind(AssertUnwindSafe(work)) {
         Ok(done) => done,
         Err(_) if SEEN.swap(false, Ordering::Relaxed) => {

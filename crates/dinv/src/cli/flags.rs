@@ -35,7 +35,7 @@ use super::opened::Source;
 use super::record::file_name;
 use super::settings::{ErasedFlags, Settings};
 use super::signals;
-use super::terminal::Failure;
+use super::terminal::{self, Failure};
 use super::watch::Watcher;
 
 /// The number formats of weights.
@@ -498,6 +498,13 @@ pub(crate) struct PreviewFlag {
     /// stays the same.
     #[arg(long, hide_short_help = true)]
     pub(crate) previews: bool,
+}
+
+impl PreviewFlag {
+    /// Whether somebody reads previews.
+    pub(crate) fn is_read(&self) -> bool {
+        self.previews && terminal::writes_json_lines()
+    }
 }
 
 impl General {

@@ -140,7 +140,7 @@ pub(crate) fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     job.settings = with_model
         .with_drawing_of(models.model.as_deref())
         .resolve()?;
-    job.settings.previews = args.preview.previews;
+    job.settings.previews = args.preview.is_read();
     let note = demo_world::of_words(&models, &model, [args.words.prompt.as_str()]);
     let paths = fetcher.paths(&models, model, Needs::default())?;
     watcher.notices(note);

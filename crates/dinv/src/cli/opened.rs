@@ -1,6 +1,7 @@
 //! The models that the last command opened, kept for the next one in the same process.
 
 use std::cell::RefCell;
+use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::SystemTime;
@@ -21,8 +22,14 @@ pub(crate) struct Source {
 struct Stamp {
     path: PathBuf,
     bytes: u64,
-    changed: Option<SystemTime>,
+    /// When its contents changed.
+    modified: Option<SystemTime>,
+    /// Which file it is, and when anything about it changed: tools that copy a file may set the other time.
+    identity: [i64; 4],
 }
+
+/// How deep a model's folder is looked into.
+const DEPTH: usize = 4;
 
 thread_local! {
     static KEPT: RefCell<Option<(Source, Rc<Models>)>> = const { RefCell::new(None) };
@@ -40,11 +47,11 @@ impl Source {
         let beside = paths.captioner_folder().into_iter();
         let beside = beside.chain(paths.clip_folders());
         let mut files = Vec::new();
-        given
-            .chain(beside)
-            .chain(loras)
-            .chain(embeddings)
-            .for_each(|path| stamp(&std::path::absolute(&path).unwrap_or(path), &mut files));
+        let paths_of_all = given.chain(beside).chain(loras).chain(embeddings);
+        for path in paths_of_all {
+            let path = std::path::absolute(&path).unwrap_or(path);
+            stamp(&path, DEPTH, &mut files);
+        }
         files.sort();
         files.dedup();
         Self {
@@ -68,19 +75,42 @@ impl Source {
 }
 
 /// Adds the files at `path`, which may be a folder. What cannot be read is left to who opens it.
-fn stamp(path: &Path, files: &mut Vec<Stamp>) {
+fn stamp(path: &Path, depth: usize, files: &mut Vec<Stamp>) {
     let Ok(found) = std::fs::metadata(path) else {
         return;
     };
     if found.is_dir() {
         let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
-        return entries.for_each(|entry| stamp(&entry.path(), files));
+        let Some(depth) = depth.checked_sub(1) else {
+            return;
+        };
+        let is_hidden = |path: &Path| {
+            let name = path.file_name().unwrap_or_default();
+            name.to_string_lossy().starts_with('.')
+        };
+        let paths = entries.map(|entry| entry.path());
+        let paths = paths.filter(|path| !is_hidden(path));
+        return paths.for_each(|path| stamp(&path, depth, files));
     }
     files.push(Stamp {
         path: path.to_owned(),
         bytes: found.len(),
-        changed: found.modified().ok(),
+        modified: found.modified().ok(),
+        identity: identity(&found),
     });
+}
+
+/// The device, the number and the time of the last change of a file.
+#[cfg(unix)]
+fn identity(file: &Metadata) -> [i64; 4] {
+    use std::os::unix::fs::MetadataExt;
+    let [device, number] = [file.dev(), file.ino()].map(u64::cast_signed);
+    [device, number, file.ctime(), file.ctime_nsec()]
+}
+
+#[cfg(not(unix))]
+fn identity(_: &Metadata) -> [i64; 4] {
+    [0; 4]
 }
 
 #[cfg(test)]
@@ -90,6 +120,20 @@ mod tests {
     use burn::tensor::{Device, FloatDType};
 
     use super::*;
+
+    /// A folder that holds itself twice is left after a few levels.
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_that_holds_itself_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["one", "two"] {
+            std::os::unix::fs::symlink(folder.path(), folder.path().join(name)).unwrap();
+        }
+        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
+        let mut files = Vec::new();
+        stamp(folder.path(), DEPTH, &mut files);
+        assert_eq!(files.len(), (1 << DEPTH) - 1);
+    }
 
     /// Models are opened again when a file, a path or the device's settings change, and only then.
     #[test]
@@ -127,9 +171,18 @@ mod tests {
         assert_eq!(open(&paths, cpu), 3);
         std::fs::write(&config, "{ }").unwrap();
         assert_eq!(open(&paths, cpu), 4);
+        // As `cp -p` leaves it: other contents, the same size and time.
+        let time = std::fs::metadata(&config).unwrap().modified().unwrap();
+        std::fs::write(&config, "{\t}").unwrap();
+        let file = std::fs::File::options().append(true).open(&config).unwrap();
+        file.set_modified(time).unwrap();
+        if cfg!(unix) {
+            assert_eq!(open(&paths, cpu), 5);
+        }
+        let before = open(&paths, cpu);
         let mut other = paths.clone();
         other.options.clip_skip = 1;
-        assert_eq!(open(&other, cpu), 5);
-        assert_eq!(open(&other, cpu), 5);
+        assert_eq!(open(&other, cpu), before + 1);
+        assert_eq!(open(&other, cpu), before + 1);
     }
 }

@@ -84,7 +84,7 @@ pub(crate) fn write_json_lines() {
     MACHINE.store(true, Ordering::Relaxed);
 }
 
-/// Whether results go to stderr, too.
+/// Whether results go to stderr.
 static ALL_TO_STDERR: AtomicBool = AtomicBool::new(false);
 
 /// From now on, results are events of the type `output` on stderr, whose lines are JSON objects: their reader knows what
@@ -145,8 +145,8 @@ fn broken(text: &str, width: usize) -> String {
 
 /// Prints a JSON object as one line of stderr.
 pub(crate) fn event(event: &impl Serialize) {
-    let line = serde_json::to_string(event).unwrap_or_default();
-    let _ = writeln!(io::stderr().lock(), "{line}");
+    let line = serde_json::to_string(event).unwrap_or_default() + "\n";
+    let _ = io::stderr().lock().write_all(line.as_bytes()); // at once, so that nothing comes between
 }
 
 /// Prints a picture as a line of stderr, of the type `preview`. What is shown only on the way may fail.

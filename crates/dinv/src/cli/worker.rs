@@ -1,6 +1,8 @@
 //! `dinv worker`: runs the commands of a server one after another, in one process that keeps the models open.
 
 use std::path::PathBuf;
+use std::sync::mpsc::RecvTimeoutError;
+use std::time::Duration;
 
 use clap::Args;
 use difference_inversion::Error;
@@ -8,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::exit::Exit;
+use super::terminal::Failure;
 use super::{run_command, signals, terminal};
 
 /// Run the commands that a server writes to standard input
@@ -18,6 +21,9 @@ use super::{run_command, signals, terminal};
 #[derive(Debug, Args)]
 #[command(hide = true)]
 pub(crate) struct WorkerArgs {}
+
+/// Between two looks at whether a signal asks for a stop.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// A command, as a line of standard input.
 #[derive(Debug, Serialize, Deserialize)]
@@ -31,10 +37,21 @@ pub(crate) struct Task {
 /// Runs commands until one fails or a stop is requested.
 pub(crate) fn run() -> anyhow::Result<Exit> {
     terminal::write_all_to_stderr();
-    for line in signals::lines_until_stop()? {
-        let task: Task = serde_json::from_str(&line)?;
+    let home = std::env::current_dir()?;
+    let lines = signals::lines_until_stop()?;
+    while !signals::stopping() {
+        let line = match lines.recv_timeout(PATIENCE) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Timeout) => continue,
+            Err(RecvTimeoutError::Disconnected) => break,
+        };
+        let task: Task = serde_json::from_str(&line)
+            .map_err(|error| Failure::input(format!("standard input: not a command: {error}")))?;
         std::env::set_current_dir(&task.folder).map_err(Error::io(&task.folder))?;
-        match run_command(&task.arguments) {
+        let exit = run_command(&task.arguments);
+        // On Windows, the current folder of a process cannot be removed.
+        std::env::set_current_dir(&home).map_err(Error::io(&home))?;
+        match exit {
             Exit::Done => terminal::event(&json!({ "type": "done" })),
             other => return Ok(other),
         }

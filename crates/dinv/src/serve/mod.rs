@@ -85,6 +85,7 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
             .name("jobs".to_owned())
             .spawn(move || worker::run(&store, lane, keep))
     });
+    let workers = workers.into_iter().collect::<Result<Vec<_>, _>>()?;
     runtime.spawn(http::serve(listener, Arc::new(app)));
     while !signals::stopping() {
         std::thread::sleep(Duration::from_millis(50));
@@ -93,7 +94,7 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
     }
     store.stop_commands();
     for worker in workers {
-        let _ = worker?.join(); // a panic there has been printed
+        let _ = worker.join(); // a panic there has been printed
     }
     runtime.shutdown_timeout(Duration::from_millis(500));
     let (running, waiting) = store.unfinished();
@@ -139,7 +140,17 @@ impl Options {
                 }
             },
         };
-        Ok(std::path::absolute(folder)?)
+        let folder = std::path::absolute(folder)?;
+        if folder.to_str().is_none() {
+            let message = format!(
+                "{}: the name of the folder is not Unicode",
+                folder.display()
+            );
+            return Err(Failure::usage(message)
+                .hint("choose another folder with `--dir`")
+                .into());
+        }
+        Ok(folder)
     }
 
     /// Prints the server's address and the folder of its data.

@@ -18,7 +18,7 @@ use super::store::{Running, Store};
 /// The priority of commands, so that the server answers while they compute; 0 is usual, 19 the lowest.
 #[cfg(unix)]
 const PRIORITY: i32 = 10;
-/// How long a process may take to end when nothing is asked of it.
+/// How long a process may take to end once its input is closed, before it is killed.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Between two looks at the memory that other programs have left.
 const LOOK: Duration = Duration::from_secs(5);
@@ -59,6 +59,7 @@ impl Processes {
         store: &Store,
     ) {
         process.stdin = running.and_then(|running| running.stdin);
+        process.was_idle = true;
         if self.keep.is_zero() || process.stdin.is_none() {
             return;
         }
@@ -94,10 +95,11 @@ pub(crate) struct Process {
     /// Absent while a command runs: closing it stops the command.
     stdin: Option<ChildStdin>,
     lines: Lines<BufReader<ChildStderr>>,
+    was_idle: bool,
 }
 
 impl Process {
-    fn start() -> anyhow::Result<Self> {
+    pub(crate) fn start() -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("cannot find this program")?;
         let mut command = Command::new(program);
         command.arg("worker").stdin(Stdio::piped());
@@ -119,20 +121,26 @@ impl Process {
             stdin: child.stdin.take(),
             child: Arc::new(Mutex::new(child)),
             lines: BufReader::new(stderr).lines(),
+            was_idle: false,
         })
     }
 
     /// Sends a command. If the process has just ended, its exit code tells.
-    pub(crate) fn begin(&mut self, folder: &Path, arguments: Vec<String>) -> anyhow::Result<()> {
+    pub(crate) fn begin(&mut self, folder: &Path, arguments: &[String]) -> anyhow::Result<()> {
         let task = Task {
             folder: folder.to_owned(),
-            arguments,
+            arguments: arguments.to_vec(),
         };
         let line = serde_json::to_string(&task)? + "\n";
         if let Some(stdin) = &mut self.stdin {
             let _ = stdin.write_all(line.as_bytes());
         }
         Ok(())
+    }
+
+    /// Whether it has run another command before.
+    pub(crate) fn was_idle(&self) -> bool {
+        self.was_idle
     }
 
     /// What stops the command.

@@ -32,6 +32,13 @@ pub(crate) struct Running {
     pub(crate) stdin: Option<ChildStdin>,
 }
 
+impl Running {
+    fn kill(&self) {
+        let mut child = self.child.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = child.kill(); // or it has ended
+    }
+}
+
 /// All jobs.
 #[derive(Default)]
 struct Jobs {
@@ -179,7 +186,7 @@ impl Store {
         self.changes.subscribe()
     }
 
-    /// The newest jobs of these kinds, at most `limit` and the running one, newest first; and the number of all such.
+    /// The newest jobs of these kinds, at most `limit` and the running ones, newest first; and the number of all such.
     pub(crate) fn newest(&self, limit: usize, kinds: &[Kind]) -> (Vec<Value>, usize) {
         let jobs = self.lock();
         let lanes = Lane::ALL.into_iter();
@@ -294,8 +301,12 @@ impl Store {
     /// Records the running command, so that it can be stopped; stops it now if that was already requested.
     pub(crate) fn set_running(&self, id: &str, mut running: Running) {
         let mut jobs = self.lock();
-        if signals::stopping() || jobs.jobs.get(id).is_some_and(|job| job.cancels > 0) {
+        let cancels = jobs.jobs.get(id).map_or(0, |job| job.cancels);
+        if signals::stopping() || cancels > 0 {
             running.stdin = None;
+        }
+        if cancels > 1 {
+            running.kill();
         }
         jobs.running.insert(id.to_owned(), running);
     }
@@ -356,9 +367,7 @@ impl Store {
                 if let Some(running) = running.get_mut(id) {
                     running.stdin = None;
                     if job.cancels > 1 {
-                        let mut child =
-                            running.child.lock().unwrap_or_else(PoisonError::into_inner);
-                        let _ = child.kill(); // it has ended then
+                        running.kill();
                     }
                 }
             }

@@ -19,9 +19,9 @@ use crate::cli::{signals, terminal};
 
 use super::differences;
 use super::job::{self, Kind, Lane, Loss, Run, State, now};
-use super::process::Processes;
+use super::process::{Process, Processes};
 use super::request::{DIFFERENCE, INPUTS, RESULTS, Request, WORK};
-use super::store::Store;
+use super::store::{Running, Store};
 
 /// How often a command is started again after a temporary failure, and after what time.
 const TRIES: usize = 3;
@@ -29,7 +29,7 @@ const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 
 /// How a command ended.
 enum Ended {
-    /// It succeeded, with this on stdout.
+    /// It succeeded, and printed this.
     Done(String),
     Failed(Value),
     /// It failed, and may succeed later.
@@ -66,6 +66,7 @@ pub(crate) fn run(store: &Store, lane: Lane, keep: Duration) {
         };
         let saved = store.write(&id, |job| {
             job.stored.state = state;
+            (job.progress, job.preview) = (None, None);
             job.stored.finished = Some(now());
             job.stored.error = error;
         });
@@ -173,11 +174,12 @@ fn execute(
         arguments.push("--resume".to_owned());
     }
     let mut process = processes.take(store)?;
-    process.begin(folder, arguments)?;
-    store.set_running(id, process.running());
-    let heard = listener.listen(process.lines());
-    let running = store.set_idle(id);
-    heard?;
+    let mut running = run_in(&mut process, store, id, folder, &arguments, &mut listener)?;
+    if process.was_idle() && !listener.began && !listener.is_done {
+        // It ended before it had read the command: it was killed while it was idle.
+        process = Process::start()?;
+        running = run_in(&mut process, store, id, folder, &arguments, &mut listener)?;
+    }
     if listener.is_done {
         processes.put_back(process, running, store);
         return Ok(Ended::Done(listener.output));
@@ -193,11 +195,29 @@ fn execute(
     })
 }
 
+/// Runs a command in a process; returns what could stop it.
+fn run_in(
+    process: &mut Process,
+    store: &Store,
+    id: &str,
+    folder: &Path,
+    arguments: &[String],
+    listener: &mut Listener<'_>,
+) -> anyhow::Result<Option<Running>> {
+    process.begin(folder, arguments)?;
+    store.set_running(id, process.running());
+    let heard = listener.listen(process.lines());
+    let running = store.set_idle(id);
+    heard.map(|()| running)
+}
+
 /// Handles the lines that a command writes to stderr.
 struct Listener<'a> {
     store: &'a Store,
     id: &'a str,
     losses: fs::File,
+    /// Whether the command reported anything but messages for people.
+    began: bool,
     /// Whether the command succeeded.
     is_done: bool,
     /// What the command printed.
@@ -213,6 +233,7 @@ impl<'a> Listener<'a> {
             store,
             id,
             losses: store.losses(id)?,
+            began: false,
             is_done: false,
             output: String::new(),
             error: None,
@@ -269,6 +290,7 @@ impl<'a> Listener<'a> {
 
     fn hear(&mut self, line: &str) -> anyhow::Result<()> {
         if let Ok(progress) = serde_json::from_str::<Progress>(line) {
+            self.began = true;
             return self.observe(&progress);
         }
         match serde_json::from_str::<Value>(line) {
@@ -278,6 +300,7 @@ impl<'a> Listener<'a> {
                     error["hint"] = event["hint"].take();
                 }
                 self.error = Some(error);
+                self.began = true;
             }
             Ok(event) if event["type"] == "output" => {
                 self.output += event["text"].as_str().unwrap_or_default();

@@ -251,7 +251,7 @@ fn what_decides_the_result_makes_another_job() {
         work.path(),
         &format!("batch {QUICK} set/jobs.jsonl -o made --dry-run --model other/model"),
     );
-    assert_eq!(refused.code, Some(65), "{}", refused.stderr);
+    assert_eq!(refused.code, Some(64), "{}", refused.stderr);
     for line in 1..=3 {
         assert!(
             refused
@@ -333,7 +333,7 @@ fn wrong_jobs_are_named_before_anything_is_done() {
         work.path(),
         "batch --config tiny.toml set/jobs.jsonl -o made",
     );
-    assert_eq!(wrong.code, Some(64), "{}", wrong.stderr);
+    assert_eq!(wrong.code, Some(65), "{}", wrong.stderr);
     assert!(
         wrong
             .stderr
@@ -379,7 +379,7 @@ fn wrong_jobs_are_named_before_anything_is_done() {
             work.path(),
             "batch --config tiny.toml set/jobs.jsonl -o made",
         );
-        assert_eq!(wrong.code, Some(64), "{}", wrong.stderr);
+        assert_eq!(wrong.code, Some(65), "{}", wrong.stderr);
         assert!(wrong.stderr.contains(expected), "{}", wrong.stderr);
     }
     for (command, expected) in [

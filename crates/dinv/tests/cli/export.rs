@@ -34,7 +34,7 @@ fn an_exported_difference_draws_as_a_word_what_it_draws_behind_the_words() {
     refused(
         work.path(),
         exists,
-        65,
+        64,
         &["dinv-night.safetensors", "--overwrite"],
     );
     let json = succeed(

@@ -90,17 +90,17 @@ fn what_does_not_fit_is_refused_in_words() {
     let generate = format!("generate {MODEL} --prompt red -o red.png");
     refuses(
         &format!("{generate} --negative-prompt blue"),
-        64,
+        65,
         &["setting `negative_prompt`", "is told the guidance scale"],
     );
     refuses(
         &format!("{generate} --without-t5"),
-        64,
+        65,
         &["setting `without_t5`", "FluxPipeline"],
     );
     refuses(
         &format!("{generate} --resolution 18"),
-        64,
+        65,
         &["multiples of 4"],
     );
     std::fs::remove_dir_all(work.path().join("tiny-flux/text_encoder_2")).unwrap();

@@ -300,7 +300,7 @@ fn a_gated_model_says_where_its_licence_is_accepted() {
         setup.hub.endpoint()
     );
     let expected = ["tests/tiny: the model is gated", &page, "then set HF_TOKEN"];
-    setup.fails_for_a_while(1, &expected);
+    setup.fails_for_a_while(65, &expected);
 
     let setup = Setup::new();
     setup
@@ -324,7 +324,7 @@ fn access_that_is_refused_says_what_is_lacking() {
         "refuses access (HTTP 401)",
         "hint: set HF_TOKEN to a token from",
     ];
-    setup.fails_for_a_while(1, &expected);
+    setup.fails_for_a_while(65, &expected);
     let setup = Setup::new();
     setup
         .hub
@@ -530,7 +530,7 @@ fn a_full_disk_is_an_error_and_leaves_no_half_model() {
         };
     }
     let done: Done = command.output().unwrap().into();
-    assert_eq!(done.code, Some(65), "{}", done.stderr);
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
     for expected in [
         "error: tests/tiny: cannot write ",
         "File too large",
@@ -552,7 +552,7 @@ fn what_does_not_fit_on_the_disk_is_refused_before_it_is_begun() {
         "generate --config tiny.toml --prompt red --model tests/tiny",
     ] {
         let done = setup.run(command);
-        assert_eq!(done.code, Some(65), "{}", done.stderr);
+        assert_eq!(done.code, Some(1), "{}", done.stderr);
         for expected in [
             "error: downloading tests/tiny takes 1152921504.",
             " GB free\n",
@@ -612,7 +612,7 @@ fn on_a_terminal_a_download_is_asked_for_with_all_that_goes_with_it() {
         }
     };
     let refused = typed(&learn, "n\n");
-    assert_eq!(refused.code, Some(65), "{}", refused.stdout);
+    assert_eq!(refused.code, Some(1), "{}", refused.stdout);
     for expected in [
         "to download to ",
         " free:",
@@ -722,7 +722,7 @@ fn doctor_estimates_the_memory_of_a_model_before_its_download() {
     let setup = Setup::new();
     let peak = |flags: &str| {
         let done = setup.run(&format!("doctor --model sd15 --json {flags}"));
-        assert_eq!(done.code, Some(65));
+        assert_eq!(done.code, Some(1));
         let expected = "error: the model is not on this disk; the memory is an estimate";
         assert!(done.stderr.contains(expected), "{}", done.stderr);
         let findings: Value = serde_json::from_str(&done.stdout).unwrap();
@@ -740,7 +740,7 @@ fn a_file_name_that_leaves_the_cache_is_refused() {
         let setup = Setup::new();
         setup.hub.put(TINY, name, b"evil");
         let done = setup.run("models pull tests/tiny");
-        assert_eq!(done.code, Some(65), "{}", done.stderr);
+        assert_eq!(done.code, Some(1), "{}", done.stderr);
         let expected = format!("the Hub's answer cannot be used: a file is called `{name}`");
         assert!(done.stderr.contains(&expected), "{}", done.stderr);
         assert!(of_files(&setup.hub.requests()).is_empty());
@@ -1069,7 +1069,7 @@ fn a_check_loads_everything_and_finds_faults() {
         }
         fs::write(&path, bytes).unwrap();
         let done = setup.run("models check model");
-        assert_eq!(done.code, Some(65), "{}", done.stdout);
+        assert_eq!(done.code, Some(1), "{}", done.stdout);
         let line = done
             .stdout
             .lines()

@@ -100,17 +100,17 @@ fn what_does_not_fit_is_refused_in_words() {
     let generate = |model: &str| format!("generate {model} --prompt red -o red.png");
     refuses(
         &format!("{} --negative-prompt blue", generate(DISTILLED)),
-        64,
+        65,
         &["setting `negative_prompt`", "was distilled"],
     );
     refuses(
         &format!("{} --guidance-scale 4", generate(DISTILLED)),
-        64,
+        65,
         &["setting `guidance_scale`", "1 or less"],
     );
     refuses(
         &format!("{} --resolution 18", generate(BASE)),
-        64,
+        65,
         &["multiples of 4"],
     );
     let config = work.path().join("tiny-base/transformer/config.json");

@@ -119,7 +119,7 @@ fn manual_pages_are_complete_and_render() {
         ".SH SYNOPSIS",
         "\\fBdinv learn\\fR",
         "day.png",
-        "token consistency",
+        "textual\\-inversion",
     ] {
         assert!(learn.contains(part), "no `{part}` in {learn}");
     }

@@ -63,7 +63,7 @@ fn single_files_that_cannot_be_opened_say_why() {
         ),
         (
             "--model tiny.safetensors --family sd2",
-            64,
+            65,
             &[
                 "setting `family`: expected the family of tiny.safetensors",
                 "hint: without `--fam",
@@ -76,13 +76,13 @@ fn single_files_that_cannot_be_opened_say_why() {
         ),
         (
             "--model tiny.safetensors --variant fp16",
-            64,
+            65,
             &["`variant`: expected none"],
         ),
-        ("--family sd1", 64, &["`family`: expected none, since"]),
+        ("--family sd1", 65, &["`family`: expected none, since"]),
         (
             "--tokenizer model/tokenizer",
-            64,
+            65,
             &["`tokenizer`: expected none, since"],
         ),
         (
@@ -102,7 +102,7 @@ fn networks_without_the_variant_are_read_as_they_are() {
     refuses(
         work.path(),
         "--variant fp16",
-        64,
+        65,
         &["setting `variant`: expected one that a network in model has, found fp16"],
     );
     for (network, stem) in [
@@ -199,7 +199,7 @@ fn doctor_looks_into_single_files() {
     )
     .unwrap();
     let done = run(work.path(), "doctor --model tiny.safetensors");
-    assert_eq!(done.code, Some(65), "{}", done.stderr);
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
     assert!(
         done.stdout.contains("prompts of width 16"),
         "{}",
@@ -277,7 +277,7 @@ fn loras_are_merged_and_recorded() {
     refuses(
         folder,
         "--lora style.safetensors:inf",
-        64,
+        65,
         &["setting `lora`: expected a finite weight"],
     );
     refuses(
@@ -385,7 +385,7 @@ fn another_autoencoder_and_clip_skip_are_recorded() {
     refuses(
         folder,
         "--clip-skip 9",
-        64,
+        65,
         &["setting `clip_skip`: expected less than 2"],
     );
     refuses(

@@ -39,7 +39,7 @@ fn what_appears_while_learning_stays_and_so_does_the_checkpoint() {
     )
     .unwrap();
     let done = ended(running);
-    assert_eq!(done.code, Some(65), "{}", done.stderr);
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
     assert!(
         done.stderr.contains("d.safetensors exists already"),
         "{}",
@@ -74,7 +74,7 @@ fn a_trace_that_appears_meanwhile_stays() {
     wait_for(&work.path().join("d.checkpoint.safetensors"));
     fs::write(work.path().join("t.safetensors"), "theirs").unwrap();
     let done = ended(running);
-    assert_eq!(done.code, Some(65), "{}", done.stderr);
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
     assert!(done.stderr.contains("t.safetensors"), "{}", done.stderr);
     assert_eq!(
         fs::read_to_string(work.path().join("t.safetensors")).unwrap(),
@@ -123,7 +123,7 @@ fn outputs_with_a_dot_have_checkpoints_of_their_own() {
     refuses(
         work.path(),
         &behind,
-        64,
+        65,
         &[
             "setting `steps`: expected at least",
             "the checkpoint is, found 1",
@@ -169,12 +169,12 @@ fn outputs_that_cannot_be_are_refused_before_the_first_step() {
     refuses(
         work.path(),
         &format!("{learn} -o {long}"),
-        65,
+        1,
         &["cannot write to"],
     );
     let weights = "model/unet/diffusion_pytorch_model.safetensors";
     let over = format!("{learn} --overwrite -o {weights}");
-    refuses(work.path(), &over, 65, &["one of the inputs"]);
+    refuses(work.path(), &over, 64, &["one of the inputs"]);
     let generate = "generate --config tiny.toml --prompt x";
     refuses(
         work.path(),
@@ -293,7 +293,7 @@ fn a_folder_of_pictures_is_taken_and_all_that_is_wrong_with_it_told() {
     refuses(
         work.path(),
         &format!("{apply} d.safetensors"),
-        65,
+        64,
         &["out/one.png exists already", "--skip-existing"],
     );
     refuses(work.path(), apply, 64, &["the difference is missing"]);
@@ -323,11 +323,11 @@ fn results_of_other_settings_are_not_mixed_in() {
     refuses(
         work.path(),
         &other,
-        65,
+        64,
         &["out/b.png exists, but was made with strength 0.7, not 1.0"],
     );
     let other = format!("{apply} e.safetensors {both} --strength 0.7");
-    refuses(work.path(), &other, 65, &["with another difference"]);
+    refuses(work.path(), &other, 64, &["with another difference"]);
     assert_eq!(entries(&work.path().join("out")), ["b.png"]);
     succeed(
         work.path(),
@@ -376,7 +376,7 @@ fn a_rate_that_leaves_all_numbers_behind_is_refused() {
         refuses(
             work.path(),
             &format!("{learn} --{setting} 1e30"),
-            64,
+            65,
             &["found 1000000000000000000"],
         );
     }
@@ -384,7 +384,7 @@ fn a_rate_that_leaves_all_numbers_behind_is_refused() {
     refuses(
         work.path(),
         &nothing,
-        64,
+        65,
         &["setting `lambda_mse`: expected above 0"],
     );
 }

@@ -192,7 +192,7 @@ fn one_difference_applies_to_many_pictures() {
     assert_eq!(entries(&work.path().join("out")), ["a.png", "b.png"]);
 
     let again = run(work.path(), &format!("{apply} -o out"));
-    assert_eq!(again.code, Some(65));
+    assert_eq!(again.code, Some(64));
     assert!(
         again
             .stderr

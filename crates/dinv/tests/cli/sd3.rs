@@ -129,13 +129,13 @@ fn what_does_not_fit_is_refused_in_words() {
     );
     refuses(
         &format!("{generate} --scheduler uni-pc"),
-        64,
+        65,
         &["euler or ddim"],
     );
-    refuses(&format!("{generate} --resolution 64"), 64, &["at most 36"]);
+    refuses(&format!("{generate} --resolution 64"), 65, &["at most 36"]);
     refuses(
         &format!("{generate} --unet model/unet"),
-        64,
+        65,
         &[
             "setting `unet`",
             "the class SD3Transformer2DModel, as the model's own",
@@ -144,7 +144,7 @@ fn what_does_not_fit_is_refused_in_words() {
     );
     refuses(
         "generate --config tiny.toml --prompt red -o red.png --without-t5",
-        64,
+        65,
         &["setting `without_t5`", "StableDiffusionPipeline"],
     );
     // Difference tokens of a U-Net, though on text encoders that could be the same.

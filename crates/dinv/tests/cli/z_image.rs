@@ -76,8 +76,8 @@ fn what_does_not_fit_is_refused_in_words() {
     let refuses = |flags: &str, code, expected: &[&str]| {
         refused(work.path(), &format!("{generate} {flags}"), code, expected);
     };
-    refuses("--resolution 18", 64, &["multiples of 4"]);
-    refuses("--resolution 512", 64, &["`resolution`", "at most 256"]);
+    refuses("--resolution 18", 65, &["multiples of 4"]);
+    refuses("--resolution 512", 65, &["`resolution`", "at most 256"]);
     let config = work.path().join("tiny-z/transformer/config.json");
     let text = std::fs::read_to_string(&config).unwrap();
     let omni = text.replace("\"siglip_feat_dim\": null", "\"siglip_feat_dim\": 1152");

@@ -231,8 +231,8 @@ function resultTile() {
   const job = known.jobs.find(({ id }) => id === shownJob);
   const made = job?.results.filter(({ kind }) => kind === "picture").at(-1);
   const title = make("h3", {}, make("span", {}, "B′ ", make("small", {}, "what the program makes")));
-  const button = make("button", { type: "button", className: "result", disabled: !made, onclick: () => view(job, made) });
   const drawing = job?.state === "running" && job.progress?.stage === "generate" && preview?.id === job.id;
+  const button = make("button", { type: "button", className: "result", disabled: !made || drawing, onclick: () => view(job, made) });
   if (drawing) button.append(image(preview.picture, "B′ as it is being drawn"), make("span", { className: "over" }, told(job)));
   else if (made) button.append(image(made.url, "B′"));
   else if (!job) button.append(make("span", {}, "B′ appears here"));
@@ -683,7 +683,8 @@ const seen = new Map(); // the states of jobs that were acted upon
 
 /** Follows the running job by its events, and looks at all of them now and then. */
 function follow() {
-  const running = known.jobs.find(({ state }) => state === "running");
+  const all = known.jobs.filter(({ state }) => state === "running");
+  const running = all.find(({ kind }) => kind !== "download") ?? all[0]; // downloads run beside it
   if (stream && stream.id !== running?.id) { stream.source.close(); stream = null; }
   if (running && !stream) {
     const source = new EventSource(`/v1/jobs/${running.id}/events`);
@@ -692,6 +693,7 @@ function follow() {
       const job = JSON.parse(data);
       const index = known.jobs.findIndex(({ id }) => id === job.id);
       if (index < 0) return;
+      if (job.results.length !== known.jobs[index].results.length) preview = null;
       known.jobs[index] = { ...known.jobs[index], ...job };
       if (OVER.has(job.state)) { source.close(); stream = null; refresh(); return; }
       drawJobs();
