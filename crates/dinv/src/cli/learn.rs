@@ -100,8 +100,7 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
     let spent = checkpoint.file_name().unwrap_or_default().to_string_lossy();
     output.claim(&spent)?;
     output.check()?;
-    let resume = Resume::of(args.resume, args.time);
-    let records = checkpoint::records(&checkpoint, resume, args.overwrite)?;
+    let records = args.records(&checkpoint)?;
     let trace = args.traced(&checkpoint, records.resume.is_some(), &inputs)?;
     job.records = Records {
         replay: args.replay.clone(),
@@ -193,6 +192,12 @@ impl LearnArgs {
             &self.seed,
             &self.draft,
         ])
+    }
+
+    /// The checkpoints, and whether to resume.
+    fn records(&self, checkpoint: &Path) -> Result<Records, Failure> {
+        let resume = Resume::of(self.resume, self.time);
+        checkpoint::records(checkpoint, resume, self.overwrite)
     }
 
     /// The trace, if requested: a separate file, which a resumed run continues.

@@ -97,7 +97,7 @@ fn the_only_model_is_taken_and_one_of_several_is_named() {
 
     let several = ChatServer::start(&["one:7b", "two"]);
     let made = done(command(&work, &several, caption));
-    assert_eq!(made.code, Some(1));
+    assert_eq!(made.code, Some(65));
     let address = several.address();
     for text in [
         "the server has several models: one:7b, two".to_owned(),
@@ -268,7 +268,13 @@ fn a_server_that_gives_no_caption_is_explained() {
         ),
     ];
     for (reply, expected) in cases {
-        gives(&work, &server, reply, 1, expected);
+        // What the server refuses for good is the address's fault; the rest is the model's.
+        let code = if expected[0].contains("(HTTP ") {
+            65
+        } else {
+            1
+        };
+        gives(&work, &server, reply, code, expected);
         assert_eq!(server.requests().len(), 1);
     }
 }
@@ -438,7 +444,12 @@ fn an_address_that_is_none_is_refused() {
             work.path(),
             &format!("caption a.png --config tiny.toml --captioner {address}"),
         );
-        assert_eq!(done.code, Some(2), "{}", done.stderr);
+        let code = if expected[0].contains("neither") {
+            64
+        } else {
+            65
+        };
+        assert_eq!(done.code, Some(code), "{}", done.stderr);
         for text in expected {
             assert!(done.stderr.contains(text), "no `{text}` in {}", done.stderr);
         }
@@ -446,7 +457,7 @@ fn an_address_that_is_none_is_refused() {
     }
     // The address of a model's page is a name of the Hub, as before.
     let page = "caption a.png --config tiny.toml --captioner https://huggingface.co/owner/name";
-    refused(work.path(), page, 1, &["owner/name: not in the cache"]);
+    refused(work.path(), page, 65, &["owner/name: not in the cache"]);
 }
 
 #[test]

@@ -147,7 +147,7 @@ fn one_page_holds_everything_and_is_not_made_twice() {
     refused(
         work.path(),
         &format!("{RUN} --quick"),
-        2,
+        64,
         &[
             "first-run holds a run with quick false, not true",
             "`--overwrite`",
@@ -157,7 +157,7 @@ fn one_page_holds_everything_and_is_not_made_twice() {
     refused(
         work.path(),
         RUN,
-        2,
+        64,
         &["first-run holds a run with other settings"],
     );
     let json = succeed(work.path(), &format!("{RUN} --overwrite --json"));
@@ -217,7 +217,7 @@ fn a_part_that_fails_is_shown_and_the_same_command_does_it_later() {
     refused(
         work.path(),
         RUN,
-        2,
+        64,
         &["first-run holds a run with other files of the model"],
     );
 }
@@ -273,20 +273,20 @@ fn what_cannot_be_tried_is_refused_before_anything_is_written() {
     refused(
         work.path(),
         &format!("{RUN} -o mine"),
-        2,
+        64,
         &["mine: not empty, and not the folder of a first run"],
     );
     assert_eq!(entries(&work.path().join("mine")), ["letter.txt"]);
     refused(
         work.path(),
         "first-run --model sd15x",
-        1,
+        65,
         &["sd15x: no such file, folder or model"],
     );
     refused(
         work.path(),
         "first-run --model sd15",
-        1,
+        65,
         &["dinv models pull"],
     );
     let demo = work.path().join("demo/model");
@@ -296,7 +296,7 @@ fn what_cannot_be_tried_is_refused_before_anything_is_written() {
         .env("DINV_DEMO_MODEL", &demo)
         .output();
     let done: super::Done = done.unwrap().into();
-    assert_eq!(done.code, Some(1));
+    assert_eq!(done.code, Some(65));
     assert!(
         done.stderr
             .contains("demo/benchmark/photos: the suite is missing"),

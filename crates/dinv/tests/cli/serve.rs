@@ -516,7 +516,7 @@ fn jobs_do_not_wait_for_downloads() {
             format!("http://{}", silent.local_addr().unwrap()),
         )
         .env_remove("HF_HUB_OFFLINE");
-    let server = Server::of(program, log, &[]);
+    let server = Server::of(program, log, &["--allow-any-model"]);
     let asked = json!({ "kind": "download", "settings": { "model": "tests/tiny" } });
     let [first, second] = [(); 2].map(|()| server.job(&asked));
     server.wait(&first, |job| job["state"] == "running");
