@@ -3,7 +3,8 @@
 mod address;
 #[cfg(feature = "hub")]
 mod client;
-#[cfg(all(test, feature = "hub"))]
+#[cfg(test)]
+#[cfg(feature = "hub")]
 mod tests;
 
 use std::fmt;
