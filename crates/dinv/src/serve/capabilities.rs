@@ -174,6 +174,7 @@ pub(crate) fn all(app: &App) -> Answer<Value> {
 mod tests {
     use std::collections::HashSet;
 
+    use super::super::models;
     use super::*;
 
     /// Checks that the list names every flag that is not a setting, and nothing else.
@@ -197,9 +198,8 @@ mod tests {
                     .find(|arg| arg.get_id() == id.as_str())
                     .unwrap();
                 let is_path = arg.get_value_parser().type_id() == TypeId::of::<PathBuf>();
-                // These two are checked where requests are read.
-                let is_checked = ["model", "captioner"].contains(&flag.name.as_str());
-                assert!(!is_path || is_checked, "{}", flag.name);
+                let is_restricted = models::RESTRICTED.contains(&flag.name.as_str());
+                assert!(!is_path || is_restricted, "{}", flag.name);
             }
         }
     }

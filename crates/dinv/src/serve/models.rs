@@ -15,6 +15,9 @@ use crate::cli::{fetch, memory};
 use super::http::App;
 use super::problem::{Answer, Problem};
 
+/// The settings that [`check`] restricts: they can name paths and addresses.
+pub(crate) const RESTRICTED: [&str; 2] = ["model", "captioner"];
+
 /// All models, with the memory of learning on each, and the room on this machine, for which the process `waiting` makes way.
 pub(crate) fn all(waiting: Option<u32>) -> Answer<Value> {
     let hub = Hub::from_env()?;
@@ -68,7 +71,7 @@ fn ways(model: &Row) -> Vec<memory::Way> {
     }
 }
 
-/// Allows only models that the server offers as the setting `model` or `captioner`, unless any may be named. The address of
+/// Allows only models that the server offers as a [`RESTRICTED`] setting, unless any may be named. The address of
 /// another server is none of them: a request could make this one send pictures to places that only it can reach.
 pub(crate) fn check(app: &App, setting: &str, model: &Value) -> Answer<()> {
     let field = format!("settings.{setting}");

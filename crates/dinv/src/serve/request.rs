@@ -372,7 +372,7 @@ impl Request {
         let mut arguments = Vec::new();
         for (name, value) in &self.settings {
             let field = format!("settings.{name}");
-            if ["model", "captioner"].contains(&name.as_str()) {
+            if models::RESTRICTED.contains(&name.as_str()) {
                 models::check(app, name, value)?;
             }
             if name == "model" && self.kind == Kind::Download {
