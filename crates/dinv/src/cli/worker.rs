@@ -41,6 +41,7 @@ pub(crate) fn run() -> anyhow::Result<Exit> {
     let lines = signals::lines_until_stop()?;
     while !signals::stopping() {
         let line = match lines.recv_timeout(PATIENCE) {
+            Ok(_) if signals::stopping() => break, // the server gives it to another process
             Ok(line) => line,
             Err(RecvTimeoutError::Timeout) => continue,
             Err(RecvTimeoutError::Disconnected) => break,
