@@ -18,8 +18,10 @@ use super::store::{Running, Store};
 /// The priority of commands, so that the server answers while they compute; 0 is usual, 19 the lowest.
 #[cfg(unix)]
 const PRIORITY: i32 = 10;
-/// How long a process may take to end once its input is closed, before it is killed.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// How long a process may take to end once its input or its output is closed, before it is killed.
+const FAREWELL: Duration = Duration::from_secs(10);
+/// Between two looks at whether it has ended.
+const PAUSE: Duration = Duration::from_millis(5);
 /// Between two looks at the memory that other programs have left.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -156,9 +158,18 @@ impl Process {
         &mut self.lines
     }
 
-    /// Waits for a process that has closed its output and is about to end.
+    /// Waits for a process that has closed its output and is about to end; kills it if it does not.
     pub(crate) fn wait(self) -> io::Result<ExitStatus> {
-        self.child().wait()
+        let closed = Instant::now();
+        loop {
+            if let Some(status) = self.child().try_wait()? {
+                return Ok(status);
+            }
+            if closed.elapsed() > FAREWELL {
+                self.child().kill()?;
+            }
+            std::thread::sleep(PAUSE);
+        }
     }
 
     fn child(&self) -> std::sync::MutexGuard<'_, Child> {
@@ -180,7 +191,7 @@ impl Drop for Process {
         self.stdin = None;
         let asked = Instant::now();
         while self.is_alive() && asked.elapsed() < FAREWELL {
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(PAUSE);
         }
         let mut child = self.child();
         let _ = child.kill(); // it has ended
