@@ -3,7 +3,7 @@
 mod page;
 mod tables;
 
-pub use self::page::escaped;
+pub use self::page::{COLOURS, escaped};
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -8,6 +8,8 @@ use super::{Group, Report, Summary};
 use crate::{Better, Folder, METRICS, Status};
 
 const PAGE: &str = include_str!("page.html");
+/// The colours of pages that the program writes, by light and by dark.
+pub const COLOURS: &str = include_str!("colours.css");
 const STYLE: &str = include_str!("page.css");
 const SCRIPT: &str = include_str!("page.js");
 
@@ -16,7 +18,7 @@ impl Report {
         let data = self.page_data(summaries).to_string();
         // Prevents names and captions from ending the script.
         let data = data.replace('<', "\\u003c");
-        PAGE.replace("{{style}}", STYLE)
+        PAGE.replace("{{style}}", &format!("{COLOURS}{STYLE}"))
             .replace("{{script}}", SCRIPT)
             .replace("{{title}}", &escaped(&self.title()))
             .replace("{{data}}", &data)

@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use difference_inversion::image::load_image;
 use difference_inversion::util::files::write_atomically;
-use dinv_eval::report::escaped;
+use dinv_eval::report::{COLOURS, escaped};
 use image::codecs::jpeg::JpegEncoder;
 use serde_json::Value;
 
@@ -32,7 +32,7 @@ pub(super) fn write(report: &Report, photos: &Photos, folder: &Path) -> anyhow::
     let [failed, off] = report.problems();
     let state = if failed + off == 0 { "good" } else { "bad" };
     let text = TEMPLATE
-        .replace("{{style}}", STYLE)
+        .replace("{{style}}", &format!("{COLOURS}{STYLE}"))
         .replace("{{title}}", &escaped(&title(report)))
         .replace("{{state}}", state)
         .replace("{{verdict}}", &verdict(report))
