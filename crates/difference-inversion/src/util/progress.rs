@@ -134,6 +134,7 @@ pub fn step(observer: Observer<'_>, stage: Stage, done: usize, total: usize) -> 
 ///
 /// # Errors
 /// As [`step`].
+#[cfg(feature = "hub")]
 pub(crate) fn ask(observer: Observer<'_>, stage: Stage) -> crate::Result<()> {
     match observer(&Progress::Waiting { stage }) {
         ControlFlow::Continue(()) => Ok(()),

@@ -51,9 +51,7 @@ impl Needs {
             captioner: of_prompts.captioner || (optimised && of_delta && !captions_given),
         }
     }
-}
 
-impl Needs {
     /// What of it may have to be downloaded: not a captioner behind a server.
     fn to_download(self, settings: &ModelSettings) -> anyhow::Result<Self> {
         Ok(Self {

@@ -67,6 +67,7 @@ fn ways_by(peak: impl Fn(&LearningMemory) -> Option<u64>) -> Vec<Way> {
 }
 
 /// The part of the memory that should be left to other programs.
+#[cfg(feature = "serve")]
 const LEFT: f64 = 0.1;
 
 /// The bytes of memory that programs can still use, and those of a process that is about to give up its own.
@@ -83,6 +84,7 @@ pub(crate) fn available_with(process: Option<u32>) -> u64 {
 }
 
 /// Whether other programs have little memory left.
+#[cfg(feature = "serve")]
 pub(crate) fn is_scarce() -> bool {
     let mut system = System::new();
     system.refresh_memory();

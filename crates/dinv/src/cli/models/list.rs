@@ -40,6 +40,7 @@ pub(crate) struct Row {
 
 impl Row {
     /// Its bytes on this machine, or the approximate bytes of its whole download.
+    #[cfg(feature = "serve")]
     pub(crate) fn bytes_in_all(&self) -> u64 {
         match self.state {
             State::NotDownloaded | State::Incomplete => self.download_bytes.unwrap_or(0),
