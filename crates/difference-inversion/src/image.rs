@@ -22,7 +22,7 @@ pub use ::image::RgbImage;
 use ::image::RgbaImage;
 
 pub use self::mask::{Mask, load_mask};
-pub use self::png::{read_png_text, save_png};
+pub use self::png::{data_url, read_png_text, save_png};
 pub use self::preprocess::ImagePreprocessor;
 pub use self::resize::{Filter, resize};
 

@@ -1,10 +1,12 @@
 //! PNG files that carry their settings.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Cursor};
 use std::path::Path;
 
-use ::image::RgbImage;
+use ::image::{ImageFormat, RgbImage};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 
 use crate::util::files::write_atomically;
 use crate::{Error, Result};
@@ -32,6 +34,18 @@ pub fn save_png(path: &Path, image: &RgbImage, text: &[(&str, &str)]) -> Result<
     };
     let bytes = encode().map_err(|error| Error::invalid_file(path, error.to_string()))?;
     write_atomically(path, &bytes)
+}
+
+/// `image` as a data URL of a PNG, for other programs.
+///
+/// # Errors
+/// [`Error::InvalidInput`] for a picture that PNG cannot hold.
+pub fn data_url(image: &RgbImage) -> Result<String> {
+    let mut png = Cursor::new(Vec::new());
+    let written = image.write_to(&mut png, ImageFormat::Png);
+    written.map_err(|error| Error::invalid_input(format!("a picture cannot be sent: {error}")))?;
+    let data = STANDARD.encode(png.into_inner());
+    Ok(format!("data:image/png;base64,{data}"))
 }
 
 /// The iTXt chunks (key, text) of a PNG file, in their order.

@@ -1,14 +1,11 @@
 //! Output for the user: results on stdout, messages on stderr, and the format of errors.
 
 use std::fmt::{self, Display};
-use std::io::{self, Cursor, IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use difference_inversion::Error;
-use difference_inversion::image::RgbImage;
-use image::ImageFormat;
+use difference_inversion::image::{RgbImage, data_url};
 use serde::Serialize;
 use serde_json::json;
 use terminal_size::{Width, terminal_size_of};
@@ -89,6 +86,7 @@ static ALL_TO_STDERR: AtomicBool = AtomicBool::new(false);
 
 /// From now on, results are events of the type `output` on stderr, whose lines are JSON objects: their reader knows what
 /// came before what.
+#[cfg(feature = "serve")]
 pub(crate) fn write_all_to_stderr() {
     write_json_lines();
     ALL_TO_STDERR.store(true, Ordering::Relaxed);
@@ -151,10 +149,7 @@ pub(crate) fn event(event: &impl Serialize) {
 
 /// Prints a picture as a line of stderr, of the type `preview`. What is shown only on the way may fail.
 pub(crate) fn preview(picture: &RgbImage) {
-    let mut png = Cursor::new(Vec::new());
-    if picture.write_to(&mut png, ImageFormat::Png).is_ok() {
-        let picture = STANDARD.encode(png.into_inner());
-        let picture = format!("data:image/png;base64,{picture}");
+    if let Ok(picture) = data_url(picture) {
         event(&json!({ "type": "preview", "picture": picture }));
     }
 }

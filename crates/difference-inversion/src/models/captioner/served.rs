@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 pub use self::address::ServerAddress;
-use crate::image::RgbImage;
+use crate::image::{RgbImage, data_url};
 use crate::models::captioner::Describes;
 use crate::util::caption_problem::CaptionProblem;
 use crate::{Error, Result};
@@ -136,7 +136,7 @@ impl ServedCaptioner {
         let named = self.clone().with_model()?;
         let mut content = vec![json!({ "type": "text", "text": words })];
         for picture in pictures {
-            let url = self.data_url(picture)?;
+            let url = data_url(picture)?;
             content.push(json!({ "type": "image_url", "image_url": { "url": url } }));
         }
         let mut request = json!({
@@ -212,11 +212,6 @@ impl ServedCaptioner {
 
     #[cfg(not(feature = "hub"))]
     fn ask(&self, _: &str, _: Option<&Value>) -> Result<Vec<u8>> {
-        Err(self.error(CaptionProblem::NotBuiltIn))
-    }
-
-    #[cfg(not(feature = "hub"))]
-    fn data_url(&self, _: &RgbImage) -> Result<String> {
         Err(self.error(CaptionProblem::NotBuiltIn))
     }
 }

@@ -1,12 +1,8 @@
 //! Requests to a server, and what its answers mean.
 
-use std::io::Cursor;
 use std::thread::sleep;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use image::ImageFormat;
 use serde::Deserialize;
 use serde_json::Value;
 use ureq::Agent;
@@ -14,7 +10,6 @@ use ureq::http::{HeaderMap, header};
 
 use super::{ServedCaptioner, beginning};
 use crate::Error;
-use crate::image::RgbImage;
 use crate::util::caption_problem::CaptionProblem;
 
 /// The timeout for a connection.
@@ -145,18 +140,6 @@ impl ServedCaptioner {
             },
             _ => CaptionProblem::Status { status, message },
         }
-    }
-
-    /// A picture as a data URL.
-    pub(super) fn data_url(&self, picture: &RgbImage) -> Result<String, Error> {
-        let mut png = Cursor::new(Vec::new());
-        picture
-            .write_to(&mut png, ImageFormat::Png)
-            .map_err(|error| Error::invalid_input(format!("a picture cannot be sent: {error}")))?;
-        Ok(format!(
-            "data:image/png;base64,{}",
-            STANDARD.encode(png.into_inner())
-        ))
     }
 }
 
