@@ -11,5 +11,5 @@ pub mod pipeline;
 mod preview;
 pub mod sample;
 pub mod text_encoder;
-mod textual_inversion;
+pub(crate) mod textual_inversion;
 pub mod words;

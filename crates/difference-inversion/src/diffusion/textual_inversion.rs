@@ -5,11 +5,13 @@
 
 use std::path::Path;
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 
-use crate::diffusion::family::EncoderPart;
+use crate::diffusion::family::{EncoderPart, Family};
+use crate::diffusion::model_files::ModelFiles;
 use crate::diffusion::model_files::embedding::{EmbeddingFile, is_name};
-use crate::diffusion::text_encoder::TextEncoder;
+use crate::diffusion::pipeline;
+use crate::diffusion::text_encoder::{Base, TextEncoder};
 use crate::weights::file::TensorFile;
 use crate::weights::low_rank::numbers;
 use crate::{Error, Result};
@@ -50,6 +52,65 @@ pub(crate) fn add_all(
         }
     }
     Ok(())
+}
+
+/// The vectors of one word for the text encoders of a model that difference tokens are learned for, [n, d] each, and
+/// the base of such tokens. The word may have a file for each text encoder, as diffusers wants for SDXL.
+///
+/// # Errors
+/// If a file is invalid (the error names it), or if a text encoder has no vectors, two files' vectors, or another number
+/// of them than the others.
+pub(crate) fn vectors(
+    words: &[impl AsRef<Path>],
+    files: &ModelFiles,
+    device: &Device,
+) -> Result<(Vec<Tensor<2>>, Base)> {
+    let family = Family::of(files)?;
+    let parts = family.encoders_in(files)?.into_iter();
+    let parts: Vec<_> = parts.take_while(|part| part.learned).collect();
+    let encoders = pipeline::text_encoders(files, family, &parts, device, FloatDType::F32)?;
+    let mut found: Vec<Option<(&Path, Tensor<2>)>> = vec![None; encoders.len()];
+    for path in words.iter().map(AsRef::as_ref) {
+        for (number, embeddings) in read(path, &parts, &encoders)? {
+            if let Some((other, _)) = &found[number] {
+                let other = other.display();
+                let reason = format!("vectors for the same text encoder as those of {other}");
+                return Err(Error::invalid_file(path, reason));
+            }
+            found[number] = Some((path, embeddings));
+        }
+    }
+    let last = words.last().map_or(Path::new(""), AsRef::as_ref);
+    let mut vectors: Vec<Tensor<2>> = Vec::new();
+    for (found, encoder) in found.into_iter().zip(&encoders) {
+        let Some((path, embeddings)) = found else {
+            let reason = format!(
+                "a {} has {} text encoders, and there are no vectors of width {} in it: a word of diffusers has a file \
+                 for each text encoder, give both",
+                family.class,
+                encoders.len(),
+                encoder.hidden_size()
+            );
+            return Err(Error::invalid_file(last, reason));
+        };
+        let [count, before] =
+            [&embeddings, vectors.first().unwrap_or(&embeddings)].map(|one| one.dims()[0]);
+        if count != before {
+            let reason = format!(
+                "{count} vectors for one text encoder and {before} for another: expected as many"
+            );
+            return Err(Error::invalid_file(path, reason));
+        }
+        vectors.push(embeddings);
+    }
+    let base = Base {
+        denoiser: family.denoiser.title.to_owned(),
+        encoders: encoders
+            .iter()
+            .map(|encoder| encoder.base().clone())
+            .collect(),
+    };
+    Ok((vectors, base))
 }
 
 /// The vectors of a file, [n, d], each with the number of its text encoder.

@@ -1,10 +1,12 @@
 //! Difference tokens D̃: learned from A and A′, appended to B's prompt.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Device, Tensor};
 
+use crate::diffusion::model_files::ModelFiles;
 use crate::diffusion::text_encoder::{Base, EncoderBase};
+use crate::diffusion::textual_inversion;
 use crate::diffusion::words::signed;
 use crate::util::arrays::{Array, Arrays};
 use crate::util::digest::sha256;
@@ -65,6 +67,23 @@ impl DifferenceTokens {
             base: base.clone(),
             settings: serde_json::Value::Null,
         }
+    }
+
+    /// The vectors of a textual inversion as difference tokens for a model: behind the prompt of B they add what the word
+    /// means. A word for several text encoders may have a file for each of them. Of the model, only the text encoders
+    /// are opened.
+    ///
+    /// # Errors
+    /// If a file of the model or of the word is invalid (the error names it), or if the word has no vectors for one of the
+    /// text encoders.
+    pub fn of_word(files: &[PathBuf], model: &ModelFiles, device: &Device) -> Result<Self> {
+        if let Some(path) = files.iter().find(|path| Self::load(path, device).is_ok()) {
+            let reason =
+                "it is a difference already, for the model that it was learned on: use it as it is";
+            return Err(Error::invalid_file(path, reason));
+        }
+        let (embeddings, base) = textual_inversion::vectors(files, model, device)?;
+        Self::new(embeddings, base)
     }
 
     /// Records the settings the tokens were learned with.
@@ -283,7 +302,7 @@ fn foreign(arrays: &Arrays) -> &'static str {
         ", but a LoRA"
     } else if keys().any(is_word) {
         ", but a textual inversion of another program, which stands for a word and not for a difference \
-         (`dinv learn` makes one of two pictures)"
+         (`dinv learn` makes one of two pictures, `dinv import` one of the word)"
     } else {
         ""
     }

@@ -16,6 +16,7 @@ use difference_inversion::method::difference::DifferenceTokens;
 use difference_inversion::method::generate::{self, Inputs};
 use difference_inversion::method::learn::Records;
 use difference_inversion::util::arrays::{Array, Arrays};
+use difference_inversion::util::tensors::host;
 
 use crate::tiny::{
     copy, example_in, furthest, golden, models_in, relative_error, request, short_analogy, silent,
@@ -108,6 +109,48 @@ fn learned_words_are_read_as_diffusers_reads_them() {
     // SDXL's has vectors for both text encoders; of another, one of them reads the name.
     let words = vec![word("toy", part("xl")), word("Vec.v2", part("three"))];
     check_states("sdxl", &with_words("sdxl", words).unwrap(), "sdxl_states");
+}
+
+/// What a program keeps of a word becomes the same numbers of a difference, and the base is that of a learned one.
+#[test]
+fn words_of_other_programs_become_differences() {
+    let imported = |files: &[&str], folder: &str| {
+        let paths: Vec<PathBuf> = files.iter().map(|name| part(name)).collect();
+        let model = ModelFiles::open(&golden(folder), &FileOptions::default()).unwrap();
+        DifferenceTokens::of_word(&paths, &model, &Device::flex())
+    };
+    let numbers = |tokens: &DifferenceTokens| -> Vec<Vec<f32>> {
+        let embeddings = tokens.embeddings().iter();
+        embeddings
+            .map(|embedding| host(embedding.clone()))
+            .collect()
+    };
+    let expected = numbers(&imported(&["kohya"], "pipeline").unwrap());
+    let file = Arrays::read(&part("kohya")).unwrap();
+    let stored: Tensor<2> = file.tensor("emb_params", &Device::flex()).unwrap();
+    assert_eq!(expected, [host(stored)]);
+    for layout in ["diffusers", "a1111", "comfyui"] {
+        let tokens = imported(&[layout], "pipeline").unwrap();
+        assert_eq!(numbers(&tokens), expected, "{layout}");
+        let base = models_in(&golden("pipeline")).pipeline().base();
+        tokens.check_base(&base).unwrap();
+    }
+    let both = imported(&["xl"], "sdxl").unwrap();
+    assert_eq!(both.embeddings().len(), 2);
+    both.check_base(&models_in(&golden("sdxl")).pipeline().base())
+        .unwrap();
+
+    let refusal = |files: &[&str], folder: &str| imported(files, folder).unwrap_err().to_string();
+    let half = refusal(&["kohya"], "sdxl");
+    assert!(
+        half.contains("a file for each text encoder, give both"),
+        "{half}"
+    );
+    let twice = refusal(&["kohya", "a1111"], "pipeline");
+    assert!(
+        twice.contains("vectors for the same text encoder as those of"),
+        "{twice}"
+    );
 }
 
 /// A difference learned with given words does not belong to them, and the joint space knows them.

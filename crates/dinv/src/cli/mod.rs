@@ -19,6 +19,7 @@ mod first_run;
 mod fitting;
 pub(crate) mod flags;
 mod generate;
+mod import;
 #[cfg(feature = "serve")]
 mod jobs;
 mod learn;
@@ -74,6 +75,7 @@ enum Command {
     Batch(Box<batch::BatchArgs>),
     Caption(caption::CaptionArgs),
     Export(export::ExportArgs),
+    Import(Box<import::ImportArgs>),
     FirstRun(Box<first_run::FirstRunArgs>),
     Eval(eval::EvalArgs),
     #[cfg(feature = "serve")]
@@ -126,6 +128,7 @@ impl Command {
                 Self::Batch(args) => batch::run(&args),
                 Self::Caption(args) => caption::run(&args),
                 Self::Export(args) => export::run(&args),
+                Self::Import(args) => import::run(&args),
                 Self::FirstRun(args) => first_run::run(&args),
                 Self::Eval(args) => eval::run(&args),
                 #[cfg(feature = "serve")]

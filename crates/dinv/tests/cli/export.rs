@@ -48,6 +48,75 @@ fn an_exported_difference_draws_as_a_word_what_it_draws_behind_the_words() {
     assert_ne!(drawn_with_word(&work, back, "red <night>"), expected);
 }
 
+/// The way back from other programs: what was exported is imported as it was, and draws the same picture.
+#[test]
+fn what_was_exported_is_imported_as_it_was() {
+    let work = workplace();
+    let at = |name: &str| work.path().join(name);
+    succeed(
+        work.path(),
+        &format!("learn -q --config tiny.toml {PAIR} -o night.safetensors"),
+    );
+    succeed(
+        work.path(),
+        "export night.safetensors --format diffusers -o exported",
+    );
+    let import = "import --config tiny.toml exported/dinv-night.safetensors -o back.safetensors";
+    let done = succeed(work.path(), import);
+    assert_eq!(done.stdout, "back.safetensors\n");
+    assert!(
+        done.stderr.contains("dinv apply back.safetensors"),
+        "{}",
+        done.stderr
+    );
+    let drawn = |difference: &str| {
+        let common = "generate -q --config tiny.toml --overwrite --prompt red -o red.png";
+        succeed(work.path(), &format!("{common} --difference {difference}"));
+        image::open(at("red.png")).unwrap()
+    };
+    assert_eq!(drawn("back.safetensors"), drawn("night.safetensors"));
+
+    let refuses = |arguments: &str, code, expected: &[&str]| {
+        refused(
+            work.path(),
+            &format!("import --config tiny.toml {arguments}"),
+            code,
+            expected,
+        );
+    };
+    refuses(
+        "exported/dinv-night.safetensors -o back.safetensors",
+        64,
+        &["back.safetensors", "--overwrite"],
+    );
+    refuses(
+        "night.safetensors -o new.safetensors",
+        65,
+        &["night.safetensors: it is a difference already"],
+    );
+    refuses("a.png -o new.safetensors", 65, &["a.png"]);
+    refuses(
+        "none.safetensors -o new.safetensors",
+        65,
+        &["none.safetensors"],
+    );
+    refuses("-o new.safetensors", 64, &["FILE"]);
+    std::fs::write(at("word.pt"), "x").unwrap();
+    refuses(
+        "word.pt -o new.safetensors",
+        65,
+        &["word.pt", "a pickled file is not read"],
+    );
+    let unet = "model/unet/diffusion_pytorch_model.safetensors -o new.safetensors";
+    refuses(unet, 65, &["expected vectors of width 16"]);
+    let twice =
+        "exported/dinv-night.safetensors exported/dinv-night.safetensors -o new.safetensors";
+    refuses(twice, 65, &["vectors for the same text encoder"]);
+    let other = "exported/dinv-night.safetensors --embedding a.safetensors -o new.safetensors";
+    refuses(other, 64, &["--embedding"]);
+    assert!(!at("new.safetensors").exists());
+}
+
 /// Draws with a prompt of several words.
 fn drawn_with_word(work: &tempfile::TempDir, flags: &str, prompt: &str) -> image::DynamicImage {
     let mut command = super::dinv(work.path());

@@ -14,6 +14,7 @@ const COMMANDS: &[&str] = &[
     "batch",
     "caption",
     "export",
+    "import",
     "first-run",
     "eval",
     "eval run",

@@ -45,17 +45,7 @@ impl Pipeline {
         check_attention_mask(files, family)?;
         Self::check_adapters(files)?;
         let parts = family.encoders_in(files)?;
-        let names: Vec<&str> = parts.iter().map(|encoder| encoder.part).collect();
-        files.check_text_encoders(&names)?;
-        let text_encoders = (parts.iter())
-            .map(|encoder| (encoder.open)(files, encoder.part, device, dtype))
-            .collect::<Result<Vec<_>>>()?;
-        check_vocabularies(files.path(), &parts, &text_encoders)?;
-        check_clip_skip(files.clip_skip(), family, &parts, &text_encoders)?;
-        let mut text_encoders = text_encoders;
-        for encoder in &mut text_encoders {
-            encoder.set_clip_skip(files.clip_skip());
-        }
+        let mut text_encoders = text_encoders(files, family, &parts, device, dtype)?;
         textual_inversion::add_all(files.embeddings(), &parts, &mut text_encoders)?;
         let widths: Vec<usize> = text_encoders.iter().map(TextEncoder::hidden_size).collect();
         let projections: Vec<Option<usize>> = (text_encoders.iter())
@@ -155,6 +145,31 @@ impl Pipeline {
         self.noising = (self.noising.clone()).for_tokens(tokens.iter().product());
         Ok(())
     }
+}
+
+/// Opens some of a family's text encoders, without the words of textual inversions.
+///
+/// # Errors
+/// As [`Pipeline::open`].
+pub(crate) fn text_encoders(
+    files: &ModelFiles,
+    family: &Family,
+    parts: &[&'static EncoderPart],
+    device: &Device,
+    dtype: FloatDType,
+) -> Result<Vec<TextEncoder>> {
+    let all = family.encoders_in(files)?;
+    let names: Vec<&str> = all.iter().map(|encoder| encoder.part).collect();
+    files.check_text_encoders(&names)?;
+    let mut encoders = (parts.iter())
+        .map(|encoder| (encoder.open)(files, encoder.part, device, dtype))
+        .collect::<Result<Vec<_>>>()?;
+    check_vocabularies(files.path(), parts, &encoders)?;
+    check_clip_skip(files.clip_skip(), family, parts, &encoders)?;
+    for encoder in &mut encoders {
+        encoder.set_clip_skip(files.clip_skip());
+    }
+    Ok(encoders)
 }
 
 /// Refuses a text encoder that masks padding, such as AltDiffusion's. Families with several encoders have no
