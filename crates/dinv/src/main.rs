@@ -19,19 +19,36 @@ fn main() -> ExitCode {
 
 /// Settings that libraries read from the environment, before `main` or on their first call. Existing ones are kept.
 #[cfg(unix)]
-fn settings() -> Vec<(&'static str, &'static str)> {
+fn settings() -> Vec<(&'static str, String)> {
     let unset = |name: &str| std::env::var_os(name).is_none();
     let mut settings = Vec::new();
+    // The cores that a process may use, by its control group and affinity, are the default. A task of Slurm need not be bound
+    // to its own.
+    let variable = |name: &str| std::env::var(name).ok();
+    if let Some(cores) = cores_from_slurm(variable) {
+        let available = std::thread::available_parallelism().map_or(cores, std::num::NonZero::get);
+        settings.push(("RAYON_NUM_THREADS", cores.min(available).to_string()));
+    }
     // Keeps freed memory for ten seconds instead of one. A step of a large model takes longer than one second, and
     // the system would clear all of its memory again, which takes a seventh of the step.
-    settings.push(("MIMALLOC_PURGE_DELAY", "10000"));
+    settings.push(("MIMALLOC_PURGE_DELAY", "10000".to_owned()));
     // Mesa's Vulkan drivers ask the display which GPU to list first. Without a display, they print an
     // error for each query.
     if unset("XDG_RUNTIME_DIR") {
-        settings.push(("NODEVICE_SELECT", "1"));
+        settings.push(("NODEVICE_SELECT", "1".to_owned()));
     }
     settings.retain(|(name, _)| unset(name));
     settings
+}
+
+/// The cores of this task on this machine, by the variables that `sbatch` and `srun` set.
+#[cfg(unix)]
+fn cores_from_slurm(variable: impl Fn(&str) -> Option<String>) -> Option<usize> {
+    let number = |name: &str| variable(name)?.trim().parse::<usize>().ok();
+    let of_task = number("SLURM_CPUS_PER_TASK");
+    let is_alone = number("SLURM_NTASKS").is_none_or(|tasks| tasks == 1);
+    let of_node = || number("SLURM_CPUS_ON_NODE").filter(|_| is_alone);
+    of_task.or_else(of_node).filter(|cores| *cores > 0)
 }
 
 /// Restarts the program in the same process with [`settings`] in its environment, unless they are already set.
@@ -54,4 +71,33 @@ fn set_environment() {
     }
     // Returns only on failure; then everything still works, more slowly.
     let _error = command.args(arguments).envs(settings).exec();
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::cores_from_slurm;
+
+    #[test]
+    fn a_task_of_slurm_uses_its_own_cores() {
+        let cores = |variables: &[(&str, &str)]| {
+            cores_from_slurm(|name| {
+                let found = variables.iter().find(|(other, _)| *other == name)?;
+                Some(found.1.to_owned())
+            })
+        };
+        assert_eq!(cores(&[]), None);
+        assert_eq!(
+            cores(&[("SLURM_CPUS_PER_TASK", "4"), ("SLURM_CPUS_ON_NODE", "8")]),
+            Some(4)
+        );
+        // An array's task that was given no number.
+        assert_eq!(cores(&[("SLURM_CPUS_ON_NODE", "8")]), Some(8));
+        // Two tasks share the node in a way that is not said.
+        assert_eq!(
+            cores(&[("SLURM_CPUS_ON_NODE", "8"), ("SLURM_NTASKS", "2")]),
+            None
+        );
+        assert_eq!(cores(&[("SLURM_CPUS_PER_TASK", "many")]), None);
+        assert_eq!(cores(&[("SLURM_CPUS_PER_TASK", "0")]), None);
+    }
 }

@@ -24,6 +24,9 @@ enum Part {
     Transformer,
 }
 
+/// The pictures of an analogy for a first try, which a model may bring.
+const EXAMPLE: [&str; 3] = ["images/a.png", "images/a_prime.png", "images/b.png"];
+
 /// The optional folders of pipelines, and those of their tokenizers.
 fn optional_parts() -> impl Iterator<Item = String> {
     let encoders = family::all().flat_map(|family| family.text_encoders);
@@ -78,7 +81,7 @@ impl Plan {
             plan.missing.push(format!("{INDEX} or config.json"));
             return plan;
         }
-        for extra in [INDEX, "dinv.json", "README.md"] {
+        for extra in [INDEX, "dinv.json", "README.md"].into_iter().chain(EXAMPLE) {
             plan.take_if_there(paths, extra);
         }
         if !paths.contains(INDEX) {

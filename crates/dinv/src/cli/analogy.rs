@@ -14,7 +14,7 @@ use difference_inversion::weights::read_config;
 use serde_json::{Value, json};
 
 use super::checkpoint::{self, Resume};
-use super::fetch::{Fetcher, Needs};
+use super::fetch::{self, Fetcher, Needs};
 use super::flags::{
     DraftFlag, General, GenerateFlags, LearnFlags, ModelSettings, Pairs, PreviewFlag, PromptFlags,
     SeedFlag, TimeFlag,
@@ -259,6 +259,7 @@ impl AnalogyArgs {
                 .hint("`dinv learn` learns a difference without a B")
                 .into());
         }
+        fetch::example(&self.general)?;
         let example = locate::example()?;
         self.pairs.a = vec![example.a];
         self.pairs.a_prime = vec![example.a_prime];

@@ -14,10 +14,10 @@ use difference_inversion::method::prompt::{PromptConfig, PromptMode};
 use difference_inversion::models::captioner::{CaptionerPlace, ServedCaptioner, ServerAddress};
 
 use super::consent::{self, Order};
-use super::flags::ModelSettings;
+use super::flags::{General, ModelSettings};
 use super::locate::{self, Location};
 use super::terminal::Failure;
-use super::watch::Watcher;
+use super::watch::{self, Watcher};
 
 /// The variable with the key of a server that writes captions.
 pub(crate) const CAPTIONER_KEY: &str = "DINV_CAPTIONER_KEY";
@@ -109,20 +109,22 @@ impl<'a> Fetcher<'a> {
         settings.check_there()?;
         settings.captioner_server()?;
         let encoders = settings.check_replacements()?;
-        match &settings.model {
-            Some(name) => {
-                let wanted = Wanted {
-                    variant: settings.variant.as_deref(),
-                    without_t5: settings.without_t5.unwrap_or(false),
-                    without_denoiser: settings.unet.is_some(),
-                    without_encoders: &encoders,
-                };
-                if let Location::Hub(id) = locate::locate(name)? {
-                    self.agree(&id, wanted, settings, needs)?;
-                }
-                self.find(name, wanted)
+        let location = match &settings.model {
+            Some(name) => locate::locate(name)?,
+            None => locate::demo()?,
+        };
+        let wanted = Wanted {
+            variant: settings.variant.as_deref(),
+            without_t5: settings.without_t5.unwrap_or(false),
+            without_denoiser: settings.unet.is_some(),
+            without_encoders: &encoders,
+        };
+        match location {
+            Location::Disk(path) => Ok(path),
+            Location::Hub(id) => {
+                self.agree(&id, wanted, settings, needs)?;
+                self.fetch(&id, wanted)
             }
-            None => locate::demo_model(),
         }
     }
 
@@ -400,6 +402,17 @@ impl<'a> Fetcher<'a> {
         let observe = &mut |progress: &_| watcher.observe(progress);
         Ok(self.hub.pull(id, wanted, observe)?)
     }
+}
+
+/// Downloads the demo model for its example, if it is published and not on this disk.
+pub(crate) fn example(general: &General) -> anyhow::Result<()> {
+    let Location::Hub(id) = locate::demo()? else {
+        return Ok(());
+    };
+    watch::catch_interrupts()?;
+    let mut watcher = Watcher::new(general.quiet);
+    let mut fetcher = Fetcher::new(&mut watcher, general.yes)?;
+    fetcher.fetch(&id, Wanted::default()).map(drop)
 }
 
 /// Where the models are as far as they are on this disk, and what would be downloaded.

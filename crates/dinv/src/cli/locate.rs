@@ -10,8 +10,10 @@ use difference_inversion::models::captioner::ServerAddress;
 
 use super::terminal::Failure;
 
-/// The variable with the path of the demo model.
+/// The variable with the demo model: a folder, or where it is published on the Hub. Set while the program is built, it is
+/// where a program without its sources takes the model from.
 const VARIABLE: &str = "DINV_DEMO_MODEL";
+const PUBLISHED: Option<&str> = option_env!("DINV_DEMO_MODEL");
 
 /// The short name of the demo model.
 pub(crate) const DEMO: &str = "demo";
@@ -41,7 +43,7 @@ pub(crate) fn locate(name: &Path) -> anyhow::Result<Location> {
         return Ok(Location::Disk(name.to_owned()));
     }
     if text == DEMO {
-        return Ok(Location::Disk(demo_model()?));
+        return demo();
     }
     if let Some(id) = id {
         return Ok(Location::Hub(id));
@@ -182,16 +184,20 @@ pub(crate) fn relative_to(folder: &Path, name: &str) -> PathBuf {
     }
 }
 
-/// The folder of the demo model: the one that `DINV_DEMO_MODEL` names, or the first existing one next to
-/// the program and in the sources it was built from.
-pub(crate) fn demo_model() -> anyhow::Result<PathBuf> {
-    if let Some(folder) = env::var_os(VARIABLE).map(PathBuf::from) {
-        if is_model(&folder) {
-            return Ok(folder);
+/// The location of the demo model: the one that `DINV_DEMO_MODEL` names, or the first existing folder next to the program
+/// and in the sources it was built from, or where it is published.
+pub(crate) fn demo() -> anyhow::Result<Location> {
+    if let Some(named) = env::var_os(VARIABLE).map(PathBuf::from) {
+        if is_model(&named) {
+            return Ok(Location::Disk(named));
+        }
+        let id = named.to_str().and_then(|name| name.parse().ok());
+        if let (Some(id), false) = (id, named.exists()) {
+            return Ok(Location::Hub(id));
         }
         let message = format!(
             "{VARIABLE} names {}, which is not a model folder",
-            folder.display()
+            named.display()
         );
         return Err(Failure::input(message)
             .hint("it should hold a model_index.json")
@@ -199,7 +205,10 @@ pub(crate) fn demo_model() -> anyhow::Result<PathBuf> {
     }
     let places = demo_places();
     if let Some(folder) = places.iter().find(|folder| is_model(folder)) {
-        return Ok(folder.clone());
+        return Ok(Location::Disk(folder.clone()));
+    }
+    if let Some(id) = PUBLISHED.and_then(|name| name.parse().ok()) {
+        return Ok(Location::Hub(id));
     }
     let places: Vec<String> = places
         .iter()
@@ -211,9 +220,27 @@ pub(crate) fn demo_model() -> anyhow::Result<PathBuf> {
     ));
     Err(failure
         .hint(format!(
-            "name a model with `--model`, or the demo's folder with {VARIABLE}"
+            "name a model with `--model`, or the demo's folder with {VARIABLE}: the sources and the release archives have it as \
+             demo/model"
         ))
         .into())
+}
+
+/// The folder of the demo model, see [`demo`].
+pub(crate) fn demo_model() -> anyhow::Result<PathBuf> {
+    let id = match demo()? {
+        Location::Disk(folder) => return Ok(folder),
+        Location::Hub(id) => id,
+    };
+    let cached = Hub::from_env()?.cached(&id, None);
+    match cached.filter(|model| model.missing.is_empty()) {
+        Some(model) => Ok(model.folder),
+        None => Err(
+            Failure::input(format!("the demo model, {id}, is not downloaded"))
+                .hint("download it with `dinv models pull demo`")
+                .into(),
+        ),
+    }
 }
 
 /// The places searched if `DINV_DEMO_MODEL` is not set.
@@ -259,17 +286,21 @@ pub(crate) fn suite(folder: &str) -> anyhow::Result<PathBuf> {
     Err(Failure::input(message).hint(hint).into())
 }
 
-/// The pictures of the built-in example, next to the demo model.
+/// The pictures of the built-in example.
 pub(crate) struct Example {
     pub(crate) a: PathBuf,
     pub(crate) a_prime: PathBuf,
     pub(crate) b: PathBuf,
 }
 
-/// The built-in example: `images/{a,a_prime,b}.png` next to the demo model's folder.
+/// The built-in example: `images/{a,a_prime,b}.png` next to the demo model's folder, or in it.
 pub(crate) fn example() -> anyhow::Result<Example> {
     let model = demo_model()?;
-    let images = model.parent().unwrap_or(Path::new("..")).join("images");
+    let beside = model.parent().unwrap_or(Path::new("..")).join("images");
+    let images = match beside.is_dir() {
+        true => beside,
+        false => model.join("images"),
+    };
     let picture = |name: &str| -> anyhow::Result<PathBuf> {
         let path = images.join(name);
         if path.is_file() {

@@ -114,6 +114,48 @@ fn of_files(requests: &[Request]) -> Vec<&str> {
         .collect()
 }
 
+/// A program that was installed without its sources takes the demo model from where it is published, with the pictures
+/// of its example.
+#[test]
+fn the_demo_model_comes_from_where_it_is_published() {
+    let setup = Setup::new();
+    for name in ["a", "a_prime", "b"] {
+        let picture = fs::read(setup.work.path().join(format!("{name}.png"))).unwrap();
+        setup.hub.put(TINY, &format!("images/{name}.png"), &picture);
+    }
+    let run = |arguments: &str| -> Done {
+        let mut command = setup.command(arguments);
+        let done = command.env("DINV_DEMO_MODEL", TINY).output().unwrap();
+        done.into()
+    };
+    let help = run("learn -h");
+    assert_eq!(help.code, Some(0), "{}", help.stderr);
+    let refused = run("first-run -o page");
+    let message = &refused.stderr;
+    assert!(message.contains("dinv models pull demo"), "{message}");
+    assert!(setup.hub.requests().is_empty());
+
+    let few = "--steps 6 --clip-first 3 --num-tokens 3 --select-every 3 --select-samples 2 --num-inference-steps 4";
+    let done = run(&format!("analogy --yes -o out {few}"));
+    assert_eq!(done.code, Some(0), "{}", done.stderr);
+    assert!(
+        done.stderr.contains("downloading tests/tiny"),
+        "{}",
+        done.stderr
+    );
+    setup.check_cache();
+    let taken: Vec<u8> = fs::read(setup.snapshot().join("images/b.png")).unwrap();
+    assert_eq!(taken, fs::read(setup.work.path().join("b.png")).unwrap());
+    assert!(setup.work.path().join("out/b_prime.png").is_file());
+
+    setup.hub.requests();
+    let again = run(&format!("analogy -q -o again --model demo {few}"));
+    assert_eq!(again.code, Some(0), "{}", again.stderr);
+    let pulled = run("models pull demo");
+    assert_eq!(pulled.stdout.trim(), setup.snapshot().to_str().unwrap());
+    assert_eq!(of_files(&setup.hub.requests()), [""; 0]);
+}
+
 #[test]
 fn a_model_is_downloaded_once_and_only_what_is_read_of_it() {
     let setup = Setup::new();

@@ -161,10 +161,8 @@ impl Worker {
         let program = env::current_exe().context("cannot find the path of this program")?;
         let mut command = Command::new(program);
         command.args(["eval", "worker"]);
-        if env::var_os(THREADS).is_none() {
-            let threads = thread::available_parallelism()?.get() / workers;
-            command.env(THREADS, threads.max(1).to_string());
-        }
+        let threads = rayon::current_num_threads() / workers;
+        command.env(THREADS, threads.max(1).to_string());
         let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut started = piped.spawn().context("cannot start a worker")?;
         let pipes = started.stdin.take().zip(started.stdout.take());

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::cli::consent;
 use crate::cli::fetch;
 use crate::cli::flags::Control;
-use crate::cli::locate::{self, DEMO, demo_model, name_of};
+use crate::cli::locate::{self, DEMO, Location, demo_model, name_of};
 use crate::cli::record::text_of;
 use crate::cli::terminal::{self, Failure};
 use crate::cli::watch::{self, Watcher};
@@ -110,10 +110,13 @@ fn wanted_of(args: &PullArgs) -> Wanted<'_> {
     }
 }
 
-/// The model of the Hub that a name stands for; `None` for the demo model, which is already there.
+/// The model of the Hub that a name stands for; `None` for the demo model if it is already there.
 fn wanted(name: &str) -> anyhow::Result<Option<ModelId>> {
     if name == DEMO {
-        return Ok(None);
+        return Ok(match locate::demo()? {
+            Location::Hub(id) => Some(id),
+            Location::Disk(_) => None,
+        });
     }
     let failure = || Failure::usage(format!("{name}: not a model of the Hub"));
     Ok(Some(
