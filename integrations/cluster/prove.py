@@ -4,6 +4,7 @@
     python integrations/cluster/prove.py slurm          # as root; Debian: slurmctld slurmd slurm-client munge
     python integrations/cluster/prove.py hyperqueue     # pip install hyperqueue
     python integrations/cluster/prove.py efficiency     # 1, 2 and 4 parts on this machine
+    just static && python integrations/cluster/prove.py container --program dist/dinv     # as root; Debian: buildah
 
 A Slurm of one controller and four nodes of one core is started in a temporary folder. An array of eight tasks makes 40
 pictures of four differences with the demo model. Two tasks are killed and sent again, and one node is drained.
@@ -12,26 +13,33 @@ pictures of four differences with the demo model. Two tasks are killed and sent 
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = 8
+NOBODY = 65532  # the user of the image
 EFFORT = ["--clip-first", "40", "--steps", "10", "--num-inference-steps", "16", "--checkpoint-every", "2"]
 
 
 def manifest(folder):
-    """40 jobs: ten pictures for each of four differences."""
+    """40 jobs: ten pictures for each of four differences, which are copied next to the file."""
     suite = ROOT / "demo/benchmark/validation"
     cases = sorted(path for path in suite.iterdir() if (path / "a_prime.png").is_file())
     lines = []
     for case in cases[:4]:
         for other in cases[10:20]:
             paths = {"a": case / "a.png", "a_prime": case / "a_prime.png", "b": other / "b.png"}
-            lines.append({**{name: str(path) for name, path in paths.items()}, "name": f"{case.name}-{other.name}"})
+            for name, source in paths.items():
+                copy = folder / f"{source.parent.name}-{source.name}"
+                shutil.copyfile(source, copy)
+                paths[name] = copy.name
+            lines.append({**paths, "name": f"{case.name}-{other.name}"})
     path = folder / "jobs.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
@@ -211,10 +219,46 @@ def efficiency(program, folder):
         assert contents(made) == expected and done(made) == [4, 40]
 
 
+def container(program, folder):
+    """Eight parts as `kubernetes.yaml` starts them: the image of the Containerfile, as nobody, the model read-only."""
+    work, made = folder / "work", folder / "work/made"
+    work.mkdir()
+    jobs = manifest(work)
+    expected, alone = whole(program, jobs, folder)
+    folder.chmod(0o755)
+    os.chown(work, NOBODY, NOBODY)
+    (folder / "image").mkdir()
+    shutil.copy(program, folder / "image/dinv")
+
+    def buildah(*words, **more):
+        command = ["buildah", "--root", str(folder / "storage"), "--runroot", str(folder / "run"), "--storage-driver", "vfs", *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True, **more).stdout.strip()
+
+    file = Path(__file__).with_name("Containerfile")
+    buildah("build", "--isolation", "chroot", "-f", str(file), "-t", "dinv", str(folder / "image"))
+    size = json.loads(buildah("images", "--json"))[0]["size"]
+    names = [buildah("from", "dinv") for _ in range(2)]
+    started = time.monotonic()
+
+    def parts(number):
+        for index in range(number, TASKS, 2):
+            words = batch("/bin/dinv", "/work/jobs.jsonl", "/work/made", "--shard", f"auto/{TASKS}")
+            variables = ["DINV_DEMO_MODEL=/models/demo/model", "RAYON_NUM_THREADS=1", f"JOB_COMPLETION_INDEX={index}"]
+            buildah("run", "--isolation", "chroot", *[word for variable in variables for word in ("--env", variable)],
+                    "--volume", f"{ROOT}/demo/model:/models/demo/model:ro", "--volume", f"{work}:/work", names[number], "--", *words)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(parts, range(2)))
+    seconds = time.monotonic() - started
+    owners = {path.stat().st_uid for path in made.rglob("*")}
+    assert owners == {NOBODY}, owners
+    report("container", made, expected, seconds, f"image of {size}, {TASKS} parts as user {NOBODY}, two at a time; one run outside with one thread {alone:.0f} s")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--program", type=Path, default=ROOT / "target/release/dinv")
-    parser.add_argument("engine", choices=["slurm", "hyperqueue", "efficiency"])
+    parser.add_argument("engine", choices=["slurm", "hyperqueue", "efficiency", "container"])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         globals()[arguments.engine](arguments.program.resolve(), Path(folder))
