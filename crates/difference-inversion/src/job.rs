@@ -80,6 +80,11 @@ pub struct PairFiles {
 }
 
 impl PairFiles {
+    /// Whether both captions are given.
+    pub fn has_captions(&self) -> bool {
+        self.caption_a.is_some() && self.caption_a_prime.is_some()
+    }
+
     fn read(&self) -> Result<Example> {
         Ok(Example {
             a: load_image(&self.a)?,

@@ -19,18 +19,20 @@ use difference_inversion::method::difference::DifferenceTokens;
 use indicatif::HumanDuration;
 use serde_json::{Value, json};
 
-use self::manifest::{Entry, NAMED, Source};
-use self::plan::{DIFFERENCES, Identity, Picture, Shared, Task, Times};
+use self::manifest::{Entry, Source};
+use self::plan::{DIFFERENCES, Effort, Identity, Picture, Shared, Task, TaskKind, Time, Times};
 
 use super::apply;
 use super::change;
 use super::checkpoint::{self, Resume};
+use super::demo_world;
 use super::exit::Exit;
 use super::fetch::{self, Fetcher, Needs};
 use super::fitting::{self, Measured};
 use super::flags::{
     DraftFlag, General, GenerateFlags, LearnFlags, Minutes, ModelSettings, PromptFlags, SeedFlag,
 };
+use super::learned_words;
 use super::output::{Kind, Outputs};
 use super::pictures;
 use super::record::{Recipe, file_name, recipe_in, text_of};
@@ -146,7 +148,8 @@ pub(crate) fn run(args: &BatchArgs) -> anyhow::Result<()> {
     ];
     watcher.notices(settings.without_effect(unread.concat()));
     watcher.notices(change::of_strength(config.generate.strength));
-    if work.learning > 0 {
+    watcher.notices(demo_world::of_words(&models, &paths.model, work.captions()));
+    if !work.learning.is_empty() {
         work.check_learning(&models, &paths, !args.no_memory_check)?;
     }
     let sizes = work.read(&mut watcher)?;
@@ -156,6 +159,7 @@ pub(crate) fn run(args: &BatchArgs) -> anyhow::Result<()> {
     fs::create_dir_all(&differences).map_err(Error::io(&differences))?;
     let opened = models.open(&paths, &mut watcher)?;
     watcher.notices(fitting::of_pictures(&sizes, opened.pipeline().resolution()));
+    watcher.notices(learned_words::unknown(opened.pipeline(), work.captions()));
     let mut run = Run {
         models: &opened,
         chosen: &models,
@@ -305,9 +309,8 @@ struct Work<'a> {
     tasks: Vec<&'a Task>,
     /// The number of jobs whose results are there.
     done: usize,
-    /// The numbers of differences to learn and of pictures to make.
-    learning: usize,
-    pictures: usize,
+    /// The tasks whose differences are to be learned.
+    learning: Vec<&'a Task>,
     output: &'a Path,
 }
 
@@ -317,8 +320,7 @@ impl<'a> Work<'a> {
         let mut work = Self {
             tasks: Vec::new(),
             done: 0,
-            learning: 0,
-            pictures: 0,
+            learning: Vec::new(),
             output,
         };
         let mut learned: Option<&str> = None;
@@ -336,28 +338,50 @@ impl<'a> Work<'a> {
                 continue;
             }
             if !task.difference_file(output).is_file() && learned != Some(&task.difference) {
-                work.learning += 1;
+                work.learning.push(task);
                 learned = Some(&task.difference);
             }
-            work.pictures += usize::from(task.picture.is_some());
             work.tasks.push(task);
-        }
-        let more = others.len().saturating_sub(NAMED);
-        others.truncate(NAMED);
-        if more > 0 {
-            others.push(format!("and {more} more"));
         }
         if !others.is_empty() {
             let hint =
                 "write elsewhere with `-o`, give these jobs other names, or remove the pictures";
-            return Err(Failure::usage(others.join("\n")).hint(hint).into());
+            return Err(Failure::usage(manifest::listed(others)).hint(hint).into());
         }
         Ok(work)
     }
 
+    /// The tasks that make a picture.
+    fn pictures(&self) -> impl Iterator<Item = &'a Task> {
+        let tasks = self.tasks.iter().copied();
+        tasks.filter(|task| task.picture.is_some())
+    }
+
+    /// The captions that its lines give.
+    fn captions(&self) -> impl Iterator<Item = &str> {
+        self.tasks.iter().flat_map(|task| {
+            let pairs = match &task.source {
+                Source::Pairs(pairs) => pairs.as_slice(),
+                Source::File(_) => &[],
+            };
+            let of_pairs = pairs
+                .iter()
+                .flat_map(|pair| [&pair.caption_a, &pair.caption_a_prime]);
+            let of_b = task.picture.iter().map(|picture| &picture.wanted.caption);
+            of_pairs
+                .chain(of_b)
+                .filter_map(|caption| caption.as_deref())
+        })
+    }
+
     /// Reports a dry run.
     fn tell(&self, as_json: bool) -> anyhow::Result<()> {
-        let seconds = Times::read(self.output).estimate(self.learning, self.pictures);
+        let learning = self
+            .learning
+            .iter()
+            .map(|task| (TaskKind::Learn, &task.learning));
+        let drawing = self.pictures().map(|task| (TaskKind::Apply, &task.drawing));
+        let seconds = Times::read(self.output).estimate(learning.chain(drawing));
         if as_json {
             let tasks = self.tasks.iter().map(|task| {
                 json!({
@@ -367,8 +391,8 @@ impl<'a> Work<'a> {
                 })
             });
             return terminal::json(&json!({
-                "jobs": tasks.collect::<Vec<_>>(), "done": self.done, "differences": self.learning,
-                "pictures": self.pictures, "seconds": seconds,
+                "jobs": tasks.collect::<Vec<_>>(), "done": self.done,
+                "differences": self.learning.len(), "pictures": self.pictures().count(), "seconds": seconds,
             }));
         }
         for task in &self.tasks {
@@ -399,10 +423,12 @@ impl<'a> Work<'a> {
             };
             let config = &task.config.learn;
             models.check_loss(&paths.model, config)?;
-            let rows = config.rows(pairs.len());
-            if memory && !checked.contains(&rows) {
-                models.check_memory(paths, config, pairs.len(), false)?;
-                checked.push(rows);
+            let has_captions = pairs.iter().all(PairFiles::has_captions);
+            let captions = Needs::of_learning(has_captions, &task.config).captioner;
+            let kind = (config.rows(pairs.len()), captions);
+            if memory && !checked.contains(&kind) {
+                models.check_memory(paths, config, pairs.len(), captions)?;
+                checked.push(kind);
             }
         }
         Ok(())
@@ -442,8 +468,8 @@ impl std::fmt::Display for Work<'_> {
             "{}: done {}, differences to learn {}, pictures to make {}",
             jobs(self.tasks.len() + self.done),
             self.done,
-            self.learning,
-            self.pictures
+            self.learning.len(),
+            self.pictures().count()
         )
     }
 }
@@ -583,7 +609,7 @@ impl Run<'_> {
             b = apply::write(&applied, &picture.wanted.b, recipe, path)?;
             Ok(())
         })?;
-        self.took("apply", started);
+        self.took(TaskKind::Apply, &task.drawing, started);
         let path = output.path(&picture.name);
         if !self.json {
             self.watcher.result(path.display())?;
@@ -666,7 +692,7 @@ impl Run<'_> {
         output.publish(Some(&spent), |place| {
             Ok(learned.tokens.save(&place(&name))?)
         })?;
-        self.took("learn", started);
+        self.took(TaskKind::Learn, &task.learning, started);
         if !self.json {
             self.watcher.result(path.display())?;
         }
@@ -674,10 +700,14 @@ impl Run<'_> {
     }
 
     /// Notes how long something took, for later estimates; without a note there is none.
-    fn took(&self, kind: &str, started: Instant) {
+    fn took(&self, kind: TaskKind, effort: &Effort, started: Instant) {
         let file = File::options().create(true).append(true).open(&self.times);
-        let line = Times::line(kind, started.elapsed().as_secs_f64());
-        let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
+        let time = Time {
+            kind,
+            effort: effort.clone(),
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        let _ = file.and_then(|mut file| file.write_all(time.line().as_bytes()));
     }
 }
 

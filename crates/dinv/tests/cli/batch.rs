@@ -181,6 +181,19 @@ fn a_folder_becomes_jobs_and_the_jobs_pictures() {
     assert!(contents(&work.path().join("made")) == made);
 }
 
+/// What `dinv apply` says of its captions, a batch says of those of all lines.
+#[test]
+fn words_in_brackets_that_are_none_are_noted() {
+    let work = set();
+    let mut jobs = jobs(&work);
+    jobs.truncate(2);
+    jobs[1]["caption_b"] = json!("dusk by <somebody>");
+    write(&work, &jobs);
+    let done = succeed(&work, &format!("batch {QUICK} set/jobs.jsonl -o made"));
+    let note = "`<somebody>` is read as plain text";
+    assert_eq!(done.stderr.matches(note).count(), 1, "{}", done.stderr);
+}
+
 /// The parts of several machines that share a folder are what one machine makes, also at the same time.
 #[test]
 fn parts_make_the_whole() {

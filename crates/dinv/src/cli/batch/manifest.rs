@@ -15,9 +15,19 @@ use crate::cli::output::is_named_like_a_picture;
 use crate::cli::terminal::Failure;
 
 /// The largest number of wrong lines in a message.
-pub(super) const NAMED: usize = 20;
+const NAMED: usize = 20;
 /// Characters that a system reserves in names of files.
 const RESERVED: &str = r#"/\:*?"<>|"#;
+
+/// What is wrong with lines, one below the other; of many, the first ones and the number of the others.
+pub(super) fn listed(mut wrong: Vec<String>) -> String {
+    let more = wrong.len().saturating_sub(NAMED);
+    wrong.truncate(NAMED);
+    if more > 0 {
+        wrong.push(format!("and {more} more"));
+    }
+    wrong.join("\n")
+}
 
 /// A line: what to learn from, or a learned difference, and what to apply it to.
 #[derive(Debug, Deserialize)]
@@ -69,9 +79,8 @@ pub(super) struct Entry {
 impl Entry {
     /// Whether no caption of it has to be made.
     pub(super) fn has_captions(&self) -> bool {
-        let given = |pair: &PairFiles| pair.caption_a.is_some() && pair.caption_a_prime.is_some();
         let of_pairs = match &self.source {
-            Source::Pairs(pairs) => pairs.iter().all(given),
+            Source::Pairs(pairs) => pairs.iter().all(PairFiles::has_captions),
             Source::File(_) => true,
         };
         let wanted = self.wanted.as_ref();
@@ -127,13 +136,8 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Vec<Entry>> {
             Err(reason) => wrong.push(format!("{}:{number}: {reason}", path.display())),
         }
     }
-    let more = wrong.len().saturating_sub(NAMED);
-    wrong.truncate(NAMED);
-    if more > 0 {
-        wrong.push(format!("and {more} more wrong lines"));
-    }
     match (wrong.is_empty(), entries.is_empty()) {
-        (false, _) => Err(Failure::input(wrong.join("\n"))
+        (false, _) => Err(Failure::input(listed(wrong))
             .hint("a job is like {\"a\": \"day.png\", \"a_prime\": \"night.png\", \"b\": \"street.png\"}")
             .into()),
         (true, true) => {

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 use difference_inversion::Error;
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::hub::model_of;
+use difference_inversion::job::PairFiles;
 use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::models::captioner::CaptionerPlace;
 use difference_inversion::util::digest::{sha256, sha256_of_file};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::cli::exit::Exit;
@@ -42,7 +44,14 @@ pub(super) struct Task {
     pub(super) difference: String,
     /// `None` to learn only.
     pub(super) picture: Option<Picture>,
+    /// What learning its difference takes, and making its picture.
+    pub(super) learning: Effort,
+    pub(super) drawing: Effort,
 }
+
+/// What decides how long something takes: the identity of its settings, and of how the model runs. Pictures and captions
+/// hardly matter.
+pub(super) type Effort = String;
 
 /// A picture to make.
 #[derive(Debug)]
@@ -219,9 +228,7 @@ impl Shared<'_> {
                     Ok(json!([pictures, pair.caption_a, pair.caption_a_prime]))
                 });
                 let digested = digested.collect::<anyhow::Result<Vec<Value>>>()?;
-                let captions = pairs
-                    .iter()
-                    .all(|pair| pair.caption_a.is_some() && pair.caption_a_prime.is_some());
+                let captions = pairs.iter().all(PairFiles::has_captions);
                 let clip = config.learn.lambda_clip > 0.0;
                 let groups: [&dyn ErasedFlags; 2] = [&config.prompt, &config.learn];
                 let made_with = self.made_with(&groups, clip, captions)?;
@@ -245,9 +252,27 @@ impl Shared<'_> {
                 Some(Picture { wanted, id, name })
             }
         };
+        let effort = |groups: &[&dyn ErasedFlags]| -> anyhow::Result<Effort> {
+            let settings = groups.iter().map(|group| group.values());
+            let settings = settings.collect::<anyhow::Result<Vec<_>>>()?;
+            let models = self.models;
+            let runs = [
+                models.device_name(),
+                models.dtype_name(),
+                models.memory_name(),
+            ];
+            identity(json!([
+                settings,
+                self.identity.model,
+                models.resolution,
+                runs
+            ]))
+        };
         Ok(Task {
             line: entry.line,
             source: entry.source,
+            learning: effort(&[&config.prompt, &config.learn])?,
+            drawing: effort(&[&config.prompt, &config.generate])?,
             config,
             difference,
             picture,
@@ -294,9 +319,36 @@ pub(super) fn analogy(settings: &Settings, place: &str) -> anyhow::Result<Analog
 
 /// The seconds that earlier runs took, in files of their own.
 #[derive(Debug, Default)]
-pub(super) struct Times {
-    pub(super) learning: Vec<f64>,
-    pub(super) drawing: Vec<f64>,
+pub(super) struct Times(Vec<Time>);
+
+/// One of them: what was done, and its effort.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Time {
+    pub(super) kind: TaskKind,
+    /// Unknown in the files of earlier versions.
+    #[serde(default)]
+    pub(super) effort: Effort,
+    pub(super) seconds: f64,
+}
+
+/// What takes time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum TaskKind {
+    Learn,
+    Apply,
+}
+
+impl Time {
+    /// As a line of such a file.
+    pub(super) fn line(&self) -> String {
+        let seconds = (self.seconds * 1000.0).round() / 1000.0;
+        let rounded = Self {
+            seconds,
+            ..self.clone()
+        };
+        serde_json::to_string(&rounded).unwrap_or_default() + "\n"
+    }
 }
 
 impl Times {
@@ -306,47 +358,47 @@ impl Times {
         format!("times-{number}-of-{of}.jsonl")
     }
 
-    /// A line of such a file.
-    pub(super) fn line(kind: &str, seconds: f64) -> String {
-        json!({ "kind": kind, "seconds": (seconds * 1000.0).round() / 1000.0 }).to_string() + "\n"
-    }
-
     /// Reads those in a folder.
     pub(super) fn read(folder: &Path) -> Self {
-        let mut times = Self::default();
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
         let is_one = |path: &PathBuf| {
             let name = file_name(path);
             name.starts_with("times-") && name.ends_with(".jsonl")
         };
-        for path in entries.map(|entry| entry.path()).filter(is_one) {
-            let text = fs::read_to_string(&path).unwrap_or_default();
-            // A killed run leaves at most one partial line.
-            let lines = text
-                .lines()
-                .filter_map(|line| serde_json::from_str::<Value>(line).ok());
-            for line in lines {
-                let seconds = line["seconds"].as_f64();
-                match line["kind"].as_str() {
-                    Some("learn") => times.learning.extend(seconds),
-                    Some("apply") => times.drawing.extend(seconds),
-                    _ => {}
-                }
-            }
-        }
-        times
+        let texts = entries.map(|entry| entry.path()).filter(is_one);
+        let texts: Vec<String> = texts
+            .filter_map(|path| fs::read_to_string(path).ok())
+            .collect();
+        // A killed run leaves at most one partial line.
+        let lines = texts.iter().flat_map(|text| text.lines());
+        Self(
+            lines
+                .filter_map(|line| serde_json::from_str(line).ok())
+                .collect(),
+        )
     }
 
-    /// The estimated seconds of so much work; `None` if no run has done any such.
-    pub(super) fn estimate(&self, differences: usize, pictures: usize) -> Option<f64> {
-        #[expect(clippy::cast_precision_loss, reason = "an estimate")]
-        let of = |times: &[f64], count: usize| match (times.len(), count) {
-            (_, 0) => Some(0.0),
-            (0, _) => None,
-            (known, count) => Some(times.iter().sum::<f64>() / known as f64 * count as f64),
-        };
-        Some(of(&self.learning, differences)? + of(&self.drawing, pictures)?)
+    /// The estimated seconds of so much work: the mean of the same effort, else of all efforts of this kind; `None` if
+    /// there are none.
+    pub(super) fn estimate<'a>(
+        &self,
+        work: impl IntoIterator<Item = (TaskKind, &'a Effort)>,
+    ) -> Option<f64> {
+        let mut work = work.into_iter();
+        work.try_fold(0.0, |sum, (kind, effort)| {
+            let of_kind = || self.0.iter().filter(move |time| time.kind == kind);
+            let same = mean(of_kind().filter(|time| time.effort == *effort));
+            Some(sum + same.or_else(|| mean(of_kind()))?)
+        })
     }
+}
+
+/// The mean of the seconds, if there are any.
+fn mean<'a>(times: impl Iterator<Item = &'a Time>) -> Option<f64> {
+    let seconds: Vec<f64> = times.map(|time| time.seconds).collect();
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    let count = seconds.len() as f64;
+    (count > 0.0).then(|| seconds.iter().sum::<f64>() / count)
 }
 
 #[cfg(test)]
@@ -356,16 +408,38 @@ mod tests {
     #[test]
     fn times_are_estimated_from_what_was_done() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(Times::read(folder.path()).estimate(1, 1), None);
+        let estimate = |work: &[(TaskKind, &str)]| {
+            let work: Vec<_> = work
+                .iter()
+                .map(|(kind, effort)| (*kind, (*effort).to_owned()))
+                .collect();
+            let work = work.iter().map(|(kind, effort)| (*kind, effort));
+            Times::read(folder.path()).estimate(work)
+        };
+        assert_eq!(estimate(&[(TaskKind::Learn, "much")]), None);
         let part = folder.path().join(Times::file(Shard::default()));
         let lines = [
-            Times::line("learn", 10.0),
-            Times::line("apply", 1.0),
-            Times::line("apply", 3.0),
+            (TaskKind::Learn, "much", 10.0),
+            (TaskKind::Apply, "little", 1.0),
+            (TaskKind::Apply, "little", 3.0),
+            (TaskKind::Apply, "much", 8.0),
         ];
-        fs::write(part, lines.concat() + "{\"kind\": \"app").unwrap();
-        let times = Times::read(folder.path());
-        assert_eq!(times.estimate(2, 3), Some(26.0));
-        assert_eq!(times.estimate(0, 0), Some(0.0));
+        let lines = lines.map(|(kind, effort, seconds)| {
+            Time {
+                kind,
+                effort: effort.to_owned(),
+                seconds,
+            }
+            .line()
+        });
+        let old = "{\"kind\": \"apply\", \"seconds\": 4.0}\n";
+        fs::write(part, old.to_owned() + &lines.concat() + "{\"kind\": \"app").unwrap();
+        assert_eq!(
+            estimate(&[(TaskKind::Learn, "much"), (TaskKind::Apply, "little")]),
+            Some(12.0)
+        );
+        // An effort that is new: the mean of all.
+        assert_eq!(estimate(&[(TaskKind::Apply, "other")]), Some(4.0));
+        assert_eq!(estimate(&[]), Some(0.0));
     }
 }
