@@ -43,6 +43,12 @@ update-help:
 fuzz cases="100000":
     PROPTEST_CASES={{cases}} cargo test --release --features webgpu --test library fuzz::
 
+# The program for any Linux on x86-64, without libraries: dist/dinv (Debian: musl-tools).
+static:
+    rustup target add x86_64-unknown-linux-musl
+    cargo build --release --locked --target x86_64-unknown-linux-musl --bin dinv
+    install -D "${CARGO_TARGET_DIR:-target}/x86_64-unknown-linux-musl/release/dinv" dist/dinv
+
 # Licences, advisories and sources of the dependencies (cargo install cargo-deny).
 deny:
     cargo deny check
