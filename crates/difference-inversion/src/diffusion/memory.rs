@@ -8,7 +8,7 @@ use crate::Result;
 use crate::diffusion::family::Family;
 use crate::diffusion::frozen::ModelPaths;
 use crate::diffusion::model_files::layout::Layout;
-use crate::diffusion::pipeline::resolution;
+use crate::diffusion::pipeline::{resolution, with_shorter_side};
 use crate::models::denoiser::Memory;
 use crate::models::text::clip_text::shared_bytes;
 use crate::models::vae::AutoencoderKLConfig;
@@ -29,6 +29,9 @@ pub struct LearningMemory {
     pub memory: Memory,
     /// Latents per call of the denoiser, 0 for none: [`LearnConfig::rows`](crate::method::learn::LearnConfig::rows).
     pub rows: usize,
+    /// The shorter side of the pictures while learning, if it is not that of the pictures that are drawn:
+    /// [`LearnConfig::learn_resolution`](crate::method::learn::LearnConfig::learn_resolution).
+    pub side: Option<u32>,
     /// Whether the captioner has to be opened.
     pub captions: bool,
 }
@@ -88,8 +91,11 @@ impl LearningMemory {
                 .map_or(0, |captioner| captioner.bytes_in_memory());
         }
         let factor = vae.pixels();
-        let latents = resolution(&files, family, &*denoiser, &vae)?
-            .map(|side| (side as usize).checked_div(factor).unwrap_or(0));
+        let drawn = resolution(&files, family, &*denoiser, &vae)?;
+        let learned = self
+            .side
+            .map_or(drawn, |side| with_shorter_side(drawn, side));
+        let latents = learned.map(|side| (side as usize).checked_div(factor).unwrap_or(0));
         let step = match self.rows {
             0 => 0, // learning without the denoiser
             rows => denoiser.step_bytes(rows, latents, self.memory)?,
@@ -186,6 +192,7 @@ mod tests {
                 dtype,
                 memory,
                 rows: 2,
+                side: None,
                 captions: false,
             };
             let normal = learning(FloatDType::F32, Memory::Normal).peak_of_known(model.name, None);

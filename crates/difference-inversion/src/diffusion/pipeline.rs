@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 
-pub(crate) use self::open::{resolution, text_encoders};
+pub(crate) use self::open::{resolution, text_encoders, with_shorter_side};
 use crate::diffusion::family::{EncoderPart, Family};
 use crate::diffusion::model_files::embedding::written_in;
 use crate::diffusion::preview::Colours;

@@ -4,6 +4,7 @@ use image::RgbImage;
 
 use crate::diffusion::frozen::Models;
 use crate::diffusion::joint_space::JointSpace;
+use crate::diffusion::pipeline::Pipeline;
 use crate::diffusion::text_encoder::TextEncoder;
 use crate::diffusion::words::FullPrompt;
 use crate::method::delta::{self, DeltaMode, Features};
@@ -113,6 +114,10 @@ pub fn learn(
         progress::notice(&mut *observer, notice);
     }
     let config = &config;
+    let mut learning = pipeline.clone(); // shares all weights
+    if let Some(side) = config.learn.learn_resolution {
+        learning = learning.with_shorter_side(side).map_err(of_learning)?;
+    }
     let joints = match config.learn.lambda_clip > 0.0 {
         true => models.joints()?,
         false => &[],
@@ -123,7 +128,14 @@ pub fn learn(
     let mut pairs = Vec::with_capacity(examples.len());
     let mut captions = Vec::with_capacity(examples.len());
     for (number, example) in examples.iter().enumerate() {
-        let (pair, caption) = prepare(models, joints, example, number, config, &mut *observer)?;
+        let (pair, caption) = prepare(
+            (models, &learning),
+            joints,
+            example,
+            number,
+            config,
+            &mut *observer,
+        )?;
         pairs.push(pair);
         captions.push(caption);
     }
@@ -132,14 +144,7 @@ pub fn learn(
         tokens,
         best_step,
         history,
-    } = learn::difference(
-        models.pipeline(),
-        joints,
-        &pairs,
-        &config.learn,
-        records,
-        observer,
-    )?;
+    } = learn::difference(&learning, joints, &pairs, &config.learn, records, observer)?;
     let prompts: Vec<[String; 2]> = (pairs.iter())
         .map(|pair| [&pair.prompt_a, &pair.prompt_a_prime].map(|p| p.prompt().text().to_owned()))
         .collect();
@@ -157,6 +162,22 @@ pub fn learn(
         captions,
         prompts,
     })
+}
+
+/// An error about the resolution, named by the setting that chose it.
+fn of_learning(error: Error) -> Error {
+    match error {
+        Error::Setting {
+            name: "resolution",
+            expected,
+            found,
+        } => Error::Setting {
+            name: "learn_resolution",
+            expected,
+            found,
+        },
+        other => other,
+    }
 }
 
 /// A note if joint spaces guide the tokens of only some text encoders.
@@ -179,9 +200,10 @@ fn unguided(joints: &[JointSpace], encoders: usize) -> Option<String> {
     })
 }
 
-/// Computes everything about a pair that does not depend on D̃: captions, delta, prompts and latents.
+/// Computes everything about a pair that does not depend on D̃: captions, delta, prompts, and latents of the size at
+/// which D̃ is learned.
 fn prepare(
-    models: &Models,
+    (models, learning): (&Models, &Pipeline),
     joints: &[JointSpace],
     example: &Example,
     number: usize,
@@ -238,8 +260,8 @@ fn prepare(
     let pair = Pair {
         prompt_a: read(&example.a, 0)?,
         prompt_a_prime: read(&example.a_prime, 1)?,
-        latents_a: models.pipeline().encode_image(&example.a),
-        latents_a_prime: models.pipeline().encode_image(&example.a_prime),
+        latents_a: learning.encode_image(&example.a),
+        latents_a_prime: learning.encode_image(&example.a_prime),
         deltas,
     };
     Ok((pair, captions))

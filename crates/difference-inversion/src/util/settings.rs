@@ -31,6 +31,9 @@ macro_rules! about {
     (num_tokens) => {
         "Difference tokens"
     };
+    (learn_resolution) => {
+        "Shorter side of the pictures while learning, in pixels; fewer take less time"
+    };
     (clip_first) => {
         "Before these steps, make N on the CLIP loss alone; they need no denoiser"
     };

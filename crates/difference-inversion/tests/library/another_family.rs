@@ -492,6 +492,7 @@ fn what_lists_parts_and_classes_reads_its_row() {
         dtype: FloatDType::F32,
         memory: Memory::Normal,
         rows: 2,
+        side: None,
         captions: false,
     };
     assert!(memory.peak(&paths(&folder)).unwrap() > 64 << 20);

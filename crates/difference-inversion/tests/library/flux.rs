@@ -329,6 +329,7 @@ fn the_estimate_of_memory_counts_a_longer_prompt() {
             dtype: FloatDType::F32,
             memory,
             rows: 2,
+            side: None,
             captions: false,
         };
         memory.peak(&paths).unwrap()

@@ -432,6 +432,7 @@ fn the_estimate_of_memory_leaves_out_what_is_not_read() {
             dtype: FloatDType::F32,
             memory,
             rows: 2,
+            side: None,
             captions: false,
         };
         memory.peak(&paths).unwrap()

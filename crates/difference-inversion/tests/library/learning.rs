@@ -494,6 +494,41 @@ fn a_replayed_trace_gives_the_run_that_wrote_it() {
     assert_ne!(drawn.history, drawn_anew.history);
 }
 
+/// What is learned at a smaller size is learned on latents of that size, and applies at the model's.
+#[test]
+fn a_difference_is_learned_at_a_smaller_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = folder.path().join("trace.safetensors");
+    let models = models();
+    let learn = |side: Option<u32>| {
+        let mut analogy = short_analogy();
+        analogy.learn.learn_resolution = side;
+        let records = Records {
+            trace: Some(trace.clone()),
+            ..Records::default()
+        };
+        let learned = analogy::learn(&models, &[example()], &analogy, &records, &mut silent)?;
+        let noise = Arrays::read(&trace).unwrap().arrays["noise"]
+            .shape()
+            .to_vec();
+        Ok::<_, Error>((learned.tokens, noise[noise.len() - 2..].to_vec()))
+    };
+    let [height, width] = models.pipeline().resolution();
+    assert_eq!(height, width);
+    let (whole, latents) = learn(None).unwrap();
+    let (half, halved) = learn(Some(height / 2)).unwrap();
+    assert_eq!(latents, [halved[0] * 2, halved[1] * 2]);
+    assert_ne!(whole.fingerprint(), half.fingerprint());
+    half.check_base(&models.pipeline().base()).unwrap();
+
+    let refused = learn(Some(height / 2 + 1)).unwrap_err().to_string();
+    assert!(
+        refused.contains("learn_resolution") && refused.contains("multiples of"),
+        "{refused}"
+    );
+    assert_eq!(models.pipeline().resolution(), [height, width]);
+}
+
 #[test]
 fn the_best_tokens_are_chosen_on_the_fixed_set() {
     let models = models();

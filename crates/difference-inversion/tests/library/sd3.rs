@@ -333,6 +333,7 @@ fn the_estimate_of_memory_knows_whether_there_is_a_t5() {
             dtype: FloatDType::F32,
             memory: Memory::Normal,
             rows: 2,
+            side: None,
             captions: false,
         };
         memory.peak(&paths).unwrap()

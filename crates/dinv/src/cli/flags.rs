@@ -604,6 +604,8 @@ pub(crate) struct PromptFlags {
 pub(crate) struct LearnFlags {
     #[arg(long, help = about!(steps), value_name = "N")]
     steps: Option<usize>,
+    #[arg(long, help = concat!(about!(learn_resolution), " [default: that of the pictures that are drawn]"), value_name = "PIXELS", hide_short_help = true)]
+    learn_resolution: Option<u32>,
     #[arg(long, help = about!(clip_first), value_name = "N", hide_short_help = true)]
     clip_first: Option<usize>,
     #[arg(long, help = about!(clip_thinned), value_name = "N", hide_short_help = true)]

@@ -55,6 +55,7 @@ fn ways_by(peak: impl Fn(&LearningMemory) -> Option<u64>) -> Vec<Way> {
             dtype: as_dtype,
             memory: as_memory,
             rows: 2,
+            side: None,
             captions: false,
         };
         Some(Way {
@@ -132,6 +133,7 @@ impl ModelSettings {
                 dtype,
                 memory,
                 rows: config.rows(pairs),
+                side: config.learn_resolution,
                 captions,
             };
             learning.peak(paths).ok()

@@ -123,6 +123,15 @@ impl Pipeline {
         Ok(self)
     }
 
+    /// The same for pictures with a shorter side of this many pixels, and the other in proportion.
+    ///
+    /// # Errors
+    /// As [`with_resolution`](Self::with_resolution).
+    pub fn with_shorter_side(self, side: u32) -> Result<Self> {
+        let resolution = with_shorter_side(self.resolution, side);
+        self.with_resolution(resolution)
+    }
+
     /// Checks that the networks can draw at its resolution, and adapts the noising to it.
     fn fit_resolution(&mut self) -> Result<()> {
         let pixels = self.vae.config().pixels();
@@ -247,6 +256,13 @@ fn check_vocabularies(
             "its tokenizers have different vocabularies, so that they read different words",
         )),
     }
+}
+
+/// Height and width with a shorter side of `side`, in the same proportion.
+pub(crate) fn with_shorter_side(resolution: [u32; 2], side: u32) -> [u32; 2] {
+    let shorter = u64::from(resolution[0].min(resolution[1]).max(1));
+    let scaled = |length: u32| u64::from(length) * u64::from(side) / shorter;
+    resolution.map(|length| u32::try_from(scaled(length)).unwrap_or(u32::MAX))
 }
 
 /// Height and width of the pictures.

@@ -116,6 +116,10 @@ pub struct LearnConfig {
     pub max_norm: Option<f64>,
     #[doc = about!(prompt_dropout)]
     pub prompt_dropout: f64,
+    #[doc = about!(learn_resolution)]
+    ///
+    /// The other side is in proportion.
+    pub learn_resolution: Option<u32>,
     #[doc = about!(jitter)]
     ///
     /// Up to this many.
@@ -161,6 +165,7 @@ impl Default for LearnConfig {
             samples_per_step: 1,
             max_norm: Some(2.0),
             prompt_dropout: 0.0,
+            learn_resolution: None,
             jitter: 0,
             select_every: 0,
             select_samples: 8,
@@ -213,6 +218,7 @@ impl LearnConfig {
             ),
             ("samples_per_step", denoised, "a `lambda_mse` above 0"),
             ("prompt_dropout", denoised, "a `lambda_mse` above 0"),
+            ("learn_resolution", denoised, "a `lambda_mse` above 0"),
             ("jitter", denoised, "a `lambda_mse` above 0"),
             (
                 "select_samples",
