@@ -58,7 +58,7 @@ pub(crate) struct AnalogyArgs {
     #[arg(long, short, value_name = "DIR", default_value = "out")]
     output: PathBuf,
     /// Replace results of an earlier run in that folder
-    #[arg(long)]
+    #[arg(long, conflicts_with = "minutes")]
     overwrite: bool,
     /// Resume an interrupted run
     ///

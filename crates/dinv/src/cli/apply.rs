@@ -55,7 +55,7 @@ pub(crate) struct ApplyArgs {
     #[arg(long, short, value_name = "DIR")]
     output: PathBuf,
     /// Replace pictures of the same name in that folder
-    #[arg(long)]
+    #[arg(long, conflicts_with = "minutes")]
     overwrite: bool,
     /// Skip pictures whose results are in that folder already, to continue after an interruption
     #[arg(long, conflicts_with = "overwrite")]

@@ -27,7 +27,7 @@ use self::parts::{Step, Trial};
 use self::photos::{KINDS, Photos};
 use self::report::{Found, JSON, Outcome, Part, Report};
 use super::fetch::{Fetcher, Needs};
-use super::flags::{General, ModelSettings};
+use super::flags::{General, ModelSettings, TimeFlag};
 use super::record::{Recipe, groups, in_seconds, text_of};
 use super::settings::Settings;
 use super::terminal::{self, Failure};
@@ -62,7 +62,7 @@ pub(crate) struct FirstRunArgs {
     #[arg(long)]
     quick: bool,
     /// Start again, in place of the run in that folder
-    #[arg(long)]
+    #[arg(long, conflicts_with = "minutes")]
     overwrite: bool,
     /// Learn even if the memory is unlikely to suffice
     #[arg(long, hide_short_help = true)]
@@ -76,6 +76,8 @@ pub(crate) struct FirstRunArgs {
     lpips: Option<PathBuf>,
     #[command(flatten)]
     model: ModelSettings,
+    #[command(flatten)]
+    time: TimeFlag,
     #[command(flatten)]
     general: General,
 }
@@ -98,7 +100,7 @@ pub(crate) fn run(args: &FirstRunArgs) -> anyhow::Result<()> {
         let message = format!("another run writes to {}", args.output.display());
         return Err(Failure::temporary(message).into());
     };
-    watch::catch_interrupts()?;
+    args.time.watch()?;
     let mut watcher = Watcher::new(args.general.quiet);
     let prepared = args.prepare(&given, &mut watcher)?;
     let Prepared {

@@ -539,19 +539,14 @@ impl FromStr for Minutes {
     }
 }
 
-/// A time slot.
+/// A time slot. A command that can replace earlier results refuses both at once: the next run would undo this one.
 #[derive(Debug, Clone, Copy, Args)]
 #[command(next_help_heading = "General")]
 pub(crate) struct TimeFlag {
     /// Stop after N minutes and keep what is done; exit code 75
     ///
     /// The same command continues: learning from its checkpoint, and with the pictures that are missing.
-    #[arg(
-        long,
-        value_name = "N",
-        conflicts_with = "overwrite",
-        hide_short_help = true
-    )]
+    #[arg(long, value_name = "N", hide_short_help = true)]
     minutes: Option<Minutes>,
 }
 

@@ -44,7 +44,7 @@ pub(crate) struct LearnArgs {
     )]
     output: PathBuf,
     /// Replace the file if it exists
-    #[arg(long)]
+    #[arg(long, conflicts_with = "minutes")]
     overwrite: bool,
     /// Resume from the checkpoint that an interrupted run left next to the file
     #[arg(long)]

@@ -250,7 +250,14 @@ fn a_run_that_was_killed_goes_on_where_it_stopped() {
         .collect();
     assert!(!finished.is_empty());
 
-    succeed(work.path(), &arguments);
+    let late = run(work.path(), &format!("{arguments} --minutes 0"));
+    assert_eq!(late.code, Some(75), "{}", late.stderr);
+    assert!(
+        late.stderr.contains("the same command continues"),
+        "{}",
+        late.stderr
+    );
+    succeed(work.path(), &format!("{arguments} --minutes 60"));
     assert_eq!(entries(&folder), ["one", "three", "two"]);
     for (modified, path) in finished {
         let now = fs::metadata(&path).unwrap().modified().unwrap();

@@ -247,7 +247,10 @@ fn an_interrupted_run_goes_on_from_its_checkpoint() {
     let first = report(work.path());
     assert_eq!(with_outcome(&first, true), PARTS[..9]);
     assert!(page(work.path()).contains("9 parts done"));
-    succeed(work.path(), &format!("{RUN} -q"));
+    let late = run(work.path(), &format!("{RUN} -q --minutes 0"));
+    assert_eq!(late.code, Some(75), "{}", late.stderr);
+    assert!(checkpoint.is_file());
+    succeed(work.path(), &format!("{RUN} -q --minutes 60"));
     assert!(!checkpoint.exists());
     let second = report(work.path());
     assert_eq!(part(&second, "apply-pencil"), part(&first, "apply-pencil"));

@@ -12,10 +12,10 @@ use dinv_eval::suite::{Entry, Suite};
 use dinv_eval::{Folder, Measures, RunRecord, SuiteRecord, Variant};
 
 use super::super::fetch::Fetcher;
-use super::super::flags::{General, ModelSettings};
+use super::super::flags::{General, ModelSettings, TimeFlag};
 use super::super::shard::Shard;
 use super::super::terminal::Failure;
-use super::super::watch::{self, Watcher};
+use super::super::watch::Watcher;
 use super::progress::RunProgress;
 use super::setup::{Further, Job, SuiteFlag};
 use super::work::{self, Prepared};
@@ -91,6 +91,8 @@ pub(super) struct RunArgs {
     #[command(flatten)]
     model: ModelSettings,
     #[command(flatten)]
+    time: TimeFlag,
+    #[command(flatten)]
     general: General,
 }
 
@@ -105,7 +107,7 @@ impl RunArgs {
     }
 
     /// The time after which a method begins no further analogy, if limited.
-    fn time(&self) -> Option<Duration> {
+    fn time_of_method(&self) -> Option<Duration> {
         let minutes = self.minutes_per_method;
         minutes.map(|minutes| Duration::from_secs(60 * minutes))
     }
@@ -124,7 +126,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
     if args.jobs == 0 {
         return Err(Failure::usage("--jobs: expected at least 1, found 0").into());
     }
-    watch::catch_interrupts()?;
+    args.time.watch()?;
     let folder = Folder::at(&args.output);
     let was_there = args.output.exists();
     let Some(claim) = folder.claim()? else {
@@ -146,7 +148,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<()> {
             return Err(error);
         }
     };
-    let time = args.time();
+    let time = args.time_of_method();
     let mut progress = RunProgress::new(args.general.quiet, args.jobs, time);
     let worked = work::work(&prepared, args.jobs, time, &mut progress);
     progress.finish();
@@ -267,7 +269,7 @@ mod tests {
     fn a_method_has_the_minutes_that_were_given() {
         let seconds = |arguments: &str| {
             let arguments = ["dinv"].into_iter().chain(arguments.split_whitespace());
-            let time = Program::parse_from(arguments).run.time();
+            let time = Program::parse_from(arguments).run.time_of_method();
             time.map(|time| time.as_secs())
         };
         assert_eq!(seconds("--minutes-per-method 45"), Some(2700));
@@ -281,7 +283,11 @@ mod tests {
             Program::parse_from(arguments).run
         };
         let quick = run("--quick");
-        assert_eq!(quick.time(), None, "no method stops before another");
+        assert_eq!(
+            quick.time_of_method(),
+            None,
+            "no method stops before another"
+        );
         assert_eq!(methods::chosen(&quick.methods(), None).unwrap().len(), 6);
         assert_eq!(run("--quick --methods sdedit").methods(), ["sdedit"]);
         assert!(run("--limit 4").methods().is_empty());
