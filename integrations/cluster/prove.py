@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TASKS = 8
-NOBODY = 65532  # the user of the image
+USER = 65532  # the user of the image
 EFFORT = ["--clip-first", "40", "--steps", "10", "--num-inference-steps", "16", "--checkpoint-every", "2"]
 
 
@@ -220,13 +220,13 @@ def efficiency(program, folder):
 
 
 def container(program, folder):
-    """Eight parts as `kubernetes.yaml` starts them: the image of the Containerfile, as nobody, the model read-only."""
+    """Eight parts in the image of the Containerfile, numbered as Kubernetes does: as an unprivileged user, the model read-only."""
     work, made = folder / "work", folder / "work/made"
     work.mkdir()
     jobs = manifest(work)
     expected, alone = whole(program, jobs, folder)
     folder.chmod(0o755)
-    os.chown(work, NOBODY, NOBODY)
+    os.chown(work, USER, USER)
     (folder / "image").mkdir()
     shutil.copy(program, folder / "image/dinv")
 
@@ -251,8 +251,8 @@ def container(program, folder):
         list(pool.map(parts, range(2)))
     seconds = time.monotonic() - started
     owners = {path.stat().st_uid for path in made.rglob("*")}
-    assert owners == {NOBODY}, owners
-    report("container", made, expected, seconds, f"image of {size}, {TASKS} parts as user {NOBODY}, two at a time; one run outside with one thread {alone:.0f} s")
+    assert owners == {USER}, owners
+    report("container", made, expected, seconds, f"image of {size}, {TASKS} parts as user {USER}, two at a time; one run outside with one thread {alone:.0f} s")
 
 
 def main():

@@ -46,7 +46,10 @@ fn settings() -> Vec<(&'static str, String)> {
 fn cores_from_slurm(variable: impl Fn(&str) -> Option<String>) -> Option<usize> {
     let number = |name: &str| variable(name)?.trim().parse::<usize>().ok();
     let of_task = number("SLURM_CPUS_PER_TASK");
-    let is_alone = number("SLURM_NTASKS").is_none_or(|tasks| tasks == 1);
+    // Such as `1`, or `1(x4)` on four nodes; of the step, or else of the job.
+    let names = ["SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE"];
+    let per_node = names.into_iter().find_map(&variable);
+    let is_alone = per_node.is_none_or(|tasks| tasks == "1" || tasks.starts_with("1(x"));
     let of_node = || number("SLURM_CPUS_ON_NODE").filter(|_| is_alone);
     of_task.or_else(of_node).filter(|cores| *cores > 0)
 }
@@ -92,11 +95,15 @@ mod tests {
         );
         // An array's task that was given no number.
         assert_eq!(cores(&[("SLURM_CPUS_ON_NODE", "8")]), Some(8));
-        // Two tasks share the node in a way that is not said.
-        assert_eq!(
-            cores(&[("SLURM_CPUS_ON_NODE", "8"), ("SLURM_NTASKS", "2")]),
-            None
-        );
+        for (tasks, expected) in [
+            ("1", Some(8)),
+            ("1(x4)", Some(8)),
+            ("2", None),
+            ("16", None),
+        ] {
+            let variables = [("SLURM_CPUS_ON_NODE", "8"), ("SLURM_TASKS_PER_NODE", tasks)];
+            assert_eq!(cores(&variables), expected, "{tasks}");
+        }
         assert_eq!(cores(&[("SLURM_CPUS_PER_TASK", "many")]), None);
         assert_eq!(cores(&[("SLURM_CPUS_PER_TASK", "0")]), None);
     }

@@ -22,6 +22,9 @@ const CONVERT: &str = "a pickled file is not read, because reading one can run a
     `d = torch.load(\"FILE\", weights_only=True)`, then `safetensors.torch.save_file({\"emb_params\": \
     d[\"string_to_param\"][\"*\"].detach()}, \"FILE.safetensors\")`; of a file without `string_to_param`, save `d` itself";
 
+/// More tensors than any file of words has.
+const MOST_TENSORS: usize = 64;
+
 /// Names of vectors for one text encoder in ComfyUI and kohya's scripts: the CLIP's number in the model, counted
 /// from 0, and the model's number of CLIPs.
 const NAMED: [(&str, usize, usize); 3] =
@@ -101,6 +104,11 @@ pub(crate) fn vectors(
             );
             return Err(Error::invalid_file(path, reason));
         }
+        let most = encoder.max_num_tokens();
+        if count > most {
+            let reason = format!("{count} vectors, and a prompt has room for at most {most}");
+            return Err(Error::invalid_file(path, reason));
+        }
         vectors.push(embeddings);
     }
     let base = Base {
@@ -144,6 +152,13 @@ fn read(
     let mut found: Vec<(usize, Tensor<2>)> = Vec::new();
     let mut names = file.names();
     names.sort();
+    if names.len() > MOST_TENSORS {
+        let reason = format!(
+            "it is no textual inversion: there are {} tensors in it",
+            names.len()
+        );
+        return Err(Error::invalid_file(path, reason));
+    }
     for key in names {
         let Some((_, shape)) = file.info(&key) else {
             continue;

@@ -115,7 +115,8 @@ pub fn learn(
     }
     let config = &config;
     let mut learning = pipeline.clone(); // shares all weights
-    if let Some(side) = config.learn.learn_resolution {
+    let denoises = config.learn.rows(examples.len()) > 0;
+    if let Some(side) = config.learn.learn_resolution.filter(|_| denoises) {
         learning = learning.with_shorter_side(side).map_err(of_learning)?;
     }
     let joints = match config.learn.lambda_clip > 0.0 {

@@ -521,6 +521,16 @@ fn a_difference_is_learned_at_a_smaller_size() {
     assert_ne!(whole.fingerprint(), half.fingerprint());
     half.check_base(&models.pipeline().base()).unwrap();
 
+    // The longer side becomes one that can be drawn.
+    let wide = models.pipeline().clone().with_resolution([32, 40]).unwrap();
+    let smaller = wide.with_shorter_side(16).unwrap();
+    assert_eq!(smaller.resolution(), [16, 24]);
+
+    let refused = learn(Some(0)).unwrap_err().to_string();
+    assert!(
+        refused.contains("learn_resolution: expected 1 to"),
+        "{refused}"
+    );
     let refused = learn(Some(height / 2 + 1)).unwrap_err().to_string();
     assert!(
         refused.contains("learn_resolution") && refused.contains("multiples of"),

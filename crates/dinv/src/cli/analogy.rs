@@ -94,9 +94,9 @@ pub(crate) struct AnalogyArgs {
 /// Solves the analogy.
 pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     let started = Instant::now();
-    let b_path = args.inputs()?;
     let settings = args.settings()?;
     let models: ModelSettings = settings.resolve()?;
+    let b_path = args.inputs(&settings)?;
     let mut job = AnalogyJob {
         pairs: args.pairs.pairs(),
         target: TargetFile {
@@ -237,7 +237,7 @@ impl AnalogyArgs {
     }
 
     /// Checks that A, A′ and B are all given or all absent, which means the built-in example. Returns B.
-    fn inputs(&mut self) -> anyhow::Result<PathBuf> {
+    fn inputs(&mut self, settings: &Settings) -> anyhow::Result<PathBuf> {
         if let Some(b) = &self.b {
             if self.pairs.a.is_empty() {
                 return Err(Failure::usage("`--b` needs `--a` and `--a-prime`").into());
@@ -259,7 +259,8 @@ impl AnalogyArgs {
                 .hint("`dinv learn` learns a difference without a B")
                 .into());
         }
-        fetch::example(&self.general)?;
+        settings.clone().analogy()?;
+        fetch::example(&settings.resolve()?, &self.general)?;
         let example = locate::example()?;
         self.pairs.a = vec![example.a];
         self.pairs.a_prime = vec![example.a_prime];

@@ -40,8 +40,8 @@ pub(crate) fn run(args: &CaptionArgs) -> anyhow::Result<()> {
     let pictures = pictures::check(images.iter().map(PathBuf::as_path), &mut watcher)?;
     let mut fetcher = Fetcher::new(&mut watcher, args.general.yes)?;
     let needs = Needs {
-        joint_spaces: false,
         captioner: true,
+        ..Needs::default()
     };
     let model = fetcher.model(&models, needs)?;
     let paths = fetcher.paths(&models, model, needs)?;

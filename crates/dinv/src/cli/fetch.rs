@@ -27,6 +27,8 @@ pub(crate) const CAPTIONER_KEY: &str = "DINV_CAPTIONER_KEY";
 pub(crate) struct Needs {
     pub(crate) joint_spaces: bool,
     pub(crate) captioner: bool,
+    /// Whether the diffusion model's own denoiser is not read.
+    pub(crate) without_denoiser: bool,
 }
 
 impl Needs {
@@ -37,6 +39,7 @@ impl Needs {
             joint_spaces: matches!(mode, PromptMode::Optimised | PromptMode::CaptionOptimised),
             captioner: !captions_given
                 && matches!(mode, PromptMode::Caption | PromptMode::CaptionOptimised),
+            ..Self::default()
         }
     }
 
@@ -49,6 +52,7 @@ impl Needs {
         Self {
             joint_spaces: of_prompts.joint_spaces || has_delta,
             captioner: of_prompts.captioner || (optimised && of_delta && !captions_given),
+            ..Self::default()
         }
     }
 
@@ -116,7 +120,7 @@ impl<'a> Fetcher<'a> {
         let wanted = Wanted {
             variant: settings.variant.as_deref(),
             without_t5: settings.without_t5.unwrap_or(false),
-            without_denoiser: settings.unet.is_some(),
+            without_denoiser: needs.without_denoiser || settings.unet.is_some(),
             without_encoders: &encoders,
         };
         match location {
@@ -404,11 +408,14 @@ impl<'a> Fetcher<'a> {
     }
 }
 
-/// Downloads the demo model for its example, if it is published and not on this disk.
-pub(crate) fn example(general: &General) -> anyhow::Result<()> {
+/// Downloads the demo model for its example, if it is published and not on this disk. `settings` are those of the run.
+pub(crate) fn example(settings: &ModelSettings, general: &General) -> anyhow::Result<()> {
     let Location::Hub(id) = locate::demo()? else {
         return Ok(());
     };
+    settings.device()?; // no download for a run that cannot begin
+    settings.dtype()?;
+    settings.file_options()?;
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(general.quiet);
     let mut fetcher = Fetcher::new(&mut watcher, general.yes)?;
@@ -425,6 +432,7 @@ pub(crate) fn on_disk(models: &ModelSettings) -> anyhow::Result<(ModelPaths, Vec
     let needs = Needs {
         joint_spaces: learns,
         captioner: learns,
+        ..Needs::default()
     };
     let paths = fetcher.paths(models, model, needs)?;
     Ok((paths, fetcher.absent))

@@ -10,6 +10,7 @@ use super::fetch::{Fetcher, Needs};
 use super::flags::{General, ModelSettings};
 use super::output::{Kind, Outputs};
 use super::record::{Recipe, file_name, text_of};
+use super::settings::ErasedFlags;
 use super::terminal::{self, Failure};
 use super::watch::{self, Watcher};
 
@@ -42,6 +43,31 @@ pub(crate) struct ImportArgs {
     general: General,
 }
 
+/// The settings of the model on which its text encoders depend.
+const READ: [&str; 10] = [
+    "model",
+    "family",
+    "variant",
+    "tokenizer",
+    "text_encoder",
+    "lora",
+    "clip",
+    "clip_skip",
+    "without_t5",
+    "device",
+];
+
+impl ImportArgs {
+    /// Notes about given settings that change nothing.
+    fn unread(&self) -> anyhow::Result<impl Iterator<Item = String>> {
+        let given = ErasedFlags::values(&self.model)?.into_iter();
+        let unread = given.filter(|(name, _)| !READ.contains(&name.as_str()));
+        Ok(unread.map(|(name, _)| {
+            format!("setting `{name}` has no effect: only text encoders are read")
+        }))
+    }
+}
+
 /// Reads the word, and writes it as a difference.
 pub(crate) fn run(args: &ImportArgs) -> anyhow::Result<()> {
     let models: ModelSettings = args.general.settings(&[&args.model])?.resolve()?;
@@ -60,9 +86,14 @@ pub(crate) fn run(args: &ImportArgs) -> anyhow::Result<()> {
     watch::catch_interrupts()?;
     let mut watcher = Watcher::new(args.general.quiet);
     let mut fetcher = Fetcher::new(&mut watcher, args.general.yes)?;
-    let model = fetcher.model_of_words(&models, Needs::default())?;
-    let paths = fetcher.paths(&models, model, Needs::default())?;
+    let needs = Needs {
+        without_denoiser: true,
+        ..Needs::default()
+    };
+    let model = fetcher.model_of_words(&models, needs)?;
+    let paths = fetcher.paths(&models, model, needs)?;
     let files = paths.files()?;
+    watcher.notices(args.unread()?);
     watcher.notices(files.notices().to_vec());
     let tokens = DifferenceTokens::of_word(&args.words, &files, &device)?;
     let mut recipe = Recipe::new("import", &models, &paths, &[])?;

@@ -10,10 +10,11 @@ use difference_inversion::models::captioner::ServerAddress;
 
 use super::terminal::Failure;
 
-/// The variable with the demo model: a folder, or where it is published on the Hub. Set while the program is built, it is
-/// where a program without its sources takes the model from.
+/// The variable with the demo model: a folder, or where it is published on the Hub, with [`ON_HUB`] in front. If that was
+/// set while the program was built, a program without its sources takes the model from there.
 const VARIABLE: &str = "DINV_DEMO_MODEL";
-const PUBLISHED: Option<&str> = option_env!("DINV_DEMO_MODEL");
+const BUILT_WITH: Option<&str> = option_env!("DINV_DEMO_MODEL");
+const ON_HUB: &str = "hf://";
 
 /// The short name of the demo model.
 pub(crate) const DEMO: &str = "demo";
@@ -191,24 +192,25 @@ pub(crate) fn demo() -> anyhow::Result<Location> {
         if is_model(&named) {
             return Ok(Location::Disk(named));
         }
-        let id = named.to_str().and_then(|name| name.parse().ok());
-        if let (Some(id), false) = (id, named.exists()) {
-            return Ok(Location::Hub(id));
+        if let Some(name) = named.to_str().and_then(|name| name.strip_prefix(ON_HUB)) {
+            return Ok(Location::Hub(name.parse()?));
         }
         let message = format!(
             "{VARIABLE} names {}, which is not a model folder",
             named.display()
         );
         return Err(Failure::input(message)
-            .hint("it should hold a model_index.json")
+            .hint(
+                "it should hold a model_index.json; a model of the Hub is written hf://OWNER/NAME",
+            )
             .into());
     }
     let places = demo_places();
     if let Some(folder) = places.iter().find(|folder| is_model(folder)) {
         return Ok(Location::Disk(folder.clone()));
     }
-    if let Some(id) = PUBLISHED.and_then(|name| name.parse().ok()) {
-        return Ok(Location::Hub(id));
+    if let Some(name) = BUILT_WITH.and_then(|name| name.strip_prefix(ON_HUB)) {
+        return Ok(Location::Hub(name.parse()?));
     }
     let places: Vec<String> = places
         .iter()

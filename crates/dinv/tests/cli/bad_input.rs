@@ -455,7 +455,7 @@ fn no_model_at_all_says_where_it_was_looked_for() {
         .into();
     let expected = [
         "error: DINV_DEMO_MODEL names nowhere, which is not a model folder",
-        "hint: it should hold a model_index.json",
+        "hint: it should hold a model_index.json; a model of the Hub is written hf://OWNER/NAME",
     ];
     check(&done, "analogy", 65, &expected);
 }

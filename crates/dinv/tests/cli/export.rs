@@ -1,5 +1,7 @@
 //! Differences for other programs.
 
+use difference_inversion::util::arrays::{Array, Arrays};
+
 use super::{PAIR, refused, succeed, workplace};
 
 /// The reading of diffusers' textual inversions is tested against diffusers, so that one that draws what the
@@ -61,8 +63,10 @@ fn what_was_exported_is_imported_as_it_was() {
         work.path(),
         "export night.safetensors --format diffusers -o exported",
     );
-    let import = "import --config tiny.toml exported/dinv-night.safetensors -o back.safetensors";
+    let import = "import --config tiny.toml exported/dinv-night.safetensors --resolution 7 -o back.safetensors";
     let done = succeed(work.path(), import);
+    let note = "setting `resolution` has no effect";
+    assert!(done.stderr.contains(note), "{}", done.stderr);
     assert_eq!(done.stdout, "back.safetensors\n");
     assert!(
         done.stderr.contains("dinv apply back.safetensors"),
@@ -107,8 +111,16 @@ fn what_was_exported_is_imported_as_it_was() {
         65,
         &["word.pt", "a pickled file is not read"],
     );
+    let many = Array::floats([100, 16], vec![0.5; 1600]);
+    let many = Arrays::default().with("emb_params", many);
+    many.write(&at("many.safetensors")).unwrap();
+    refuses(
+        "many.safetensors -o new.safetensors",
+        65,
+        &["many.safetensors: 100 vectors, and a prompt has room for at most"],
+    );
     let unet = "model/unet/diffusion_pytorch_model.safetensors -o new.safetensors";
-    refuses(unet, 65, &["expected vectors of width 16"]);
+    refuses(unet, 65, &["it is no textual inversion"]);
     let twice =
         "exported/dinv-night.safetensors exported/dinv-night.safetensors -o new.safetensors";
     refuses(twice, 65, &["vectors for the same text encoder"]);

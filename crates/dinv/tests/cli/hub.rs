@@ -125,7 +125,10 @@ fn the_demo_model_comes_from_where_it_is_published() {
     }
     let run = |arguments: &str| -> Done {
         let mut command = setup.command(arguments);
-        let done = command.env("DINV_DEMO_MODEL", TINY).output().unwrap();
+        let done = command
+            .env("DINV_DEMO_MODEL", format!("hf://{TINY}"))
+            .output()
+            .unwrap();
         done.into()
     };
     let help = run("learn -h");

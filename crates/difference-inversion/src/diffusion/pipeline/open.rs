@@ -123,19 +123,30 @@ impl Pipeline {
         Ok(self)
     }
 
-    /// The same for pictures with a shorter side of this many pixels, and the other in proportion.
+    /// The same for pictures with a shorter side of this many pixels. The other is in proportion, as far as the networks
+    /// can draw it.
     ///
     /// # Errors
     /// As [`with_resolution`](Self::with_resolution).
     pub fn with_shorter_side(self, side: u32) -> Result<Self> {
-        let resolution = with_shorter_side(self.resolution, side);
+        let factor = u32::try_from(self.factor()).unwrap_or(u32::MAX).max(1);
+        let drawable = |length: u32| match length {
+            shorter if shorter == side => shorter,
+            longer => (longer.saturating_add(factor / 2) / factor).saturating_mul(factor),
+        };
+        let resolution = with_shorter_side(self.resolution, side).map(drawable);
         self.with_resolution(resolution)
+    }
+
+    /// The number that the sides of its pictures are multiples of.
+    fn factor(&self) -> usize {
+        self.vae.config().pixels() * self.denoiser.multiple()
     }
 
     /// Checks that the networks can draw at its resolution, and adapts the noising to it.
     fn fit_resolution(&mut self) -> Result<()> {
         let pixels = self.vae.config().pixels();
-        let factor = pixels * self.denoiser.multiple();
+        let factor = self.factor();
         let most = self.denoiser.largest().map(|most| most * pixels);
         let fits = |side: u32| {
             let side = side as usize;

@@ -61,6 +61,9 @@ impl Schedule {
 /// size of a word's. The unit is each text encoder's own; the factor was found with the demo model.
 pub const RELATIVE_LEARNING_RATE: f64 = 0.45;
 
+/// The largest size at which a difference is learned.
+const LARGEST_SIDE: u32 = 16384;
+
 /// Settings of the optimisation; the defaults are ours (`docs/study.md`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -257,6 +260,13 @@ impl LearnConfig {
             .weight("lambda_before", self.lambda_before)
             .weight("lambda_clip", self.lambda_clip)
             .fraction("alpha", self.alpha)
+            .that(
+                "learn_resolution",
+                self.learn_resolution
+                    .is_none_or(|side| (1..=LARGEST_SIDE).contains(&side)),
+                "1 to 16384",
+                self.learn_resolution.unwrap_or_default(),
+            )
             .at_least_1("samples_per_step", self.samples_per_step)
             .that(
                 "max_norm",

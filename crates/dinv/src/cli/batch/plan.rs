@@ -49,8 +49,8 @@ pub(super) struct Task {
     pub(super) drawing: Effort,
 }
 
-/// What decides how long something takes: the identity of its settings, and of how the model runs. Pictures and captions
-/// hardly matter.
+/// What decides how long something takes: the identity of its settings, of the number of pairs, and of how the model runs.
+/// What the pictures show hardly matters.
 pub(super) type Effort = String;
 
 /// A picture to make.
@@ -252,7 +252,11 @@ impl Shared<'_> {
                 Some(Picture { wanted, id, name })
             }
         };
-        let effort = |groups: &[&dyn ErasedFlags]| -> anyhow::Result<Effort> {
+        let pairs = match &entry.source {
+            Source::Pairs(pairs) => pairs.len(),
+            Source::File(_) => 0,
+        };
+        let effort = |groups: &[&dyn ErasedFlags], pairs: usize| -> anyhow::Result<Effort> {
             let settings = groups.iter().map(|group| group.values());
             let settings = settings.collect::<anyhow::Result<Vec<_>>>()?;
             let models = self.models;
@@ -263,6 +267,7 @@ impl Shared<'_> {
             ];
             identity(json!([
                 settings,
+                pairs,
                 self.identity.model,
                 models.resolution,
                 runs
@@ -271,8 +276,8 @@ impl Shared<'_> {
         Ok(Task {
             line: entry.line,
             source: entry.source,
-            learning: effort(&[&config.prompt, &config.learn])?,
-            drawing: effort(&[&config.prompt, &config.generate])?,
+            learning: effort(&[&config.prompt, &config.learn], pairs)?,
+            drawing: effort(&[&config.prompt, &config.generate], 0)?,
             config,
             difference,
             picture,

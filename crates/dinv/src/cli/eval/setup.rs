@@ -102,6 +102,7 @@ pub(super) fn needs(variants: &[Variant]) -> Needs {
     Needs {
         joint_spaces: true,
         captioner: methods.any(|method| !WITHOUT_CAPTIONER.contains(&method)),
+        ..Needs::default()
     }
 }
 
@@ -118,7 +119,7 @@ pub(super) fn model_paths(
     let mut other = |name: &Option<PathBuf>, joint_spaces| {
         let needs = Needs {
             joint_spaces,
-            captioner: false,
+            ..Needs::default()
         };
         let name = name.as_deref();
         name.map(|name| other_paths(fetcher, settings, name, needs, &text_to_image))

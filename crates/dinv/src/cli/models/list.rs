@@ -1,13 +1,13 @@
 //! `dinv models list`: models on disk and models that can be downloaded.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use difference_inversion::diffusion::family;
 use difference_inversion::hub::{self, CachedModel, Hub, ModelId, licence};
 use serde::Serialize;
 
-use crate::cli::locate::{DEMO, demo_model};
+use crate::cli::locate::{self, DEMO, Location};
 use crate::cli::terminal;
 
 /// List the models on this machine and those with a short name
@@ -110,41 +110,52 @@ fn about(bytes: u64) -> String {
 
 /// Every model on this machine or with a short name.
 pub(crate) fn all(hub: &Hub) -> anyhow::Result<Vec<Row>> {
-    rows(demo_model().ok().as_deref(), hub.list()?)
+    rows(locate::demo().ok().as_ref(), hub.list()?)
 }
 
 /// The demo model, the models with a short name, and everything else in the cache.
-fn rows(demo: Option<&Path>, mut cached: Vec<CachedModel>) -> anyhow::Result<Vec<Row>> {
+fn rows(demo: Option<&Location>, mut cached: Vec<CachedModel>) -> anyhow::Result<Vec<Row>> {
     let mut rows = Vec::new();
-    if let Some(folder) = demo {
-        let missing = hub::missing(folder, None);
-        rows.push(Row {
-            name: DEMO.to_owned(),
-            id: None,
-            state: state(&missing),
-            folder: Some(folder.to_owned()),
-            bytes: hub::size(folder),
-            download_bytes: None,
-            missing,
-            licence: Some(env!("CARGO_PKG_LICENSE").to_owned()),
-        });
-    }
-    for short in family::known_models() {
-        let id: ModelId = short.repository.parse()?;
-        let found = cached.iter().position(|model| model.id == id);
-        rows.push(match found.map(|index| cached.remove(index)) {
-            Some(model) => row(short.name.to_owned(), model, Some(short.bytes)),
+    let mut of_hub = |name: &str, id: &ModelId, bytes: Option<u64>, licence: Option<String>| {
+        let found = cached.iter().position(|model| model.id == *id);
+        match found.map(|index| cached.remove(index)) {
+            Some(model) => row(name.to_owned(), model, bytes),
             None => Row {
-                name: short.name.to_owned(),
+                name: name.to_owned(),
                 id: Some(id.to_string()),
                 state: State::NotDownloaded,
                 folder: None,
                 bytes: 0,
-                download_bytes: Some(short.bytes),
+                download_bytes: bytes,
                 missing: Vec::new(),
-                licence: licence(None, id.repository()),
+                licence,
             },
-        });
+        }
+    };
+    let licence_of_demo = Some(env!("CARGO_PKG_LICENSE").to_owned());
+    match demo {
+        Some(Location::Disk(folder)) => {
+            let missing = hub::missing(folder, None);
+            rows.push(Row {
+                name: DEMO.to_owned(),
+                id: None,
+                state: state(&missing),
+                folder: Some(folder.to_owned()),
+                bytes: hub::size(folder),
+                download_bytes: None,
+                missing,
+                licence: licence_of_demo,
+            });
+        }
+        Some(Location::Hub(id)) => {
+            rows.push(of_hub(DEMO, id, None, licence_of_demo));
+        }
+        None => {}
+    }
+    for short in family::known_models() {
+        let id: ModelId = short.repository.parse()?;
+        let licence = licence(None, id.repository());
+        rows.push(of_hub(short.name, &id, Some(short.bytes), licence));
     }
     rows.extend(
         cached
