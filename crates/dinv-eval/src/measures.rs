@@ -1,7 +1,8 @@
 //! All metrics of one B′, with the networks that they need.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::{DType, Device, FloatDType};
 use difference_inversion::Result;
@@ -10,6 +11,7 @@ use difference_inversion::diffusion::words::Prompt;
 use difference_inversion::image::{ImagePreprocessor, fit, to_tensor};
 use difference_inversion::models::vision::dinov2::Dinov2Model;
 use difference_inversion::models::vision::lpips::Lpips;
+use difference_inversion::util::digest::sha256;
 use difference_inversion::util::tensors::host;
 use difference_inversion::util::vector::cosine;
 use difference_inversion::util::vector::unit;
@@ -158,6 +160,8 @@ pub struct MeasurePaths {
 #[derive(Debug)]
 pub struct Measures {
     clip: JointSpace,
+    /// CLIP's features of the last pictures, by the digest of their pixels: results of one analogy share all but B′.
+    looked_at: Mutex<HashMap<String, Vec<f32>>>,
     judge: Option<Judge>,
     dino: Option<Dino>,
     lpips: Option<Lpips>,
@@ -200,6 +204,7 @@ impl Measures {
         let lpips = paths.lpips.as_deref();
         Ok(Self {
             clip,
+            looked_at: Mutex::default(),
             judge: judge.map(|path| Judge::open(path, device)).transpose()?,
             dino: dino.map(|path| Dino::open(path, device)).transpose()?,
             lpips: lpips.map(|path| Lpips::open(path, device)).transpose()?,
@@ -284,22 +289,17 @@ impl Measures {
         scores: &mut Scores,
     ) -> Result<()> {
         let joint = &self.clip;
-        let look = |image| {
-            joint
-                .picture_features(image)
-                .map(|row| host(row.cast(DType::F32)))
-        };
         let features = [
-            look(&analogy.a)?,
-            look(&analogy.a_prime)?,
-            look(&analogy.b)?,
-            look(b_prime)?,
+            self.look(&analogy.a)?,
+            self.look(&analogy.a_prime)?,
+            self.look(&analogy.b)?,
+            self.look(b_prime)?,
         ];
         directions("clip", &features, scores);
         let [.., b, made] = &features;
         scores.insert("clip_i_b".to_owned(), cosine(b, made));
         if let Some(truth) = &analogy.b_prime {
-            scores.insert("clip_i_truth".to_owned(), cosine(&look(truth)?, made));
+            scores.insert("clip_i_truth".to_owned(), cosine(&self.look(truth)?, made));
         }
         if let Ok(captions) = analogy.captions_of_b() {
             let [before, after] = captions.map(|caption| text_features(joint, caption));
@@ -309,7 +309,25 @@ impl Measures {
         }
         Ok(())
     }
+
+    /// CLIP's features of a picture.
+    fn look(&self, image: &RgbImage) -> Result<Vec<f32>> {
+        let mut kept = (self.looked_at.lock()).unwrap_or_else(PoisonError::into_inner);
+        let key = format!("{} {}", image.width(), sha256(image.as_raw()));
+        if let Some(features) = kept.get(&key) {
+            return Ok(features.clone());
+        }
+        let features = host(self.clip.picture_features(image)?.cast(DType::F32));
+        if kept.len() == KEPT {
+            kept.clear();
+        }
+        kept.insert(key, features.clone());
+        Ok(features)
+    }
 }
+
+/// The most pictures whose features are kept.
+const KEPT: usize = 64;
 
 /// The analogy with B and the true B′ resized to the B′ that was made.
 fn fitted(analogy: &Analogy, b_prime: &RgbImage) -> Analogy {

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::fetch::{Fetcher, Needs};
 use super::flags::{General, ModelSettings};
+use super::learn;
 use super::output::{Kind, Outputs};
 use super::record::{Recipe, file_name, text_of};
 use super::settings::ErasedFlags;
@@ -112,12 +113,5 @@ pub(crate) fn run(args: &ImportArgs) -> anyhow::Result<()> {
             "notices": notices,
         }));
     }
-    terminal::line(args.output.display())?;
-    if !args.general.quiet {
-        terminal::message(format_args!(
-            "done: apply it with dinv apply {} --b PICTURE -o DIR",
-            args.output.display()
-        ));
-    }
-    Ok(())
+    learn::tell(&args.output, args.general.quiet)
 }

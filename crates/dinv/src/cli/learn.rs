@@ -172,11 +172,16 @@ pub(crate) fn run(args: &LearnArgs) -> anyhow::Result<()> {
             "seconds": started.elapsed().as_secs_f64(),
         }));
     }
-    terminal::line(args.output.display())?;
-    if !args.general.quiet {
+    tell(&args.output, args.general.quiet)
+}
+
+/// Says where a difference is, and what to do with it.
+pub(super) fn tell(difference: &Path, quiet: bool) -> anyhow::Result<()> {
+    let difference = difference.display();
+    terminal::line(&difference)?;
+    if !quiet {
         terminal::message(format_args!(
-            "done: apply it with dinv apply {} --b PICTURE -o DIR",
-            args.output.display()
+            "done: apply it with dinv apply {difference} --b PICTURE -o DIR"
         ));
     }
     Ok(())
