@@ -46,7 +46,7 @@ fuzz cases="100000":
 # The program for any Linux on x86-64, without libraries: dist/dinv (Debian: musl-tools).
 static:
     rustup target add x86_64-unknown-linux-musl
-    cargo build --release --locked --target x86_64-unknown-linux-musl --bin dinv
+    DINV_WITHOUT_SOURCES=1 cargo build --release --locked --target x86_64-unknown-linux-musl --bin dinv
     install -D "${CARGO_TARGET_DIR:-target}/x86_64-unknown-linux-musl/release/dinv" dist/dinv
 
 # Licences, advisories and sources of the dependencies (cargo install cargo-deny).
@@ -62,6 +62,13 @@ golden:
 page out:
     cargo build --release --bin dinv
     python crates/dinv/tests/serve/page.py --out {{out}}
+
+# `dinv batch` on a real Slurm, a real HyperQueue, in the container, and in parts on this machine, against one process (as root;
+# Debian: slurmctld slurmd slurm-client munge buildah musl-tools; `pip install hyperqueue`).
+cluster: static
+    cargo build --release --bin dinv
+    for engine in slurm hyperqueue efficiency; do python integrations/cluster/prove.py $engine || exit 1; done
+    python integrations/cluster/prove.py container --program dist/dinv
 
 # `dinv serve` killed 200 times, under 50 clients for two minutes, over 1000 jobs, with 10 000 queued, and with clients that
 # do not read. `load.py full` needs root.

@@ -11,7 +11,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 
 use crate::util::files::{self, Existing};
-use crate::util::foreign::{BEGINNING, what_else};
+use crate::util::foreign::{BEGINNING, refuse_pipe, what_else};
 use crate::{Error, Result};
 
 /// The numbers of an [`Array`].
@@ -111,6 +111,7 @@ impl Arrays {
     /// [`Error::Io`] if it cannot be read, [`Error::InvalidFile`] if it is not safetensors,
     /// truncated, or has a number type that is not supported.
     pub fn read(path: &Path) -> Result<Self> {
+        refuse_pipe(path)?;
         let bytes = std::fs::read(path).map_err(Error::io(path))?;
         let invalid = |reason: String| Error::invalid_file(path, reason);
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| {

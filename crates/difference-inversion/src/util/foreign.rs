@@ -1,4 +1,8 @@
-//! Recognises files of other kinds by their first bytes.
+//! Recognises files of other kinds, by their first bytes.
+
+use std::path::Path;
+
+use crate::{Error, Result};
 
 /// Why pickled files are not read, and what to do about it.
 pub(crate) const REFUSAL: &str = "a pickled file is not read, because reading one can run any code; \
@@ -27,6 +31,21 @@ pub(crate) fn lfs_pointer(text: &str) -> Option<String> {
     Some(format!(
         "a Git LFS pointer to a file{of} that was not downloaded; run `git lfs pull` in its folder"
     ))
+}
+
+/// Refuses what is neither a file nor a folder: opening a pipe waits for its other end, and it cannot be read twice.
+///
+/// # Errors
+/// [`Error::InvalidFile`] for such a thing, [`Error::Io`] if there is nothing.
+pub(crate) fn refuse_pipe(path: &Path) -> Result<()> {
+    let kind = std::fs::metadata(path).map_err(Error::io(path))?;
+    match kind.is_file() || kind.is_dir() {
+        true => Ok(()),
+        false => {
+            let reason = "expected a file, found a pipe or a device";
+            Err(Error::invalid_file(path, reason))
+        }
+    }
 }
 
 /// Names files that are commonly mistaken for safetensors, by their first bytes, with what to do about them.

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
-use crate::util::foreign::{BEGINNING, what_else};
+use crate::util::foreign::{BEGINNING, refuse_pipe, what_else};
 use crate::weights::gguf;
 use crate::weights::quantised::{Packing, scalar};
 use crate::weights::scales::scaled;
@@ -56,6 +56,7 @@ pub(crate) struct TensorFile {
 impl TensorFile {
     /// Opens `path` and reads its header, which must match the size of the file.
     pub(crate) fn open(path: &Path) -> Result<Self> {
+        refuse_pipe(path)?;
         let mut file = File::open(path).map_err(Error::io(path))?;
         let metadata = file.metadata().map_err(Error::io(path))?;
         if metadata.is_dir() {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use difference_inversion::Error;
 use difference_inversion::diffusion::family::Family;
-use difference_inversion::diffusion::frozen::Models;
+use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::image::save_png;
 use difference_inversion::method::analogy::{self, Applied, Target};
 use difference_inversion::method::difference::DifferenceTokens;
@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use super::analogy::DIFFERENCE;
 use super::change;
 use super::demo_world;
-use super::fetch::{Fetcher, Needs};
+use super::fetch::{self, Fetcher, Needs};
 use super::fitting::{self, Measured};
 use super::flags::{
     DraftFlag, General, GenerateFlags, ModelSettings, PreviewFlag, PromptFlags, SeedFlag, TimeFlag,
@@ -27,7 +27,7 @@ use super::learned_words;
 use super::output::Outputs;
 use super::pictures::{self, Picture};
 use super::record::{Recipe, file_name, recipe_in, text_of};
-use super::settings::Settings;
+use super::settings::{ErasedFlags, Settings};
 use super::shard::Shard;
 use super::terminal::{self, Failure};
 use super::watch::Watcher;
@@ -117,6 +117,14 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     let read = pictures::check(jobs.iter().map(|job| job.b), &mut watcher)?;
     let sizes: Vec<Measured<'_>> = read.iter().map(|b| (b.path, b.size)).collect();
     if jobs.is_empty() {
+        let on_disk = fetch::on_disk(&models).and_then(|(paths, _)| {
+            let config = settings.with_model(&paths.model)?.analogy()?;
+            recipe(&models, &paths, &config, (&difference, &tokens))
+        });
+        // On a machine without the model, what others made cannot be compared.
+        if let Ok(recipe) = on_disk {
+            args.check_left_out(&recipe, &left_out, &output)?;
+        }
         return args.finish(watcher, &[]);
     }
     let mut fetcher = Fetcher::new(&mut watcher, args.general.yes)?;
@@ -136,14 +144,7 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
     let unread = [config.prompt.unread(), config.generate.unread()].concat();
     watcher.notices(settings.without_effect(unread));
     watcher.notices(change::of_strength(config.generate.strength));
-    let mut recipe = Recipe::new(
-        "apply",
-        &models,
-        &paths,
-        &[&config.prompt, &config.generate],
-    )?;
-    recipe.input("difference", text_of(&difference))?;
-    recipe.input("difference_tokens", tokens.fingerprint())?;
+    let recipe = recipe(&models, &paths, &config, (&difference, &tokens))?;
     args.check_left_out(&recipe, &left_out, &output)?;
     let memory = models.memory()?;
     watcher.say(&format!(
@@ -240,6 +241,20 @@ pub(crate) fn write(
     ];
     save_png(path, &applied.b_prime, &text)?;
     Ok(b)
+}
+
+/// What determines the results, except B.
+pub(super) fn recipe(
+    models: &ModelSettings,
+    paths: &ModelPaths,
+    config: &AnalogyConfig,
+    (difference, tokens): (&Path, &DifferenceTokens),
+) -> anyhow::Result<Recipe> {
+    let groups: [&dyn ErasedFlags; 2] = [&config.prompt, &config.generate];
+    let mut recipe = Recipe::new("apply", models, paths, &groups)?;
+    recipe.input("difference", text_of(difference))?;
+    recipe.input("difference_tokens", tokens.fingerprint())?;
+    Ok(recipe)
 }
 
 impl ApplyArgs {

@@ -20,7 +20,7 @@ use indicatif::HumanDuration;
 use serde_json::{Value, json};
 
 use self::manifest::{Entry, Source};
-use self::plan::{DIFFERENCES, Effort, Identity, Picture, Shared, Task, TaskKind, Time, Times};
+use self::plan::{DIFFERENCES, Effort, Identity, Shared, Task, TaskKind, Time, Times};
 
 use super::apply;
 use super::change;
@@ -34,8 +34,8 @@ use super::flags::{
 };
 use super::learned_words;
 use super::output::{Kind, Outputs};
-use super::pictures;
-use super::record::{Recipe, file_name, recipe_in, text_of};
+use super::pictures::{self, Picture};
+use super::record::{file_name, recipe_in, text_of};
 use super::settings::Settings;
 use super::shard::Shard;
 use super::terminal::{self, Failure};
@@ -152,12 +152,14 @@ pub(crate) fn run(args: &BatchArgs) -> anyhow::Result<()> {
     if !work.learning.is_empty() {
         work.check_learning(&models, &paths, !args.no_memory_check)?;
     }
-    let sizes = work.read(&mut watcher)?;
+    let pictures = work.read(&mut watcher)?;
     let none: [&str; 0] = [];
     Outputs::folder(output, none, false, &[])?;
     let differences = output.join(DIFFERENCES);
     fs::create_dir_all(&differences).map_err(Error::io(&differences))?;
     let opened = models.open(&paths, &mut watcher)?;
+    watcher.notices(demo_world::of_first(&models, opened.pipeline(), &pictures)?);
+    let sizes: Vec<Measured<'_>> = pictures.iter().map(|one| (one.path, one.size)).collect();
     watcher.notices(fitting::of_pictures(&sizes, opened.pipeline().resolution()));
     watcher.notices(learned_words::unknown(opened.pipeline(), work.captions()));
     let mut run = Run {
@@ -434,8 +436,8 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Reads every picture, so that all errors are reported before the work; returns their sizes.
-    fn read(&self, watcher: &mut Watcher) -> anyhow::Result<Vec<Measured<'a>>> {
+    /// Reads every picture, so that all errors are reported before the work.
+    fn read(&self, watcher: &mut Watcher) -> anyhow::Result<Vec<Picture<'a>>> {
         let mut files: Vec<&'a Path> = Vec::new();
         for &task in &self.tasks {
             if let Source::Pairs(pairs) = &task.source {
@@ -453,11 +455,7 @@ impl<'a> Work<'a> {
         }
         files.sort_unstable();
         files.dedup();
-        let read = pictures::check(files.into_iter(), watcher)?;
-        Ok(read
-            .iter()
-            .map(|picture| (picture.path, picture.size))
-            .collect())
+        pictures::check(files.into_iter(), watcher)
     }
 }
 
@@ -474,7 +472,7 @@ impl std::fmt::Display for Work<'_> {
     }
 }
 
-impl Picture {
+impl plan::Picture {
     /// Whether it is there; another picture in its place is an error.
     fn is_there(&self, output: &Path) -> Result<bool, String> {
         let path = output.join(&self.name);
@@ -598,11 +596,8 @@ impl Run<'_> {
         let watcher = &mut *self.watcher;
         let observe = &mut |progress: &_| watcher.observe(progress);
         let applied = analogy::apply(self.models, tokens, &target, &task.config, observe)?;
-        let config = &task.config;
-        let groups: [&dyn super::settings::ErasedFlags; 2] = [&config.prompt, &config.generate];
-        let mut recipe = Recipe::new("apply", self.chosen, self.paths, &groups)?;
-        recipe.input("difference", text_of(&difference))?;
-        recipe.input("difference_tokens", tokens.fingerprint())?;
+        let made = (difference.as_path(), tokens);
+        let mut recipe = apply::recipe(self.chosen, self.paths, &task.config, made)?;
         recipe.input("id", &picture.id)?;
         let mut b = Value::Null;
         output.publish_one(&picture.name, |path| {

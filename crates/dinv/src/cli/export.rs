@@ -235,7 +235,8 @@ fn files(tokens: &DifferenceTokens, format: Format, name: &str) -> anyhow::Resul
     };
     if !is_known {
         let message = format!(
-            "{} reads no textual inversions for a {denoiser} with token embeddings of width {widths:?}",
+            "the difference was learned on a {denoiser} with token embeddings of width {widths:?}, for which {} reads no \
+             textual inversions",
             format.title()
         );
         let hint = "Stable Diffusion 1, 2 and XL work everywhere, FLUX.1 with comfyui and diffusers, Stable Diffusion 3 \

@@ -125,6 +125,11 @@ pub(crate) fn run(args: &FirstRunArgs) -> anyhow::Result<()> {
     };
     report.machine = machine(&settings)?;
     watcher.say(&format!("trying {}", settings.named()));
+    watcher.notices(
+        settings.is_demo().then(|| {
+            "the demo model knows no photographs; `--model` names one that does".to_owned()
+        }),
+    );
     let mut trial = Trial {
         folder: &args.output,
         photos: &photos,

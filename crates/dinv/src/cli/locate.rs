@@ -14,6 +14,12 @@ use super::terminal::Failure;
 /// set while the program was built, a program without its sources takes the model from there.
 const VARIABLE: &str = "DINV_DEMO_MODEL";
 const BUILT_WITH: Option<&str> = option_env!("DINV_DEMO_MODEL");
+/// The sources of this program. A release, which is built with `DINV_WITHOUT_SOURCES`, is not to find those of another
+/// machine.
+const SOURCES: Option<&str> = match option_env!("DINV_WITHOUT_SOURCES") {
+    Some(_) => None,
+    None => Some(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")),
+};
 const ON_HUB: &str = "hf://";
 
 /// The short name of the demo model.
@@ -222,8 +228,8 @@ pub(crate) fn demo() -> anyhow::Result<Location> {
     ));
     Err(failure
         .hint(format!(
-            "name a model with `--model`, or the demo's folder with {VARIABLE}: the sources and the release archives have it as \
-             demo/model"
+            "keep the folder `demo`, which the sources and the releases have, next to the program, or name its `model` with \
+             {VARIABLE}; or name another model with `--model`"
         ))
         .into())
 }
@@ -258,12 +264,14 @@ fn demo_places() -> Vec<PathBuf> {
             folder.join("../share/dinv/demo/model"),
         ])
     });
-    let sources = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join("demo/model");
-    let sources = sources.canonicalize().unwrap_or(sources);
+    let sources = SOURCES.map(|sources| {
+        let model = Path::new(sources).join("demo/model");
+        model.canonicalize().unwrap_or(model)
+    });
     beside_program
         .into_iter()
         .flatten()
-        .chain([sources])
+        .chain(sources)
         .collect()
 }
 

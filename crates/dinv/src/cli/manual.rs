@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Command};
+use clap::{Arg, Args, Command};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
@@ -93,9 +93,10 @@ fn all(command: &Command, pages: &mut Vec<(String, String)>) -> anyhow::Result<(
     below.into_iter().try_for_each(|below| all(below, pages))
 }
 
-/// The manual page of a command.
+/// The manual page of a command. It describes all options, also those that short help leaves out.
 fn page(command: &Command) -> anyhow::Result<String> {
     let mut page = Vec::new();
-    Man::new(command.clone()).render(&mut page)?;
+    let described = |arg: Arg| arg.hide_short_help(false);
+    Man::new(command.clone().mut_args(described)).render(&mut page)?;
     Ok(String::from_utf8(page)?)
 }

@@ -402,6 +402,10 @@ fn wrong_jobs_are_named_before_anything_is_done() {
             "model: there is no pair in this folder",
         ),
         ("batch --from set --dry-run", "cannot be used with"),
+        (
+            "batch set -o made",
+            "`dinv batch --from set` makes the file",
+        ),
         ("batch set/nothing.jsonl -o made", "set/nothing.jsonl"),
         (
             "batch set/jobs.jsonl -o a.png",

@@ -119,6 +119,26 @@ fn what_was_exported_is_imported_as_it_was() {
         65,
         &["many.safetensors: 100 vectors, and a prompt has room for at most"],
     );
+    #[cfg(unix)]
+    {
+        let made = std::process::Command::new("mkfifo")
+            .arg(at("pipe"))
+            .status();
+        assert!(made.unwrap().success());
+        refuses(
+            "pipe -o new.safetensors",
+            65,
+            &["pipe: expected a file, found a pipe"],
+        );
+        let replaced =
+            "generate --config tiny.toml --prompt red --difference pipe --overwrite -o red.png";
+        refused(
+            work.path(),
+            replaced,
+            65,
+            &["pipe: expected a file, found a pipe"],
+        );
+    }
     let unet = "model/unet/diffusion_pytorch_model.safetensors -o new.safetensors";
     refuses(unet, 65, &["it is no textual inversion"]);
     let twice =
@@ -165,7 +185,7 @@ fn what_cannot_be_exported_is_refused_in_words() {
         "night.safetensors --format a1111 -o exported",
         65,
         &[
-            "A1111 reads no textual inversions",
+            "for which A1111 reads no textual inversions",
             "Stable Diffusion 1, 2 and XL",
         ],
     );

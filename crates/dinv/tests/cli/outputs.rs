@@ -318,6 +318,11 @@ fn results_of_other_settings_are_not_mixed_in() {
         work.path(),
         &format!("{apply} d.safetensors --b b.png --strength 0.7"),
     );
+    // When all results are there, too.
+    let all = format!("{apply} d.safetensors --b b.png");
+    let expected = "out/b.png exists, but was made with strength 0.7, not 1.0";
+    refuses(work.path(), &all, 64, &[expected]);
+    succeed(work.path(), &format!("{all} --strength 0.7"));
     let both = "--b b.png c.png";
     let other = format!("{apply} d.safetensors {both}");
     refuses(

@@ -332,6 +332,7 @@ mod tests {
         let denoised = [
             "samples_per_step",
             "prompt_dropout",
+            "learn_resolution",
             "jitter",
             "select_samples",
         ];

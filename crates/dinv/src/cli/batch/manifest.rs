@@ -117,6 +117,11 @@ impl Entry {
 
 /// Reads a file of jobs. Its paths are relative to it. All wrong lines are named together.
 pub(super) fn read(path: &Path) -> anyhow::Result<Vec<Entry>> {
+    if path.is_dir() {
+        let message = format!("{}: a folder, expected a file of jobs", path.display());
+        let hint = format!("`dinv batch --from {}` makes the file", path.display());
+        return Err(Failure::input(message).hint(hint).into());
+    }
     let text = fs::read_to_string(path).map_err(|error| match error.kind() {
         ErrorKind::InvalidData => {
             let failure = Failure::input(format!("{}: not a text in UTF-8", path.display()));
