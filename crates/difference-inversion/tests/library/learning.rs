@@ -528,7 +528,7 @@ fn a_difference_is_learned_at_a_smaller_size() {
 
     let refused = learn(Some(0)).unwrap_err().to_string();
     assert!(
-        refused.contains("learn_resolution: expected 1 to"),
+        refused.contains("`learn_resolution`: expected 1 to"),
         "{refused}"
     );
     let refused = learn(Some(height / 2 + 1)).unwrap_err().to_string();
