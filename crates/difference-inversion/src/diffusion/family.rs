@@ -15,7 +15,7 @@ use crate::diffusion::sample::{
     AlphaSchedule, FlowConfig, FlowSchedule, Noising, SchedulerConfig, check_kind, complete,
 };
 use crate::diffusion::text_encoder::{
-    Encoded, Qwen3Reading, TextEncoder, open_clip, open_qwen3, open_t5, open_t5_of_length,
+    Base, Encoded, Qwen3Reading, TextEncoder, open_clip, open_qwen3, open_t5, open_t5_of_length,
 };
 use crate::models::denoiser::conditions::Conditions;
 use crate::models::denoiser::{
@@ -674,6 +674,17 @@ impl Family {
         let encoders = encoders.iter().map(|encoder| encoder.part);
         let others = [self.denoiser.part, self.autoencoder.part];
         Ok(others.into_iter().chain(encoders).collect())
+    }
+
+    /// The identity of models of this family that share difference tokens, given the text encoders that they are learned for.
+    pub(crate) fn base(&self, learned: &[TextEncoder]) -> Base {
+        Base {
+            denoiser: self.denoiser.title.to_owned(),
+            encoders: learned
+                .iter()
+                .map(|encoder| encoder.base().clone())
+                .collect(),
+        }
     }
 
     /// Whether one of its text encoders was trained with an image tower, so that there is a joint space of

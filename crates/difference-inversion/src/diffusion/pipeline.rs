@@ -105,11 +105,7 @@ impl Pipeline {
 
     /// The identity of models that share difference tokens with this one.
     pub fn base(&self) -> Base {
-        let encoders = self.learned_encoders().iter().map(TextEncoder::base);
-        Base {
-            denoiser: self.family.denoiser.title.to_owned(),
-            encoders: encoders.cloned().collect(),
-        }
+        self.family.base(self.learned_encoders())
     }
 
     /// How latents were noised in training.

@@ -111,14 +111,7 @@ pub(crate) fn vectors(
         }
         vectors.push(embeddings);
     }
-    let base = Base {
-        denoiser: family.denoiser.title.to_owned(),
-        encoders: encoders
-            .iter()
-            .map(|encoder| encoder.base().clone())
-            .collect(),
-    };
-    Ok((vectors, base))
+    Ok((vectors, family.base(&encoders)))
 }
 
 /// The vectors of a file, [n, d], each with the number of its text encoder.

@@ -96,7 +96,7 @@ pub(crate) fn run(mut args: AnalogyArgs) -> anyhow::Result<()> {
     let started = Instant::now();
     let settings = args.settings()?;
     let models: ModelSettings = settings.resolve()?;
-    let b_path = args.inputs(&settings)?;
+    let b_path = args.inputs(&settings, &models)?;
     let mut job = AnalogyJob {
         pairs: args.pairs.pairs(),
         target: TargetFile {
@@ -237,7 +237,7 @@ impl AnalogyArgs {
     }
 
     /// Checks that A, A′ and B are all given or all absent, which means the built-in example. Returns B.
-    fn inputs(&mut self, settings: &Settings) -> anyhow::Result<PathBuf> {
+    fn inputs(&mut self, settings: &Settings, models: &ModelSettings) -> anyhow::Result<PathBuf> {
         if let Some(b) = &self.b {
             if self.pairs.a.is_empty() {
                 return Err(Failure::usage("`--b` needs `--a` and `--a-prime`").into());
@@ -259,8 +259,8 @@ impl AnalogyArgs {
                 .hint("`dinv learn` learns a difference without a B")
                 .into());
         }
-        settings.clone().analogy()?;
-        fetch::example(&settings.resolve()?, &self.general)?;
+        settings.analogy()?; // no download for settings that are wrong
+        fetch::example(models, &self.general)?;
         let example = locate::example()?;
         self.pairs.a = vec![example.a];
         self.pairs.a_prime = vec![example.a_prime];

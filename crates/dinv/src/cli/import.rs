@@ -79,6 +79,8 @@ pub(crate) fn run(args: &ImportArgs) -> anyhow::Result<()> {
     let words = args.words.iter().map(PathBuf::as_path);
     let inputs: Vec<&Path> = words.chain(args.general.config.as_deref()).collect();
     let mut output = Outputs::file(&args.output, Kind::Tensors, args.overwrite, &inputs)?;
+    let name = file_name(&args.output);
+    output.claim(&name)?;
     output.check()?;
     for path in &args.words {
         std::fs::metadata(path).map_err(difference_inversion::Error::io(path))?;
@@ -101,8 +103,6 @@ pub(crate) fn run(args: &ImportArgs) -> anyhow::Result<()> {
     let names: Vec<String> = args.words.iter().map(|path| file_name(path)).collect();
     recipe.input("files", &names)?;
     let tokens = tokens.with_settings(serde_json::from_str(&recipe.to_line()?)?);
-    let name = file_name(&args.output);
-    output.claim(&name)?;
     output.publish_one(&name, |path| Ok(tokens.save(path)?))?;
     let (_, notices) = watcher.finish();
 
