@@ -18,10 +18,11 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     UNet2DConditionModel,
     UniPCMultistepScheduler,
 )
-from diffusers.schedulers import scheduling_euler_ancestral_discrete
+from diffusers.schedulers import scheduling_euler_ancestral_discrete, scheduling_lcm
 from safetensors.torch import save_file
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
@@ -238,6 +239,10 @@ SAMPLERS = {
         5,
         {},
     ),
+    "lcm": (LCMScheduler, {}, 4, {}),
+    "lcm_velocity": (LCMScheduler, ZERO_SNR | {"original_inference_steps": 20, "timestep_scaling": 3.0}, 6, {}),
+    "lcm_clipped": (LCMScheduler, {"beta_schedule": "linear", "prediction_type": "sample", "clip_sample": True}, 3, {}),
+    "lcm_once": (LCMScheduler, {}, 1, {}),
 }
 
 
@@ -264,8 +269,9 @@ def make_samplers() -> None:
             arguments = dict(options)
             if scheduler_class is DDIMScheduler:
                 arguments["variance_noise"] = noise[i]
-            # The ancestral sampler takes no noise: give it ours.
-            scheduling_euler_ancestral_discrete.randn_tensor = lambda *_, i=i, **__: noise[i]
+            # These samplers take no noise: give them ours.
+            for module in (scheduling_euler_ancestral_discrete, scheduling_lcm):
+                module.randn_tensor = lambda *_, i=i, **__: noise[i]
             sample = scheduler.step(outputs[i], t, sample, **arguments).prev_sample
             samples.append(sample)
         tensors |= {

@@ -1,4 +1,4 @@
-"""Makes tests/golden/{sd21,sdxl,instruct_pix2pix,inpaint}: a tiny pipeline of every family with
+"""Makes tests/golden/{sd21,sdxl,instruct_pix2pix,inpaint,lcm}: a tiny pipeline of every family with
 random weights, what diffusers makes of it, and for the first two the CLIP of their text encoders and
 what the PyTorch reference of the optimisation loop learns.
 
@@ -18,12 +18,15 @@ from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from diffusers.schedulers import scheduling_lcm
 from PIL import Image
 from safetensors.torch import save_file
 from transformers import (
@@ -148,14 +151,14 @@ def make_sdxl(out: Path) -> StableDiffusionXLPipeline:
     )
 
 
-def make_sd15_like(out: Path, cls, seed: int, in_channels: int, scheduler):
-    """A pipeline of Stable Diffusion 1.5's parts whose U-Net sees a picture, too."""
+def make_sd15_like(out: Path, cls, seed: int, in_channels: int, scheduler, **of_unet):
+    """A pipeline of Stable Diffusion 1.5's parts whose U-Net sees something else, too."""
     tokenizer = make_tokenizer("files", out / "tokenizer")
     clip = make_clip(tokenizer, out / "clip", "files", seed, hidden_act="quick_gelu")
     shutil.rmtree(out / "clip")
     return cls(
         vae=make_vae(seed + 1, scaling_factor=0.3), tokenizer=tokenizer, scheduler=scheduler,
-        unet=make_unet(seed + 2, cross_attention_dim=16, in_channels=in_channels),
+        unet=make_unet(seed + 2, cross_attention_dim=16, in_channels=in_channels, **of_unet),
         text_encoder=text_encoder_of(clip), safety_checker=None, feature_extractor=None,
         requires_safety_checker=False,
     )
@@ -169,6 +172,11 @@ def make_instruct_pix2pix(out: Path) -> StableDiffusionInstructPix2PixPipeline:
 def make_inpaint(out: Path) -> StableDiffusionInpaintPipeline:
     scheduler = DDIMScheduler(**TRAINED, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     return make_sd15_like(out, StableDiffusionInpaintPipeline, 40, 4 + 1 + 4, scheduler)
+
+
+def make_lcm(out: Path) -> LatentConsistencyModelPipeline:
+    """A consistency model that was distilled from guided predictions and is told the scale."""
+    return make_sd15_like(out, LatentConsistencyModelPipeline, 50, 4, LCMScheduler(), time_cond_proj_dim=6)
 
 
 def make_learning(out: Path, pictures: list[numpy.ndarray], seed: int) -> None:
@@ -256,11 +264,24 @@ def outputs_of_inpaint(pipeline, latents: torch.Tensor, out: Path) -> dict:
     return {"drawn": drawn, "picture": decode(pipeline, drawn)}
 
 
+def outputs_of_lcm(pipeline, latents: torch.Tensor, out: Path) -> dict:
+    noise = torch.randn((4, *latents.shape), generator=torch.Generator().manual_seed(7))
+    outputs = {"noise": noise.flatten(0, 1)}
+    for name, scale in (("", 8.5), ("_at_3", 3.0), ("_without_guidance", 1.0)):
+        fresh = iter(noise)
+        scheduling_lcm.randn_tensor = lambda *_, **__: next(fresh)
+        outputs[f"drawn{name}"] = draw(
+            pipeline, latents, prompt=PROMPT, num_inference_steps=4, guidance_scale=scale
+        )
+    return outputs | {"picture": decode(pipeline, outputs["drawn"])}
+
+
 FAMILIES = {
     "sd21": (make_sd21, outputs_of_sd21),
     "sdxl": (make_sdxl, outputs_of_sdxl),
     "instruct_pix2pix": (make_instruct_pix2pix, outputs_of_instruct_pix2pix),
     "inpaint": (make_inpaint, outputs_of_inpaint),
+    "lcm": (make_lcm, outputs_of_lcm),
 }
 LEARNING = "sd21", "sdxl"
 
