@@ -1,4 +1,4 @@
-"""Makes tests/golden/parts: textual inversions in the layouts of several programs, another autoencoder and `clip_skip`,
+"""Makes tests/golden/parts: textual inversions in the layouts of several programs, other autoencoders and `clip_skip`,
 for the tiny pipelines `pipeline` (Stable Diffusion 1) and `sdxl`, and what diffusers makes of them.
 
     python training/reference/make_golden_parts.py
@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
 from make_golden_diffusion import randomise
@@ -111,6 +111,25 @@ def make_vae() -> None:
     picture(draw(pipeline, latents_of("sd1"))).save(OUT / "sd1_other_vae.png")
 
 
+def make_tiny_vae() -> None:
+    """A distilled autoencoder: its picture of the model's latents, and both ways by itself."""
+    generator = torch.Generator().manual_seed(62)
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 2),
+        num_decoder_blocks=(2, 1), scaling_factor=0.7,
+    ).eval()
+    randomise(vae, generator)
+    vae.half().save_pretrained(OUT / "vae_tiny")
+    vae.float()
+    pixels, latents = torch.rand((1, 3, 12, 20), generator=generator) * 2 - 1, 3 * torch.randn((1, 4, 6, 10), generator=generator)
+    with torch.no_grad():
+        tensors = {"pixels": pixels, "encoded": vae.encode(pixels).latents, "latents": latents, "decoded": vae.decode(latents).sample}
+    save_file({name: x.contiguous() for name, x in tensors.items()}, OUT / "vae_tiny_io.safetensors")
+    pipeline = opened(StableDiffusionPipeline, "pipeline")
+    pipeline.vae = vae
+    picture(draw(pipeline, latents_of("sd1"))).save(OUT / "sd1_tiny_vae.png")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     shutil.rmtree(OUT, ignore_errors=True)
@@ -118,3 +137,4 @@ if __name__ == "__main__":
     make_embeddings()
     make_clip_skip()
     make_vae()
+    make_tiny_vae()
