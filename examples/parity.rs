@@ -18,7 +18,7 @@ use difference_inversion::models::denoiser::unet::{
     AddedConditions, UNet2DConditionModel, UNetConfig,
 };
 use difference_inversion::models::text::clip_text::ClipTextModel;
-use difference_inversion::models::vae::{AutoencoderKL, AutoencoderKLConfig};
+use difference_inversion::models::vae::{Autoencoder, AutoencoderKL, AutoencoderKLConfig};
 use difference_inversion::models::vision::clip_image::ClipVisionModel;
 use difference_inversion::util::arrays::{Arrays, Values};
 use difference_inversion::weights::{Weights, read_config};

@@ -52,7 +52,7 @@ impl TextToImage {
     pub fn guidance_scale(&self, guided_by: GuidedBy) -> f64 {
         self.guidance_scale.unwrap_or(match guided_by {
             GuidedBy::Reference => 7.5,
-            GuidedBy::Embedding => 3.5,
+            GuidedBy::Embedding { usual } => usual,
             GuidedBy::Nothing => 1.0,
         })
     }
@@ -176,7 +176,8 @@ pub fn draw(
         None => own_solver(pipeline, &mut *observer),
     };
     let mut solver = kind.build(pipeline.noising(), request.num_inference_steps, 0.0)?;
-    if let Some(notice) = pipeline.noising().notice(solver.timesteps()) {
+    let notice = pipeline.noising().notice(solver.timesteps());
+    if let Some(notice) = notice.filter(|_| kind.reads_spacing()) {
         progress::notice(&mut *observer, notice);
     }
     let guide = guide(pipeline, request, prompt, image)?;

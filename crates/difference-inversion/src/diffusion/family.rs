@@ -23,7 +23,7 @@ use crate::models::denoiser::{
 };
 use crate::models::text::qwen3::{self, Qwen3Config};
 use crate::models::text::tower::TowerKind;
-use crate::models::vae::AutoencoderKLConfig;
+use crate::models::vae::AutoencoderConfig;
 use crate::weights::from_value;
 use crate::{Error, Result};
 
@@ -752,8 +752,8 @@ impl Family {
 
 impl AutoencoderPart {
     /// Its number format if the other networks compute in `dtype`.
-    pub(crate) fn dtype(&self, config: &AutoencoderKLConfig, dtype: FloatDType) -> FloatDType {
-        match self.upcast && config.force_upcast.unwrap_or(false) {
+    pub(crate) fn dtype(&self, config: &AutoencoderConfig, dtype: FloatDType) -> FloatDType {
+        match self.upcast && config.force_upcast() {
             true => FloatDType::F32,
             false => dtype,
         }

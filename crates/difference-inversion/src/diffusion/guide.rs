@@ -57,7 +57,7 @@ impl Guide {
     ) -> Self {
         match guided_by {
             GuidedBy::Reference => Self::new(conditional, negative, scale),
-            GuidedBy::Embedding => Self::plain(conditional).embedding(scale),
+            GuidedBy::Embedding { .. } => Self::plain(conditional).embedding(scale),
             GuidedBy::Nothing => Self::plain(conditional),
         }
     }

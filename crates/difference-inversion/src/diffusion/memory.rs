@@ -11,7 +11,7 @@ use crate::diffusion::model_files::layout::Layout;
 use crate::diffusion::pipeline::{resolution, with_shorter_side};
 use crate::models::denoiser::Memory;
 use crate::models::text::clip_text::shared_bytes;
-use crate::models::vae::AutoencoderKLConfig;
+use crate::models::vae::AutoencoderConfig;
 use crate::weights::Weights;
 
 /// The program itself: code, tokenizers, pictures.
@@ -48,7 +48,7 @@ impl LearningMemory {
         let family = Family::of(&files)?;
         let denoiser = family.denoiser.config(&files)?;
         let autoencoder = &family.autoencoder;
-        let vae: AutoencoderKLConfig = files.config(autoencoder.part)?;
+        let vae = files.autoencoder(autoencoder.part)?;
         let device = Device::flex();
         let open = |part: &str, dtype| files.weights(part, &device, dtype);
         let vae_dtype = autoencoder.dtype(&vae, self.dtype);
@@ -152,7 +152,7 @@ impl LearningMemory {
         let layout = Layout::by_name(published.layout).ok()?;
         let part = &layout.family.denoiser;
         let denoiser = (part.open)(layout.denoiser.clone(), Path::new(part.part)).ok()?;
-        let vae: AutoencoderKLConfig = serde_json::from_value(layout.vae.clone()).ok()?;
+        let vae = AutoencoderConfig::open(layout.vae.clone(), Path::new("vae")).ok()?;
         let bytes = |millions: u64, dtype: FloatDType| match dtype {
             FloatDType::F16 | FloatDType::BF16 => 2 * millions * 1_000_000,
             _ => 4 * millions * 1_000_000,

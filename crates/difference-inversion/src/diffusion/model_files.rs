@@ -25,7 +25,7 @@ use crate::diffusion::model_files::said::{Said, ZERO_SNR, title};
 use crate::diffusion::model_files::strays::{cleaned, noted};
 use crate::diffusion::sample::{PredictionType, TimestepSpacing};
 use crate::models::text::tokenizer::Vocabulary;
-use crate::models::vae::AutoencoderKLConfig;
+use crate::models::vae::{AutoencoderConfig, AutoencoderTinyConfig};
 use crate::util::error::abbreviate;
 use crate::weights::file::TensorFile;
 use crate::weights::folder::{has_variant, refuse_pickled};
@@ -42,10 +42,14 @@ pub const MODEL_INDEX: &str = "model_index.json";
 /// The folder of a diffusers folder that describes how latents are noised.
 pub const SCHEDULER: &str = "scheduler";
 
-/// The class of supported autoencoders.
-const AUTOENCODER: &str = "AutoencoderKL";
-/// The tensor that shows the number of latent channels.
+/// The tensors that show the number of latent channels, of an `AutoencoderKL` and of an `AutoencoderTiny`.
 const LATENTS_IN: &str = "decoder.conv_in.weight";
+const LATENTS_IN_TINY: &str = "decoder.layers.0.weight";
+
+/// The inputs of a convolution, if there is one of this name.
+fn channels_of(weights: &Weights, name: &str) -> Option<usize> {
+    weights.shape(name)?.get(1).copied()
+}
 
 /// The folder of a text encoder's vocabulary in diffusers' layout.
 pub fn tokenizer_of(text_encoder: &str) -> String {
@@ -84,6 +88,8 @@ pub struct FileOptions {
     /// An autoencoder with the same number of latent channels that replaces the model's own: a folder in diffusers'
     /// layout, or a file with weights for the model's own configuration, in diffusers' or the original layout.
     pub vae: Option<PathBuf>,
+    /// An autoencoder that decodes previews, as for [`vae`](Self::vae): a distilled one is fast.
+    pub preview_vae: Option<PathBuf>,
     /// Files with weights for the model's own text encoders, each recognised by its tensors.
     pub text_encoders: Vec<PathBuf>,
     /// The number of layers before its usual one from which CLIP's hidden states are read, as diffusers counts
@@ -356,37 +362,80 @@ impl ModelFiles {
             .try_for_each(|lora| lora.check_known(&names, model))
     }
 
+    /// The configuration of the autoencoder. A file that replaces the model's own has none: it is of the model's own
+    /// configuration, or a distilled one of the usual size.
+    ///
+    /// # Errors
+    /// As [`config`](Self::config); as [`weights`](Self::weights) for such a file.
+    pub(crate) fn autoencoder(&self, part: &str) -> Result<AutoencoderConfig> {
+        if self.other_vae().is_some() && self.replaced(part).is_none() {
+            let weights = self.own_weights(part, &Device::flex(), FloatDType::F32)?;
+            if let Some(latent_channels) = channels_of(&weights, LATENTS_IN_TINY) {
+                return Ok(AutoencoderConfig::Tiny(AutoencoderTinyConfig {
+                    latent_channels,
+                    ..AutoencoderTinyConfig::default()
+                }));
+            }
+        }
+        AutoencoderConfig::open(self.config(part)?, &self.config_path(part))
+    }
+
     /// Checks that the replacement of the model's autoencoder is one, with the same number of latent channels.
     ///
     /// # Errors
     /// [`Error::Setting`] if the number differs; [`Error::InvalidFile`] if it is not an autoencoder.
     pub(crate) fn check_vae(&self, part: &str) -> Result<()> {
+        self.check_vae_named(part, "vae")
+    }
+
+    /// These files with the autoencoder of previews in place of the model's own, if there is one.
+    ///
+    /// # Errors
+    /// As [`check_vae`](Self::check_vae).
+    pub(crate) fn with_preview_vae(&self, part: &str) -> Result<Option<Self>> {
+        let Some(path) = &self.options.preview_vae else {
+            return Ok(None);
+        };
+        let options = FileOptions {
+            vae: Some(path.clone()),
+            preview_vae: None,
+            loras: Vec::new(),
+            ..self.options.clone()
+        };
+        let files = Self::open(&self.path, &options)?;
+        files.check_vae_named(part, "preview_vae")?;
+        Ok(Some(files))
+    }
+
+    fn check_vae_named(&self, part: &str, setting: &'static str) -> Result<()> {
         let Some(path) = self.other_vae() else {
             return Ok(());
         };
         let class = |config: &Value| config["_class_name"].as_str().map(str::to_owned);
         if self.replaced(part).is_some()
             && let Some(class) = class(&self.config(part)?)
-            && class != AUTOENCODER
+            && !AutoencoderConfig::CLASSES.contains(&class.as_str())
         {
             let path = self.config_path(part);
-            return Err(Error::unsupported(&path, "_class_name", AUTOENCODER, class));
+            let expected = AutoencoderConfig::CLASSES.join(" or ");
+            return Err(Error::unsupported(&path, "_class_name", &expected, class));
         }
-        let weights = self.weights(part, &Device::flex(), FloatDType::F32)?;
-        let Some(found) = weights
-            .shape(LATENTS_IN)
-            .and_then(|shape| shape.get(1).copied())
-        else {
+        let weights = self.own_weights(part, &Device::flex(), FloatDType::F32)?;
+        let inputs = [LATENTS_IN, LATENTS_IN_TINY];
+        let found = inputs.iter().find_map(|name| channels_of(&weights, name));
+        let Some(found) = found else {
             let reason = format!(
-                "not an {AUTOENCODER}: there is no `{LATENTS_IN}` in it (TAESD and other tiny ones are not supported)"
+                "not an AutoencoderKL: there is no `{LATENTS_IN}` in it (of TAESD, take the folder in diffusers' \
+                 layout: an AutoencoderTiny)"
             );
             return Err(Error::invalid_file(path, reason));
         };
         // A model without one of its own is checked by its denoiser.
-        let own: Option<AutoencoderKLConfig> = self.own_config(part).ok();
-        match own.map(|own| own.latent_channels) {
+        let own: Option<Value> = self.own_config(part).ok();
+        let own = own.and_then(|own| AutoencoderConfig::open(own, path).ok());
+        match own.map(|own| own.latent_channels()) {
             Some(expected) if expected != found => Err(Error::Setting {
-                name: "vae",
+                name: setting,
                 expected: format!(
                     "an autoencoder of {expected} latent channels, as the model's own"
                 ),

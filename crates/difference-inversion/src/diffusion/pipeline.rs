@@ -18,7 +18,7 @@ use crate::diffusion::text_encoder::{Base, Encoded, TextEncoder};
 use crate::diffusion::words::{FullPrompt, Prompt, Words};
 pub use crate::models::denoiser::conditions::Conditions;
 use crate::models::denoiser::{Denoiser, How, Memory};
-use crate::models::vae::AutoencoderKL;
+use crate::models::vae::Autoencoder;
 use crate::{Error, Result};
 
 thread_local! {
@@ -42,7 +42,7 @@ pub struct Pipeline {
     denoiser: Arc<dyn Denoiser>,
     /// SHA-256 of the denoiser's changes by LoRAs.
     adapters: Option<String>,
-    vae: AutoencoderKL,
+    vae: Arc<dyn Autoencoder>,
     noising: Noising,
     /// Height and width of its pictures.
     resolution: [u32; 2],
@@ -52,7 +52,9 @@ pub struct Pipeline {
     /// The number format of the autoencoder, which may be wider.
     vae_dtype: FloatDType,
     memory: Memory,
-    /// The colours of latents, from the first preview on.
+    /// The autoencoder of previews, if there is one.
+    preview_vae: Option<Arc<dyn Autoencoder>>,
+    /// The colours of latents, from the first preview without one on.
     colours: OnceLock<Colours>,
 }
 
@@ -136,11 +138,11 @@ impl Pipeline {
 
     /// The shape of one picture's latents, [1, channels, h, w].
     pub fn latent_shape(&self) -> [usize; 4] {
-        let factor = self.vae.config().pixels();
+        let factor = self.vae.pixels();
         let [h, w] = self
             .resolution
             .map(|side| (side as usize).checked_div(factor).unwrap_or(0));
-        [1, self.vae.config().denoised_channels(), h, w]
+        [1, self.vae.denoised_channels(), h, w]
     }
 
     /// Checks that prompts have room for this many difference tokens.

@@ -5,6 +5,7 @@
 
 mod alphas;
 mod flow;
+mod lcm;
 mod mix;
 mod noising;
 mod scheduler;
@@ -14,6 +15,7 @@ use burn::tensor::Tensor;
 
 pub use self::alphas::AlphaSchedule;
 pub use self::flow::{FlowConfig, FlowSchedule};
+pub use self::lcm::Lcm;
 pub use self::mix::{Level, Mix};
 pub use self::noising::{Noising, Step};
 pub use self::scheduler::{BetaSchedule, PredictionType, SchedulerConfig, TimestepSpacing};
@@ -33,17 +35,20 @@ pub enum SolverKind {
     Euler,
     /// [`Euler`] with fresh noise after every step.
     EulerAncestral,
+    /// [`Lcm`].
+    Lcm,
     /// [`UniPc`].
     UniPc,
 }
 
 impl SolverKind {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Ddim,
         Self::DpmSolver,
         Self::Euler,
         Self::EulerAncestral,
+        Self::Lcm,
         Self::UniPc,
     ];
 
@@ -54,8 +59,14 @@ impl SolverKind {
             Self::DpmSolver => "dpm-solver",
             Self::Euler => "euler",
             Self::EulerAncestral => "euler-ancestral",
+            Self::Lcm => "lcm",
             Self::UniPc => "uni-pc",
         }
+    }
+
+    /// Whether its timesteps are spaced as the model's configuration or the command line says.
+    pub fn reads_spacing(self) -> bool {
+        self != Self::Lcm
     }
 
     /// The solver of a scheduler class of diffusers, if it is one of these.
@@ -65,6 +76,7 @@ impl SolverKind {
             "DPMSolverMultistepScheduler" => Self::DpmSolver,
             "EulerDiscreteScheduler" | "FlowMatchEulerDiscreteScheduler" => Self::Euler,
             "EulerAncestralDiscreteScheduler" => Self::EulerAncestral,
+            "LCMScheduler" => Self::Lcm,
             "UniPCMultistepScheduler" => Self::UniPc,
             _ => return None,
         })
@@ -104,6 +116,7 @@ impl SolverKind {
             Self::DpmSolver => Box::new(DpmSolverMultistep::new(schedule, steps)?),
             Self::Euler => Box::new(Euler::new(schedule, steps, false)?),
             Self::EulerAncestral => Box::new(Euler::new(schedule, steps, true)?),
+            Self::Lcm => Box::new(Lcm::new(schedule, steps)?),
             Self::UniPc => Box::new(UniPc::new(schedule, steps)?),
         })
     }

@@ -72,10 +72,10 @@ impl GenerateConfig {
     /// The same for a network with this kind of guidance: with [ordinary](Guidance::Ordinary) guidance, an
     /// embedded scale is smaller, as in FlowEdit (Kulikov et al. 2025).
     pub fn guidance_scale_with(&self, guided_by: GuidedBy) -> f64 {
-        let told = guided_by == GuidedBy::Embedding && self.guidance == Guidance::Ordinary;
-        match (self.guidance_scale, self.inversion) {
-            (None, Inversion::EditFriendly) if told => 5.5,
-            (None, Inversion::Sdedit) if told => 3.5,
+        let ordinary = self.guidance == Guidance::Ordinary;
+        match (guided_by, self.guidance_scale, self.inversion) {
+            (GuidedBy::Embedding { .. }, None, Inversion::EditFriendly) if ordinary => 5.5,
+            (GuidedBy::Embedding { usual }, None, Inversion::Sdedit) if ordinary => usual,
             _ => self.guidance_scale(),
         }
     }

@@ -104,13 +104,16 @@ impl Default for How<'_> {
 }
 
 /// A network's kind of guidance towards a prompt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum GuidedBy {
     /// A second prediction, under a negative prompt (Ho & Salimans 2021).
     Reference,
     /// A scale as an input of the network: it was distilled from guided predictions
     /// ([Meng et al. 2023](https://arxiv.org/abs/2210.03142)), and there is no negative prompt.
-    Embedding,
+    Embedding {
+        /// The scale that such networks are usually told.
+        usual: f64,
+    },
     /// None: it was distilled at one scale.
     Nothing,
 }

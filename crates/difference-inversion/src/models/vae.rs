@@ -1,5 +1,7 @@
 //! The autoencoder between pictures and latents: `AutoencoderKL` of diffusers, and `AutoencoderKLFlux2`.
 
+mod autoencoder;
+mod tiny;
 mod vae_config;
 mod vae_tiles;
 
@@ -9,7 +11,10 @@ use crate::Result;
 use crate::models::denoiser::unet_blocks::{BlockOptions, Downsample, ResnetBlock, Upsample};
 use crate::models::feature_map::{Conv2d, GroupNorm, channels_first, channels_last};
 use crate::models::layers::{Activation, Linear, Mask, multi_head_attention};
+pub use crate::models::vae::autoencoder::{Autoencoder, AutoencoderConfig};
+pub use crate::models::vae::tiny::{AutoencoderTiny, AutoencoderTinyConfig};
 pub use crate::models::vae::vae_config::AutoencoderKLConfig;
+pub use crate::models::vae::vae_tiles::{decode_in_tiles, mean_in_tiles};
 use crate::weights::Weights;
 
 /// Epsilon of every normalisation.
@@ -95,43 +100,7 @@ impl AutoencoderKL {
         &self.config
     }
 
-    /// Latents in the denoiser's form: `(latents − shift_factor) · scaling_factor`, or each square of them
-    /// packed into channels with the features (c, p, q), then normalised.
-    ///
-    /// # Shapes
-    /// `[b, latent_channels, h, w]`; packed, to `[b, 4 · latent_channels, h / 2, w / 2]`.
-    pub fn to_denoised(&self, latents: Tensor<4>) -> Tensor<4> {
-        let config = &self.config;
-        let Some(Statistics { mean, deviation }) = &self.statistics else {
-            return (latents - config.shift_factor.unwrap_or(0.0)) * config.scaling_factor;
-        };
-        let ([b, c, h, w], p) = (latents.dims(), config.patch());
-        let packed = latents
-            .reshape([b, c, h / p, p, w / p, p])
-            .permute([0, 1, 3, 5, 2, 4])
-            .reshape([b, c * p * p, h / p, w / p]);
-        let [mean, deviation] = [mean, deviation].map(|one| one.clone().cast(packed.dtype()));
-        (packed - mean) / deviation
-    }
-
-    /// The reverse of [`to_denoised`](Self::to_denoised).
-    ///
-    /// # Shapes
-    /// `[b, c, h, w]` in the denoiser's form, to those of [`decode`](Self::decode).
-    pub fn from_denoised(&self, latents: Tensor<4>) -> Tensor<4> {
-        let config = &self.config;
-        let Some(Statistics { mean, deviation }) = &self.statistics else {
-            return latents / config.scaling_factor + config.shift_factor.unwrap_or(0.0);
-        };
-        let [mean, deviation] = [mean, deviation].map(|one| one.clone().cast(latents.dtype()));
-        let ([b, c, h, w], p) = (latents.dims(), config.patch());
-        (latents * deviation + mean)
-            .reshape([b, c / (p * p), p, p, h, w])
-            .permute([0, 1, 4, 2, 5, 3])
-            .reshape([b, c / (p * p), h * p, w * p])
-    }
-
-    /// The encoder's latents of pictures, not [`to_denoised`](Self::to_denoised).
+    /// The encoder's latents of pictures, not [`to_denoised`](Autoencoder::to_denoised).
     ///
     /// # Shapes
     /// `[b, in_channels, height, width]` in `[-1, 1]` to `[b, latent_channels, h, w]`, smaller by
@@ -150,15 +119,53 @@ impl AutoencoderKL {
             logvar: moments.narrow(1, c, c).clamp(-30.0, 20.0),
         }
     }
+}
 
-    /// The pictures of latents in the decoder's form, not [`to_denoised`](Self::to_denoised).
-    ///
-    /// # Shapes
-    /// `[b, latent_channels, h, w]` to `[b, out_channels, height, width]`, about in `[-1, 1]`.
-    ///
-    /// # Panics
-    /// If the shape is not as above.
-    pub fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
+impl Autoencoder for AutoencoderKL {
+    fn denoised_channels(&self) -> usize {
+        self.config.denoised_channels()
+    }
+
+    fn pixels(&self) -> usize {
+        self.config.pixels()
+    }
+
+    fn downsampling_factor(&self) -> usize {
+        self.config.downsampling_factor()
+    }
+
+    fn to_denoised(&self, latents: Tensor<4>) -> Tensor<4> {
+        let config = &self.config;
+        let Some(Statistics { mean, deviation }) = &self.statistics else {
+            return (latents - config.shift_factor.unwrap_or(0.0)) * config.scaling_factor;
+        };
+        let ([b, c, h, w], p) = (latents.dims(), config.patch());
+        let packed = latents
+            .reshape([b, c, h / p, p, w / p, p])
+            .permute([0, 1, 3, 5, 2, 4])
+            .reshape([b, c * p * p, h / p, w / p]);
+        let [mean, deviation] = [mean, deviation].map(|one| one.clone().cast(packed.dtype()));
+        (packed - mean) / deviation
+    }
+
+    fn from_denoised(&self, latents: Tensor<4>) -> Tensor<4> {
+        let config = &self.config;
+        let Some(Statistics { mean, deviation }) = &self.statistics else {
+            return latents / config.scaling_factor + config.shift_factor.unwrap_or(0.0);
+        };
+        let [mean, deviation] = [mean, deviation].map(|one| one.clone().cast(latents.dtype()));
+        let ([b, c, h, w], p) = (latents.dims(), config.patch());
+        (latents * deviation + mean)
+            .reshape([b, c / (p * p), p, p, h, w])
+            .permute([0, 1, 4, 2, 5, 3])
+            .reshape([b, c / (p * p), h * p, w * p])
+    }
+
+    fn mean(&self, image: Tensor<4>) -> Tensor<4> {
+        self.encode(image).mean
+    }
+
+    fn decode(&self, latents: Tensor<4>) -> Tensor<4> {
         let mut x = channels_last(latents);
         if let Some(post_quant_conv) = &self.post_quant_conv {
             x = post_quant_conv.forward_channels_last(x);

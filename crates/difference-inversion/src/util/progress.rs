@@ -92,10 +92,11 @@ pub enum Progress {
         /// The stage.
         stage: Stage,
     },
-    /// What the picture that is being drawn will look like, a pixel for every latent.
+    /// What the picture that is being drawn will look like.
     #[serde(skip)]
     Preview {
-        /// The denoiser's present guess of the clean picture, in approximate colours.
+        /// The denoiser's present guess of the clean picture: by the autoencoder of previews at most 256 pixels a
+        /// side, otherwise in approximate colours, a pixel for every latent.
         picture: RgbImage,
     },
     /// A note for the user.

@@ -147,6 +147,9 @@ macro_rules! about {
     (model.vae) => {
         "Autoencoder that replaces the model's own: a folder, or a file of weights for the model's own configuration"
     };
+    (model.preview_vae) => {
+        "Autoencoder for previews, such as TAESD: a folder, or a file of weights [default: approximate colours]"
+    };
     (model.text_encoder) => {
         "File of weights for one of the model's own text encoders, CLIP, T5 or Qwen3: .safetensors or GGUF; repeat for several"
     };

@@ -4,6 +4,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use difference_inversion::diffusion::draw::{InitNoise, TextToImage};
 use difference_inversion::diffusion::family;
 use difference_inversion::diffusion::frozen::Models;
+use difference_inversion::diffusion::guide::GuidedBy;
 use difference_inversion::diffusion::pipeline::{Conditions, Pipeline};
 use difference_inversion::diffusion::words::FullPrompt;
 use difference_inversion::image::load_image;
@@ -252,4 +253,47 @@ fn inpainting_draws_what_is_masked_as_diffusers_does() {
     };
     let drawn = expected.check_change("drawn", &models, &request(4, 4.0), &inputs);
     expected.check_picture(&models, drawn);
+}
+
+#[test]
+fn a_consistency_model_is_told_its_guidance_as_in_diffusers() {
+    let models = models_in(&golden("lcm"));
+    let expected = Expected::of("lcm");
+    assert_eq!(models.pipeline().family(), &family::STABLE_DIFFUSION);
+    assert_eq!(
+        models.pipeline().denoiser().guided_by(),
+        GuidedBy::Embedding { usual: 8.5 }
+    );
+    let inputs = Inputs {
+        init: Some(InitNoise {
+            noise: Some(expected.tensor("noise")),
+            ..expected.init()
+        }),
+        ..Inputs::default()
+    };
+    let draw = |request: &TextToImage| {
+        generate::generate_latents(&models, request, inputs.clone(), &mut silent)
+    };
+    // Without a scale it is the usual one, and the model's own sampler is LCM's.
+    let usual = TextToImage {
+        guidance_scale: None,
+        ..request(4, 0.0)
+    };
+    let drawn = draw(&usual).unwrap();
+    expected.check("drawn", drawn.clone());
+    expected.check_picture(&models, drawn);
+    expected.check("drawn_at_3", draw(&request(4, 3.0)).unwrap());
+    expected.check("drawn_without_guidance", draw(&request(4, 1.0)).unwrap());
+    let looking_away = TextToImage {
+        negative_prompt: NEGATIVE.to_owned(),
+        ..request(4, 3.0)
+    };
+    let message = draw(&looking_away).unwrap_err().to_string();
+    assert!(
+        message.starts_with("setting `negative_prompt`: expected none"),
+        "{message}"
+    );
+    let message = draw(&request(51, 3.0)).unwrap_err().to_string();
+    let told = "setting `num_inference_steps`: expected 1 to 50 with the scheduler lcm";
+    assert!(message.starts_with(told), "{message}");
 }

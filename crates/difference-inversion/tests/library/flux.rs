@@ -225,7 +225,8 @@ fn a_guidance_scale_is_what_dev_is_told_and_schnell_has_none() {
         drawn.unwrap_err().to_string()
     };
     let dev = dev();
-    assert_eq!(dev.pipeline().denoiser().guided_by(), GuidedBy::Embedding);
+    let told = GuidedBy::Embedding { usual: 3.5 };
+    assert_eq!(dev.pipeline().denoiser().guided_by(), told);
     let with_scale = |guidance_scale| TextToImage {
         guidance_scale,
         ..request(2, 0.0)

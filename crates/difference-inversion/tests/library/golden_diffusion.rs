@@ -5,7 +5,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use difference_inversion::models::denoiser::unet::{
     AddedConditions, UNet2DConditionModel, UNetConfig,
 };
-use difference_inversion::models::vae::{AutoencoderKL, AutoencoderKLConfig};
+use difference_inversion::models::vae::{Autoencoder, AutoencoderKL, AutoencoderKLConfig};
 use difference_inversion::weights::{PerBlock, Weights, read_config};
 
 use super::common::{assert_matches, golden, open, read};

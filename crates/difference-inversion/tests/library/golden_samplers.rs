@@ -35,7 +35,7 @@ fn solvers_match_diffusers_step_by_step() {
     let configs: BTreeMap<String, serde_json::Value> = read_config(&path).unwrap();
     let io = folder.join("io.safetensors");
     let io = Weights::open(&io, &Device::flex(), FloatDType::F32).unwrap();
-    assert_eq!(configs.len(), 19);
+    assert_eq!(configs.len(), 23);
     for (name, json) in configs {
         let io = io.scope(&name);
         let text = json.to_string();

@@ -1,11 +1,12 @@
 //! Parts given in addition to a model: words learned by other programs, another autoencoder, skipped layers of
 //! CLIP; against diffusers.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType, Tensor};
 use difference_inversion::Error;
-use difference_inversion::diffusion::draw::InitNoise;
+use difference_inversion::diffusion::draw::{InitNoise, TextToImage};
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::diffusion::model_files::embedding::EmbeddingFile;
 use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
@@ -15,8 +16,11 @@ use difference_inversion::method::analogy;
 use difference_inversion::method::difference::DifferenceTokens;
 use difference_inversion::method::generate::{self, Inputs};
 use difference_inversion::method::learn::Records;
+use difference_inversion::models::vae::AutoencoderConfig;
 use difference_inversion::util::arrays::{Array, Arrays};
+use difference_inversion::util::progress::Progress;
 use difference_inversion::util::tensors::host;
+use difference_inversion::weights::{Weights, read_config};
 
 use crate::tiny::{
     copy, example_in, furthest, golden, models_in, relative_error, request, short_analogy, silent,
@@ -331,8 +335,145 @@ fn another_autoencoder_takes_the_place_of_the_models_own() {
         .unwrap();
     let found = message(path);
     assert!(
-        found.contains("TAESD and other tiny ones are not supported"),
+        found.contains("take the folder in diffusers' layout"),
         "{found}"
+    );
+}
+
+#[test]
+fn a_tiny_autoencoder_is_diffusers() {
+    let folder = golden("parts/vae_tiny");
+    let config =
+        AutoencoderConfig::open(read_config(&folder.join("config.json")).unwrap(), &folder)
+            .unwrap();
+    let weights = Weights::open(&folder, &Device::flex(), FloatDType::F32).unwrap();
+    let vae = config.load(&weights).unwrap();
+    let io = Arrays::read(&part("vae_tiny_io")).unwrap();
+    let tensor = |name: &str| io.tensor::<4>(name, &Device::flex()).unwrap();
+    for (name, found) in [
+        ("encoded", vae.mean(tensor("pixels"))),
+        ("decoded", vae.decode(tensor("latents"))),
+        // The scaling factor of its configuration.
+        ("latents", vae.from_denoised(tensor("latents") * 0.7)),
+        ("latents", vae.to_denoised(tensor("latents")) / 0.7),
+    ] {
+        let error = relative_error(found, tensor(name));
+        assert!(error < 1e-5, "{name}: {error:.1e}");
+    }
+    let options = FileOptions {
+        vae: Some(folder),
+        ..FileOptions::default()
+    };
+    let models = open(&golden("pipeline"), options).unwrap();
+    check_picture("AutoencoderTiny", &models, "sd1", "sd1_tiny_vae");
+}
+
+/// A file of weights has no configuration: those of TAESD's usual size are known by their tensors.
+#[test]
+fn a_file_of_taesd_takes_the_place_of_the_autoencoder() {
+    let work = tempfile::tempdir().unwrap();
+    let path = work.path().join("taesd.safetensors");
+    let mut arrays = Arrays::default();
+    for (part, ends, blocks) in [
+        ("encoder", [[64, 3], [4, 64]], [1, 3, 3, 3]),
+        ("decoder", [[64, 4], [3, 64]], [3, 3, 3, 1]),
+    ] {
+        let mut place = 0;
+        let mut conv = |name: String, [c_out, c_in]: [usize; 2], with_bias: bool| {
+            let weight = Array::floats([c_out, c_in, 3, 3], vec![0.01; c_out * c_in * 9]);
+            arrays
+                .arrays
+                .insert(format!("{part}.layers.{name}.weight"), weight);
+            if with_bias {
+                let bias = Array::floats([c_out], vec![0.1; c_out]);
+                arrays
+                    .arrays
+                    .insert(format!("{part}.layers.{name}.bias"), bias);
+            }
+        };
+        for (level, blocks) in blocks.into_iter().enumerate() {
+            match (part, level) {
+                (_, 0) => conv("0".to_owned(), ends[0], true),
+                ("encoder", _) => conv(place.to_string(), [64, 64], false),
+                _ => {
+                    // Behind the layer that enlarges.
+                    place += 1;
+                    conv(place.to_string(), [64, 64], false);
+                }
+            }
+            place += if (part, level) == ("decoder", 0) {
+                2
+            } else {
+                1
+            };
+            for _ in 0..blocks {
+                for inner in [0, 2, 4] {
+                    conv(format!("{place}.conv.{inner}"), [64, 64], true);
+                }
+                place += 1;
+            }
+        }
+        conv(place.to_string(), ends[1], true);
+    }
+    arrays.write(&path).unwrap();
+    let with = |folder: &str| {
+        let options = FileOptions {
+            vae: Some(path.clone()),
+            ..FileOptions::default()
+        };
+        open(&golden(folder), options)
+    };
+    // It halves pictures three times, whatever the model's own does.
+    let models = with("pipeline").unwrap();
+    assert_eq!(
+        models.pipeline().latent_shape()[2] * 8,
+        models.pipeline().resolution()[0] as usize
+    );
+    let message = with("sd3").unwrap_err().to_string();
+    assert!(
+        message.contains("`vae`: expected an autoencoder of"),
+        "{message}"
+    );
+}
+
+#[test]
+fn previews_are_decoded_by_an_autoencoder_of_their_own() {
+    let drawn = |preview_vae: Option<PathBuf>| {
+        let options = FileOptions {
+            preview_vae,
+            ..FileOptions::default()
+        };
+        let models = open(&golden("pipeline"), options)?;
+        let request = TextToImage {
+            previews: true,
+            ..request(4, 5.0)
+        };
+        let mut previews = Vec::new();
+        let mut observer = |progress: &Progress| {
+            if let Progress::Preview { picture } = progress {
+                previews.push(picture.clone());
+            }
+            ControlFlow::Continue(())
+        };
+        let picture = generate::generate(&models, &request, Inputs::default(), &mut observer)?;
+        Ok::<_, Error>((picture, previews))
+    };
+    let (picture, colours) = drawn(None).unwrap();
+    let (same, previews) = drawn(Some(golden("pipeline/vae"))).unwrap();
+    assert_eq!(picture, same);
+    assert_eq!((colours.len(), previews.len()), (4, 4));
+    assert!(colours[3].width() < picture.width());
+    // The model's own autoencoder shows in the last preview what is drawn in the end.
+    let last = furthest(&previews[3], &picture);
+    let first = furthest(&previews[0], &picture);
+    println!("{last} and {first} of 255");
+    assert!(last <= 8 && last < first, "{last} and {first} of 255");
+    let (_, tiny) = drawn(Some(golden("parts/vae_tiny"))).unwrap();
+    assert_eq!(tiny[3].dimensions(), picture.dimensions());
+    let message = drawn(Some(golden("sd3"))).unwrap_err().to_string();
+    assert!(
+        message.contains("setting `preview_vae`: expected an autoencoder of 4"),
+        "{message}"
     );
 }
 

@@ -466,6 +466,7 @@ fn text_becomes_a_picture_with_every_solver() {
         ("dpm-solver", 1.0..10.0),
         ("uni-pc", 1.0..10.0),
         ("euler-ancestral", 20.0..128.0),
+        ("lcm", 20.0..128.0),
     ] {
         let picture = draw(Some(name)).unwrap();
         let differences = (picture.iter().zip(ddim.iter())).map(|(a, b)| a.abs_diff(*b));
@@ -475,6 +476,6 @@ fn text_becomes_a_picture_with_every_solver() {
     assert_eq!(draw(None), Ok(ddim));
     assert_eq!(
         draw(Some("magic")).unwrap_err(),
-        "setting `scheduler`: expected ddim, dpm-solver, euler, euler-ancestral, uni-pc, found magic"
+        "setting `scheduler`: expected ddim, dpm-solver, euler, euler-ancestral, lcm, uni-pc, found magic"
     );
 }

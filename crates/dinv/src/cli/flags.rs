@@ -93,6 +93,8 @@ pub(crate) struct ModelSettings {
     pub(crate) text_encoder: Option<Vec<PathBuf>>,
     #[arg(long, help = about!(model.vae), value_name = "PATH", hide_short_help = true)]
     pub(crate) vae: Option<PathBuf>,
+    #[arg(long, help = about!(model.preview_vae), value_name = "PATH", hide_short_help = true)]
+    pub(crate) preview_vae: Option<PathBuf>,
     #[arg(long, help = about!(model.lora), value_name = "FILE[:WEIGHT]", hide_short_help = true)]
     #[serde(deserialize_with = "one_or_several_texts")]
     pub(crate) lora: Option<Vec<String>>,
@@ -225,7 +227,8 @@ impl ModelSettings {
         let loras = self.lora.iter().flatten().map(|text| lora(text).path);
         let words = self.embeddings().into_iter().map(|file| file.path);
         let encoders = self.text_encoder.iter().flatten().cloned();
-        let networks = encoders.chain(self.vae.clone()).chain(self.unet.clone());
+        let autoencoders = self.vae.iter().chain(&self.preview_vae).cloned();
+        let networks = encoders.chain(autoencoders).chain(self.unet.clone());
         let mut paths = loras.chain(words).chain(networks);
         paths.try_for_each(|path| match std::fs::metadata(&path) {
             Ok(_) => Ok(()),
@@ -301,6 +304,7 @@ impl ModelSettings {
             loras: self.lora.iter().flatten().map(|text| lora(text)).collect(),
             embeddings: self.embeddings(),
             vae: self.vae.clone(),
+            preview_vae: self.preview_vae.clone(),
             text_encoders: self.text_encoder.clone().unwrap_or_default(),
             clip_skip: self.clip_skip.unwrap_or(0),
         })
@@ -494,8 +498,8 @@ pub(crate) struct Control {
 pub(crate) struct PreviewFlag {
     /// With `--progress json`, send a small preview after every step of drawing
     ///
-    /// A line of the type `preview`, whose `picture` is a data URL of a PNG with a pixel for every latent. The result
-    /// stays the same.
+    /// A line of the type `preview`, whose `picture` is a data URL of a PNG: a pixel for every latent, or with
+    /// `--preview-vae` up to 256 pixels a side. The result stays the same.
     #[arg(long, hide_short_help = true)]
     pub(crate) previews: bool,
 }

@@ -41,7 +41,11 @@ impl Source {
         let options = &paths.options;
         let loras = options.loras.iter().map(|file| file.path.clone());
         let embeddings = options.embeddings.iter().map(|file| file.path.clone());
-        let networks = options.unet.iter().chain(&options.vae);
+        let networks = options
+            .unet
+            .iter()
+            .chain(&options.vae)
+            .chain(&options.preview_vae);
         let others = options.text_encoders.iter().chain(&options.tokenizer);
         let given = networks.chain(others).chain([&paths.model]).cloned();
         let beside = paths.captioner_folder().into_iter();

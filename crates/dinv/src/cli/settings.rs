@@ -293,7 +293,14 @@ fn read_toml(path: &Path) -> anyhow::Result<Layer> {
             }
         }
     }
-    for name in ["lora", "vae", "embedding", "unet", "text_encoder"] {
+    for name in [
+        "lora",
+        "vae",
+        "preview_vae",
+        "embedding",
+        "unet",
+        "text_encoder",
+    ] {
         for file in several(&mut values, name) {
             if let Value::String(text) = file {
                 let (before, path) = match text.split_once('=') {

@@ -16,7 +16,7 @@ use super::job::Kind;
 use super::problem::Answer;
 
 /// Flags about files, output and paths, which a request cannot set.
-const LEFT_OUT: [&str; 35] = [
+const LEFT_OUT: [&str; 36] = [
     "a",
     "a_prime",
     "b",
@@ -46,6 +46,7 @@ const LEFT_OUT: [&str; 35] = [
     "unet",
     "text_encoder",
     "vae",
+    "preview_vae",
     "lora",
     "clip",
     "names",

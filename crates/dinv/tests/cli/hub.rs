@@ -431,9 +431,9 @@ fn what_cannot_be_opened_is_refused_before_its_weights_come() {
     for (path, from, to, expected) in [
         (
             "unet/config.json",
-            r#""time_cond_proj_dim": null"#,
-            r#""time_cond_proj_dim": 256"#,
-            "unet/config.json: field `time_cond_proj_dim`: 256 is not supported",
+            r#""class_embed_type": null"#,
+            r#""class_embed_type": "timestep""#,
+            "unet/config.json: field `class_embed_type`: \"timestep\" is not supported",
         ),
         (
             "scheduler/scheduler_config.json",

@@ -292,7 +292,7 @@ pub(crate) fn autoencoder(path: &Path, device: &Device, dtype: FloatDType) -> Re
     let names = file.names();
     if names
         .iter()
-        .any(|name| name.starts_with("decoder.up_blocks."))
+        .any(|name| name.starts_with("decoder.up_blocks.") || name.starts_with("decoder.layers."))
     {
         return Weights::open(path, device, dtype);
     }
@@ -325,8 +325,8 @@ pub(crate) fn autoencoder(path: &Path, device: &Device, dtype: FloatDType) -> Re
         }
         let Some((name, change)) = vae_key(&bare, levels) else {
             let reason = format!(
-                "not an autoencoder of Stable Diffusion: tensor `{key}` is not known (TAESD and other tiny ones are \
-                 not supported)"
+                "not an autoencoder of Stable Diffusion: tensor `{key}` is not known (of TAESD, take the folder in \
+                 diffusers' layout)"
             );
             return Err(Error::invalid_file(path, reason));
         };

@@ -23,7 +23,7 @@ impl Family {
 /// The classes of the parts of models with a U-Net, by the prefixes of their folders' names.
 const CLASSES: [(&str, &[&str]); 3] = [
     (UNET, &["UNet2DConditionModel"]),
-    ("vae", &["AutoencoderKL"]),
+    ("vae", &["AutoencoderKL", "AutoencoderTiny"]),
     (
         "text_encoder",
         &["CLIPTextModel", "CLIPTextModelWithProjection"],
@@ -140,10 +140,9 @@ mod tests {
         for (part, class, expected) in [
             (
                 "vae",
-                "AutoencoderTiny",
-                "field `vae`: expected AutoencoderKL, found \"AutoencoderTiny\"",
+                "AsymmetricAutoencoderKL",
+                "field `vae`: expected AutoencoderKL or AutoencoderTiny, found",
             ),
-            ("vae", "AsymmetricAutoencoderKL", "expected AutoencoderKL"),
             ("unet", "UNetMotionModel", "expected UNet2DConditionModel"),
             (
                 "text_encoder",
@@ -155,6 +154,7 @@ mod tests {
             assert!(found.contains(expected), "{found}");
         }
         assert_eq!(message("vae", "AutoencoderKL"), "");
+        assert_eq!(message("vae", "AutoencoderTiny"), "");
         assert_eq!(message("text_encoder", "CLIPTextModelWithProjection"), "");
     }
 

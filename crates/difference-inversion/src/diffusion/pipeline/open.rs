@@ -1,7 +1,7 @@
 //! Opening a pipeline: every part is read and checked against the others.
 
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{Device, FloatDType};
 
@@ -13,9 +13,36 @@ use crate::diffusion::sample::Noising;
 use crate::diffusion::text_encoder::TextEncoder;
 use crate::diffusion::textual_inversion;
 use crate::models::denoiser::{DenoiserConfig, Memory, Surroundings};
-use crate::models::vae::{AutoencoderKL, AutoencoderKLConfig};
+use crate::models::vae::{Autoencoder, AutoencoderConfig};
 use crate::weights::{OtherFields, check_fixed_fields, compute_dtype};
 use crate::{Error, Result};
+
+/// The autoencoder of previews, of the same latents as `own`, in f32.
+fn preview_vae(
+    files: &ModelFiles,
+    family: &Family,
+    own: &dyn Autoencoder,
+    device: &Device,
+) -> Result<Option<Arc<dyn Autoencoder>>> {
+    let part = family.autoencoder.part;
+    let Some(files) = files.with_preview_vae(part)? else {
+        return Ok(None);
+    };
+    let config = files.autoencoder(part)?;
+    let of =
+        |channels, pixels| format!("latents of {channels} channels and {pixels} pixels a side");
+    let expected = of(own.denoised_channels(), own.pixels());
+    let found = of(config.denoised_channels(), config.pixels());
+    if found != expected {
+        return Err(Error::Setting {
+            name: "preview_vae",
+            expected: format!("{expected}, as the model's"),
+            found,
+        });
+    }
+    let weights = files.weights(part, device, FloatDType::F32)?;
+    config.load(&weights).map(Some)
+}
 
 impl Pipeline {
     /// Opens the parts of a pipeline that its [family](crate::diffusion::family::Family) has, which
@@ -33,11 +60,11 @@ impl Pipeline {
         let noising = (family.noising)(files)?;
         files.check_denoiser(family.denoiser.part)?;
         let denoiser = family.denoiser.config(files)?;
-        let mut vae_config: AutoencoderKLConfig = files.config(family.autoencoder.part)?;
-        if matches!(noising, Noising::Discrete(_)) {
-            vae_config.shift_factor = None; // diffusers' pipelines of these families do not look at it
-        }
         files.check_vae(family.autoencoder.part)?;
+        let mut vae_config = files.autoencoder(family.autoencoder.part)?;
+        if matches!(noising, Noising::Discrete(_)) {
+            vae_config = vae_config.without_shift(); // diffusers' pipelines of these families do not look at it
+        }
         let latent_channels = vae_config.denoised_channels();
         if files.other_denoiser().is_some() {
             family = family.with_channels(denoiser.in_channels(), latent_channels);
@@ -64,7 +91,8 @@ impl Pipeline {
 
         let vae_dtype = family.autoencoder.dtype(&vae_config, dtype);
         let vae = files.weights(family.autoencoder.part, device, vae_dtype)?;
-        let vae = AutoencoderKL::load(&vae, &vae_config)?;
+        let vae = vae_config.load(&vae)?;
+        let preview_vae = preview_vae(files, family, &*vae, device)?;
         let resolution = resolution(files, family, &*denoiser, &vae_config)?;
         let weights = files.weights(family.denoiser.part, device, dtype)?;
         let denoiser = denoiser.load(&weights, &around)?;
@@ -83,6 +111,7 @@ impl Pipeline {
             dtype: compute_dtype(device, dtype),
             vae_dtype: compute_dtype(device, vae_dtype),
             memory: Memory::default(),
+            preview_vae,
             colours: OnceLock::new(),
         };
         pipeline.fit_resolution()?;
@@ -100,7 +129,7 @@ impl Pipeline {
         files.check_denoiser(family.denoiser.part)?;
         let denoiser = family.denoiser.config(files)?;
         denoiser.step_bytes(1, [64, 64], Memory::Normal)?;
-        let vae: AutoencoderKLConfig = files.config(family.autoencoder.part)?;
+        let vae = files.autoencoder(family.autoencoder.part)?;
         vae.check(&files.config_path(family.autoencoder.part))
     }
 
@@ -140,12 +169,12 @@ impl Pipeline {
 
     /// The number that the sides of its pictures are multiples of.
     fn factor(&self) -> usize {
-        self.vae.config().pixels() * self.denoiser.multiple()
+        self.vae.pixels() * self.denoiser.multiple()
     }
 
     /// Checks that the networks can draw at its resolution, and adapts the noising to it.
     fn fit_resolution(&mut self) -> Result<()> {
-        let pixels = self.vae.config().pixels();
+        let pixels = self.vae.pixels();
         let factor = self.factor();
         let most = self.denoiser.largest().map(|most| most * pixels);
         let fits = |side: u32| {
@@ -284,7 +313,7 @@ pub(crate) fn resolution(
     files: &ModelFiles,
     family: &Family,
     denoiser: &dyn DenoiserConfig,
-    vae: &AutoencoderKLConfig,
+    vae: &AutoencoderConfig,
 ) -> Result<[u32; 2]> {
     let trained_on = || {
         let factor = u64::try_from(vae.pixels()).ok()?;

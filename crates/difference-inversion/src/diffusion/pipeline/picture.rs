@@ -8,16 +8,31 @@ use crate::diffusion::pipeline::Pipeline;
 use crate::diffusion::preview::Colours;
 use crate::image::{fit, to_image, to_tensor};
 use crate::models::denoiser::Memory;
+use crate::models::vae::{decode_in_tiles, mean_in_tiles};
 use crate::util::tensors::host;
 use crate::{Error, Result};
 
 /// The weights of red, green and blue in brightness (ITU-R BT.601).
 const LUMA: [f32; 3] = [0.299, 0.587, 0.114];
 
+/// The longest side of a preview, in pixels.
+const PREVIEW: u32 = 256;
+
+/// A picture that is no larger than a preview.
+fn small(picture: RgbImage) -> RgbImage {
+    let (width, height) = picture.dimensions();
+    let longest = width.max(height);
+    if longest <= PREVIEW {
+        return picture;
+    }
+    let [width, height] = [width, height].map(|side| (side * PREVIEW / longest).max(1));
+    ::image::imageops::thumbnail(&picture, width, height)
+}
+
 impl Pipeline {
     /// The latents of a picture, fitted to [`resolution`](Self::resolution): the mean, not a sample, so that
     /// they are deterministic, [as the denoiser sees
-    /// it](crate::models::vae::AutoencoderKL::to_denoised).
+    /// it](crate::models::vae::Autoencoder::to_denoised).
     ///
     /// # Shapes
     /// [1, channels, h, w] as [`latent_shape`](Self::latent_shape), f32
@@ -42,24 +57,32 @@ impl Pipeline {
         let latents = self.vae.from_denoised(latents);
         let pixels = match self.memory {
             Memory::Normal => self.vae.decode(latents),
-            Memory::Low => self.vae.decode_in_tiles(&latents),
+            Memory::Low => decode_in_tiles(&*self.vae, &latents),
         };
         pixels.cast(DType::F32)
     }
 
-    /// What the denoiser's output says of the clean picture, in approximate colours: a pixel for every latent.
+    /// What the denoiser's output says of the clean picture: decoded by the autoencoder of previews, or without one
+    /// in approximate colours, a pixel for every latent.
     ///
     /// # Shapes
     /// `latents` and `output`: [1, channels, h, w], as [`predict`](Self::predict) takes and gives them at `time`
     pub(crate) fn preview(&self, latents: Tensor<4>, output: Tensor<4>, time: f64) -> RgbImage {
         let clean = self.noising.original(latents, output, time);
-        self.colours().of(&clean)
+        let decoded = self.preview_vae.as_ref().and_then(|vae| {
+            let picture = vae.decode(vae.from_denoised(clean.clone().cast(DType::F32)));
+            to_image(picture).ok()
+        });
+        match decoded {
+            Some(picture) => small(picture),
+            None => self.colours().of(&clean),
+        }
     }
 
     /// The colours of latents.
     fn colours(&self) -> &Colours {
         self.colours.get_or_init(|| {
-            let factor = self.vae.config().pixels();
+            let factor = self.vae.pixels();
             let chart = Colours::chart(u32::try_from(factor).unwrap_or(8));
             let (width, height) = chart.dimensions();
             let pixels = to_tensor(&chart, [height, width], &self.device);
@@ -150,7 +173,7 @@ impl Pipeline {
         let kept = self.pixels(image) * (mask.clone().neg() + 1.0);
         let latents = self.vae.to_denoised(self.mean(kept));
         let [_, _, h, w] = latents.dims();
-        let factor = self.vae.config().pixels();
+        let factor = self.vae.pixels();
         let corners = |count: usize| {
             let places = (0..count).map(|i| i64::try_from(i * factor).unwrap_or(i64::MAX));
             Tensor::<1, Int>::from_ints(places.collect::<Vec<_>>().as_slice(), &self.device)
@@ -171,8 +194,8 @@ impl Pipeline {
     fn mean(&self, pixels: Tensor<4>) -> Tensor<4> {
         let pixels = pixels.cast(DType::from(self.vae_dtype));
         let mean = match self.memory {
-            Memory::Normal => self.vae.encode(pixels).mean,
-            Memory::Low => self.vae.encode_in_tiles(&pixels),
+            Memory::Normal => self.vae.mean(pixels),
+            Memory::Low => mean_in_tiles(&*self.vae, &pixels),
         };
         mean.cast(DType::F32)
     }

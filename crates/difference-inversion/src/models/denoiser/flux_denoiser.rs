@@ -18,6 +18,9 @@ use crate::weights::{Weights, from_value};
 /// The network's folder in diffusers' layout.
 pub const PART: &str = "transformer";
 
+/// The usual guidance scale, as in diffusers' pipeline.
+const GUIDANCE: f64 = 3.5;
+
 /// Default height and width of the latents: the configuration has none.
 const SIDE: u64 = 128;
 
@@ -80,7 +83,7 @@ impl Denoiser for Transformer {
 
     fn guided_by(&self) -> GuidedBy {
         match self.0.config().guidance_embeds {
-            true => GuidedBy::Embedding,
+            true => GuidedBy::Embedding { usual: GUIDANCE },
             false => GuidedBy::Nothing,
         }
     }

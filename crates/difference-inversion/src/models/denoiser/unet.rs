@@ -10,8 +10,11 @@ use crate::models::denoiser::unet_blocks::{BlockInput, BlockOptions, Downsample,
 pub use crate::models::denoiser::unet_config::UNetConfig;
 use crate::models::denoiser::{How, Memory};
 use crate::models::feature_map::{Conv2d, GroupNorm, channels_first, channels_last};
-use crate::models::layers::Activation;
+use crate::models::layers::{Activation, Linear};
 use crate::weights::Weights;
+
+/// Guidance scales are embedded as times of a thousand steps.
+const GUIDANCE_UNIT: f32 = 1000.0;
 
 /// The inputs of SDXL's U-Net besides the prompt's hidden states.
 #[derive(Debug, Clone)]
@@ -28,6 +31,8 @@ pub struct UNet2DConditionModel {
     config: UNetConfig,
     conv_in: Conv2d,
     time_embedding: TimestepEmbedding,
+    /// From an embedded guidance scale to the time before its embedding.
+    guidance: Option<Linear>,
     add_embedding: Option<TimestepEmbedding>,
     down_blocks: Vec<(Level, Option<Downsample>)>,
     mid_block: Option<Level>,
@@ -59,6 +64,13 @@ impl UNet2DConditionModel {
         };
         let add_embedding = match config.added_input_dim() {
             Some(d_in) => Some(embedding("add_embedding", d_in, Activation::Silu)?),
+            None => None,
+        };
+        let guidance = match config.time_cond_proj_dim {
+            Some(width) => {
+                let weights = weights.scope("time_embedding").scope("cond_proj");
+                Some(Linear::load_with(&weights, width, first, false)?)
+            }
             None => None,
         };
         let conv = |name: &str, channels, kernel: usize| {
@@ -129,6 +141,7 @@ impl UNet2DConditionModel {
             config: config.clone(),
             conv_in: conv("conv_in", [config.in_channels, first], in_kernel)?,
             time_embedding: embedding("time_embedding", first, config.act_fn)?,
+            guidance,
             add_embedding,
             down_blocks,
             mid_block,
@@ -213,7 +226,12 @@ impl UNet2DConditionModel {
         let dtype = sample.dtype();
         let sinusoidal =
             |t: Tensor<1>, d| sinusoidal_embedding(t, d, config.flip_sin_to_cos, config.freq_shift);
-        let t = sinusoidal(timesteps, config.block_out_channels[0]).cast(dtype);
+        let mut t = sinusoidal(timesteps.clone(), config.block_out_channels[0]).cast(dtype);
+        if let (Some(guidance), Some(d)) = (&self.guidance, config.time_cond_proj_dim) {
+            // 0 without guidance (Luo et al. 2023, equation 10).
+            let omega = (timesteps.zeros_like() + how.guidance as f32 - 1.0) * GUIDANCE_UNIT;
+            t = t + guidance.forward(sinusoidal_embedding(omega, d, false, 1.0).cast(dtype));
+        }
         let mut emb = self.time_embedding.forward(t);
         if let (Some(add_embedding), Some(d)) =
             (&self.add_embedding, config.addition_time_embed_dim)

@@ -66,6 +66,9 @@ pub struct UNetConfig {
     pub projection_class_embeddings_input_dim: Option<usize>,
     /// Width of the time embedding, if not four times the first level's channels.
     pub time_embedding_dim: Option<usize>,
+    /// Width of an embedded guidance scale that is added to the embedded time, for networks distilled from guided
+    /// predictions, such as latent consistency models.
+    pub time_cond_proj_dim: Option<usize>,
     /// Kernel of the first convolution.
     pub conv_in_kernel: usize,
     /// Kernel of the last convolution.
@@ -104,6 +107,7 @@ impl Default for UNetConfig {
             addition_time_embed_dim: None,
             projection_class_embeddings_input_dim: None,
             time_embedding_dim: None,
+            time_cond_proj_dim: None,
             conv_in_kernel: 3,
             conv_out_kernel: 3,
             other: OtherFields::new(),
@@ -132,7 +136,6 @@ const FIXED_FIELDS: &[(&str, &str)] = &[
     ("time_embedding_type", "\"positional\""),
     ("time_embedding_act_fn", "null"),
     ("timestep_post_act", "null"),
-    ("time_cond_proj_dim", "null"),
     ("attention_type", "\"default\""),
     ("class_embeddings_concat", "false"),
     ("cross_attention_norm", "null"),
@@ -232,6 +235,11 @@ impl UNetConfig {
             return wrong("downsample_padding", reason);
         }
         self.check_added(path)?;
+        if let Some(width) = (self.time_cond_proj_dim).filter(|width| *width < 4 || width % 2 == 1)
+        {
+            let reason = format!("expected an even number of 4 or more, found {width}");
+            return wrong("time_cond_proj_dim", reason);
+        }
         if let Some(kind) = self.mid_block_type.as_deref()
             && !["UNetMidBlock2DCrossAttn", "UNetMidBlock2D"].contains(&kind)
         {

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::models::denoiser::conditions::Conditions;
 use crate::models::denoiser::unet::{AddedConditions, UNet2DConditionModel, UNetConfig};
-use crate::models::denoiser::{Denoiser, DenoiserConfig, How, Memory, Surroundings};
+use crate::models::denoiser::{Denoiser, DenoiserConfig, GuidedBy, How, Memory, Surroundings};
 use crate::util::tensors::fingerprint;
 use crate::weights::Weights;
 use crate::weights::from_value;
@@ -16,6 +16,9 @@ use crate::{Error, Result};
 
 /// The network's folder in diffusers' layout.
 pub const PART: &str = "unet";
+
+/// The usual guidance scale of a latent consistency model that is told it, as in diffusers' pipeline.
+const GUIDANCE: f64 = 8.5;
 
 /// Length of [`time_ids`].
 const TIME_IDS: usize = 6;
@@ -77,6 +80,13 @@ impl Denoiser for UNet {
 
     fn multiple(&self) -> usize {
         self.network.config().downsampling_factor()
+    }
+
+    fn guided_by(&self) -> GuidedBy {
+        match self.network.config().time_cond_proj_dim {
+            Some(_) => GuidedBy::Embedding { usual: GUIDANCE },
+            None => GuidedBy::Reference,
+        }
     }
 
     fn fingerprint(&self) -> String {

@@ -4,39 +4,37 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
-use crate::models::vae::AutoencoderKL;
+use crate::models::vae::Autoencoder;
 
 /// Side of a tile in latents.
 const TILE: usize = 40;
 /// Overlap of neighbouring tiles in latents, over which they are blended.
 const OVERLAP: usize = 8;
 
-impl AutoencoderKL {
-    /// The mean of [`encode`](Self::encode), in tiles of 40×40 latents that overlap by 8 and are
-    /// blended. The result is close to that of the whole, but not the same: each tile is normalised
-    /// separately. Pictures of no more than one tile are encoded as a whole.
-    ///
-    /// # Shapes
-    /// As [`encode`](Self::encode).
-    ///
-    /// # Panics
-    /// If the shape is not as above.
-    pub fn encode_in_tiles(&self, image: &Tensor<4>) -> Tensor<4> {
-        let factor = self.config().downsampling_factor();
-        in_tiles(image, [factor, 1], |tile| self.encode(tile).mean)
-    }
+/// [`Autoencoder::mean`], in tiles of 40×40 latents that overlap by 8 and are blended. The result is close to
+/// that of the whole, but not the same: each tile is normalised separately. Pictures of no more than one tile are
+/// encoded as a whole.
+///
+/// # Shapes
+/// As [`Autoencoder::mean`].
+///
+/// # Panics
+/// If the shape is not as above.
+pub fn mean_in_tiles(vae: &dyn Autoencoder, image: &Tensor<4>) -> Tensor<4> {
+    let factor = vae.downsampling_factor();
+    in_tiles(image, [factor, 1], |tile| vae.mean(tile))
+}
 
-    /// [`decode`](Self::decode), in tiles as in [`encode_in_tiles`](Self::encode_in_tiles).
-    ///
-    /// # Shapes
-    /// As [`decode`](Self::decode).
-    ///
-    /// # Panics
-    /// If the shape is not as above.
-    pub fn decode_in_tiles(&self, latents: &Tensor<4>) -> Tensor<4> {
-        let factor = self.config().downsampling_factor();
-        in_tiles(latents, [1, factor], |tile| self.decode(tile))
-    }
+/// [`Autoencoder::decode`], in tiles as in [`mean_in_tiles`].
+///
+/// # Shapes
+/// As [`Autoencoder::decode`].
+///
+/// # Panics
+/// If the shape is not as above.
+pub fn decode_in_tiles(vae: &dyn Autoencoder, latents: &Tensor<4>) -> Tensor<4> {
+    let factor = vae.downsampling_factor();
+    in_tiles(latents, [1, factor], |tile| vae.decode(tile))
 }
 
 /// `run` of every tile of `x`, blended; a latent is `input` elements of `x` wide and high, and

@@ -288,6 +288,7 @@ mod tests {
             dtype: text("f16"),
             memory: text("low"),
             without_t5: None,
+            preview_vae: None,
             vae: Some(ours.join("vae")),
             lora: Some(vec!["style.safetensors:0.5".to_owned()]),
             embedding: Some(vec!["cat.safetensors".to_owned()]),
