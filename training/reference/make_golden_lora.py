@@ -1,5 +1,6 @@
 """Makes tests/golden/lora: LoRA files for the tiny pipelines `pipeline` (Stable Diffusion 1) and `sdxl` in the
-layouts that are found in the wild, and the pictures that diffusers draws with them.
+layouts that are found in the wild, and the pictures that diffusers draws with them; and for every tiny
+transformer, whose fused layers are several in diffusers, the weights that diffusers fuses.
 
     python training/reference/make_golden_lora.py
 
@@ -14,7 +15,15 @@ from pathlib import Path
 
 import numpy
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    DDIMScheduler,
+    Flux2KleinPipeline,
+    FluxPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    ZImagePipeline,
+)
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -188,9 +197,59 @@ def make(name: str, cls, folder: Path, seed: int) -> None:
     print(name, "layers", len(weights), "read by diffusers", list(read), "renamed", list(same), f"moved by {moved:.0f}/255")
 
 
+TRANSFORMERS = {
+    "sd3": StableDiffusion3Pipeline, "flux": FluxPipeline, "klein": Flux2KleinPipeline, "z_image": ZImagePipeline,
+}
+
+
+def make_transformer(family: str, seed: int) -> None:
+    """For each matrix of the original layout a low-rank change, which is that of its rows in diffusers. Of the fused
+    weights W, W v is kept, with vⱼ = sin j."""
+    generator = torch.Generator().manual_seed(seed)
+    names = json.loads((GOLDEN / "original" / "transformers.json").read_text())[family]
+    pipeline = TRANSFORMERS[family].from_pretrained(GOLDEN / family, torch_dtype=torch.float32)
+    network = pipeline.transformer
+    linear = {n for n, m in network.named_modules() if isinstance(m, torch.nn.Linear)}
+    is_block = lambda n: any(part in n for part in ("blocks.", "layers.", "refiner."))
+    parts = {n: row for n, row in names.items() if n.endswith(".weight") and n.removesuffix(".weight") in linear and is_block(n)}
+    downs, ups = {}, {}
+    for name, row in parts.items():
+        weight, original = network.get_parameter(name), row["from"].removesuffix(".weight")
+        if original not in downs:
+            whole = len(weight) * row["rows"][0][2] // sum(end - start for start, end, _ in row["rows"])
+            downs[original] = (0.4 * torch.randn((RANK, weight.shape[1]), generator=generator)).half()
+            ups[original] = (0.4 * torch.randn((whole, RANK), generator=generator)).half()
+    comfy, own, settings = {}, {}, {"transformer.lora_alpha": ALPHA, "transformer.r": RANK, "transformer.target_modules": []}
+    for original, down in downs.items():
+        start = f"diffusion_model.{original}"
+        comfy |= {f"{start}.lora_down.weight": down, f"{start}.lora_up.weight": ups[original], f"{start}.alpha": torch.tensor(ALPHA)}
+    for name, row in parts.items():
+        original, module = row["from"].removesuffix(".weight"), name.removesuffix(".weight")
+        own_rows = torch.cat([ups[original][start * len(ups[original]) // of : end * len(ups[original]) // of] for start, end, of in row["rows"]])
+        own[f"transformer.{module}.lora_A.weight"] = downs[original].clone()
+        own[f"transformer.{module}.lora_B.weight"] = own_rows
+        settings["transformer.target_modules"].append(module)
+    metadata = {"format": "pt", "lora_adapter_metadata": json.dumps(settings)}
+    save_file(comfy, OUT / f"{family}_comfyui.safetensors")
+    save_file(own, OUT / f"{family}_diffusers.safetensors", metadata)
+    before = {name: network.get_parameter(name).detach().clone() for name in parts}
+    pipeline.load_lora_weights(OUT / f"{family}_diffusers.safetensors")
+    pipeline.fuse_lora(lora_scale=SCALE)
+    pipeline.unload_lora_weights()
+    products = {}
+    for name, was in before.items():
+        weight = network.get_parameter(name).detach()
+        assert not torch.equal(weight, was), name
+        products[name] = weight @ torch.sin(torch.arange(weight.shape[1]).float())
+    save_file(products, OUT / f"{family}_fused.safetensors")
+    print(family, "layers", len(parts), "in the original layout", len(downs))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
     make("sd1", StableDiffusionPipeline, GOLDEN / "pipeline", 50)
     make("sdxl", StableDiffusionXLPipeline, GOLDEN / "sdxl", 51)
+    for seed, family in enumerate(TRANSFORMERS, 52):
+        make_transformer(family, seed)
