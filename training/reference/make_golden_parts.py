@@ -1,5 +1,5 @@
 """Makes tests/golden/parts: textual inversions in the layouts of several programs, other autoencoders and `clip_skip`,
-for the tiny pipelines `pipeline` (Stable Diffusion 1) and `sdxl`, and what diffusers makes of them.
+for the tiny pipelines `pipeline` (Stable Diffusion 1), `sdxl` and `flux`, and what diffusers makes of them.
 
     python training/reference/make_golden_parts.py
 
@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, AutoencoderTiny, FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
 from make_golden_diffusion import randomise
@@ -66,6 +66,21 @@ def make_embeddings() -> None:
     pipeline.load_textual_inversion({"three": three.float()}, token="<vec.v2>")
     encoded = pipeline.encode_prompt(PROMPT, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False)
     save_file({"context": encoded[0].detach(), "pooled": encoded[2].detach()}, OUT / "sdxl_states.safetensors")
+
+
+def make_t5_embeddings() -> None:
+    """A word for CLIP and T5, named as OneTrainer and diffusers' trainers name its vectors."""
+    generator = torch.Generator().manual_seed(63)
+    pipeline = opened(FluxPipeline, "flux")
+    encoders = {"clip_l": (pipeline.tokenizer, pipeline.text_encoder), "t5": (pipeline.tokenizer_2, pipeline.text_encoder_2)}
+    toy = {}
+    for key, (tokenizer, encoder) in encoders.items():
+        toy[key] = (0.3 * torch.randn((2, encoder.get_input_embeddings().embedding_dim), generator=generator)).half()
+        pipeline.load_textual_inversion({"toy": toy[key].float()}, token="<toy>", tokenizer=tokenizer, text_encoder=encoder)
+    save_file(toy, OUT / "flux.safetensors")
+    with torch.no_grad():
+        context, pooled, _ = pipeline.encode_prompt("a <toy> by a lake", None, device="cpu")
+    save_file({"context": context.half(), "pooled": pooled}, OUT / "flux_states.safetensors")
 
 
 def make_clip_skip() -> None:
@@ -135,6 +150,7 @@ if __name__ == "__main__":
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
     make_embeddings()
+    make_t5_embeddings()
     make_clip_skip()
     make_vae()
     make_tiny_vae()
