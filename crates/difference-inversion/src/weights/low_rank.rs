@@ -1,6 +1,5 @@
 //! Low-rank changes (LoRA) of a model's tensors, added when the tensors are read.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -9,6 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::util::tensors::host;
 use crate::weights::file::TensorFile;
 use crate::weights::float_dtype;
+use crate::weights::placement::Change;
 use crate::{Error, Result};
 
 /// A change of a matrix or kernel W: `W + scale · up · down`
@@ -20,8 +20,8 @@ pub(crate) struct LowRank {
     pub(crate) down: String,
     /// The tensor [rows, rank].
     pub(crate) up: String,
-    /// The rows of `up` that are W's: all of them unless the layer is a part of the trained one.
-    pub(crate) rows: Range<usize>,
+    /// How W is made of the trained layer, and so its change of `up`'s rows.
+    pub(crate) part: Change,
     pub(crate) scale: f64,
     /// Its name for messages: the file's name and its weight.
     pub(crate) name: String,
@@ -30,7 +30,16 @@ pub(crate) struct LowRank {
 impl LowRank {
     /// The change, [rows, columns], f32 on the CPU.
     fn change(&self) -> Result<Tensor<2>> {
-        let up = matrix(&self.file, &self.up)?.slice([self.rows.clone()]); // [rows, rank]
+        let up = matrix(&self.file, &self.up)?;
+        let [rows, _] = up.dims();
+        let up = match self.part {
+            Change::Rows { start, end, of } => up.slice([rows * start / of..rows * end / of]),
+            Change::SwapHalves => {
+                let halves = [rows / 2..rows, 0..rows / 2].map(|half| up.clone().slice([half]));
+                Tensor::cat(halves.to_vec(), 0)
+            }
+            Change::None | Change::Squeeze | Change::Transpose => up,
+        }; // [rows, rank]
         let down = matrix(&self.file, &self.down)?; // [rank, columns]
         Ok(up.matmul(down).mul_scalar(self.scale))
     }

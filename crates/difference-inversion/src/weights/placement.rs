@@ -49,6 +49,14 @@ impl Change {
         }
     }
 
+    /// The rows of the stored tensor, of those made from it.
+    pub(crate) fn stored_rows(self, rows: usize) -> usize {
+        match self {
+            Self::Rows { start, end, of } => rows * of / (end - start).max(1),
+            _ => rows,
+        }
+    }
+
     /// The shape made from a tensor of shape `stored`.
     pub(crate) fn shape(self, stored: &[usize]) -> Vec<usize> {
         match (self, stored) {

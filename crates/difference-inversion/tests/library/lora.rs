@@ -15,7 +15,7 @@ use difference_inversion::models::denoiser::Memory;
 use difference_inversion::util::arrays::{Array, Arrays};
 use image::RgbImage;
 
-use crate::tiny::{furthest, golden, request, silent};
+use crate::tiny::{furthest, golden, relative_error, request, silent};
 
 /// The scale at which the golden files fuse it.
 const SCALE: f64 = 0.7;
@@ -85,6 +85,52 @@ fn pictures_with_every_layout_equal_diffusers() {
             &draw(&with(&folder, &parts).unwrap(), name),
             name,
         );
+    }
+}
+
+/// Of every transformer, the weights with a LoRA in diffusers' names, in ComfyUI's and in kohya's, whose layers are
+/// fused, are those that diffusers fuses.
+#[test]
+fn transformers_with_every_layout_equal_diffusers() {
+    let folder = tempfile::tempdir().unwrap();
+    for family in ["sd3", "flux", "klein", "z_image"] {
+        let comfyui = Arrays::read(&lora(family, "comfyui")).unwrap();
+        let kohya = folder.path().join(format!("{family}.safetensors"));
+        let renamed = comfyui.arrays.into_iter().map(|(name, array)| {
+            let (layer, end) =
+                name.split_at(name.rfind(".lora_").or(name.rfind(".alpha")).unwrap());
+            let layer = layer.strip_prefix("diffusion_model.").unwrap();
+            (format!("lora_unet_{}{end}", layer.replace('.', "_")), array)
+        });
+        Arrays {
+            arrays: renamed.collect(),
+            ..Arrays::default()
+        }
+        .write(&kohya)
+        .unwrap();
+        let expected = Arrays::read(&lora(family, "fused")).unwrap();
+        for path in [lora(family, "diffusers"), lora(family, "comfyui"), kohya] {
+            let options = FileOptions {
+                loras: vec![LoraFile {
+                    path: path.clone(),
+                    weight: SCALE,
+                }],
+                ..FileOptions::default()
+            };
+            let files = ModelFiles::open(&golden(family), &options).unwrap();
+            let weights = files.weights("transformer", &Device::flex(), FloatDType::F32);
+            let weights = weights.unwrap();
+            for name in expected.arrays.keys() {
+                let shape = weights.shape(name).unwrap();
+                let weight: Tensor<2> = weights.matrix(name, [shape[0], shape[1]]).unwrap();
+                let waves: Vec<f32> = (0..shape[1]).map(|j| (j as f32).sin()).collect();
+                let waves = Tensor::<1>::from_floats(waves.as_slice(), &Device::flex());
+                let product: Tensor<1> = weight.matmul(waves.reshape([-1, 1])).reshape([-1]);
+                let golden: Tensor<1> = expected.tensor(name, &Device::flex()).unwrap();
+                let error = relative_error(product, golden);
+                assert!(error < 1e-5, "{}, {name}: {error:.1e}", path.display());
+            }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! The names are those of diffusers and PEFT (`unet.….lora_A.weight`, `lora.down`, attention processors), kohya's
 //! scripts (`lora_unet_…`, `lora_te_…`, of diffusers' and of the original blocks) and ComfyUI (`diffusion_model.…`).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -16,6 +16,7 @@ use crate::weights::file::TensorFile;
 use crate::weights::folder::refuse_pickled;
 use crate::weights::json::{from_value, read_config};
 use crate::weights::low_rank::{LowRank, numbers};
+use crate::weights::placement::Change;
 use crate::weights::{Changes, Weights};
 use crate::{Error, Result};
 
@@ -79,163 +80,15 @@ const OTHER_KINDS: [(&str, &str); 16] = [
     (".set_weight", "a file with whole layers (`set_weight`)"),
 ];
 
-/// The layers of FLUX.1 and Stable Diffusion 3 whose names in the original code differ from diffusers', where
-/// queries, keys and values are three layers. `{}` is the number of the block.
-const TRANSFORMERS: [(&str, &[&str]); 33] = [
-    (
-        "double_blocks.{}.img_attn.qkv",
-        &[
-            "transformer_blocks.{}.attn.to_q",
-            "transformer_blocks.{}.attn.to_k",
-            "transformer_blocks.{}.attn.to_v",
-        ],
-    ),
-    (
-        "double_blocks.{}.txt_attn.qkv",
-        &[
-            "transformer_blocks.{}.attn.add_q_proj",
-            "transformer_blocks.{}.attn.add_k_proj",
-            "transformer_blocks.{}.attn.add_v_proj",
-        ],
-    ),
-    (
-        "double_blocks.{}.img_attn.proj",
-        &["transformer_blocks.{}.attn.to_out.0"],
-    ),
-    (
-        "double_blocks.{}.txt_attn.proj",
-        &["transformer_blocks.{}.attn.to_add_out"],
-    ),
-    (
-        "double_blocks.{}.img_mlp.0",
-        &["transformer_blocks.{}.ff.net.0.proj"],
-    ),
-    (
-        "double_blocks.{}.img_mlp.2",
-        &["transformer_blocks.{}.ff.net.2"],
-    ),
-    (
-        "double_blocks.{}.txt_mlp.0",
-        &["transformer_blocks.{}.ff_context.net.0.proj"],
-    ),
-    (
-        "double_blocks.{}.txt_mlp.2",
-        &["transformer_blocks.{}.ff_context.net.2"],
-    ),
-    (
-        "double_blocks.{}.img_mod.lin",
-        &["transformer_blocks.{}.norm1.linear"],
-    ),
-    (
-        "double_blocks.{}.txt_mod.lin",
-        &["transformer_blocks.{}.norm1_context.linear"],
-    ),
-    (
-        "single_blocks.{}.linear1",
-        &[
-            "single_transformer_blocks.{}.attn.to_q",
-            "single_transformer_blocks.{}.attn.to_k",
-            "single_transformer_blocks.{}.attn.to_v",
-            "single_transformer_blocks.{}.proj_mlp",
-        ],
-    ),
-    (
-        "single_blocks.{}.linear2",
-        &["single_transformer_blocks.{}.proj_out"],
-    ),
-    (
-        "single_blocks.{}.modulation.lin",
-        &["single_transformer_blocks.{}.norm.linear"],
-    ),
-    ("img_in", &["x_embedder"]),
-    ("txt_in", &["context_embedder"]),
-    (
-        "time_in.in_layer",
-        &["time_text_embed.timestep_embedder.linear_1"],
-    ),
-    (
-        "time_in.out_layer",
-        &["time_text_embed.timestep_embedder.linear_2"],
-    ),
-    (
-        "vector_in.in_layer",
-        &["time_text_embed.text_embedder.linear_1"],
-    ),
-    (
-        "vector_in.out_layer",
-        &["time_text_embed.text_embedder.linear_2"],
-    ),
-    (
-        "guidance_in.in_layer",
-        &["time_text_embed.guidance_embedder.linear_1"],
-    ),
-    (
-        "guidance_in.out_layer",
-        &["time_text_embed.guidance_embedder.linear_2"],
-    ),
-    ("final_layer.linear", &["proj_out"]),
-    (
-        "joint_blocks.{}.x_block.attn.qkv",
-        &[
-            "transformer_blocks.{}.attn.to_q",
-            "transformer_blocks.{}.attn.to_k",
-            "transformer_blocks.{}.attn.to_v",
-        ],
-    ),
-    (
-        "joint_blocks.{}.x_block.attn2.qkv",
-        &[
-            "transformer_blocks.{}.attn2.to_q",
-            "transformer_blocks.{}.attn2.to_k",
-            "transformer_blocks.{}.attn2.to_v",
-        ],
-    ),
-    (
-        "joint_blocks.{}.context_block.attn.qkv",
-        &[
-            "transformer_blocks.{}.attn.add_q_proj",
-            "transformer_blocks.{}.attn.add_k_proj",
-            "transformer_blocks.{}.attn.add_v_proj",
-        ],
-    ),
-    (
-        "joint_blocks.{}.x_block.attn.proj",
-        &["transformer_blocks.{}.attn.to_out.0"],
-    ),
-    (
-        "joint_blocks.{}.x_block.attn2.proj",
-        &["transformer_blocks.{}.attn2.to_out.0"],
-    ),
-    (
-        "joint_blocks.{}.context_block.attn.proj",
-        &["transformer_blocks.{}.attn.to_add_out"],
-    ),
-    (
-        "joint_blocks.{}.x_block.mlp.fc1",
-        &["transformer_blocks.{}.ff.net.0.proj"],
-    ),
-    (
-        "joint_blocks.{}.x_block.mlp.fc2",
-        &["transformer_blocks.{}.ff.net.2"],
-    ),
-    (
-        "joint_blocks.{}.context_block.mlp.fc1",
-        &["transformer_blocks.{}.ff_context.net.0.proj"],
-    ),
-    (
-        "joint_blocks.{}.context_block.mlp.fc2",
-        &["transformer_blocks.{}.ff_context.net.2"],
-    ),
-    (
-        "joint_blocks.{}.x_block.adaLN_modulation.1",
-        &["transformer_blocks.{}.norm1.linear"],
-    ),
-];
-
-/// The layers of a network by every name that files use. A name stands for several layers where the
-/// original code has a single one, whose rows are theirs in this order.
+/// The matrices of a network by every name that files use for their layers, and how each is made of the layer. A
+/// name stands for several matrices where the original code has a single one with the rows of all.
 #[derive(Debug, Default)]
-pub(super) struct LayerNames(BTreeMap<String, Vec<String>>);
+pub(super) struct LayerNames(BTreeMap<String, Vec<(String, Change)>>);
+
+/// The matrix of a layer that is itself in diffusers.
+fn whole(layer: &str) -> Vec<(String, Change)> {
+    vec![(format!("{layer}.weight"), Change::None)]
+}
 
 impl LayerNames {
     /// The names for the `network` with these weights.
@@ -260,23 +113,28 @@ impl LayerNames {
                     String::new(),
                 ];
                 names.add_all(&of_diffusers, layer, layer);
-                names.add_original(originals.get(layer).as_deref().unwrap_or(layer), &[layer]);
-                names.add_original(layer, &[layer]);
+                let original = originals.get(layer);
+                names.add_original(original.as_deref().unwrap_or(layer), &whole(layer));
+                names.add_original(layer, &whole(layer));
             }
-            names.add_transformers(weights);
+            // Names of other transformers are of layers that are not there.
+            for layers in family::all().filter_map(|family| family.original) {
+                for (name, matrices) in layers.matrices(weights) {
+                    names.add_original(&name, &matrices);
+                }
+            }
         }
         names
     }
 
     fn add_all(&mut self, prefixes: &[String], name: &str, layer: &str) {
         for prefix in prefixes {
-            let layers = vec![format!("{layer}.weight")];
-            self.0.insert(format!("{prefix}{name}"), layers);
+            self.0.insert(format!("{prefix}{name}"), whole(layer));
         }
     }
 
     /// Adds the names of a denoiser's layer in ComfyUI and kohya's scripts.
-    fn add_original(&mut self, name: &str, layers: &[&str]) {
+    fn add_original(&mut self, name: &str, matrices: &[(String, Change)]) {
         let flat = name.replace('.', "_");
         for name in [
             format!("diffusion_model.{name}"),
@@ -285,32 +143,7 @@ impl LayerNames {
             format!("lora_transformer_{flat}"),
             format!("lycoris_{flat}"),
         ] {
-            let layers = layers.iter().map(|layer| format!("{layer}.weight"));
-            self.0.insert(name, layers.collect());
-        }
-    }
-
-    /// Adds the layers of transformers whose original names differ.
-    fn add_transformers(&mut self, weights: &Weights) {
-        let blocks: BTreeSet<&str> = (weights.keys())
-            .filter_map(|key| key.split('.').nth(1))
-            .filter(|number| number.parse::<usize>().is_ok())
-            .collect();
-        for (name, layers) in TRANSFORMERS {
-            let numbers = match name.contains("{}") {
-                true => blocks.iter().copied().collect(),
-                false => vec![""],
-            };
-            for number in numbers {
-                let layers: Vec<String> = (layers.iter())
-                    .map(|layer| layer.replace("{}", number))
-                    .collect();
-                let is_there = |layer: &String| weights.contains(&format!("{layer}.weight"));
-                if layers.iter().all(is_there) {
-                    let layers: Vec<&str> = layers.iter().map(String::as_str).collect();
-                    self.add_original(&name.replace("{}", number), &layers);
-                }
-            }
+            self.0.insert(name, matrices.to_vec());
         }
     }
 
@@ -500,11 +333,11 @@ impl Lora {
                 continue;
             };
             let shapes: Vec<Vec<usize>> = (keys.iter())
-                .map(|key| weights.shape(key).unwrap_or_default())
+                .map(|(key, _)| weights.shape(key).unwrap_or_default())
                 .collect();
-            let rows: Vec<usize> = (shapes.iter())
-                .map(|shape| shape.first().copied().unwrap_or(0))
-                .collect();
+            let rows = |(shape, (_, part)): (&Vec<usize>, &(String, Change))| {
+                part.stored_rows(shape.first().copied().unwrap_or(0))
+            };
             let columns = |shape: &[usize]| shape.iter().skip(1).product::<usize>();
             let of_file =
                 [up, down].map(|key| self.file.info(key).map_or(&[][..], |(_, shape)| shape));
@@ -512,7 +345,7 @@ impl Lora {
             let rank = of_down.first().copied().unwrap_or(0);
             let fits = !of_up.is_empty()
                 && rank > 0
-                && of_up[0] == rows.iter().sum::<usize>()
+                && (shapes.iter().zip(keys)).all(|one| rows(one) == of_up[0])
                 && columns(of_up) == rank
                 && shapes
                     .iter()
@@ -524,23 +357,24 @@ impl Lora {
                     self.made_for()
                         .map(|family| format!("a LoRA for {family}: "))
                         .unwrap_or_default(),
-                    keys.join("`, `"),
+                    keys.iter()
+                        .map(|(key, _)| key.as_str())
+                        .collect::<Vec<_>>()
+                        .join("`, `"),
                     shapes.first().unwrap_or(&Vec::new()),
                 );
                 return Err(Error::invalid_file(self.path(), reason));
             }
             let scale = self.weight * self.scale(layer, parts, rank)?;
-            let mut start = 0;
-            for (key, rows) in keys.iter().zip(rows) {
+            for (key, part) in keys {
                 changes.entry(key.clone()).or_default().push(LowRank {
                     file: Arc::clone(&self.file),
                     down: down.clone(),
                     up: up.clone(),
-                    rows: start..start + rows,
+                    part: *part,
                     scale,
                     name: self.name(),
                 });
-                start += rows;
             }
         }
         Ok(())

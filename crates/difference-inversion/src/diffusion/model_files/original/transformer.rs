@@ -3,7 +3,7 @@
 //! The names are facts of the original repositories (Stability-AI/sd3.5, black-forest-labs/flux and flux2,
 //! Tongyi-MAI/Z-Image) on the one hand, and of diffusers on the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -343,6 +343,41 @@ impl OriginalLayers {
     /// Whether a file with tensors of these names is in this layout.
     pub(crate) fn are_in(&self, names: &[String]) -> bool {
         names.iter().any(|name| bare(name) == self.mark)
+    }
+
+    /// The original names of the layers of a network with these weights, each with the matrices of diffusers that are
+    /// made from it.
+    pub(crate) fn matrices(&self, weights: &Weights) -> Vec<(String, Vec<(String, Change)>)> {
+        let numbers = |stack: &str| -> BTreeSet<usize> {
+            let number = |key: &str| {
+                let rest = key.strip_prefix(stack)?.strip_prefix('.')?;
+                Some(numbered(rest)?.0)
+            };
+            weights.keys().filter_map(number).collect()
+        };
+        let mut names: Vec<String> = self
+            .once
+            .iter()
+            .map(|(name, _)| (*name).to_owned())
+            .collect();
+        let mut last = BTreeMap::new();
+        for (stack, diffusers, layers) in self.blocks {
+            for number in numbers(diffusers) {
+                last.insert(*stack, number);
+                names.extend(
+                    layers
+                        .iter()
+                        .map(|(layer, _)| format!("{stack}.{number}.{layer}")),
+                );
+            }
+        }
+        let made = |name: String| {
+            let last = |stack: &str| last.get(stack).copied().unwrap_or(0);
+            let made = self.diffusers_keys(&format!("{name}.weight"), last)?;
+            let are_there = !made.is_empty() && made.iter().all(|(key, _)| weights.contains(key));
+            are_there.then_some((name, made))
+        };
+        names.into_iter().filter_map(made).collect()
     }
 
     /// The tensors of diffusers that are made from tensor `key`; nothing if it is not known. `last` is the number
