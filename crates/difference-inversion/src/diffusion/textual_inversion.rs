@@ -12,6 +12,7 @@ use crate::diffusion::model_files::ModelFiles;
 use crate::diffusion::model_files::embedding::{EmbeddingFile, is_name};
 use crate::diffusion::pipeline;
 use crate::diffusion::text_encoder::{Base, TextEncoder};
+use crate::models::text::tower::TowerKind;
 use crate::weights::file::TensorFile;
 use crate::weights::low_rank::numbers;
 use crate::{Error, Result};
@@ -25,10 +26,23 @@ const CONVERT: &str = "a pickled file is not read, because reading one can run a
 /// More tensors than any file of words has.
 const MOST_TENSORS: usize = 64;
 
-/// Names of vectors for one text encoder in ComfyUI and kohya's scripts: the CLIP's number in the model, counted
-/// from 0, and the model's number of CLIPs.
-const NAMED: [(&str, usize, usize); 3] =
-    [("clip_l", 0, 768), ("clip_h", 0, 1024), ("clip_g", 1, 1280)];
+/// Names of vectors for one text encoder in ComfyUI, kohya's scripts, OneTrainer and diffusers' trainers: its
+/// architecture, its number among those of that architecture in the model, and the models that they were made for.
+const NAMED: [(&str, TowerKind, usize, &str); 5] = [
+    ("clip_l", TowerKind::Clip, 0, "Stable Diffusion 1"),
+    ("clip_h", TowerKind::Clip, 0, "Stable Diffusion 2"),
+    ("clip_g", TowerKind::Clip, 1, "Stable Diffusion XL"),
+    ("t5", TowerKind::T5, 0, "a model with T5"),
+    ("t5xxl", TowerKind::T5, 0, "a model with T5"),
+];
+
+/// The models that vectors of these widths without such a name were made for.
+const WIDTHS: [(usize, &str); 4] = [
+    (768, "Stable Diffusion 1"),
+    (1024, "Stable Diffusion 2"),
+    (1280, "Stable Diffusion XL"),
+    (4096, "a model with T5"),
+];
 
 /// Adds the words of all files to the text encoders they were learned for, by the names and widths of their
 /// tensors.
@@ -128,18 +142,8 @@ fn read(
         return Err(Error::invalid_file(path, CONVERT));
     }
     let file = TensorFile::open(path)?;
-    // Words can be added to the encoders for which difference tokens are learned.
-    let clips: Vec<usize> = (0..encoders.len())
-        .filter(|&number| parts[number].joint)
-        .collect();
-    if clips.is_empty() {
-        let reason = "the model has no CLIP: textual inversions are read for CLIP alone";
-        return Err(Error::invalid_file(path, reason));
-    }
     let widths = || {
-        let widths = clips
-            .iter()
-            .map(|&number| encoders[number].hidden_size().to_string());
+        let widths = encoders.iter().map(|one| one.hidden_size().to_string());
         widths.collect::<Vec<_>>().join(" and ")
     };
     let mut found: Vec<(usize, Tensor<2>)> = Vec::new();
@@ -164,20 +168,20 @@ fn read(
         let last = key.rsplit('.').next().unwrap_or(&key);
         let named = NAMED.iter().find(|(name, ..)| *name == last);
         let number = match named {
-            Some((_, place, _)) => clips.get(*place).copied(),
-            None => clips
-                .iter()
-                .copied()
-                .find(|&number| encoders[number].hidden_size() == width),
+            Some((_, kind, place, _)) => (0..encoders.len())
+                .filter(|&number| parts[number].kind == *kind)
+                .nth(*place),
+            None => (0..encoders.len()).find(|&number| encoders[number].hidden_size() == width),
         };
         let fits = |number: &usize| encoders[*number].hidden_size() == width;
         let Some(number) = number.filter(fits).filter(|_| count > 0) else {
-            let kind = match (named, width) {
-                _ if count == 0 => "it is no textual inversion",
-                (Some(("clip_g", ..)), _) | (None, 1280) => "it was made for Stable Diffusion XL",
-                (_, 768) => "it was made for Stable Diffusion 1",
-                (_, 1024) => "it was made for Stable Diffusion 2",
-                _ => "it was made for another model",
+            let of_width = WIDTHS.iter().find(|(known, _)| *known == width);
+            let kind = match (named, of_width) {
+                _ if count == 0 => "it is no textual inversion".to_owned(),
+                (Some((.., models)), _) | (None, Some((_, models))) => {
+                    format!("it was made for {models}")
+                }
+                _ => "it was made for another model".to_owned(),
             };
             let reason = format!(
                 "expected vectors of width {} for the model's text encoders, found tensor `{key}` of shape {shape:?}: {kind}",

@@ -227,6 +227,11 @@ impl Tower for BothWays {
         Ok(Tensor::cat(rows.collect(), 0))
     }
 
+    fn extend(&mut self, rows: usize, embeddings: Tensor<2>) {
+        let kept = self.table.clone().slice([0..rows]);
+        self.table = Tensor::cat(vec![kept, embeddings], 0);
+    }
+
     fn begin(&self, embeds: Tensor<2>) -> Result<Beginning> {
         Ok(Beginning::new(embeds))
     }

@@ -419,6 +419,10 @@ impl Tower for Qwen3Model {
         self.table.rows(ids)
     }
 
+    fn extend(&mut self, rows: usize, embeddings: Tensor<2>) {
+        self.table.extend(rows, embeddings);
+    }
+
     fn begin(&self, embeds: Tensor<2>) -> Result<Beginning> {
         let mut x: Tensor<3> = embeds.unsqueeze(); // [1, n, d]
         let n = x.dims()[1];

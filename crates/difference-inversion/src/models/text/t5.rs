@@ -269,6 +269,10 @@ impl Tower for T5EncoderModel {
         self.table.rows(ids)
     }
 
+    fn extend(&mut self, rows: usize, embeddings: Tensor<2>) {
+        self.table.extend(rows, embeddings);
+    }
+
     fn begin(&self, embeds: Tensor<2>) -> Result<Beginning> {
         Ok(Beginning::new(embeds))
     }

@@ -127,8 +127,8 @@ pub trait Tower: Any + Debug + Send + Sync {
         Err(no_projection())
     }
 
-    /// Replaces all rows of the table after the first `rows` by the embeddings of further tokens, [m, d], if supported.
-    fn extend(&mut self, _rows: usize, _embeddings: Tensor<2>) {}
+    /// Replaces all rows of the table after the first `rows` by the embeddings of further tokens, [m, d].
+    fn extend(&mut self, rows: usize, embeddings: Tensor<2>);
 
     /// The number of layers whose outputs are kept, see [`Encoded::hidden_states`].
     fn layers(&self) -> usize {
