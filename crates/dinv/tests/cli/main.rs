@@ -32,6 +32,8 @@ mod runs;
 mod sd3;
 #[cfg(feature = "serve")]
 mod serve;
+#[cfg(unix)]
+mod terminal;
 mod z_image;
 
 use std::path::{Path, PathBuf};
