@@ -3,7 +3,7 @@
 //! [`Job::open`] checks a job and reads its files, before a model is needed; [`Job::run`] runs it. The observer
 //! receives its progress and stops it with [`ControlFlow::Break`](std::ops::ControlFlow::Break).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use image::RgbImage;
@@ -84,14 +84,51 @@ impl PairFiles {
     pub fn has_captions(&self) -> bool {
         self.caption_a.is_some() && self.caption_a_prime.is_some()
     }
+}
 
-    fn read(&self) -> Result<Example> {
-        Ok(Example {
-            a: load_image(&self.a)?,
-            a_prime: load_image(&self.a_prime)?,
-            caption_a: self.caption_a.clone(),
-            caption_a_prime: self.caption_a_prime.clone(),
+/// Reads pictures, and tells all that is wrong with them at once.
+#[derive(Debug, Default)]
+struct Reader {
+    total: usize,
+    wrong: Vec<Error>,
+}
+
+impl Reader {
+    /// The picture, or an empty one if [`end`](Self::end) refuses it.
+    fn picture(&mut self, path: &Path) -> RgbImage {
+        self.total += 1;
+        load_image(path).unwrap_or_else(|error| {
+            self.wrong.push(error);
+            RgbImage::default()
         })
+    }
+
+    fn pairs(&mut self, pairs: &[PairFiles]) -> Result<Vec<Example>> {
+        if pairs.is_empty() {
+            return Err(Error::Missing {
+                what: "a pair of pictures".to_owned(),
+                reason: "a difference is learned from at least one pair (A, A′)".to_owned(),
+            });
+        }
+        let read = pairs.iter().map(|pair| Example {
+            a: self.picture(&pair.a),
+            a_prime: self.picture(&pair.a_prime),
+            caption_a: pair.caption_a.clone(),
+            caption_a_prime: pair.caption_a_prime.clone(),
+        });
+        Ok(read.collect())
+    }
+
+    fn target(&mut self, target: &TargetFile) -> Target {
+        Target {
+            b: self.picture(&target.b),
+            caption_b: target.caption_b.clone(),
+        }
+    }
+
+    fn end<T>(self, read: T) -> Result<T> {
+        Error::of_pictures(self.total, self.wrong)?;
+        Ok(read)
     }
 }
 
@@ -104,25 +141,6 @@ pub struct TargetFile {
     /// Its caption; if absent, the captioner's.
     #[serde(default)]
     pub caption_b: Option<String>,
-}
-
-impl TargetFile {
-    fn read(&self) -> Result<Target> {
-        Ok(Target {
-            b: load_image(&self.b)?,
-            caption_b: self.caption_b.clone(),
-        })
-    }
-}
-
-fn read_pairs(pairs: &[PairFiles]) -> Result<Vec<Example>> {
-    if pairs.is_empty() {
-        return Err(Error::Missing {
-            what: "a pair of pictures".to_owned(),
-            reason: "a difference is learned from at least one pair (A, A′)".to_owned(),
-        });
-    }
-    pairs.iter().map(PairFiles::read).collect()
 }
 
 /// Learns the difference that pairs show: [`analogy::learn`].
@@ -144,7 +162,9 @@ impl Job for LearnJob {
     type Answer = Learned;
 
     fn open(&self, _: &Device) -> Result<Vec<Example>> {
-        read_pairs(&self.pairs)
+        let mut reader = Reader::default();
+        let examples = reader.pairs(&self.pairs)?;
+        reader.end(examples)
     }
 
     fn run(
@@ -176,7 +196,9 @@ impl Job for ApplyJob {
 
     fn open(&self, device: &Device) -> Result<Self::Inputs> {
         let tokens = DifferenceTokens::load(&self.difference, device)?;
-        Ok((tokens, self.target.read()?))
+        let mut reader = Reader::default();
+        let target = reader.target(&self.target);
+        reader.end((tokens, target))
     }
 
     fn run(
@@ -210,7 +232,10 @@ impl Job for AnalogyJob {
     type Answer = (Learned, Applied);
 
     fn open(&self, _: &Device) -> Result<Self::Inputs> {
-        Ok((read_pairs(&self.pairs)?, self.target.read()?))
+        let mut reader = Reader::default();
+        let examples = reader.pairs(&self.pairs)?;
+        let target = reader.target(&self.target);
+        reader.end((examples, target))
     }
 
     fn run(
@@ -301,7 +326,6 @@ impl Job for GenerateJob {
 #[cfg(test)]
 mod tests {
     use std::ops::ControlFlow;
-    use std::path::Path;
 
     use burn::tensor::FloatDType;
     use serde::de::DeserializeOwned;
@@ -326,6 +350,53 @@ mod tests {
 
     fn read<T: DeserializeOwned>(request: Value) -> T {
         serde_json::from_value(request).unwrap()
+    }
+
+    #[test]
+    fn all_pictures_that_cannot_be_read_are_told_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let there = golden("learning/a.png");
+        std::fs::write(path("text.png"), "no picture").unwrap();
+        let pairs = vec![
+            PairFiles {
+                a: there.clone(),
+                a_prime: path("gone.png"),
+                ..PairFiles::default()
+            },
+            PairFiles {
+                a: path("text.png"),
+                a_prime: there,
+                ..PairFiles::default()
+            },
+        ];
+        let learn = LearnJob {
+            pairs: pairs.clone(),
+            ..LearnJob::default()
+        };
+        let message = learn.open(&Device::flex()).unwrap_err().to_string();
+        assert!(
+            message.starts_with("2 of 4 pictures cannot be read:\n"),
+            "{message}"
+        );
+        let analogy = AnalogyJob {
+            target: TargetFile {
+                b: path("b.png"),
+                ..TargetFile::default()
+            },
+            pairs,
+            ..AnalogyJob::default()
+        };
+        let error = analogy.open(&Device::flex()).unwrap_err();
+        let message = error.to_string();
+        assert!(
+            message.starts_with("3 of 5 pictures cannot be read:\n"),
+            "{message}"
+        );
+        for name in ["gone.png: ", "text.png: not a picture", "b.png: "] {
+            assert!(message.contains(name), "{message}");
+        }
+        assert_eq!(error.class(), crate::util::error::ErrorClass::Input);
     }
 
     fn silent(_: &Progress) -> ControlFlow<()> {
@@ -413,7 +484,8 @@ mod tests {
             message(&none),
             "a pair of pictures is missing: a difference is learned from at least one pair (A, A′)"
         );
-        let gone: LearnJob = read(json!({ "pairs": [{ "a": "gone.png", "a_prime": "x.png" }] }));
+        let there = golden("learning/a.png");
+        let gone: LearnJob = read(json!({ "pairs": [{ "a": "gone.png", "a_prime": there }] }));
         assert!(message(&gone).starts_with("gone.png: No such file"));
         let generate: GenerateJob = read(json!({ "difference": "gone.safetensors" }));
         let gone = generate.open(&device).unwrap_err().to_string();

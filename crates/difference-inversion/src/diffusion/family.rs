@@ -771,8 +771,22 @@ fn discrete_with_offset(files: &ModelFiles) -> Result<Noising> {
     corrected(files, |config| config.steps_offset = 1)
 }
 
-/// The same without clamping, for latents that also reach beyond ±1.
+/// Pipelines of Stable Diffusion 1 and 2 that leave a scheduler as its file describes it.
+const UNCORRECTED: [&str; 3] = [
+    "LatentConsistencyModelImg2ImgPipeline",
+    "LatentConsistencyModelPipeline",
+    "StableDiffusionSAGPipeline",
+];
+
+/// The same without clamping, for latents that also reach beyond ±1; as diffusers' pipeline of the class that the model
+/// was saved by.
 fn discrete_unclamped(files: &ModelFiles) -> Result<Noising> {
+    let index: Value = files.config(MODEL_INDEX)?;
+    match index["_class_name"].as_str() {
+        Some(class) if UNCORRECTED.contains(&class) => return discrete(files),
+        Some("StableDiffusionDiffEditPipeline") => return discrete_with_offset(files),
+        _ => {}
+    }
     corrected(files, |config| {
         config.steps_offset = 1;
         config.clip_sample = false;

@@ -362,13 +362,20 @@ impl ModelFiles {
             .try_for_each(|lora| lora.check_known(&names, model))
     }
 
-    /// The configuration of the autoencoder. A file that replaces the model's own has none: it is of the model's own
-    /// configuration, or a distilled one of the usual size.
+    /// The configuration of the autoencoder, of the class that `model_index.json` names. A file that replaces the
+    /// model's own is of the configuration beside it, if there is one of an autoencoder; otherwise of the model's own,
+    /// or a distilled one of the usual size.
     ///
     /// # Errors
     /// As [`config`](Self::config); as [`weights`](Self::weights) for such a file.
     pub(crate) fn autoencoder(&self, part: &str) -> Result<AutoencoderConfig> {
-        if self.other_vae().is_some() && self.replaced(part).is_none() {
+        if let Some(path) = self.other_vae().filter(|_| self.replaced(part).is_none()) {
+            let beside = path.with_file_name("config.json");
+            let config: Value = read_config(&beside).unwrap_or_default();
+            let class = config["_class_name"].as_str().unwrap_or_default();
+            if AutoencoderConfig::CLASSES.contains(&class) {
+                return AutoencoderConfig::open(config, &beside);
+            }
             let weights = self.own_weights(part, &Device::flex(), FloatDType::F32)?;
             if let Some(latent_channels) = channels_of(&weights, LATENTS_IN_TINY) {
                 return Ok(AutoencoderConfig::Tiny(AutoencoderTinyConfig {
@@ -377,7 +384,14 @@ impl ModelFiles {
                 }));
             }
         }
-        AutoencoderConfig::open(self.config(part)?, &self.config_path(part))
+        let mut config: Value = self.config(part)?;
+        if self.original.is_none() && !self.is_replaced(part) {
+            let index: Value = self.config(MODEL_INDEX)?;
+            if let Some(class) = index[part][1].as_str() {
+                config["_class_name"] = json!(class);
+            }
+        }
+        AutoencoderConfig::open(config, &self.config_path(part))
     }
 
     /// Checks that the replacement of the model's autoencoder is one, with the same number of latent channels.
@@ -425,8 +439,8 @@ impl ModelFiles {
         let found = inputs.iter().find_map(|name| channels_of(&weights, name));
         let Some(found) = found else {
             let reason = format!(
-                "not an AutoencoderKL: there is no `{LATENTS_IN}` in it (of TAESD, take the folder in diffusers' \
-                 layout: an AutoencoderTiny)"
+                "not a whole autoencoder: there is no `{LATENTS_IN}` in it; TAESD's own files are halves of one, so take \
+                 its folder in diffusers' layout, with an AutoencoderTiny"
             );
             return Err(Error::invalid_file(path, reason));
         };

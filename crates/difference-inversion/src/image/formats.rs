@@ -26,6 +26,8 @@ pub(super) fn named(bytes: &[u8]) -> Option<String> {
         _ if starts(b"\x0a\x05\x01\x08") || starts(b"\x0a\x03\x01") => "PCX",
         _ if starts(b"\x01\xda") => "SGI",
         _ if is_netpbm(bytes) => "Netpbm (PPM, PGM or PBM)",
+        _ if starts(b"icns") => "icon (ICNS)",
+        _ if is_targa(bytes) => "Truevision TGA",
         _ if starts(b"FUJIFILMCCD-RAW")
             || starts(b"IIU\0")
             || starts(b"IIRO")
@@ -44,7 +46,7 @@ pub(super) fn raw() -> String {
         .to_owned()
 }
 
-fn converted(format: &str) -> String {
+pub(super) fn converted(format: &str) -> String {
     format!(
         "a picture in the format {format}, which is not read; convert it to PNG, such as with `magick FROM TO.png`"
     )
@@ -83,6 +85,19 @@ fn is_netpbm(bytes: &[u8]) -> bool {
     matches!(bytes, [b'P', b'1'..=b'7', space, ..] if space.is_ascii_whitespace())
 }
 
+/// Whether it is a Targa file: by its footer, which older files lack, or by a header that is possible for no other format
+/// (kind of colours, kind of picture, depth).
+fn is_targa(bytes: &[u8]) -> bool {
+    if bytes.ends_with(b"TRUEVISION-XFILE.\0") {
+        return true;
+    }
+    let Some(&[_, palette, kind, ..]) = bytes.first_chunk::<18>() else {
+        return false;
+    };
+    let of_palette = matches!((palette, kind), (1, 1 | 9) | (0, 2 | 3 | 10 | 11));
+    of_palette && matches!(bytes[16], 8 | 15 | 16 | 24 | 32) && bytes[17] & 0xc0 == 0
+}
+
 /// Names files that are commonly mistaken for pictures.
 fn other(bytes: &[u8]) -> Option<String> {
     let start = &bytes[..bytes.len().min(1024)];
@@ -92,6 +107,9 @@ fn other(bytes: &[u8]) -> Option<String> {
         return Some(pointer);
     }
     let text = text.to_ascii_lowercase();
+    if text.starts_with("#define ") && text.contains("_width ") {
+        return Some(converted("X bitmap (XBM)"));
+    }
     let what = if text.contains("<svg") {
         return Some(converted("SVG"));
     } else if text.starts_with("<!doctype html") || text.starts_with("<html") {

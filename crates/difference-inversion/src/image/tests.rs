@@ -149,6 +149,16 @@ fn what_is_not_read_is_called_by_its_name() {
         ),
         (b"\xff\x0a and so on", "the format JPEG XL"),
         (b"8BPS\0\x01", "the format Photoshop"),
+        (b"icns\0\0\x10\0", "the format icon (ICNS)"),
+        (
+            b"#define x_width 8\n#define x_height 8\n",
+            "the format X bitmap",
+        ),
+        (
+            b"\0\0\x02\0\0\0\0\0\0\0\0\0\x08\0\x08\0\x18\x20 and pixels",
+            "the format Truevision TGA",
+        ),
+        (b"old, TRUEVISION-XFILE.\0", "the format Truevision TGA"),
         (
             b"<svg xmlns='http://www.w3.org/2000/svg'/>",
             "the format SVG",

@@ -340,7 +340,12 @@ impl<'a> Tiff<'a> {
 
 #[expect(clippy::needless_pass_by_value, reason = "for use with `map_err`")]
 fn damaged(error: ::tiff::TiffError) -> String {
-    format!("cannot be decoded: {error}")
+    match error {
+        ::tiff::TiffError::UnsupportedError(kind) => {
+            formats::converted(&format!("TIFF of a kind that few programs write ({kind})"))
+        }
+        error => format!("cannot be decoded: {error}"),
+    }
 }
 
 /// The meaning of the samples besides the colours: the first may be alpha. Some programs do not declare it.

@@ -166,6 +166,14 @@ pub enum Error {
         /// The full keys of the tensors.
         names: Vec<String>,
     },
+    /// Several pictures cannot be read.
+    #[error("{} of {total} pictures cannot be read:{}", wrong.len(), lines(wrong))]
+    Pictures {
+        /// The number of pictures that were to be read.
+        total: usize,
+        /// What is wrong with those that cannot be, at least two.
+        wrong: Vec<Error>,
+    },
     /// A caller's value is invalid for the computation.
     #[error("{reason}")]
     InvalidInput {
@@ -193,7 +201,35 @@ pub enum ErrorClass {
     Other,
 }
 
+/// The largest number of errors in one message.
+const NAMED: usize = 20;
+
+/// A line for each error.
+fn lines(errors: &[Error]) -> String {
+    let lines = errors
+        .iter()
+        .take(NAMED)
+        .map(|error| format!("\n  {error}"));
+    let lines: String = lines.collect();
+    match errors.len().saturating_sub(NAMED) {
+        0 => lines,
+        more => format!("{lines}\n  and {more} more"),
+    }
+}
+
 impl Error {
+    /// Everything that is `wrong` with some of `total` pictures, at once.
+    ///
+    /// # Errors
+    /// The only error, or [`Error::Pictures`] with all of them.
+    pub fn of_pictures(total: usize, mut wrong: Vec<Self>) -> Result<()> {
+        match wrong.len() {
+            0 => Ok(()),
+            1 => Err(wrong.remove(0)),
+            _ => Err(Self::Pictures { total, wrong }),
+        }
+    }
+
     /// What went wrong.
     pub fn class(&self) -> ErrorClass {
         match self {
@@ -209,6 +245,9 @@ impl Error {
             Self::Hub { problem, .. } => problem.class(),
             Self::Captioner { problem, .. } => problem.class(),
             Self::Stopped { .. } => ErrorClass::Stopped,
+            Self::Pictures { wrong, .. } => (wrong.iter().map(Self::class))
+                .find(|class| *class != ErrorClass::Input)
+                .unwrap_or(ErrorClass::Input),
             Self::Diverged { .. } | Self::NotFinite { .. } => ErrorClass::Other,
             Self::Setting { .. }
             | Self::UnsupportedField { .. }

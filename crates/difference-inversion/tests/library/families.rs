@@ -15,8 +15,8 @@ use difference_inversion::models::denoiser::unet_denoiser::time_ids;
 use difference_inversion::util::arrays::Arrays;
 
 use crate::tiny::{
-    PROMPT, copy, edit, example_in, golden, models_in, opened, opened_in, relative_error, request,
-    silent,
+    PROMPT, copy, edit, example_in, golden, models_in, opened, opened_in, refused, relative_error,
+    request, silent,
 };
 
 /// Largest difference from diffusers, relative to the largest reference value.
@@ -296,4 +296,50 @@ fn a_consistency_model_is_told_its_guidance_as_in_diffusers() {
     let message = draw(&request(51, 3.0)).unwrap_err().to_string();
     let told = "setting `num_inference_steps`: expected 1 to 50 with the scheduler lcm";
     assert!(message.starts_with(told), "{message}");
+}
+
+/// Only some of diffusers' pipelines correct what a scheduler's file says.
+#[test]
+fn a_consistency_model_clamps_if_it_says_so() {
+    let folder = copy("lcm");
+    let model = folder.path();
+    let draw = || {
+        let models = models_in(model);
+        let inputs = Inputs {
+            init: Some(Expected::of("lcm").init()),
+            ..Inputs::default()
+        };
+        generate::generate_latents(&models, &request(1, 8.5), inputs, &mut silent).unwrap()
+    };
+    let free = draw();
+    edit(
+        &model.join("scheduler/scheduler_config.json"),
+        r#""clip_sample": false"#,
+        r#""clip_sample": true"#,
+    );
+    let clamped = draw();
+    // One step ends at the clean latents; at time 999 nearly nothing of the noise is kept.
+    let largest = |x: &Tensor<4>| x.clone().abs().max().into_scalar::<f32>();
+    assert!(largest(&free) > 1.1, "{}", largest(&free));
+    assert!(largest(&clamped) < 1.001, "{}", largest(&clamped));
+    let index = model.join("model_index.json");
+    edit(
+        &index,
+        "LatentConsistencyModelPipeline",
+        "StableDiffusionPipeline",
+    );
+    assert!(relative_error(draw(), free) < 1e-6);
+}
+
+#[test]
+fn instruct_pix2pix_is_not_told_its_guidance() {
+    let message = refused("instruct_pix2pix", |model| {
+        let config = model.join("unet/config.json");
+        edit(
+            &config,
+            r#""time_cond_proj_dim": null"#,
+            r#""time_cond_proj_dim": 6"#,
+        );
+    });
+    assert!(message.contains("field `time_cond_proj_dim`"), "{message}");
 }

@@ -232,7 +232,7 @@ impl ModelSettings {
         let mut paths = loras.chain(words).chain(networks);
         paths.try_for_each(|path| match std::fs::metadata(&path) {
             Ok(_) => Ok(()),
-            Err(source) => Err(Error::io(path)(source).into()),
+            Err(source) => Err(not_there(&path, source)),
         })
     }
 
@@ -698,6 +698,24 @@ fn initialisation(text: &str) -> Result<Value, String> {
         None if ["zero", "random"].contains(&text) => Ok(json!(text)),
         _ => Err("expected `zero`, `random` or `word:TEXT`".into()),
     }
+}
+
+/// The error of a file that is not there, which may be meant as a name of the Hub.
+fn not_there(path: &Path, source: std::io::Error) -> anyhow::Error {
+    let error = Error::io(path)(source);
+    let parts: Vec<_> = path.components().collect();
+    let is_name = parts.len() == 2
+        && path.extension().is_none()
+        && (parts.iter()).all(|part| matches!(part, std::path::Component::Normal(_)));
+    if !is_name {
+        return error.into();
+    }
+    let (name, folder) = (path.display(), file_name(path));
+    let hint = format!(
+        "a folder or a file is expected here, not a name of the Hub: `hf download {name} --local-dir {folder}` makes the \
+         folder {folder}"
+    );
+    Failure::input(error.to_string()).hint(hint).into()
 }
 
 /// The pairs of pictures and their captions.

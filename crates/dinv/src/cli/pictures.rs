@@ -5,16 +5,11 @@ use std::path::{Path, PathBuf};
 
 use difference_inversion::Error;
 use difference_inversion::image::{RgbImage, load_image};
-use difference_inversion::util::error::ErrorClass;
 use difference_inversion::util::progress::Stage;
 
-use super::exit::Exit;
 use super::output::is_named_like_a_picture;
 use super::terminal::Failure;
 use super::watch::{self, Watcher};
-
-/// The largest number of files named in a message.
-const NAMED: usize = 20;
 
 /// A readable picture.
 #[derive(Debug)]
@@ -96,25 +91,8 @@ pub(crate) fn check<'a>(
         }
     }
     watcher.count("pictures", total, total);
-    match wrong.len() {
-        0 => Ok(pictures),
-        1 => Err(wrong.remove(0).into()),
-        count => {
-            let lines = wrong.iter().take(NAMED).map(|error| format!("\n  {error}"));
-            let more = match count.saturating_sub(NAMED) {
-                0 => String::new(),
-                more => format!("\n  and {more} more"),
-            };
-            let lines: String = lines.collect();
-            let message = format!("{count} of {total} pictures cannot be read:{lines}{more}");
-            let classes = wrong.iter().map(Error::class);
-            let class = classes.fold(ErrorClass::Input, |all, one| match all {
-                ErrorClass::Input => one,
-                other => other,
-            });
-            Err(Failure::ending(Exit::of(class), message).into())
-        }
-    }
+    Error::of_pictures(total, wrong)?;
+    Ok(pictures)
 }
 
 #[cfg(test)]

@@ -325,8 +325,8 @@ pub(crate) fn autoencoder(path: &Path, device: &Device, dtype: FloatDType) -> Re
         }
         let Some((name, change)) = vae_key(&bare, levels) else {
             let reason = format!(
-                "not an autoencoder of Stable Diffusion: tensor `{key}` is not known (of TAESD, take the folder in \
-                 diffusers' layout)"
+                "not an autoencoder of Stable Diffusion: tensor `{key}` is not known; of TAESD, take its folder in \
+                 diffusers' layout"
             );
             return Err(Error::invalid_file(path, reason));
         };

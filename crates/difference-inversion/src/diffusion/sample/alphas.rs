@@ -85,20 +85,23 @@ impl AlphaSchedule {
     }
 
     /// Refuses fields of the configuration with values other than `supported`, if it is that of the scheduler
-    /// `class`: other solvers ignore them.
+    /// `class`: they place the steps of that scheduler. What is done to clean latents goes for every solver.
     ///
     /// # Errors
     /// [`Error::Config`] for another value.
     pub(super) fn check_solver(&self, class: &str, supported: &[(&str, &str)]) -> Result<()> {
-        if self.config.class_name.as_deref() != Some(class) {
-            return Ok(());
-        }
-        check_fixed_fields(&self.config.other, supported, &self.path)
+        let is_own = self.config.class_name.as_deref() == Some(class);
+        let checked = supported
+            .iter()
+            .filter(|(field, _)| is_own || *field == "thresholding");
+        let checked: Vec<_> = checked.copied().collect();
+        check_fixed_fields(&self.config.other, &checked, &self.path)
     }
 
-    /// A field of the configuration, if it is that of the scheduler `class` and not null.
-    pub(super) fn own(&self, class: &str, field: &str) -> Option<&Value> {
-        let is_own = self.config.class_name.as_deref() == Some(class);
+    /// A field of the configuration, if it is that of one of these schedulers and not null.
+    pub(super) fn own(&self, classes: &[&str], field: &str) -> Option<&Value> {
+        let class = self.config.class_name.as_deref();
+        let is_own = class.is_some_and(|class| classes.contains(&class));
         let value = self.config.other.get(field).filter(|_| is_own);
         value.filter(|value| !value.is_null())
     }

@@ -2,18 +2,19 @@
 
 use burn::tensor::Tensor;
 
-use crate::diffusion::sample::mix::{self, Level};
+use crate::diffusion::sample::mix::{self, Level, Mix};
 use crate::diffusion::sample::noising::whole;
+use crate::diffusion::sample::solvers::pure_noise;
 use crate::diffusion::sample::{AlphaSchedule, Solver};
 use crate::{Error, Result};
 
-/// The class of diffusers.
-const CLASS: &str = "LCMScheduler";
+/// The class of diffusers, and another that has the same fields.
+const CLASSES: [&str; 2] = ["LCMScheduler", "TCDScheduler"];
 /// The standard deviation that the boundary condition assumes of the data.
 const SIGMA_DATA: f64 = 0.5;
 /// Default steps of the schedule that models are distilled on, and the factor of its times in the boundary
 /// condition.
-const DISTILLED_ON: u64 = 50;
+const DISTILLED_ON: f64 = 50.0;
 const TIMESTEP_SCALING: f64 = 10.0;
 
 /// Multistep consistency sampling ([Luo et al. 2023](https://arxiv.org/abs/2310.04378), algorithm 3): each step
@@ -32,17 +33,22 @@ impl Lcm {
     /// # Errors
     /// As [`SolverKind::build`](super::SolverKind::build).
     pub fn new(schedule: &AlphaSchedule, num_inference_steps: usize) -> Result<Self> {
-        schedule.check_solver(CLASS, &[("thresholding", "false")])?;
+        schedule.check_solver(CLASSES[0], &[("thresholding", "false")])?;
         let train = schedule.num_train_timesteps();
-        let field = "original_inference_steps";
-        let distilled_on = match schedule.own(CLASS, field) {
-            Some(steps) => steps.as_u64(),
-            None => Some(DISTILLED_ON.min(train as u64)),
+        let number = |field: &str, otherwise: f64| {
+            let found = schedule.own(&CLASSES, field);
+            let number = found.map_or(Some(otherwise), serde_json::Value::as_f64);
+            let told = found.map_or_else(String::new, ToString::to_string);
+            number.ok_or_else(|| schedule.wrong(field, &format!("expected a number, found {told}")))
         };
-        let distilled_on = distilled_on
-            .and_then(|steps| usize::try_from(steps).ok())
-            .filter(|steps| (1..=train).contains(steps))
-            .ok_or_else(|| schedule.wrong(field, &format!("expected 1 to {train}")))?;
+        let field = "original_inference_steps";
+        let steps = number(field, DISTILLED_ON.min(train as f64))?;
+        if steps.fract() != 0.0 || !(1.0..=train as f64).contains(&steps) {
+            let reason = format!("expected a whole number from 1 to {train}, found {steps}");
+            return Err(schedule.wrong(field, &reason));
+        }
+        let distilled_on = whole(steps);
+        let timestep_scaling = number("timestep_scaling", TIMESTEP_SCALING)?;
         let n = num_inference_steps;
         if !(1..=distilled_on).contains(&n) {
             return Err(Error::Setting {
@@ -54,13 +60,6 @@ impl Lcm {
                 found: n.to_string(),
             });
         }
-        let field = "timestep_scaling";
-        let timestep_scaling = match schedule.own(CLASS, field) {
-            Some(factor) => factor.as_f64(),
-            None => Some(TIMESTEP_SCALING),
-        };
-        let timestep_scaling =
-            timestep_scaling.ok_or_else(|| schedule.wrong(field, "expected a number"))?;
         // Evenly spaced places of the schedule that the model was distilled on, from its noisiest step.
         let stride = distilled_on as f64 / n as f64;
         let place = |i: usize| distilled_on - whole(i as f64 * stride);
@@ -86,6 +85,14 @@ impl Solver for Lcm {
 
     fn add_noise(&self, i: usize, original: Tensor<4>, noise: Tensor<4>) -> Tensor<4> {
         mix::mixed(&[self.levels[i].input], original, noise)
+    }
+
+    fn check_start(&self, i: usize) -> Result<()> {
+        let clean = Mix::new(1.0, 0.0);
+        match self.levels.get(i).map(|level| level.step_to(clean)) {
+            Some(None) => Err(pure_noise()),
+            _ => Ok(()),
+        }
     }
 
     fn needs_noise(&self) -> bool {

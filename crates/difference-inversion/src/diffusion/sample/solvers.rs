@@ -43,6 +43,15 @@ impl Ddim {
     }
 }
 
+/// The error of a first step at which the network's output carries no information.
+pub(super) fn pure_noise() -> Error {
+    Error::invalid_input(
+        "the noise schedule ends in pure noise (rescale_betas_zero_snr), where a prediction of the noise says nothing \
+         about the picture; a model trained with such a schedule predicts velocity (prediction_type v_prediction), \
+         otherwise the schedule is wrong",
+    )
+}
+
 impl Solver for Ddim {
     fn timesteps(&self) -> &[f64] {
         &self.times
@@ -54,11 +63,7 @@ impl Solver for Ddim {
 
     fn check_start(&self, i: usize) -> Result<()> {
         match self.steps.get(i).map(|step| step.from.step_to(step.to)) {
-            Some(None) => Err(Error::invalid_input(
-                "the noise schedule ends in pure noise (rescale_betas_zero_snr), where a prediction of the noise \
-                 says nothing about the picture; a model trained with such a schedule predicts velocity \
-                 (prediction_type v_prediction), otherwise the schedule is wrong",
-            )),
+            Some(None) => Err(pure_noise()),
             _ => Ok(()),
         }
     }
@@ -284,7 +289,7 @@ impl DpmSolverMultistep {
         schedule.check_solver(class, &supported)?;
         let train = schedule.num_train_timesteps();
         let field = "lambda_min_clipped";
-        let last = match schedule.own(class, field) {
+        let last = match schedule.own(&[class], field) {
             Some(lambda) => lambda.as_f64().map_or(0, |lambda| schedule.above(lambda)),
             None => train,
         };
@@ -360,7 +365,7 @@ impl UniPc {
         }
         schedule.check_solver(class, &supported)?;
         let field = "disable_corrector";
-        let uncorrected = match schedule.own(class, field) {
+        let uncorrected = match schedule.own(&[class], field) {
             Some(steps) => serde_json::from_value(steps.clone())
                 .map_err(|_| schedule.wrong(field, "expected a list of steps"))?,
             None => Vec::new(),

@@ -321,16 +321,67 @@ fn a_solver_minds_its_own_settings_alone() {
             SolverKind::UniPc,
             "field `solver_type`: \"bh1\" is not supported",
         ),
-        (
-            r#"{"_class_name": "DDIMScheduler", "thresholding": true}"#,
-            SolverKind::Ddim,
-            "field `thresholding`: true is not supported",
-        ),
     ] {
         let (there, messages) = solvers(config);
         let others: Vec<_> = SolverKind::ALL.into_iter().filter(|&k| k != kind).collect();
         assert_eq!(there, others, "{config}");
         assert!(messages[0].contains(field), "{}", messages[0]);
+    }
+}
+
+/// diffusers' schedulers take it over from one another, except Euler's, which do not know it.
+#[test]
+fn thresholding_goes_for_every_solver() {
+    let (there, messages) = solvers(r#"{"_class_name": "DDIMScheduler", "thresholding": true}"#);
+    assert_eq!(there, [SolverKind::Euler, SolverKind::EulerAncestral]);
+    for message in messages {
+        let expected = "field `thresholding`: true is not supported";
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+/// What a consistency model was distilled on, wherever diffusers' sampler reads it.
+#[test]
+fn the_steps_of_consistency_models_are_some_of_those_they_were_distilled_on() {
+    let path = Path::new("scheduler_config.json");
+    let build = |json: &str, n: usize| {
+        let config = crate::weights::parse_config(json.as_bytes(), path)?;
+        let schedule = Noising::Discrete(AlphaSchedule::new(&config, path)?);
+        let solver = SolverKind::Lcm.build(&schedule, n, 0.0)?;
+        solver.check_start(0)?;
+        Ok::<_, Error>(solver.timesteps().to_vec())
+    };
+    let usual = build("{}", 4).unwrap();
+    assert_eq!(usual, [999.0, 759.0, 499.0, 259.0]);
+    let tcd = r#"{"_class_name": "TCDScheduler", "original_inference_steps": 40}"#;
+    assert_eq!(build(tcd, 3).unwrap(), [999.0, 674.0, 349.0]);
+    let float = r#"{"_class_name": "LCMScheduler", "original_inference_steps": 25.0}"#;
+    assert_eq!(build(float, 1).unwrap(), [999.0]);
+    for (fields, expected) in [
+        (
+            r#""original_inference_steps": "fifty""#,
+            "expected a number, found \"fifty\"",
+        ),
+        (
+            r#""original_inference_steps": 0"#,
+            "expected a whole number from 1 to 1000, found 0",
+        ),
+        (
+            r#""original_inference_steps": 2.5"#,
+            "from 1 to 1000, found 2.5",
+        ),
+        (
+            r#""timestep_scaling": "x""#,
+            "field `timestep_scaling`: expected a number, found \"x\"",
+        ),
+        (r#""rescale_betas_zero_snr": true"#, "ends in pure noise"),
+    ] {
+        let message = build(
+            &format!(r#"{{"_class_name": "LCMScheduler", {fields}}}"#),
+            4,
+        );
+        let message = message.unwrap_err().to_string();
+        assert!(message.contains(expected), "{message}");
     }
 }
 

@@ -194,6 +194,11 @@ impl DenoiserConfig for Config {
                 return self.wrong(field, &expected, found);
             }
         }
+        let by_picture = around.image_channels == latents;
+        if let Some(width) = self.unet.time_cond_proj_dim.filter(|_| by_picture) {
+            let expected = format!("null, since a {} is guided by a picture", around.class);
+            return self.wrong("time_cond_proj_dim", &expected, width);
+        }
         match self.added {
             true => self.check_added(around.projections.last().copied().flatten()),
             false if self.unet.needs_added_conditions() => self.wrong(

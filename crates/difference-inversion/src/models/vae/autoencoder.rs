@@ -75,9 +75,13 @@ impl AutoencoderConfig {
     /// # Errors
     /// [`Error::Config`](crate::Error::Config) naming a field of the wrong type.
     pub fn open(config: Value, path: &Path) -> Result<Self> {
-        match config["_class_name"].as_str() {
-            Some(Self::TINY) => from_value(config, path).map(Self::Tiny),
-            _ => from_value(config, path).map(Self::Kl),
+        let is_tiny = match config["_class_name"].as_str() {
+            Some(class) => class == Self::TINY,
+            None => config.get("encoder_block_out_channels").is_some(),
+        };
+        match is_tiny {
+            true => from_value(config, path).map(Self::Tiny),
+            false => from_value(config, path).map(Self::Kl),
         }
     }
 

@@ -10,6 +10,7 @@ use crate::models::denoiser::unet_config::MOST_LEVELS;
 use crate::models::feature_map::{Conv2d, channels_first, channels_last, resize_nearest};
 use crate::models::layers::{Activation, MOST_LAYERS};
 use crate::models::vae::Autoencoder;
+use crate::models::vae::vae_config::check_colours;
 use crate::weights::{OtherFields, Weights, check_fixed_fields};
 use crate::{Error, Result};
 
@@ -30,6 +31,8 @@ pub struct AutoencoderTinyConfig {
     pub decoder_block_out_channels: Vec<usize>,
     /// Non-linearity inside of the residual blocks.
     pub act_fn: Activation,
+    /// How maps are enlarged.
+    pub upsample_fn: String,
     /// Channels of the latents.
     pub latent_channels: usize,
     /// Residual blocks of every level of the encoder.
@@ -53,6 +56,7 @@ impl Default for AutoencoderTinyConfig {
             encoder_block_out_channels: vec![64; 4],
             decoder_block_out_channels: vec![64; 4],
             act_fn: Activation::Relu,
+            upsample_fn: "nearest".to_owned(),
             latent_channels: 4,
             num_encoder_blocks: vec![1, 3, 3, 3],
             num_decoder_blocks: vec![3, 3, 3, 1],
@@ -64,10 +68,7 @@ impl Default for AutoencoderTinyConfig {
 }
 
 /// Fields with only one supported value.
-const FIXED_FIELDS: &[(&str, &str)] = &[
-    ("upsample_fn", "\"nearest\""),
-    ("upsampling_scaling_factor", "2"),
-];
+const FIXED_FIELDS: &[(&str, &str)] = &[("upsampling_scaling_factor", "2")];
 
 impl AutoencoderTinyConfig {
     /// Factor between the size of a picture and that of its latents.
@@ -81,6 +82,16 @@ impl AutoencoderTinyConfig {
     /// [`Error::Config`] for a value that contradicts another or is not supported.
     pub(crate) fn check(&self, path: &Path) -> Result<()> {
         check_fixed_fields(&self.other, FIXED_FIELDS, path)?;
+        check_colours(path, self.in_channels, self.out_channels)?;
+        // Twice as large, both take the same places.
+        if !["nearest", "nearest-exact"].contains(&self.upsample_fn.as_str()) {
+            return Err(Error::unsupported(
+                path,
+                "upsample_fn",
+                "nearest",
+                &self.upsample_fn,
+            ));
+        }
         let wrong = |field: &str, expected: &str, found: &dyn std::fmt::Debug| {
             Err(Error::unsupported(path, field, expected, found))
         };

@@ -12,6 +12,24 @@ use crate::{Error, Result};
 /// Latents on each side of a packed square.
 pub(super) const PATCH: usize = 2;
 
+/// Red, green and blue.
+const COLOURS: usize = 3;
+
+/// Checks that an autoencoder reads and draws pictures of three channels.
+pub(super) fn check_colours(path: &Path, in_channels: usize, out_channels: usize) -> Result<()> {
+    for (field, found) in [("in_channels", in_channels), ("out_channels", out_channels)] {
+        if found != COLOURS {
+            return Err(Error::unsupported(
+                path,
+                field,
+                "3, for red, green and blue",
+                found,
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// The configuration of an [`AutoencoderKL`](super::AutoencoderKL), with the names and defaults of diffusers.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
@@ -134,6 +152,7 @@ impl AutoencoderKLConfig {
             &[("latents_mean", "null"), ("latents_std", "null")],
             path,
         )?;
+        check_colours(path, self.in_channels, self.out_channels)?;
         let levels = self.block_out_channels.len();
         if levels > MOST_LEVELS {
             let reason = format!("expected at most {MOST_LEVELS} levels, found {levels}");

@@ -62,6 +62,8 @@ pub(crate) struct CheckArgs {
     unet: Option<PathBuf>,
     #[arg(long, help = about!(model.vae), value_name = "PATH")]
     vae: Option<PathBuf>,
+    #[arg(long, help = about!(model.preview_vae), value_name = "PATH")]
+    preview_vae: Option<PathBuf>,
     #[arg(long, help = about!(model.lora), value_name = "FILE[:WEIGHT]")]
     lora: Option<Vec<String>>,
     #[arg(long, help = about!(model.embedding), value_name = "[NAME=]FILE")]
@@ -101,6 +103,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
         tokenizer: args.tokenizer.clone(),
         unet: args.unet.clone(),
         vae: args.vae.clone(),
+        preview_vae: args.preview_vae.clone(),
         lora: args.lora.clone(),
         embedding: args.embedding.clone(),
         clip: args.clip.clone(),
@@ -144,14 +147,14 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
         "{name}: {failed} of {} checks failed",
         checks.len()
     ));
-    let hint = match of_vocabulary {
-        Some(id) => format!(
-            "`dinv models pull {}` downloads the vocabulary of a single file",
-            id
-        ),
-        None => "`dinv models pull` downloads what is missing of a model of the Hub".to_owned(),
-    };
-    Err(failure.hint(hint).into())
+    Err(match of_vocabulary {
+        Some(id) => failure.hint(format!(
+            "`dinv models pull {id}` downloads the vocabulary of a single file"
+        )),
+        None if args.name.exists() => failure,
+        None => failure.hint("`dinv models pull` downloads what is missing of a model of the Hub"),
+    }
+    .into())
 }
 
 /// The configuration of the checks.
