@@ -182,6 +182,9 @@ pub fn denoise(
     let timesteps = solver.timesteps().to_vec();
     let total = timesteps.len() - start.step;
     let mut latents = start.latents;
+    if let Some(notice) = pipeline.preview_notice().filter(|_| start.previews) {
+        progress::notice(&mut *observer, notice);
+    }
     for (done, i) in (start.step..timesteps.len()).enumerate() {
         progress::step(&mut *observer, Stage::Generate, done, total)?;
         let input = solver.scale_model_input(i, latents.clone());

@@ -399,13 +399,29 @@ impl ModelFiles {
     /// # Errors
     /// [`Error::Setting`] if the number differs; [`Error::InvalidFile`] if it is not an autoencoder.
     pub(crate) fn check_vae(&self, part: &str) -> Result<()> {
-        self.check_vae_named(part, "vae")
+        let (Some(path), Some(found)) = (self.other_vae(), self.other_latent_channels(part)?)
+        else {
+            return Ok(());
+        };
+        // A model without one of its own is checked by its denoiser.
+        let own: Option<Value> = self.own_config(part).ok();
+        let own = own.and_then(|own| AutoencoderConfig::open(own, path).ok());
+        match own.map(|own| own.latent_channels()) {
+            Some(expected) if expected != found => Err(Error::Setting {
+                name: "vae",
+                expected: format!(
+                    "an autoencoder of {expected} latent channels, as the model's own"
+                ),
+                found: format!("{}, which has {found}", path.display()),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// These files with the autoencoder of previews in place of the model's own, if there is one.
     ///
     /// # Errors
-    /// As [`check_vae`](Self::check_vae).
+    /// [`Error::InvalidFile`] if it is not an autoencoder.
     pub(crate) fn with_preview_vae(&self, part: &str) -> Result<Option<Self>> {
         let Some(path) = &self.options.preview_vae else {
             return Ok(None);
@@ -417,13 +433,14 @@ impl ModelFiles {
             ..self.options.clone()
         };
         let files = Self::open(&self.path, &options)?;
-        files.check_vae_named(part, "preview_vae")?;
+        files.other_latent_channels(part)?;
         Ok(Some(files))
     }
 
-    fn check_vae_named(&self, part: &str, setting: &'static str) -> Result<()> {
+    /// The latent channels of the autoencoder that replaces the model's own, if there is one.
+    fn other_latent_channels(&self, part: &str) -> Result<Option<usize>> {
         let Some(path) = self.other_vae() else {
-            return Ok(());
+            return Ok(None);
         };
         let class = |config: &Value| config["_class_name"].as_str().map(str::to_owned);
         if self.replaced(part).is_some()
@@ -444,19 +461,7 @@ impl ModelFiles {
             );
             return Err(Error::invalid_file(path, reason));
         };
-        // A model without one of its own is checked by its denoiser.
-        let own: Option<Value> = self.own_config(part).ok();
-        let own = own.and_then(|own| AutoencoderConfig::open(own, path).ok());
-        match own.map(|own| own.latent_channels()) {
-            Some(expected) if expected != found => Err(Error::Setting {
-                name: setting,
-                expected: format!(
-                    "an autoencoder of {expected} latent channels, as the model's own"
-                ),
-                found: format!("{}, which has {found}", path.display()),
-            }),
-            _ => Ok(()),
-        }
+        Ok(Some(found))
     }
 
     /// The configuration of a network that comes with the model.

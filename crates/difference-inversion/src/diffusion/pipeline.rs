@@ -31,6 +31,9 @@ pub fn evaluations() -> u64 {
     EVALUATIONS.get()
 }
 
+/// The autoencoder of previews, or why it cannot be used: a sentence for the user.
+type PreviewVae = std::result::Result<Arc<dyn Autoencoder>, String>;
+
 /// A text-to-image diffusion model saved by diffusers. All weights are constants, and copies share them.
 #[derive(Debug, Clone)]
 pub struct Pipeline {
@@ -52,8 +55,8 @@ pub struct Pipeline {
     /// The number format of the autoencoder, which may be wider.
     vae_dtype: FloatDType,
     memory: Memory,
-    /// The autoencoder of previews, if there is one.
-    preview_vae: Option<Arc<dyn Autoencoder>>,
+    /// The autoencoder of previews, if there is one, or why it cannot be used.
+    preview_vae: Option<PreviewVae>,
     /// The colours of latents, from the first preview without one on.
     colours: OnceLock<Colours>,
 }

@@ -551,8 +551,12 @@ fn previews_are_decoded_by_an_autoencoder_of_their_own() {
         };
         let mut previews = Vec::new();
         let mut observer = |progress: &Progress| {
-            if let Progress::Preview { picture } = progress {
-                previews.push(picture.clone());
+            match progress {
+                Progress::Preview { picture } => previews.push(picture.clone()),
+                Progress::Notice { message } if message.starts_with("previews") => {
+                    assert!(message.contains("16 channels"), "{message}");
+                }
+                _ => {}
             }
             ControlFlow::Continue(())
         };
@@ -563,7 +567,8 @@ fn previews_are_decoded_by_an_autoencoder_of_their_own() {
     let (same, previews) = drawn(Some(golden("pipeline/vae"))).unwrap();
     assert_eq!(picture, same);
     assert_eq!((colours.len(), previews.len()), (4, 4));
-    assert!(colours[3].width() < picture.width());
+    let small = colours[3].dimensions();
+    assert!(small.0 < picture.width());
     // The model's own autoencoder shows in the last preview what is drawn in the end.
     let last = furthest(&previews[3], &picture);
     let first = furthest(&previews[0], &picture);
@@ -571,11 +576,13 @@ fn previews_are_decoded_by_an_autoencoder_of_their_own() {
     assert!(last <= 8 && last < first, "{last} and {first} of 255");
     let (_, tiny) = drawn(Some(golden("parts/vae_tiny"))).unwrap();
     assert_eq!(tiny[3].dimensions(), picture.dimensions());
-    let message = drawn(Some(golden("sd3"))).unwrap_err().to_string();
-    assert!(
-        message.contains("setting `preview_vae`: expected an autoencoder of 4"),
-        "{message}"
-    );
+    // Another model's latents are no reason not to draw.
+    let (other, colours) = drawn(Some(golden("sd3"))).unwrap();
+    assert_eq!((&other, colours[3].dimensions()), (&picture, small));
+    let message = drawn(Some(golden("pipeline/unet")))
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("`_class_name`"), "{message}");
 }
 
 /// Foreign tensors in the folder of a network are left out with a note.

@@ -44,6 +44,11 @@ pub(crate) struct ServeArgs {
     /// How many minutes models stay open after a job, so that the next one need not open them; 0 closes them at once
     #[arg(long, value_name = "MINUTES", default_value_t = 5)]
     keep_models: u64,
+    /// Autoencoder for previews, such as TAESD: a folder, or a file of weights [default: approximate colours]
+    ///
+    /// Previews of models with other latents stay approximate.
+    #[arg(long, value_name = "PATH")]
+    preview_vae: Option<PathBuf>,
     /// Allow requests to name any model: folders, files and models of the Hub that are not on disk
     #[arg(long)]
     allow_any_model: bool,
@@ -61,5 +66,6 @@ pub(crate) fn run(args: ServeArgs) -> anyhow::Result<()> {
         queue: args.queue,
         allow_any_model: args.allow_any_model,
         keep: Duration::from_secs(args.keep_models.saturating_mul(60)),
+        preview_vae: args.preview_vae,
     })
 }

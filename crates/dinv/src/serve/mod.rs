@@ -47,6 +47,15 @@ pub(crate) struct Options {
     pub(crate) allow_any_model: bool,
     /// How long models stay open after a job.
     pub(crate) keep: Duration,
+    /// The autoencoder of previews.
+    pub(crate) preview_vae: Option<PathBuf>,
+}
+
+/// The autoencoder of previews, from any folder.
+fn preview_vae(options: &Options) -> anyhow::Result<Option<PathBuf>> {
+    let path = options.preview_vae.as_deref();
+    let path = path.map(|path| path.canonicalize().map_err(Error::io(path)));
+    Ok(path.transpose()?)
 }
 
 /// Serves until a stop is requested.
@@ -75,15 +84,16 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
     let address = listener.local_addr()?;
     signals::catch_interrupts()?;
     options.announce(address, &store)?;
-    let keep = options.keep;
+    let (keep, preview_vae) = (options.keep, preview_vae(&options)?);
     let app = http::App::new(options, address, Arc::clone(&store));
     // A download keeps no models open.
     let lanes = [(Lane::Computing, keep), (Lane::Downloads, Duration::ZERO)];
     let workers = lanes.map(|(lane, keep)| {
         let store = Arc::clone(&store);
+        let preview_vae = preview_vae.clone();
         std::thread::Builder::new()
             .name("jobs".to_owned())
-            .spawn(move || worker::run(&store, lane, keep))
+            .spawn(move || worker::run(&store, lane, keep, preview_vae.as_deref()))
     });
     let workers = workers.into_iter().collect::<Result<Vec<_>, _>>()?;
     runtime.spawn(http::serve(listener, Arc::new(app)));

@@ -2,7 +2,7 @@
 //! last command open for the next one.
 
 use std::io::{self, BufRead, BufReader, Lines, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -29,6 +29,8 @@ const LOOK: Duration = Duration::from_secs(5);
 pub(crate) struct Processes {
     idle: Option<Idle>,
     keep: Duration,
+    /// The autoencoder of previews.
+    pub(crate) preview_vae: Option<PathBuf>,
 }
 
 struct Idle {
@@ -39,8 +41,12 @@ struct Idle {
 
 impl Processes {
     /// A process is kept for the time `keep` after its last command.
-    pub(crate) fn new(keep: Duration) -> Self {
-        Self { idle: None, keep }
+    pub(crate) fn new(keep: Duration, preview_vae: Option<&Path>) -> Self {
+        Self {
+            idle: None,
+            keep,
+            preview_vae: preview_vae.map(Path::to_owned),
+        }
     }
 
     /// The idle process, or a new one.

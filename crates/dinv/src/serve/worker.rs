@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,8 +40,8 @@ enum Ended {
 
 /// Runs the jobs of a lane until a stop is requested. An idle process keeps the models of its last command open for the
 /// time `keep`.
-pub(crate) fn run(store: &Store, lane: Lane, keep: Duration) {
-    let mut processes = Processes::new(keep);
+pub(crate) fn run(store: &Store, lane: Lane, keep: Duration, preview_vae: Option<&Path>) {
+    let mut processes = Processes::new(keep, preview_vae);
     while let Some(id) = store.next(lane, || processes.check_idle(store)) {
         let worked = work(store, &mut processes, &id);
         store.set_idle(&id);
@@ -164,6 +164,9 @@ fn execute(
     arguments.extend(["--json", "--progress=json"].map(str::to_owned));
     if run.draws() {
         arguments.push("--previews".to_owned());
+        let preview_vae = processes.preview_vae.iter();
+        let path = |path: &PathBuf| path.to_string_lossy().into_owned();
+        arguments.extend(preview_vae.flat_map(|vae| ["--preview-vae".to_owned(), path(vae)]));
     }
     let checkpoint = run.checkpoint.as_ref();
     let checkpoint = checkpoint.map(|path| folder.join(path));

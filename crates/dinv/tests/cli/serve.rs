@@ -15,7 +15,7 @@ use tempfile::TempDir;
 
 #[cfg(feature = "hub")]
 use super::chat_server::ChatServer;
-use super::{Done, dinv, run, signal, workplace};
+use super::{Done, dinv, golden, run, signal, workplace};
 
 /// A server on a free port. In the workplace, its data are in `data`, and its stderr in `log`.
 struct Server {
@@ -920,33 +920,47 @@ fn events_follow_a_job_and_resume() {
     assert_eq!(steps(&events(&rest.text())), (26..=40).collect::<Vec<_>>());
 }
 
-/// Previews have a pixel for every latent, and the picture is that of the same command without them.
-#[test]
-fn events_show_the_picture_as_it_is_drawn() {
-    let work = workplace();
-    let server = Server::start(&work, &[]);
-    let quick = settings(&work, &json!({ "num_inference_steps": 200, "seed": 3 }));
-    let address = server.job(&json!({ "kind": "generate", "prompt": "a barn", "settings": quick }));
+/// The previews of a picture that a server draws, and the picture.
+fn drawn_by(server: &Server, settings: &Value) -> (Vec<image::DynamicImage>, image::DynamicImage) {
+    let job = json!({ "kind": "generate", "prompt": "a barn", "settings": settings });
+    let address = server.job(&job);
     let events = server.get(&format!("{address}/events")).expect(200).text();
     let blocks = events.split("\n\n");
     let shown =
         blocks.filter(|block| block.contains("event: preview") || block.contains("event:preview"));
-    let shown: Vec<_> = shown
-        .map(|block| {
-            let (_, picture) = block.split_once("data:image/png;base64,").unwrap();
-            let picture = picture.lines().next().unwrap();
-            image::load_from_memory(&STANDARD.decode(picture).unwrap()).unwrap()
-        })
-        .collect();
+    let shown = shown.map(|block| {
+        let (_, picture) = block.split_once("data:image/png;base64,").unwrap();
+        let picture = picture.lines().next().unwrap();
+        image::load_from_memory(&STANDARD.decode(picture).unwrap()).unwrap()
+    });
+    let shown: Vec<_> = shown.collect();
     assert!(!shown.is_empty(), "{events}");
     let job = server.done(&address);
-    let made = server
-        .get(job["results"][0]["url"].as_str().unwrap())
-        .expect(200)
-        .body;
-    let made = image::load_from_memory(&made).unwrap();
+    let made = server.get(job["results"][0]["url"].as_str().unwrap());
+    (
+        shown,
+        image::load_from_memory(&made.expect(200).body).unwrap(),
+    )
+}
+
+/// Previews have a pixel for every latent, or the picture's size with an autoencoder of their own; the picture is that of
+/// the same command without them.
+#[test]
+fn events_show_the_picture_as_it_is_drawn() {
+    let work = workplace();
+    let quick = settings(&work, &json!({ "num_inference_steps": 200, "seed": 3 }));
+    let server = Server::start(&work, &[]);
+    let (shown, made) = drawn_by(&server, &quick);
     for preview in &shown {
         assert_eq!(preview.width() * 2, made.width());
+    }
+    drop(server);
+    let vae = golden("parts/vae_tiny").display().to_string();
+    let server = Server::start(&work, &["--preview-vae", &vae]);
+    let (shown, same) = drawn_by(&server, &quick);
+    assert_eq!(made, same);
+    for preview in &shown {
+        assert_eq!(preview.width(), made.width());
     }
     let typed = |name: &str, more: &[&str]| {
         let words = "generate --model model --num-inference-steps 200 --seed 3 -o";

@@ -1,14 +1,14 @@
 //! Opening a pipeline: every part is read and checked against the others.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 
 use burn::tensor::{Device, FloatDType};
 
 use crate::diffusion::family::{EncoderPart, Family};
 use crate::diffusion::model_files::ModelFiles;
-use crate::diffusion::pipeline::Pipeline;
 use crate::diffusion::pipeline::index::ModelIndex;
+use crate::diffusion::pipeline::{Pipeline, PreviewVae};
 use crate::diffusion::sample::Noising;
 use crate::diffusion::text_encoder::TextEncoder;
 use crate::diffusion::textual_inversion;
@@ -17,13 +17,13 @@ use crate::models::vae::{Autoencoder, AutoencoderConfig};
 use crate::weights::{OtherFields, check_fixed_fields, compute_dtype};
 use crate::{Error, Result};
 
-/// The autoencoder of previews, of the same latents as `own`, in f32.
+/// The autoencoder of previews in f32, or why it cannot be used beside the `own` one.
 fn preview_vae(
     files: &ModelFiles,
     family: &Family,
     own: &dyn Autoencoder,
     device: &Device,
-) -> Result<Option<Arc<dyn Autoencoder>>> {
+) -> Result<Option<PreviewVae>> {
     let part = family.autoencoder.part;
     let Some(files) = files.with_preview_vae(part)? else {
         return Ok(None);
@@ -34,14 +34,13 @@ fn preview_vae(
     let expected = of(own.denoised_channels(), own.pixels());
     let found = of(config.denoised_channels(), config.pixels());
     if found != expected {
-        return Err(Error::Setting {
-            name: "preview_vae",
-            expected: format!("{expected}, as the model's"),
-            found,
-        });
+        let notice = format!(
+            "previews are approximate colours: `--preview-vae` is for {found}, and the model has {expected}"
+        );
+        return Ok(Some(Err(notice)));
     }
     let weights = files.weights(part, device, FloatDType::F32)?;
-    config.load(&weights).map(Some)
+    config.load(&weights).map(|vae| Some(Ok(vae)))
 }
 
 impl Pipeline {

@@ -69,7 +69,8 @@ impl Pipeline {
     /// `latents` and `output`: [1, channels, h, w], as [`predict`](Self::predict) takes and gives them at `time`
     pub(crate) fn preview(&self, latents: Tensor<4>, output: Tensor<4>, time: f64) -> RgbImage {
         let clean = self.noising.original(latents, output, time);
-        let decoded = self.preview_vae.as_ref().and_then(|vae| {
+        let vae = self.preview_vae.as_ref().and_then(|vae| vae.as_ref().ok());
+        let decoded = vae.and_then(|vae| {
             let picture = vae.decode(vae.from_denoised(clean.clone().cast(DType::F32)));
             to_image(picture).ok()
         });
@@ -77,6 +78,15 @@ impl Pipeline {
             Some(picture) => small(picture),
             None => self.colours().of(&clean),
         }
+    }
+
+    /// Why previews are not those that were asked for.
+    pub(crate) fn preview_notice(&self) -> Option<&str> {
+        self.preview_vae
+            .as_ref()?
+            .as_ref()
+            .err()
+            .map(String::as_str)
     }
 
     /// The colours of latents.

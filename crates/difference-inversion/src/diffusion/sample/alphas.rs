@@ -182,9 +182,13 @@ impl AlphaSchedule {
     pub(super) fn notice(&self, times: &[f64]) -> Option<String> {
         let n = times.len();
         if self.config.spacing_is_guessed && n <= FEW_STEPS {
+            let steps = if n == 1 {
+                "1 step starts"
+            } else {
+                &format!("{n} steps start")
+            };
             return Some(format!(
-                "{n} steps start from pure noise (trailing spacing), as few-step models need; the file does \
-                 not say: use `--timestep-spacing leading` for any other model"
+                "{steps} from pure noise (trailing spacing), as few-step models need; the file does not say: use `--timestep-spacing leading` for any other model"
             ));
         }
         let (first, train) = (*times.first()?, self.num_train_timesteps());
