@@ -42,10 +42,13 @@ def pictures_to_tensor(pictures: np.ndarray | torch.Tensor) -> torch.Tensor:
     return pictures.permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
+def has_bfloat16(device: str | torch.device) -> bool:
+    """Whether it computes in bfloat16; other processors would only emulate it, which is slower than float32."""
+    return torch.device(device).type != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
 def autocast(device: str) -> torch.autocast:
-    """To bfloat16, except on a processor that would only emulate it."""
-    kind = torch.device(device).type
-    return torch.autocast(kind, torch.bfloat16, enabled=kind != "cpu" or torch.backends.cpu.get_cpu_capability().startswith("AVX512"))
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=has_bfloat16(device))
 
 
 def compiled(function, args):
@@ -74,7 +77,7 @@ class Muon(torch.optim.Optimizer):
     @staticmethod
     def orthogonalise(g: torch.Tensor) -> torch.Tensor:
         """Of matrices [n, rows, columns]."""
-        x = g.bfloat16()
+        x = g.bfloat16() if has_bfloat16(g.device) else g
         tall = x.shape[1] > x.shape[2]
         x = x.mT if tall else x
         x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
