@@ -2,9 +2,8 @@
 
 use burn::tensor::Tensor;
 
-use crate::diffusion::sample::mix::{self, Level, Mix};
+use crate::diffusion::sample::mix::{self, Level};
 use crate::diffusion::sample::noising::whole;
-use crate::diffusion::sample::solvers::pure_noise;
 use crate::diffusion::sample::{AlphaSchedule, Solver};
 use crate::{Error, Result};
 
@@ -88,11 +87,7 @@ impl Solver for Lcm {
     }
 
     fn check_start(&self, i: usize) -> Result<()> {
-        let clean = Mix::new(1.0, 0.0);
-        match self.levels.get(i).map(|level| level.step_to(clean)) {
-            Some(None) => Err(pure_noise()),
-            _ => Ok(()),
-        }
+        self.levels.get(i).map_or(Ok(()), Level::check)
     }
 
     fn needs_noise(&self) -> bool {

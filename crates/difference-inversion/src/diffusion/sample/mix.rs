@@ -4,6 +4,7 @@
 use burn::tensor::Tensor;
 
 use crate::diffusion::sample::PredictionType;
+use crate::{Error, Result};
 
 /// `signal · x₀ + noise · ε`
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -36,6 +37,21 @@ impl Level {
         Self {
             input,
             output: prediction.output(input),
+        }
+    }
+
+    /// Checks that the network's output says more than its input.
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] for pure noise and a network that predicts noise.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.determinant() == 0.0 {
+            true => Err(Error::invalid_input(
+                "the noise schedule ends in pure noise (rescale_betas_zero_snr), where a prediction of the noise says \
+                 nothing about the picture; a model trained with such a schedule predicts velocity \
+                 (prediction_type v_prediction), otherwise the schedule is wrong",
+            )),
+            false => Ok(()),
         }
     }
 
