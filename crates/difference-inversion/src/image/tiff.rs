@@ -338,7 +338,6 @@ impl<'a> Tiff<'a> {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "for use with `map_err`")]
 fn damaged(error: ::tiff::TiffError) -> String {
     match error {
         ::tiff::TiffError::UnsupportedError(kind) => {

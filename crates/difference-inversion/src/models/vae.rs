@@ -148,7 +148,7 @@ impl Autoencoder for AutoencoderKL {
         (packed - mean) / deviation
     }
 
-    fn from_denoised(&self, latents: Tensor<4>) -> Tensor<4> {
+    fn to_decoder(&self, latents: Tensor<4>) -> Tensor<4> {
         let config = &self.config;
         let Some(Statistics { mean, deviation }) = &self.statistics else {
             return latents / config.scaling_factor + config.shift_factor.unwrap_or(0.0);

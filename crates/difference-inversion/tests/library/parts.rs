@@ -411,7 +411,7 @@ fn a_tiny_autoencoder_is_diffusers() {
         ("encoded", vae.mean(tensor("pixels"))),
         ("decoded", vae.decode(tensor("latents"))),
         // The scaling factor of its configuration.
-        ("latents", vae.from_denoised(tensor("latents") * 0.7)),
+        ("latents", vae.to_decoder(tensor("latents") * 0.7)),
         ("latents", vae.to_denoised(tensor("latents")) / 0.7),
     ] {
         let error = relative_error(found, tensor(name));

@@ -54,7 +54,7 @@ impl Pipeline {
     /// [b, channels, h, w] to [b, 3, height, width], about in [-1, 1], f32
     pub fn decode_pixels(&self, latents: Tensor<4>) -> Tensor<4> {
         let latents = latents.cast(DType::from(self.vae_dtype));
-        let latents = self.vae.from_denoised(latents);
+        let latents = self.vae.to_decoder(latents);
         let pixels = match self.memory {
             Memory::Normal => self.vae.decode(latents),
             Memory::Low => decode_in_tiles(&*self.vae, &latents),
@@ -71,7 +71,7 @@ impl Pipeline {
         let clean = self.noising.original(latents, output, time);
         let vae = self.preview_vae.as_ref().and_then(|vae| vae.as_ref().ok());
         let decoded = vae.and_then(|vae| {
-            let picture = vae.decode(vae.from_denoised(clean.clone().cast(DType::F32)));
+            let picture = vae.decode(vae.to_decoder(clean.clone().cast(DType::F32)));
             to_image(picture).ok()
         });
         match decoded {

@@ -66,13 +66,10 @@ impl UNet2DConditionModel {
             Some(d_in) => Some(embedding("add_embedding", d_in, Activation::Silu)?),
             None => None,
         };
-        let guidance = match config.time_cond_proj_dim {
-            Some(width) => {
-                let weights = weights.scope("time_embedding").scope("cond_proj");
-                Some(Linear::load_with(&weights, width, first, false)?)
-            }
-            None => None,
-        };
+        let guidance = config.time_cond_proj_dim.map(|width| {
+            let weights = weights.scope("time_embedding").scope("cond_proj");
+            Linear::load_with(&weights, width, first, false)
+        });
         let conv = |name: &str, channels, kernel: usize| {
             Conv2d::load(&weights.scope(name), channels, kernel, 1, (kernel - 1) / 2)
         };
@@ -141,7 +138,7 @@ impl UNet2DConditionModel {
             config: config.clone(),
             conv_in: conv("conv_in", [config.in_channels, first], in_kernel)?,
             time_embedding: embedding("time_embedding", first, config.act_fn)?,
-            guidance,
+            guidance: guidance.transpose()?,
             add_embedding,
             down_blocks,
             mid_block,
@@ -226,11 +223,15 @@ impl UNet2DConditionModel {
         let dtype = sample.dtype();
         let sinusoidal =
             |t: Tensor<1>, d| sinusoidal_embedding(t, d, config.flip_sin_to_cos, config.freq_shift);
-        let mut t = sinusoidal(timesteps.clone(), config.block_out_channels[0]).cast(dtype);
-        if let (Some(guidance), Some(d)) = (&self.guidance, config.time_cond_proj_dim) {
+        let guided = self.guidance.as_ref().zip(config.time_cond_proj_dim);
+        let guided = guided.map(|(guidance, d)| {
             // 0 without guidance (Luo et al. 2023, equation 10).
             let omega = (timesteps.zeros_like() + how.guidance as f32 - 1.0) * GUIDANCE_UNIT;
-            t = t + guidance.forward(sinusoidal_embedding(omega, d, false, 1.0).cast(dtype));
+            guidance.forward(sinusoidal_embedding(omega, d, false, 1.0).cast(dtype))
+        });
+        let mut t = sinusoidal(timesteps, config.block_out_channels[0]).cast(dtype);
+        if let Some(guided) = guided {
+            t = t + guided;
         }
         let mut emb = self.time_embedding.forward(t);
         if let (Some(add_embedding), Some(d)) =

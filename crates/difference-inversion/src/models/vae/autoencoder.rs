@@ -33,7 +33,7 @@ pub trait Autoencoder: Debug + Send + Sync {
     ///
     /// # Shapes
     /// `[b, c, h, w]` in the denoiser's form, to those of [`decode`](Self::decode).
-    fn from_denoised(&self, latents: Tensor<4>) -> Tensor<4>;
+    fn to_decoder(&self, latents: Tensor<4>) -> Tensor<4>;
 
     /// Its own latents of pictures; the mean, if it has a Gaussian of them.
     ///

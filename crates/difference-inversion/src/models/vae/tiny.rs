@@ -166,9 +166,9 @@ impl Block {
 /// A layer of a sequence, on maps that are channels-last.
 #[derive(Debug, Clone)]
 enum Layer {
-    Conv(Conv2d),
+    Conv(Box<Conv2d>),
     Activation(Activation),
-    Block(Block),
+    Block(Box<Block>),
     /// Twice as large.
     Upsample,
 }
@@ -196,21 +196,21 @@ struct Sequence<'a> {
 impl Sequence<'_> {
     fn conv(&mut self, channels: [usize; 2]) -> Result<()> {
         let conv = Conv2d::load(&self.weights.scope(self.layers.len()), channels, 3, 1, 1)?;
-        self.layers.push(Layer::Conv(conv));
+        self.layers.push(Layer::Conv(Box::new(conv)));
         Ok(())
     }
 
     fn conv_without_bias(&mut self, channels: usize, stride: usize) -> Result<()> {
         let weights = self.weights.scope(self.layers.len());
         let conv = Conv2d::load_without_bias(&weights, [channels; 2], 3, stride, 1)?;
-        self.layers.push(Layer::Conv(conv));
+        self.layers.push(Layer::Conv(Box::new(conv)));
         Ok(())
     }
 
     fn blocks(&mut self, count: usize, channels: usize, act_fn: Activation) -> Result<()> {
         for _ in 0..count {
             let block = Block::load(&self.weights.scope(self.layers.len()), channels, act_fn)?;
-            self.layers.push(Layer::Block(block));
+            self.layers.push(Layer::Block(Box::new(block)));
         }
         Ok(())
     }
@@ -260,7 +260,7 @@ impl Autoencoder for AutoencoderTiny {
         (latents - self.config.shift_factor.unwrap_or(0.0)) * self.config.scaling_factor
     }
 
-    fn from_denoised(&self, latents: Tensor<4>) -> Tensor<4> {
+    fn to_decoder(&self, latents: Tensor<4>) -> Tensor<4> {
         latents / self.config.scaling_factor + self.config.shift_factor.unwrap_or(0.0)
     }
 
