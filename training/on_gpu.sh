@@ -6,6 +6,7 @@
 #     bash on_gpu.sh decoder WORK MODEL SECONDS [CHANNELS]   the decoder alone, with a discriminator
 #     bash on_gpu.sh unet    WORK MODEL SECONDS              from MODEL/unet, if there is one
 #     bash on_gpu.sh rest    WORK MODEL SECONDS              what starts from the U-Net, side by side
+#     bash on_gpu.sh z-image WORK MODEL SECONDS              the second backbone, on MODEL/vae, in MODEL/z-image
 #
 # MODEL is a folder with the tokenizer and the text encoder, demo/model say. Times are those of training
 # alone. `SMALL=1` rehearses every command on a CPU with a handful of pictures.
@@ -14,8 +15,10 @@ cd "$(dirname "$0")"
 part=$1 work=$2 model=${3:-} seconds=${4:-0} channels=${5:-4}
 if [ -n "${SMALL:-}" ]; then
     pictures=(--count 64) pool=(--scenes 24) time=(--steps 4) narrow=(--batch 4) medium=(--batch 16) wide=(--batch 16)
+    short=(--steps 4 --batch 4)
 else
     pictures=() pool=() time=(--steps 1000000 --seconds "$seconds") narrow=(--batch 64) medium=(--batch 256) wide=(--batch 512)
+    short=(--steps 1000000 --seconds $((seconds / 4)))
 fi
 folder=$model/vae
 [ "$channels" = 4 ] || folder=$model/vae$channels
@@ -52,6 +55,15 @@ unet() {
     log "U-Net"
 }
 
+z_image() {
+    python3 train_qwen.py --work "$work" "${short[@]}"
+    python3 train_qwen.py --work "$work" --export "$model/z-image"
+    log "Qwen3"
+    python3 train_z_image.py --work "$work" --model "$model" --out "$model/z-image" "${time[@]}" "${medium[@]}"
+    python3 train_z_image.py --work "$work" --model "$model" --out "$model/z-image" --export
+    log "Z-Image"
+}
+
 rest() {
     local running=()
     for task in instruct inpaint; do
@@ -65,4 +77,4 @@ rest() {
     log "networks that look at a picture"
 }
 
-"$part"
+"${part//-/_}"
