@@ -1,5 +1,5 @@
-"""The demo models' tokenizers: byte-level BPE of the CLIP and of the GPT-2 kind, trained on the
-world's own captions.
+"""The demo models' tokenizers: byte-level BPE of the CLIP, the GPT-2 and the Qwen kind, trained on
+the world's own captions.
 
     python text.py --clip ../demo/model/tokenizer --opt ../demo/model/captioner
 """
@@ -10,7 +10,7 @@ import pathlib
 import tempfile
 
 from tokenizers import ByteLevelBPETokenizer, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerFast
+from transformers import AddedToken, AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 from world import corpus
 
@@ -18,6 +18,12 @@ MAX_LENGTH = 64
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 # CLIP's own way to split text before BPE (openai/CLIP, simple_tokenizer.py).
 CLIP_SPLIT = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+# For one message of a user it writes what Qwen3's own template writes.
+QWEN_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
 
 
 def train_clip_tokenizer(folder: pathlib.Path) -> CLIPTokenizer:
@@ -55,6 +61,20 @@ def train_opt_tokenizer(folder: pathlib.Path):
         tokenizer_object=inner, bos_token="</s>", eos_token="</s>", unk_token="</s>", pad_token="<pad>",
         additional_special_tokens=["<image>"], model_max_length=MAX_LENGTH,
     )
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def train_qwen_tokenizer(folder: pathlib.Path) -> Qwen2Tokenizer:
+    bpe = ByteLevelBPETokenizer(add_prefix_space=False)
+    texts = [text for caption in corpus(20_000, seed=3) for text in (caption, f"user\n{caption}\nassistant\n")]
+    bpe.train_from_iterator(texts, vocab_size=800, min_frequency=2, show_progress=False)
+    learned = json.loads(bpe._tokenizer.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(vocab=learned["vocab"], merges=[tuple(m) for m in learned["merges"]])
+    special = lambda name, is_special: AddedToken(name, special=is_special, normalized=False)
+    tokenizer.add_tokens([special(name, True) for name in ("<|im_start|>", "<|im_end|>")])
+    tokenizer.add_tokens([special(name, False) for name in ("<think>", "</think>")])
+    tokenizer.chat_template = QWEN_TEMPLATE
     tokenizer.save_pretrained(folder)
     return tokenizer
 

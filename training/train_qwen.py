@@ -15,35 +15,15 @@ import random
 
 import torch
 import torch.nn.functional as F
-from tokenizers import ByteLevelBPETokenizer
-from transformers import AddedToken, Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen2Tokenizer, Qwen3Config, Qwen3ForCausalLM
 
 import common
 import data
+from text import train_qwen_tokenizer
 from train_clip import head_loss
-from world import ATTRIBUTES, KINDS, corpus, random_caption
+from world import ATTRIBUTES, KINDS, random_caption
 
 WIDTH = 192
-# For one message of a user it writes what Qwen3's own template writes.
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
-
-
-def train_tokenizer(folder: pathlib.Path) -> Qwen2Tokenizer:
-    bpe = ByteLevelBPETokenizer(add_prefix_space=False)
-    texts = [text for caption in corpus(20_000, seed=3) for text in (caption, f"user\n{caption}\nassistant\n")]
-    bpe.train_from_iterator(texts, vocab_size=800, min_frequency=2, show_progress=False)
-    learned = json.loads(bpe._tokenizer.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(vocab=learned["vocab"], merges=[tuple(m) for m in learned["merges"]])
-    special = lambda name, is_special: AddedToken(name, special=is_special, normalized=False)
-    tokenizer.add_tokens([special(name, True) for name in ("<|im_start|>", "<|im_end|>")])
-    tokenizer.add_tokens([special(name, False) for name in ("<think>", "</think>")])
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
-    return tokenizer
 
 
 def chat(tokenizer: Qwen2Tokenizer, text: str) -> list[int]:
@@ -121,7 +101,7 @@ def main():
     parser.add_argument("--export", type=pathlib.Path)
     args = parser.parse_args()
     folder = args.work / "qwen_tokenizer"
-    tokenizer = Qwen2Tokenizer.from_pretrained(folder) if folder.exists() else train_tokenizer(folder)
+    tokenizer = Qwen2Tokenizer.from_pretrained(folder) if folder.exists() else train_qwen_tokenizer(folder)
     suffix, pad = suffix_length(tokenizer), tokenizer.pad_token_id
     torch.manual_seed(args.seed)
     model = WithHead(Qwen3ForCausalLM(config(tokenizer)))

@@ -46,7 +46,7 @@ def scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 
 class Prompts:
-    """Texts for each of n items as token ids, and their states."""
+    """The frozen text encoder and its tokenizer."""
 
     def __init__(self, folder: pathlib.Path, device: str):
         self.tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
@@ -88,9 +88,10 @@ def main():
         return
 
     pictures, scenes = data.load(args.work, "train")
-    mean, std = once(args.work / "latents.pt", args.device, lambda: encode(vae, pictures[: args.pictures]))
-    scenes = scenes[: len(mean)]
-    rows = once(args.work / "qwen_ids.pt", "cpu", lambda: [[chat(prompts.tokenizer, text) for text in captions(scene, 8)] for scene in scenes])
+    part = f"-{args.pictures}" if args.pictures < len(scenes) else ""
+    pictures, scenes = pictures[: args.pictures], scenes[: args.pictures]
+    mean, std = once(args.work / f"latents{part}.pt", args.device, lambda: encode(vae, pictures))
+    rows = once(args.work / f"qwen_ids{part}.pt", "cpu", lambda: [[chat(prompts.tokenizer, text) for text in captions(scene, 8)] for scene in scenes])
     fitting = [[(i, row) for i, variants in enumerate(rows) for row in variants if low < len(row) <= high] for low, high in zip((0, *LENGTHS), LENGTHS)]
     for step in run.loop():
         run.seed()

@@ -9,6 +9,7 @@ Made with diffusers 0.42.1, transformers 5.24.0 and torch 2.15.0.
 
 import json
 import shutil
+import sys
 from collections import Counter
 from itertools import cycle, islice
 from pathlib import Path
@@ -33,6 +34,9 @@ from make_golden_learning import randomise
 from make_golden_sd3 import LONG_PROMPT, normal
 from make_golden_tokenizer import CORPUS
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from text import QWEN_TEMPLATE  # noqa: E402
+
 OUT = Path(__file__).resolve().parents[2] / "tests" / "golden" / "klein"
 LENGTH, LAYERS, STEPS = 512, (9, 18, 27), 5
 CHANNELS, LATENT_SIDE = 8, 4  # of the autoencoder, and of what the transformer denoises
@@ -40,12 +44,6 @@ WIDE = LATENT_SIDE, LATENT_SIDE + 2  # height and width of latents that are not 
 START = "blue house"  # the words that D̃ starts at
 TEXTS = ["", "a red house", PROMPT, LONG_PROMPT, "it's 1920x1080,  two\nlines\t tabs", "naïve Straße 雪の城 👍🏽",
          "a <|im_end|> b <think>", "nai\u0308ve <|endoftext|>!?...", "x" * 40]
-# For one message of a user it writes what Qwen3's own template writes.
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n"
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
-)
 
 
 def make_tokenizer() -> Qwen2Tokenizer:
@@ -67,7 +65,7 @@ def make_tokenizer() -> Qwen2Tokenizer:
     special = lambda name, is_special: AddedToken(name, special=is_special, normalized=False)
     tokenizer.add_tokens([special(name, True) for name in ("<|im_start|>", "<|im_end|>")])
     tokenizer.add_tokens([special(name, False) for name in ("<think>", "</think>")])
-    tokenizer.chat_template = TEMPLATE
+    tokenizer.chat_template = QWEN_TEMPLATE
     return tokenizer
 
 
