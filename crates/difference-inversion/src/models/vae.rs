@@ -1,4 +1,5 @@
-//! The autoencoder between pictures and latents: `AutoencoderKL` of diffusers, and `AutoencoderKLFlux2`.
+//! Autoencoders between pictures and latents: `AutoencoderKL` and `AutoencoderKLFlux2` of diffusers, and the distilled
+//! `AutoencoderTiny`.
 
 mod autoencoder;
 mod tiny;
@@ -137,7 +138,7 @@ impl Autoencoder for AutoencoderKL {
     fn to_denoised(&self, latents: Tensor<4>) -> Tensor<4> {
         let config = &self.config;
         let Some(Statistics { mean, deviation }) = &self.statistics else {
-            return (latents - config.shift_factor.unwrap_or(0.0)) * config.scaling_factor;
+            return config.scaling().apply(latents);
         };
         let ([b, c, h, w], p) = (latents.dims(), config.patch());
         let packed = latents
@@ -151,7 +152,7 @@ impl Autoencoder for AutoencoderKL {
     fn to_decoder(&self, latents: Tensor<4>) -> Tensor<4> {
         let config = &self.config;
         let Some(Statistics { mean, deviation }) = &self.statistics else {
-            return latents / config.scaling_factor + config.shift_factor.unwrap_or(0.0);
+            return config.scaling().undo(latents);
         };
         let [mean, deviation] = [mean, deviation].map(|one| one.clone().cast(latents.dtype()));
         let ([b, c, h, w], p) = (latents.dims(), config.patch());

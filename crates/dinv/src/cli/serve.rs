@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use difference_inversion::about;
 
 use crate::serve::{self, Options};
 
@@ -44,10 +45,7 @@ pub(crate) struct ServeArgs {
     /// How many minutes models stay open after a job, so that the next one need not open them; 0 closes them at once
     #[arg(long, value_name = "MINUTES", default_value_t = 5)]
     keep_models: u64,
-    /// Autoencoder for previews, such as TAESD: a folder, or a file of weights [default: approximate colours]
-    ///
-    /// Previews of models with other latents stay approximate.
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, help = about!(model.preview_vae), value_name = "PATH")]
     preview_vae: Option<PathBuf>,
     /// Allow requests to name any model: folders, files and models of the Hub that are not on disk
     #[arg(long)]

@@ -17,32 +17,6 @@ use crate::models::vae::{Autoencoder, AutoencoderConfig};
 use crate::weights::{OtherFields, check_fixed_fields, compute_dtype};
 use crate::{Error, Result};
 
-/// The autoencoder of previews in f32, or why it cannot be used beside the `own` one.
-fn preview_vae(
-    files: &ModelFiles,
-    family: &Family,
-    own: &dyn Autoencoder,
-    device: &Device,
-) -> Result<Option<PreviewVae>> {
-    let part = family.autoencoder.part;
-    let Some(files) = files.with_preview_vae(part)? else {
-        return Ok(None);
-    };
-    let config = files.autoencoder(part)?;
-    let of =
-        |channels, pixels| format!("latents of {channels} channels and {pixels} pixels a side");
-    let expected = of(own.denoised_channels(), own.pixels());
-    let found = of(config.denoised_channels(), config.pixels());
-    if found != expected {
-        let notice = format!(
-            "previews are approximate colours: `--preview-vae` is for {found}, and the model has {expected}"
-        );
-        return Ok(Some(Err(notice)));
-    }
-    let weights = files.weights(part, device, FloatDType::F32)?;
-    config.load(&weights).map(|vae| Some(Ok(vae)))
-}
-
 impl Pipeline {
     /// Opens the parts of a pipeline that its [family](crate::diffusion::family::Family) has, which
     /// `model_index.json` names. With [another U-Net](crate::diffusion::model_files::FileOptions::unet), its input
@@ -302,6 +276,32 @@ pub(crate) fn with_shorter_side(resolution: [u32; 2], side: u32) -> [u32; 2] {
     let shorter = u64::from(resolution[0].min(resolution[1]).max(1));
     let scaled = |length: u32| u64::from(length) * u64::from(side) / shorter;
     resolution.map(|length| u32::try_from(scaled(length)).unwrap_or(u32::MAX))
+}
+
+/// The autoencoder of previews in f32, or why it cannot be used beside the `own` one.
+fn preview_vae(
+    files: &ModelFiles,
+    family: &Family,
+    own: &dyn Autoencoder,
+    device: &Device,
+) -> Result<Option<PreviewVae>> {
+    let part = family.autoencoder.part;
+    let Some(files) = files.with_preview_vae(part)? else {
+        return Ok(None);
+    };
+    let config = files.autoencoder(part)?;
+    let of =
+        |channels, pixels| format!("latents of {channels} channels and {pixels} pixels a side");
+    let expected = of(own.denoised_channels(), own.pixels());
+    let found = of(config.denoised_channels(), config.pixels());
+    if found != expected {
+        let notice = format!(
+            "previews are approximate colours: `--preview-vae` has {found}, the model {expected}"
+        );
+        return Ok(Some(Err(notice)));
+    }
+    let weights = files.weights(part, device, FloatDType::F32)?;
+    config.load(&weights).map(|vae| Some(Ok(vae)))
 }
 
 /// Height and width of the pictures.

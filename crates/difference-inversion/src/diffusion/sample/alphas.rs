@@ -188,7 +188,8 @@ impl AlphaSchedule {
                 &format!("{n} steps start")
             };
             return Some(format!(
-                "{steps} from pure noise (trailing spacing), as few-step models need; the file does not say: use `--timestep-spacing leading` for any other model"
+                "{steps} from pure noise (trailing spacing), as few-step models need; the file does not say: use \
+                 `--timestep-spacing leading` for any other model"
             ));
         }
         let (first, train) = (*times.first()?, self.num_train_timesteps());

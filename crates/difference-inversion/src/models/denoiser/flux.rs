@@ -12,7 +12,9 @@ use crate::models::denoiser::flux_single_block::SingleBlock;
 use crate::models::denoiser::joint_block::{
     BlockOptions, EPSILON, JointBlock, LastNorm, patches, within_range,
 };
-use crate::models::denoiser::time_embedding::{TimestepEmbedding, sinusoidal_embedding};
+use crate::models::denoiser::time_embedding::{
+    GUIDANCE_UNIT, TimestepEmbedding, sinusoidal_embedding,
+};
 use crate::models::layers::{Activation, Linear, MOST_LAYERS};
 use crate::models::rotation::{Pairs, Rotation};
 use crate::weights::{OtherFields, Weights};
@@ -20,8 +22,6 @@ use crate::{Error, Result};
 
 /// The width of a time, and of a guidance scale, before the layers that embed it.
 const TIME: usize = 256;
-/// Guidance scales are embedded as times of a thousand steps.
-const GUIDANCE_UNIT: f32 = 1000.0;
 /// The base θ of the rotary positions' frequencies.
 const THETA: f64 = 10_000.0;
 /// Latent pixels on each side of a token.

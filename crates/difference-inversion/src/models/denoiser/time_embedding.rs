@@ -6,6 +6,9 @@ use crate::Result;
 use crate::models::layers::{Activation, Linear};
 use crate::weights::Weights;
 
+/// Guidance scales are embedded as times of a thousand steps.
+pub(crate) const GUIDANCE_UNIT: f32 = 1000.0;
+
 /// A sinusoidal embedding through two linear layers.
 #[derive(Debug, Clone)]
 pub(crate) struct TimestepEmbedding {

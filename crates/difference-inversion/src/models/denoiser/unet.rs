@@ -5,16 +5,15 @@ use burn::tensor::Tensor;
 
 use crate::Result;
 use crate::models::denoiser::attention_control::Controlled;
-use crate::models::denoiser::time_embedding::{TimestepEmbedding, sinusoidal_embedding};
+use crate::models::denoiser::time_embedding::{
+    GUIDANCE_UNIT, TimestepEmbedding, sinusoidal_embedding,
+};
 use crate::models::denoiser::unet_blocks::{BlockInput, BlockOptions, Downsample, Level, Upsample};
 pub use crate::models::denoiser::unet_config::UNetConfig;
 use crate::models::denoiser::{How, Memory};
 use crate::models::feature_map::{Conv2d, GroupNorm, channels_first, channels_last};
 use crate::models::layers::{Activation, Linear};
 use crate::weights::Weights;
-
-/// Guidance scales are embedded as times of a thousand steps.
-const GUIDANCE_UNIT: f32 = 1000.0;
 
 /// The inputs of SDXL's U-Net besides the prompt's hidden states.
 #[derive(Debug, Clone)]

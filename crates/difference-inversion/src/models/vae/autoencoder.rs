@@ -23,7 +23,8 @@ pub trait Autoencoder: Debug + Send + Sync {
     /// Pixels on each side of one of its own latents.
     fn downsampling_factor(&self) -> usize;
 
-    /// Latents in the denoiser's form: `(latents − shift_factor) · scaling_factor`, or packed and normalised.
+    /// Latents in the denoiser's form: `(latents − shift_factor) · scaling_factor`, or each square of them packed into
+    /// channels with the features (c, p, q), then normalised.
     ///
     /// # Shapes
     /// `[b, latent_channels, h, w]`; packed, to `[b, 4 · latent_channels, h / 2, w / 2]`.
@@ -53,6 +54,23 @@ pub trait Autoencoder: Debug + Send + Sync {
     /// # Panics
     /// If the shape is not as above.
     fn decode(&self, latents: Tensor<4>) -> Tensor<4>;
+}
+
+/// The denoiser's form of latents that are not packed: `(latents − shift) · factor`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scaling {
+    pub(super) factor: f64,
+    pub(super) shift: f64,
+}
+
+impl Scaling {
+    pub(super) fn apply(self, latents: Tensor<4>) -> Tensor<4> {
+        (latents - self.shift) * self.factor
+    }
+
+    pub(super) fn undo(self, latents: Tensor<4>) -> Tensor<4> {
+        latents / self.factor + self.shift
+    }
 }
 
 /// The configuration of an [`Autoencoder`], from which it is built.

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use crate::models::denoiser::unet_config::MOST_LEVELS;
 use crate::models::feature_map::{Conv2d, channels_first, channels_last, resize_nearest};
 use crate::models::layers::{Activation, MOST_LAYERS};
-use crate::models::vae::Autoencoder;
+use crate::models::vae::autoencoder::{Autoencoder, Scaling};
 use crate::models::vae::vae_config::check_colours;
 use crate::weights::{OtherFields, Weights, check_fixed_fields};
 use crate::{Error, Result};
@@ -74,6 +74,13 @@ impl AutoencoderTinyConfig {
     /// Factor between the size of a picture and that of its latents.
     pub fn downsampling_factor(&self) -> usize {
         1 << self.num_encoder_blocks.len().saturating_sub(1)
+    }
+
+    fn scaling(&self) -> Scaling {
+        Scaling {
+            factor: self.scaling_factor,
+            shift: self.shift_factor.unwrap_or(0.0),
+        }
     }
 
     /// Checks its consistency; `path` is named in errors.
@@ -257,11 +264,11 @@ impl Autoencoder for AutoencoderTiny {
     }
 
     fn to_denoised(&self, latents: Tensor<4>) -> Tensor<4> {
-        (latents - self.config.shift_factor.unwrap_or(0.0)) * self.config.scaling_factor
+        self.config.scaling().apply(latents)
     }
 
     fn to_decoder(&self, latents: Tensor<4>) -> Tensor<4> {
-        latents / self.config.scaling_factor + self.config.shift_factor.unwrap_or(0.0)
+        self.config.scaling().undo(latents)
     }
 
     fn mean(&self, image: Tensor<4>) -> Tensor<4> {

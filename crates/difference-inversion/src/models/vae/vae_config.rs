@@ -6,6 +6,7 @@ use serde::Deserialize;
 
 use crate::models::denoiser::unet_config::MOST_LEVELS;
 use crate::models::layers::{Activation, MOST_LAYERS};
+use crate::models::vae::autoencoder::Scaling;
 use crate::weights::{OtherFields, check_fixed_fields};
 use crate::{Error, Result};
 
@@ -114,6 +115,13 @@ impl AutoencoderKLConfig {
     /// Whether the denoiser reads squares of latents as one, normalised by running statistics, as in FLUX.2.
     pub fn is_packed(&self) -> bool {
         self.class_name.as_deref() == Some("AutoencoderKLFlux2")
+    }
+
+    pub(super) fn scaling(&self) -> Scaling {
+        Scaling {
+            factor: self.scaling_factor,
+            shift: self.shift_factor.unwrap_or(0.0),
+        }
     }
 
     /// The autoencoder's latents on each side of one of the denoiser's.

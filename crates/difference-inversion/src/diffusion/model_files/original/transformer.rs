@@ -374,7 +374,8 @@ impl OriginalLayers {
         let made = |name: String| {
             let last = |stack: &str| last.get(stack).copied().unwrap_or(0);
             let made = self.diffusers_keys(&format!("{name}.weight"), last)?;
-            let are_there = !made.is_empty() && made.iter().all(|(key, _)| weights.contains(key));
+            let is_matrix = |key: &str| weights.shape(key).is_some_and(|shape| shape.len() >= 2);
+            let are_there = !made.is_empty() && made.iter().all(|(key, _)| is_matrix(key));
             are_there.then_some((name, made))
         };
         names.into_iter().filter_map(made).collect()
