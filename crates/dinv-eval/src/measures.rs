@@ -145,9 +145,12 @@ pub const METRICS: &[Metric] = {
     ]
 };
 
-/// Paths of the networks of metrics other than the text-to-image model's CLIP.
+/// Paths of the networks of metrics.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MeasurePaths {
+    /// CLIP: a transformers `CLIPModel` folder with its tokenizer and `preprocessor_config.json`. If there is none,
+    /// the joint space of the text-to-image model's text encoder, of the first if there are two.
+    pub clip: Option<PathBuf>,
     /// The judge of the demo world.
     pub judge: Option<PathBuf>,
     /// DINO-v2: a transformers `Dinov2Model` folder with its `preprocessor_config.json`.
@@ -159,7 +162,7 @@ pub struct MeasurePaths {
 /// The networks of all metrics.
 #[derive(Debug)]
 pub struct Measures {
-    clip: JointSpace,
+    clip: Option<JointSpace>,
     /// CLIP's features of the last pictures, by the digest of their pixels: results of one analogy share all but B′.
     looked_at: Mutex<HashMap<String, Vec<f32>>>,
     judge: Option<Judge>,
@@ -175,13 +178,14 @@ struct Dino {
     device: Device,
 }
 
-/// The networks of metrics other than CLIP, named like their fields of [`MeasurePaths`].
-const NETWORKS: [&str; 3] = ["judge", "dino", "lpips"];
+/// The networks of metrics, named like their fields of [`MeasurePaths`].
+const NETWORKS: [&str; 4] = ["clip", "judge", "dino", "lpips"];
 
 /// The one of [`NETWORKS`] that measures a metric, if any does.
 pub(super) fn network_of(metric: &str) -> Option<&'static str> {
     match metric {
         "edit" | "kept" | "right" => Some("judge"),
+        "text_direction" => Some("clip"),
         _ => (NETWORKS.into_iter()).find(|network| metric.starts_with(network)),
     }
 }
@@ -190,15 +194,23 @@ pub(super) fn network_of(metric: &str) -> Option<&'static str> {
 type Features = [Vec<f32>; 4];
 
 impl Measures {
-    /// Opens the networks. CLIP is the joint space of the text-to-image model's text encoder, of the
-    /// first if there are two.
+    /// Opens the networks. There is no CLIP if none is given and the text-to-image model has none.
     ///
     /// # Errors
     /// If a file is invalid (the error names it), and [`Error::Missing`](difference_inversion::Error::Missing) if
-    /// there is no CLIP.
+    /// the text-to-image model should have a CLIP and its folder is missing.
     pub fn open(paths: &MeasurePaths, models: &EvalModels, device: &Device) -> Result<Self> {
-        // The rest of that model stays open only while a method uses it.
-        let clip = models.text_to_image()?.joints()?[0].clone();
+        let clip = match &paths.clip {
+            Some(folder) => Some(JointSpace::open(folder, device, FloatDType::F32)?),
+            None => {
+                // The rest of that model stays open only while a method uses it.
+                let models = models.text_to_image()?;
+                let has_clip = models.pipeline().family().has_joint_space();
+                has_clip
+                    .then(|| Ok(models.joints()?[0].clone()))
+                    .transpose()?
+            }
+        };
         let judge = paths.judge.as_deref();
         let dino = paths.dino.as_deref();
         let lpips = paths.lpips.as_deref();
@@ -220,7 +232,6 @@ impl Measures {
     pub fn measure(&self, analogy: &Analogy, b_prime: &RgbImage) -> Result<Scores> {
         let analogy = &fitted(analogy, b_prime);
         let mut scores = Scores::new();
-        self.measure_by_clip(analogy, b_prime, &mut scores)?;
         self.measure_by_networks(&NETWORKS.into(), analogy, b_prime, &mut scores)?;
         let mut put = |name: &str, score: f64| {
             scores.insert(name.to_owned(), score);
@@ -263,6 +274,9 @@ impl Measures {
     ) -> Result<()> {
         let pictures = [&analogy.a, &analogy.a_prime, &analogy.b, b_prime];
         let truth = analogy.b_prime.as_ref();
+        if let Some(clip) = self.clip.as_ref().filter(|_| networks.contains("clip")) {
+            self.measure_by_clip(clip, analogy, b_prime, scores)?;
+        }
         if let Some(judge) = self.judge.as_ref().filter(|_| networks.contains("judge")) {
             let judged = pictures.map(|picture| judge.look(picture));
             let truth = truth.map(|truth| judge.look(truth));
@@ -284,25 +298,26 @@ impl Measures {
 
     fn measure_by_clip(
         &self,
+        clip: &JointSpace,
         analogy: &Analogy,
         b_prime: &RgbImage,
         scores: &mut Scores,
     ) -> Result<()> {
-        let joint = &self.clip;
+        let look = |picture| self.look(clip, picture);
         let features = [
-            self.look(&analogy.a)?,
-            self.look(&analogy.a_prime)?,
-            self.look(&analogy.b)?,
-            self.look(b_prime)?,
+            look(&analogy.a)?,
+            look(&analogy.a_prime)?,
+            look(&analogy.b)?,
+            look(b_prime)?,
         ];
         directions("clip", &features, scores);
         let [.., b, made] = &features;
         scores.insert("clip_i_b".to_owned(), cosine(b, made));
         if let Some(truth) = &analogy.b_prime {
-            scores.insert("clip_i_truth".to_owned(), cosine(&self.look(truth)?, made));
+            scores.insert("clip_i_truth".to_owned(), cosine(&look(truth)?, made));
         }
         if let Ok(captions) = analogy.captions_of_b() {
-            let [before, after] = captions.map(|caption| text_features(joint, caption));
+            let [before, after] = captions.map(|caption| text_features(clip, caption));
             let change = [&unit(b)[..], &unit(made)];
             let score = direction(change, [&before?, &after?]);
             scores.insert("text_direction".to_owned(), score);
@@ -311,13 +326,13 @@ impl Measures {
     }
 
     /// CLIP's features of a picture.
-    fn look(&self, image: &RgbImage) -> Result<Vec<f32>> {
+    fn look(&self, clip: &JointSpace, image: &RgbImage) -> Result<Vec<f32>> {
         let mut kept = (self.looked_at.lock()).unwrap_or_else(PoisonError::into_inner);
         let key = format!("{} {}", image.width(), sha256(image.as_raw()));
         if let Some(features) = kept.get(&key) {
             return Ok(features.clone());
         }
-        let features = host(self.clip.picture_features(image)?.cast(DType::F32));
+        let features = host(clip.picture_features(image)?.cast(DType::F32));
         if kept.len() == KEPT {
             kept.clear();
         }
@@ -422,7 +437,7 @@ fn judged_scores(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tiny::{analogy, eval_models, golden};
+    use crate::tiny::{analogy, eval_models, eval_models_without_clip, golden};
 
     #[test]
     fn every_metric_of_a_network_is_told_from_those_of_others() {
@@ -430,17 +445,40 @@ mod tests {
             let names = METRICS.iter().map(|metric| metric.name);
             names.filter(|name| network_of(name) == network).count()
         };
-        let counts = [Some("judge"), Some("dino"), Some("lpips"), None].map(of);
-        assert_eq!(counts, [8, 3, 2, 8]);
+        let networks = ["clip", "judge", "dino", "lpips"].map(Some);
+        assert_eq!(networks.map(of), [5, 8, 3, 2]);
+        assert_eq!(of(None), 3);
         assert_eq!(network_of("right"), Some("judge"));
+    }
+
+    #[test]
+    fn a_clip_beside_the_model_measures_like_the_model_s_own() {
+        let (with, without, analogy) = (eval_models(), eval_models_without_clip(), analogy());
+        let made = &analogy.a;
+        let scores = |clip: Option<&str>, models| {
+            let paths = MeasurePaths {
+                clip: clip.map(golden),
+                ..MeasurePaths::default()
+            };
+            let measures = Measures::open(&paths, models, &Device::flex())?;
+            measures.measure(&analogy, made)
+        };
+        let own = scores(None, &with).unwrap();
+        let of_clip = |(name, _): &(&String, &f64)| network_of(name) == Some("clip");
+        assert!(own.iter().any(|score| of_clip(&score)));
+        assert_eq!(scores(Some("learning/clip"), &without).unwrap(), own);
+        let none = scores(None, &without).unwrap();
+        assert!(own.iter().filter(|score| !of_clip(score)).eq(&none));
+        let missing = scores(Some("learning/no-clip"), &without).unwrap_err();
+        assert!(missing.to_string().contains("no-clip"), "{missing}");
     }
 
     #[test]
     fn all_networks_see_b_and_the_truth_in_the_size_of_what_was_made() {
         let paths = MeasurePaths {
-            judge: None,
             dino: Some(golden("dinov2/mlp")),
             lpips: Some(golden("lpips/model.safetensors")),
+            ..MeasurePaths::default()
         };
         let measures = Measures::open(&paths, &eval_models(), &Device::flex()).unwrap();
         let small = analogy();

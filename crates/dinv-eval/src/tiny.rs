@@ -42,6 +42,24 @@ pub(super) fn eval_models() -> EvalModels {
     eval_models_with(Some("instruct_pix2pix"), Some("inpaint"))
 }
 
+/// A text-to-image model that has no CLIP.
+pub(super) fn eval_models_without_clip() -> EvalModels {
+    let text_to_image = ModelPaths {
+        model: golden("z_image"),
+        options: FileOptions {
+            resolution: Some([32, 32]),
+            ..FileOptions::default()
+        },
+        ..ModelPaths::default()
+    };
+    let paths = EvalModelPaths {
+        text_to_image,
+        ..EvalModelPaths::default()
+    };
+    let (recommended, device) = (AnalogyConfig::default(), Device::flex());
+    EvalModels::new(paths, recommended, &device, FloatDType::F32, Memory::Normal)
+}
+
 /// The same with these U-Nets for the methods that take pictures as input.
 pub(super) fn eval_models_with(instruct: Option<&str>, inpaint: Option<&str>) -> EvalModels {
     let paths = EvalModelPaths {

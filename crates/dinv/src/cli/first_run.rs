@@ -203,9 +203,9 @@ impl FirstRunArgs {
 
     fn measures(&self) -> MeasurePaths {
         MeasurePaths {
-            judge: None,
             dino: self.dino.clone(),
             lpips: self.lpips.clone(),
+            ..MeasurePaths::default()
         }
     }
 
@@ -270,7 +270,12 @@ fn clear(folder: &Path) -> anyhow::Result<()> {
 
 /// The resolution of `--quick` for a model that draws larger pictures.
 fn smaller(settings: &ModelSettings, model: &Path) -> anyhow::Result<Option<String>> {
+    let quick = |larger: bool| larger.then(|| QUICK_SIDE.to_string());
     let files = settings.files_before_download(model)?;
+    if let Some(recommended) = files.resolution() {
+        let mut sides = recommended.into_iter().map(u64::from);
+        return Ok(quick(sides.any(|side| side > QUICK_SIDE)));
+    }
     let family = Family::of(&files)?;
     let trained_on = family.denoiser.config(&files)?.trained_on();
     let autoencoder: Value = files.config(family.autoencoder.part)?;
@@ -279,7 +284,7 @@ fn smaller(settings: &ModelSettings, model: &Path) -> anyhow::Result<Option<Stri
         .map_or(3, |blocks| blocks.len() - 1);
     let larger =
         trained_on.is_some_and(|sides| sides.iter().any(|side| side << halvings > QUICK_SIDE));
-    Ok(larger.then(|| QUICK_SIDE.to_string()))
+    Ok(quick(larger))
 }
 
 /// What determines the results, by names for people.

@@ -32,6 +32,7 @@ pub(super) fn of_models(
 /// The hashes of the networks of metrics.
 pub(super) fn of_measures(paths: &MeasurePaths) -> anyhow::Result<BTreeMap<String, String>> {
     let networks = [
+        ("clip", &paths.clip),
         ("judge", &paths.judge),
         ("dino", &paths.dino),
         ("lpips", &paths.lpips),

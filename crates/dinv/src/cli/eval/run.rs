@@ -179,7 +179,7 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
         model,
         &variants,
     )?;
-    let measures = setup::measure_paths(&args.further, &suite, &mut watcher)?;
+    let measures = setup::measure_paths(&args.further, &suite, &paths.text_to_image, &mut watcher)?;
     let measured_with = hashes::of_measures(&measures)?;
 
     let about = SuiteRecord {

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use clap::Args;
+use difference_inversion::diffusion::family::Family;
 use difference_inversion::diffusion::frozen::ModelPaths;
+use difference_inversion::diffusion::joint_space::FOLDERS;
 use difference_inversion::hub::joint_spaces;
 use difference_inversion::method::generate_config::AnalogyConfig;
 use dinv_eval::suite::Suite;
@@ -65,6 +67,10 @@ pub(super) struct Further {
     /// folder, with the rest of that model]
     #[arg(long, value_name = "MODEL")]
     inpaint_model: Option<PathBuf>,
+    /// CLIP, a transformers CLIPModel folder [default: the model's own; for a model without one, the demo model's, where
+    /// the demo suites' judge measures]
+    #[arg(long, value_name = "DIR", help_heading = "Metrics")]
+    metric_clip: Option<PathBuf>,
     /// The judge that reads attributes from pictures [default: that of the demo suites, for suites
     /// with its attributes]
     #[arg(long, value_name = "FILE", help_heading = "Metrics")]
@@ -148,7 +154,7 @@ fn other_paths(
     let model = fetcher.model(&settings, needs)?;
     let alone = ModelPaths {
         model: model.clone(),
-        options: settings.file_options()?,
+        options: settings.file_options_of(&model)?,
         ..ModelPaths::default()
     };
     let is_there = |folder: &PathBuf| folder.is_dir();
@@ -191,14 +197,30 @@ pub(super) fn models(
 }
 
 /// The paths of the networks of metrics: as given, or the demo suites' judge for a suite that states
-/// attributes. If it does not know them, it is omitted with a note.
+/// attributes. If it does not know them, it is omitted with a note. Where the judge measures, the demo model's CLIP
+/// stands in for that of a `model` that has none.
 pub(super) fn measure_paths(
     further: &Further,
     suite: &Suite,
+    model: &ModelPaths,
     watcher: &mut Watcher,
 ) -> anyhow::Result<MeasurePaths> {
+    let judge = judge(further, suite, watcher)?;
+    let mut clip = further.metric_clip.clone();
+    let family = Family::of(&model.files()?)?;
+    if clip.is_none() && !family.has_joint_space() {
+        let of_demo = || locate::demo_model().map(|folder| folder.join(FOLDERS[0]));
+        clip = (judge.as_ref().and_then(|_| of_demo().ok())).filter(|folder| folder.is_dir());
+        if clip.is_none() {
+            watcher.notice(&format!(
+                "CLIP's metrics are left out, for a {} has no CLIP: `--metric-clip` names one",
+                family.class
+            ));
+        }
+    }
     Ok(MeasurePaths {
-        judge: judge(further, suite, watcher)?,
+        clip,
+        judge,
         dino: further.dino.clone(),
         lpips: further.lpips.clone(),
     })
