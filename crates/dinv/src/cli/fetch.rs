@@ -154,8 +154,8 @@ impl<'a> Fetcher<'a> {
         needs: Needs,
     ) -> anyhow::Result<ModelPaths> {
         let mut paths = ModelPaths {
+            options: settings.file_options_of(&model)?,
             model,
-            options: settings.file_options()?,
             ..ModelPaths::default()
         };
         let server = settings.captioner_server()?;
@@ -427,7 +427,7 @@ pub(crate) fn on_disk(models: &ModelSettings) -> anyhow::Result<(ModelPaths, Vec
     let mut watcher = Watcher::new(true);
     let mut fetcher = Fetcher::looking_only(&mut watcher)?;
     let model = fetcher.model(models, Needs::default())?;
-    let files = ModelFiles::open(&model, &models.file_options()?);
+    let files = ModelFiles::open(&model, &models.file_options_of(&model)?);
     let learns = files.map_or(true, |files| learns(&files));
     let needs = Needs {
         joint_spaces: learns,

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::str::FromStr;
 use std::time::Duration;
 
+use anyhow::Context;
 use burn::tensor::{Device, FloatDType};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
@@ -33,7 +34,7 @@ use super::fitting::Measured;
 use super::locate::{self, DEMO};
 use super::opened::Source;
 use super::record::file_name;
-use super::settings::{ErasedFlags, Settings};
+use super::settings::{ErasedFlags, RECOMMENDED, Settings, recommended_resolution};
 use super::signals;
 use super::terminal::{self, Failure};
 use super::watch::Watcher;
@@ -274,12 +275,26 @@ impl ModelSettings {
     pub(crate) fn files_before_download(&self, model: &Path) -> anyhow::Result<ModelFiles> {
         let options = FileOptions {
             tokenizer: None,
-            ..self.file_options()?
+            ..self.file_options_of(model)?
         };
         Ok(ModelFiles::open(model, &options)?)
     }
 
-    /// How to interpret the model's files.
+    /// How to interpret the files of the model at `model`, with the size that it recommends unless one is given.
+    pub(crate) fn file_options_of(&self, model: &Path) -> anyhow::Result<FileOptions> {
+        let given = self.file_options()?;
+        if given.resolution.is_some() {
+            return Ok(given);
+        }
+        let size = recommended_resolution(model)?;
+        let size = size.as_deref().map(resolution).transpose();
+        Ok(FileOptions {
+            resolution: size.with_context(|| model.join(RECOMMENDED).display().to_string())?,
+            ..given
+        })
+    }
+
+    /// How to interpret the model's files, as far as it is given.
     pub(crate) fn file_options(&self) -> anyhow::Result<FileOptions> {
         let prediction_type = named::<PredictionType>(
             "prediction_type",
@@ -867,6 +882,34 @@ mod tests {
                 assert!(help.contains(model.name), "{subcommand}: {help}");
             }
         }
+    }
+
+    #[test]
+    fn a_model_s_folder_may_state_the_size_of_pictures() {
+        let place = tempfile::tempdir().unwrap();
+        let of = |stated: &str, given: Option<&str>| {
+            std::fs::write(place.path().join(RECOMMENDED), stated).unwrap();
+            let settings = ModelSettings {
+                resolution: given.map(str::to_owned),
+                ..ModelSettings::default()
+            };
+            let options = settings.file_options_of(place.path());
+            options.map(|options| options.resolution)
+        };
+        let stated = r#"{"steps": 10, "resolution": "192x128"}"#;
+        assert_eq!(of(stated, None).unwrap(), Some([128, 192]));
+        assert_eq!(
+            of(r#"{"resolution": 128}"#, None).unwrap(),
+            Some([128, 128])
+        );
+        assert_eq!(of(stated, Some("64")).unwrap(), Some([64, 64]));
+        assert_eq!(of("{}", None).unwrap(), None);
+        let settings = Settings::new(None, &[]).unwrap();
+        std::fs::write(place.path().join(RECOMMENDED), stated).unwrap();
+        let settings = settings.with_model(place.path()).unwrap();
+        assert_eq!(settings.analogy().unwrap().learn.steps, 10);
+        let error = format!("{:#}", of(r#"{"resolution": "wide"}"#, None).unwrap_err());
+        assert!(error.contains("dinv.json: resolution: expected"), "{error}");
     }
 
     /// Checks that the library reads every value that `--help` offers for a setting.

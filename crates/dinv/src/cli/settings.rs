@@ -20,7 +20,9 @@ use super::locate::{known, relative_to};
 use super::terminal::Failure;
 
 /// The file in a model's folder with the settings recommended for it.
-const RECOMMENDED: &str = "dinv.json";
+pub(crate) const RECOMMENDED: &str = "dinv.json";
+/// The one setting among a model's recommended ones that says how the model is opened.
+const RESOLUTION: &str = "resolution";
 /// The setting that replaces others by those of a draft.
 const DRAFT: &str = "draft";
 
@@ -32,6 +34,15 @@ pub(crate) fn recommended(folder: &Path) -> anyhow::Result<Map<String, Value>> {
     } else {
         Ok(Map::new())
     }
+}
+
+/// The size in pixels that the model in `folder` recommends.
+pub(crate) fn recommended_resolution(folder: &Path) -> anyhow::Result<Option<String>> {
+    let values = recommended(folder)?;
+    Ok(values.get(RESOLUTION).map(|size| match size {
+        Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }))
 }
 
 /// Settings from one place, by name.
@@ -102,7 +113,8 @@ impl Settings {
     pub(crate) fn with_model(mut self, folder: &Path) -> anyhow::Result<Self> {
         let values = recommended(folder)?;
         if !values.is_empty() {
-            let names = names::<AnalogyConfig>()?;
+            let mut names = names::<AnalogyConfig>()?;
+            names.push(RESOLUTION.to_owned());
             let layer = Layer {
                 origin: Origin::Model(folder.join(RECOMMENDED)),
                 values,

@@ -116,7 +116,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<()> {
     let folder = fetcher.model(&settings, Needs::default())?;
     let alone = ModelPaths {
         model: folder.clone(),
-        options: settings.file_options()?,
+        options: settings.file_options_of(&folder)?,
         ..ModelPaths::default()
     };
     // An invalid single file is reported by its check.
