@@ -606,6 +606,33 @@ impl TextEncoder {
         self.project(pooled)
     }
 
+    /// The mean of a prompt's hidden states over the frame's end, which has read all that stands before it; of every
+    /// layer that is read, one after the other. Padding follows the end and changes nothing.
+    ///
+    /// # Shapes
+    /// `difference`: [n, d]; result [1, layers · d].
+    ///
+    /// # Errors
+    /// [`Error::InvalidInput`] if the tokens have another width.
+    pub fn end_states(
+        &self,
+        beginning: &Beginning,
+        difference: Option<&Tensor<2>>,
+    ) -> Result<Tensor<2>> {
+        let mut rest = self.embed_tokens(&self.frame.after)?; // [after, d]
+        if let Some(tokens) = difference {
+            self.check_width(tokens.dims()[1])?;
+            rest = Tensor::cat(vec![tokens.clone().cast(rest.dtype()), rest], 0); // [n + after, d]
+        }
+        let count = self.frame.after.len();
+        let end = (beginning.len() + rest.dims()[0]).saturating_sub(1);
+        let beginning = (!beginning.is_empty()).then_some(beginning);
+        let encoded = self.tower.finish(beginning, rest, end)?;
+        let ends = (encoded.hidden_states.into_iter())
+            .map(|states| states.narrow(1, end + 1 - count, count).mean_dim(1)); // [1, 1, d]
+        Ok(Tensor::cat(ends.collect(), 2).squeeze_dim(1))
+    }
+
     /// Checks the width of difference tokens.
     fn check_width(&self, found: usize) -> Result<()> {
         match self.hidden_size() {

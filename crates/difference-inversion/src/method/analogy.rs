@@ -97,13 +97,6 @@ pub fn learn(
     let pipeline = models.pipeline();
     pipeline.check_words_alone()?;
     let mut config = config.clone();
-    if config.learn.lambda_clip > 0.0 && !pipeline.family().has_joint_space() {
-        config.learn.lambda_clip = 0.0;
-        let notice = "the model's text encoders have no joint space with pictures: there is no CLIP \
-                      loss, and `lambda_clip` counts as 0";
-        progress::notice(&mut *observer, notice);
-        config.learn.validate()?;
-    }
     let has_directions = (pipeline.learned_encoders().iter()).any(TextEncoder::reads_directions);
     if config.learn.initialisation == Initialisation::Zero
         && has_directions
@@ -113,13 +106,13 @@ pub fn learn(
                       tokens start as noise of the vocabulary's spread, and not at zero";
         progress::notice(&mut *observer, notice);
     }
-    let config = &config;
     let mut learning = pipeline.clone(); // shares all weights
     let denoises = config.learn.rows(examples.len()) > 0;
     if let Some(side) = config.learn.learn_resolution.filter(|_| denoises) {
         learning = learning.with_shorter_side(side).map_err(of_learning)?;
     }
-    let joints = match config.learn.lambda_clip > 0.0 {
+    let has_joint_space = pipeline.family().has_joint_space();
+    let joints = match config.learn.lambda_clip > 0.0 && has_joint_space {
         true => models.joints()?,
         false => &[],
     };
@@ -134,12 +127,22 @@ pub fn learn(
             joints,
             example,
             number,
-            config,
+            &config,
             &mut *observer,
         )?;
         pairs.push(pair);
         captions.push(caption);
     }
+    if config.learn.lambda_clip > 0.0 && !has_joint_space {
+        let tells = pairs.iter().any(Pair::prompts_differ);
+        let (notice, is_led) = led_by_captions(tells, config.learn.delta);
+        progress::notice(&mut *observer, notice);
+        if !is_led {
+            config.learn.lambda_clip = 0.0;
+            config.learn.validate()?;
+        }
+    }
+    let config = &config;
     models.pictures_are_read();
     let Outcome {
         tokens,
@@ -178,6 +181,28 @@ fn of_learning(error: Error) -> Error {
             found,
         },
         other => other,
+    }
+}
+
+/// What stands in for the CLIP loss where no text encoder was trained with pictures, as a note, and whether anything
+/// does.
+fn led_by_captions(prompts_differ: bool, delta: DeltaMode) -> (&'static str, bool) {
+    match (delta, prompts_differ) {
+        (DeltaMode::Image, _) => (
+            "no text encoder of the model was trained with pictures, so that none follows the delta `image`: \
+             `lambda_clip` counts as 0",
+            false,
+        ),
+        (_, false) => (
+            "no text encoder of the model was trained with pictures, and the prompts of A and A′ are equal: \
+             `lambda_clip` counts as 0",
+            false,
+        ),
+        (_, true) => (
+            "no text encoder of the model was trained with pictures: the CLIP loss is read in its own states, and \
+             follows the captions alone",
+            true,
+        ),
     }
 }
 

@@ -50,6 +50,13 @@ pub struct Pair {
     pub deltas: Vec<Vec<f32>>,
 }
 
+impl Pair {
+    /// Whether the prompts of A and A′ say different things.
+    pub fn prompts_differ(&self) -> bool {
+        self.prompt_a.prompt() != self.prompt_a_prime.prompt()
+    }
+}
+
 /// The result of the optimisation.
 #[derive(Debug, Clone)]
 pub struct Outcome {
@@ -62,7 +69,8 @@ pub struct Outcome {
 }
 
 /// Learns D̃ by minimising `λ_mse (L_after + λ_before L_before) + λ_clip L_CLIP` with AdamW. L_CLIP is
-/// the mean over `joints`, the joint spaces of some or all of the pipeline's text encoders.
+/// the mean over `joints`, the joint spaces of some or all of the pipeline's text encoders; for a family that has
+/// none, over the [states of its encoders](ClipLoss::of_captions).
 ///
 /// # Errors
 /// [`Error::Setting`] for invalid settings, [`Error::Stopped`] after a checkpoint if the
@@ -140,12 +148,6 @@ impl<'a> Run<'a> {
                 reason: "a difference is learned from at least one pair (A, A′)".to_owned(),
             });
         };
-        if joints.is_empty() && config.lambda_clip > 0.0 {
-            return Err(Error::Missing {
-                what: "a joint space".to_owned(),
-                reason: "the CLIP loss needs one; a weight of 0 leaves it out".to_owned(),
-            });
-        }
         if pairs.iter().any(|pair| pair.deltas.len() != joints.len()) {
             let reason = "a pair needs a delta for each joint space";
             return Err(Error::invalid_input(reason));
@@ -174,9 +176,7 @@ impl<'a> Run<'a> {
                 Source::Replayed(replay, device.clone())
             }
         };
-        let clip = (joints.iter().enumerate())
-            .map(|(number, joint)| ClipLoss::new(joint, number, pairs, config))
-            .collect::<Result<_>>()?;
+        let clip = clip_losses(pipeline, joints, pairs, config)?;
         let movers = (pipeline.learned_encoders().iter())
             .map(|encoder| Mover::new(&Vocabulary::of(&encoder.own_table()), config))
             .collect();
@@ -450,6 +450,36 @@ impl<'a> Run<'a> {
             history: state.history,
         })
     }
+}
+
+/// The CLIP loss in each joint space; in the states of each text encoder for a family that has none.
+fn clip_losses<'a>(
+    pipeline: &'a Pipeline,
+    joints: &'a [JointSpace],
+    pairs: &[Pair],
+    config: &LearnConfig,
+) -> Result<Vec<ClipLoss<'a>>> {
+    if config.lambda_clip == 0.0 {
+        return Ok(Vec::new());
+    }
+    let losses: Vec<_> = match pipeline.family().has_joint_space() {
+        true => (joints.iter().enumerate())
+            .map(|(number, joint)| ClipLoss::new(joint, number, pairs, config))
+            .collect::<Result<_>>()?,
+        false => (pipeline.learned_encoders().iter().enumerate())
+            .filter_map(|(number, encoder)| {
+                ClipLoss::of_captions(encoder, number, pairs, config).transpose()
+            })
+            .collect::<Result<_>>()?,
+    };
+    if losses.is_empty() {
+        return Err(Error::Missing {
+            what: "a joint space".to_owned(),
+            reason: "the CLIP loss needs one, or prompts of A and A′ that differ; a weight of 0 leaves it out"
+                .to_owned(),
+        });
+    }
+    Ok(losses)
 }
 
 /// Tokens with the norm of each row limited to `bound`.

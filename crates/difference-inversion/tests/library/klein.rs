@@ -5,17 +5,20 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use burn::tensor::{Device, FloatDType, Tensor};
+use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use difference_inversion::diffusion::draw::TextToImage;
 use difference_inversion::diffusion::family;
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::diffusion::memory::LearningMemory;
+use difference_inversion::diffusion::words::Words;
 use difference_inversion::image::load_image;
-use difference_inversion::method::analogy::{self, Applied, Target};
+use difference_inversion::method::analogy::{self, Applied, Example, Target};
+use difference_inversion::method::delta::DeltaMode;
 use difference_inversion::method::difference::DifferenceTokens;
 use difference_inversion::method::generate::{self, Inputs};
 use difference_inversion::method::generate_config::{AnalogyConfig, GenerateConfig};
-use difference_inversion::method::learn::{Initialisation, Records};
+use difference_inversion::method::learn::{Initialisation, LearnConfig, Pair, Records};
+use difference_inversion::method::loss::ClipLoss;
 use difference_inversion::method::prompt::PromptMode;
 use difference_inversion::models::denoiser::flux2::{Flux2Config, Flux2Transformer2DModel};
 use difference_inversion::models::denoiser::{GuidedBy, Memory};
@@ -24,6 +27,8 @@ use difference_inversion::models::text::tokenizer::Tokenizer;
 use difference_inversion::models::text::tower::Tower;
 use difference_inversion::util::arrays::{Array, Arrays};
 use difference_inversion::util::progress::Progress;
+use difference_inversion::util::tensors::host;
+use difference_inversion::util::vector::{cosine, unit};
 use difference_inversion::weights::{Weights, read_config};
 use tempfile::TempDir;
 
@@ -340,7 +345,7 @@ fn a_difference_learned_on_base_is_applied_with_the_distilled_model() {
         &mut watch,
     )
     .unwrap();
-    for expected in ["`lambda_clip` counts as 0", "the direction of a token"] {
+    for expected in ["follows the captions alone", "the direction of a token"] {
         let told = notices.iter().filter(|notice| notice.contains(expected));
         assert_eq!(told.count(), 1, "{notices:?}");
     }
@@ -362,22 +367,104 @@ fn a_difference_learned_on_base_is_applied_with_the_distilled_model() {
     assert_eq!(of(&distilled), applied.b_prime);
 }
 
-/// There is no CLIP loss, so the denoiser's loss is all there is to learn from.
+/// The states of the encoder stand in for a joint space, and the change of the captions for the delta.
 #[test]
-fn learning_without_the_denoiser_is_refused() {
+fn captions_alone_lead_the_tokens() {
+    let models = models(Kind::Base);
     let mut config = short_analogy();
     config.learn.lambda_mse = 0.0;
-    let examples = [example_in("klein")];
-    let records = Records::default();
-    let learned = analogy::learn(
-        &models(Kind::Base),
-        &examples,
-        &config,
-        &records,
-        &mut silent,
+    config.learn.clip_first = 0;
+    config.learn.clip_thinned = 0;
+    config.learn.num_tokens = 8;
+    config.learn.steps = 60;
+    config.learn.select_every = 0;
+    let learn = |example: Example, config: &AnalogyConfig| {
+        analogy::learn(
+            &models,
+            &[example],
+            config,
+            &Records::default(),
+            &mut silent,
+        )
+    };
+    let learned = learn(example_in("klein"), &config).unwrap();
+    let clip: Vec<f32> = learned.history.iter().map(|terms| terms.clip).collect();
+    assert!(clip[59] < clip[0] - 0.3, "{clip:?}");
+    assert!(learned.history.iter().all(|terms| terms.after == 0.0));
+    // Pictures have no direction here, and neither have equal captions.
+    let mut of_pictures = config.clone();
+    of_pictures.learn.delta = DeltaMode::Image;
+    let same = Example {
+        caption_a_prime: example_in("klein").caption_a,
+        ..example_in("klein")
+    };
+    for (example, config) in [(example_in("klein"), &of_pictures), (same, &config)] {
+        let message = learn(example, config).unwrap_err().to_string();
+        assert!(message.contains("`lambda_mse`"), "{message}");
+    }
+}
+
+/// The loss by its definition, from the states of whole prompts with their padding.
+#[test]
+fn the_loss_of_captions_is_that_of_the_states_at_the_end() {
+    let models = models(Kind::Base);
+    let pipeline = models.pipeline();
+    let encoder = &pipeline.learned_encoders()[0];
+    let texts = ["a red house", "a blue house at night"];
+    let config = LearnConfig {
+        num_tokens: 3,
+        clip_thinned: 0,
+        ..LearnConfig::default()
+    };
+    let [prompt_a, prompt_a_prime] = texts.map(|text| {
+        let prompt = pipeline.prompt(text).unwrap();
+        pipeline.read(&prompt, config.num_tokens).unwrap()
+    });
+    let latents = Tensor::zeros([1, 1, 1, 1], pipeline.device());
+    let pair = Pair {
+        latents_a: latents.clone(),
+        latents_a_prime: latents,
+        prompt_a,
+        prompt_a_prime,
+        deltas: Vec::new(),
+    };
+    let width = encoder.hidden_size();
+    let values: Vec<f32> = (0..3 * width).map(|i| (i as f32 * 0.7).sin()).collect();
+    let tokens = Tensor::<2>::from_data(TensorData::new(values, [3, width]), pipeline.device());
+    let loss = ClipLoss::of_captions(encoder, 0, std::slice::from_ref(&pair), &config);
+    let found = host(loss.unwrap().unwrap().of(&[tokens.clone()]).unwrap())[0];
+
+    let after = encoder.frame().after.len();
+    let states = |words: &Words, tokens: Option<Tensor<2>>| {
+        let beginning = &words.beginnings[0];
+        let end = beginning.len() + tokens.as_ref().map_or(0, |_| 3) + after;
+        let encoded = encoder.finish(beginning, tokens.as_ref()).unwrap();
+        assert!(encoded.last_hidden_state.dims()[1] > end, "no padding");
+        let layers = encoded.hidden_states.into_iter();
+        let means = layers.flat_map(|layer| host(layer.narrow(1, end - after, after).mean_dim(1)));
+        unit(&means.collect::<Vec<f32>>())
+    };
+    let minus = |one: &[f32], other: &[f32]| -> Vec<f32> {
+        one.iter()
+            .zip(other)
+            .map(|(one, other)| one - other)
+            .collect()
+    };
+    let (a, a_prime) = (
+        states(&pair.prompt_a, None),
+        states(&pair.prompt_a_prime, None),
     );
-    let message = learned.unwrap_err().to_string();
-    assert!(message.contains("`lambda_mse`"), "{message}");
+    let there = minus(&states(&pair.prompt_a, Some(tokens.clone())), &a);
+    let back = minus(&states(&pair.prompt_a_prime, Some(-tokens)), &a_prime);
+    let cosines = [
+        cosine(&there, &minus(&a_prime, &a)),
+        cosine(&back, &minus(&a, &a_prime)),
+    ];
+    let expected = 1.0 - (cosines[0] + cosines[1]) / 2.0;
+    assert!(
+        (f64::from(found) - expected).abs() < 1e-4,
+        "{found} {expected}"
+    );
 }
 
 /// Zeros have no direction, so tokens start like those of the vocabulary, both with the explicit initialisation

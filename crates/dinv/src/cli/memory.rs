@@ -7,6 +7,7 @@ use burn::tensor::FloatDType;
 use difference_inversion::diffusion::family::Family;
 use difference_inversion::diffusion::frozen::ModelPaths;
 use difference_inversion::diffusion::memory::LearningMemory;
+use difference_inversion::method::delta::DeltaMode;
 use difference_inversion::method::learn::LearnConfig;
 use difference_inversion::models::denoiser::Memory;
 use serde::Serialize;
@@ -105,17 +106,17 @@ impl ModelSettings {
         }
     }
 
-    /// Refuses to learn from the CLIP loss alone with a model that has none.
+    /// Refuses to learn from the pictures' CLIP loss alone with a model that has none.
     pub(crate) fn check_loss(&self, model: &Path, config: &LearnConfig) -> anyhow::Result<()> {
-        if config.lambda_mse > 0.0 {
+        if config.lambda_mse > 0.0 || config.delta != DeltaMode::Image {
             return Ok(());
         }
         if Family::of(&self.files_before_download(model)?)?.has_joint_space() {
             return Ok(());
         }
-        let message = "the model's text encoders share no space with pictures, so that there is no CLIP loss, and \
-                       nothing else is in the loss";
-        let hint = "leave out `--draft`, or `--lambda-mse 0`";
+        let message = "no text encoder of the model was trained with pictures, so that none follows the delta `image`, \
+                       and nothing else is in the loss";
+        let hint = "leave out `--delta image`, or learn with `--lambda-mse` above 0";
         Err(Failure::usage(message).hint(hint).into())
     }
 
