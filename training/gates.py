@@ -2,6 +2,7 @@
 validation split (see README.md beside this file for the figures).
 
     python gates.py --model ../demo/model text          # captions drawn from noise
+    python gates.py --model ../demo/z-image text        # the same by diffusers' own pipeline, for the second backbone
     python gates.py --model ../demo/model swap          # B inverted, caption of B'
     python gates.py --model ../demo/model append        # B inverted, caption of B + ", word"
         [--inversion edit-friendly|ddim|sdedit] [--guidance difference|ordinary]
@@ -22,7 +23,7 @@ import random
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -31,7 +32,7 @@ import judge as judging
 import suite
 import train_conditioned
 import train_unet
-from world import ATTRIBUTES, KINDS, Scene, caption, render, sample_scene, word
+from world import ATTRIBUTES, KINDS, SIZE, Scene, caption, render, sample_scene, word
 
 
 class Model:
@@ -118,6 +119,30 @@ class Model:
             noises[i] = (path[i + 1] - mean) / max(sigma, 1e-8) if sigma > 1e-6 else torch.zeros_like(z)
             path[i + 1] = mean + sigma * noises[i]
         return self.generate(path[start], target, negative, scale, start, 1.0, noises)
+
+
+def pipeline_of(folder: pathlib.Path) -> str:
+    return json.loads((folder / "model_index.json").read_text())["_class_name"]
+
+
+def draw_by_pipeline(captions: list[str], args) -> torch.Tensor:
+    pipeline = DiffusionPipeline.from_pretrained(args.model, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    generator, made = torch.Generator().manual_seed(args.seed), []
+    for start in range(0, len(captions), 32):
+        drawn = pipeline(
+            captions[start : start + 32], height=SIZE, width=SIZE, num_inference_steps=args.steps, guidance_scale=args.guidance_scale,
+            generator=generator, output_type="pt",
+        )
+        made.append(drawn.images * 2 - 1)
+    return torch.cat(made)
+
+
+def text_report(judge, made: torch.Tensor, triples) -> dict:
+    """The share of pictures that show each attribute of their caption."""
+    truth = np.array([after.labels() for *_, after in triples])
+    table = dict(zip(KINDS, (judging.predict(judge, made) == truth).mean(0).round(3).tolist()))
+    return table | {"all": round(float(np.mean(list(table.values()))), 3)}
 
 
 def edits(per_kind: int, split: str, seed: int):
@@ -234,9 +259,14 @@ def main():
         unet = train_unet.build()
         unet.load_state_dict(torch.load(args.checkpoint, weights_only=False)["ema"])
         unet = unet.to(memory_format=torch.channels_last)
-    model = Model(args.model, args.steps, unet)
     judge = judging.load()
     triples = list(edits(args.per_kind, "validation", args.seed))
+    if pipeline_of(args.model) != "StableDiffusionPipeline":
+        if args.gate != "text":
+            parser.error(f"{args.gate} is measured by `dinv eval run --methods text-swap` for a {pipeline_of(args.model)}")
+        made = draw_by_pipeline([caption(after) for *_, after in triples], args)
+        return finish(args, made, triples, text_report(judge, made, triples))
+    model = Model(args.model, args.steps, unet)
     made = []
     for start in range(0, len(triples), 32):
         kinds, before, after = zip(*triples[start : start + 32])
@@ -253,11 +283,11 @@ def main():
             z = model.edit(model.encode_image(tensor(before)), source, target, negative, args.inversion, args.guidance_scale, args.skip)
         made.append(model.decode(z))
     made = torch.cat(made)
-    table = report(judging.predict(judge, made), triples)
-    if args.gate == "text":
-        truth = np.array([after.labels() for *_, after in triples])
-        table = dict(zip(KINDS, (judging.predict(judge, made) == truth).mean(0).round(3).tolist()))
-        table["all"] = round(float(np.mean(list(table.values()))), 3)
+    finish(args, made, triples, text_report(judge, made, triples) if args.gate == "text" else report(judging.predict(judge, made), triples))
+
+
+def finish(args, made: torch.Tensor, triples, table: dict):
+    """Prints the table, and draws the sheet if there is to be one."""
     print(json.dumps({k: str(v) for k, v in vars(args).items() if k in ("gate", "inversion", "guidance", "guidance_scale", "skip", "steps")} | table))
     if args.sheet:
         shown = [i * args.per_kind + j for i in range(len(KINDS)) for j in (0, 1)]
