@@ -432,7 +432,12 @@ fn the_loss_of_captions_is_that_of_the_states_at_the_end() {
     let values: Vec<f32> = (0..3 * width).map(|i| (i as f32 * 0.7).sin()).collect();
     let tokens = Tensor::<2>::from_data(TensorData::new(values, [3, width]), pipeline.device());
     let loss = ClipLoss::of_captions(encoder, 0, std::slice::from_ref(&pair), &config);
-    let found = host(loss.unwrap().unwrap().of(&[tokens.clone()]).unwrap())[0];
+    let found = host(
+        loss.unwrap()
+            .unwrap()
+            .of(std::slice::from_ref(&tokens))
+            .unwrap(),
+    )[0];
 
     let after = encoder.frame().after.len();
     let states = |words: &Words, tokens: Option<Tensor<2>>| {
