@@ -607,7 +607,7 @@ impl TextEncoder {
     }
 
     /// The mean of a prompt's hidden states over the frame's end, which has read all that stands before it; of every
-    /// layer that is read, one after the other. Padding follows the end and changes nothing.
+    /// layer whose outputs are kept, one after the other, or else of the last. Padding is left out.
     ///
     /// # Shapes
     /// `difference`: [n, d]; result [1, layers · d].
@@ -628,8 +628,12 @@ impl TextEncoder {
         let end = (beginning.len() + rest.dims()[0]).saturating_sub(1);
         let beginning = (!beginning.is_empty()).then_some(beginning);
         let encoded = self.tower.finish(beginning, rest, end)?;
-        let ends = (encoded.hidden_states.into_iter())
-            .map(|states| states.narrow(1, end + 1 - count, count).mean_dim(1)); // [1, 1, d]
+        let kept = match encoded.hidden_states.is_empty() {
+            true => vec![encoded.last_hidden_state],
+            false => encoded.hidden_states,
+        };
+        let ends =
+            (kept.into_iter()).map(|states| states.narrow(1, end + 1 - count, count).mean_dim(1)); // [1, 1, d]
         Ok(Tensor::cat(ends.collect(), 2).squeeze_dim(1))
     }
 

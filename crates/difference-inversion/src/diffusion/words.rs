@@ -126,6 +126,11 @@ impl Prompt {
         (Self { words, ..self }, cut)
     }
 
+    /// Whether it has the same words, whatever is between them.
+    pub(crate) fn has_words_of(&self, other: &Self) -> bool {
+        self.words == other.words
+    }
+
     /// The text as given or found.
     pub fn text(&self) -> &str {
         &self.text

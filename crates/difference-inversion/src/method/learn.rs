@@ -53,7 +53,7 @@ pub struct Pair {
 impl Pair {
     /// Whether the prompts of A and A′ say different things.
     pub fn prompts_differ(&self) -> bool {
-        self.prompt_a.prompt() != self.prompt_a_prime.prompt()
+        !(self.prompt_a.prompt()).has_words_of(self.prompt_a_prime.prompt())
     }
 }
 
