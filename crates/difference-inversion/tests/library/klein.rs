@@ -396,7 +396,7 @@ fn captions_alone_lead_the_tokens() {
     of_pictures.learn.delta = DeltaMode::Image;
     let caption = example_in("klein").caption_a.unwrap();
     let same = Example {
-        caption_a_prime: Some(caption.replace(' ', "  ")),
+        caption_a_prime: Some(format!(" {caption}\n")),
         ..example_in("klein")
     };
     for (example, config) in [(example_in("klein"), &of_pictures), (same, &config)] {
