@@ -1,5 +1,5 @@
-"""The demo models' tokenizers: byte-level BPE of the CLIP, the GPT-2 and the Qwen kind, trained on
-the world's own captions.
+"""The demo models' tokenizers: byte-level BPE of the CLIP, the GPT-2 and the Qwen kind, and T5's unigram,
+trained on the world's own captions.
 
     python text.py --clip ../demo/model/tokenizer --opt ../demo/model/captioner
 """
@@ -10,7 +10,7 @@ import pathlib
 import tempfile
 
 from tokenizers import ByteLevelBPETokenizer, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AddedToken, AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
+from transformers import AddedToken, AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer, T5Tokenizer
 
 from world import corpus
 
@@ -75,6 +75,21 @@ def train_qwen_tokenizer(folder: pathlib.Path) -> Qwen2Tokenizer:
     tokenizer.add_tokens([special(name, True) for name in ("<|im_start|>", "<|im_end|>")])
     tokenizer.add_tokens([special(name, False) for name in ("<think>", "</think>")])
     tokenizer.chat_template = QWEN_TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def train_t5_tokenizer(folder: pathlib.Path) -> T5Tokenizer:
+    unigram = Tokenizer(models.Unigram())
+    unigram.normalizer = normalizers.NFKC()
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace()
+    alphabet = [chr(c) for c in range(33, 127)]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=600, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", initial_alphabet=alphabet, show_progress=False
+    )
+    unigram.train_from_iterator(corpus(20_000, seed=3), trainer)
+    vocab = [tuple(piece) for piece in json.loads(unigram.to_str())["model"]["vocab"]]
+    tokenizer = T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=256)
     tokenizer.save_pretrained(folder)
     return tokenizer
 

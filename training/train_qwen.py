@@ -81,19 +81,24 @@ def share_read(logits: torch.Tensor, known: torch.Tensor) -> float:
     return float(torch.stack([(p.argmax(1) == known[:, i]).float() for i, p in enumerate(parts)]).mean())
 
 
+def labels_told(scenes: list, told: list) -> torch.Tensor:
+    """The labels of the attributes [b, kinds] as captions of `scenes` tell them, those of the kinds `told`;
+    `len(values)` for "not told"."""
+    not_told = torch.tensor([len(v) for v in ATTRIBUTES.values()])
+    is_told = torch.tensor([[kind in known for kind in KINDS] for known in told])
+    return torch.where(is_told, torch.tensor([scene.labels() for scene in scenes]), not_told)
+
+
 class Captions:
-    """Captions as token ids, with what they tell: the labels of the attributes, `len(values)` for "not told"."""
+    """Captions as token ids, with the labels that they tell."""
 
     def __init__(self, tokenizer, scenes: list):
         self.tokenizer, self.scenes = tokenizer, scenes
-        self.not_told = torch.tensor([len(v) for v in ATTRIBUTES.values()])
 
     def draw(self, rng: random.Random, count: int) -> tuple[list[list[int]], torch.Tensor]:
         chosen = rng.choices(self.scenes, k=count)
         captions = [random_caption(rng, scene) for scene in chosen]
-        told = torch.tensor([[kind in known for kind in KINDS] for _, known in captions])
-        labels = torch.tensor([scene.labels() for scene in chosen])
-        return [chat(self.tokenizer, text) for text, _ in captions], torch.where(told, labels, self.not_told)
+        return [chat(self.tokenizer, text) for text, _ in captions], labels_told(chosen, [known for _, known in captions])
 
 
 def main():

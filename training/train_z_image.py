@@ -3,24 +3,21 @@
     python train_z_image.py --work WORK --model ../demo/model --out ../demo/z-image            # resumes by itself
     python train_z_image.py --work WORK --model ../demo/model --out ../demo/z-image --export   # transformer/, vae/, scheduler/, model_index.json
 
-The autoencoder is that of `--model`, so that both backbones are compared on the same latents. The network
-predicts the velocity ε − x₀ at x = (1 − σ) x₀ + σ ε (Liu et al. 2022, arXiv 2209.03003), with σ spread over
-its range as the schedule spreads it (Esser et al. 2024, arXiv 2403.03206).
+The autoencoder is that of `--model`, so that the backbones are compared on the same latents.
 """
 
 import json
 import pathlib
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from transformers import Qwen2Tokenizer, Qwen3ForCausalLM
 
 import common
-import data
+import flow
 from train_qwen import WIDTH, chat, padded
-from train_unet import EMPTY_PROMPT, captions, encode, once
+from train_unet import EMPTY_PROMPT, once
 
-SHIFT = 2.0  # of the schedule: σ = SHIFT u / (1 + (SHIFT − 1) u)
 LENGTHS = (32, 64)  # of prompts with their pads; Z-Image pads to multiples of 32
 LONG = 0.25  # share of batches whose prompts pad to 64 tokens
 
@@ -39,10 +36,6 @@ def build() -> ZImageTransformer2DModel:
     torch.nn.init.zeros_(network.all_final_layer["2-1"].linear.weight)
     torch.nn.init.zeros_(network.all_final_layer["2-1"].linear.bias)
     return network
-
-
-def scheduler() -> FlowMatchEulerDiscreteScheduler:
-    return FlowMatchEulerDiscreteScheduler(shift=SHIFT)
 
 
 class Prompts:
@@ -67,31 +60,23 @@ def velocity(network, noisy: torch.Tensor, sigma: torch.Tensor, states: list[tor
 
 
 def main():
-    parser = common.arguments(__doc__, steps=6000, batch=48, lr=3e-3, seed=61)
-    parser.add_argument("--model", type=pathlib.Path, required=True, help="where the autoencoder is")
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="the model's folder, with train_qwen.py's text encoder")
-    parser.add_argument("--pictures", type=int, default=data.COUNTS["train"], help="train on the first so many")
-    parser.add_argument("--export", action="store_true")
-    args = parser.parse_args()
+    args = flow.arguments(__doc__, steps=6000, batch=48, lr=3e-3, seed=61).parse_args()
     torch.manual_seed(args.seed)
     network = build()
     print("parameters:", sum(p.numel() for p in network.parameters()), flush=True)
     run = common.Run("z_image", args, network, ema=0.998)
     prompts = Prompts(args.out, args.device)
-    vae = AutoencoderKL.from_pretrained(args.model / "vae", torch_dtype=torch.float32).to(args.device, memory_format=torch.channels_last)
     if args.export:
-        vae.register_to_config(shift_factor=0.0)  # Z-Image's pipeline adds one
         ZImagePipeline(
-            scheduler=scheduler(), vae=vae.half(), text_encoder=prompts.encoder.half(), tokenizer=prompts.tokenizer, transformer=run.ema.half(),
+            scheduler=flow.scheduler(), vae=flow.autoencoder(args).half(), text_encoder=prompts.encoder.half(), tokenizer=prompts.tokenizer,
+            transformer=run.ema.half(),
         ).save_pretrained(args.out)
         print(json.dumps({"step": run.step, "minutes": run.seconds / 60}))
         return
 
-    pictures, scenes = data.load(args.work, "train")
-    part = f"-{args.pictures}" if args.pictures < len(scenes) else ""
-    pictures, scenes = pictures[: args.pictures], scenes[: args.pictures]
-    mean, std = once(args.work / f"latents{part}.pt", args.device, lambda: encode(vae, pictures))
-    rows = once(args.work / f"qwen_ids{part}.pt", "cpu", lambda: [[chat(prompts.tokenizer, text) for text in captions(scene, 8)] for scene in scenes])
+    latents = flow.Latents(args)
+    ids = lambda: [[chat(prompts.tokenizer, text) for text in variants] for variants in latents.captions()]
+    rows = once(args.work / f"qwen_ids{latents.part}.pt", "cpu", ids)
     fitting = [[(i, row) for i, variants in enumerate(rows) for row in variants if low < len(row) <= high] for low, high in zip((0, *LENGTHS), LENGTHS)]
     for step in run.loop():
         run.seed()
@@ -99,15 +84,10 @@ def main():
         picks = [chosen[i] for i in torch.randint(len(chosen), (args.batch,)).tolist()]
         index = torch.tensor([i for i, _ in picks], device=args.device)
         told = [prompts.empty if empty else row for (_, row), empty in zip(picks, torch.rand(args.batch) < EMPTY_PROMPT)]
-        x = mean[index] + std[index] * torch.randn_like(mean[index])
-        noise = torch.randn_like(x)
-        u = (torch.arange(args.batch, device=args.device) + torch.rand(args.batch, device=args.device)) / args.batch
-        sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
-        at = sigma[:, None, None, None]
+        noisy, sigma, target = flow.noised(latents.draw(index))
         with common.autocast(args.device):
-            predicted = velocity(network, (1 - at) * x + at * noise, sigma, prompts.states(told))
-        error = (predicted.float() - (noise - x)).pow(2).mean(dim=(1, 2, 3))
-        run.update(error.mean(), late=error[-len(error) // 8 :].mean(), early=error[: len(error) // 8].mean())
+            predicted = velocity(network, noisy, sigma, prompts.states(told))
+        flow.update(run, predicted, target)
 
 
 if __name__ == "__main__":
