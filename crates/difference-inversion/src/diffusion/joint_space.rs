@@ -196,7 +196,7 @@ impl JointSpace {
         let ids: Vec<_> = (prompts.iter())
             .map(|prompt| prompt.ids(self.encoder))
             .collect();
-        self.text_encoder.read_together(&ids, num_tokens)
+        self.text_encoder.read_several(&ids, num_tokens)
     }
 
     /// The device of the computation.

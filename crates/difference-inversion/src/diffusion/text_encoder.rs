@@ -262,22 +262,46 @@ fn in_wide_range(device: &Device, dtype: FloatDType) -> FloatDType {
 
 /// The beginnings of several prompts, of which the [features](TextEncoder::features) are read.
 #[derive(Debug, Clone)]
-pub struct Beginnings {
-    /// Shorter prompts begin with padding.
-    read: Beginning,
-    /// Of each prompt, its position at which it is pooled, if not at its end.
-    pooled_at: Vec<Option<usize>>,
+pub struct Beginnings(Rows);
+
+#[derive(Debug, Clone)]
+enum Rows {
+    /// For a tower with a joint space, which reads them at once.
+    Together {
+        /// Shorter prompts begin with padding.
+        read: Beginning,
+        /// Of each prompt, its position at which it is pooled, if not at its end.
+        pooled_at: Vec<Option<usize>>,
+    },
+    /// For the others, which read one after the other.
+    Each(Vec<Beginning>),
 }
 
 impl Beginnings {
     /// Those of all.
+    ///
+    /// # Panics
+    /// If they are not of one tower.
+    #[must_use]
     pub fn cat(parts: &[&Self]) -> Self {
-        let read: Vec<&Beginning> = parts.iter().map(|part| &part.read).collect();
-        let pooled_at = parts.iter().flat_map(|part| part.pooled_at.clone());
-        Self {
-            read: Beginning::cat(&read),
-            pooled_at: pooled_at.collect(),
+        let (mut reads, mut places, mut each) = (Vec::new(), Vec::new(), Vec::new());
+        for Self(rows) in parts {
+            match rows {
+                Rows::Together { read, pooled_at } => {
+                    reads.push(read);
+                    places.extend(pooled_at);
+                }
+                Rows::Each(beginnings) => each.extend(beginnings.iter().cloned()),
+            }
         }
+        assert!(reads.is_empty() || each.is_empty(), "of one tower");
+        Self(match reads.is_empty() {
+            true => Rows::Each(each),
+            false => Rows::Together {
+                read: Beginning::cat(&reads),
+                pooled_at: places,
+            },
+        })
     }
 }
 
@@ -484,13 +508,17 @@ impl TextEncoder {
         Ok((beginning, cut))
     }
 
-    /// Reads the beginning of the frame and the words (as ids) of several prompts at once, with room for `num_tokens`
+    /// Reads the beginning of the frame and the words (as ids) of several prompts, with room for `num_tokens`
     /// difference tokens, for [`features`](Self::features); ids that do not fit are cut off.
     ///
     /// # Errors
-    /// [`Error::Setting`] if even the difference tokens do not fit, [`Error::InvalidInput`] if the model has no
-    /// joint space.
-    pub fn read_together(&self, prompts: &[Vec<u32>], num_tokens: usize) -> Result<Beginnings> {
+    /// [`Error::Setting`] if even the difference tokens do not fit.
+    pub fn read_several(&self, prompts: &[Vec<u32>], num_tokens: usize) -> Result<Beginnings> {
+        if self.projection_dim().is_none() {
+            let each = prompts.iter().map(|words| self.read(words, num_tokens));
+            let each = each.map(|read| read.map(|(beginning, _)| beginning));
+            return Ok(Beginnings(Rows::Each(each.collect::<Result<_>>()?)));
+        }
         let room = self.room(num_tokens)?;
         let ids = prompts.iter().map(|words| {
             let words = &words[..words.len().min(room)];
@@ -505,10 +533,10 @@ impl TextEncoder {
         });
         let embeds = self.embed_tokens(&padded.collect::<Vec<u32>>())?; // [b · longest, d]
         let embeds = embeds.reshape([ids.len(), longest, self.hidden_size()]);
-        Ok(Beginnings {
+        Ok(Beginnings(Rows::Together {
             read: self.tower.begin_together(embeds, padding)?,
             pooled_at: ids.iter().map(|ids| self.pooled_among(ids)).collect(),
-        })
+        }))
     }
 
     /// The position at which a prompt is pooled, if that is among these ids, its first: a word that was added may
@@ -529,13 +557,8 @@ impl TextEncoder {
     /// [`Error::InvalidInput`] if the tokens have another width or no room.
     pub fn finish(&self, beginning: &Beginning, difference: Option<&Tensor<2>>) -> Result<Encoded> {
         let count = difference.map_or(0, |tokens| tokens.dims()[0]);
-        let mut rest = self.embed_tokens(&self.frame.rest(beginning.len() + count))?; // [ids, d]
-        let mut end = (beginning.len() + self.frame.after.len()).saturating_sub(1);
-        if let Some(tokens) = difference {
-            self.check_width(tokens.dims()[1])?;
-            end += count;
-            rest = Tensor::cat(vec![tokens.clone().cast(rest.dtype()), rest], 0); // [n + ids, d]
-        }
+        let rest = self.followed(difference, &self.frame.rest(beginning.len() + count))?;
+        let end = (beginning.len() + count + self.frame.after.len()).saturating_sub(1);
         let end = beginning.pooled_at.unwrap_or(end);
         let beginning = (!beginning.is_empty()).then_some(beginning);
         self.tower.finish(beginning, rest, end)
@@ -572,37 +595,60 @@ impl TextEncoder {
         self.embed_tokens(&[before.clone(), self.frame.rest(before.len())].concat())
     }
 
-    /// The unnormalised features of prompts in the joint space. Nothing follows the end: the encoder of a joint
-    /// space is causal, so padding would change nothing.
+    /// The unnormalised features of prompts: in the joint space, or the [states at the end](Self::end_states) of a
+    /// text encoder that has none.
     ///
     /// # Shapes
     /// `difference`: [b, n, d]; result [b, e].
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if the tokens have another width or number of rows, or if the model has no projection.
+    /// [`Error::InvalidInput`] if the tokens have another width or number of rows.
     pub fn features(
         &self,
-        beginnings: &Beginnings,
+        Beginnings(rows): &Beginnings,
         difference: Option<&Tensor<3>>,
     ) -> Result<Tensor<2>> {
-        let count = beginnings.pooled_at.len();
-        let after = self.embed_tokens(&self.frame.after)?; // [after, d]
-        let mut rest = after.unsqueeze::<3>().repeat_dim(0, count);
-        if let Some(tokens) = difference {
-            let [rows, _, width] = tokens.dims();
-            self.check_width(width)?;
-            if rows != count {
-                let reason =
-                    format!("expected difference tokens for {count} prompts, found {rows}");
-                return Err(Error::invalid_input(reason));
+        let count = match rows {
+            Rows::Together { pooled_at, .. } => pooled_at.len(),
+            Rows::Each(beginnings) => beginnings.len(),
+        };
+        if let Some(found) = difference.map(|tokens| tokens.dims()[0])
+            && found != count
+        {
+            let reason = format!("expected difference tokens for {count} prompts, found {found}");
+            return Err(Error::invalid_input(reason));
+        }
+        match rows {
+            Rows::Together { read, pooled_at } => self.pooled(read, pooled_at, difference),
+            Rows::Each(beginnings) => {
+                let rows = beginnings.iter().enumerate().map(|(row, beginning)| {
+                    let tokens = difference.map(|d| d.clone().narrow(0, row, 1).squeeze_dim(0));
+                    self.end_states(beginning, tokens.as_ref())
+                });
+                Ok(Tensor::cat(rows.collect::<Result<_>>()?, 0))
             }
+        }
+    }
+
+    /// Several prompts in the joint space. Nothing follows the end: the encoder of a joint space is causal, so padding
+    /// would change nothing.
+    fn pooled(
+        &self,
+        read: &Beginning,
+        pooled_at: &[Option<usize>],
+        difference: Option<&Tensor<3>>,
+    ) -> Result<Tensor<2>> {
+        let after = self.embed_tokens(&self.frame.after)?; // [after, d]
+        let mut rest = after.unsqueeze::<3>().repeat_dim(0, pooled_at.len());
+        if let Some(tokens) = difference {
+            self.check_width(tokens.dims()[2])?;
             rest = Tensor::cat(vec![tokens.clone().cast(rest.dtype()), rest], 1); // [b, n + after, d]
         }
-        let end = (beginnings.read.len() + rest.dims()[1]).saturating_sub(1);
-        let ends = (beginnings.pooled_at.iter().enumerate())
-            .map(|(row, place)| place.map_or(end, |place| place + beginnings.read.padding(row)));
+        let end = (read.len() + rest.dims()[1]).saturating_sub(1);
+        let ends = (pooled_at.iter().enumerate())
+            .map(|(row, place)| place.map_or(end, |place| place + read.padding(row)));
         let ends: Vec<usize> = ends.collect();
-        let pooled = (self.tower).pool_together(&beginnings.read, rest, &ends)?;
+        let pooled = self.tower.pool_together(read, rest, &ends)?;
         self.project(pooled)
     }
 
@@ -619,11 +665,7 @@ impl TextEncoder {
         beginning: &Beginning,
         difference: Option<&Tensor<2>>,
     ) -> Result<Tensor<2>> {
-        let mut rest = self.embed_tokens(&self.frame.after)?; // [after, d]
-        if let Some(tokens) = difference {
-            self.check_width(tokens.dims()[1])?;
-            rest = Tensor::cat(vec![tokens.clone().cast(rest.dtype()), rest], 0); // [n + after, d]
-        }
+        let rest = self.followed(difference, &self.frame.after)?;
         let count = self.frame.after.len();
         let end = (beginning.len() + rest.dims()[0]).saturating_sub(1);
         let beginning = (!beginning.is_empty()).then_some(beginning);
@@ -635,6 +677,19 @@ impl TextEncoder {
         let ends =
             (kept.into_iter()).map(|states| states.narrow(1, end + 1 - count, count).mean_dim(1)); // [1, 1, d]
         Ok(Tensor::cat(ends.collect(), 2).squeeze_dim(1))
+    }
+
+    /// The embeddings of difference tokens [n, d], if there are any, and of the ids that follow; [n + ids, d].
+    fn followed(&self, difference: Option<&Tensor<2>>, ids: &[u32]) -> Result<Tensor<2>> {
+        let rest = self.embed_tokens(ids)?;
+        let Some(tokens) = difference else {
+            return Ok(rest);
+        };
+        self.check_width(tokens.dims()[1])?;
+        Ok(Tensor::cat(
+            vec![tokens.clone().cast(rest.dtype()), rest],
+            0,
+        ))
     }
 
     /// Checks the width of difference tokens.

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::diffusion::joint_space::JointSpace;
 use crate::diffusion::pipeline::Pipeline;
-use crate::diffusion::text_encoder::{Beginning, Beginnings, TextEncoder};
+use crate::diffusion::text_encoder::{Beginnings, TextEncoder};
 use crate::diffusion::words::{FullPrompt, Prompt};
 use crate::method::learn::{ClipReading, Draws, LearnConfig, Pair};
 use crate::util::progress::LossTerms;
@@ -176,111 +176,48 @@ pub fn token_consistency(
     Ok(Consistency { after, before })
 }
 
-/// Where a CLIP loss reads prompts.
-#[derive(Debug, Clone, Copy)]
-enum Space<'a> {
-    /// A joint space of pictures and words.
-    Joint(&'a JointSpace),
-    /// The states of a text encoder that was not trained with pictures, where a prompt [ends](TextEncoder::end_states).
-    States {
-        encoder: &'a TextEncoder,
-        number: usize,
-    },
-}
-
-/// Beginnings of prompts, read at once or one by one.
-#[derive(Debug, Clone)]
-enum Read {
-    Together(Beginnings),
-    Each(Vec<Beginning>),
-}
-
-impl Read {
-    fn cat(parts: [&Self; 2]) -> Self {
-        match parts {
-            [Self::Together(one), Self::Together(other)] => {
-                Self::Together(Beginnings::cat(&[one, other]))
-            }
-            [one, other] => Self::Each([one.each(), other.each()].concat()),
-        }
-    }
-
-    fn each(&self) -> &[Beginning] {
-        match self {
-            Self::Together(_) => &[],
-            Self::Each(beginnings) => beginnings,
-        }
-    }
-}
-
-impl Space<'_> {
-    /// The number of the text encoder whose difference tokens are read.
-    fn encoder(&self) -> usize {
-        match self {
-            Self::Joint(joint) => joint.encoder(),
-            Self::States { number, .. } => *number,
-        }
-    }
-
-    fn device(&self) -> Device {
-        match self {
-            Self::Joint(joint) => joint.device().clone(),
-            Self::States { encoder, .. } => encoder.token_table().device(),
-        }
-    }
-
-    fn read(&self, prompts: &[&Prompt], num_tokens: usize) -> Result<Read> {
-        match self {
-            Self::Joint(joint) => joint.read(prompts, num_tokens).map(Read::Together),
-            Self::States { encoder, number } => {
-                let read = |prompt: &&Prompt| Ok(encoder.read(&prompt.ids(*number), num_tokens)?.0);
-                prompts
-                    .iter()
-                    .map(read)
-                    .collect::<Result<_>>()
-                    .map(Read::Each)
-            }
-        }
-    }
-
-    /// The unit-norm features of the prompts, [b, e], followed by `difference`, [b, n, d].
-    fn features(&self, read: &Read, difference: Option<&Tensor<3>>) -> Result<Tensor<2>> {
-        let features = match (self, read) {
-            (Self::Joint(joint), Read::Together(beginnings)) => {
-                joint.text_encoder().features(beginnings, difference)?
-            }
-            (Self::States { encoder, .. }, Read::Each(beginnings)) => {
-                let rows = beginnings.iter().enumerate().map(|(row, beginning)| {
-                    let tokens = difference.map(|d| d.clone().narrow(0, row, 1).squeeze_dim(0));
-                    encoder.end_states(beginning, tokens.as_ref())
-                });
-                Tensor::cat(rows.collect::<Result<_>>()?, 0)
-            }
-            _ => return Err(Error::invalid_input("prompts were read in another space")),
-        };
-        Ok(unit(features.cast(DType::F32)))
-    }
-}
-
-/// The CLIP loss in one joint space: as read by the text encoder, the difference tokens must point
-/// from A to A′.
+/// The CLIP loss of one text encoder: as it reads them, the difference tokens must point from A to A′.
 ///
-/// It is the mean of `1 − cos(E_T([P, ±D̃]) − E_T([P]), ±delta)`, with unit-norm features, over the prompts
-/// read. [`ClipReading::Prompts`], ours, compares a difference of features with a difference of
+/// It is the mean of `1 − cos(E_T([P, ±D̃]) − E_T([P]), ±delta)`, with unit-norm [features](TextEncoder::features), over
+/// the prompts read. [`ClipReading::Prompts`], ours, compares a difference of features with a difference of
 /// features: it reads `[P_A, +D̃]` and, unless [`LearnConfig::consistency`] is off,
 /// `[P_A′, −D̃]` of every pair, and in each step [thinned copies](Self::with_thinned) of both.
 /// [`ClipReading::Alone`] is the paper's `1 − cos(E_T([D̃]), delta)`: P is empty, and its own features are not
 /// subtracted.
 ///
-/// Where no text encoder was trained with pictures, it reads the states of the encoder itself, and the delta is that
-/// of the prompts (ours): [`of_captions`](Self::of_captions).
+/// Where no text encoder was trained with pictures, the delta is that of the prompts (ours):
+/// [`of_captions`](Self::of_captions).
 #[derive(Debug)]
 pub struct ClipLoss<'a> {
-    space: Space<'a>,
+    reader: Reader<'a>,
     /// The prompts that are read in every step.
     readings: Arc<[Reading]>,
     /// These and, in a step, their thinned copies, read at once.
     batch: Batch,
+}
+
+/// The text encoder that reads.
+#[derive(Debug, Clone, Copy)]
+struct Reader<'a> {
+    encoder: &'a TextEncoder,
+    /// Its number among the pipeline's, which is that of its difference tokens.
+    number: usize,
+}
+
+impl Reader<'_> {
+    fn read(&self, prompts: &[&Prompt], num_tokens: usize) -> Result<Beginnings> {
+        let ids: Vec<_> = prompts
+            .iter()
+            .map(|prompt| prompt.ids(self.number))
+            .collect();
+        self.encoder.read_several(&ids, num_tokens)
+    }
+
+    /// The unit-norm features of the prompts, [b, e], followed by `difference`, [b, n, d].
+    fn features(&self, read: &Beginnings, difference: Option<&Tensor<3>>) -> Result<Tensor<2>> {
+        let features = self.encoder.features(read, difference)?;
+        Ok(unit(features.cast(DType::F32)))
+    }
 }
 
 /// A prompt that the CLIP loss reads.
@@ -297,7 +234,7 @@ struct Reading {
 #[derive(Debug, Clone)]
 struct Batch {
     /// Their starts and words.
-    beginnings: Read,
+    beginnings: Beginnings,
     /// The features to subtract: those without difference tokens, [b, e] of unit norm, or none.
     without: Option<Tensor<2>>,
     /// The target directions, [b, e].
@@ -307,14 +244,14 @@ struct Batch {
 }
 
 impl Batch {
-    fn new(space: Space<'_>, readings: &[Reading], config: &LearnConfig) -> Result<Self> {
+    fn new(reader: Reader<'_>, readings: &[Reading], config: &LearnConfig) -> Result<Self> {
         let prompts: Vec<&Prompt> = readings.iter().map(|reading| &reading.prompt).collect();
-        let beginnings = space.read(&prompts, config.num_tokens)?;
+        let beginnings = reader.read(&prompts, config.num_tokens)?;
         let without = match config.clip_reading {
             ClipReading::Alone => None,
-            ClipReading::Prompts => Some(space.features(&beginnings, None)?),
+            ClipReading::Prompts => Some(reader.features(&beginnings, None)?),
         };
-        let device = space.device();
+        let device = reader.encoder.token_table().device();
         let (count, options) = (readings.len(), (&device, DType::F32));
         let signs: Vec<f32> = readings.iter().map(|reading| reading.sign).collect();
         let targets = (readings.iter())
@@ -332,7 +269,7 @@ impl Batch {
     fn cat(parts: [&Self; 2]) -> Self {
         let without: Option<Vec<_>> = parts.iter().map(|part| part.without.clone()).collect();
         Self {
-            beginnings: Read::cat(parts.map(|part| &part.beginnings)),
+            beginnings: Beginnings::cat(&parts.map(|part| &part.beginnings)),
             without: without.map(|rows| Tensor::cat(rows, 0)),
             targets: Tensor::cat(parts.map(|part| part.targets.clone()).to_vec(), 0),
             signs: Tensor::cat(parts.map(|part| part.signs.clone()).to_vec(), 0),
@@ -345,7 +282,7 @@ impl<'a> ClipLoss<'a> {
     ///
     /// # Errors
     /// [`Error::InvalidInput`] if a pair has no such delta, and as
-    /// [`JointSpace::read`].
+    /// [`TextEncoder::read_several`].
     pub fn new(
         joint: &'a JointSpace,
         number: usize,
@@ -357,37 +294,41 @@ impl<'a> ClipLoss<'a> {
             delta.ok_or_else(|| Error::invalid_input("a pair needs a delta for each joint space"))
         });
         let deltas: Vec<Vec<f32>> = deltas.collect::<Result<_>>()?;
-        Self::in_space(Space::Joint(joint), pairs.iter().zip(deltas), config)
+        let reader = Reader {
+            encoder: joint.text_encoder(),
+            number: joint.encoder(),
+        };
+        Self::read_by(reader, pairs.iter().zip(deltas), config)
     }
 
-    /// The loss in the states of text encoder `number`, which has no joint space: what the tokens change must point
-    /// from the prompt of A to that of A′. Pairs with equal prompts say nothing; `None` if there are no others.
+    /// The loss of text encoder `number`, which has no joint space: what the tokens change must point from the prompt
+    /// of A to that of A′. Pairs with equal prompts say nothing; `None` if there are no others.
     ///
     /// # Errors
-    /// As [`TextEncoder::read`].
+    /// As [`TextEncoder::read_several`].
     pub fn of_captions(
         encoder: &'a TextEncoder,
         number: usize,
         pairs: &[Pair],
         config: &LearnConfig,
     ) -> Result<Option<Self>> {
-        let space = Space::States { encoder, number };
+        let reader = Reader { encoder, number };
         let telling: Vec<&Pair> = pairs.iter().filter(|pair| pair.prompts_differ()).collect();
         if telling.is_empty() {
             return Ok(None);
         }
         let deltas = telling.iter().map(|pair| {
             let prompts = [pair.prompt_a.prompt(), pair.prompt_a_prime.prompt()];
-            let states = space.features(&space.read(&prompts, config.num_tokens)?, None)?;
+            let states = reader.features(&reader.read(&prompts, config.num_tokens)?, None)?;
             let change = states.clone().narrow(0, 1, 1) - states.narrow(0, 0, 1);
             Ok(host(unit(change)))
         });
         let deltas: Vec<Vec<f32>> = deltas.collect::<Result<_>>()?;
-        Self::in_space(space, telling.iter().copied().zip(deltas), config).map(Some)
+        Self::read_by(reader, telling.iter().copied().zip(deltas), config).map(Some)
     }
 
-    fn in_space<'p>(
-        space: Space<'a>,
+    fn read_by<'p>(
+        reader: Reader<'a>,
         pairs: impl Iterator<Item = (&'p Pair, Vec<f32>)>,
         config: &LearnConfig,
     ) -> Result<Self> {
@@ -408,9 +349,9 @@ impl<'a> ClipLoss<'a> {
                 }
             }
         }
-        let batch = Batch::new(space, &readings, config)?;
+        let batch = Batch::new(reader, &readings, config)?;
         Ok(Self {
-            space,
+            reader,
             readings: readings.into(),
             batch,
         })
@@ -420,7 +361,7 @@ impl<'a> ClipLoss<'a> {
     /// left out with probability ½. Tokens that only fit the prompts of A and A′ say less after another prompt.
     ///
     /// # Errors
-    /// As [`JointSpace::read`].
+    /// As [`TextEncoder::read_several`].
     pub fn with_thinned(&self, config: &LearnConfig, rng: &mut ChaCha8Rng) -> Result<Self> {
         let mut thinned = Vec::new();
         if config.clip_reading == ClipReading::Prompts {
@@ -435,10 +376,10 @@ impl<'a> ClipLoss<'a> {
         }
         let batch = match thinned.is_empty() {
             true => self.batch.clone(),
-            false => Batch::cat([&self.batch, &Batch::new(self.space, &thinned, config)?]),
+            false => Batch::cat([&self.batch, &Batch::new(self.reader, &thinned, config)?]),
         };
         Ok(Self {
-            space: self.space,
+            reader: self.reader,
             readings: self.readings.clone(),
             batch,
         })
@@ -447,17 +388,16 @@ impl<'a> ClipLoss<'a> {
     /// The loss `[1]` of difference tokens, one [n, d] per text encoder of the pipeline.
     ///
     /// # Errors
-    /// [`Error::InvalidInput`] if there are none for the joint space's text encoder, or of another
-    /// width.
+    /// [`Error::InvalidInput`] if there are none for the text encoder that reads, or of another width.
     pub fn of(&self, difference: &[Tensor<2>]) -> Result<Tensor<1>> {
-        let Some(tokens) = difference.get(self.space.encoder()) else {
+        let Some(tokens) = difference.get(self.reader.number) else {
             return Err(Error::invalid_input(
-                "there are no difference tokens for the text encoder of a joint space",
+                "there are no difference tokens for a text encoder that the CLIP loss reads",
             ));
         };
         let batch = &self.batch;
         let tokens = tokens.clone().unsqueeze::<3>() * batch.signs.clone(); // [b, n, d]
-        let features = (self.space).features(&batch.beginnings, Some(&tokens))?; // [b, e]
+        let features = (self.reader).features(&batch.beginnings, Some(&tokens))?; // [b, e]
         let changes = match &batch.without {
             Some(without) => features - without.clone(),
             None => features,

@@ -102,6 +102,30 @@ fn both_towers_of_the_joint_space() {
 }
 
 #[test]
+fn without_a_projection_there_is_no_joint_space() {
+    let golden = golden("clip/joint");
+    for name in ["text_projection.weight", "visual_projection.weight"] {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::copy(
+            golden.join("config.json"),
+            folder.path().join("config.json"),
+        )
+        .unwrap();
+        let mut arrays = Arrays::read(&golden.join("model.safetensors")).unwrap();
+        assert!(arrays.arrays.remove(name).is_some());
+        arrays
+            .write(&folder.path().join("model.safetensors"))
+            .unwrap();
+        let opened = ClipModel::open(folder.path(), &Device::flex(), FloatDType::F32);
+        let message = opened.unwrap_err().to_string();
+        assert!(
+            message.contains(name) && message.contains("the projection into the joint space"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
 fn a_cached_prefix_changes_nothing() {
     let (model, _) = text_model("clip/text_projected");
     let whole = encode(&model);

@@ -39,13 +39,23 @@ impl ClipModel {
     /// Opens a folder saved by transformers' `CLIPModel`.
     ///
     /// # Errors
-    /// When `config.json` or the weights are missing, damaged, or do not match.
+    /// When `config.json` or the weights are missing, damaged, or do not match; without both projections there is
+    /// no joint space.
     pub fn open(dir: &Path, device: &Device, dtype: FloatDType) -> Result<Self> {
         open_tower(dir, device, dtype, |weights, config: &ClipConfig| {
-            Ok(Self {
-                text: ClipTextModel::load(weights, &config.text_config)?,
-                vision: ClipVisionModel::load(weights, &config.vision_config)?,
-            })
+            let text = ClipTextModel::load(weights, &config.text_config)?;
+            let vision = ClipVisionModel::load(weights, &config.vision_config)?;
+            for name in ["text_projection.weight", "visual_projection.weight"] {
+                if !weights.contains(name) {
+                    return Err(Error::Tensor {
+                        path: weights.path().to_owned(),
+                        name: name.to_owned(),
+                        expected: "the projection into the joint space".to_owned(),
+                        found: "no such tensor".to_owned(),
+                    });
+                }
+            }
+            Ok(Self { text, vision })
         })
     }
 }
