@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType, Tensor, TensorData};
 use difference_inversion::diffusion::draw::TextToImage;
@@ -523,6 +523,7 @@ fn the_estimate_of_memory_leaves_out_what_is_not_read() {
         paths.options.resolution = Some([16, 16]);
         let memory = LearningMemory {
             dtype: FloatDType::F32,
+            q8: false,
             memory,
             rows: 2,
             side: None,
@@ -616,6 +617,62 @@ fn a_transformer_that_does_not_fit_is_refused_in_words() {
             "transformer_blocks.1",
         ],
     ]);
+}
+
+/// The names of FLUX.2's own code, by which its autoencoder is known to ComfyUI.
+#[test]
+fn the_autoencoder_in_its_original_layout_is_the_same() {
+    let folder = folder_of(Kind::Base);
+    let path = folder
+        .path()
+        .join("vae/diffusion_pytorch_model.safetensors");
+    let mut arrays = Arrays::read(&path).unwrap();
+    let original = |name: &str| {
+        let mut name = name.replace("conv_norm_out", "norm_out");
+        for (found, replaced) in [
+            ("mid_block.resnets.0", "mid.block_1"),
+            ("mid_block.resnets.1", "mid.block_2"),
+            ("mid_block.attentions.0.group_norm", "mid.attn_1.norm"),
+            ("mid_block.attentions.0.to_out.0", "mid.attn_1.proj_out"),
+            ("mid_block.attentions.0.to_", "mid.attn_1."),
+            ("down_blocks.", "down."),
+            ("up_blocks.0", "up.1"),
+            ("up_blocks.1", "up.0"),
+            ("resnets", "block"),
+            ("samplers.0", "sample"),
+            ("conv_shortcut", "nin_shortcut"),
+        ] {
+            name = name.replace(found, replaced);
+        }
+        match name.split_once('.') {
+            Some(("quant_conv", _)) => format!("encoder.{name}"),
+            Some(("post_quant_conv", _)) => format!("decoder.{name}"),
+            _ => name,
+        }
+    };
+    let count = arrays.arrays.len();
+    arrays.arrays = (arrays.arrays.into_iter())
+        .map(|(name, array)| (original(&name), array))
+        .collect();
+    assert_eq!(arrays.arrays.len(), count);
+    assert!(
+        arrays
+            .arrays
+            .contains_key("decoder.up.1.upsample.conv.weight")
+    );
+    let file = folder.path().join("flux2-vae.safetensors");
+    arrays.write(&file).unwrap();
+    let drawn = |vae: Option<PathBuf>| {
+        let mut paths = ModelPaths {
+            model: folder.path().to_owned(),
+            ..ModelPaths::default()
+        };
+        paths.options.resolution = Some([16, 16]);
+        paths.options.vae = vae;
+        let models = Models::open(&paths, &Device::flex(), FloatDType::F32).unwrap();
+        generate::generate(&models, &request(2, 2.0), Inputs::default(), &mut silent).unwrap()
+    };
+    assert_eq!(drawn(Some(file)), drawn(None));
 }
 
 #[test]

@@ -317,10 +317,16 @@ pub(crate) fn autoencoder(path: &Path, device: &Device, dtype: FloatDType) -> Re
         .filter_map(|(bare, _)| level(bare))
         .max()
         .unwrap_or(0);
-    let halves = ["encoder.", "decoder.", "quant_conv.", "post_quant_conv."];
+    let parts = [
+        "encoder.",
+        "decoder.",
+        "quant_conv.",
+        "post_quant_conv.",
+        "bn.",
+    ];
     let mut tensors = BTreeMap::new();
     for (bare, key) in names {
-        if !halves.iter().any(|half| bare.starts_with(half)) {
+        if !parts.iter().any(|part| bare.starts_with(part)) {
             continue; // of its training
         }
         let Some((name, change)) = vae_key(&bare, levels) else {
@@ -487,8 +493,18 @@ fn renamed_back(key: &str, names: &Names) -> Option<String> {
 /// The autoencoder numbers the levels of both halves from the finest; diffusers numbers the decoder's from
 /// the coarsest of `levels`.
 fn vae_key(key: &str, levels: usize) -> Option<(String, Change)> {
-    if key.starts_with("quant_conv.") || key.starts_with("post_quant_conv.") {
-        return Some((key.to_owned(), Change::None));
+    // FLUX.2's halves include these convolutions. The statistics of its latents are named as in diffusers.
+    let inner = (key.strip_prefix("encoder.")).filter(|inner| inner.starts_with("quant_conv."));
+    let inner = inner.or_else(|| {
+        let inner = key.strip_prefix("decoder.");
+        inner.filter(|inner| inner.starts_with("post_quant_conv."))
+    });
+    let whole = inner.unwrap_or(key);
+    if ["quant_conv.", "post_quant_conv.", "bn."]
+        .iter()
+        .any(|part| whole.starts_with(part))
+    {
+        return Some((whole.to_owned(), Change::None));
     }
     let (half, rest) = key.split_once('.')?;
     if !["encoder", "decoder"].contains(&half) {

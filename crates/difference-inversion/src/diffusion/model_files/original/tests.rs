@@ -89,10 +89,22 @@ fn keys_of_the_autoencoder() {
             "decoder.up_blocks.0.upsamplers.0.conv.bias",
             Change::None,
         ),
+        (
+            "encoder.quant_conv.weight",
+            "quant_conv.weight",
+            Change::None,
+        ),
+        (
+            "decoder.post_quant_conv.bias",
+            "post_quant_conv.bias",
+            Change::None,
+        ),
+        ("bn.running_var", "bn.running_var", Change::None),
     ] {
         assert_eq!(vae_key(original, 4), Some((name.to_owned(), change)));
     }
     for unknown in [
+        "decoder.quant_conv.weight",
         "decoder.up.4.block.0.norm1.weight",
         "encoder.down.0.attn.0.q.weight",
         "encoder.up.0.block.0.norm1.weight",
