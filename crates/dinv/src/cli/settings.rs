@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::flags::ModelSettings;
+use super::flags::{ModelSettings, number_or_text};
 use super::locate::{known, relative_to};
 use super::terminal::Failure;
 
@@ -38,11 +38,8 @@ pub(crate) fn recommended(folder: &Path) -> anyhow::Result<Map<String, Value>> {
 
 /// The size in pixels that the model in `folder` recommends.
 pub(crate) fn recommended_resolution(folder: &Path) -> anyhow::Result<Option<String>> {
-    let values = recommended(folder)?;
-    Ok(values.get(RESOLUTION).map(|size| match size {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }))
+    let size = recommended(folder)?.remove(RESOLUTION);
+    Ok(size.map(number_or_text).transpose()?.flatten())
 }
 
 /// Settings from one place, by name.
