@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use burn::tensor::{Device, FloatDType};
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::method::generate_config::AnalogyConfig;
-use difference_inversion::models::denoiser::Memory;
 use difference_inversion::{Error, Result};
 
 /// The role of the text-to-image model in records of runs.
@@ -49,7 +48,6 @@ pub struct EvalModels {
     inpainting: Shared,
     device: Device,
     dtype: FloatDType,
-    memory: Memory,
 }
 
 #[derive(Debug)]
@@ -66,7 +64,6 @@ impl EvalModels {
         recommended: AnalogyConfig,
         device: &Device,
         dtype: FloatDType,
-        memory: Memory,
     ) -> Self {
         let shared = |what, paths| Shared {
             what,
@@ -80,7 +77,6 @@ impl EvalModels {
             inpainting: shared("an inpainting model", paths.inpainting),
             device: device.clone(),
             dtype,
-            memory,
         }
     }
 
@@ -119,8 +115,7 @@ impl EvalModels {
         if let Some(models) = held.upgrade() {
             return Ok(models);
         }
-        let models = Models::open(paths, &self.device, self.dtype)?.with_memory(self.memory);
-        let models = Arc::new(models);
+        let models = Arc::new(Models::open(paths, &self.device, self.dtype)?);
         *held = Arc::downgrade(&models);
         Ok(models)
     }

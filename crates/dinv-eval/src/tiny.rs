@@ -9,7 +9,6 @@ use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::diffusion::model_files::FileOptions;
 use difference_inversion::image::load_image;
 use difference_inversion::method::generate_config::AnalogyConfig;
-use difference_inversion::models::denoiser::Memory;
 use difference_inversion::util::progress::Progress;
 use difference_inversion::util::tensors::host;
 use serde_json::{Map, Value};
@@ -57,7 +56,7 @@ pub(super) fn eval_models_without_clip() -> EvalModels {
         ..EvalModelPaths::default()
     };
     let (recommended, device) = (AnalogyConfig::default(), Device::flex());
-    EvalModels::new(paths, recommended, &device, FloatDType::F32, Memory::Normal)
+    EvalModels::new(paths, recommended, &device, FloatDType::F32)
 }
 
 /// The same with these U-Nets for the methods that take pictures as input.
@@ -68,7 +67,7 @@ pub(super) fn eval_models_with(instruct: Option<&str>, inpaint: Option<&str>) ->
         inpainting: inpaint.map(|unet| paths(Some(unet))),
     };
     let (recommended, device) = (AnalogyConfig::default(), Device::flex());
-    EvalModels::new(paths, recommended, &device, FloatDType::F32, Memory::Normal)
+    EvalModels::new(paths, recommended, &device, FloatDType::F32)
 }
 
 /// The model with this U-Net.

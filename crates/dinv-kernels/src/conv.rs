@@ -1,26 +1,97 @@
 //! Linear maps and convolutions on the CPU.
 
-use burn::tensor::Tensor;
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor};
 
 use super::gradient::with_gradient;
-use super::half::Weights;
+use super::half::{Slice, Weights};
+use super::packed::Packed;
 use super::product::{Right, product};
 use super::{Values, for_chunks, tensor, winograd, with_scratch, zeros};
 
 /// Most floats of gathered neighbourhoods to hold at once.
 const GATHERED: usize = 1 << 22;
 
+/// The weight of a linear map.
+#[derive(Debug, Clone)]
+pub enum Matrix {
+    /// `[d_out, d_in]` of any floating-point type.
+    Dense(Box<Tensor<2>>),
+    /// Of fewer bits, on the CPU. Each product widens it, so that the gradient holds no wide copy either.
+    Packed(Arc<Packed>),
+}
+
+impl From<Tensor<2>> for Matrix {
+    fn from(weight: Tensor<2>) -> Self {
+        Self::Dense(Box::new(weight))
+    }
+}
+
+impl Matrix {
+    /// `[d_out, d_in]`
+    pub fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(weight) => weight.dims(),
+            Self::Packed(packed) => packed.shape(),
+        }
+    }
+
+    /// The bytes that it takes.
+    pub fn size(&self) -> usize {
+        match self {
+            Self::Dense(weight) => weight.shape().num_elements() * weight.dtype().size(),
+            Self::Packed(packed) => packed.size(),
+        }
+    }
+
+    /// Its numbers, on `device` if they are packed.
+    pub fn dense(&self, device: &Device) -> Tensor<2> {
+        match self {
+            Self::Dense(weight) => (**weight).clone(),
+            Self::Packed(packed) => packed.widened().to_device(device),
+        }
+    }
+}
+
+/// A matrix for products on the CPU.
+enum Factor {
+    Stored(Weights),
+    Packed(Arc<Packed>),
+}
+
+impl Factor {
+    fn of(matrix: Matrix) -> Self {
+        match matrix {
+            Matrix::Dense(weight) => Self::Stored(Weights::of(*weight)),
+            Matrix::Packed(packed) => Self::Packed(packed),
+        }
+    }
+
+    /// Lends it to `work` as the factor on the right, whose rows or, if `transposed`, columns are `stride` long.
+    fn lend<T>(&self, stride: usize, transposed: bool, work: impl FnOnce(Right<'_>) -> T) -> T {
+        match self {
+            Self::Stored(weights) => work(Right::new(weights, stride, transposed)),
+            Self::Packed(packed) => with_scratch(packed.shape().iter().product(), |wide| {
+                packed.widen(wide);
+                work(Right {
+                    values: Slice::F32(wide),
+                    stride,
+                    transposed,
+                })
+            }),
+        }
+    }
+}
+
 /// `x Wᵀ + b`.
 ///
 /// # Shapes
-/// `x` `[..., d_in]`, `weight` `[d_out, d_in]` of any floating-point type, `bias` `[d_out]`.
-pub fn linear<const D: usize>(
-    x: Tensor<D>,
-    weight: Tensor<2>,
-    bias: Option<Tensor<1>>,
-) -> Tensor<D> {
+/// `x` `[..., d_in]`, `weight` `[d_out, d_in]`, `bias` `[d_out]`.
+pub fn linear<const D: usize>(x: Tensor<D>, weight: Matrix, bias: Option<Tensor<1>>) -> Tensor<D> {
     #[cfg(all(feature = "gpu", not(test)))]
     if !super::on_cpu(&x) {
+        let weight = weight.dense(&x.device().without_autodiff());
         return super::gpu::conv::linear(x, weight, bias);
     }
     with_gradient([x], |[x]| {
@@ -28,9 +99,9 @@ pub fn linear<const D: usize>(
         let [d_out, d_in] = weight.dims();
         let mut out_shape = shape;
         out_shape[D - 1] = d_out;
-        let weight = Weights::of(weight);
-        let y = times(x, Right::new(&weight, d_in, true), bias, out_shape);
-        let back = move |grad| [times(grad, Right::new(&weight, d_in, false), None, shape)];
+        let weight = Factor::of(weight);
+        let y = weight.lend(d_in, true, |right| times(x, right, bias, out_shape));
+        let back = move |grad| [weight.lend(d_in, false, |right| times(grad, right, None, shape))];
         (y, back)
     })
 }

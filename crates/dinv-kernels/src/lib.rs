@@ -17,6 +17,7 @@ pub mod gradient;
 mod half;
 mod math;
 pub mod norm;
+pub mod packed;
 pub mod pointwise;
 mod product;
 mod winograd;

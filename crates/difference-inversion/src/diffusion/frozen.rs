@@ -122,7 +122,7 @@ impl Models {
             clip_folders: paths.clip_folders(),
             captioner: Mutex::default(),
             captioner_place: paths.captioner_place(),
-            memory: Memory::default(),
+            memory: paths.options.memory,
             device: device.clone(),
             dtype,
         })
@@ -191,16 +191,6 @@ impl Models {
         }
         JointSpace::open(folder, &self.device, self.dtype)?
             .of_one_among(self.pipeline.text_encoders())
-    }
-
-    /// Saves memory rather than time if `memory` says so: see [`Pipeline::set_memory`]. The captioner and the
-    /// image towers of the joint spaces are also closed while a difference is learned or a picture is
-    /// made.
-    #[must_use]
-    pub fn with_memory(mut self, memory: Memory) -> Self {
-        self.memory = memory;
-        self.pipeline.set_memory(memory);
-        self
     }
 
     /// Closes the networks that read pictures, which are the captioner and the image towers of the joint spaces,

@@ -11,6 +11,8 @@ use crate::diffusion::model_files::layout::Layout;
 use crate::diffusion::pipeline::{resolution, with_shorter_side};
 use crate::models::denoiser::Memory;
 use crate::models::text::clip_text::shared_bytes;
+use crate::models::text::t5::T5EncoderModel;
+use crate::models::text::tower::TowerKind;
 use crate::models::vae::AutoencoderConfig;
 use crate::weights::Weights;
 
@@ -25,6 +27,8 @@ const IMAGE_TOWER: [&str; 2] = ["vision_model", "visual_projection"];
 pub struct LearningMemory {
     /// The type of the weights.
     pub dtype: FloatDType,
+    /// Whether large networks are held in [8 bits](crate::diffusion::model_files::FileOptions::q8).
+    pub q8: bool,
     /// Whether to save time or memory.
     pub memory: Memory,
     /// Latents per call of the denoiser, 0 for none: [`LearnConfig::rows`](crate::method::learn::LearnConfig::rows).
@@ -44,6 +48,8 @@ impl LearningMemory {
     /// If a file is invalid (the error names it); [`Error::Missing`](crate::Error::Missing) if the size of the pictures is
     /// unknown.
     pub fn peak(&self, paths: &ModelPaths) -> Result<u64> {
+        let mut paths = paths.clone();
+        paths.options.q8 = self.q8;
         let files = paths.files()?;
         let family = Family::of(&files)?;
         let denoiser = family.denoiser.config(&files)?;
@@ -58,7 +64,10 @@ impl LearningMemory {
             .collect::<Result<Vec<_>>>()?;
         let of_encoders = parts.iter().zip(&encoders);
         let of_encoders: u64 = of_encoders
-            .map(|(part, weights)| weights.bytes_in_memory_of(part.needs))
+            .map(|(part, weights)| match part.kind {
+                TowerKind::T5 => T5EncoderModel::bytes_in_memory(weights, self.memory),
+                TowerKind::Clip | TowerKind::Qwen3 => weights.bytes_in_memory_of(part.needs),
+            })
             .sum();
         let mut weights = open(family.denoiser.part, self.dtype)?.bytes_in_memory()
             + open(autoencoder.part, vae_dtype)?.bytes_in_memory()
@@ -146,9 +155,10 @@ const PUBLISHED: [Published; 3] = [
 
 impl LearningMemory {
     /// As [`peak`](Self::peak), of a model that is known by this name and is not there, without the captioner; `None`
-    /// if its sizes are not known. `resolution` is height and width in pixels, by default those the model draws.
+    /// if its sizes are not known, or which of its layers are linear. `resolution` is height and width in pixels, by default those the model draws.
     pub fn peak_of_known(&self, name: &str, resolution: Option<[u32; 2]>) -> Option<u64> {
-        let published = PUBLISHED.iter().find(|published| published.name == name)?;
+        let mut published = PUBLISHED.iter().filter(|_| !self.q8);
+        let published = published.find(|published| published.name == name)?;
         let layout = Layout::by_name(published.layout).ok()?;
         let part = &layout.family.denoiser;
         let denoiser = (part.open)(layout.denoiser.clone(), Path::new(part.part)).ok()?;
@@ -190,6 +200,7 @@ mod tests {
         for model in crate::diffusion::family::known_models() {
             let learning = |dtype, memory| LearningMemory {
                 dtype,
+                q8: false,
                 memory,
                 rows: 2,
                 side: None,

@@ -15,7 +15,7 @@ use burn::tensor::{Device, FloatDType};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use crate::diffusion::family::{self, Family};
+use crate::diffusion::family::{self, EncoderPart, Family};
 use crate::diffusion::model_files::embedding::EmbeddingFile;
 use crate::diffusion::model_files::layout::Layout;
 use crate::diffusion::model_files::lora::{LayerNames, Lora, LoraFile};
@@ -24,7 +24,9 @@ use crate::diffusion::model_files::original::{Networks, autoencoder, networks};
 use crate::diffusion::model_files::said::{Said, ZERO_SNR, title};
 use crate::diffusion::model_files::strays::{cleaned, noted};
 use crate::diffusion::sample::{PredictionType, TimestepSpacing};
+use crate::models::denoiser::Memory;
 use crate::models::text::tokenizer::Vocabulary;
+use crate::models::text::tower::TowerKind;
 use crate::models::vae::{AutoencoderConfig, AutoencoderTinyConfig};
 use crate::util::error::abbreviate;
 use crate::weights::file::TensorFile;
@@ -56,7 +58,8 @@ pub fn tokenizer_of(text_encoder: &str) -> String {
     text_encoder.replace("text_encoder", "tokenizer")
 }
 
-/// How to interpret the files of a model where they do not state it themselves.
+/// How to read the files of a model: what they do not state themselves, what replaces or changes them, and whether
+/// to save time or memory.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct FileOptions {
     /// The family of a single file; by default it is recognised.
@@ -95,6 +98,14 @@ pub struct FileOptions {
     /// The number of layers before its usual one from which CLIP's hidden states are read, as diffusers counts
     /// (`clip_skip`).
     pub clip_skip: usize,
+    /// Whether linear layers are held with 8 bits a number (ggml's Q8_0), on the CPU: those of the denoiser, T5 and
+    /// Qwen3. Matrices that a file packs stay packed in any case.
+    pub q8: bool,
+    /// Whether to save time or memory. With [`Memory::Low`], the backward pass through the denoiser computes the
+    /// inside of each layer once more, the autoencoder works in tiles, the captioner and the image towers of joint
+    /// spaces are closed while a difference is learned or a picture is made, and T5 is read from its file layer by
+    /// layer for every prompt.
+    pub memory: Memory,
 }
 
 /// The files of one diffusion model, of which only configurations and headers have been read. Its networks
@@ -265,6 +276,11 @@ impl ModelFiles {
             Some(original) => original.networks.contains_key(network),
             None => self.path.join(network).is_dir(),
         }
+    }
+
+    /// Whether to save time or memory.
+    pub fn memory(&self) -> Memory {
+        self.options.memory
     }
 
     /// Whether T5 is left out.
@@ -478,7 +494,10 @@ impl ModelFiles {
     /// # Errors
     /// [`Error::InvalidFile`] if the model has no such network, or a LoRA does not fit it; as [`Weights::open`].
     pub fn weights(&self, network: &str, device: &Device, dtype: FloatDType) -> Result<Weights> {
-        let weights = self.own_weights(network, device, dtype)?;
+        let mut weights = self.own_weights(network, device, dtype)?;
+        if self.options.q8 && self.may_be_in_8_bits(network)? {
+            weights = weights.in_8_bits();
+        }
         if self.loras.is_empty() {
             return Ok(weights);
         }
@@ -488,6 +507,14 @@ impl ModelFiles {
             lora.add_changes(&names, &weights, &mut changes)?;
         }
         Ok(weights.changed(changes))
+    }
+
+    /// Whether a network is large. CLIP is small, and shares its weights with the joint space.
+    fn may_be_in_8_bits(&self, network: &str) -> Result<bool> {
+        let mut encoders = Family::of(self)?.text_encoders.iter();
+        let large =
+            |encoder: &EncoderPart| encoder.part == network && encoder.kind != TowerKind::Clip;
+        Ok(is_denoiser(network) || encoders.any(large))
     }
 
     /// The same without LoRAs.

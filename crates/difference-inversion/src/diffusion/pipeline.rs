@@ -123,12 +123,6 @@ impl Pipeline {
         self.resolution
     }
 
-    /// Sets whether time or memory is saved: with [`Memory::Low`], the backward pass through the
-    /// denoiser computes the inside of each layer once more, and the autoencoder works in tiles.
-    pub fn set_memory(&mut self, memory: Memory) {
-        self.memory = memory;
-    }
-
     /// The device of the models.
     pub fn device(&self) -> &Device {
         &self.device

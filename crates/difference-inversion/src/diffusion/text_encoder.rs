@@ -13,7 +13,7 @@ use crate::models::text::t5::T5EncoderModel;
 use crate::models::text::tokenizer::{ClipTokenizer, Tokenizer};
 pub use crate::models::text::tower::{Beginning, Encoded, Tower};
 use crate::util::tensors::fingerprint;
-use crate::weights::{Adapters, Weights, compute_dtype};
+use crate::weights::{Adapters, Weights};
 use crate::{Error, Result};
 
 /// The identity that a text encoder must share with the one the tokens were learned on.
@@ -198,15 +198,19 @@ pub fn open_t5_of_length(
     length: usize,
 ) -> Result<TextEncoder> {
     let tokenizer = Tokenizer::open(&files.vocabulary(part)?.folder)?;
-    let dtype = in_wide_range(device, dtype);
     let (config, weights) = (files.config(part)?, files.weights(part, device, dtype)?);
+    let weights = weights.in_wide_range();
     let frame = Frame {
         before: Vec::new(),
         after: vec![tokenizer.id("</s>")?],
         fill: Some(tokenizer.id("<pad>")?),
         length,
     };
-    let encoder = TextEncoder::new(tokenizer, frame, T5EncoderModel::load(&weights, &config)?)?;
+    let encoder = TextEncoder::new(
+        tokenizer,
+        frame,
+        T5EncoderModel::load(&weights, &config, files.memory())?,
+    )?;
     encoder.adapted(&weights)
 }
 
@@ -224,7 +228,7 @@ pub struct Qwen3Reading<'a> {
 }
 
 /// Opens Qwen3 with its tokenizer. It was trained in a type of wider range than half precision has: it
-/// computes in f32 where others compute in f16.
+/// [computes in f32](Weights::in_wide_range) where others compute in f16.
 ///
 /// # Errors
 /// If a file is invalid; the error names it.
@@ -239,8 +243,8 @@ pub fn open_qwen3(
     for token in ["<|im_start|>", "<|im_end|>"] {
         tokenizer.id(token)?; // without them the template would be read as words
     }
-    let dtype = in_wide_range(device, dtype);
     let (config, weights) = (files.config(part)?, files.weights(part, device, dtype)?);
+    let weights = weights.in_wide_range();
     let [before, after] = reading.template.map(|text| tokenizer.encode(text));
     let frame = Frame {
         before: before?,
@@ -250,14 +254,6 @@ pub fn open_qwen3(
     };
     let tower = Qwen3Model::load(&weights, &config, reading.layers)?;
     TextEncoder::new(tokenizer, frame, tower)
-}
-
-/// f32 if computation in `dtype` is in f16.
-fn in_wide_range(device: &Device, dtype: FloatDType) -> FloatDType {
-    match compute_dtype(device, dtype) {
-        FloatDType::F16 => FloatDType::F32,
-        _ => dtype,
-    }
 }
 
 /// The beginnings of several prompts, of which the [features](TextEncoder::features) are read.

@@ -3,8 +3,9 @@
 
 use burn::tensor::module::{attention, embedding, layer_norm, linear};
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, DType, Int, Tensor, TensorData, activation};
+use burn::tensor::{Bool, DType, Device, Int, Tensor, TensorData, activation};
 use dinv_kernels as kernels;
+use dinv_kernels::conv::Matrix;
 pub use dinv_kernels::fused_attention::Mask;
 
 use crate::weights::Weights;
@@ -77,7 +78,7 @@ pub(super) fn share<const D: usize>(own: &mut Tensor<D>, other: &Tensor<D>) -> u
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// `[d_out, d_in]`, in the requested type of weights.
-    weight: Tensor<2>,
+    weight: Matrix,
     bias: Option<Tensor<1>>,
 }
 
@@ -112,8 +113,10 @@ impl Linear {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn load_without_bias(weights: &Weights, d_in: usize, d_out: usize) -> Result<Self> {
-        let weight = weights.matrix("weight", [d_out, d_in])?;
-        Ok(Self::new(weight, None))
+        Ok(Self {
+            weight: weights.factor("weight", [d_out, d_in])?,
+            bias: None,
+        })
     }
 
     /// [`load`](Self::load) or [`load_without_bias`](Self::load_without_bias).
@@ -129,19 +132,26 @@ impl Linear {
 
     /// A layer of the given `weight` `[d_out, d_in]` and `bias` `[d_out]`.
     pub fn new(weight: Tensor<2>, bias: Option<Tensor<1>>) -> Self {
-        Self { weight, bias }
+        Self {
+            weight: weight.into(),
+            bias,
+        }
     }
 
     /// The weight `[d_out, d_in]`.
-    pub(crate) fn weight(&self) -> &Tensor<2> {
-        &self.weight
+    pub(crate) fn weight(&self) -> Tensor<2> {
+        self.weight.dense(&Device::flex())
     }
 
     /// Shares the weights that equal those of `other`; returns the number of bytes.
     pub fn share(&mut self, other: &Self) -> u64 {
         let bias = self.bias.as_mut().zip(other.bias.as_ref());
         let bias = bias.map_or(0, |(own, other)| share(own, other));
-        share(&mut self.weight, &other.weight) + bias
+        let weight = match (&mut self.weight, &other.weight) {
+            (Matrix::Dense(own), Matrix::Dense(other)) => share(own, other),
+            _ => 0,
+        };
+        weight + bias
     }
 
     /// # Shapes
@@ -151,8 +161,8 @@ impl Linear {
         if kernels::available(&x) {
             return kernels::conv::linear(x, weight, bias);
         }
-        let weight = weight.cast(x.dtype()).transpose();
-        linear(x, weight, bias)
+        let weight = weight.dense(&x.device().without_autodiff());
+        linear(x.clone(), weight.cast(x.dtype()).transpose(), bias)
     }
 }
 

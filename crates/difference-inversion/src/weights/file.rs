@@ -6,12 +6,13 @@ use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use dinv_kernels::packed::Packing;
+use half::{bf16, f16};
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 
 use crate::util::foreign::{BEGINNING, refuse_pipe, what_else};
 use crate::weights::gguf;
-use crate::weights::quantised::{Packing, scalar};
 use crate::weights::scales::scaled;
 use crate::{Error, Result};
 
@@ -120,9 +121,26 @@ impl TensorFile {
         (self.header.tensors.get(name)).map_or(0, |stored| stored.length)
     }
 
+    /// How the numbers of tensor `name` are packed, if they are.
+    pub(super) fn packing(&self, name: &str) -> Option<Packing> {
+        self.header.tensors.get(name)?.packing
+    }
+
     /// The little-endian bytes of some rows of tensor `name`: the parts from `start` to `end` of `of` equal parts. `of` must
     /// divide the number of rows.
-    pub(crate) fn bytes(&self, name: &str, [start, end, of]: [usize; 3]) -> Result<Vec<u8>> {
+    pub(crate) fn bytes(&self, name: &str, part: [usize; 3]) -> Result<Vec<u8>> {
+        let stored = self.stored_bytes(name, part)?;
+        Ok(match self.packing(name) {
+            Some(packing) => {
+                let widened = packing.widened(&stored).into_iter();
+                widened.flat_map(f32::to_le_bytes).collect()
+            }
+            None => stored,
+        })
+    }
+
+    /// The same as they are stored.
+    pub(super) fn stored_bytes(&self, name: &str, [start, end, of]: [usize; 3]) -> Result<Vec<u8>> {
         let Some(stored) = self.header.tensors.get(name) else {
             return Err(Error::invalid_file(
                 &self.path,
@@ -141,11 +159,7 @@ impl TensorFile {
             }
             Source::Memory(bytes) => read_exact_at(&mut std::io::Cursor::new(bytes), start, length),
         };
-        let bytes = bytes.map_err(Error::io(&self.path))?;
-        Ok(match stored.packing {
-            Some(packing) => packing.widened(&bytes),
-            None => bytes,
-        })
+        bytes.map_err(Error::io(&self.path))
     }
 
     /// The value of tensor `name`, if it is a single number.
@@ -158,6 +172,16 @@ impl TensorFile {
         }
         Ok(scalar(dtype, &self.bytes(name, [0, 1, 1])?))
     }
+}
+
+/// A scalar of a file, as f32.
+fn scalar(dtype: Dtype, bytes: &[u8]) -> Option<f32> {
+    Some(match (dtype, bytes) {
+        (Dtype::F32, &[a, b, c, d]) => f32::from_le_bytes([a, b, c, d]),
+        (Dtype::F16, &[a, b]) => f16::from_le_bytes([a, b]).to_f32(),
+        (Dtype::BF16, &[a, b]) => bf16::from_le_bytes([a, b]).to_f32(),
+        _ => return None,
+    })
 }
 
 fn read_exact_at(
@@ -220,7 +244,11 @@ fn read_header(file: &mut impl Read, file_len: u64, path: &Path) -> Result<Heade
     let stored = |name: String| {
         let info = header.info(&name)?;
         let (start, end) = info.data_offsets;
-        let packing = Packing::of(info.dtype, 1.0);
+        let packing = match info.dtype {
+            Dtype::F8_E4M3 => Some(Packing::F8E4M3(1.0)),
+            Dtype::F8_E5M2 => Some(Packing::F8E5M2(1.0)),
+            _ => None,
+        };
         let stored = Stored {
             dtype: if packing.is_some() {
                 Dtype::F32

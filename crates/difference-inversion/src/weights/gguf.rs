@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
+use dinv_kernels::packed::{Ggml, Packing};
 use safetensors::Dtype;
 
 use crate::weights::file::{Header, Stored};
-use crate::weights::quantised::{Ggml, Packing};
 use crate::{Error, Result};
 
 /// What a file begins with.

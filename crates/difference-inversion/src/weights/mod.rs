@@ -6,7 +6,6 @@ mod gguf;
 pub(crate) mod json;
 pub(crate) mod low_rank;
 pub(crate) mod placement;
-mod quantised;
 mod scales;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
+use dinv_kernels::conv::Matrix;
+use dinv_kernels::packed::Packed;
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 
@@ -27,6 +28,7 @@ pub use self::json::{
 use self::low_rank::{LowRank, merged};
 use self::placement::{Change, Placement};
 use crate::util::digest::hex;
+use crate::util::tensors::host;
 use crate::{Error, Result};
 
 /// The tensors of one model, addressed by their dotted keys and read on demand.
@@ -55,6 +57,8 @@ struct Store {
     dtype: FloatDType,
     /// The element type of everything else, and of computations.
     compute: FloatDType,
+    /// Whether matrices of linear layers are held with 8 bits a number.
+    q8: bool,
 }
 
 /// The low-rank changes of tensors, by their keys.
@@ -163,6 +167,7 @@ impl Weights {
             device: device.clone(),
             dtype,
             compute: compute_dtype(device, dtype),
+            q8: false,
         };
         Self {
             store: Arc::new(store),
@@ -175,19 +180,7 @@ impl Weights {
         if !self.keys().any(&are_strays) {
             return self;
         }
-        let store = &self.store;
-        let mut index = store.index.clone();
-        index.retain(|key, _| !are_strays(key));
-        Self {
-            prefix: self.prefix,
-            ..Self::new(
-                &store.path,
-                store.files.clone(),
-                index,
-                &store.device,
-                store.dtype,
-            )
-        }
+        self.with_store(|store| store.index.retain(|key, _| !are_strays(key)))
     }
 
     /// The same tensors with `changes` added to them, computed in f32 before they are converted.
@@ -195,16 +188,37 @@ impl Weights {
         if changes.is_empty() {
             return self;
         }
-        let store = Store {
+        self.with_store(|store| store.changes = changes)
+    }
+
+    /// The same tensors for computations in f32 where they would be in f16, as text encoders need whose hidden
+    /// states overflow there. Matrices are still held in f16.
+    pub(crate) fn in_wide_range(self) -> Self {
+        match self.store.compute {
+            FloatDType::F16 => self.with_store(|store| store.compute = FloatDType::F32),
+            _ => self,
+        }
+    }
+
+    /// The same with the matrices of linear layers in blocks of 8 bits, on the CPU.
+    pub(crate) fn in_8_bits(self) -> Self {
+        self.with_store(|store| store.q8 = true)
+    }
+
+    /// The same after a change, none of it read yet.
+    fn with_store(self, change: impl FnOnce(&mut Store)) -> Self {
+        let mut store = Store {
             path: self.store.path.clone(),
             files: self.store.files.clone(),
             index: self.store.index.clone(),
-            changes,
+            changes: self.store.changes.clone(),
             used: Mutex::new(BTreeSet::new()),
             device: self.store.device.clone(),
             dtype: self.store.dtype,
             compute: self.store.compute,
+            q8: self.store.q8,
         };
+        change(&mut store);
         Self {
             store: Arc::new(store),
             ..self
@@ -343,12 +357,43 @@ impl Weights {
         self.read(name, shape, self.store.dtype)
     }
 
-    fn read<const D: usize>(
+    /// As [`matrix`](Self::matrix), for a linear layer: on the CPU, a matrix that the file packs stays packed, unless
+    /// it is changed, and any is packed [in 8 bits](Self::in_8_bits) if that is wanted and its rows are whole blocks.
+    ///
+    /// # Errors
+    /// As [`tensor`](Self::tensor).
+    pub fn factor(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+        let (key, file, place, _) = self.found(name, shape)?;
+        let packed = match self.packs() {
+            false => None,
+            true if self.store.q8 => {
+                let values = self.read(name, shape, FloatDType::F32)?;
+                Packed::q8(&host(values), shape)
+            }
+            true if self.store.changes.contains_key(&key) => None,
+            true => (place.change.packed(file, &place.key)?)
+                .and_then(|(packing, bytes)| Packed::new(packing, bytes, shape)),
+        };
+        match packed {
+            Some(packed) => {
+                self.mark_used(key);
+                Ok(Matrix::Packed(Arc::new(packed)))
+            }
+            None => self.matrix(name, shape).map(Matrix::from),
+        }
+    }
+
+    /// Whether the device computes with packed matrices.
+    fn packs(&self) -> bool {
+        self.store.device == Device::flex()
+    }
+
+    /// Where tensor `name` is, with its full key and its type, if it has this shape.
+    fn found<const D: usize>(
         &self,
         name: &str,
         shape: [usize; D],
-        as_dtype: FloatDType,
-    ) -> Result<Tensor<D>> {
+    ) -> Result<(String, &TensorFile, &Placement, DType)> {
         let key = self.key(name);
         let wrong = |path: &Path, name: String, found: String| Error::Tensor {
             path: path.to_owned(),
@@ -382,27 +427,60 @@ impl Weights {
             let found = format!("elements of type {dtype:?}, not f16, bf16, f32 or f64");
             return Err(wrong(file.path(), name, found));
         };
+        Ok((key, file, place, dtype))
+    }
+
+    fn read<const D: usize>(
+        &self,
+        name: &str,
+        shape: [usize; D],
+        as_dtype: FloatDType,
+    ) -> Result<Tensor<D>> {
+        let (key, file, place, dtype) = self.found(name, shape)?;
         let bytes = place.change.bytes(file, &place.key)?;
         let data = match self.store.changes.get(&key) {
             Some(changes) => merged(bytes, shape, dtype, changes)?,
             None => TensorData::from_bytes_vec(bytes, shape, dtype),
         };
         let data = data.convert_dtype(as_dtype.into());
-        self.store
-            .used
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(key);
+        self.mark_used(key);
         Ok(Tensor::from_data(
             data,
             (&self.store.device, as_dtype.into()),
         ))
     }
 
-    /// The memory of this view's tensors in bytes: matrices and kernels in the requested type, everything
+    fn mark_used(&self, key: String) {
+        let mut used = (self.store.used.lock()).unwrap_or_else(PoisonError::into_inner);
+        used.insert(key);
+    }
+
+    /// The memory of this view's tensors in bytes: matrices and kernels in the requested type or packed, everything
     /// else in the type of computations.
     pub fn bytes_in_memory(&self) -> u64 {
         self.bytes_in_memory_of(|_| true)
+    }
+
+    /// The bytes of a matrix that [`factor`](Self::factor) packs; `key` is its full one.
+    fn packed_size(&self, key: &str, shape: &[usize]) -> Option<u64> {
+        let &[rows, columns] = shape else { return None };
+        if !self.packs() {
+            return None;
+        }
+        let place = self.store.index.get(key)?;
+        let stored = match place.change {
+            Change::Transpose => None,
+            _ => self.store.files[place.file].packing(&place.key),
+        };
+        let stored = stored.filter(|_| !self.store.changes.contains_key(key));
+        let packing = if self.store.q8 {
+            Some(Packed::Q8)
+        } else {
+            stored
+        };
+        let [numbers, size] = packing?.block();
+        let is_whole = columns.is_multiple_of(numbers);
+        is_whole.then_some((rows * (columns / numbers) * size) as u64)
     }
 
     /// The same for the tensors whose full keys satisfy `are_needed`.
@@ -415,7 +493,8 @@ impl Weights {
                 false => self.store.compute,
             };
             let elements: u64 = shape.iter().map(|&size| size as u64).product();
-            Some(elements * DType::from(dtype).size() as u64)
+            let packed = self.packed_size(key, &shape).filter(|_| is_matrix);
+            Some(packed.unwrap_or(elements * DType::from(dtype).size() as u64))
         };
         (self.keys().filter(|key| are_needed(key)))
             .filter_map(size)

@@ -1,5 +1,7 @@
 //! The place of a model's tensor in a file, and its conversion.
 
+use dinv_kernels::packed::Packing;
+
 use crate::Result;
 use crate::weights::file::TensorFile;
 
@@ -71,22 +73,33 @@ impl Change {
 
     /// The bytes of what is made from tensor `key` of `file`; no more of it is read than needed.
     pub(crate) fn bytes(self, file: &TensorFile, key: &str) -> Result<Vec<u8>> {
-        match self {
-            Self::None | Self::Squeeze => file.bytes(key, [0, 1, 1]),
-            Self::Rows { start, end, of } => file.bytes(key, [start, end, of]),
-            Self::SwapHalves => {
-                let [mut second, first] = [[1, 2, 2], [0, 1, 2]].map(|part| file.bytes(key, part));
-                if let (Ok(second), Ok(first)) = (&mut second, &first) {
-                    second.extend_from_slice(first);
-                }
-                first.and(second)
+        let bytes = self.rows(|part| file.bytes(key, part))?;
+        Ok(match (self, file.info(key)) {
+            (Self::Transpose, Some((_, &[rows, columns]))) => transpose(&bytes, rows, columns),
+            _ => bytes,
+        })
+    }
+
+    /// The same as it is packed; nothing if it is not, or if columns were to be put together.
+    pub(super) fn packed(self, file: &TensorFile, key: &str) -> Result<Option<(Packing, Vec<u8>)>> {
+        match file.packing(key) {
+            Some(packing) if self != Self::Transpose => {
+                let bytes = self.rows(|part| file.stored_bytes(key, part))?;
+                Ok(Some((packing, bytes)))
             }
-            Self::Transpose => {
-                let bytes = file.bytes(key, [0, 1, 1])?;
-                Ok(match file.info(key) {
-                    Some((_, &[rows, columns])) => transpose(&bytes, rows, columns),
-                    _ => bytes,
-                })
+            _ => Ok(None),
+        }
+    }
+
+    /// The stored rows that it is made from, of which `read` reads the parts from one to another of so many.
+    fn rows(self, read: impl Fn([usize; 3]) -> Result<Vec<u8>>) -> Result<Vec<u8>> {
+        match self {
+            Self::None | Self::Squeeze | Self::Transpose => read([0, 1, 1]),
+            Self::Rows { start, end, of } => read([start, end, of]),
+            Self::SwapHalves => {
+                let [mut second, first] = [read([1, 2, 2])?, read([0, 1, 2])?];
+                second.extend_from_slice(&first);
+                Ok(second)
             }
         }
     }

@@ -4,10 +4,10 @@
 
 use std::collections::BTreeMap;
 
+use dinv_kernels::packed::Packing;
 use serde_json::Value;
 
 use crate::weights::file::{Stored, TensorFile};
-use crate::weights::quantised::Packing;
 use crate::{Error, Result};
 
 /// The tensor that marks files of the older kind.

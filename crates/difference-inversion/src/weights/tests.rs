@@ -46,6 +46,20 @@ fn message<T>(result: Result<T>) -> String {
     }
 }
 
+/// As on a GPU that computes in the type of the weights.
+#[test]
+fn in_wide_range_only_matrices_stay_in_f16() {
+    let half = Weights::from_bytes(sample(), "x", &Device::flex(), FloatDType::F16).unwrap();
+    let half = half.with_store(|store| store.compute = FloatDType::F16);
+    assert_eq!(half.tensor("block.w", [2, 2]).unwrap().dtype(), DType::F16);
+    let before = half.bytes_in_memory();
+    let wide = half.in_wide_range();
+    assert_eq!(wide.matrix("block.w", [2, 2]).unwrap().dtype(), DType::F16);
+    assert_eq!(wide.tensor("block.w", [2, 2]).unwrap().dtype(), DType::F32);
+    let vectors = 2 * (3 + 1 + 2); // two more bytes for each number of the others
+    assert_eq!(wide.bytes_in_memory(), before + vectors);
+}
+
 /// A file whose header is `json`, followed by `data`.
 fn with_header(json: &str, data: &[u8]) -> Vec<u8> {
     [&(json.len() as u64).to_le_bytes(), json.as_bytes(), data].concat()

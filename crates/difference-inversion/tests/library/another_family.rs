@@ -505,6 +505,7 @@ fn what_lists_parts_and_classes_reads_its_row() {
     assert!(hub::missing(folder.path(), None).is_empty());
     let memory = LearningMemory {
         dtype: FloatDType::F32,
+        q8: false,
         memory: Memory::Normal,
         rows: 2,
         side: None,

@@ -328,6 +328,7 @@ fn the_estimate_of_memory_counts_a_longer_prompt() {
         paths.options.resolution = Some([16, 16]);
         let memory = LearningMemory {
             dtype: FloatDType::F32,
+            q8: false,
             memory,
             rows: 2,
             side: None,

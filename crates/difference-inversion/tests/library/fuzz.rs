@@ -18,6 +18,7 @@ use difference_inversion::diffusion::sample::{
 };
 use difference_inversion::image::{ImagePreprocessor, RgbImage};
 use difference_inversion::models::captioner::Captioner;
+use difference_inversion::models::denoiser::Memory;
 use difference_inversion::models::denoiser::flux::{FluxConfig, FluxTransformer2DModel};
 use difference_inversion::models::denoiser::flux2::{Flux2Config, Flux2Transformer2DModel};
 use difference_inversion::models::denoiser::sd3::{SD3Config, SD3Transformer2DModel};
@@ -200,7 +201,7 @@ fn load_all(json: &[u8]) {
         assert!(Qwen3Model::load(&nothing(), &config, &[1]).is_err());
     }
     if let Ok(config) = parse_config::<T5Config>(json, path) {
-        assert!(T5EncoderModel::load(&nothing(), &config).is_err());
+        assert!(T5EncoderModel::load(&nothing(), &config, Memory::Low).is_err());
     }
     if let Ok(config) = parse_config::<FlowConfig>(json, path)
         && let Ok(schedule) = FlowSchedule::new(&config, path)

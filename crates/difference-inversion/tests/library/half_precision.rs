@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
+use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
 use difference_inversion::models::denoiser::unet::{UNet2DConditionModel, UNetConfig};
 use difference_inversion::models::vae::{
     Autoencoder, AutoencoderKL, AutoencoderKLConfig, decode_in_tiles, mean_in_tiles,
@@ -41,6 +42,48 @@ fn stored_halves_give_what_their_values_in_f32_give() {
     });
     assert_equal("prediction", half.0, full.0);
     assert_equal("gradient", half.1, full.1);
+}
+
+/// Linear layers in blocks of 8 bits, the rest in f16.
+#[test]
+fn a_network_in_8_bits_is_smaller_and_predicts_nearly_the_same() {
+    let device = Device::flex();
+    let config: UNetConfig = read_config(&part("unet/config.json")).unwrap();
+    let normal = Distribution::Normal(0.0, 1.0);
+    let sample = Tensor::<4>::random([2, config.in_channels, 16, 16], normal, &device);
+    let context = Tensor::<3>::random([2, 8, config.context_dim()], normal, &device);
+    let timesteps = Tensor::<1>::from_floats([100.0, 900.0], &device);
+    let [packed, half] = [true, false].map(|q8| {
+        let options = FileOptions {
+            q8,
+            ..FileOptions::default()
+        };
+        let files = ModelFiles::open(&part(""), &options).unwrap();
+        let weights = files.weights("unet", &device, FloatDType::F16).unwrap();
+        let unet = UNet2DConditionModel::load(&weights, &config).unwrap();
+        let context = context.clone().autodiff().require_grad();
+        let output = unet.forward(sample.clone(), timesteps.clone(), context.clone(), None);
+        let gradients = output.clone().square().mean().backward();
+        let gradient = context.grad(&gradients).unwrap();
+        // CLIP is not packed: it shares its weights with the joint space.
+        let clip = files.weights("text_encoder", &device, FloatDType::F16);
+        let bytes = [weights.bytes_in_memory(), clip.unwrap().bytes_in_memory()];
+        (bytes, output.inner(), gradient)
+    });
+    let error = |found: &Tensor<3>, expected: &Tensor<3>| {
+        let error = (found.clone() - expected.clone()).square().mean().sqrt();
+        let size = expected.clone().square().mean().sqrt();
+        error.into_scalar::<f32>() / size.into_scalar::<f32>()
+    };
+    for (what, found, expected) in [
+        ("prediction", packed.1.flatten(2, 3), half.1.flatten(2, 3)),
+        ("gradient", packed.2, half.2),
+    ] {
+        let error = error(&found, &expected);
+        assert!((1e-5..0.02).contains(&error), "{what}: {error}");
+    }
+    let ([unet, clip], [half_unet, half_clip]) = (packed.0, half.0);
+    assert!(unet < half_unet && clip == half_clip, "{unet} {half_unet}");
 }
 
 #[test]

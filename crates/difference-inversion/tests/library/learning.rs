@@ -76,7 +76,7 @@ fn saving_memory_learns_the_same() {
     };
     let learned = ["learning", "sdxl", "sd3", "flux", "klein", "z_image"].map(|folder| {
         [Memory::Normal, Memory::Low].map(|memory| {
-            let models = small(folder).with_memory(memory);
+            let models = small_with(folder, memory);
             let has_joint_space = models.pipeline().family().has_joint_space();
             let lambda_clip = if has_joint_space { 0.1 } else { 0.0 };
             let config = LearnConfig {
@@ -110,12 +110,17 @@ fn an_image_tower_that_was_closed_is_opened_once_more() {
 /// The models of a golden folder for pictures of the size of its A, even if their configuration states no
 /// size.
 fn small(folder: &str) -> Models {
+    small_with(folder, Memory::Normal)
+}
+
+fn small_with(folder: &str, memory: Memory) -> Models {
     let mut paths = ModelPaths {
         model: golden(folder),
         ..ModelPaths::default()
     };
     let (width, height) = example_in(folder).a.dimensions();
     paths.options.resolution = Some([height, width]);
+    paths.options.memory = memory;
     Models::open(&paths, &Device::flex(), FloatDType::F32).unwrap()
 }
 

@@ -11,7 +11,6 @@ use difference_inversion::diffusion::pipeline::Pipeline;
 use difference_inversion::image::load_image;
 use difference_inversion::method::difference::DifferenceTokens;
 use difference_inversion::method::generate::{self, Inputs};
-use difference_inversion::models::denoiser::Memory;
 use difference_inversion::util::arrays::{Array, Arrays};
 use image::RgbImage;
 
@@ -36,8 +35,7 @@ fn with(folder: &Path, loras: &[(PathBuf, f64)]) -> Result<Models, difference_in
         },
         ..ModelPaths::default()
     };
-    let models = Models::open(&paths, &Device::flex(), FloatDType::F32)?;
-    Ok(models.with_memory(Memory::Normal))
+    Models::open(&paths, &Device::flex(), FloatDType::F32)
 }
 
 fn draw(models: &Models, name: &str) -> RgbImage {

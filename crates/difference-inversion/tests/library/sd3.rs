@@ -323,7 +323,7 @@ fn every_inversion_takes_b_back_without_the_difference() {
 
 #[test]
 fn the_estimate_of_memory_knows_whether_there_is_a_t5() {
-    let peak = |without_t5| {
+    let peak = |without_t5, memory| {
         let mut paths = ModelPaths {
             model: golden("sd3"),
             ..ModelPaths::default()
@@ -331,15 +331,22 @@ fn the_estimate_of_memory_knows_whether_there_is_a_t5() {
         paths.options.without_t5 = without_t5;
         let memory = LearningMemory {
             dtype: FloatDType::F32,
-            memory: Memory::Normal,
+            q8: false,
+            memory,
             rows: 2,
             side: None,
             captions: false,
         };
         memory.peak(&paths).unwrap()
     };
-    let t5 = open(&golden("sd3/text_encoder_3")).bytes_in_memory();
-    assert_eq!(peak(false) - peak(true), t5);
+    let t5 = open(&golden("sd3/text_encoder_3"));
+    let of_t5 = |memory| peak(false, memory) - peak(true, memory);
+    assert_eq!(of_t5(Memory::Normal), t5.bytes_in_memory());
+    // Read layer by layer, of which the first is the largest: it also has the bias.
+    let [first, second, third] =
+        [0, 1, 2].map(|number| t5.scope("encoder.block").scope(number).bytes_in_memory());
+    assert!(first > second && second == third && third > 0);
+    assert_eq!(of_t5(Memory::Low), t5.bytes_in_memory() - second - third);
 }
 
 // Mismatches.

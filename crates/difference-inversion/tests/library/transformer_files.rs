@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, FloatDType, Tensor};
 use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
 use difference_inversion::util::arrays::{Array, Arrays, Values};
+use difference_inversion::util::tensors::host;
 use difference_inversion::weights::{Weights, read_config};
+use dinv_kernels::conv::Matrix;
 use serde::Deserialize;
 
 use super::common::open;
@@ -286,7 +288,41 @@ fn check_numbers(file: &str, names: &[&str]) {
         assert_eq!(shape, array.shape(), "{name}");
         let bits = |numbers: &[f32]| numbers.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert_eq!(bits(&found), bits(numbers), "{name}");
+        let is_float = ["F32", "F16", "BF16", "b.weight"].contains(name);
+        if let &[rows, columns] = shape.as_slice() {
+            // As a linear layer holds it.
+            let weights = open(&quantised(file));
+            let factor = weights.factor(name, [rows, columns]).unwrap();
+            assert_eq!(matches!(factor, Matrix::Packed(_)), !is_float, "{name}");
+            assert!(
+                is_float || factor.size() <= rows * columns * 5 / 4,
+                "{name}"
+            );
+            let numbers_held = host(factor.dense(&Device::flex()));
+            assert_eq!(bits(&numbers_held), bits(numbers), "{name}");
+        }
     }
+}
+
+/// Matrices of few bits are as small in memory as in their file.
+#[test]
+fn what_a_file_packs_stays_packed() {
+    let weights = open(&quantised("blocks.gguf"));
+    let held: usize = (BLOCKS.iter())
+        .filter_map(|name| {
+            let shape = weights.shape(name)?;
+            let &[rows, columns] = shape.as_slice() else {
+                return None;
+            };
+            Some(weights.factor(name, [rows, columns]).unwrap().size())
+        })
+        .sum();
+    let others = (BLOCKS.iter()).filter_map(|name| {
+        let shape = weights.shape(name)?;
+        (shape.len() != 2).then(|| 4 * shape.iter().product::<usize>())
+    });
+    let expected = held + others.sum::<usize>();
+    assert_eq!(weights.bytes_in_memory(), expected as u64);
 }
 
 const BLOCKS: [&str; 14] = [

@@ -23,9 +23,10 @@ pub(in super::super) fn linear<const D: usize>(
     bias: Option<Tensor<1>>,
 ) -> Tensor<D> {
     with_gradient([x], |[x]| {
-        let weight = weight.cast(x.dtype());
-        let y = plus(times(x, weight.clone().transpose()), bias);
-        (y, move |grad| [times(grad, weight.clone())])
+        // The gradient keeps the weight as it is stored, which may be half as large.
+        let (dtype, stored) = (x.dtype(), weight);
+        let y = plus(times(x, stored.clone().cast(dtype).transpose()), bias);
+        (y, move |grad| [times(grad, stored.clone().cast(dtype))])
     })
 }
 

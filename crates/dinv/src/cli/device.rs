@@ -7,6 +7,7 @@ use std::sync::{Once, OnceLock};
 
 use burn::tensor::{Device, FloatDType};
 
+use super::flags::Q8;
 use super::terminal::Failure;
 
 /// The values of `--device`: `auto`, the CPU, and GPUs through their cargo features.
@@ -134,8 +135,15 @@ pub(crate) fn number_format(dtype: &str, device: &str) -> anyhow::Result<FloatDT
             Err(Failure::usage(message).hint(hint).into())
         }
         ("bf16", _) => Ok(FloatDType::BF16),
+        // What is not in 8 bits.
+        (Q8, "cpu") => Ok(FloatDType::F16),
+        (Q8, _) => {
+            let message =
+                format!("dtype: {Q8} is for the CPU, and not supported on device `{device}`");
+            Err(Failure::usage(message).hint("use `--dtype f16`").into())
+        }
         _ => {
-            let message = format!("dtype: expected f32, f16 or bf16, found `{dtype}`");
+            let message = format!("dtype: expected f32, f16, bf16 or {Q8}, found `{dtype}`");
             Err(Failure::input(message).into())
         }
     }
@@ -224,7 +232,10 @@ mod tests {
             );
         }
         let error = number_format("f8", "cpu").unwrap_err().to_string();
-        assert_eq!(error, "dtype: expected f32, f16 or bf16, found `f8`");
+        assert_eq!(error, "dtype: expected f32, f16, bf16 or q8, found `f8`");
+        assert_eq!(number_format(Q8, "cpu").unwrap(), FloatDType::F16);
+        let error = number_format(Q8, "webgpu").unwrap_err().to_string();
+        assert!(error.contains("q8 is for the CPU"), "{error}");
     }
 
     #[test]

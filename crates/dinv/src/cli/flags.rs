@@ -40,7 +40,9 @@ use super::terminal::{self, Failure};
 use super::watch::Watcher;
 
 /// The number formats of weights.
-pub(crate) const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
+pub(crate) const DTYPES: [&str; 4] = ["f32", "f16", "bf16", Q8];
+/// Linear layers of large networks in blocks of 8 bits, everything else in f16.
+pub(crate) const Q8: &str = "q8";
 
 /// Which models, and where they run.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
@@ -132,12 +134,13 @@ pub(crate) struct ModelSettings {
     pub(crate) device: Option<String>,
     /// Number format of the weights [default: f32]
     ///
-    /// The CPU computes in f32 regardless; `vulkan` and `webgpu` have no bf16.
+    /// The CPU computes in f32 regardless; `vulkan` and `webgpu` have no bf16. `q8` is for the CPU: linear layers of the
+    /// denoiser, T5 and Qwen3 in ggml's Q8_0, the rest in f16. GGUF and fp8 files stay as small as they are there.
     #[arg(long, value_parser = DTYPES, hide_short_help = true)]
     pub(crate) dtype: Option<String>,
     /// `low` saves memory by recomputing [default: normal]
     ///
-    /// A step of learning takes a third more time.
+    /// A step of learning takes a third more time. T5, if the model has one, is read from its file for every prompt.
     #[arg(long, value_parser = ["normal", "low"], hide_short_help = true)]
     pub(crate) memory: Option<String>,
 }
@@ -182,6 +185,11 @@ impl ModelSettings {
         self.dtype.as_deref().unwrap_or("f32")
     }
 
+    /// Whether linear layers are held in 8 bits.
+    pub(crate) fn is_q8(&self) -> bool {
+        self.dtype_name() == Q8
+    }
+
     /// Name of the memory mode.
     pub(crate) fn memory_name(&self) -> &str {
         self.memory.as_deref().unwrap_or("normal")
@@ -194,11 +202,10 @@ impl ModelSettings {
         paths: &ModelPaths,
         watcher: &mut Watcher,
     ) -> anyhow::Result<Rc<Models>> {
-        let (memory, place, dtype) = (self.memory()?, self.place()?, self.dtype()?);
+        let (place, dtype) = (self.place()?, self.dtype()?);
         let settings = [place.name, self.dtype_name(), self.memory_name()];
-        let models = Source::new(paths, settings).open(|| {
-            Models::open(paths, &place.device, dtype).map(|models| models.with_memory(memory))
-        })?;
+        let models =
+            Source::new(paths, settings).open(|| Models::open(paths, &place.device, dtype))?;
         for notice in models.notices() {
             watcher.notice(notice);
         }
@@ -322,6 +329,8 @@ impl ModelSettings {
             preview_vae: self.preview_vae.clone(),
             text_encoders: self.text_encoder.clone().unwrap_or_default(),
             clip_skip: self.clip_skip.unwrap_or(0),
+            q8: self.is_q8(),
+            memory: self.memory()?,
         })
     }
 
@@ -436,7 +445,9 @@ fn resolution(text: &str) -> anyhow::Result<[u32; 2]> {
 }
 
 /// A text that a settings file may write as a number.
-fn number_or_text<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
+pub(super) fn number_or_text<'de, D: Deserializer<'de>>(
+    value: D,
+) -> Result<Option<String>, D::Error> {
     Ok(match Option::<Value>::deserialize(value)? {
         Some(Value::String(text)) => Some(text),
         other => other.map(|value| value.to_string()),

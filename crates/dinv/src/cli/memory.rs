@@ -13,7 +13,7 @@ use difference_inversion::models::denoiser::Memory;
 use serde::Serialize;
 use sysinfo::{Pid, ProcessesToUpdate, System};
 
-use super::flags::ModelSettings;
+use super::flags::{ModelSettings, Q8};
 use super::terminal::{Failure, size};
 
 /// The approximate memory of one way to learn.
@@ -48,12 +48,17 @@ pub(crate) fn ways_of_known(name: &str, resolution: Option<[u32; 2]>) -> Vec<Way
 }
 
 fn ways_by(peak: impl Fn(&LearningMemory) -> Option<u64>) -> Vec<Way> {
-    let dtypes = [("f32", FloatDType::F32), ("f16", FloatDType::F16)];
+    let dtypes = [
+        ("f32", FloatDType::F32),
+        ("f16", FloatDType::F16),
+        (Q8, FloatDType::F16),
+    ];
     let memories = [("normal", Memory::Normal), ("low", Memory::Low)];
     let ways = (dtypes.into_iter()).flat_map(|dtype| memories.map(|memory| (dtype, memory)));
     let way = |((dtype, as_dtype), (memory, as_memory))| {
         let learning = LearningMemory {
             dtype: as_dtype,
+            q8: dtype == Q8,
             memory: as_memory,
             rows: 2,
             side: None,
@@ -129,9 +134,10 @@ impl ModelSettings {
         pairs: usize,
         captions: bool,
     ) -> anyhow::Result<()> {
-        let peak = |dtype, memory| {
+        let peak = |dtype, q8, memory| {
             let learning = LearningMemory {
                 dtype,
+                q8,
                 memory,
                 rows: config.rows(pairs),
                 side: config.learn_resolution,
@@ -139,20 +145,32 @@ impl ModelSettings {
             };
             learning.peak(paths).ok()
         };
-        let (dtype, memory) = (self.dtype()?, self.memory()?);
+        let (dtype, q8, memory) = (self.dtype()?, self.is_q8(), self.memory()?);
         // What this process holds are the models of an earlier command, which are used again or closed.
         let available = available_with(Some(std::process::id()));
-        let needed = match peak(dtype, memory) {
+        let needed = match peak(dtype, q8, memory) {
             Some(needed) if self.device_name() == "cpu" && needed > available => needed,
             _ => return Ok(()),
         };
         let ways = [
-            ("--memory low", dtype, Memory::Low),
-            ("--dtype f16", FloatDType::F16, memory),
-            ("--memory low --dtype f16", FloatDType::F16, Memory::Low),
+            ("--memory low", dtype, q8, Memory::Low),
+            ("--dtype f16", FloatDType::F16, false, memory),
+            (
+                "--memory low --dtype f16",
+                FloatDType::F16,
+                false,
+                Memory::Low,
+            ),
+            ("--dtype q8", FloatDType::F16, true, memory),
+            (
+                "--memory low --dtype q8",
+                FloatDType::F16,
+                true,
+                Memory::Low,
+            ),
         ];
-        let fits = (ways.into_iter()).find_map(|(flags, dtype, memory)| {
-            let needed = peak(dtype, memory).filter(|&needed| needed <= available)?;
+        let fits = (ways.into_iter()).find_map(|(flags, dtype, q8, memory)| {
+            let needed = peak(dtype, q8, memory).filter(|&needed| needed <= available)?;
             Some(format!("`{flags}` needs about {}; ", size(needed)))
         });
         let message = format!(

@@ -83,7 +83,7 @@ impl Pipeline {
             device: device.clone(),
             dtype: compute_dtype(device, dtype),
             vae_dtype: compute_dtype(device, vae_dtype),
-            memory: Memory::default(),
+            memory: files.memory(),
             preview_vae,
             colours: OnceLock::new(),
         };

@@ -235,7 +235,7 @@ impl FluxTransformer2DModel {
     pub(crate) fn telling_weights(&self) -> Vec<Tensor<2>> {
         let ends = [self.x_embedder.weight(), self.proj_out.weight()];
         let keys = self.blocks.first().map(JointBlock::prompt_keys);
-        ends.into_iter().chain(keys).cloned().collect()
+        ends.into_iter().chain(keys).collect()
     }
 
     /// The network's prediction. Gradients flow to those of `latents`, `context` and the pooled prompt that are

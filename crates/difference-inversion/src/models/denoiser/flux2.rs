@@ -262,7 +262,7 @@ impl Flux2Transformer2DModel {
     pub(crate) fn telling_weights(&self) -> Vec<Tensor<2>> {
         let ends = [self.x_embedder.weight(), self.proj_out.weight()];
         let keys = self.blocks.first().map(DoubleBlock::prompt_keys);
-        ends.into_iter().chain(keys).cloned().collect()
+        ends.into_iter().chain(keys).collect()
     }
 
     /// The network's prediction. Gradients flow to those of `latents` and `context` that are tracked.

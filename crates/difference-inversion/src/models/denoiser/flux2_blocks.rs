@@ -96,7 +96,7 @@ impl DoubleBlock {
     }
 
     /// The weights of the prompt's keys.
-    pub(super) fn prompt_keys(&self) -> &Tensor<2> {
+    pub(super) fn prompt_keys(&self) -> Tensor<2> {
         self.prompt.projections.keys()
     }
 

@@ -142,7 +142,7 @@ impl Projections {
     }
 
     /// The weights of the keys.
-    pub(super) fn keys(&self) -> &Tensor<2> {
+    pub(super) fn keys(&self) -> Tensor<2> {
         self.key.weight()
     }
 
@@ -251,7 +251,7 @@ impl JointBlock {
     }
 
     /// The weights of the prompt's keys.
-    pub(super) fn prompt_keys(&self) -> &Tensor<2> {
+    pub(super) fn prompt_keys(&self) -> Tensor<2> {
         self.prompt_projections.keys()
     }
 

@@ -209,7 +209,7 @@ impl SD3Transformer2DModel {
     pub(crate) fn telling_weights(&self) -> Vec<Tensor<2>> {
         let ends = [self.patches.weight(), self.proj_out.weight()];
         let keys = self.blocks.first().map(JointBlock::prompt_keys);
-        ends.into_iter().chain(keys).cloned().collect()
+        ends.into_iter().chain(keys).collect()
     }
 
     /// The network's prediction. Gradients flow to those of `latents`, `context` and `pooled` that are

@@ -175,7 +175,7 @@ impl UNet2DConditionModel {
         let down = self.down_blocks.iter().map(|(level, _)| level);
         let keys = down.chain(&self.mid_block).find_map(Level::prompt_keys);
         let convolutions = [&self.conv_in, &self.conv_out].map(Conv2d::weight);
-        convolutions.into_iter().chain(keys).cloned().collect()
+        convolutions.into_iter().cloned().chain(keys).collect()
     }
 
     /// The network's prediction; the scheduler determines whether it is noise or velocity.

@@ -365,7 +365,7 @@ impl Level {
     }
 
     /// The weights of the keys of the prompt in the first transformer block, if there is one.
-    pub(crate) fn prompt_keys(&self) -> Option<&Tensor<2>> {
+    pub(crate) fn prompt_keys(&self) -> Option<Tensor<2>> {
         let block = self.attentions.first()?.transformer_blocks.first()?;
         Some(block.attn2.to_k.weight())
     }

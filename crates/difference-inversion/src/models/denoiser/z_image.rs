@@ -288,7 +288,7 @@ impl ZImageTransformer2DModel {
     pub(crate) fn telling_weights(&self) -> Vec<Tensor<2>> {
         let ends = [self.picture_embedder.weight(), self.last.weight()];
         let keys = self.prompt_blocks.first().map(Block::keys);
-        ends.into_iter().chain(keys).cloned().collect()
+        ends.into_iter().chain(keys).collect()
     }
 
     /// The network's prediction. Gradients flow to `latents` and `context`, as far as these are tracked.

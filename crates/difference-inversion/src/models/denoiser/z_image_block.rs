@@ -90,7 +90,7 @@ impl Block {
     }
 
     /// The weights that make keys.
-    pub(super) fn keys(&self) -> &Tensor<2> {
+    pub(super) fn keys(&self) -> Tensor<2> {
         self.projections.keys()
     }
 

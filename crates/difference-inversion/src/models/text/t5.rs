@@ -6,6 +6,7 @@ use std::path::Path;
 use burn::tensor::{DType, Int, Tensor, TensorData, activation};
 use serde::Deserialize;
 
+use crate::models::denoiser::Memory;
 use crate::models::layers::{
     Activation, Embedding, Linear, MOST_LAYERS, RmsNorm, weighted_attention,
 };
@@ -16,6 +17,8 @@ use crate::{Error, Result};
 /// The token-embedding table, which some files hold twice.
 const TABLE: &str = "shared";
 const TABLE_AGAIN: &str = "encoder.embed_tokens";
+/// The layers, by number.
+const BLOCKS: &str = "encoder.block";
 
 /// `config.json` of a `T5EncoderModel`; absent fields have transformers' defaults.
 #[derive(Clone, Debug, Deserialize)]
@@ -184,28 +187,48 @@ impl Layer {
     }
 }
 
+/// Where the layers are.
+#[derive(Debug)]
+enum Layers {
+    /// In memory.
+    Held(Vec<Layer>),
+    /// In their files, from which one after the other is read for every prompt.
+    Stored(Weights),
+}
+
 /// T5's encoder. It is bidirectional: nothing can be computed before the whole prompt is known.
 /// Its weights are constants; gradients flow to the input embeddings.
 #[derive(Debug)]
 pub struct T5EncoderModel {
     config: T5Config,
     table: Embedding,
-    layers: Vec<Layer>,
+    layers: Layers,
     /// `[buckets, heads]`
     position_bias: Embedding,
     final_layer_norm: RmsNorm,
 }
 
 impl T5EncoderModel {
-    /// Builds the tower that `config` describes from `weights`, all of which it must use.
+    /// Builds the tower that `config` describes from `weights`, all of which it must use. With [`Memory::Low`], it
+    /// holds one layer at a time, and only while it reads.
     ///
     /// # Errors
     /// [`Error::Config`] for a configuration that is not supported, and any error in a
     /// tensor.
-    pub fn load(weights: &Weights, config: &T5Config) -> Result<Self> {
+    pub fn load(weights: &Weights, config: &T5Config, memory: Memory) -> Result<Self> {
         config.check(&weights.config_path())?;
         let encoder = weights.scope("encoder");
-        let blocks = encoder.scope("block");
+        let blocks = weights.scope(BLOCKS);
+        let layers =
+            (0..config.num_layers).map(|number| Layer::load(&blocks.scope(number), config));
+        let layers = match memory {
+            Memory::Normal => Layers::Held(layers.collect::<Result<_>>()?),
+            Memory::Low => {
+                // Errors are found now; each layer is dropped at once.
+                layers.into_iter().try_for_each(|layer| layer.map(drop))?;
+                Layers::Stored(blocks.clone())
+            }
+        };
         let name = match weights.contains(&format!("{TABLE}.weight")) {
             true => TABLE,
             false => TABLE_AGAIN,
@@ -214,9 +237,7 @@ impl T5EncoderModel {
         let tower = Self {
             config: config.clone(),
             table: Embedding::load(&weights.scope(name), config.vocab_size, config.d_model)?,
-            layers: (0..config.num_layers)
-                .map(|number| Layer::load(&blocks.scope(number), config))
-                .collect::<Result<_>>()?,
+            layers,
             position_bias: Embedding::load(
                 &bias,
                 config.relative_attention_num_buckets,
@@ -235,6 +256,19 @@ impl T5EncoderModel {
     /// The configuration.
     pub fn config(&self) -> &T5Config {
         &self.config
+    }
+
+    /// The bytes of its weights that are in memory at once.
+    pub(crate) fn bytes_in_memory(weights: &Weights, memory: Memory) -> u64 {
+        let blocks = weights.scope(BLOCKS);
+        match memory {
+            Memory::Normal => weights.bytes_in_memory(),
+            Memory::Low => {
+                let sizes = (0..MOST_LAYERS).map(|number| blocks.scope(number).bytes_in_memory());
+                let largest = sizes.max().unwrap_or(0);
+                weights.bytes_in_memory() - blocks.bytes_in_memory() + largest
+            }
+        }
     }
 
     /// The bias added to the scores of `n` positions, `[1, heads, n, n]`.
@@ -298,8 +332,18 @@ impl Tower for T5EncoderModel {
             )));
         }
         let bias = self.bias(n);
-        for layer in &self.layers {
-            x = layer.forward(x, &bias, self.config.num_heads);
+        let heads = self.config.num_heads;
+        match &self.layers {
+            Layers::Held(layers) => {
+                for layer in layers {
+                    x = layer.forward(x, &bias, heads);
+                }
+            }
+            Layers::Stored(blocks) => {
+                for number in 0..self.config.num_layers {
+                    x = Layer::load(&blocks.scope(number), &self.config)?.forward(x, &bias, heads);
+                }
+            }
         }
         let last_hidden_state = self.final_layer_norm.forward(x);
         Ok(Encoded {

@@ -67,8 +67,8 @@ pub(super) struct Further {
     /// folder, with the rest of that model]
     #[arg(long, value_name = "MODEL")]
     inpaint_model: Option<PathBuf>,
-    /// CLIP, a transformers CLIPModel folder [default: the model's own; for a model without one, the demo model's, where
-    /// the demo suites' judge measures]
+    /// CLIP of the metrics, the folder of a transformers CLIPModel [default: the model's; the demo model's if the
+    /// model has none and the demo suites' judge measures]
     #[arg(long, value_name = "DIR", help_heading = "Metrics")]
     metric_clip: Option<PathBuf>,
     /// The judge that reads attributes from pictures [default: that of the demo suites, for suites
@@ -192,8 +192,7 @@ pub(super) fn models(
     recommended: AnalogyConfig,
 ) -> anyhow::Result<EvalModels> {
     let (device, dtype) = (settings.device()?, settings.dtype()?);
-    let memory = settings.memory()?;
-    Ok(EvalModels::new(paths, recommended, &device, dtype, memory))
+    Ok(EvalModels::new(paths, recommended, &device, dtype))
 }
 
 /// The paths of the networks of metrics: as given, or the demo suites' judge for a suite that states

@@ -164,7 +164,6 @@ impl Trial<'_> {
             self.config.clone(),
             &self.settings.device()?,
             self.settings.dtype()?,
-            self.settings.memory()?,
         );
         let opened = models.text_to_image()?;
         self.open = Some((models, opened.clone()));
