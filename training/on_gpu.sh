@@ -7,6 +7,7 @@
 #     bash on_gpu.sh unet    WORK MODEL SECONDS              from MODEL/unet, if there is one
 #     bash on_gpu.sh rest    WORK MODEL SECONDS              what starts from the U-Net, side by side
 #     bash on_gpu.sh z-image WORK MODEL SECONDS              the second backbone, on MODEL/vae, in MODEL/z-image
+#     bash on_gpu.sh sd3     WORK MODEL SECONDS              the third, on MODEL/vae and MODEL/clip, in MODEL/sd3
 #
 # MODEL is a folder with the tokenizer and the text encoder, demo/model say. Times are those of training
 # alone. `SMALL=1` rehearses every command on a CPU with a handful of pictures.
@@ -62,6 +63,15 @@ z_image() {
     python3 train_z_image.py --work "$work" --model "$model" --out "$model/z-image" "${time[@]}" "${medium[@]}"
     python3 train_z_image.py --work "$work" --model "$model" --out "$model/z-image" --export
     log "Z-Image"
+}
+
+sd3() {
+    python3 train_sd3_encoders.py --work "$work" --model "$model" "${short[@]}"
+    python3 train_sd3_encoders.py --work "$work" --model "$model" --export "$model/sd3"
+    log "second CLIP and T5"
+    python3 train_sd3.py --work "$work" --model "$model" --out "$model/sd3" "${time[@]}" "${medium[@]}"
+    python3 train_sd3.py --work "$work" --model "$model" --out "$model/sd3" --export
+    log "Stable Diffusion 3"
 }
 
 rest() {
