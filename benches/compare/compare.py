@@ -1,6 +1,6 @@
 """Times the same step in PyTorch and in this crate, in turns, and prints a table.
 
-    python benches/compare/compare.py FOLDER [--pixels 256] [--what step|unet] [--repeats 7]
+    python benches/compare/compare.py FOLDER [--pixels 256] [--what step|call] [--repeats 7]
 
 FOLDER holds what `make_weights.py` wrote. Every worker is a process of its own that works when it
 is told to and waits otherwise. Wall time, CPU time (user and system) and the most memory ever
@@ -72,8 +72,26 @@ class Worker:
         self.process.wait()
 
 
+def write_transformer_inputs(path: Path, config: dict, pixels: int, draws: int) -> None:
+    """Random latents and prompts of a flow-matching transformer."""
+    torch.manual_seed(1)
+    is_flux = config["_class_name"] == "FluxTransformer2DModel"
+    rows, side = 2 * draws, pixels // 8
+    latents = rows, 16, side, side
+    save_file({
+        "noisy": torch.randn(latents),
+        "target": torch.randn(latents),
+        "timesteps": (1000 * torch.rand(draws)).repeat(2),
+        "context": torch.randn(rows, 512 if is_flux else 77 + 256, config["joint_attention_dim"]),
+        "pooled": torch.randn(rows, config["pooled_projection_dim"]),
+    }, path)
+
+
 def write_inputs(path: Path, model: Path, pixels: int, draws: int, num_tokens: int) -> None:
-    """Random latents, prompts of 10 words, and difference tokens of the size of learned ones."""
+    """The inputs of a step: of a U-Net, random latents, prompts of 10 words, and difference tokens of the size of learned ones."""
+    transformer = model / "transformer/config.json"
+    if transformer.exists():
+        return write_transformer_inputs(path, json.loads(transformer.read_text()), pixels, draws)
     torch.manual_seed(1)
     configs = [json.loads((f / "config.json").read_text()) for f in sorted(model.glob("text_*"))]
     unet = json.loads((model / "unet/config.json").read_text())
@@ -123,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--pixels", type=int, default=256)
-    parser.add_argument("--what", choices=("step", "unet"), default="step")
+    parser.add_argument("--what", choices=("step", "call"), default="step")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--draws", type=int, default=1, help="noises a step; two rows each")
     parser.add_argument("--num-tokens", type=int, default=10)

@@ -1,9 +1,9 @@
 """Writes a model of random weights in the true architecture, and the inputs of one step.
 
-    python benches/compare/make_weights.py sd15|sdxl|demo FOLDER [--dtype f16] [--device cuda]
+    python benches/compare/make_weights.py sd15|sdxl|demo|sd35|flux FOLDER [--layers 4] [--dtype f16] [--device cuda]
 
-FOLDER then holds `unet`, `text_encoder` (for SDXL `text_encoder_2` too), safetensors as diffusers
-and transformers save them. `compare.py` writes the inputs.
+FOLDER then holds `unet`, `text_encoder` (for SDXL `text_encoder_2` too), or `transformer`, safetensors as
+diffusers and transformers save them. `compare.py` writes the inputs.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 # https://huggingface.co/openai/clip-vit-large-patch14
@@ -57,6 +57,43 @@ SDXL = {
     "projection_class_embeddings_input_dim": 2816,
 }
 
+# https://huggingface.co/stabilityai/stable-diffusion-3.5-medium
+SD35_MEDIUM = {
+    "sample_size": 128,
+    "patch_size": 2,
+    "in_channels": 16,
+    "num_layers": 24,
+    "attention_head_dim": 64,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "caption_projection_dim": 1536,
+    "pooled_projection_dim": 2048,
+    "out_channels": 16,
+    "pos_embed_max_size": 384,
+    "dual_attention_layers": tuple(range(13)),
+    "qk_norm": "rms_norm",
+}
+# https://huggingface.co/black-forest-labs/FLUX.1-dev
+FLUX_DEV = {
+    "in_channels": 64,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+    "guidance_embeds": True,
+}
+
+
+def transformer(architecture: str, layers: int | None) -> torch.nn.Module:
+    """The whole network, or so many of its blocks; of FLUX.1, so many of either kind."""
+    if architecture == "sd35":
+        few = {"num_layers": layers, "dual_attention_layers": tuple(range(layers // 2 + 1))} if layers else {}
+        return SD3Transformer2DModel(**SD35_MEDIUM | few)
+    few = {"num_layers": layers, "num_single_layers": layers} if layers else {}
+    return FluxTransformer2DModel(**FLUX_DEV | few)
+
 
 def demo() -> tuple[dict, list[dict]]:
     """The architecture of the demo model."""
@@ -70,19 +107,25 @@ def demo() -> tuple[dict, list[dict]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("architecture", choices=("sd15", "sdxl", "demo"))
+    parser.add_argument("architecture", choices=("sd15", "sdxl", "demo", "sd35", "flux"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", choices=("f32", "f16"), default="f32")
     parser.add_argument("--device", default="cpu", help="where the numbers are drawn")
+    parser.add_argument("--layers", type=int, help="blocks of a transformer, if not all")
     args = parser.parse_args()
+    torch.manual_seed(0)
+    dtype = {"f32": torch.float32, "f16": torch.float16}[args.dtype]
+    torch.set_default_device(args.device)
+    if args.architecture in ("sd35", "flux"):
+        model = transformer(args.architecture, args.layers).to(dtype)
+        print(f"transformer: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
+        model.save_pretrained(args.folder / "transformer", max_shard_size="100GB")
+        return
     unet, text_encoders = {
         "sd15": lambda: (SD15, [CLIP_L]),
         "sdxl": lambda: (SDXL, [CLIP_L, OPENCLIP_BIGG]),
         "demo": demo,
     }[args.architecture]()
-    torch.manual_seed(0)
-    dtype = {"f32": torch.float32, "f16": torch.float16}[args.dtype]
-    torch.set_default_device(args.device)
     model = UNet2DConditionModel(**unet).to(dtype)
     print(f"U-Net: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
     model.save_pretrained(args.folder / "unet", max_shard_size="100GB")

@@ -1,13 +1,13 @@
-//! The worker of `compare.py`: one optimisation step, or one U-Net call, for every line read. With
+//! The worker of `compare.py`: one optimisation step, or one call of the denoiser, for every line read. With
 //! `kernels`, what `benches/gpu` says of a GPU's kernels.
 //!
 //! ```text
 //! step kernels GROUP …
-//! step MODEL INPUTS step|unet [--dtype f16|bf16] [--memory low] [--device cpu|vulkan|webgpu]
+//! step MODEL INPUTS step|call [--dtype f16|bf16|q8] [--memory low] [--device cpu|vulkan|webgpu]
 //! ```
 //!
 //! Says `ready` when the models are open, then prints the loss and the norm of the gradient each
-//! time (for `unet` the mean square of the prediction, and 0), as `torch_step.py` does.
+//! time (for `call` the mean square of the prediction, and 0), as `torch_step.py` does.
 
 #![expect(clippy::print_stdout, reason = "the results are the result")]
 
@@ -16,17 +16,22 @@
 mod kernels;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::{DType, Device, FloatDType, Tensor};
 use difference_inversion::method::learn::{AdamW, Moments};
+use difference_inversion::models::denoiser::conditions::Conditions;
 use difference_inversion::models::denoiser::unet::{
     AddedConditions, UNet2DConditionModel, UNetConfig,
 };
-use difference_inversion::models::denoiser::{How, Memory};
+use difference_inversion::models::denoiser::{
+    Denoiser, How, Memory, Surroundings, flux_denoiser, sd3_denoiser,
+};
 use difference_inversion::models::text::clip_text::ClipTextModel;
 use difference_inversion::models::text::tower::Beginning;
 use difference_inversion::util::arrays::{Arrays, Values};
 use difference_inversion::weights::{Weights, compute_dtype, read_config};
+use serde_json::Value;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -52,7 +57,7 @@ fn run() {
     }
     let [model, inputs, what, flags @ ..] = arguments.as_slice() else {
         println!(
-            "usage: step MODEL INPUTS step|unet [--dtype f16|bf16] [--memory low] \
+            "usage: step MODEL INPUTS step|call [--dtype f16|bf16|q8] [--memory low] \
              [--device cpu|vulkan|webgpu]"
         );
         return;
@@ -62,7 +67,7 @@ fn run() {
         flags.get(place + 1).map(String::as_str)
     };
     let dtype = match flag("--dtype") {
-        Some("f16") => FloatDType::F16,
+        Some("f16" | "q8") => FloatDType::F16,
         Some("bf16") => FloatDType::BF16,
         _ => FloatDType::F32,
     };
@@ -77,19 +82,124 @@ fn run() {
             return;
         }
     };
-    let mut step = Step::open(Path::new(model), Path::new(inputs), &device, dtype);
-    if flag("--memory") == Some("low") {
-        step.memory = Memory::Low;
-    }
+    let memory = match flag("--memory") {
+        Some("low") => Memory::Low,
+        _ => Memory::Normal,
+    };
+    let (model, inputs) = (Path::new(model), Path::new(inputs));
+    let mut step: Box<dyn Work> = match model.join("transformer").is_dir() {
+        true => {
+            let q8 = flag("--dtype") == Some("q8");
+            Box::new(TransformerStep::open(
+                model, inputs, &device, dtype, q8, memory,
+            ))
+        }
+        false => Box::new(Step::open(model, inputs, &device, dtype, memory)),
+    };
     println!("ready");
     for line in std::io::stdin().lines() {
         // A line may name something else to be done.
         let line = line.expect("a line");
         let (loss, norm) = match if line.is_empty() { what } else { line.as_str() } {
             "step" => step.step(),
-            _ => step.unet_call(),
+            _ => step.once(),
         };
         println!("[{loss}, {norm}]");
+    }
+}
+
+/// What is timed. Both return the loss and the norm of the gradient.
+trait Work {
+    fn step(&mut self) -> (f32, f32);
+    fn once(&self) -> (f32, f32);
+}
+
+/// A flow-matching transformer by itself: the gradient is that of what it is told.
+struct TransformerStep {
+    network: Arc<dyn Denoiser>,
+    inputs: Arrays,
+    device: Device,
+    dtype: DType,
+    memory: Memory,
+}
+
+impl TransformerStep {
+    fn open(
+        model: &Path,
+        inputs: &Path,
+        device: &Device,
+        dtype: FloatDType,
+        q8: bool,
+        memory: Memory,
+    ) -> Self {
+        let folder = model.join("transformer");
+        let path = folder.join("config.json");
+        let config: Value = read_config(&path).expect("a config.json");
+        let open = match config["_class_name"].as_str() {
+            Some("FluxTransformer2DModel") => flux_denoiser::open,
+            _ => sd3_denoiser::open,
+        };
+        let config = open(config, &path).expect("a configuration");
+        let mut weights = Weights::open(&folder, device, dtype).expect("a transformer's weights");
+        if q8 {
+            weights = weights.in_8_bits();
+        }
+        // With T5 among the text encoders, nothing is put in its place.
+        let around = Surroundings {
+            class: "",
+            encoder_widths: &[0; 3],
+            projections: &[None; 3],
+            latent_channels: 16,
+            image_channels: 0,
+            pixels: 8,
+            is_distilled: false,
+        };
+        Self {
+            network: config.load(&weights, &around).expect("a transformer"),
+            inputs: Arrays::read(inputs).expect("inputs"),
+            device: device.clone(),
+            dtype: compute_dtype(device, dtype).into(),
+            memory,
+        }
+    }
+
+    fn input<const D: usize>(&self, name: &str) -> Tensor<D> {
+        self.inputs.tensor(name, &self.device).expect("an input")
+    }
+
+    fn predict(&self, context: Tensor<3>, pooled: Tensor<2>) -> Tensor<4> {
+        let times: Vec<f64> = (self.input::<1>("timesteps").into_data().iter::<f64>()).collect();
+        let conditions = Conditions {
+            pooled: Some(pooled),
+            ..Conditions::new(context)
+        };
+        let how = How {
+            memory: self.memory,
+            ..How::default()
+        };
+        let noisy = self.input::<4>("noisy").cast(self.dtype);
+        let predicted = (self.network).predict(noisy, &times, &conditions.cast(self.dtype), how);
+        predicted.cast(DType::F32)
+    }
+}
+
+impl Work for TransformerStep {
+    fn once(&self) -> (f32, f32) {
+        let prediction = self.predict(self.input("context"), self.input("pooled"));
+        (prediction.square().mean().into_scalar(), 0.0)
+    }
+
+    fn step(&mut self) -> (f32, f32) {
+        let context = self.input::<3>("context").autodiff().require_grad();
+        let pooled = self.input::<2>("pooled").autodiff().require_grad();
+        let prediction = self.predict(context.clone(), pooled.clone());
+        let loss = (prediction - self.input("target")).square().mean();
+        let gradients = (loss.clone() * LOSS_SCALE).backward();
+        let squares = |x: Tensor<1>| (x / LOSS_SCALE).square().sum().into_scalar::<f32>();
+        let of_context = context.grad(&gradients).expect("a gradient").flatten(0, 2);
+        let of_pooled = pooled.grad(&gradients).expect("a gradient").flatten(0, 1);
+        let norm = (squares(of_context) + squares(of_pooled)).sqrt();
+        (loss.into_scalar(), norm)
     }
 }
 
@@ -187,7 +297,13 @@ struct Step {
 }
 
 impl Step {
-    fn open(model: &Path, inputs: &Path, device: &Device, dtype: FloatDType) -> Self {
+    fn open(
+        model: &Path,
+        inputs: &Path,
+        device: &Device,
+        dtype: FloatDType,
+        memory: Memory,
+    ) -> Self {
         let folder = model.join("unet");
         let config: UNetConfig = read_config(&folder.join("config.json")).expect("a config.json");
         let weights = Weights::open(&folder, device, dtype).expect("a U-Net's weights");
@@ -203,7 +319,7 @@ impl Step {
             inputs,
             device: device.clone(),
             dtype: compute_dtype(device, dtype).into(),
-            memory: Memory::Normal,
+            memory,
             steps: 0,
         }
     }
@@ -237,8 +353,10 @@ impl Step {
             )
             .cast(DType::F32)
     }
+}
 
-    fn unet_call(&self) -> (f32, f32) {
+impl Work for Step {
+    fn once(&self) -> (f32, f32) {
         let text_embeds = (self.encoders.len() > 1).then(|| self.input("text_embeds"));
         let prediction = self.predict(&self.input("context"), text_embeds);
         (prediction.square().mean().into_scalar(), 0.0)

@@ -248,7 +248,7 @@ def write_inputs(day: Day, part: str, model: Path, pixels: int) -> Path:
     return inputs
 
 
-def compare(day: Day, part: str, model: Path, pixels: int, ways: list, whats=("unet", "step"),
+def compare(day: Day, part: str, model: Path, pixels: int, ways: list, whats=("call", "step"),
             dtype: str = "f16", repeats: int = 20) -> None:
     """Seconds, memory and results of calls and steps; the first of the ways is the measure."""
     inputs = write_inputs(day, part, model, pixels)
@@ -352,7 +352,7 @@ def sdxl(day: Day) -> None:
     if day.args.tiny:
         day.put("sdxl", "left out", "takes a real card")
         return
-    compare(day, "sdxl", random_model(day, "sdxl"), 1024, ["torch", "dinv"], ("step", "unet"), repeats=6)
+    compare(day, "sdxl", random_model(day, "sdxl"), 1024, ["torch", "dinv"], ("step", "call"), repeats=6)
 
 
 def compiled(day: Day) -> None:

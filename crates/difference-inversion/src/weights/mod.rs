@@ -201,7 +201,8 @@ impl Weights {
     }
 
     /// The same with the matrices of linear layers in blocks of 8 bits, on the CPU.
-    pub(crate) fn in_8_bits(self) -> Self {
+    #[must_use]
+    pub fn in_8_bits(self) -> Self {
         self.with_store(|store| store.q8 = true)
     }
 

@@ -436,3 +436,26 @@ fn networks_in_a_settings_file_are_found_beside_it() {
         done.stderr
     );
 }
+
+#[test]
+fn a_model_in_8_bits_draws_nearly_the_same() {
+    let work = tempfile::tempdir().unwrap();
+    let drawn = |dtype: &str| {
+        let flags = format!("--num-inference-steps 4 --dtype {dtype} --overwrite -o drawn.png");
+        succeed(
+            work.path(),
+            &format!("generate -q --prompt boat --device cpu {flags}"),
+        );
+        image::open(work.path().join("drawn.png"))
+            .unwrap()
+            .to_rgb8()
+    };
+    let (half, packed) = (drawn("f16"), drawn("q8"));
+    assert_ne!(packed, half);
+    let pixels = packed.as_raw().iter().zip(half.as_raw());
+    let differences: u64 = pixels.map(|(a, b)| u64::from(a.abs_diff(*b))).sum();
+    let mean = differences as f64 / half.as_raw().len() as f64;
+    assert!(mean < 4.0, "{mean} of 255");
+    let refusal = run(work.path(), "generate --prompt boat --dtype q9 -o x.png");
+    assert_eq!(refusal.code, Some(64), "{}", refusal.stderr);
+}

@@ -76,6 +76,8 @@ fn a_difference_is_learned_applied_and_drawn_with() {
     let plain = drawn("");
     assert_eq!((plain.width(), plain.height()), (16, 16));
     assert_ne!(drawn("--difference d.safetensors"), plain);
+    // T5 is read from its file in place of the memory.
+    assert_eq!(drawn("--memory low"), plain);
     // A difference learned with T5 present is applied without it.
     let without_t5 = drawn("--without-t5");
     assert_ne!(without_t5, plain);
@@ -89,7 +91,13 @@ fn the_model_is_examined() {
     for part in ["transformer", "text_encoder_3", "tokenizer_3"] {
         assert!(done.contains(part), "no {part} in {done}");
     }
-    assert!(done.contains("--dtype f16 --memory low"), "{done}");
+    let needed = |way: &str| {
+        let line = done.lines().find(|line| line.contains(way)).unwrap();
+        let number = line.split("about ").nth(1).unwrap().split(' ').next();
+        number.unwrap().parse::<u64>().unwrap()
+    };
+    let ways = ["f32", "f16", "q8"].map(|dtype| needed(&format!("--dtype {dtype} --memory low")));
+    assert!(ways.is_sorted_by(|a, b| a >= b), "{ways:?}");
     let without = succeed(work.path(), "doctor --model tiny-sd3 --without-t5").stdout;
     assert!(!without.contains("text_encoder_3"), "{without}");
     assert!(!without.contains("tokenizer_3"), "{without}");
