@@ -14,6 +14,7 @@
 #[cfg(feature = "gpu")]
 #[path = "../gpu/kernels.rs"]
 mod kernels;
+mod transformer;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -24,14 +25,11 @@ use difference_inversion::models::denoiser::conditions::Conditions;
 use difference_inversion::models::denoiser::unet::{
     AddedConditions, UNet2DConditionModel, UNetConfig,
 };
-use difference_inversion::models::denoiser::{
-    Denoiser, How, Memory, Surroundings, flux_denoiser, sd3_denoiser,
-};
+use difference_inversion::models::denoiser::{Denoiser, How, Memory};
 use difference_inversion::models::text::clip_text::ClipTextModel;
 use difference_inversion::models::text::tower::Beginning;
 use difference_inversion::util::arrays::{Arrays, Values};
 use difference_inversion::weights::{Weights, compute_dtype, read_config};
-use serde_json::Value;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -133,29 +131,12 @@ impl TransformerStep {
         memory: Memory,
     ) -> Self {
         let folder = model.join("transformer");
-        let path = folder.join("config.json");
-        let config: Value = read_config(&path).expect("a config.json");
-        let open = match config["_class_name"].as_str() {
-            Some("FluxTransformer2DModel") => flux_denoiser::open,
-            _ => sd3_denoiser::open,
-        };
-        let config = open(config, &path).expect("a configuration");
         let mut weights = Weights::open(&folder, device, dtype).expect("a transformer's weights");
         if q8 {
             weights = weights.in_8_bits();
         }
-        // With T5 among the text encoders, nothing is put in its place.
-        let around = Surroundings {
-            class: "",
-            encoder_widths: &[0; 3],
-            projections: &[None; 3],
-            latent_channels: 16,
-            image_channels: 0,
-            pixels: 8,
-            is_distilled: false,
-        };
         Self {
-            network: config.load(&weights, &around).expect("a transformer"),
+            network: transformer::open(&folder, &weights).expect("a transformer"),
             inputs: Arrays::read(inputs).expect("inputs"),
             device: device.clone(),
             dtype: compute_dtype(device, dtype).into(),

@@ -7,6 +7,8 @@ and transformers and by this crate.
 For every family: the text encoders, the image towers that belong to them, one call of the U-Net
 and the VAE both ways (relative error at most 1e-4), then the whole text-to-image pipeline against
 `dinv generate`, from the same latents, 10 steps, with every scheduler (pixels within 2/255).
+Of flow-matching families, the parts alone: the transformer (of Stable Diffusion 3.5 medium the whole, of
+the others one block of each kind), layers of T5-XXL and Qwen3, and the VAE.
 Exits with 1 on a miss. DIR needs 20 GB; what takes too much memory is made, measured and deleted
 part by part, the largest (SDXL's pipeline, 14 GB) needs 20 GB of memory.
 
@@ -29,16 +31,21 @@ import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    Flux2Transformer2DModel,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
     StableDiffusionInpaintPipeline,
     StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UniPCMultistepScheduler,
+    ZImageTransformer2DModel,
 )
 from diffusers.schedulers import scheduling_euler_ancestral_discrete
 from PIL import Image
@@ -51,9 +58,20 @@ from transformers import (
     CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5EncoderModel,
 )
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benches/compare"))
+
+import make_golden_flux
+import make_golden_klein
+import make_golden_z_image
+from make_weights import FLUX_DEV, SD35_MEDIUM
+
 RELATIVE, PIXELS, STEPS = 1e-4, 2, 10
 PROMPT, NEGATIVE = "a red house on a green hill, at sunset", "blurry"
 
@@ -82,6 +100,43 @@ FAMILIES = {
     "sdxl": (StableDiffusionXLPipeline, UNET_XL, [CLIP_L, CLIP_G], ["ViT-L/14", "ViT-bigG/14"], SD_NOISE),
     "instruct-pix2pix": (StableDiffusionInstructPix2PixPipeline, UNET_1 | dict(in_channels=8), [CLIP_L], ["ViT-L/14"], SD_NOISE),
     "inpaint": (StableDiffusionInpaintPipeline, UNET_1 | dict(in_channels=9), [CLIP_L], ["ViT-L/14"], SD_NOISE),
+}
+ONE_OF_EACH = dict(num_layers=1, num_single_layers=1)
+KLEIN_4B = dict(
+    in_channels=128, attention_head_dim=128, num_attention_heads=24, joint_attention_dim=3 * 2560, axes_dims_rope=(32, 32, 32, 32),
+    guidance_embeds=False,
+)
+Z_IMAGE = dict(
+    in_channels=16, dim=3840, n_layers=1, n_refiner_layers=1, n_heads=30, n_kv_heads=30, cap_feat_dim=2560, axes_dims=[32, 48, 48],
+    axes_lens=[1536, 512, 512],
+)
+# Few words: the widths are those of the originals.
+T5_XXL = T5Config(
+    vocab_size=1000, d_model=4096, d_kv=64, d_ff=10240, num_heads=64, num_layers=1, feed_forward_proj="gated-gelu",
+    is_encoder_decoder=False, tie_word_embeddings=False,
+)
+QWEN3_4B = Qwen3Config(
+    vocab_size=1000, hidden_size=2560, intermediate_size=9728, num_hidden_layers=3, num_attention_heads=32, num_key_value_heads=8, head_dim=128,
+    rope_parameters={"rope_type": "default", "rope_theta": 1e6}, tie_word_embeddings=True,
+)
+# family: what builds the transformer, what calls it, the shape of its context, the width of the pooled prompt
+FLOWS = {
+    "sd35": (
+        lambda: SD3Transformer2DModel(**SD35_MEDIUM), lambda network, x, times, context, pooled: network(x, context, pooled, times).sample,
+        (77 + 256, 4096), 2048,
+    ),
+    "flux": (
+        lambda: FluxTransformer2DModel(**FLUX_DEV | ONE_OF_EACH),
+        lambda network, x, times, context, pooled: make_golden_flux.predict(network, x, times, context, pooled, 1.0), (512, 4096), 768,
+    ),
+    "klein": (
+        lambda: Flux2Transformer2DModel(**KLEIN_4B | ONE_OF_EACH),
+        lambda network, x, times, context, _: make_golden_klein.predict(network, x, times, context), (512, 3 * 2560), None,
+    ),
+    "z-image": (
+        lambda: ZImageTransformer2DModel(**Z_IMAGE),
+        lambda network, x, times, context, _: make_golden_z_image.predict(network, x, times, list(context)), (45, 2560), None,
+    ),
 }
 # Made of the same parts as sd15, but for the U-Net.
 LIKE_SD15 = "instruct-pix2pix", "inpaint"
@@ -245,17 +300,45 @@ class Parity:
 
         self.compare(family, "U-Net at 512 px", "unet", model, inputs | added, compute)
 
-    def vae(self, family, config):
+    def transformer(self, family):
+        build, call, context, pooled = FLOWS[family]
+        model = make(build, 3)
+        generator = torch.Generator().manual_seed(13)
+        shape = (1, 128, 16, 16) if family == "klein" else (1, 16, 32, 32)
+        inputs = {
+            "latents": torch.randn(shape, generator=generator), "timesteps": torch.tensor([501.0]),
+            "context": torch.randn(1, *context, generator=generator),
+        }
+        if pooled:
+            inputs["pooled"] = torch.randn(1, pooled, generator=generator)
+        told = inputs["latents"], inputs["timesteps"], inputs["context"], inputs.get("pooled")
+        self.compare(family, "transformer at 256 px", "transformer", model, inputs, lambda network: {"output": call(network, *told)})
+
+    def tower(self, family):
+        """The language model that reads the prompt."""
+        ids = torch.randint(0, 1000, (1, 64), generator=torch.Generator().manual_seed(11))
+        inputs = {"input_ids": ids}
+        if family in ("sd35", "flux"):
+            model = make(lambda: T5EncoderModel(T5_XXL), 1)
+            return self.compare(family, "T5-XXL, one layer", "t5", model, inputs, lambda t5: {"last_hidden_state": t5(ids).last_hidden_state})
+
+        def compute(qwen):
+            states = qwen(ids, output_hidden_states=True).hidden_states
+            return {"layer_1": states[1], "layer_2": states[2]}
+
+        self.compare(family, "Qwen3-4B", "qwen3", make(lambda: Qwen3ForCausalLM(QWEN3_4B), 1), inputs, compute)
+
+    def vae(self, family, config, kind=AutoencoderKL):
         generator = torch.Generator().manual_seed(14)
         inputs = {
             "image": torch.rand(1, 3, 256, 256, generator=generator) * 2 - 1,
-            "latents": torch.randn(1, 4, 32, 32, generator=generator),
+            "latents": torch.randn(1, config.get("latent_channels", 4), 32, 32, generator=generator),
         }
 
         def compute(vae):
             return {"mean": vae.encode(inputs["image"]).latent_dist.mean, "decoded": vae.decode(inputs["latents"]).sample}
 
-        self.compare(family, "VAE at 256 px", "vae", make_vae(config), inputs, compute)
+        self.compare(family, "VAE at 256 px", "vae", make_vae(config, kind), inputs, compute)
 
     def pictures(self, family, pipeline):
         """What the pipeline and `dinv generate` are given beside words."""
@@ -324,7 +407,20 @@ class Parity:
             self.table.add(family, f"generate, {name}", np.abs(found - expected).max(), PIXELS)
         shutil.rmtree(folder)
 
+    def flow(self, name):
+        if "text" in self.args.parts:
+            self.tower(name)
+        if "unet" in self.args.parts:
+            self.transformer(name)
+        if "vae" in self.args.parts:
+            config = vae_config(None)
+            if name == "klein":
+                return self.vae(name, config | dict(latent_channels=32), AutoencoderKLFlux2)
+            self.vae(name, config | dict(latent_channels=16, use_quant_conv=False, use_post_quant_conv=False))
+
     def family(self, name):
+        if name in FLOWS:
+            return self.flow(name)
         kind, unet, encoders, towers, scheduler = FAMILIES[name]
         wanted = set(self.args.parts) - ({"text", "vision", "vae"} if name in LIKE_SD15 else set())
         if "text" in wanted:
@@ -346,13 +442,15 @@ def vae_config(kind):
         block_out_channels=(128, 256, 512, 512), layers_per_block=2, sample_size=512,
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
     )
+    if kind is None:
+        return config
     return config | (dict(scaling_factor=0.13025, force_upcast=True) if kind is StableDiffusionXLPipeline else dict(scaling_factor=0.18215))
 
 
-def make_vae(config):
+def make_vae(config, kind=AutoencoderKL):
     """The decoder's last layer is scaled so that pictures are neither flat nor clipped."""
-    vae = make(lambda: AutoencoderKL(**config), 4)
-    latents = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(16))
+    vae = make(lambda: kind(**config), 4)
+    latents = torch.randn(1, vae.config.latent_channels, 32, 32, generator=torch.Generator().manual_seed(16))
     vae.decoder.conv_out.weight.mul_(0.3 / vae.decode(latents).sample.std())
     vae.decoder.conv_out.bias.zero_()
     return vae
@@ -362,7 +460,7 @@ def make_vae(config):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for the random models")
-    parser.add_argument("--only", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--only", nargs="+", choices=[*FAMILIES, *FLOWS], default=[*FAMILIES, *FLOWS])
     parser.add_argument("--parts", nargs="+", choices=("text", "vision", "unet", "vae", "generate"), default=["text", "vision", "unet", "vae", "generate"])
     parser.add_argument("--dinv", type=pathlib.Path, default=ROOT / "target/release/dinv")
     parser.add_argument("--parity", type=pathlib.Path, default=ROOT / "target/release/examples/parity")
