@@ -87,12 +87,12 @@ def ids_of(tokenizer, texts: list[str], length: int) -> torch.Tensor:
 @torch.no_grad()
 def shares_read(model: Encoders, tokenizers, scenes) -> dict[str, float]:
     """How often each head names an attribute, or that it is not told; over the padding, where both place it last."""
-    rng = random.Random(0)
+    rng, device = random.Random(0), model.clip_head.weight.device
     told = [random_caption(rng, scene) for scene in scenes]
-    known = labels_told(scenes, [known for _, known in told])
+    known = labels_told(scenes, [known for _, known in told]).to(device)
     texts = [text for text, _ in told]
-    last = lambda length: torch.full((len(texts),), length - 1)
-    clip, t5 = (ids_of(t, texts, n) for t, n in zip(tokenizers, (MAX_LENGTH, T5_LENGTH)))
+    last = lambda length: torch.full((len(texts),), length - 1, device=device)
+    clip, t5 = (ids_of(t, texts, n).to(device) for t, n in zip(tokenizers, (MAX_LENGTH, T5_LENGTH)))
     _, pooled, padding = model.clip_reads(clip, last(MAX_LENGTH))
     logits = {"pooled": pooled, "clip": padding, "t5": model.t5_reads(t5, last(T5_LENGTH))}
     right = lambda parts: torch.stack([(p.argmax(1) == known[:, i]).float() for i, p in enumerate(parts)]).mean()
@@ -139,8 +139,9 @@ def main():
         return
 
     pictures, scenes = data.load(args.work, "train")
+    part = f"-{args.pictures}" if args.pictures < len(scenes) else ""
     scenes = scenes[: args.pictures]
-    seen = once(args.work / "clip_features.pt", args.device, lambda: image_features(first, pictures[: args.pictures]))
+    seen = once(args.work / f"clip_features{part}.pt", args.device, lambda: image_features(first, pictures[: args.pictures]))
     for step in run.loop():
         run.seed()
         words = random.Random(args.seed * 1_000_003 + step)

@@ -84,15 +84,17 @@ fn run() {
         Some("low") => Memory::Low,
         _ => Memory::Normal,
     };
+    let q8 = flag("--dtype") == Some("q8");
+    if q8 && device != Device::flex() {
+        println!("q8 is for the CPU");
+        return;
+    }
     let (model, inputs) = (Path::new(model), Path::new(inputs));
     let mut step: Box<dyn Work> = match model.join("transformer").is_dir() {
-        true => {
-            let q8 = flag("--dtype") == Some("q8");
-            Box::new(TransformerStep::open(
-                model, inputs, &device, dtype, q8, memory,
-            ))
-        }
-        false => Box::new(Step::open(model, inputs, &device, dtype, memory)),
+        true => Box::new(TransformerStep::open(
+            model, inputs, &device, dtype, q8, memory,
+        )),
+        false => Box::new(Step::open(model, inputs, &device, dtype, q8, memory)),
     };
     println!("ready");
     for line in std::io::stdin().lines() {
@@ -283,11 +285,15 @@ impl Step {
         inputs: &Path,
         device: &Device,
         dtype: FloatDType,
+        q8: bool,
         memory: Memory,
     ) -> Self {
         let folder = model.join("unet");
         let config: UNetConfig = read_config(&folder.join("config.json")).expect("a config.json");
-        let weights = Weights::open(&folder, device, dtype).expect("a U-Net's weights");
+        let mut weights = Weights::open(&folder, device, dtype).expect("a U-Net's weights");
+        if q8 {
+            weights = weights.in_8_bits();
+        }
         let unet = UNet2DConditionModel::load(&weights, &config).expect("a U-Net");
         let inputs = Arrays::read(inputs).expect("inputs");
         let encoders = ["text_encoder", "text_encoder_2"].map(|name| model.join(name));

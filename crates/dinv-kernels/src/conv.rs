@@ -49,18 +49,18 @@ impl Matrix {
     pub fn dense(&self, device: &Device) -> Tensor<2> {
         match self {
             Self::Dense(weight) => (**weight).clone(),
-            Self::Packed(packed) => packed.widened().to_device(device),
+            Self::Packed(packed) => packed.dense().to_device(device),
         }
     }
 }
 
-/// A matrix for products on the CPU.
-enum Factor {
+/// A matrix as products on the CPU hold it.
+enum Held {
     Stored(Weights),
     Packed(Arc<Packed>),
 }
 
-impl Factor {
+impl Held {
     fn of(matrix: Matrix) -> Self {
         match matrix {
             Matrix::Dense(weight) => Self::Stored(Weights::of(*weight)),
@@ -99,7 +99,7 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Matrix, bias: Option<Tensor<
         let [d_out, d_in] = weight.dims();
         let mut out_shape = shape;
         out_shape[D - 1] = d_out;
-        let weight = Factor::of(weight);
+        let weight = Held::of(weight);
         let y = weight.lend(d_in, true, |right| times(x, right, bias, out_shape));
         let back = move |grad| [weight.lend(d_in, false, |right| times(grad, right, None, shape))];
         (y, back)

@@ -1,5 +1,5 @@
 //! Operations of the networks with their own kernels and gradients: for f32 on the CPU, where weights
-//! may be of half precision, and for f32 and f16 on GPUs (`gpu`).
+//! may be of half precision or packed in fewer bits, and for f32 and f16 on GPUs (`gpu`).
 //!
 //! Burn composes normalisation, attention and gates from elementary operations, and its autodiff
 //! stores each of their results. The operations here take one or two passes over the memory and keep

@@ -325,7 +325,7 @@ impl Packed {
     }
 
     /// Its numbers.
-    pub fn widened(&self) -> Tensor<2> {
+    pub fn dense(&self) -> Tensor<2> {
         tensor(self.packing.widened(&self.bytes), self.shape)
     }
 
@@ -429,7 +429,7 @@ mod tests {
     fn a_packed_matrix_multiplies_as_its_numbers_do() {
         let [rows, d_in, d_out] = [7, 2 * SHORT, 45];
         let packed = Arc::new(Packed::q8(&numbers(d_out * d_in), [d_out, d_in]).unwrap());
-        let dense = Matrix::from(packed.widened());
+        let dense = Matrix::from(packed.dense());
         let run = |weight: Matrix| {
             let x = tensor(numbers(rows * d_in), [rows, d_in]);
             let x = x.autodiff().require_grad();

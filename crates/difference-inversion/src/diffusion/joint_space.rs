@@ -193,10 +193,7 @@ impl JointSpace {
     /// # Errors
     /// [`Error::Setting`] if even the difference tokens do not fit.
     pub fn read(&self, prompts: &[&Prompt], num_tokens: usize) -> Result<Beginnings> {
-        let ids: Vec<_> = (prompts.iter())
-            .map(|prompt| prompt.ids(self.encoder))
-            .collect();
-        self.text_encoder.read_several(&ids, num_tokens)
+        (self.text_encoder).read_several(prompts, self.encoder, num_tokens)
     }
 
     /// The device of the computation.

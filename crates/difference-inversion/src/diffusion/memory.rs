@@ -49,7 +49,7 @@ impl LearningMemory {
     /// unknown.
     pub fn peak(&self, paths: &ModelPaths) -> Result<u64> {
         let mut paths = paths.clone();
-        paths.options.q8 = self.q8;
+        (paths.options.q8, paths.options.memory) = (self.q8, self.memory);
         let files = paths.files()?;
         let family = Family::of(&files)?;
         let denoiser = family.denoiser.config(&files)?;
@@ -69,7 +69,10 @@ impl LearningMemory {
                 TowerKind::Clip | TowerKind::Qwen3 => weights.bytes_in_memory_of(part.needs),
             })
             .sum();
-        let mut weights = open(family.denoiser.part, self.dtype)?.bytes_in_memory()
+        let transformer = open(family.denoiser.part, self.dtype)?;
+        let widened = (encoders.iter().chain([&transformer])).map(Weights::widest_packed);
+        let mut weights = transformer.bytes_in_memory()
+            + widened.max().unwrap_or(0)
             + open(autoencoder.part, vae_dtype)?.bytes_in_memory()
             + of_encoders;
         let folder = |folder: &Path| match folder.is_dir() {
@@ -155,7 +158,7 @@ const PUBLISHED: [Published; 3] = [
 
 impl LearningMemory {
     /// As [`peak`](Self::peak), of a model that is known by this name and is not there, without the captioner; `None`
-    /// if its sizes are not known, or which of its layers are linear. `resolution` is height and width in pixels, by default those the model draws.
+    /// if its sizes are not known, and for [`q8`](Self::q8): which of its layers are linear is not known either. `resolution` is height and width in pixels, by default those the model draws.
     pub fn peak_of_known(&self, name: &str, resolution: Option<[u32; 2]>) -> Option<u64> {
         let mut published = PUBLISHED.iter().filter(|_| !self.q8);
         let published = published.find(|published| published.name == name)?;

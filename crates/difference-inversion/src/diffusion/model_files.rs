@@ -509,12 +509,15 @@ impl ModelFiles {
         Ok(weights.changed(changes))
     }
 
-    /// Whether a network is large. CLIP is small, and shares its weights with the joint space.
+    /// Whether a network is large and stays in memory. CLIP is small, and shares its weights with the joint space.
     fn may_be_in_8_bits(&self, network: &str) -> Result<bool> {
         let mut encoders = Family::of(self)?.text_encoders.iter();
-        let large =
-            |encoder: &EncoderPart| encoder.part == network && encoder.kind != TowerKind::Clip;
-        Ok(is_denoiser(network) || encoders.any(large))
+        let large = |encoder: &EncoderPart| match encoder.kind {
+            TowerKind::Clip => false,
+            TowerKind::T5 => self.memory() == Memory::Normal, // else no layer is held
+            TowerKind::Qwen3 => true,
+        };
+        Ok(is_denoiser(network) || encoders.any(|one| one.part == network && large(one)))
     }
 
     /// The same without LoRAs.

@@ -6,6 +6,7 @@ use burn::tensor::{Device, FloatDType, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::diffusion::model_files::ModelFiles;
+use crate::diffusion::words::Prompt;
 use crate::models::denoiser::sd3_denoiser::T5_LENGTH;
 use crate::models::text::clip_text::ClipTextModel;
 use crate::models::text::qwen3::Qwen3Model;
@@ -504,12 +505,19 @@ impl TextEncoder {
         Ok((beginning, cut))
     }
 
-    /// Reads the beginning of the frame and the words (as ids) of several prompts, with room for `num_tokens`
-    /// difference tokens, for [`features`](Self::features); ids that do not fit are cut off.
+    /// Reads the beginning of the frame and the words of several prompts, with room for `num_tokens` difference tokens,
+    /// for [`features`](Self::features); words that do not fit are cut off. `number` is the encoder's among those of
+    /// the pipeline, by which a prompt has its words.
     ///
     /// # Errors
     /// [`Error::Setting`] if even the difference tokens do not fit.
-    pub fn read_several(&self, prompts: &[Vec<u32>], num_tokens: usize) -> Result<Beginnings> {
+    pub fn read_several(
+        &self,
+        prompts: &[&Prompt],
+        number: usize,
+        num_tokens: usize,
+    ) -> Result<Beginnings> {
+        let prompts: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.ids(number)).collect();
         if self.projection_dim().is_none() {
             let each = prompts.iter().map(|words| self.read(words, num_tokens));
             let each = each.map(|read| read.map(|(beginning, _)| beginning));

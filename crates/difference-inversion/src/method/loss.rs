@@ -206,11 +206,7 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn read(&self, prompts: &[&Prompt], num_tokens: usize) -> Result<Beginnings> {
-        let ids: Vec<_> = prompts
-            .iter()
-            .map(|prompt| prompt.ids(self.number))
-            .collect();
-        self.encoder.read_several(&ids, num_tokens)
+        (self.encoder).read_several(prompts, self.number, num_tokens)
     }
 
     /// The unit-norm features of the prompts, [b, e], followed by `difference`, [b, n, d].

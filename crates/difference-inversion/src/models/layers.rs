@@ -77,7 +77,7 @@ pub(super) fn share<const D: usize>(own: &mut Tensor<D>, other: &Tensor<D>) -> u
 /// `y = x Wᵀ + b` on the last dimension.
 #[derive(Debug, Clone)]
 pub struct Linear {
-    /// `[d_out, d_in]`, in the requested type of weights.
+    /// `[d_out, d_in]`, in the requested type of weights or packed.
     weight: Matrix,
     bias: Option<Tensor<1>>,
 }
@@ -114,7 +114,7 @@ impl Linear {
     /// As [`load`](Self::load).
     pub fn load_without_bias(weights: &Weights, d_in: usize, d_out: usize) -> Result<Self> {
         Ok(Self {
-            weight: weights.factor("weight", [d_out, d_in])?,
+            weight: weights.linear("weight", [d_out, d_in])?,
             bias: None,
         })
     }

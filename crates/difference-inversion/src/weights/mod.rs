@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{DType, Device, FloatDType, Tensor, TensorData};
 use dinv_kernels::conv::Matrix;
-use dinv_kernels::packed::Packed;
+use dinv_kernels::packed::{Packed, Packing};
 use safetensors::Dtype;
 use sha2::{Digest, Sha256};
 
@@ -80,6 +80,28 @@ const TABLES: [&str; 4] = [
     "shared.weight",
     "attention_bias",
 ];
+
+/// Whether a tensor is read as a [`matrix`](Weights::matrix).
+fn is_matrix(key: &str, shape: &[usize]) -> bool {
+    shape.len() > 1 && !TABLES.iter().any(|part| key.contains(part))
+}
+
+/// How a matrix is held in fewer bits than a float has.
+enum Held {
+    /// As its file has it.
+    AsStored(Packing),
+    /// Packed when it is read.
+    InEightBits,
+}
+
+impl Held {
+    fn packing(&self) -> Packing {
+        match self {
+            Self::AsStored(packing) => *packing,
+            Self::InEightBits => Packed::Q8,
+        }
+    }
+}
 
 /// The element type of computations on `device` with weights of type `dtype`: f32 on the CPU, which has no
 /// fast half-precision arithmetic, and `dtype` elsewhere.
@@ -200,7 +222,7 @@ impl Weights {
         }
     }
 
-    /// The same with the matrices of linear layers in blocks of 8 bits, on the CPU.
+    /// The same with the matrices of linear layers in blocks of 8 bits, on the CPU, unless the file packs them.
     #[must_use]
     pub fn in_8_bits(self) -> Self {
         self.with_store(|store| store.q8 = true)
@@ -358,22 +380,23 @@ impl Weights {
         self.read(name, shape, self.store.dtype)
     }
 
-    /// As [`matrix`](Self::matrix), for a linear layer: on the CPU, a matrix that the file packs stays packed, unless
-    /// it is changed, and any is packed [in 8 bits](Self::in_8_bits) if that is wanted and its rows are whole blocks.
+    /// As [`matrix`](Self::matrix), for a linear layer: on the CPU, a matrix that the file packs stays packed unless it
+    /// is changed, and others are packed [in 8 bits](Self::in_8_bits) if that is wanted and their rows are whole blocks.
     ///
     /// # Errors
     /// As [`tensor`](Self::tensor).
-    pub fn factor(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
+    pub fn linear(&self, name: &str, shape: [usize; 2]) -> Result<Matrix> {
         let (key, file, place, _) = self.found(name, shape)?;
-        let packed = match self.packs() {
-            false => None,
-            true if self.store.q8 => {
+        let packed = match self.packing(&key, place, shape) {
+            None => None,
+            Some(Held::AsStored(packing)) => {
+                let bytes = place.change.stored_bytes(file, &place.key)?;
+                Packed::new(packing, bytes, shape)
+            }
+            Some(Held::InEightBits) => {
                 let values = self.read(name, shape, FloatDType::F32)?;
                 Packed::q8(&host(values), shape)
             }
-            true if self.store.changes.contains_key(&key) => None,
-            true => (place.change.packed(file, &place.key)?)
-                .and_then(|(packing, bytes)| Packed::new(packing, bytes, shape)),
         };
         match packed {
             Some(packed) => {
@@ -384,9 +407,21 @@ impl Weights {
         }
     }
 
-    /// Whether the device computes with packed matrices.
-    fn packs(&self) -> bool {
-        self.store.device == Device::flex()
+    /// How the matrix at `place` is packed in memory, if it is. `key` is its full one.
+    fn packing(&self, key: &str, place: &Placement, [_, columns]: [usize; 2]) -> Option<Held> {
+        if self.store.device != Device::flex() {
+            return None;
+        }
+        let stored = self.store.files[place.file].packing(&place.key);
+        let is_as_stored =
+            place.change != Change::Transpose && !self.store.changes.contains_key(key);
+        let held = match stored.filter(|_| is_as_stored) {
+            Some(packing) => Held::AsStored(packing),
+            None if self.store.q8 => Held::InEightBits,
+            None => return None,
+        };
+        let [numbers, _] = held.packing().block();
+        columns.is_multiple_of(numbers).then_some(held)
     }
 
     /// Where tensor `name` is, with its full key and its type, if it has this shape.
@@ -462,33 +497,30 @@ impl Weights {
         self.bytes_in_memory_of(|_| true)
     }
 
-    /// The bytes of a matrix that [`factor`](Self::factor) packs; `key` is its full one.
+    /// The bytes of a matrix that [`linear`](Self::linear) packs; `key` is its full one.
     fn packed_size(&self, key: &str, shape: &[usize]) -> Option<u64> {
         let &[rows, columns] = shape else { return None };
-        if !self.packs() {
-            return None;
-        }
-        let place = self.store.index.get(key)?;
-        let stored = match place.change {
-            Change::Transpose => None,
-            _ => self.store.files[place.file].packing(&place.key),
+        let held = self.packing(key, self.store.index.get(key)?, [rows, columns])?;
+        let [numbers, size] = held.packing().block();
+        Some((rows * (columns / numbers) * size) as u64)
+    }
+
+    /// The bytes of the largest matrix that [`linear`](Self::linear) packs, once a product has widened it.
+    pub(crate) fn widest_packed(&self) -> u64 {
+        let widened = |key: &str| {
+            let shape = self.shape(key.strip_prefix(&self.prefix)?)?;
+            let is_packed = is_matrix(key, &shape) && self.packed_size(key, &shape).is_some();
+            let elements: u64 = shape.iter().map(|&size| size as u64).product();
+            is_packed.then_some(elements * DType::F32.size() as u64)
         };
-        let stored = stored.filter(|_| !self.store.changes.contains_key(key));
-        let packing = if self.store.q8 {
-            Some(Packed::Q8)
-        } else {
-            stored
-        };
-        let [numbers, size] = packing?.block();
-        let is_whole = columns.is_multiple_of(numbers);
-        is_whole.then_some((rows * (columns / numbers) * size) as u64)
+        self.keys().filter_map(widened).max().unwrap_or(0)
     }
 
     /// The same for the tensors whose full keys satisfy `are_needed`.
     pub(crate) fn bytes_in_memory_of(&self, are_needed: impl Fn(&str) -> bool) -> u64 {
         let size = |key: &str| {
             let shape = self.shape(key.strip_prefix(&self.prefix)?)?;
-            let is_matrix = shape.len() > 1 && !TABLES.iter().any(|part| key.contains(part));
+            let is_matrix = is_matrix(key, &shape);
             let dtype = match is_matrix {
                 true => self.store.dtype,
                 false => self.store.compute,

@@ -1,7 +1,5 @@
 //! The place of a model's tensor in a file, and its conversion.
 
-use dinv_kernels::packed::Packing;
-
 use crate::Result;
 use crate::weights::file::TensorFile;
 
@@ -80,15 +78,9 @@ impl Change {
         })
     }
 
-    /// The same as it is packed; nothing if it is not, or if columns were to be put together.
-    pub(super) fn packed(self, file: &TensorFile, key: &str) -> Result<Option<(Packing, Vec<u8>)>> {
-        match file.packing(key) {
-            Some(packing) if self != Self::Transpose => {
-                let bytes = self.rows(|part| file.stored_bytes(key, part))?;
-                Ok(Some((packing, bytes)))
-            }
-            _ => Ok(None),
-        }
+    /// The same as the file packs them, row by row; not of what is transposed.
+    pub(super) fn stored_bytes(self, file: &TensorFile, key: &str) -> Result<Vec<u8>> {
+        self.rows(|part| file.stored_bytes(key, part))
     }
 
     /// The stored rows that it is made from, of which `read` reads the parts from one to another of so many.

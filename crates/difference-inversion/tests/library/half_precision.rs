@@ -3,7 +3,10 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Distribution, FloatDType, Tensor};
+use difference_inversion::diffusion::frozen::ModelPaths;
+use difference_inversion::diffusion::memory::LearningMemory;
 use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
+use difference_inversion::models::denoiser::Memory;
 use difference_inversion::models::denoiser::unet::{UNet2DConditionModel, UNetConfig};
 use difference_inversion::models::vae::{
     Autoencoder, AutoencoderKL, AutoencoderKLConfig, decode_in_tiles, mean_in_tiles,
@@ -84,6 +87,27 @@ fn a_network_in_8_bits_is_smaller_and_predicts_nearly_the_same() {
     }
     let ([unet, clip], [half_unet, half_clip]) = (packed.0, half.0);
     assert!(unet < half_unet && clip == half_clip, "{unet} {half_unet}");
+    let paths = ModelPaths {
+        model: part(""),
+        ..ModelPaths::default()
+    };
+    let [packed, half] = [true, false].map(|q8| {
+        let memory = LearningMemory {
+            dtype: FloatDType::F16,
+            q8,
+            memory: Memory::Normal,
+            rows: 2,
+            side: None,
+            captions: false,
+        };
+        memory.peak(&paths).unwrap()
+    });
+    // What is saved, but for the largest of these matrices, which a product widens.
+    let saved = half_unet - unet;
+    assert!(
+        (1..saved).contains(&(half - packed)),
+        "{packed} {half} {saved}"
+    );
 }
 
 #[test]

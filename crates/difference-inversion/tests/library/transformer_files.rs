@@ -292,7 +292,7 @@ fn check_numbers(file: &str, names: &[&str]) {
         if let &[rows, columns] = shape.as_slice() {
             // As a linear layer holds it.
             let weights = open(&quantised(file));
-            let factor = weights.factor(name, [rows, columns]).unwrap();
+            let factor = weights.linear(name, [rows, columns]).unwrap();
             assert_eq!(matches!(factor, Matrix::Packed(_)), !is_float, "{name}");
             assert!(
                 is_float || factor.size() <= rows * columns * 5 / 4,
@@ -307,14 +307,21 @@ fn check_numbers(file: &str, names: &[&str]) {
 /// Matrices of few bits are as small in memory as in their file.
 #[test]
 fn what_a_file_packs_stays_packed() {
-    let weights = open(&quantised("blocks.gguf"));
+    let whole = open(&quantised("blocks.gguf"));
+    for weights in [whole.clone(), whole.in_8_bits()] {
+        check_sizes(&weights);
+    }
+}
+
+/// Floats are packed in 8 bits if that is wanted; what the file packs is not packed again.
+fn check_sizes(weights: &Weights) {
     let held: usize = (BLOCKS.iter())
         .filter_map(|name| {
             let shape = weights.shape(name)?;
             let &[rows, columns] = shape.as_slice() else {
                 return None;
             };
-            Some(weights.factor(name, [rows, columns]).unwrap().size())
+            Some(weights.linear(name, [rows, columns]).unwrap().size())
         })
         .sum();
     let others = (BLOCKS.iter()).filter_map(|name| {

@@ -140,7 +140,9 @@ pub(crate) fn number_format(dtype: &str, device: &str) -> anyhow::Result<FloatDT
         (Q8, _) => {
             let message =
                 format!("dtype: {Q8} is for the CPU, and not supported on device `{device}`");
-            Err(Failure::usage(message).hint("use `--dtype f16`").into())
+            Err(Failure::usage(message)
+                .hint("use `--device cpu`, or `--dtype f16`")
+                .into())
         }
         _ => {
             let message = format!("dtype: expected f32, f16, bf16 or {Q8}, found `{dtype}`");

@@ -134,13 +134,15 @@ pub(crate) struct ModelSettings {
     pub(crate) device: Option<String>,
     /// Number format of the weights [default: f32]
     ///
-    /// The CPU computes in f32 regardless; `vulkan` and `webgpu` have no bf16. `q8` is for the CPU: linear layers of the
-    /// denoiser, T5 and Qwen3 in ggml's Q8_0, the rest in f16. GGUF and fp8 files stay as small as they are there.
+    /// The CPU computes in f32 regardless; `vulkan` and `webgpu` have no bf16. `q8` is for the CPU: it holds the linear
+    /// layers of the denoiser, T5 and Qwen3 in ggml's Q8_0, and the rest in f16. Those of GGUF and fp8 files are held
+    /// on the CPU as the file has them, whatever this says.
     #[arg(long, value_parser = DTYPES, hide_short_help = true)]
     pub(crate) dtype: Option<String>,
     /// `low` saves memory by recomputing [default: normal]
     ///
-    /// A step of learning takes a third more time. T5, if the model has one, is read from its file for every prompt.
+    /// A step of learning takes a third more time. T5, if the model has one, is read from its file for every prompt; with
+    /// `--prompt-dropout`, in every step.
     #[arg(long, value_parser = ["normal", "low"], hide_short_help = true)]
     pub(crate) memory: Option<String>,
 }

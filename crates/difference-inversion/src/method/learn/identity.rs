@@ -122,7 +122,10 @@ impl<'a> Identity<'a> {
             "prediction_type" => Some(other_value(name, theirs, ours)),
             "base" => Some("it was made with other text encoders".to_owned()),
             _ if name == self.part.part => {
-                Some(format!("it was made with another {}", self.part.title))
+                let title = self.part.title;
+                Some(format!(
+                    "it was made with another {title}, or with its weights in other bits (`--dtype q8`)"
+                ))
             }
             "noise_schedule" => Some("it was made with another noise schedule".to_owned()),
             _ => Some("its pictures or captions are others".to_owned()),

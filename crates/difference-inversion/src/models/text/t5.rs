@@ -356,7 +356,27 @@ impl Tower for T5EncoderModel {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::{Device, FloatDType};
+
     use super::*;
+    use crate::weights::read_config;
+
+    #[test]
+    fn with_low_memory_layers_stay_in_their_file_and_compute_the_same() {
+        let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+        let folder = root.join("tests/golden/sd3/text_encoder_3");
+        let config: T5Config = read_config(&folder.join("config.json")).unwrap();
+        let [held, stored] = [Memory::Normal, Memory::Low].map(|memory| {
+            let weights = Weights::open(&folder, &Device::flex(), FloatDType::F32).unwrap();
+            let tower = T5EncoderModel::load(&weights, &config, memory).unwrap();
+            let embeds = tower.embed(&[3, 4, 5, 1, 0, 0]).unwrap();
+            let encoded = tower.finish(None, embeds, 3).unwrap();
+            (tower.layers, encoded.last_hidden_state.into_data())
+        });
+        assert!(matches!(held.0, Layers::Held(layers) if layers.len() == config.num_layers));
+        assert!(matches!(stored.0, Layers::Stored(_)));
+        assert_eq!(held.1, stored.1);
+    }
 
     #[test]
     fn distances_share_buckets_the_further_the_more() {

@@ -267,6 +267,7 @@ mod tests {
 
     use difference_inversion::diffusion::model_files::FileOptions;
     use difference_inversion::models::captioner::CaptionerPlace;
+    use difference_inversion::models::denoiser::Memory;
 
     use super::*;
 
@@ -306,7 +307,7 @@ mod tests {
             captioner: Some(ours.join("captioner")),
             resolution: text("256"),
             device: text("cpu"),
-            dtype: text("f16"),
+            dtype: text("q8"),
             memory: text("low"),
             without_t5: None,
             preview_vae: None,
@@ -319,11 +320,13 @@ mod tests {
         assert_eq!(other.model.as_ref(), Some(&theirs));
         let options = FileOptions {
             resolution: Some([256, 256]),
+            q8: true,
+            memory: Memory::Low,
             ..FileOptions::default()
         };
         assert_eq!(other.file_options().unwrap(), options);
         let runs = [&other.device, &other.dtype, &other.memory];
-        assert_eq!(runs, [&text("cpu"), &text("f16"), &text("low")]);
+        assert_eq!(runs, [&text("cpu"), &text("q8"), &text("low")]);
         assert_eq!((other.clip, other.captioner), (None, None));
     }
 

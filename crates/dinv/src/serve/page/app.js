@@ -437,6 +437,7 @@ function memoryOf({ learning = [], bytes }) {
   const free = known.models.memory?.available;
   const dtype = { bf16: "f16" }[draft.settings.dtype] ?? draft.settings.dtype ?? "f32";
   const way = learning.find((way) => way.dtype === dtype && way.memory === (draft.settings.memory ?? "normal"));
+  if (!way && dtype === "q8") return {}; // known once the model is here
   if (!way) return free && bytes > free ? { problem: `Its weights alone take ${size(bytes)}, and ${size(free)} of memory are free: it will not fit.` } : {};
   const needs = `Learning needs about ${size(way.bytes)} of memory`;
   if (!free || way.bytes <= free) return { text: needs };
@@ -457,7 +458,7 @@ function modelNote() {
   const problems = [tooLarge, !model.on_disk && room < model.bytes ? `The disk has ${size(room)} free: the download will not fit.` : null].filter(Boolean);
   $("model-problem").textContent = problems.join(" ");
   const actions = [];
-  if (better) actions.push(act(`${better.dtype === "f16" ? "Use half precision" : "Use less memory"}: ${size(better.bytes)}`, () => {
+  if (better) actions.push(act(`${{ f16: "Use half precision", q8: "Use 8 bits" }[better.dtype] ?? "Use less memory"}: ${size(better.bytes)}`, () => {
     Object.assign(draft.settings, { dtype: better.dtype, memory: better.memory });
     drawSettings();
     modelNote();
