@@ -90,11 +90,15 @@ fn run() {
         return;
     }
     let (model, inputs) = (Path::new(model), Path::new(inputs));
+    let way = Way {
+        device,
+        dtype,
+        q8,
+        memory,
+    };
     let mut step: Box<dyn Work> = match model.join("transformer").is_dir() {
-        true => Box::new(TransformerStep::open(
-            model, inputs, &device, dtype, q8, memory,
-        )),
-        false => Box::new(Step::open(model, inputs, &device, dtype, q8, memory)),
+        true => Box::new(TransformerStep::open(model, inputs, &way)),
+        false => Box::new(Step::open(model, inputs, &way)),
     };
     println!("ready");
     for line in std::io::stdin().lines() {
@@ -105,6 +109,29 @@ fn run() {
             _ => step.once(),
         };
         println!("[{loss}, {norm}]");
+    }
+}
+
+/// How a model is opened.
+struct Way {
+    device: Device,
+    dtype: FloatDType,
+    q8: bool,
+    memory: Memory,
+}
+
+impl Way {
+    fn weights(&self, folder: &Path) -> Weights {
+        let weights = Weights::open(folder, &self.device, self.dtype).expect("weights");
+        match self.q8 {
+            true => weights.in_8_bits(),
+            false => weights,
+        }
+    }
+
+    /// What is computed in.
+    fn computed(&self) -> DType {
+        compute_dtype(&self.device, self.dtype).into()
     }
 }
 
@@ -124,25 +151,14 @@ struct TransformerStep {
 }
 
 impl TransformerStep {
-    fn open(
-        model: &Path,
-        inputs: &Path,
-        device: &Device,
-        dtype: FloatDType,
-        q8: bool,
-        memory: Memory,
-    ) -> Self {
+    fn open(model: &Path, inputs: &Path, way: &Way) -> Self {
         let folder = model.join("transformer");
-        let mut weights = Weights::open(&folder, device, dtype).expect("a transformer's weights");
-        if q8 {
-            weights = weights.in_8_bits();
-        }
         Self {
-            network: transformer::open(&folder, &weights).expect("a transformer"),
+            network: transformer::open(&folder, &way.weights(&folder)).expect("a transformer"),
             inputs: Arrays::read(inputs).expect("inputs"),
-            device: device.clone(),
-            dtype: compute_dtype(device, dtype).into(),
-            memory,
+            device: way.device.clone(),
+            dtype: way.computed(),
+            memory: way.memory,
         }
     }
 
@@ -280,33 +296,22 @@ struct Step {
 }
 
 impl Step {
-    fn open(
-        model: &Path,
-        inputs: &Path,
-        device: &Device,
-        dtype: FloatDType,
-        q8: bool,
-        memory: Memory,
-    ) -> Self {
+    fn open(model: &Path, inputs: &Path, way: &Way) -> Self {
         let folder = model.join("unet");
         let config: UNetConfig = read_config(&folder.join("config.json")).expect("a config.json");
-        let mut weights = Weights::open(&folder, device, dtype).expect("a U-Net's weights");
-        if q8 {
-            weights = weights.in_8_bits();
-        }
-        let unet = UNet2DConditionModel::load(&weights, &config).expect("a U-Net");
+        let unet = UNet2DConditionModel::load(&way.weights(&folder), &config).expect("a U-Net");
         let inputs = Arrays::read(inputs).expect("inputs");
         let encoders = ["text_encoder", "text_encoder_2"].map(|name| model.join(name));
         let encoders = (encoders.iter().filter(|folder| folder.is_dir()).enumerate())
-            .map(|(number, folder)| Encoder::open(folder, number, &inputs, device, dtype))
+            .map(|(number, folder)| Encoder::open(folder, number, &inputs, &way.device, way.dtype))
             .collect();
         Self {
             unet,
             encoders,
             inputs,
-            device: device.clone(),
-            dtype: compute_dtype(device, dtype).into(),
-            memory,
+            device: way.device.clone(),
+            dtype: way.computed(),
+            memory: way.memory,
             steps: 0,
         }
     }
