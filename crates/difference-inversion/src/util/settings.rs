@@ -11,7 +11,7 @@ use crate::{Error, Result};
 #[macro_export]
 macro_rules! about {
     (prompt_mode) => {
-        "How a picture is put into words"
+        "Prompt of a picture: its `caption`, words found for it (`optimised`), both, or only your `text`"
     };
     (pez_tokens) => {
         "Length of an optimised prompt, in tokens"
@@ -35,7 +35,7 @@ macro_rules! about {
         "Shorter side of the pictures while learning, in pixels; fewer take less time"
     };
     (clip_first) => {
-        "Before these steps, make N on the CLIP loss alone; they need no denoiser"
+        "Steps on the CLIP loss alone, before all others; they need no denoiser"
     };
     (clip_thinned) => {
         "Copies of each prompt, with half of its words left out, that the CLIP loss reads too"
@@ -68,7 +68,7 @@ macro_rules! about {
         "Learn the undo too: subtracting the difference from A′ must explain A and point back"
     };
     (initialisation) => {
-        "How the tokens start: `zero`, `random`, or `word:TEXT`; all but `zero` are ablations"
+        "How the tokens start: `zero` (for klein and Z-Image, noise), `random`, or `word:TEXT`; all but `zero` are ablations"
     };
     (weight_decay) => {
         "AdamW's weight decay"
@@ -101,7 +101,7 @@ macro_rules! about {
         "How B is turned into noise"
     };
     (guidance) => {
-        "What guidance moves away from: B's own prompt, or the negative prompt"
+        "What guidance moves away from: B's own prompt (`difference`), or the negative prompt (`ordinary`)"
     };
     (guidance_scale) => {
         "Guidance scale; 1 or less is none"

@@ -39,10 +39,10 @@ use super::watch::Watcher;
 #[command(
     override_usage = "dinv apply [OPTIONS] <DIFFERENCE> --b <FILE>... --output <DIR>",
     after_help = "Examples:
-  dinv apply night.safetensors --b street.jpg -o nights
-  dinv apply night.safetensors --b photos -o nights --strength 0.7
-  dinv apply night.safetensors --b photos -o nights --skip-existing
-  dinv apply night.safetensors --b evening.png -o days --reverse"
+  dinv apply night.safetensors --model sd15 --b street.jpg -o nights
+  dinv apply night.safetensors --model sd15 --b photos -o nights --strength 0.7
+  dinv apply night.safetensors --model sd15 --b photos -o nights --skip-existing
+  dinv apply night.safetensors --model sd15 --b evening.png -o days --reverse"
 )]
 pub(crate) struct ApplyArgs {
     /// The difference, as `dinv learn` or `dinv analogy` wrote it

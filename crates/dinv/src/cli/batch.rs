@@ -66,8 +66,8 @@ pub(crate) struct BatchArgs {
     output: Option<PathBuf>,
     /// Print the jobs of a folder instead, with paths relative to it
     ///
-    /// In the folder, and in each folder of it, a pair is two pictures called a and a_prime. The other pictures there
-    /// but b_prime, and those of a folder b, are to be changed.
+    /// In the folder and in each of its subfolders, the pictures called a and a_prime are a pair. The other pictures
+    /// there, except b_prime, and those in a folder b are the ones to change.
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["jobs", "output", "dry_run", "minutes", "shard"])]
     from: Option<PathBuf>,
     /// List what would be made, and estimate the time from earlier results

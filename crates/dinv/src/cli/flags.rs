@@ -135,14 +135,14 @@ pub(crate) struct ModelSettings {
     /// Number format of the weights [default: f32]
     ///
     /// The CPU computes in f32 regardless; `vulkan` and `webgpu` have no bf16. `q8` is for the CPU: it holds the linear
-    /// layers of the denoiser, T5 and Qwen3 in ggml's Q8_0, and the rest in f16. Those of GGUF and fp8 files are held
-    /// on the CPU as the file has them, whatever this says.
+    /// layers of the denoiser, T5 and Qwen3 in ggml's Q8_0, and the rest in f16. On the CPU, linear layers of GGUF
+    /// and fp8 files keep the file's format, whatever --dtype is.
     #[arg(long, value_parser = DTYPES, hide_short_help = true)]
     pub(crate) dtype: Option<String>,
     /// `low` saves memory by recomputing [default: normal]
     ///
-    /// A step of learning takes a third more time. T5, if the model has one, is read from its file for every prompt; with
-    /// `--prompt-dropout`, in every step.
+    /// With `low`, a learning step takes a third longer, and T5, if the model has it, is read from its file for every
+    /// prompt (with `--prompt-dropout`, in every step).
     #[arg(long, value_parser = ["normal", "low"], hide_short_help = true)]
     pub(crate) memory: Option<String>,
 }
@@ -497,7 +497,7 @@ pub(crate) struct General {
     pub(crate) quiet: bool,
     /// Download models without asking
     ///
-    /// Only a terminal is asked.
+    /// Without a terminal, it never asks.
     #[arg(long, short, hide_short_help = true)]
     pub(crate) yes: bool,
     #[command(flatten)]
@@ -515,7 +515,7 @@ pub(crate) struct Control {
     pub(crate) progress: Option<String>,
     /// Stop when standard input closes, as after Ctrl-C
     ///
-    /// A program that starts this one can stop it on every system, and its end stops it too.
+    /// This lets a parent program stop `dinv` on every system; `dinv` also stops when the parent ends.
     #[arg(long, hide_short_help = true)]
     pub(crate) stop_with_stdin: bool,
 }
@@ -577,7 +577,7 @@ impl FromStr for Minutes {
 pub(crate) struct TimeFlag {
     /// Stop after N minutes and keep what is done; exit code 75
     ///
-    /// The same command continues: learning from its checkpoint, and with the pictures that are missing.
+    /// The same command continues: it resumes learning from the checkpoint and makes the missing pictures.
     #[arg(long, value_name = "N", hide_short_help = true)]
     minutes: Option<Minutes>,
 }
@@ -603,7 +603,7 @@ pub(crate) struct DraftFlag {
     /// A first look: learn from the CLIP loss alone, draw in four steps
     ///
     /// Stands for --lambda-mse 0 --clip-first 0 --steps 60 --learning-rate-schedule linear --num-inference-steps 4
-    /// --skip 0 --guidance-scale 1. A flag of its own overrides each.
+    /// --skip 0 --guidance-scale 1. Any of these flags, given as well, overrides its value.
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     draft: bool,

@@ -25,8 +25,8 @@ use super::watch::{self, Watcher};
 /// Draw a picture from words, or edit one with a model made for that
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  dinv generate --prompt \"a red house on a hill\" -o house.png
-  dinv generate --prompt \"a red house on a hill\" --difference night.safetensors
+  dinv generate --prompt \"a small red house on grass by day\" -o house.png
+  dinv generate --prompt \"a small red house on grass by day\" --difference night.safetensors
   dinv generate --model ~/instruct-pix2pix --image day.jpg --prompt \"at night\"
   dinv generate --model ~/inpainting --image b.jpg --mask m.png --prompt sunset")]
 pub(crate) struct GenerateArgs {

@@ -30,8 +30,8 @@ use super::watch::Watcher;
 /// encoder they belong to.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
-  dinv learn --a day.png --a-prime night.png -o night.safetensors
-  dinv learn --a 1.png --a-prime 1n.png --a 2.png --a-prime 2n.png")]
+  dinv learn --model sd15 --a day.png --a-prime night.png -o night.safetensors
+  dinv learn --model sd15 --a 1.png --a-prime 1n.png --a 2.png --a-prime 2n.png")]
 pub(crate) struct LearnArgs {
     #[command(flatten)]
     pairs: Pairs,

@@ -252,7 +252,7 @@ mod reference {
 
 This page is written from the program's own texts (`just update-help`). Every setting is a flag and, with `_` for `-`, a
 name in a `--config` file. Flags override the file, the file overrides the model's `dinv.json`, and that overrides the
-built-in default. What `draft` stands for gives way to what is set in the same place. \"Demo\" is what the demo model's `dinv.json` sets.
+built-in default. A setting given in the same place as `draft` overrides the value that `draft` implies. \"Demo\" is what the demo model's `dinv.json` sets.
 
 ";
 
@@ -287,7 +287,7 @@ built-in default. What `draft` stands for gives way to what is set in the same p
                 .collect();
             let text = match values.is_empty() || values.len() == 2 && values[0] == "`true`" {
                 true => text,
-                false => format!("{text}: {}", values.join(", ")),
+                false => format!("{text}. Values: {}", values.join(", ")),
             };
             let details = flag.get_long_help().map(ToString::to_string);
             let details = details.and_then(|all| Some(all.split_once("\n\n")?.1.to_owned()));

@@ -594,6 +594,33 @@ fn the_demo_benchmark_runs_and_its_judge_sees_the_truth() {
     );
 }
 
+/// A flow-matching transformer whose text encoder is a Qwen3, without CLIP.
+#[test]
+fn the_second_demo_model_learns_what_the_judge_sees() {
+    let work = tempfile::tempdir().unwrap();
+    let variants = "[words]\nmethod = 'difference-inversion'\nlambda_mse = 0.0\nclip_first = 0\nsteps = 40\n\
+                    learning_rate_schedule = 'linear'\n";
+    fs::write(work.path().join("v.toml"), variants).unwrap();
+    let [model, captioner] = ["z-image", "model/captioner"].map(|name| {
+        let path = golden("../../demo").join(name);
+        path.display().to_string()
+    });
+    let done = dinv(work.path())
+        .args("eval run --suite demo/validation --limit 2 --variants v.toml --json -o out".split(' '))
+        .args(["--model", &model, "--captioner", &captioner])
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{done:?}");
+    let report = read_json(&work.path().join("out/report.json"));
+    let methods = &report["groups"][0]["methods"];
+    let mean = |metric: &str| methods[0]["scores"][metric]["mean"].as_f64().unwrap();
+    assert_eq!(methods[0]["solved"], json!(2));
+    assert_eq!(mean("edit"), 1.0, "{methods}");
+    assert!(mean("kept") > 0.8, "{methods}");
+    // With the demo model's CLIP.
+    assert!(mean("clip_direction") > 0.5, "{methods}");
+}
+
 #[test]
 fn photographs_are_measured_by_what_needs_no_judge() {
     let work = workplace();
