@@ -229,7 +229,7 @@ pub struct Qwen3Reading<'a> {
 }
 
 /// Opens Qwen3 with its tokenizer. It was trained in a type of wider range than half precision has: it
-/// [computes in f32](Weights::in_wide_range) where others compute in f16.
+/// computes in f32 where others compute in f16.
 ///
 /// # Errors
 /// If a file is invalid; the error names it.

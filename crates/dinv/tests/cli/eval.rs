@@ -606,7 +606,9 @@ fn the_second_demo_model_learns_what_the_judge_sees() {
         path.display().to_string()
     });
     let done = dinv(work.path())
-        .args("eval run --suite demo/validation --limit 2 --variants v.toml --json -o out".split(' '))
+        .args(
+            "eval run --suite demo/validation --limit 2 --variants v.toml --json -o out".split(' '),
+        )
         .args(["--model", &model, "--captioner", &captioner])
         .output()
         .unwrap();
