@@ -162,7 +162,8 @@ impl Linear {
             return kernels::conv::linear(x, weight, bias);
         }
         let weight = weight.dense(&x.device().without_autodiff());
-        linear(x.clone(), weight.cast(x.dtype()).transpose(), bias)
+        let weight = weight.cast(x.dtype()).transpose();
+        linear(x, weight, bias)
     }
 }
 

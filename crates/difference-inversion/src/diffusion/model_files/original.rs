@@ -55,6 +55,16 @@ const UNET_RESNET: &Names = &[
     ("skip_connection.", "conv_shortcut."),
 ];
 
+/// Parts of the whole autoencoder. FLUX.2's halves include the convolutions, and the statistics of its latents are named as
+/// in diffusers.
+const VAE_WHOLE: &Names = &[
+    ("quant_conv.", "quant_conv."),
+    ("post_quant_conv.", "post_quant_conv."),
+    ("encoder.quant_conv.", "quant_conv."),
+    ("decoder.post_quant_conv.", "post_quant_conv."),
+    ("bn.", "bn."),
+];
+
 /// Parts of either half of the autoencoder.
 const VAE_PARTS: &Names = &[
     ("conv_in.", "conv_in."),
@@ -493,18 +503,8 @@ fn renamed_back(key: &str, names: &Names) -> Option<String> {
 /// The autoencoder numbers the levels of both halves from the finest; diffusers numbers the decoder's from
 /// the coarsest of `levels`.
 fn vae_key(key: &str, levels: usize) -> Option<(String, Change)> {
-    // FLUX.2's halves include these convolutions. The statistics of its latents are named as in diffusers.
-    let inner = (key.strip_prefix("encoder.")).filter(|inner| inner.starts_with("quant_conv."));
-    let inner = inner.or_else(|| {
-        let inner = key.strip_prefix("decoder.");
-        inner.filter(|inner| inner.starts_with("post_quant_conv."))
-    });
-    let whole = inner.unwrap_or(key);
-    if ["quant_conv.", "post_quant_conv.", "bn."]
-        .iter()
-        .any(|part| whole.starts_with(part))
-    {
-        return Some((whole.to_owned(), Change::None));
+    if let Some(name) = renamed(key, VAE_WHOLE) {
+        return Some((name, Change::None));
     }
     let (half, rest) = key.split_once('.')?;
     if !["encoder", "decoder"].contains(&half) {
