@@ -257,7 +257,7 @@ impl Img2Img {
             .iter()
             .find(|(name, value)| asks_for_more(name, value));
         if let Some((name, _)) = more {
-            let message = format!("{name}: this is not done when a difference is applied");
+            let message = format!("{name}: not supported when a difference is applied");
             return Err(Problem::field(name.as_str(), message));
         }
         Ok(asked)
@@ -381,7 +381,7 @@ impl Form {
                 }
                 form.pictures.push(data_url(&STANDARD.encode(bytes)));
             } else if name == "mask" {
-                let message = "mask: this is not done when a difference is applied";
+                let message = "mask: not supported when a difference is applied";
                 return Err(Problem::field("mask", message));
             } else {
                 let text = String::from_utf8(part.bytes().await.map_err(wrong)?.to_vec());

@@ -1,5 +1,6 @@
 //! The HTTP interface (docs/guide/server.md).
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io::{self, Seek};
@@ -275,7 +276,7 @@ pub(super) async fn body(app: &App, headers: &HeaderMap, body: Body) -> Answer<V
             .map_err(|_| {
                 Problem::new(
                     StatusCode::REQUEST_TIMEOUT,
-                    "the rest of the request did not come",
+                    "the rest of the request did not arrive",
                 )
             })?;
         let Some(piece) = piece else {
@@ -434,7 +435,7 @@ pub(super) fn follower(app: &App) -> Answer<OwnedSemaphorePermit> {
     Arc::clone(&app.followers).try_acquire_owned().map_err(|_| {
         let message = format!("{FOLLOWERS} clients follow jobs already");
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, message)
-            .hint("ask for the job itself now and then")
+            .hint("poll the job itself instead: `GET /v1/jobs/ID`")
     })
 }
 
@@ -478,7 +479,9 @@ async fn get_file(
     app.store.get(&id)?;
     let path = job_file(&app.store, &id, &name).ok_or_else(|| Problem::not_found("file"))?;
     let kind = kind_of(&path);
-    file(path, kind).await
+    let forever = "private, max-age=31536000, immutable"; // no other job gets its address
+    let headers = [(header::CACHE_CONTROL, forever)];
+    Ok((headers, file(path, kind).await?).into_response())
 }
 
 /// Answers with all result pictures of a job.
@@ -494,9 +497,14 @@ async fn get_zip(State(app): Shared, Named(id): Named<String>) -> Answer<Respons
             .results
             .iter()
             .filter(|result| result["kind"] == "picture");
-        let names = pictures.filter_map(|result| result["url"].as_str()?.rsplit('/').next());
-        for path in names.filter_map(|name| job_file(&app.store, &id, name)) {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let mut taken = BTreeSet::new();
+        for result in pictures {
+            let url = result["url"].as_str().unwrap_or_default();
+            let file = url.rsplit('/').next().unwrap_or_default();
+            let Some(path) = job_file(&app.store, &id, file) else {
+                continue;
+            };
+            let name = name_in_archive(&job.stored.request, result, &mut taken);
             archive.start_file(name, options)?;
             let mut picture = File::open(&path).map_err(Error::io(&path))?;
             io::copy(&mut picture, &mut archive)?;
@@ -510,6 +518,34 @@ async fn get_zip(State(app): Shared, Named(id): Named<String>) -> Answer<Respons
     Ok((attachment(&format!("dinv-{id}.zip")), packed).into_response())
 }
 
+/// The name of a result among all of a job: that of its B, with the strength if it is not 1.
+fn name_in_archive(request: &Value, result: &Value, taken: &mut BTreeSet<String>) -> String {
+    let target = result["target"].as_u64().unwrap_or(0);
+    let target = usize::try_from(target).unwrap_or(0);
+    let given = request["targets"][target]["name"].as_str().map(Path::new);
+    let stem = given.and_then(Path::file_stem).map(|stem| {
+        stem.to_string_lossy()
+            .replace(|c: char| c.is_control() || r#"<>:"/\|?*"#.contains(c), "-")
+    });
+    let mut name = stem
+        .filter(|stem| !stem.is_empty())
+        .unwrap_or_else(|| format!("picture-{}", target + 1));
+    if let Some(strength) = result["strength"]
+        .as_f64()
+        .filter(|strength| *strength != 1.0)
+    {
+        name = format!("{name}-{strength}");
+    }
+    let mut free = format!("{name}.png");
+    for number in 2.. {
+        if taken.insert(free.to_lowercase()) {
+            break;
+        }
+        free = format!("{name} ({number}).png");
+    }
+    free
+}
+
 /// Answers with the events of a job, from the one after `Last-Event-ID`.
 async fn get_events(
     State(app): Shared,
@@ -521,7 +557,8 @@ async fn get_events(
     let last = last.and_then(|id| id.parse().ok()).unwrap_or(0);
     let place = follower(&app)?;
     let events = Sse::new(events(app, id, last, place)).keep_alive(KeepAlive::default());
-    Ok(events.into_response())
+    let at_once = [("x-accel-buffering", "no")]; // for nginx
+    Ok((at_once, events).into_response())
 }
 
 fn events(
@@ -673,7 +710,7 @@ async fn read_png(State(app): Shared, headers: HeaderMap, sent: Body) -> Answer<
         let none = || {
             Problem::field(
                 "picture",
-                "this is no picture of `dinv`: it does not say how it was made",
+                "not a picture made by `dinv`: it does not say how it was made",
             )
         };
         let text = read_png_text(&path).map_err(|_| none())?;
@@ -684,4 +721,31 @@ async fn read_png(State(app): Shared, headers: HeaderMap, sent: Body) -> Answer<
         serde_json::from_str::<Value>(recipe).map_err(|_| none())
     };
     Ok(ok(&blocking(read).await?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_named_after_their_pictures() {
+        let request = object!({ "targets": [
+            { "name": "holiday/IMG_0042.jpg" }, { "name": "img_0042.png" }, { "name": "a?b.png" }, {},
+        ] });
+        let mut taken = BTreeSet::new();
+        let results = [(0, 1.0), (0, 0.5), (1, 1.0), (2, 1.0), (3, 1.0), (3, 1.0)];
+        let names = results.map(|(target, strength)| {
+            let result = object!({ "target": target, "strength": strength });
+            name_in_archive(&request, &result, &mut taken)
+        });
+        let expected = [
+            "IMG_0042.png",
+            "IMG_0042-0.5.png",
+            "img_0042 (2).png",
+            "a-b.png",
+            "picture-4.png",
+            "picture-4 (2).png",
+        ];
+        assert_eq!(names, expected);
+    }
 }

@@ -282,6 +282,10 @@ impl Job {
         add("finished", finished.as_ref().map(|time| json!(time)));
         add("error", error.clone());
         let running = *state == State::Running;
+        add(
+            "stopping",
+            (running && self.cancels > 0).then(|| json!(true)),
+        );
         let progress = self.progress.as_ref().filter(|_| running);
         add("progress", progress.map(Progress::view));
         if with_losses && !self.losses.is_empty() {

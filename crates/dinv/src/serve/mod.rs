@@ -179,12 +179,17 @@ impl Options {
         }
         if !address.ip().is_loopback() {
             terminal::message(
-                "note: this is plain HTTP: who can read the network reads the token and the pictures; put a proxy with \
-                 TLS in front of it",
+                "note: this is plain HTTP: anyone who can read the network can read the token and the pictures; put a \
+                 proxy with TLS in front of it",
             );
         }
         if self.token.is_some() {
-            terminal::message("open the link with /?token=TOKEN at its end");
+            let host = match address.ip().is_unspecified() {
+                true => "HOST".to_owned(),
+                false => address.ip().to_string(),
+            };
+            let port = address.port();
+            terminal::message(format_args!("open http://{host}:{port}/?token=TOKEN"));
         }
         terminal::message("Ctrl-C stops the server");
         Ok(())

@@ -80,12 +80,19 @@ fn request(kind: Kind, fields: &[(&str, bool)]) -> Value {
     for (name, _) in fields {
         properties[*name] = field(name);
     }
-    let required = fields.iter().filter(|(_, required)| *required);
-    let required = required.map(|(name, _)| *name);
+    let mut required: Vec<&str> = vec!["kind"];
+    let fields = fields.iter().filter(|(_, required)| *required);
+    required.extend(fields.map(|(name, _)| *name));
+    if kind == Kind::Download {
+        let settings = &mut properties["settings"];
+        settings["properties"]["model"] = json!({ "type": "string" });
+        settings["required"] = json!(["model"]);
+        required.push("settings");
+    }
     json!({
         "type": "object",
         "properties": properties,
-        "required": std::iter::once("kind").chain(required).collect::<Vec<_>>(),
+        "required": required,
         "additionalProperties": false,
     })
 }
@@ -145,6 +152,7 @@ fn schemas() -> Map<String, Value> {
                 "results": { "type": "array", "items": { "type": "object" } },
                 "notes": { "type": "array", "items": text() },
                 "commands": { "type": "array", "items": { "type": "array", "items": text() } },
+                "stopping": { "type": "boolean", "description": "It stops at its next step." },
                 "progress": {
                     "type": "object",
                     "properties": {
@@ -213,7 +221,7 @@ fn schemas() -> Map<String, Value> {
 fn operation(summary: &str, status: &str, answer: &Value, refusals: &[&str]) -> Value {
     let mut responses = Map::new();
     responses.insert(status.to_owned(), answer.clone());
-    for refusal in refusals {
+    for refusal in refusals.iter().chain(&["401", "403"]) {
         let answer = json!({
             "description": meaning(refusal),
             "content": { "application/json": { "schema": reference("Error") } },
@@ -225,6 +233,8 @@ fn operation(summary: &str, status: &str, answer: &Value, refusals: &[&str]) -> 
 
 fn meaning(status: &str) -> &'static str {
     match status {
+        "401" => "The token is missing or wrong.",
+        "403" => "The request comes from another site, or names another host.",
         "404" => "There is no such thing.",
         "409" => "The current state does not allow it.",
         "413" => "The request is too large.",
@@ -323,6 +333,8 @@ fn of_server() -> Value {
 
 fn of_jobs() -> Value {
     let job = in_json("The job.", &reference("Job"));
+    let mut counted = list("jobs", "Job");
+    counted["properties"]["count"] = json!({ "type": "integer" });
     let nothing = json!({ "description": "Done." });
     let id = [parameter("id", "path", "The job.")];
     let mut post = with_body(
@@ -352,7 +364,7 @@ fn of_jobs() -> Value {
                 parameter("kinds", "query", "Only jobs of these kinds, separated by commas."),
             ],
             "get": operation(
-                "Jobs, newest first, and the number of all", "200", &in_json("The jobs.", &list("jobs", "Job")), &["422"],
+                "Jobs, newest first, and the number of all", "200", &in_json("The jobs.", &counted), &["422"],
             ),
             "post": post,
         },
@@ -368,11 +380,11 @@ fn of_jobs() -> Value {
         },
         "/v1/jobs/{id}/first": {
             "parameters": id,
-            "post": operation("Let a waiting job be the next", "200", &job, &["404", "409"]),
+            "post": operation("Move a waiting job to the front of the queue", "200", &job, &["404", "409"]),
         },
         "/v1/jobs/{id}/retry": {
             "parameters": id,
-            "post": operation("Queue the same request again", "202", &job, &["404", "409", "422", "429"]),
+            "post": operation("Queue the same request again", "202", &job, &["404", "409", "413", "422", "429", "507"]),
         },
         "/v1/jobs/{id}/files/{name}": {
             "parameters": [parameter("id", "path", "The job."), parameter("name", "path", "The file.")],
@@ -395,7 +407,7 @@ fn of_differences() -> Value {
         "query",
         "The word for the difference in that program.",
     );
-    let reverse = parameter("reverse", "query", "`true` for the way back, from A′ to A.");
+    let reverse = parameter("reverse", "query", "`true` for the reverse, from A′ to A.");
     json!({
         "/v1/differences": {
             "get": operation(
@@ -406,12 +418,12 @@ fn of_differences() -> Value {
             "parameters": name,
             "get": operation("The file", "200", &in_bytes("The file.", "application/octet-stream"), &["404"]),
             "put": with_body(
-                operation("Add a difference", "201", &difference, &["409", "413", "422"]),
+                operation("Add a difference", "201", &difference, &["409", "413", "422", "507"]),
                 "application/octet-stream",
                 &bytes,
             ),
             "patch": with_body(
-                operation("Rename", "200", &difference, &["404", "409", "422"]), "application/json", &named("name"),
+                operation("Rename", "200", &difference, &["404", "409", "413", "422", "507"]), "application/json", &named("name"),
             ),
             "delete": operation("Remove", "204", &nothing, &["404"]),
         },
@@ -488,6 +500,15 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn a_download_names_its_model() {
+        let request = &description()["components"]["schemas"]["DownloadJob"];
+        let settings = &request["properties"]["settings"];
+        assert_eq!(settings["properties"]["model"]["type"], "string");
+        assert_eq!(settings["required"], json!(["model"]));
+        assert_eq!(request["required"], json!(["kind", "settings"]));
+    }
 
     /// The description names every address and method that the server has, and no other.
     #[test]

@@ -1,6 +1,7 @@
 //! The process that runs commands (`dinv worker`). It isolates the server from their crashes, and keeps the models of the
 //! last command open for the next one.
 
+use std::ffi::OsStr;
 use std::io::{self, BufRead, BufReader, Lines, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, ChildStdin, Command, ExitStatus, Stdio};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 
 use crate::cli::fetch::CAPTIONER_KEY;
+use crate::cli::locate;
 use crate::cli::memory;
 use crate::cli::worker::Task;
 
@@ -22,6 +24,14 @@ const PRIORITY: i32 = 10;
 const FAREWELL: Duration = Duration::from_secs(10);
 /// Between two looks at whether it has ended.
 const PAUSE: Duration = Duration::from_millis(5);
+/// The environment variables that name places of the Hub's files.
+const PLACES: [&str; 5] = [
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_TOKEN_PATH",
+    "HUGGINGFACE_HUB_CACHE",
+    "XDG_CACHE_HOME",
+];
 /// Between two looks at the memory that other programs have left.
 const LOOK: Duration = Duration::from_secs(5);
 
@@ -97,6 +107,21 @@ impl Processes {
     }
 }
 
+/// The environment variables that name places, absolute: commands work in the folders of their jobs.
+fn absolute_places() -> impl Iterator<Item = (&'static str, PathBuf)> {
+    let names = PLACES.into_iter().chain([locate::VARIABLE]);
+    names.filter_map(|name| Some((name, absolute_place(&std::env::var_os(name)?)?)))
+}
+
+/// A place as an absolute path, unless it is one, begins with a variable or the home folder, or is a model's address.
+fn absolute_place(place: &OsStr) -> Option<PathBuf> {
+    let text = place.to_string_lossy();
+    let is_other =
+        text.is_empty() || text.starts_with(['~', '$']) || text.starts_with(locate::ON_HUB);
+    let path = Path::new(place);
+    (!is_other && path.is_relative()).then(|| std::path::absolute(path).ok())?
+}
+
 /// A process that runs one command at a time.
 pub(crate) struct Process {
     child: Arc<Mutex<Child>>,
@@ -114,11 +139,12 @@ impl Process {
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         // A request may name the server that would get it.
         command.env_remove(CAPTIONER_KEY);
+        command.envs(absolute_places());
         // Ctrl-C in the terminal is for the server, which then asks the command to stop.
         #[cfg(unix)]
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut child = command.spawn().context(
-            "cannot start the program: was it replaced while the server runs? then start the server again",
+            "cannot start the program: if it was replaced while the server was running, restart the server",
         )?;
         #[cfg(unix)]
         if let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed()) {
@@ -202,5 +228,20 @@ impl Drop for Process {
         let mut child = self.child();
         let _ = child.kill(); // it has ended
         let _ = child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_absolute_for_commands_that_work_elsewhere() {
+        let here = std::env::current_dir().unwrap();
+        let of = |place: &str| absolute_place(OsStr::new(place));
+        assert_eq!(of("demo/model"), Some(here.join("demo/model")));
+        for place in ["", "/srv/hf", "~/hf", "$SCRATCH/hf", "hf://someone/model"] {
+            assert_eq!(of(place), None, "{place}");
+        }
     }
 }

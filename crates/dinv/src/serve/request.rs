@@ -593,8 +593,7 @@ impl Request {
                     let mut more = vec![format!("--output={}", place(&folder))];
                     more.extend(strength.map(|strength| format!("--strength={strength}")));
                     more.push("--skip-existing".to_owned());
-                    let strength =
-                        strength.or(self.settings.get("strength").and_then(Value::as_f64));
+                    let strength = strength.or(self.strength());
                     let outputs = files.targets.iter().enumerate().map(|(target, b)| {
                         let stem = Path::new(b)
                             .file_stem()
@@ -620,6 +619,13 @@ impl Request {
                 strengths.into_iter().enumerate().map(of_strength).collect()
             }
         }
+    }
+
+    /// The strength among the settings, which may be a text as on the command line.
+    fn strength(&self) -> Option<f64> {
+        let strength = self.settings.get("strength")?;
+        let text = || strength.as_str()?.trim().parse().ok();
+        strength.as_f64().or_else(text)
     }
 
     /// The problem that the program's own checks find in the settings of the request.
@@ -670,6 +676,9 @@ fn argument(flag: &Flag, value: &Value) -> Result<Option<String>, String> {
         Value::Null => return Ok(None),
         Value::Bool(given) if flag.is_switch => {
             return Ok(given.then(|| format!("--{name}")));
+        }
+        Value::String(text) if flag.is_switch && ["true", "false"].contains(&text.as_str()) => {
+            return Ok((text == "true").then(|| format!("--{name}")));
         }
         _ if flag.is_switch => return Err(format!("{name}: expected true or false")),
         Value::Bool(value) => value.to_string(),

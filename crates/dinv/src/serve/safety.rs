@@ -66,7 +66,7 @@ pub(crate) fn same(one: &str, other: &str) -> bool {
 /// The header that sets the token cookie in a browser.
 pub(crate) fn cookie(token: &str) -> String {
     let encoded: String = token.bytes().map(|byte| format!("{byte:02x}")).collect();
-    format!("{COOKIE}={encoded}; Path=/; HttpOnly; SameSite=Strict")
+    format!("{COOKIE}={encoded}; Path=/; HttpOnly; SameSite=Lax")
 }
 
 fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
@@ -134,8 +134,10 @@ fn is_port(text: &str) -> bool {
 /// Whether a request that changes something comes from a page of this server, or from no page.
 fn is_same_origin(headers: &HeaderMap, host: Option<&str>) -> bool {
     let site = text(headers, HeaderName::from_static("sec-fetch-site"));
-    if site.is_some_and(|site| !["same-origin", "none"].contains(&site)) {
-        return false;
+    match site {
+        Some("same-origin") => return true, // pages cannot set it, and a proxy may give the server another name
+        Some("none") | None => {}
+        Some(_) => return false,
     }
     let Some(origin) = headers.get(header::ORIGIN) else {
         return true;
@@ -205,6 +207,12 @@ mod tests {
         ] {
             assert!(!post(&[host, ("origin", origin)]), "{origin}");
         }
+        // A proxy that terminates TLS may not pass the name on.
+        let proxied = [host, ("origin", "https://dinv.example")];
+        assert!(!post(&proxied));
+        assert!(post(
+            &[proxied, [("sec-fetch-site", "same-origin"); 2]].concat()
+        ));
         assert!(!post(&[host, ("sec-fetch-site", "cross-site")]));
         assert!(!post(&[host, ("sec-fetch-site", "same-site")]));
     }

@@ -364,6 +364,7 @@ impl Store {
             }
             State::Running => {
                 job.cancels += 1;
+                job.changed();
                 if let Some(running) = running.get_mut(id) {
                     running.stdin = None;
                     if job.cancels > 1 {

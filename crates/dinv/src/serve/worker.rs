@@ -47,9 +47,13 @@ pub(crate) fn run(store: &Store, lane: Lane, keep: Duration, preview_vae: Option
         store.set_idle(&id);
         let ended = match worked {
             Ok(ended) => ended,
-            Err(error) => Ended::Failed(json!({
-                "message": terminal::chain(&error), "hint": terminal::hint(&error),
-            })),
+            Err(error) => {
+                let mut told = json!({ "message": terminal::chain(&error) });
+                if let Some(hint) = terminal::hint(&error) {
+                    told["hint"] = json!(hint);
+                }
+                Ended::Failed(told)
+            }
         };
         let cancelled = store.get(&id).is_ok_and(|job| job.cancels > 0);
         let (state, error) = match ended {
@@ -172,8 +176,8 @@ fn execute(
     let checkpoint = checkpoint.map(|path| folder.join(path));
     let checkpoint = checkpoint.filter(|path| path.is_file());
     let mut listener = Listener::new(store, id)?;
-    if let Some(checkpoint) = checkpoint {
-        listener.catch_up(&checkpoint)?;
+    if let Some(checkpoint) = &checkpoint {
+        listener.catch_up(checkpoint)?;
         arguments.push("--resume".to_owned());
     }
     let mut process = processes.take(store)?;
@@ -194,8 +198,22 @@ fn execute(
         Some(code) if code == i32::from(Exit::Again.code()) => {
             Ended::Temporary(listener.error(&status.to_string()))
         }
-        _ => Ended::Failed(listener.error(&status.to_string())),
+        code => {
+            let error = listener.error(&status.to_string());
+            let is_input = code == Some(i32::from(Exit::Data.code()));
+            if let Some(checkpoint) = checkpoint.filter(|path| is_input && is_about(&error, path)) {
+                fs::remove_file(&checkpoint).map_err(Error::io(&checkpoint))?; // the job can be tried again
+            }
+            Ended::Failed(error)
+        }
     })
+}
+
+/// Whether an error is about a file.
+fn is_about(error: &Value, path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let message = error["message"].as_str();
+    message.is_some_and(|message| message.contains(&*name))
 }
 
 /// Runs a command in a process; returns what could stop it.

@@ -374,7 +374,8 @@ fn an_analogy_takes_many_pictures() {
     let work = workplace();
     let server = Server::start(&work, &[]);
     let more = json!({
-        "steps": 2, "num_tokens": 3, "select_every": 0, "num_inference_steps": 2, "strength": 0.5,
+        "steps": 2, "num_tokens": 3, "select_every": 0, "num_inference_steps": 2, "strength": "0.5",
+        "no_memory_check": "true", "reverse": "false",
     });
     let target = |name: &str| json!({ "picture": data(&work, name), "caption": "dusk" });
     let job = server.job(&json!({
@@ -1052,7 +1053,7 @@ fn jobs_are_managed_from_a_terminal() {
     assert!(
         nobody
             .stderr
-            .contains("hint: is `dinv serve` running there?"),
+            .contains("hint: check that `dinv serve` runs there"),
         "{}",
         nobody.stderr
     );
@@ -1439,12 +1440,14 @@ fn other_machines_need_the_token() {
         .lines()
         .find_map(|line| line.strip_prefix("set-cookie: "))
         .unwrap();
-    assert!(cookie.contains("httponly; samesite=strict"), "{cookie}");
+    assert!(cookie.contains("httponly; samesite=lax"), "{cookie}");
     get("/v1/jobs", &[("cookie", cookie.split(';').next().unwrap())]).expect(200);
     drop(server);
     let log = fs::read_to_string(work.path().join("log")).unwrap();
     assert!(
-        log.contains("plain HTTP") && log.contains("GET /v1/jobs 401"),
+        log.contains("plain HTTP")
+            && log.contains("open http://HOST:")
+            && log.contains("GET /v1/jobs 401"),
         "{log}"
     );
     assert!(!log.contains("secret-of-ours"), "{log}");

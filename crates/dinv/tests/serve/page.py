@@ -9,6 +9,7 @@ photographed at three widths, light and dark, and checked by axe-core for access
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -86,6 +87,15 @@ def use(page, server, watcher, restarted):
         page.locator(f"#tile-{key} input[type=file]").set_input_files(pictures / f"{key}.png")
     expect(page.locator("#go")).to_be_enabled()
     watcher.look("chosen")
+    page.locator("#tile-a").get_by_role("button", name="Describe").click()
+    expect(page.locator("#tile-a .caption input")).not_to_have_value("", timeout=MINUTES)
+    page.locator("#settings-box summary").click()
+    page.locator("#find").fill("guidance")
+    page.locator("#find").press("Enter")  # is a search and no job
+    page.locator("#find").fill("")
+    page.locator("#settings-box summary").click()
+    jobs = page.evaluate("fetch('/v1/jobs').then((answer) => answer.json())")
+    assert jobs["count"] == 0, jobs  # the job that described A is gone, too
 
     expect(page.locator("#model-note")).to_contain_text("of memory")
     page.locator("#model").select_option("sdxl")
@@ -153,6 +163,7 @@ def use(page, server, watcher, restarted):
     page.locator("#restore").set_input_files(saved.value.path())
     expect(page.locator("#changed")).to_contain_text("changed")
     expect(page.locator("#setting-reverse")).to_have_value("true")
+    expect(page.locator("#setting-num-inference-steps")).to_have_value(re.compile(r"\d+"))
     page.locator("#defaults").click()
     page.locator(".difference").first.get_by_role("button", name="Export").click()
     expect(page.locator("#programs article")).to_have_count(1)  # diffusers opens the demo model

@@ -37,8 +37,7 @@ async function ask(method, path, body) {
   else if (body !== undefined) {
     options.headers = { "Content-Type": "application/json" };
     options.body = JSON.stringify(body);
-    const most = known.capabilities?.limits.upload_bytes;
-    if (most && options.body.length > most) throw new Refused({ message: `These pictures take ${size(options.body.length)}, and the server takes ${size(most)} at once.`, hint: "Choose fewer or smaller pictures, or start it with a larger `--max-upload`." });
+    checkSize(options.body.length);
   }
   let response;
   try {
@@ -49,6 +48,11 @@ async function ask(method, path, body) {
   const told = response.headers.get("Content-Type")?.includes("json") ? await response.json() : null;
   if (!response.ok) throw new Refused(told?.error ?? { message: `The server answered ${response.status}.` });
   return told;
+}
+
+function checkSize(bytes) {
+  const most = known.capabilities?.limits.upload_bytes;
+  if (most && bytes > most) throw new Refused({ message: `These pictures take ${size(bytes)}, and the server takes ${size(most)} at once.`, hint: "Choose fewer or smaller pictures, or start it with a larger `--max-upload`." });
 }
 
 function problem(error) {
@@ -109,7 +113,7 @@ const STRENGTHS = [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5];
 // A picture's `data` is a data URL, or the address of a picture that the server has. B is one of `targets` or many.
 const draft = { mode: "new", pictures: {}, captions: {}, targets: [], difference: null, settings: {} };
 const known = { capabilities: null, models: null, differences: [], jobs: [], count: 0 };
-let focusedTile = null; // where a pasted picture goes
+const describing = {}; // the jobs that write captions, by tile
 let shownJob = null; // the job whose B′ the last tile shows
 let listed = 50; // how many jobs are asked for
 
@@ -122,8 +126,6 @@ function tile(key) {
   input.setAttribute("aria-label", `${title}, ${about}`);
   const drop = make("label", { className: picture ? "drop full" : "drop" }, input, picture ? image(picture.data, `${title}: ${picture.name}`) : make("span", {}, key === "b" ? "Drop B here, one picture or a folder, paste it, or choose files" : `Drop ${title} here, paste it, or choose a file`));
   dropZone(drop, (files) => place(key, files));
-  drop.addEventListener("mouseenter", () => (focusedTile = key));
-  input.addEventListener("focus", () => (focusedTile = key));
   const caption = make("input", {
     type: "text",
     value: draft.captions[key] ?? "",
@@ -131,7 +133,8 @@ function tile(key) {
     oninput: ({ target }) => (draft.captions[key] = target.value),
   });
   caption.setAttribute("aria-label", `Caption of ${title}`);
-  const describe = make("button", { type: "button", disabled: !picture, onclick: (event) => describeTile(key, event.target) }, "Describe");
+  const describe = describing[key] ? act("Stop", () => attempt(() => ask("POST", `/v1/jobs/${describing[key]}/cancel`))) : make("button", { type: "button", disabled: !picture, onclick: () => describeTile(key) }, "Describe");
+  describe.setAttribute("aria-label", `${describe.textContent} ${title}`);
   const head = make("h3", {}, make("span", {}, title, " ", make("small", {}, about)));
   if (picture) head.append(make("button", { type: "button", className: "quiet", onclick: () => remove(key), ariaLabel: `Remove ${title}` }, "Remove"));
   return make("div", { className: "tile", id: `tile-${key}` }, head, drop, make("div", { className: "caption" }, caption, describe));
@@ -176,6 +179,8 @@ function place(key, files) {
     if (!files.length) throw new Refused({ message: "That is no picture.", hint: "PNG, JPEG, WebP, TIFF, BMP and GIF can be read." });
     if (key !== "b" && files.length > 1) throw new Refused({ message: `${TILES[key].title} is one picture, and ${files.length} were given.` });
     const pictures = await Promise.all([...files].map(pictureOf));
+    const others = [...Object.entries(draft.pictures).filter(([of]) => of !== key).map(([, picture]) => picture), ...draft.targets];
+    checkSize([...others, ...pictures].reduce((sum, { data }) => sum + data.length, 0));
     if (key !== "b") draft.pictures[key] = pictures[0];
     else draft.targets = draft.targets.length > 1 || pictures.length > 1 ? [...draft.targets, ...pictures] : pictures;
     draft.captions[key] = "";
@@ -195,30 +200,38 @@ function remove(key) {
 }
 
 /** The captioner's words for the picture of a tile. */
-function describeTile(key, button) {
+function describeTile(key) {
   return attempt(async () => {
-    button.disabled = true;
-    button.textContent = "…";
+    const [picture, before] = [pictureAt(key), draft.captions[key] ?? ""];
+    const { id } = await ask("POST", "/v1/jobs", { kind: "caption", targets: [{ name: picture.name, picture: picture.data }], settings: settingsFor("caption") });
+    describing[key] = id;
+    drawTiles();
+    const show = (job) => ($(`tile-${key}`)?.querySelector(".caption input")?.setAttribute("placeholder", told(job)));
     try {
-      const picture = pictureAt(key);
-      const job = await finished(await ask("POST", "/v1/jobs", { kind: "caption", targets: [{ name: picture.name, picture: picture.data }], settings: modelSetting() }));
-      if (pictureAt(key) === picture) draft.captions[key] = job.results.find(({ caption }) => caption)?.caption ?? "";
+      const job = await finished({ id }, show);
+      const typed = (draft.captions[key] ?? "") !== before;
+      if (pictureAt(key) === picture && !typed) draft.captions[key] = job?.results.find(({ caption }) => caption)?.caption ?? before;
     } finally {
+      delete describing[key];
       drawTiles();
+      ask("DELETE", `/v1/jobs/${id}`).catch(() => {}); // the words are here, and the picture was only lent
     }
   });
 }
 
-/** Waits until a job is over; a refusal if it did not succeed. */
-function finished(job) {
+/** Waits until a job is over, and shows it meanwhile; a refusal if it failed, nothing if it was cancelled. */
+function finished(job, show) {
   return new Promise((resolve, reject) => {
     const look = async () => {
       try {
         const now = await ask("GET", `/v1/jobs/${job.id}`);
         if (now.state === "done") resolve(now);
         else if (now.state === "failed") reject(new Refused(now.error));
-        else if (now.state === "cancelled") reject(new Refused({ message: "Cancelled." }));
-        else setTimeout(look, 300);
+        else if (now.state === "cancelled") resolve(null);
+        else {
+          show(now);
+          setTimeout(look, 300);
+        }
       } catch (error) {
         reject(error);
       }
@@ -229,7 +242,8 @@ function finished(job) {
 
 function resultTile() {
   const job = known.jobs.find(({ id }) => id === shownJob);
-  const made = job?.results.filter(({ kind }) => kind === "picture").at(-1);
+  const all = job?.results.filter(({ kind }) => kind === "picture");
+  const made = (job?.request.strengths && all.find(({ strength }) => strength === 1)) || all?.at(-1);
   const title = make("h3", {}, make("span", {}, "B′ ", make("small", {}, "what the program makes")));
   const drawing = job?.state === "running" && job.progress?.stage === "generate" && preview?.id === job.id;
   const button = make("button", { type: "button", className: "result", disabled: !made || drawing, onclick: () => view(job, made) });
@@ -257,6 +271,7 @@ const STAGES = {
 /** What a job is doing, in words. */
 function told(job) {
   if (job.state === "queued") return job.position > 1 ? `Waiting: ${job.position - 1} before it` : "Waiting";
+  if (job.stopping) return "Stopping after this step";
   const { stage, step, of, seconds_left: left } = job.progress ?? {};
   if (!stage) return "Starting";
   const amount = (number) => (stage === "download" ? size(number) : number);
@@ -271,25 +286,44 @@ function duration(seconds) {
 }
 
 function drawTiles() {
+  const typing = focusedIn($("tiles"));
   const b = draft.targets.length > 1 ? targets() : tile("b");
   const tiles = draft.mode === "new" ? [tile("a"), tile("a_prime"), b, resultTile()] : [chooser(), b, resultTile()];
   $("tiles").replaceChildren(...tiles);
+  resultDrawn = "";
+  typing?.();
   $("tiles").classList.toggle("three", draft.mode === "use");
   const missing = draft.mode === "new" ? Object.keys(TILES).filter((key) => !pictureAt(key)).map((key) => TILES[key].title) : [];
   const uses = [draft.difference ? null : "a difference", draft.targets.length ? null : "a picture"].filter(Boolean);
   if (draft.mode === "new") $("hint").textContent = missing.length === 3 ? "Choose two pictures that show an edit, and a third to be changed in the same way." : missing.length ? `Still missing: ${missing.join(" and ")}.` : "Captions that are left empty are written by the captioner.";
   else $("hint").textContent = uses.length ? `Choose ${uses.join(" and ")}.` : "";
-  $("go").disabled = $("draft").disabled = draft.mode === "new" ? missing.length > 0 : uses.length > 0;
-  $("learn").disabled = !(draft.pictures.a && draft.pictures.a_prime);
+  $("go").disabled = $("draft").disabled = sending || (draft.mode === "new" ? missing.length > 0 : uses.length > 0);
+  $("learn").disabled = sending || !(draft.pictures.a && draft.pictures.a_prime);
   $("learn").hidden = draft.mode !== "new";
   $("strip-label").hidden = draft.mode === "new";
   $("example").hidden = draft.mode !== "new" || !known.capabilities?.example;
 }
 
+/** What gives the focus, and the place in a text, back to a tile that was drawn anew. */
+function focusedIn(tiles) {
+  const old = document.activeElement;
+  const tile = old?.closest(".tile");
+  if (!tile || !tiles.contains(old)) return null;
+  const fields = (of) => [...of.querySelectorAll("input, select, button")];
+  const place = fields(tile).indexOf(old);
+  const caret = old.type === "text" ? [old.selectionStart, old.selectionEnd] : null;
+  return () => {
+    const now = $(tile.id) && fields($(tile.id));
+    const same = now?.[place]?.type === old.type ? now[place] : now?.[0];
+    same?.focus({ preventScroll: true });
+    if (caret && same?.type === "text") same.setSelectionRange(...caret);
+  };
+}
+
 function chooser() {
   const select = make(
     "select",
-    { onchange: ({ target }) => { draft.difference = target.value || null; drawTiles(); } },
+    { onchange: ({ target }) => { choose(target.value || null); drawTiles(); } },
     make("option", { value: "" }, known.differences.length ? "Choose a difference" : "No difference has been learned yet"),
     ...known.differences.map(({ name }) => make("option", { value: name, selected: name === draft.difference }, name)),
   );
@@ -301,7 +335,7 @@ function chooser() {
     make("h3", {}, "Difference"),
     select,
     chosen?.thumbnail ? image(chosen.thumbnail, `A and A′ of ${chosen.name}`) : null,
-    chosen ? make("small", {}, `Learned on ${chosen.model}`) : null,
+    chosen?.model ? make("small", {}, `Learned on ${chosen.model}`) : null,
   );
 }
 
@@ -410,9 +444,16 @@ function restore(file) {
   });
 }
 
+/** The name of a setting on this page; files and programs write it with underscores. */
+const named = (name) => name.replaceAll("_", "-");
+
+/** The value of a setting as it is typed; a choice with an argument is an object in files. */
+const typed = (value) => (typeof value === "object" ? Object.entries(value).flat().join(":") : String(value));
+
 function useSettings(settings) {
   const { model, ...others } = settings;
-  draft.settings = Object.fromEntries(Object.entries(others).map(([name, value]) => [name, String(value)]));
+  const given = Object.entries(others).filter(([, value]) => value !== null);
+  draft.settings = Object.fromEntries(given.map(([name, value]) => [named(name), typed(value)]));
   if (model && [...$("model").options].some(({ value }) => value === model)) $("model").value = model;
   $("settings-box").open = true;
   drawSettings();
@@ -498,13 +539,20 @@ function pair() {
   return withCaption(withCaption({ a: a.data, a_prime: a_prime.data }, "a"), "a_prime");
 }
 
+let sending = false; // a second press is not a second job
+
 async function submit(request) {
-  const job = await ask("POST", "/v1/jobs", request);
-  shownJob = job.id;
-  announce("Added to the queue.");
-  await refresh();
-  drawTiles();
-  return job;
+  if (sending) return;
+  sending = true;
+  announce("Sending.");
+  try {
+    shownJob = (await ask("POST", "/v1/jobs", request)).id;
+    announce("Added to the queue.");
+    await refresh();
+  } finally {
+    sending = false;
+    drawTiles();
+  }
 }
 
 /** What is put together, as a request for B′. */
@@ -539,11 +587,18 @@ function learn() {
   return attempt(() => submit({ kind: "learn", pairs: [pair()], settings: settingsFor("learn") }));
 }
 
+/** The name of the difference that a job learned or applied, unless it is gone or another one has got its name since. */
+function differenceOf(job) {
+  const name = job.results.find(({ kind }) => kind === "difference")?.name ?? job.request.difference;
+  const kept = known.differences.find((difference) => difference.name === name);
+  return kept && (!job.finished || kept.created <= job.finished) ? name : null;
+}
+
 /** Applies the difference of a job to the same B once more; the server still has its pictures. */
 function again(job, { strengths, ...more }) {
-  const name = job.results.find(({ kind }) => kind === "difference")?.name ?? job.request.difference;
+  const name = differenceOf(job);
   const taken = new Set(["model", ...settingsOf("apply").map((setting) => setting.name)]);
-  const settings = Object.fromEntries(Object.entries({ ...job.request.settings, ...more }).filter(([setting]) => taken.has(setting)));
+  const settings = Object.fromEntries(Object.entries({ ...job.request.settings, ...more }).filter(([setting]) => taken.has(named(setting))));
   if (strengths) delete settings.strength;
   return attempt(() => submit({ kind: "apply", difference: name, targets: job.request.targets, ...(strengths ? { strengths } : {}), settings }));
 }
@@ -598,21 +653,22 @@ function act(text, onclick, className = "") {
 }
 
 const isDraft = ({ request }) => String(request.settings?.draft) === "true";
+const isReversed = ({ request }) => String(request.settings?.reverse) === "true";
 
 function actionsOf(job) {
   const actions = [];
-  const name = job.results.find(({ kind }) => kind === "difference")?.name ?? job.request.difference;
+  const name = differenceOf(job);
   const pictures = job.results.filter(({ kind }) => kind === "picture").length;
-  if (!OVER.has(job.state)) actions.push(act("Cancel", () => attempt(async () => { await ask("POST", `/v1/jobs/${job.id}/cancel`); await refresh(); })));
+  if (!OVER.has(job.state)) actions.push(act(job.stopping ? "Stop now" : "Cancel", () => attempt(async () => { await ask("POST", `/v1/jobs/${job.id}/cancel`); await refresh(); })));
   if (job.position > 1) actions.push(act("Run next", () => attempt(async () => { await ask("POST", `/v1/jobs/${job.id}/first`); await refresh(); })));
   if (job.state === "done" && isDraft(job)) actions.push(act("Refine", () => refine(job)));
   if (job.state === "done" && name && pictures && !(job.request.strengths?.length > 1)) actions.push(act("Strengths", () => again(job, { strengths: STRENGTHS })));
-  if (job.state === "done" && name && pictures) actions.push(act(job.request.settings?.reverse ? "Apply" : "Undo on B", () => again(job, { reverse: !job.request.settings?.reverse })));
-  if (name && known.differences.some((difference) => difference.name === name)) actions.push(act("Use the difference", () => use(name)));
+  if (job.state === "done" && name && pictures) actions.push(act(isReversed(job) ? "Apply" : "Undo on B", () => again(job, { reverse: !isReversed(job) })));
+  if (name) actions.push(act("Use the difference", () => use(name)));
   if (pictures > 1) actions.push(make("a", { className: "button", href: `/v1/jobs/${job.id}/zip`, download: "" }, "Save all"));
   if (job.state === "failed" || job.state === "cancelled") actions.push(act("Try again", () => attempt(async () => { const next = await ask("POST", `/v1/jobs/${job.id}/retry`); if (["analogy", "apply"].includes(job.kind)) shownJob = next.id; await refresh(); })));
   if (job.kind !== "download" && Object.keys(job.request.settings ?? {}).some((name) => name !== "model")) actions.push(act("Same settings", () => useSettings(job.request.settings)));
-  if (job.state !== "running") actions.push(act("Delete", () => attempt(async () => { await ask("DELETE", `/v1/jobs/${job.id}`); await refresh(); $("jobs-title").focus(); }), "quiet danger"));
+  if (job.state !== "running") actions.push(act("Delete", () => (!job.results.length || confirm("Delete this result with its pictures?")) && attempt(async () => { await ask("DELETE", `/v1/jobs/${job.id}`); await refresh(); $("jobs-title").focus(); }), "quiet danger"));
   return actions;
 }
 
@@ -627,7 +683,6 @@ function card(job) {
   element.setAttribute("aria-labelledby", `job-${job.id}`);
   if (!OVER.has(job.state)) element.append(make("div", { className: "progress" }, make("progress", { max: 1, ariaLabel: "Progress" }), make("span", {})));
   const curve = job.losses?.length > 1 ? lossCurve(job.losses) : null;
-  if (curve && !OVER.has(job.state)) element.append(curve);
   const row = picturesOf(job);
   if (row.length) element.append(make("div", { className: job.request.strengths?.length > 2 ? "row strip" : "row" }, ...row));
   if (job.error) element.append(make("p", { className: "problem" }, sentences(job.error.message, job.error.hint)));
@@ -649,10 +704,22 @@ function showProgress(job) {
   else bar.removeAttribute("value");
   if (job.state === "queued") bar.value = 0;
   element.querySelector(".progress > span").textContent = told(job);
+  if (job.losses?.length > 1) {
+    const [old, curve] = [element.querySelector(":scope > .loss"), lossCurve(job.losses)];
+    if (old) old.replaceWith(curve);
+    else element.querySelector(".progress").after(curve);
+  }
 }
 
 /** What of a job makes its card another one; progress does not. */
-const signature = ({ progress, losses, ...job }) => JSON.stringify([job, Math.floor((losses?.length ?? 0) / 4), known.differences.map(({ name }) => name)]);
+const signature = ({ progress, losses, ...job }) => JSON.stringify([job, differenceOf(job)]);
+
+/** Replaces an element by another one, in which the button with the same words has the focus. */
+function exchange(old, element) {
+  const focused = old.contains(document.activeElement) ? document.activeElement : null;
+  old.replaceWith(element);
+  if (focused) [...element.querySelectorAll("button, a, summary")].find(({ textContent, ariaLabel }) => textContent === focused.textContent && ariaLabel === focused.ariaLabel)?.focus({ preventScroll: true });
+}
 
 function drawJobs() {
   const shown = known.jobs;
@@ -666,7 +733,7 @@ function drawJobs() {
     if (held?.signature !== now) {
       const element = card(job);
       if (held?.element.querySelector(".more")?.open && element.querySelector(".more")) element.querySelector(".more").open = true;
-      if (held) held.element.replaceWith(element);
+      if (held) exchange(held.element, element);
       cards.set(job.id, { element, signature: now });
     }
     const { element } = cards.get(job.id);
@@ -714,8 +781,14 @@ function follow() {
   timer = setTimeout(refresh, known.jobs.some(({ state }) => !OVER.has(state)) ? 2000 : 20000);
 }
 
+let resultDrawn = "";
+
 function updateResult() {
-  $("tile-result")?.replaceWith(resultTile());
+  const job = known.jobs.find(({ id }) => id === shownJob);
+  const now = JSON.stringify([shownJob, job?.state, job?.results, job && told(job), preview?.id === shownJob && preview?.picture]);
+  if (now === resultDrawn || !$("tile-result")) return;
+  resultDrawn = now;
+  exchange($("tile-result"), resultTile());
 }
 
 async function refresh() {
@@ -742,8 +815,16 @@ async function refresh() {
 // Learned differences
 // ---------------------------------------------------------------------------------------------
 
-function use(name) {
+/** Chooses a difference, and the model that it was learned on. */
+function choose(name) {
   draft.difference = name;
+  const model = known.differences.find((difference) => difference.name === name)?.model;
+  if (model && [...$("model").options].some(({ value }) => value === model)) $("model").value = model;
+  modelNote();
+}
+
+function use(name) {
+  choose(name);
   setMode("use", true);
   $("work").scrollIntoView();
 }
@@ -853,7 +934,10 @@ function view(job, result) {
   $("compare").classList.remove("whole");
   for (const [id, source, alt] of [["after", result.url, "B′"], ["before", before, "B"]]) {
     const element = $(id);
-    element.onload = () => element.classList.toggle("small", element.naturalWidth <= 256);
+    element.onload = () => {
+      element.classList.toggle("small", element.naturalWidth <= 256);
+      if (id === "after") $("compare").style.setProperty("--ratio", element.naturalWidth / element.naturalHeight);
+    };
     if (source) element.src = source;
     else element.removeAttribute("src");
     element.alt = source ? alt : "";
@@ -862,6 +946,7 @@ function view(job, result) {
   $("compare").style.setProperty("--at", "50%");
   $("hold").hidden = !before;
   $("save").href = result.url;
+  $("save").download = `${(job.request.targets?.[result.target ?? 0]?.name ?? "picture").replace(/\.[^.]*$/, "")}-prime${(result.strength ?? 1) === 1 ? "" : `-${result.strength}`}.png`;
   $("viewer-note").textContent = [result.strength !== undefined ? `strength ${result.strength}` : null, result.caption].filter(Boolean).join(", ");
   $("viewer").showModal();
 }
@@ -877,6 +962,9 @@ function foot() {
 
 function listen() {
   $("form").addEventListener("submit", go);
+  $("form").addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && event.target.matches("input:not([type=file])")) event.preventDefault(); // a search is not a job
+  });
   $("draft").addEventListener("click", () => attempt(() => submit(request({ draft: true }))));
   $("learn").addEventListener("click", learn);
   $("clear").addEventListener("click", () => {
@@ -913,10 +1001,12 @@ function listen() {
   }
   document.addEventListener("paste", (event) => {
     const files = picturesIn(event.clipboardData);
-    if (!files.length) return;
+    const isText = event.target.matches?.("input[type=text], input[type=search]") && event.clipboardData.types.includes("text/plain");
+    if (!files.length || isText) return;
     event.preventDefault();
+    const here = document.querySelector(".drop:hover, .drop:focus-within")?.closest(".tile").id.replace("tile-", "");
     const empty = Object.keys(TILES).find((key) => !pictureAt(key));
-    place(draft.mode === "use" ? "b" : (focusedTile ?? empty ?? "b"), files);
+    place(draft.mode === "use" ? "b" : here && !pictureAt(here) ? here : (empty ?? here ?? "b"), files);
   });
   for (const name of ["dragover", "drop"]) document.addEventListener(name, (event) => event.preventDefault()); // a missed drop must not leave the page
   $("slide").addEventListener("input", ({ target }) => $("compare").style.setProperty("--at", `${target.value}%`));
