@@ -449,7 +449,7 @@ impl Folder {
         if name.is_empty()
             || name.starts_with('.')
             || name.contains(odd)
-            || [PICTURES, LEARNED].contains(&name)
+            || [PICTURES, LEARNED].contains(&name.to_lowercase().as_str())
         {
             return Err(Error::invalid_input(format!(
                 "`{name}` cannot be the name of a method; use letters, digits, - and _"

@@ -68,15 +68,22 @@ impl Session {
             result.made_with.insert(name, pictures.clone());
             self.made(method, entry, &pictures, result.seed, observer)
         });
-        let measured = made.and_then(|(analogy, b_prime, cost)| {
-            (result.seconds, result.peak_memory) = (cost.seconds, cost.peak_memory);
-            result.evaluations = cost.evaluations;
-            Ok((self.measures.measure(&analogy, &b_prime)?, b_prime))
-        });
-        match measured {
-            Ok((scores, b_prime)) => {
-                result.scores = scores;
-                self.folder.keep(name, &result, Some(&b_prime))?;
+        match made {
+            Ok((analogy, b_prime, cost)) => {
+                (result.seconds, result.peak_memory) = (cost.seconds, cost.peak_memory);
+                result.evaluations = cost.evaluations;
+                match self.measures.measure(&analogy, &b_prime) {
+                    Ok(scores) => {
+                        result.scores = scores;
+                        self.folder.keep(name, &result, Some(&b_prime))?;
+                    }
+                    // What was drawn is kept, to be measured when the network's files are in order.
+                    Err(error) => {
+                        result.measured_with.clear();
+                        self.folder.keep(name, &result, Some(&b_prime))?;
+                        result.status = Status::Failed(error.to_string());
+                    }
+                }
             }
             Err(error @ Error::Stopped { .. }) => return Err(error),
             Err(error) => {

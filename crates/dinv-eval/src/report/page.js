@@ -76,8 +76,8 @@ function meansTable(group) {
     const rows = [...group.rows];
     if (sorted.column) {
       const sign = sorted.descending ? -1 : 1;
-      const value = (row) => sorted.column.value(row) ?? -sign * Infinity;
-      rows.sort((one, other) => sign * (value(one) - value(other)));
+      const value = (row) => sorted.column.value(row) ?? sign * Infinity; // last in both directions
+      rows.sort((one, other) => sign * (value(one) - value(other)) || 0);
     }
     columns.forEach((column, i) => {
       const order = sorted.descending ? "descending" : "ascending";

@@ -72,7 +72,9 @@ impl Report {
                 "",
                 "seconds"
             );
-            for summary in summaries.iter().filter(|one| one.solved + one.failed > 0) {
+            let tried = |one: &Summary| one.solved + one.failed;
+            let most = summaries.iter().map(tried).max().unwrap_or(0);
+            for summary in summaries.iter().filter(|one| tried(one) > 0) {
                 let cells = columns.map(|(name, _)| {
                     let found = summary.scores.iter().find(|(metric, _)| *metric == name);
                     let cell = found.map_or_else(
@@ -87,12 +89,15 @@ impl Report {
                 let seconds = summary
                     .seconds
                     .map_or_else(|| "–".to_owned(), |s| format!("{s:.1}"));
-                let failed = match summary.failed {
-                    0 => String::new(),
-                    count => format!("  {count} failed"),
-                };
+                let mut others = String::new();
+                if tried(summary) < most {
+                    others += &format!("  {} of {most}", tried(summary));
+                }
+                if summary.failed > 0 {
+                    others += &format!("  {} failed", summary.failed);
+                }
                 text += &format!(
-                    "{:width$}{}{seconds:>10}{failed}\n",
+                    "{:width$}{}{seconds:>10}{others}\n",
                     summary.method,
                     cells.concat()
                 );
@@ -197,8 +202,8 @@ impl Report {
         let notices: String = notices.map(|notice| format!("- {notice}\n")).collect();
         if !notices.is_empty() {
             text += &format!(
-                "\n## Made otherwise\n\nMeans over results that were made in different ways are \
-                 those of no method.\n\n{notices}"
+                "\n## Made otherwise\n\nA mean over results that were made in different ways \
+                 describes no method.\n\n{notices}"
             );
         }
         text += &self.measured_otherwise();

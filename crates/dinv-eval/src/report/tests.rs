@@ -58,8 +58,8 @@ fn results_that_were_made_otherwise_are_told() {
     let notice = "1 of 3 results of `m` were made otherwise than run.json says: seed";
     assert_eq!(report.notices(), [notice]);
     let section = format!(
-        "## Made otherwise\n\nMeans over results that were made in different \
-                           ways are those of no method.\n\n- {notice}\n"
+        "## Made otherwise\n\nA mean over results that were made in different \
+                           ways describes no method.\n\n- {notice}\n"
     );
     assert!(report.markdown().contains(&section));
 }

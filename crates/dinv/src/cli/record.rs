@@ -204,7 +204,7 @@ pub(crate) fn named_files(network: &str, weights: &Weights) -> Vec<(String, Path
 }
 
 /// The name of the first of several files, or of a further one.
-fn numbered(name: &str, number: usize) -> String {
+pub(crate) fn numbered(name: &str, number: usize) -> String {
     match number {
         0 => name.to_owned(),
         _ => format!("{name} ({number})"),

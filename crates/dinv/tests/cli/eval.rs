@@ -315,6 +315,14 @@ fn results_of_another_run_are_not_mixed_in() {
         "another run: the pictures of `one` have changed",
     );
     fs::write(work.path().join("b.png"), picture).unwrap();
+    let schedule = work.path().join("model/scheduler/scheduler_config.json");
+    let text = fs::read_to_string(&schedule).unwrap();
+    fs::write(&schedule, text.replace("0.012", "0.0121")).unwrap();
+    refused(
+        "--methods sdedit -o out",
+        "text-to-image is another model: its configuration differs",
+    );
+    fs::write(&schedule, text).unwrap();
     assert_eq!(once("--methods text-swap -o out").code, Some(0));
 
     let path = work.path().join("out/run.json");
@@ -430,7 +438,7 @@ fn real_networks_of_metrics_are_used_where_they_are_given() {
         let networks = measured_with.as_object().unwrap();
         networks.keys().cloned().collect()
     };
-    let all = ["dino", "judge", "lpips"];
+    let all = ["clip", "dino", "judge", "lpips"];
     assert_eq!(networks(&judged["measured_with"]), all);
     let record = read_json(&work.path().join("out/run.json"));
     assert_eq!(networks(&record["measures"]), all);
@@ -455,7 +463,8 @@ fn the_judge_does_not_measure_attributes_that_it_does_not_know() {
     let unknown = "the attribute `sky` with the value `aurora`";
     let done = sdedit("");
     assert_eq!(done.code, Some(0), "{}", done.stderr);
-    let note = format!("note: the demo suites' judge is left out, for it does not know {unknown}");
+    let note =
+        format!("note: the demo suites' judge is left out, since it does not know {unknown}");
     assert!(done.stderr.contains(&note), "{}", done.stderr);
     let result = read_json(&work.path().join("out/sdedit/one/result.json"));
     assert!(result["scores"]["clip_direction"].is_number());
@@ -485,6 +494,27 @@ fn a_network_that_cannot_be_opened_costs_no_result() {
     assert!(done.stderr.contains(error), "{}", done.stderr);
     assert!(!done.stderr.contains("sdedit"), "{}", done.stderr);
     assert!(fs::read(&result).unwrap() == before);
+}
+
+#[test]
+fn a_picture_that_cannot_be_measured_is_kept_and_measured_later() {
+    let work = workplace_with_suite();
+    super::copy_folder(&work.path().join("model/clip"), &work.path().join("other"));
+    let preprocessor = work.path().join("other/preprocessor_config.json");
+    let text = fs::read_to_string(&preprocessor).unwrap();
+    let mut odd: Value = serde_json::from_str(&text).unwrap();
+    odd["crop_size"] = json!({ "height": 24, "width": 24 });
+    fs::write(&preprocessor, odd.to_string()).unwrap();
+    let once = "-q --limit 1 --methods sdedit --metric-clip other -o out";
+    let done = run(work.path(), &eval(once));
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    let place = work.path().join("out/sdedit/one");
+    let drawn = fs::read(place.join("b_prime.png")).unwrap();
+    fs::write(&preprocessor, text).unwrap();
+    succeed(work.path(), &eval(once));
+    assert!(fs::read(place.join("b_prime.png")).unwrap() == drawn);
+    let scores = &read_json(&place.join("result.json"))["scores"];
+    assert!(scores["clip_i_b"].is_number(), "{scores}");
 }
 
 #[test]

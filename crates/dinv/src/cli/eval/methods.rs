@@ -41,7 +41,9 @@ pub(super) fn chosen(names: &[String], file: Option<&Path>) -> anyhow::Result<Ve
             .collect::<Result<_, _>>()?,
     };
     let mut seen = HashSet::new();
-    match chosen.iter().find(|variant| !seen.insert(&variant.name)) {
+    // Their folders are one where names ignore case.
+    let mut is_new = |variant: &Variant| seen.insert(variant.name.to_lowercase());
+    match chosen.iter().find(|variant| !is_new(variant)) {
         Some(twice) => {
             Err(Failure::usage(format!("the method `{}` is named twice", twice.name)).into())
         }

@@ -73,7 +73,7 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     jobs: usize,
     /// Run only the i-th of n parts of the analogies, for runs on several machines whose folders are
-    /// then copied together; auto, or auto/n, as the scheduler numbers its tasks
+    /// then copied together; auto takes i and n from the scheduler, auto/n only i
     #[arg(long, value_name = "i/n")]
     shard: Option<Shard>,
     /// At most N analogies, evenly over kinds
@@ -180,7 +180,7 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
         &variants,
     )?;
     let measures = setup::measure_paths(&args.further, &suite, &paths.text_to_image, &mut watcher)?;
-    let measured_with = hashes::of_measures(&measures)?;
+    let measured_with = hashes::of_measures(&measures, &paths.text_to_image)?;
 
     let about = SuiteRecord {
         name: suite.about.name.clone(),

@@ -212,7 +212,7 @@ pub(super) fn measure_paths(
         clip = (judge.as_ref().and_then(|_| of_demo().ok())).filter(|folder| folder.is_dir());
         if clip.is_none() {
             watcher.notice(&format!(
-                "CLIP's metrics are left out, for a {} has no CLIP: `--metric-clip` names one",
+                "CLIP's metrics are left out, since a {} has no CLIP: give one with `--metric-clip`",
                 family.class
             ));
         }
@@ -256,7 +256,7 @@ fn judge(
         return Err(Failure::input(message).hint(hint).into());
     }
     watcher.notice(&format!(
-        "the demo suites' judge is left out, for it does not know {unknown}"
+        "the demo suites' judge is left out, since it does not know {unknown}"
     ));
     Ok(None)
 }
@@ -315,6 +315,7 @@ mod tests {
             lora: Some(vec!["style.safetensors:0.5".to_owned()]),
             embedding: Some(vec!["cat.safetensors".to_owned()]),
             clip_skip: Some(1),
+            max_sequence_length: Some(77),
         };
         let other = of_other(&settings, &theirs);
         assert_eq!(other.model.as_ref(), Some(&theirs));
