@@ -28,6 +28,9 @@ pub use self::resize::{Filter, resize};
 
 /// Pictures with a shorter side are refused: they show nothing.
 pub const MIN_SIDE: u32 = 8;
+/// Pictures with one side more than this many times as long as the other are refused: the shorter one is enlarged to
+/// a network's size, and the longer one with it.
+const MAX_ASPECT: u64 = 100;
 /// Pictures with more pixels are refused before decoding.
 pub const MAX_PIXELS: u64 = 300_000_000;
 /// The largest file read, in bytes.
@@ -100,10 +103,13 @@ fn decode_by_image(
     let mut reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
         .map_err(|error| error.to_string())?;
-    let format = match formats::named(bytes) {
-        Some(other) => return Err(other),
-        None => reader.format(),
-    };
+    use ImageFormat::{Bmp, Gif, Jpeg, Png, WebP};
+    let is_known = matches!(reader.format(), Some(Bmp | Gif | Jpeg | Png | WebP));
+    let other = || formats::named(bytes);
+    if let Some(other) = (!is_known).then(other).flatten() {
+        return Err(other);
+    }
+    let format = reader.format();
     let Some(format) = format else {
         return Err("not a picture (expected PNG, JPEG, WebP, GIF, BMP or TIFF)".into());
     };
@@ -125,6 +131,11 @@ fn check_size((width, height): (u32, u32), decoded: u64) -> std::result::Result<
     if width < MIN_SIDE || height < MIN_SIDE {
         return Err(format!(
             "{width}×{height} pixels, expected at least {MIN_SIDE}×{MIN_SIDE}"
+        ));
+    }
+    if u64::from(width.max(height)) > u64::from(width.min(height)) * MAX_ASPECT {
+        return Err(format!(
+            "{width}×{height} pixels, expected one side at most {MAX_ASPECT} times as long as the other"
         ));
     }
     if u64::from(width) * u64::from(height) > MAX_PIXELS || decoded > MAX_DECODED {

@@ -76,7 +76,7 @@ fn of_brand(bytes: &[u8]) -> String {
     } else if has(&[b"crx "]) {
         raw()
     } else {
-        "a film, not a picture; save one of its frames as PNG".to_owned()
+        "a video, not a picture; save one of its frames as PNG".to_owned()
     }
 }
 

@@ -142,7 +142,7 @@ fn what_is_not_read_is_called_by_its_name() {
             "the format HEIC",
         ),
         (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", "the format AVIF"),
-        (b"\0\0\0\x14ftypisom\0\0\x02\0isom", "a film"),
+        (b"\0\0\0\x14ftypisom\0\0\x02\0isom", "a video"),
         (
             b"\0\0\0\x18ftypcrx \0\0\0\x01crx isom",
             "a camera's raw photograph",
@@ -174,6 +174,51 @@ fn what_is_not_read_is_called_by_its_name() {
         let reason = refusal(bytes);
         assert!(reason.contains(expected), "{reason}");
     }
+}
+
+/// A TIFF without compression, whose pixels stand before its directory.
+fn tiff_of(image: &RgbImage) -> Vec<u8> {
+    let (width, height, pixels) = (image.width(), image.height(), image.as_raw());
+    let bits = 8 + pixels.len().next_multiple_of(2);
+    let mut tiff = b"II*\0".to_vec();
+    let number = |value: usize| u32::try_from(value).unwrap();
+    tiff.extend(number(bits + 6).to_le_bytes());
+    tiff.extend(pixels);
+    tiff.resize(bits, 0);
+    tiff.extend([8_u16; 3].map(u16::to_le_bytes).concat());
+    let entries = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 3, number(bits)),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, 1, 8),
+        (277, 3, 1, 3),
+        (278, 4, 1, height),
+        (279, 4, 1, number(pixels.len())),
+    ];
+    tiff.extend(9_u16.to_le_bytes());
+    for (tag, kind, count, value) in entries {
+        tiff.extend([tag, kind].map(u16::to_le_bytes).concat());
+        tiff.extend([count, value].map(u32::to_le_bytes).concat());
+    }
+    tiff.extend([0; 4]);
+    tiff
+}
+
+#[test]
+fn pictures_whose_bytes_resemble_other_files_are_read() {
+    // The byte of a GIF's height is where a safetensors file has a brace.
+    let image = gradient(9, 123);
+    let gif = encoded(&DynamicImage::ImageRgb8(image.clone()), ImageFormat::Gif);
+    assert_eq!(gif[8], b'{');
+    assert_eq!(load(&gif).unwrap().dimensions(), (9, 123));
+    // The pixels of a TIFF may stand where a camera's raw photograph has its mark.
+    let mut image = image;
+    image.put_pixel(0, 0, Rgb([b'C', b'R', 2]));
+    let tiff = tiff_of(&image);
+    assert_eq!(tiff[8..10], *b"CR");
+    assert_eq!(load(&tiff).unwrap(), image);
 }
 
 #[test]

@@ -80,7 +80,7 @@ impl<'a> Tiff<'a> {
         let directory =
             Directory::first(bytes).ok_or("cannot be decoded: the directory is missing")?;
         let photometric = directory.number_of(tag::PHOTOMETRIC);
-        let is_raw = bytes.get(8..10) == Some(b"CR")
+        let is_raw = bytes.get(4..11) == Some(b"\x10\0\0\0CR\x02")
             || directory.bytes_of(tag::DNG_VERSION).is_some()
             || photometric.is_some_and(|photometric| {
                 [photometric::CFA, photometric::LINEAR_RAW].contains(&photometric)
@@ -181,7 +181,8 @@ impl<'a> Tiff<'a> {
         let left_out = !grey && samples > colours + u64::from(has_alpha);
         if predicted && (left_out || self.bits < 8) {
             return refused(
-                "of differences, with channels beside the colours or few bits".to_owned(),
+                "with a predictor, and with extra channels or fewer than 8 bits a channel"
+                    .to_owned(),
             );
         }
         if self.photometric == photometric::PALETTE && self.palette.len() != 3 << self.bits {
