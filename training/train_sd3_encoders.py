@@ -27,7 +27,7 @@ from train_unet import once
 from world import ATTRIBUTES, random_caption
 
 NARROW = 128  # of the second CLIP
-T5_LENGTH = 256  # ids of T5, padding included; Stable Diffusion 3 does not mask it
+T5_LENGTH = 77  # ids of T5, padding included, as in the reference of Stable Diffusion 3; it is not masked
 OUTPUTS = sum(len(v) + 1 for v in ATTRIBUTES.values())
 
 

@@ -47,6 +47,7 @@ from make_golden_learning import randomise
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
 CHANNELS, LATENT_SIDE, T5_LENGTH = 16, 8, 256
+SHORT = 40  # another number of T5's tokens
 WIDE = LATENT_SIDE, LATENT_SIDE + 4  # height and width of latents that are not square
 LONG_PROMPT = "An oil-painting of 12 blue houses; night, by the lakeside? (Zürich)"
 
@@ -199,6 +200,8 @@ def outputs_of(pipeline: StableDiffusion3Pipeline, latents: dict, out: Path) -> 
     outputs["drawn_without_guidance"] = draw(
         pipeline, square, guidance_scale=1.0, **common, **square_size
     )
+    short = {**common, "max_sequence_length": SHORT, "guidance_scale": 4.0, **square_size}
+    outputs["short.drawn"] = draw(pipeline, square, **short)
     pixels = pipeline.image_processor.preprocess(Image.open(out / "a.png"))
     config = pipeline.vae.config
     mean = pipeline.vae.encode(pixels).latent_dist.mean
@@ -207,6 +210,7 @@ def outputs_of(pipeline: StableDiffusion3Pipeline, latents: dict, out: Path) -> 
     pipeline.text_encoder_3 = pipeline.tokenizer_3 = None
     outputs |= {f"without_t5.{name}": value for name, value in encode().items()}
     outputs["without_t5.drawn"] = draw(pipeline, square, guidance_scale=4.0, **common, **square_size)
+    outputs["short.without_t5.drawn"] = draw(pipeline, square, **short)
     pipeline.text_encoder_3, pipeline.tokenizer_3 = t5, tokenizer
     for steps in (1, 5, 28):
         pipeline.scheduler.set_timesteps(steps)

@@ -97,7 +97,11 @@ impl DenoiserPart {
     /// # Errors
     /// If the file is invalid.
     pub fn config(&self, files: &ModelFiles) -> Result<Box<dyn DenoiserConfig>> {
-        (self.open)(files.config(self.part)?, &files.config_path(self.part))
+        let mut config = (self.open)(files.config(self.part)?, &files.config_path(self.part))?;
+        if let Some(length) = files.max_sequence_length() {
+            config.set_max_sequence_length(length);
+        }
+        Ok(config)
     }
 }
 
@@ -512,14 +516,24 @@ pub static FAMILIES: &[&Family] = &[
 
 /// Pipelines of diffusers whose parts are those of a family, so that a model saved by one of them is of
 /// that family.
-const SAME_PARTS: [(&str, &str); 15] = [
+const SAME_PARTS: [(&str, &str); 19] = [
     ("Flux2KleinInpaintPipeline", "Flux2KleinPipeline"),
     ("FluxImg2ImgPipeline", "FluxPipeline"),
+    ("FluxInpaintPipeline", "FluxPipeline"),
     (
         "LatentConsistencyModelImg2ImgPipeline",
         "StableDiffusionPipeline",
     ),
     ("LatentConsistencyModelPipeline", "StableDiffusionPipeline"),
+    (
+        "StableDiffusion3Img2ImgPipeline",
+        "StableDiffusion3Pipeline",
+    ),
+    (
+        "StableDiffusion3InpaintPipeline",
+        "StableDiffusion3Pipeline",
+    ),
+    ("StableDiffusion3PAGPipeline", "StableDiffusion3Pipeline"),
     ("StableDiffusionDiffEditPipeline", "StableDiffusionPipeline"),
     ("StableDiffusionImg2ImgPipeline", "StableDiffusionPipeline"),
     (
@@ -806,6 +820,13 @@ fn corrected(files: &ModelFiles, correct: fn(&mut SchedulerConfig)) -> Result<No
 
 /// A straight path from latents to noise.
 fn flow(files: &ModelFiles) -> Result<Noising> {
+    if let Some((name, found)) = files.setting_of_discrete_noise() {
+        return Err(Error::Setting {
+            name,
+            expected: "none, since the model is a flow, with a schedule of its own".to_owned(),
+            found,
+        });
+    }
     let config: FlowConfig = files.config(SCHEDULER)?;
     let schedule = FlowSchedule::new(&config, &files.config_path(SCHEDULER))?;
     Ok(Noising::Flow(schedule))

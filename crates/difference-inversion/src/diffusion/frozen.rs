@@ -183,8 +183,8 @@ impl Models {
             return Err(Error::Missing {
                 what: "the joint space".to_owned(),
                 reason: format!(
-                    "there is no folder {}; give the transformers CLIPModel folder whose text \
-                     encoder the model has",
+                    "there is no folder {}; give the folder of a transformers CLIPModel that has \
+                     the model's text encoder",
                     folder.display()
                 ),
             });

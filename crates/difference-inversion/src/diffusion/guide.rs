@@ -133,16 +133,16 @@ pub fn check(guided_by: GuidedBy, scale: Option<f64>, negative_prompt: &str) -> 
     };
     if guided_by != GuidedBy::Reference && !negative_prompt.is_empty() {
         let expected = match guided_by {
-            GuidedBy::Nothing => "none, since the model was distilled to draw without guidance",
+            GuidedBy::Nothing => "none, since the model draws without guidance",
             _ => {
-                "none, since the model is told the guidance scale and does not look away from a prompt"
+                "none, since the model reads the guidance scale as an input and takes no negative prompt"
             }
         };
         return wrong("negative_prompt", expected, format!("{negative_prompt:?}"));
     }
     match scale.filter(|scale| guided_by == GuidedBy::Nothing && *scale > 1.0) {
         Some(scale) => {
-            let expected = "1 or less, since the model was distilled to draw without guidance";
+            let expected = "1 or less, since the model draws without guidance";
             wrong("guidance_scale", expected, scale.to_string())
         }
         None => Ok(()),

@@ -157,8 +157,9 @@ const PUBLISHED: [Published; 3] = [
 ];
 
 impl LearningMemory {
-    /// As [`peak`](Self::peak), of a model that is known by this name and is not there, without the captioner; `None`
-    /// if its sizes are not known, and for [`q8`](Self::q8): which of its layers are linear is not known either. `resolution` is height and width in pixels, by default those the model draws.
+    /// As [`peak`](Self::peak), without the captioner, for a model that is known by this name but not on this disk.
+    /// `None` if its sizes are not known, and for [`q8`](Self::q8), since its linear layers are not known either.
+    /// `resolution` is height and width in pixels, by default those the model draws.
     pub fn peak_of_known(&self, name: &str, resolution: Option<[u32; 2]>) -> Option<u64> {
         let mut published = PUBLISHED.iter().filter(|_| !self.q8);
         let published = published.find(|published| published.name == name)?;

@@ -95,9 +95,11 @@ pub struct FileOptions {
     pub preview_vae: Option<PathBuf>,
     /// Files with weights for the model's own text encoders, each recognised by its tensors.
     pub text_encoders: Vec<PathBuf>,
-    /// The number of layers before its usual one from which CLIP's hidden states are read, as diffusers counts
-    /// (`clip_skip`).
+    /// How many layers earlier than usual CLIP's hidden states are read, counted as in diffusers (`clip_skip`).
     pub clip_skip: usize,
+    /// The most tokens of a prompt that T5 or Qwen3 reads (`max_sequence_length` of diffusers' pipelines); by default
+    /// the family's. All families but Z-Image pad prompts to it, so that it changes their pictures.
+    pub max_sequence_length: Option<usize>,
     /// Whether linear layers are held with 8 bits a number (ggml's Q8_0), on the CPU: those of the denoiser, T5 and
     /// Qwen3. Matrices that a file packs stay packed in any case.
     pub q8: bool,
@@ -259,9 +261,14 @@ impl ModelFiles {
         })
     }
 
-    /// The number of layers before its usual one from which CLIP's hidden states are read.
+    /// How many layers earlier than usual CLIP's hidden states are read.
     pub fn clip_skip(&self) -> usize {
         self.options.clip_skip
+    }
+
+    /// The most tokens of a prompt that T5 or Qwen3 reads, unless it is the family's.
+    pub fn max_sequence_length(&self) -> Option<usize> {
+        self.options.max_sequence_length
     }
 
     /// The files of learned words for the text encoders.
@@ -353,6 +360,24 @@ impl ModelFiles {
         if let Some(spacing) = self.options.timestep_spacing {
             config["timestep_spacing"] = json!(spacing);
         }
+    }
+
+    /// A given setting of discrete noise schedules and its value, if there is one.
+    pub(crate) fn setting_of_discrete_noise(&self) -> Option<(&'static str, String)> {
+        let text = |value: Value| value.as_str().map_or(value.to_string(), str::to_owned);
+        let FileOptions {
+            prediction_type,
+            timestep_spacing,
+            zero_snr,
+            ..
+        } = &self.options;
+        let settings = [
+            ("prediction_type", prediction_type.map(|kind| json!(kind))),
+            ("timestep_spacing", timestep_spacing.map(|kind| json!(kind))),
+            ("zero_snr", zero_snr.then(|| json!(true))),
+        ];
+        let mut given = settings.into_iter();
+        given.find_map(|(name, value)| Some((name, text(value?))))
     }
 
     /// The files of its LoRAs.
@@ -770,7 +795,7 @@ impl Original {
         match (told, asked) {
             (Some((prediction, by)), Some(asked)) if asked != prediction => {
                 let asked = title(&json!(asked));
-                notices.push(format!("{}: not {asked}, as was asked for", predicts(by)));
+                notices.push(format!("{}; the request for {asked} is ignored", predicts(by)));
             }
             (Some((_, by)), _) if *found != usual || layout.has_twin() => notices.push(predicts(by)),
             (None, None) if layout.name == "sd2" && options.family.is_none() => notices.push(format!(
@@ -783,7 +808,7 @@ impl Original {
         if !strays.is_empty() {
             let (count, names) = (strays.len(), abbreviate(&strays));
             notices.push(format!(
-                "{name}: {count} tensors are of no network of a {} and are left out: {names}",
+                "{name}: {count} tensors belong to no network of a {} and are left out: {names}",
                 layout.title
             ));
         }

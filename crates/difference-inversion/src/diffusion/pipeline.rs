@@ -55,6 +55,7 @@ pub struct Pipeline {
     /// The number format of the autoencoder, which may be wider.
     vae_dtype: FloatDType,
     memory: Memory,
+    max_sequence_length: Option<usize>,
     /// The autoencoder of previews, if there is one, or why it cannot be used.
     preview_vae: Option<PreviewVae>,
     /// The colours of latents, from the first preview without one on.
@@ -121,6 +122,11 @@ impl Pipeline {
     /// Height and width of the pictures.
     pub fn resolution(&self) -> [u32; 2] {
         self.resolution
+    }
+
+    /// The number of tokens of padded prompts, if it is not the family's.
+    pub(crate) fn max_sequence_length(&self) -> Option<usize> {
+        self.max_sequence_length
     }
 
     /// The device of the models.

@@ -30,7 +30,7 @@ pub struct EncoderBase {
     /// The changes of its layers by LoRAs, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapters: Option<EncoderAdapters>,
-    /// The number of layers before its usual one from which the hidden states are read.
+    /// How many layers earlier than usual the hidden states are read.
     #[serde(default, skip_serializing_if = "is_none")]
     pub clip_skip: usize,
 }
@@ -141,10 +141,14 @@ impl Frame {
         around.chain(self.fill)
     }
 
+    /// The number of ids it takes itself, without padding.
+    pub(crate) fn taken(&self) -> usize {
+        self.before.len() + self.after.len()
+    }
+
     /// The number of ids it leaves room for.
     fn room(&self) -> usize {
-        let around = self.before.len() + self.after.len();
-        self.length.saturating_sub(around)
+        self.length.saturating_sub(self.taken())
     }
 
     /// The ids after the first `count`: the end, and the padding.
@@ -186,7 +190,7 @@ pub fn open_t5(
     open_t5_of_length(files, part, device, dtype, T5_LENGTH)
 }
 
-/// Opens T5's encoder with its tokenizer, for prompts of `length` tokens. Its hidden states overflow in half
+/// Opens T5's encoder with its tokenizer, for prompts of `length` tokens unless the files' options state another. Its hidden states overflow in half
 /// precision: it computes in f32 where others compute in f16.
 ///
 /// # Errors
@@ -205,7 +209,7 @@ pub fn open_t5_of_length(
         before: Vec::new(),
         after: vec![tokenizer.id("</s>")?],
         fill: Some(tokenizer.id("<pad>")?),
-        length,
+        length: files.max_sequence_length().unwrap_or(length),
     };
     let encoder = TextEncoder::new(
         tokenizer,
@@ -222,7 +226,7 @@ pub struct Qwen3Reading<'a> {
     pub template: [&'a str; 2],
     /// The layers whose outputs are read, counted from 1 and ascending.
     pub layers: &'a [usize],
-    /// The most tokens of a prompt in its template.
+    /// The most tokens of a prompt in its template, unless the files' options state another.
     pub length: usize,
     /// Whether prompts are padded to that length.
     pub is_padded: bool,
@@ -251,10 +255,10 @@ pub fn open_qwen3(
         before: before?,
         after: after?,
         fill: reading.is_padded.then_some(pad),
-        length: reading.length,
+        length: files.max_sequence_length().unwrap_or(reading.length),
     };
     let tower = Qwen3Model::load(&weights, &config, reading.layers)?;
-    TextEncoder::new(tokenizer, frame, tower)
+    TextEncoder::new(tokenizer, frame, tower)?.adapted(&weights)
 }
 
 /// The beginnings of several prompts, of which the [features](TextEncoder::features) are read.

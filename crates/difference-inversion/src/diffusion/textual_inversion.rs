@@ -102,8 +102,8 @@ pub(crate) fn vectors(
     for (found, encoder) in found.into_iter().zip(&encoders) {
         let Some((path, embeddings)) = found else {
             let reason = format!(
-                "a {} has {} text encoders, and there are no vectors of width {} in it: a word of diffusers has a file \
-                 for each text encoder, give both",
+                "a {} has {} text encoders, and no vectors of width {} were given: diffusers saves a word in one file \
+                 for each text encoder; give both",
                 family.class,
                 encoders.len(),
                 encoder.hidden_size()
@@ -114,7 +114,7 @@ pub(crate) fn vectors(
             [&embeddings, vectors.first().unwrap_or(&embeddings)].map(|one| one.dims()[0]);
         if count != before {
             let reason = format!(
-                "{count} vectors for one text encoder and {before} for another: expected as many"
+                "{count} vectors for one text encoder and {before} for another: expected equal numbers"
             );
             return Err(Error::invalid_file(path, reason));
         }
@@ -151,7 +151,7 @@ fn read(
     names.sort();
     if names.len() > MOST_TENSORS {
         let reason = format!(
-            "it is no textual inversion: there are {} tensors in it",
+            "not a textual inversion: there are {} tensors in it",
             names.len()
         );
         return Err(Error::invalid_file(path, reason));
@@ -177,7 +177,7 @@ fn read(
         let Some(number) = number.filter(fits).filter(|_| count > 0) else {
             let of_width = WIDTHS.iter().find(|(known, _)| *known == width);
             let kind = match (named, of_width) {
-                _ if count == 0 => "it is no textual inversion".to_owned(),
+                _ if count == 0 => "not a textual inversion".to_owned(),
                 (Some((.., models)), _) | (None, Some((_, models))) => {
                     format!("it was made for {models}")
                 }

@@ -19,7 +19,8 @@ pub struct Prompt {
 type Word = Vec<Vec<u32>>;
 
 impl Prompt {
-    /// The words of a text, separated by white space, as each text encoder's tokenizer splits them.
+    /// The words of a text, separated by white space, as each text encoder's tokenizer splits them. White space around
+    /// the text is left out, also for Qwen3, whose template diffusers fills with it.
     ///
     /// # Errors
     /// [`Error::InvalidFile`](crate::Error::InvalidFile) if the vocabulary cannot express the text.

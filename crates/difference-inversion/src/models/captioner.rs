@@ -37,7 +37,8 @@ pub trait Describes: Debug + Send {
     /// If it cannot be made.
     fn caption(&self, picture: &RgbImage) -> Result<String>;
 
-    /// Captions of a picture before and after an edit. What sees both at once lets the captions differ in the edit alone.
+    /// Captions of a picture before and after an edit. A captioner that sees both at once can write
+    /// captions that differ only in the edit.
     ///
     /// # Errors
     /// If they cannot be made.

@@ -10,6 +10,7 @@ pub mod flux2_denoiser;
 pub mod flux_denoiser;
 mod flux_single_block;
 mod joint_block;
+mod recompute;
 pub mod sd3;
 pub mod sd3_denoiser;
 mod time_embedding;
@@ -135,6 +136,10 @@ pub trait DenoiserConfig {
 
     /// The channels that it reads, including those of a picture next to the noisy latents.
     fn in_channels(&self) -> usize;
+
+    /// Sets the number of tokens of padded prompts, if it is not the family's. Networks whose prompts have a fixed
+    /// length ignore it.
+    fn set_max_sequence_length(&mut self, _length: usize) {}
 
     /// Checks that it matches the other parts of its pipeline.
     ///

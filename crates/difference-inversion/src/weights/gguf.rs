@@ -54,7 +54,7 @@ struct Reader<'a, R> {
 impl<R: Read> Reader<'_, R> {
     fn cut_off(&self) -> Error {
         let reason = format!(
-            "truncated: the header of a GGUF file goes on behind its {} bytes",
+            "truncated: the header of a GGUF file extends beyond its {} bytes",
             self.length
         );
         Error::invalid_file(self.path, reason)
@@ -201,7 +201,7 @@ pub(super) fn read_header(file: impl Read, length: u64, path: &Path) -> Result<H
     for (name, shape, kind, offset) in found {
         if !offset.is_multiple_of(alignment) {
             return Err(invalid(format!(
-                "tensor `{name}` begins at {offset}, which is no multiple of {alignment}"
+                "tensor `{name}` begins at {offset}, which is not a multiple of {alignment}"
             )));
         }
         let size = |n: &u64| usize::try_from(*n).ok();
@@ -216,7 +216,7 @@ pub(super) fn read_header(file: impl Read, length: u64, path: &Path) -> Result<H
             .is_none_or(|end| end > length)
         {
             return Err(invalid(format!(
-                "truncated: tensor `{name}` ends behind the file's {length} bytes"
+                "truncated: tensor `{name}` ends beyond the file's {length} bytes"
             )));
         }
         let original: Option<Vec<usize>> =
@@ -269,7 +269,7 @@ fn unread(name: &str, kind: u32) -> String {
              or F16"
         ),
         None if Ggml::numbered(kind).is_some() => {
-            format!("tensor `{name}` has rows that are no whole blocks of its type")
+            format!("tensor `{name}` has rows that are not whole blocks of its type")
         }
         None if [0, 1, 30].contains(&kind) => format!("tensor `{name}` is larger than any file"),
         None => format!(

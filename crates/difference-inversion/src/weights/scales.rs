@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::weights::file::{Stored, TensorFile};
 use crate::{Error, Result};
 
-/// The tensor that marks files of the older kind.
+/// The tensor that marks files of the older kind, below the prefix of the denoiser where that has one.
 const MARK: &str = "scaled_fp8";
 /// The names of a layer's scale.
 const SCALES: [&str; 2] = ["scale_weight", "weight_scale"];
@@ -38,7 +38,7 @@ pub(super) fn scaled(file: &TensorFile) -> Result<Option<BTreeMap<String, Stored
         return Ok(None);
     }
     let mut tensors = stored.clone();
-    tensors.remove(MARK);
+    tensors.retain(|name, _| name.rsplit('.').next() != Some(MARK));
     for name in stored.keys() {
         let Some((layer, kind)) = name.rsplit_once('.') else {
             continue;

@@ -398,7 +398,7 @@ fn it_learns_a_difference_from_its_own_states_and_says_so() {
     let led = analogy::learn(&models, &[example()], &short, &none, &mut observer).unwrap();
     assert_eq!(notices.len(), 1, "{notices:?}");
     assert!(
-        notices[0].contains("follows the captions alone"),
+        notices[0].contains("follows only the captions"),
         "{notices:?}"
     );
     assert!(led.history.iter().all(|terms| terms.clip > 0.0));

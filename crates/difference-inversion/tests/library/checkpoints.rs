@@ -94,5 +94,5 @@ fn a_checkpoint_of_another_u_net_or_noise_schedule_is_refused() {
         .insert("format_version".to_owned(), "1".to_owned());
     old.write(&checkpoint).unwrap();
     let message = learn(model.path(), &resumed).unwrap_err().to_string();
-    assert!(message.contains("format version 2, found 1"), "{message}");
+    assert!(message.contains("format version 3, found 1"), "{message}");
 }

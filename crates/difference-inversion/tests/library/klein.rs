@@ -345,7 +345,7 @@ fn a_difference_learned_on_base_is_applied_with_the_distilled_model() {
         &mut watch,
     )
     .unwrap();
-    for expected in ["follows the captions alone", "the direction of a token"] {
+    for expected in ["follows only the captions", "the direction of a token"] {
         let told = notices.iter().filter(|notice| notice.contains(expected));
         assert_eq!(told.count(), 1, "{notices:?}");
     }

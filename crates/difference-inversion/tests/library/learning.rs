@@ -497,6 +497,25 @@ fn a_replayed_trace_gives_the_run_that_wrote_it() {
     assert_eq!(drawn.history, replayed.history);
     let drawn_anew = run(&models, &pair, &other_seed, &Records::default()).unwrap();
     assert_ne!(drawn.history, drawn_anew.history);
+    // A checkpoint of it belongs to the file.
+    let checkpoint = folder.path().join("checkpoint.safetensors");
+    let replaying = Records {
+        checkpoint: Some(checkpoint.clone()),
+        ..records
+    };
+    run(&models, &pair, &config(), &replaying).unwrap();
+    let resumed = Records {
+        resume: Some(checkpoint),
+        ..Records::default()
+    };
+    let message = run(&models, &pair, &config(), &resumed).unwrap_err();
+    let message = message.to_string();
+    assert!(message.contains("(`--replay`)"), "{message}");
+    let resumed = Records {
+        replay: replaying.replay,
+        ..resumed
+    };
+    run(&models, &pair, &config(), &resumed).unwrap();
 }
 
 /// What is learned at a smaller size is learned on latents of that size, and applies at the model's.

@@ -93,21 +93,28 @@ fn transformers_with_every_layout_equal_diffusers() {
     let folder = tempfile::tempdir().unwrap();
     for family in ["sd3", "flux", "klein", "z_image"] {
         let comfyui = Arrays::read(&lora(family, "comfyui")).unwrap();
-        let kohya = folder.path().join(format!("{family}.safetensors"));
-        let renamed = comfyui.arrays.into_iter().map(|(name, array)| {
-            let (layer, end) =
-                name.split_at(name.rfind(".lora_").or(name.rfind(".alpha")).unwrap());
-            let layer = layer.strip_prefix("diffusion_model.").unwrap();
-            (format!("lora_unet_{}{end}", layer.replace('.', "_")), array)
+        let renamed = |layout: &str, rename: fn(&str) -> String| {
+            let path = folder.path().join(format!("{family}_{layout}.safetensors"));
+            let arrays = comfyui.arrays.iter().map(|(name, array)| {
+                let (layer, end) =
+                    name.split_at(name.rfind(".lora_").or(name.rfind(".alpha")).unwrap());
+                let layer = layer.strip_prefix("diffusion_model.").unwrap();
+                (format!("{}{end}", rename(layer)), array.clone())
+            });
+            let arrays = Arrays {
+                arrays: arrays.collect(),
+                ..Arrays::default()
+            };
+            arrays.write(&path).unwrap();
+            path
+        };
+        let kohya = renamed("kohya", |layer| {
+            format!("lora_unet_{}", layer.replace('.', "_"))
         });
-        Arrays {
-            arrays: renamed.collect(),
-            ..Arrays::default()
-        }
-        .write(&kohya)
-        .unwrap();
+        let peft = renamed("peft", |layer| format!("base_model.model.{layer}"));
         let expected = Arrays::read(&lora(family, "fused")).unwrap();
-        for path in [lora(family, "diffusers"), lora(family, "comfyui"), kohya] {
+        let published = ["diffusers", "comfyui"].map(|layout| lora(family, layout));
+        for path in published.into_iter().chain([kohya, peft]) {
             let options = FileOptions {
                 loras: vec![LoraFile {
                     path: path.clone(),
@@ -246,6 +253,24 @@ fn a_lora_of_the_text_encoder_is_part_of_the_base() {
         let with_it = plain.check_base(&ours).unwrap_err().to_string();
         assert!(with_it.contains("learned without the LoRA"), "{with_it}");
     }
+    // So it is with Qwen3.
+    let file = tempfile::tempdir().unwrap();
+    let path = file.path().join("qwen3.safetensors");
+    let layer = "text_encoder.model.layers.0.self_attn.q_proj";
+    Arrays::default()
+        .with(format!("{layer}.lora_A.weight"), floats(&[2, 16]))
+        .with(format!("{layer}.lora_B.weight"), floats(&[32, 2]))
+        .write(&path)
+        .unwrap();
+    let [plain, changed] =
+        [vec![], vec![(path, 1.0)]].map(|loras| with(&golden("z_image"), &loras).unwrap());
+    let tokens = DifferenceTokens::zeros(2, &changed.pipeline().base(), &Device::flex());
+    let message = tokens.check_base(&plain.pipeline().base());
+    let message = message.unwrap_err().to_string();
+    assert!(
+        message.contains("was learned with the LoRA qwen3.safetensors"),
+        "{message}"
+    );
     // A difference does not belong to a LoRA of the U-Net only, but a checkpoint does.
     let only_unet = Arrays::read(&lora("sd1", "kohya")).unwrap();
     let mut only_unet = only_unet.clone();
@@ -306,12 +331,19 @@ fn what_is_no_lora_of_the_model_is_refused_in_words() {
             "whole layers (`diff`)",
         ),
         (
+            vec![(
+                "double_blocks.0.processor.qkv_lora1.down.weight".to_owned(),
+                vec![2, 2],
+            )],
+            "a LoRA in the layout of XLabs, which is not supported",
+        ),
+        (
             vec![("x.lora_mid.weight".to_owned(), vec![2, 2, 3, 3])],
             "Tucker's form",
         ),
         (
             vec![("y.weight".to_owned(), vec![2])],
-            "1 of its tensors are not of a LoRA, the first is `y.weight`",
+            "tensors that do not belong to a LoRA: 1; the first is `y.weight`",
         ),
         (
             vec![("y.lora_up.weight".to_owned(), vec![2, 2])],

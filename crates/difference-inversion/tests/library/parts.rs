@@ -204,7 +204,7 @@ fn words_of_other_programs_become_differences() {
     let refusal = |files: &[&str], folder: &str| imported(files, folder).unwrap_err().to_string();
     let half = refusal(&["kohya"], "sdxl");
     assert!(
-        half.contains("a file for each text encoder, give both"),
+        half.contains("one file for each text encoder; give both"),
         "{half}"
     );
     let twice = refusal(&["kohya", "a1111"], "pipeline");
@@ -272,8 +272,8 @@ fn words_that_do_not_fit_are_refused() {
             vec![("a", vec![16]), ("b", vec![16])],
             "more than one word in it, such as `b`",
         ),
-        (vec![("w", vec![16, 3, 3])], "it is no textual inversion"),
-        (vec![("w", vec![0, 16])], "it is no textual inversion"),
+        (vec![("w", vec![16, 3, 3])], "not a textual inversion"),
+        (vec![("w", vec![0, 16])], "not a textual inversion"),
         (vec![], "no tensors in it"),
     ] {
         let file = tensors
@@ -614,8 +614,9 @@ fn strays_in_the_folder_of_a_network_are_left_out() {
     let notices = open().unwrap();
     assert_eq!(notices.len(), 1);
     assert!(
-        notices[0]
-            .contains("unet: 4 tensors are not of the network and are left out: control_model.x"),
+        notices[0].contains(
+            "unet: 4 tensors do not belong to the network and are left out: control_model.x"
+        ),
         "{notices:?}"
     );
     write(&[]);

@@ -8,7 +8,9 @@ use difference_inversion::diffusion::draw::{InitNoise, TextToImage};
 use difference_inversion::diffusion::family;
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::diffusion::memory::LearningMemory;
+use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
 use difference_inversion::diffusion::pipeline::{Conditions, Pipeline};
+use difference_inversion::diffusion::sample::{PredictionType, TimestepSpacing};
 use difference_inversion::diffusion::text_encoder::TextEncoder;
 use difference_inversion::diffusion::words::FullPrompt;
 use difference_inversion::image::load_image;
@@ -253,6 +255,67 @@ fn sd3_draws_what_diffusers_draws() {
     };
     let drawn = check("wide.drawn", &wide, &with_negative, "wide.latents");
     check_picture(&wide, drawn, &io, "wide.picture");
+}
+
+#[test]
+fn sd3_reads_prompts_of_another_length_as_diffusers_does() {
+    let io = io();
+    let opened = |folder: &str, length, without_t5| {
+        let mut paths = ModelPaths {
+            model: golden(folder),
+            ..ModelPaths::default()
+        };
+        paths.options.resolution = Some([16, 16]);
+        paths.options.without_t5 = without_t5;
+        paths.options.max_sequence_length = Some(length);
+        Models::open(&paths, &Device::flex(), FloatDType::F32)
+    };
+    for (name, without_t5) in [("short.drawn", false), ("short.without_t5.drawn", true)] {
+        let models = opened("sd3", 40, without_t5).unwrap();
+        let drawn = draw(&models, &request(4, 4.0), read(&io, "latents"));
+        assert_matches(name, drawn, read(&io, name));
+    }
+    let usual = opened("sd3", 256, false).unwrap();
+    let drawn = draw(&usual, &request(4, 4.0), read(&io, "latents"));
+    assert_matches("drawn", drawn, read(&io, "drawn"));
+    for (folder, length, expected) in [
+        (
+            "sd3",
+            1,
+            "`max_sequence_length`: expected 2 to 512, found 1",
+        ),
+        ("sd3", 513, "expected 2 to 512"),
+        ("klein", 3, "`max_sequence_length`: expected "),
+        (
+            "pipeline",
+            77,
+            "the text encoder of a StableDiffusionPipeline has a fixed length",
+        ),
+    ] {
+        let message = opened(folder, length, false).unwrap_err().to_string();
+        assert!(message.contains(expected), "{folder}: {message}");
+    }
+}
+
+#[test]
+fn settings_of_discrete_noise_are_refused() {
+    let message = |change: fn(&mut FileOptions)| {
+        let mut options = FileOptions::default();
+        change(&mut options);
+        let files = ModelFiles::open(&golden("sd3"), &options).unwrap();
+        Pipeline::check_configs(&files).unwrap_err().to_string()
+    };
+    let expected = |name: &str, value: &str| {
+        format!(
+            "setting `{name}`: expected none, since the model is a flow, with a schedule of its own, found {value}"
+        )
+    };
+    let found = message(|options| options.prediction_type = Some(PredictionType::VPrediction));
+    assert_eq!(found, expected("prediction_type", "v_prediction"));
+    let found = message(|options| options.timestep_spacing = Some(TimestepSpacing::Trailing));
+    assert_eq!(found, expected("timestep_spacing", "trailing"));
+    let found = message(|options| options.zero_snr = true);
+    assert_eq!(found, expected("zero_snr", "true"));
 }
 
 // The method.

@@ -302,7 +302,7 @@ fn what_merges_leave_behind_is_left_out_with_a_note() {
     let plain = FileOptions::default();
     let strays = ["control_model.x", "lora_te_x.alpha", "safety_checker.y"];
     let (_, _, notices) = said(768, &strays, &[], &plain);
-    let expected = "it: 3 tensors are of no network of a Stable Diffusion 1 and are left out: \
+    let expected = "it: 3 tensors belong to no network of a Stable Diffusion 1 and are left out: \
                     control_model.x, lora_te_x.alpha, safety_checker.y";
     assert_eq!(notices, [expected]);
     let tower = ["conditioner.embedders.0.transformer.vision_model.post_layernorm.bias"];
@@ -316,13 +316,13 @@ fn what_merges_leave_behind_is_left_out_with_a_note() {
     for (key, expected) in [
         (
             "edm_vpred.sigma_max",
-            "its noise is not a schedule of betas but that of EDM",
+            "its noise is that of EDM, as in CosXL and Playground 2.5",
         ),
         (
             "edm_mean",
-            "its noise is not a schedule of betas but that of EDM",
+            "its noise is that of EDM, as in CosXL and Playground 2.5",
         ),
-        ("noise_augmentor.data_mean", "drawn from pictures"),
+        ("noise_augmentor.data_mean", "draws from pictures"),
     ] {
         let found = refused(2048, &BOTH, key);
         assert!(found.contains(expected), "{found}");
@@ -470,7 +470,7 @@ fn what_a_file_says_of_itself_is_heard() {
     assert_eq!(said(1024, &[], &metadata, &noise).0, "sd2-base epsilon");
     let (name, _, notices) = said(768, &["v_pred"], &[], &noise);
     assert_eq!(name, "sd1 v_prediction");
-    let expected = velocity("tensor `v_pred`") + ": not noise, as was asked for";
+    let expected = velocity("tensor `v_pred`") + "; the request for noise is ignored";
     assert_eq!(notices, [expected]);
     assert_eq!(
         said(768, &[], &[], &asked(PredictionType::Sample)).0,

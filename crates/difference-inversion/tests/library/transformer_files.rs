@@ -350,6 +350,25 @@ fn floats_of_8_bits_are_what_torch_makes_of_them_with_either_kind_of_scale() {
 }
 
 #[test]
+fn the_mark_of_scaled_floats_may_have_the_prefix_of_a_whole_model() {
+    let bytes = fs::read(quantised("fp8_older.safetensors")).unwrap();
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let (header, tensors) = bytes[8..].split_at(length);
+    let mut header: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(header).unwrap();
+    let mark = header.remove("scaled_fp8").unwrap();
+    header.insert("model.diffusion_model.scaled_fp8".to_owned(), mark);
+    let header = serde_json::to_vec(&header).unwrap();
+    let bytes = [&(header.len() as u64).to_le_bytes(), &header[..], tensors].concat();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("whole.safetensors");
+    fs::write(&path, bytes).unwrap();
+    let weights = Weights::open(&path, &Device::flex(), FloatDType::F32).unwrap();
+    let names: Vec<&str> = weights.keys().collect();
+    assert_eq!(names, ["a.weight", "b.weight"]);
+}
+
+#[test]
 fn another_quantisation_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let refused = |from: &str, to: &str| {

@@ -61,7 +61,7 @@ const ALPHA: &str = ".alpha";
 
 /// The suffixes of keys of other kinds of adapters (or substrings, if they end in a dot or a dash), with the
 /// names of these kinds.
-const OTHER_KINDS: [(&str, &str); 16] = [
+const OTHER_KINDS: [(&str, &str); 18] = [
     (".dora_scale", "a DoRA"),
     (".lora_magnitude_vector", "a DoRA"),
     (".lora_magnitude_vector.", "a DoRA"),
@@ -78,6 +78,8 @@ const OTHER_KINDS: [(&str, &str); 16] = [
     (".w_norm", "a file with whole norms (`w_norm`)"),
     (".b_norm", "a file with whole norms (`b_norm`)"),
     (".set_weight", "a file with whole layers (`set_weight`)"),
+    (".proj_lora1.", "a LoRA in the layout of XLabs"),
+    (".qkv_lora1.", "a LoRA in the layout of XLabs"),
 ];
 
 /// The matrices of a network by every name that files use for their layers, and how each is made of the layer. A
@@ -139,6 +141,7 @@ impl LayerNames {
         for name in [
             format!("diffusion_model.{name}"),
             format!("model.diffusion_model.{name}"),
+            format!("base_model.model.{name}"),
             format!("lora_unet_{flat}"),
             format!("lora_transformer_{flat}"),
             format!("lycoris_{flat}"),
@@ -279,7 +282,7 @@ impl Lora {
         }
         if let Some(first) = unknown.first() {
             let reason = format!(
-                "{} of its tensors are not of a LoRA, the first is `{first}`",
+                "tensors that do not belong to a LoRA: {}; the first is `{first}`",
                 unknown.len()
             );
             return Err(Error::invalid_file(&path, reason));
@@ -466,8 +469,8 @@ impl Lora {
             ("noise_refiner", "Z-Image or Lumina"),
             ("img_mlp", "Qwen-Image"),
             ("add_q_proj", "Stable Diffusion 3 or FLUX"),
-            ("temporal_transformer", "a model of films"),
-            ("motion_modules", "a model of films"),
+            ("temporal_transformer", "a video model"),
+            ("motion_modules", "a video model"),
             ("lora_prior", "Stable Cascade"),
             ("adaln_single", "PixArt"),
         ];

@@ -163,21 +163,18 @@ const UNUSED_ENDS: [&str; 3] = [".position_ids", "logit_scale", ".attn_mask"];
 /// The tensors of each network of a pipeline, by its folder's name in diffusers.
 pub(crate) type Networks = BTreeMap<String, BTreeMap<String, Placement>>;
 
-/// Prefixes of keys that mark a model as drawn differently, with the reason.
+/// Prefixes of keys that mark a model of another kind, with the reason.
 const OTHERWISE: [(&str, &str); 6] = [
     (
         "edm_",
-        "its noise is not a schedule of betas but that of EDM, as that of CosXL and Playground 2.5",
+        "its noise is that of EDM, as in CosXL and Playground 2.5, and not a schedule of betas",
     ),
-    (
-        "noise_augmentor.",
-        "it is drawn from pictures, as unCLIP is",
-    ),
+    ("noise_augmentor.", "it draws from pictures, as unCLIP does"),
     (
         "embedder.model.visual",
-        "it is drawn from pictures, as unCLIP is",
+        "it draws from pictures, as unCLIP does",
     ),
-    ("depth_model.", "it is drawn from a depth map"),
+    ("depth_model.", "it draws from a depth map"),
     ("low_scale_model.", "it enlarges pictures"),
     ("img_in.", "it is no U-Net"),
 ];

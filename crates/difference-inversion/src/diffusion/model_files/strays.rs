@@ -79,7 +79,7 @@ pub(super) fn noted(weights: &Weights) -> Option<String> {
         .collect();
     (!strays.is_empty() && strays.len() < weights.keys().count()).then(|| {
         format!(
-            "{}: {} tensors are not of the network and are left out: {}",
+            "{}: {} tensors do not belong to the network and are left out: {}",
             weights.path().display(),
             strays.len(),
             abbreviate(&strays)

@@ -13,6 +13,7 @@ use crate::diffusion::sample::Noising;
 use crate::diffusion::text_encoder::TextEncoder;
 use crate::diffusion::textual_inversion;
 use crate::models::denoiser::{DenoiserConfig, Memory, Surroundings};
+use crate::models::text::tower::TowerKind;
 use crate::models::vae::{Autoencoder, AutoencoderConfig};
 use crate::weights::{OtherFields, check_fixed_fields, compute_dtype};
 use crate::{Error, Result};
@@ -84,6 +85,7 @@ impl Pipeline {
             dtype: compute_dtype(device, dtype),
             vae_dtype: compute_dtype(device, vae_dtype),
             memory: files.memory(),
+            max_sequence_length: files.max_sequence_length(),
             preview_vae,
             colours: OnceLock::new(),
         };
@@ -188,6 +190,9 @@ pub(crate) fn text_encoders(
         .collect::<Result<Vec<_>>>()?;
     check_vocabularies(files.path(), parts, &encoders)?;
     check_clip_skip(files.clip_skip(), family, parts, &encoders)?;
+    if let Some(length) = files.max_sequence_length() {
+        check_max_sequence_length(length, family, parts, &encoders)?;
+    }
     for encoder in &mut encoders {
         encoder.set_clip_skip(files.clip_skip());
     }
@@ -241,6 +246,40 @@ fn check_clip_skip(
             "less than {layers}, the layers of the text encoder"
         )),
         _ => Ok(()),
+    }
+}
+
+/// The most tokens of a prompt that may be asked for, as in diffusers' pipelines.
+const MOST_TOKENS: usize = 512;
+
+/// Refuses a length of prompts in a family whose text encoders all have a fixed one, and a length without room for
+/// words.
+fn check_max_sequence_length(
+    length: usize,
+    family: &Family,
+    parts: &[&EncoderPart],
+    text_encoders: &[TextEncoder],
+) -> Result<()> {
+    let wrong = |expected: String| {
+        Err(Error::Setting {
+            name: "max_sequence_length",
+            expected,
+            found: length.to_string(),
+        })
+    };
+    let is_fixed = |part: &EncoderPart| part.kind == TowerKind::Clip;
+    if family.text_encoders.iter().all(is_fixed) {
+        return wrong(format!(
+            "none, since the text encoder of a {} has a fixed length",
+            family.class
+        ));
+    }
+    let free = (parts.iter().zip(text_encoders)).filter(|(part, _)| !is_fixed(part));
+    let taken = free.map(|(_, encoder)| encoder.frame().taken()).max();
+    let least = taken.unwrap_or(0) + 1;
+    match (least..=MOST_TOKENS).contains(&length) {
+        true => Ok(()),
+        false => wrong(format!("{least} to {MOST_TOKENS}")),
     }
 }
 

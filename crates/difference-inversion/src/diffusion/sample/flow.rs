@@ -69,7 +69,7 @@ pub struct FlowSchedule {
     config: FlowConfig,
     /// s
     shift: f64,
-    /// Whether n steps are spaced evenly down to 1 / n, regardless of the shift.
+    /// Whether n steps are spaced evenly down to 1 / n.
     whole_steps: bool,
     /// Whether a dynamic shift is FLUX.2's, which also depends on the number of steps.
     empirical: bool,
@@ -77,8 +77,18 @@ pub struct FlowSchedule {
     tokens: usize,
 }
 
-/// The largest μ of a dynamic shift e^μ, and the negative of the least.
+/// The largest absolute μ of a configuration's dynamic shift e^μ.
 const MOST_MU: f64 = 6.0;
+
+/// The largest absolute μ, which no picture that fits into memory has.
+const LARGEST_MU: f64 = 30.0;
+
+/// Its scheduler in diffusers, and others that visit its times in other ways.
+const CLASSES: [&str; 3] = [
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "FlowMatchLCMScheduler",
+];
 
 /// μ of FLUX.2, as in its diffusers pipeline (`compute_empirical_mu`): linear in the number of tokens for
 /// 200 steps, where it is FLUX.1's, and for 10 steps; for other numbers of steps linear in that number. Above
@@ -100,6 +110,15 @@ impl FlowSchedule {
     /// [`Error::Config`] if a value is out of range or not supported.
     pub fn new(config: &FlowConfig, path: &Path) -> Result<Self> {
         check_fixed_fields(&config.other, FIXED_FIELDS, path)?;
+        if let Some(class) = &config.class_name
+            && !CLASSES.contains(&class.as_str())
+        {
+            return Err(Error::Config {
+                path: path.to_owned(),
+                field: "_class_name".to_owned(),
+                reason: format!("expected {}, found {class}", CLASSES.join(" or ")),
+            });
+        }
         let wrong = |field: &str, expected: &str, found: String| {
             Err(Error::Config {
                 path: path.to_owned(),
@@ -133,7 +152,7 @@ impl FlowSchedule {
         let schedule = Self {
             config: config.clone(),
             shift,
-            whole_steps: config.use_dynamic_shifting,
+            whole_steps: false,
             empirical: false,
             tokens: base,
         };
@@ -146,12 +165,12 @@ impl FlowSchedule {
         self.tokens = tokens;
         let config = &self.config;
         if config.use_dynamic_shifting && self.empirical {
-            self.shift = empirical_mu(tokens, 200).exp().min(MOST_MU.exp());
+            self.shift = empirical_mu(tokens, 200).exp();
         } else if config.use_dynamic_shifting {
             let (base, most) = (config.base_image_seq_len, config.max_image_seq_len);
             let slope = (config.max_shift - config.base_shift) / (most as f64 - base as f64);
             let mu = config.base_shift + slope * (tokens as f64 - base as f64);
-            self.shift = mu.clamp(-MOST_MU, MOST_MU).exp();
+            self.shift = mu.clamp(-LARGEST_MU, LARGEST_MU).exp();
         }
         self
     }
@@ -189,16 +208,18 @@ impl FlowSchedule {
     }
 
     /// The σ of `n` steps from 1 down: evenly spaced, then shifted. As in diffusers, the last one before the
-    /// shift is the least σ of training, which is already shifted; with a dynamic shift or
+    /// shift is the least σ of training, already shifted unless the shift is dynamic; with
     /// [whole steps](Self::with_whole_steps), it is 1 / n.
     pub(super) fn sigmas(&self, n: usize) -> Vec<f64> {
-        let least = match self.whole_steps {
-            true => 1.0 / n as f64,
-            false => self.shifted(1.0 / self.config.num_train_timesteps as f64),
+        let least = 1.0 / self.config.num_train_timesteps as f64;
+        let least = match (self.whole_steps, self.config.use_dynamic_shifting) {
+            (true, _) => 1.0 / n as f64,
+            (false, true) => least,
+            (false, false) => self.shifted(least),
         };
         let step = (1.0 - least) / (n.max(2) - 1) as f64;
         let shift = match self.empirical && self.config.use_dynamic_shifting {
-            true => empirical_mu(self.tokens, n).clamp(-MOST_MU, MOST_MU).exp(),
+            true => empirical_mu(self.tokens, n).exp(),
             false => self.shift,
         };
         (0..n)

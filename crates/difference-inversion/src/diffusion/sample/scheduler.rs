@@ -190,8 +190,8 @@ pub(crate) fn check_kind(config: &Value, path: &Path) -> Result<()> {
             path: path.to_owned(),
             field: field.to_owned(),
             reason: format!(
-                "{found} is another kind of noise than the schedule of betas that U-Nets are used with \
-                 here: the model cannot be used, with any solver"
+                "{found} is another kind of noise, and U-Nets are supported only with a schedule of \
+                 betas: no solver can use this model"
             ),
         })
     };

@@ -455,12 +455,17 @@ fn a_dynamic_shift_grows_with_the_picture() {
         use_dynamic_shifting: true,
         ..FlowConfig::default()
     };
-    let noising = FlowSchedule::new(&config, Path::new("scheduler_config.json")).unwrap();
-    let noising = Noising::Flow(noising);
-    for (tokens, expected) in [
-        (256, [1000.0, 831.8243, 622.4594, 354.6612]),
-        (1024, [1000.0, 849.2348, 652.4894, 384.9447]),
-        (4096, [1000.0, 904.5308, 759.5109, 512.8441]),
+    let plain = FlowSchedule::new(&config, Path::new("scheduler_config.json")).unwrap();
+    let whole = Noising::Flow(plain.clone().with_whole_steps());
+    // StableDiffusion3Pipeline leaves the spacing to the scheduler, which ends at its least σ, unshifted.
+    let plain = Noising::Flow(plain);
+    for (noising, tokens, expected) in [
+        (&whole, 256, [1000.0, 831.8243, 622.4594, 354.6612]),
+        (&whole, 1024, [1000.0, 849.2348, 652.4894, 384.9447]),
+        (&whole, 4096, [1000.0, 904.5308, 759.5109, 512.8441]),
+        (&whole, 65536, [1000.0, 999.9968, 999.9904, 999.9711]),
+        (&plain, 256, [1000.0, 767.5713, 452.6056, 1.6477]),
+        (&plain, 4096, [1000.0, 863.4974, 612.9789, 3.1514]),
     ] {
         let times = noising.clone().for_tokens(tokens).times(4).unwrap();
         for (found, expected) in times.into_iter().zip(expected) {
@@ -469,6 +474,23 @@ fn a_dynamic_shift_grows_with_the_picture() {
                 "{tokens}: {found} != {expected}"
             );
         }
+    }
+}
+
+#[test]
+fn a_flow_saved_with_another_scheduler_is_refused() {
+    for class in ["UniPCMultistepScheduler", "EulerDiscreteScheduler"] {
+        let config = FlowConfig {
+            class_name: Some(class.to_owned()),
+            ..FlowConfig::default()
+        };
+        let opened = FlowSchedule::new(&config, Path::new("scheduler_config.json"));
+        let message = opened.unwrap_err().to_string();
+        assert!(
+            message.contains("`_class_name`: expected FlowMatchEulerDiscreteScheduler or")
+                && message.ends_with(&format!("found {class}")),
+            "{message}"
+        );
     }
 }
 

@@ -7,8 +7,8 @@ use burn::tensor::{DType, Tensor};
 pub struct Conditions {
     /// The prompt as the denoiser attends to it, [b, n, d]: the text encoders' hidden states.
     pub context: Tensor<3>,
-    /// How far each of the n positions belongs to the prompt of its row: 1 in the prompt, 0 in what fills it
-    /// up to the longest of a batch, and between them where only one of two mixed prompts has a token.
+    /// The weight of the prompt at each of the n positions of a row: 1 in the prompt, 0 in the padding up to the
+    /// longest prompt of the batch, and in between where only one of two mixed prompts has a token.
     pub presence: Vec<Vec<f32>>,
     /// The prompt as one vector, [b, e], where the denoiser takes one.
     pub pooled: Option<Tensor<2>>,

@@ -115,7 +115,7 @@ impl Flux2Config {
             return wrong(field, "no such field", &value.to_string());
         }
         if self.guidance_embeds {
-            let expected = "false, as in FLUX.2 klein: FLUX.2 dev, which is told a guidance scale, is not supported";
+            let expected = "false, as in FLUX.2 klein: FLUX.2 dev, which takes a guidance scale, is not supported";
             return wrong("guidance_embeds", expected, &true);
         }
         if self.patch_size != 1 {

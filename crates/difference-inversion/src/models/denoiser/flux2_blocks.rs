@@ -2,15 +2,13 @@
 //! layers are gated, nothing has a bias, and the prompt's tokens have positions of their own.
 
 use burn::tensor::Tensor;
-use dinv_kernels::{
-    self as kernels,
-    gradient::{recomputed, recomputed_tokens},
-};
+use dinv_kernels::gradient::recomputed_tokens;
 
 use crate::Result;
 use crate::models::denoiser::joint_block::{
     BlockOptions, EPSILON, Projections, joined, modulated, turned, within_range,
 };
+use crate::models::denoiser::recompute::recomputed_streams;
 use crate::models::layers::{LayerNorm, Linear, Mask, RmsNorm, gated_silu, multi_head_attention};
 use crate::models::rotation::Rotation;
 use crate::weights::Weights;
@@ -129,25 +127,15 @@ impl DoubleBlock {
     /// computes it again. No gradient flows to `parts`.
     pub(super) fn recomputed(
         &self,
-        [x, prompt]: [Tensor<3>; 2],
+        streams: [Tensor<3>; 2],
         parts: [&[Tensor<3>]; 2],
         rotation: &Rotation,
     ) -> [Tensor<3>; 2] {
-        let tracked = x.is_tracked() || prompt.is_tracked();
-        if !tracked || !kernels::differentiable(&x) {
-            return self.forward([x, prompt], parts, rotation);
-        }
-        let ([b, n, d], m) = (x.dims(), prompt.dims()[1]);
         let (block, rotation) = (self.clone(), rotation.clone());
         let [own, added] = parts.map(<[Tensor<3>]>::to_vec);
-        let inputs = [x.reshape([b, 1, n, d]), prompt.reshape([b, 1, m, d])];
-        let both = recomputed(inputs, move |[x, prompt]| {
-            let tokens = [x.reshape([b, n, d]), prompt.reshape([b, m, d])];
-            let both = block.forward(tokens, [&own, &added], &rotation);
-            Tensor::cat(both.to_vec(), 1).reshape([b, 1, n + m, d])
-        });
-        let both: Tensor<3> = both.reshape([b, n + m, d]);
-        [both.clone().narrow(1, 0, n), both.narrow(1, n, m)]
+        recomputed_streams(streams, move |streams| {
+            block.forward(streams, [&own, &added], &rotation)
+        })
     }
 }
 

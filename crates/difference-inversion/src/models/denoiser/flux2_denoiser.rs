@@ -35,6 +35,7 @@ pub fn open(config: Value, path: &Path) -> Result<Box<dyn DenoiserConfig>> {
     Ok(Box::new(Config {
         transformer: from_value(config, path)?,
         path: path.to_owned(),
+        length: LENGTH,
     }))
 }
 
@@ -80,6 +81,8 @@ struct Config {
     transformer: Flux2Config,
     /// The file, for errors.
     path: PathBuf,
+    /// The number of tokens of a prompt.
+    length: usize,
 }
 
 impl DenoiserConfig for Config {
@@ -119,6 +122,10 @@ impl DenoiserConfig for Config {
         check_numbers(&self.path, numbers)
     }
 
+    fn set_max_sequence_length(&mut self, length: usize) {
+        self.length = length;
+    }
+
     fn load(&self, weights: &Weights, around: &Surroundings<'_>) -> Result<Arc<dyn Denoiser>> {
         Ok(Arc::new(Transformer {
             network: Flux2Transformer2DModel::load(weights, &self.transformer)?,
@@ -128,7 +135,8 @@ impl DenoiserConfig for Config {
 
     fn step_bytes(&self, rows: usize, latents: [usize; 2], memory: Memory) -> Result<u64> {
         self.transformer.check(&self.path)?;
-        Ok(self.transformer.step_bytes(rows, latents, memory))
+        let network = &self.transformer;
+        Ok(network.step_bytes(rows, latents, self.length, memory))
     }
 }
 
@@ -146,16 +154,23 @@ const TEXT: usize = 30;
 
 impl Flux2Config {
     /// The approximate peak of bytes that the activations of an optimisation step on the CPU take, for
-    /// `rows` latents of `height` and `width` in one call of the network, including the text encoder's.
-    fn step_bytes(&self, rows: usize, [height, width]: [usize; 2], memory: Memory) -> u64 {
-        let numbers = rows * (height * width + LENGTH) * self.width();
+    /// `rows` latents of `height` and `width` in one call of the network, and prompts of `prompt` tokens, including
+    /// the text encoder's.
+    fn step_bytes(
+        &self,
+        rows: usize,
+        [height, width]: [usize; 2],
+        prompt: usize,
+        memory: Memory,
+    ) -> u64 {
+        let numbers = rows * (height * width + prompt) * self.width();
         let blocks = self.num_layers * BLOCK + self.num_single_layers * SINGLE;
         let kept = match memory {
             Memory::Normal => blocks,
             Memory::Low => self.num_layers + self.num_single_layers + BLOCK.max(SINGLE),
         };
         let layers = LAYERS[LAYERS.len() - 1];
-        let text = rows * LENGTH * self.joint_attention_dim / LAYERS.len() * (layers + TEXT);
+        let text = rows * prompt * self.joint_attention_dim / LAYERS.len() * (layers + TEXT);
         (((kept + AT_WORK) * numbers + text) * FLOAT + KERNELS) as u64
     }
 }

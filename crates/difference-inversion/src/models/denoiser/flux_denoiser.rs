@@ -33,8 +33,10 @@ const T5_LENGTHS: [usize; 2] = [512, 256];
 /// # Errors
 /// If the file is invalid.
 pub fn open(config: Value, path: &Path) -> Result<Box<dyn DenoiserConfig>> {
+    let transformer = from_value(config, path)?;
     Ok(Box::new(Config {
-        transformer: from_value(config, path)?,
+        t5_length: length_of(&transformer),
+        transformer,
         path: path.to_owned(),
     }))
 }
@@ -96,6 +98,7 @@ impl Denoiser for Transformer {
 /// `transformer/config.json` in its pipeline.
 struct Config {
     transformer: FluxConfig,
+    t5_length: usize,
     /// The file, for errors.
     path: PathBuf,
 }
@@ -107,6 +110,10 @@ impl DenoiserConfig for Config {
 
     fn in_channels(&self) -> usize {
         self.transformer.in_channels / (PATCH * PATCH)
+    }
+
+    fn set_max_sequence_length(&mut self, length: usize) {
+        self.t5_length = length;
     }
 
     fn check(&self, around: &Surroundings<'_>) -> Result<()> {
@@ -151,7 +158,8 @@ impl DenoiserConfig for Config {
 
     fn step_bytes(&self, rows: usize, latents: [usize; 2], memory: Memory) -> Result<u64> {
         self.transformer.check(&self.path)?;
-        Ok(self.transformer.step_bytes(rows, latents, memory))
+        let network = &self.transformer;
+        Ok(network.step_bytes(rows, latents, self.t5_length, memory))
     }
 }
 
@@ -166,10 +174,16 @@ const AT_WORK: usize = 12;
 
 impl FluxConfig {
     /// The approximate peak of bytes that the activations of an optimisation step on the CPU take, for
-    /// `rows` latents of `height` and `width` in one call of the network.
-    fn step_bytes(&self, rows: usize, [height, width]: [usize; 2], memory: Memory) -> u64 {
+    /// `rows` latents of `height` and `width` in one call of the network, and prompts of `prompt` tokens.
+    fn step_bytes(
+        &self,
+        rows: usize,
+        [height, width]: [usize; 2],
+        prompt: usize,
+        memory: Memory,
+    ) -> u64 {
         let picture = (height / PATCH) * (width / PATCH);
-        let numbers = rows * (picture + length_of(self)) * self.width();
+        let numbers = rows * (picture + prompt) * self.width();
         let blocks = self.num_layers * BLOCK + self.num_single_layers * SINGLE;
         let kept = match memory {
             Memory::Normal => blocks,

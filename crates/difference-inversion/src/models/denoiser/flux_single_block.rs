@@ -2,12 +2,12 @@
 //! are parallel.
 
 use burn::tensor::Tensor;
-use dinv_kernels::{self as kernels, gradient::recomputed};
 
 use crate::Result;
 use crate::models::denoiser::joint_block::{
     BlockOptions, Modulation, Projections, modulated, turned, within_range,
 };
+use crate::models::denoiser::recompute::recomputed_streams;
 use crate::models::layers::{Activation, Linear, Mask, multi_head_attention};
 use crate::models::rotation::Rotation;
 use crate::weights::Weights;
@@ -59,18 +59,10 @@ impl SingleBlock {
         told: &Tensor<3>,
         rotation: &Rotation,
     ) -> Tensor<3> {
-        let tracked = x.is_tracked() || told.is_tracked();
-        if !tracked || !kernels::differentiable(&x) {
-            return self.forward(x, told, rotation);
-        }
-        let [b, n, d] = x.dims();
-        let told = told.clone().reshape([b, 1, 1, d]);
         let (block, rotation) = (self.clone(), rotation.clone());
-        recomputed([x.reshape([b, 1, n, d]), told], move |[x, told]| {
-            let told = told.reshape([b, 1, d]);
-            let x = block.forward(x.reshape([b, n, d]), &told, &rotation);
-            x.reshape([b, 1, n, d])
-        })
-        .reshape([b, n, d])
+        let [x] = recomputed_streams([x, told.clone()], move |[x, told]| {
+            [block.forward(x, &told, &rotation)]
+        });
+        x
     }
 }

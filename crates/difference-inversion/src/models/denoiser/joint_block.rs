@@ -2,9 +2,9 @@
 //! prompt's tokens attend to both, with weights of their own; and the parts that other blocks share.
 
 use burn::tensor::{DType, Tensor};
-use dinv_kernels::{self as kernels, gradient::recomputed};
 
 use crate::Result;
+use crate::models::denoiser::recompute::recomputed_streams;
 use crate::models::layers::{Activation, LayerNorm, Linear, Mask, RmsNorm, multi_head_attention};
 use crate::models::rotation::Rotation;
 use crate::weights::Weights;
@@ -324,33 +324,19 @@ impl JointBlock {
         told: &Tensor<3>,
         rotation: Option<&Rotation>,
     ) -> [Tensor<3>; 2] {
-        let tracked = [&x, &prompt, told].iter().any(|input| input.is_tracked());
-        if !tracked || !kernels::differentiable(&x) {
-            return self.forward(x, prompt, told, rotation);
+        let (block, rotation) = (self.clone(), rotation.cloned());
+        let streams = [x, prompt.clone(), told.clone()];
+        let run = move |[x, prompt, told]: [Tensor<3>; 3]| {
+            block.forward(x, prompt, &told, rotation.as_ref())
+        };
+        if self.options.last {
+            let [x] = recomputed_streams(streams, move |streams| {
+                let [x, _] = run(streams);
+                [x]
+            });
+            return [x, prompt];
         }
-        let ([b, n, d], m) = (x.dims(), prompt.dims()[1]);
-        let told = told.clone().reshape([b, 1, 1, d]);
-        let (block, rotation, last) = (self.clone(), rotation.cloned(), self.options.last);
-        let kept = prompt.clone();
-        let inputs = [x.reshape([b, 1, n, d]), prompt.reshape([b, 1, m, d]), told];
-        let both = recomputed(inputs, move |[x, prompt, told]| {
-            let [x, prompt] = [(x, n), (prompt, m)].map(|(x, n)| x.reshape([b, n, d]));
-            let told = told.reshape([b, 1, d]);
-            let [x, prompt] = block.forward(x, prompt, &told, rotation.as_ref());
-            let both = if last {
-                x
-            } else {
-                Tensor::cat(vec![x, prompt], 1)
-            };
-            let length = both.dims()[1];
-            both.reshape([b, 1, length, d])
-        });
-        let length = both.dims()[2];
-        let both: Tensor<3> = both.reshape([b, length, d]);
-        match last {
-            true => [both, kept],
-            false => [both.clone().narrow(1, 0, n), both.narrow(1, n, m)],
-        }
+        recomputed_streams(streams, run)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::{Error, Result};
 /// The network's folder in diffusers' layout.
 pub const PART: &str = "transformer";
 
-/// The number of T5's tokens for a prompt, or of zeros in their place, after CLIP's.
+/// The number of T5's tokens for a prompt, or of zeros in their place, after CLIP's, as in diffusers' pipeline.
 pub const T5_LENGTH: usize = 256;
 
 /// The text encoders without T5.
@@ -32,6 +32,7 @@ pub fn open(config: Value, path: &Path) -> Result<Box<dyn DenoiserConfig>> {
     Ok(Box::new(Config {
         transformer: from_value(config, path)?,
         path: path.to_owned(),
+        t5_length: T5_LENGTH,
     }))
 }
 
@@ -95,6 +96,7 @@ impl Denoiser for Transformer {
 /// `transformer/config.json` in its pipeline.
 struct Config {
     transformer: SD3Config,
+    t5_length: usize,
     /// The file, for errors.
     path: PathBuf,
 }
@@ -112,6 +114,10 @@ impl DenoiserConfig for Config {
 
     fn in_channels(&self) -> usize {
         self.transformer.in_channels
+    }
+
+    fn set_max_sequence_length(&mut self, length: usize) {
+        self.t5_length = length;
     }
 
     fn check(&self, around: &Surroundings<'_>) -> Result<()> {
@@ -162,13 +168,17 @@ impl DenoiserConfig for Config {
         let has_t5 = around.encoder_widths.len() > CLIP_ENCODERS;
         Ok(Arc::new(Transformer {
             network: SD3Transformer2DModel::load(weights, &self.transformer)?,
-            zeros: if has_t5 { 0 } else { T5_LENGTH },
+            zeros: match has_t5 {
+                true => 0,
+                false => self.t5_length,
+            },
         }))
     }
 
     fn step_bytes(&self, rows: usize, latents: [usize; 2], memory: Memory) -> Result<u64> {
         self.transformer.check(&self.path)?;
-        Ok(self.transformer.step_bytes(rows, latents, memory))
+        let tokens = CLIP_LENGTH + self.t5_length;
+        Ok(self.transformer.step_bytes(rows, latents, tokens, memory))
     }
 }
 
@@ -184,11 +194,17 @@ const AT_WORK: usize = 10;
 
 impl SD3Config {
     /// The approximate peak of bytes that the activations of an optimisation step on the CPU take, for
-    /// `rows` latents of `height` and `width` in one call of the network.
-    fn step_bytes(&self, rows: usize, [height, width]: [usize; 2], memory: Memory) -> u64 {
+    /// `rows` latents of `height` and `width` in one call of the network, and prompts of `prompt` tokens.
+    fn step_bytes(
+        &self,
+        rows: usize,
+        [height, width]: [usize; 2],
+        prompt: usize,
+        memory: Memory,
+    ) -> u64 {
         let patch = self.patch_size;
         let picture = rows * (height / patch) * (width / patch);
-        let tokens = picture + rows * (CLIP_LENGTH + T5_LENGTH);
+        let tokens = picture + rows * prompt;
         let d = self.width();
         let blocks = (0..self.num_layers).map(|number| self.block(number));
         let kept = blocks.map(|block| {
@@ -221,7 +237,9 @@ mod tests {
             qk_norm: Some("rms_norm".to_owned()),
             ..SD3Config::default()
         };
-        let estimate = |memory| config.step_bytes(2, [64, 64], memory) as f64 / f64::from(1 << 20);
+        let prompt = CLIP_LENGTH + T5_LENGTH;
+        let estimate =
+            |memory| config.step_bytes(2, [64, 64], prompt, memory) as f64 / f64::from(1 << 20);
         for (memory, measured) in [
             (Memory::Normal, 1221.0 - 301.0),
             (Memory::Low, 554.0 - 301.0),
