@@ -189,7 +189,7 @@ fn of_learning(error: Error) -> Error {
 fn led_by_captions(prompts_differ: bool, delta: DeltaMode) -> (&'static str, bool) {
     match (delta, prompts_differ) {
         (DeltaMode::Image, _) => (
-            "no text encoder of the model was trained with pictures, so that none follows the delta `image`: \
+            "no text encoder of the model was trained with pictures, so none can follow the delta `image`: \
              `lambda_clip` counts as 0",
             false,
         ),
@@ -199,8 +199,8 @@ fn led_by_captions(prompts_differ: bool, delta: DeltaMode) -> (&'static str, boo
             false,
         ),
         (_, true) => (
-            "no text encoder of the model was trained with pictures: the CLIP loss is read in its own states, and \
-             follows the captions alone",
+            "no text encoder of the model was trained with pictures: the CLIP loss reads the text encoder's own states \
+             and follows only the captions",
             true,
         ),
     }

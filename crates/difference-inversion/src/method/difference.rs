@@ -69,8 +69,8 @@ impl DifferenceTokens {
         }
     }
 
-    /// The vectors of a textual inversion as difference tokens for a model: behind the prompt of B they add what the word
-    /// means. A word for several text encoders may have a file for each of them. Of the model, only the text encoders
+    /// The vectors of a textual inversion as difference tokens for a model: appended to the prompt of B, they add
+    /// what the word means. A word for several text encoders may have one file for each. Only the model's text encoders
     /// are opened.
     ///
     /// # Errors
@@ -302,7 +302,7 @@ fn foreign(arrays: &Arrays) -> &'static str {
         ", but a LoRA"
     } else if keys().any(is_word) {
         ", but a textual inversion of another program, which stands for a word and not for a difference \
-         (`dinv learn` makes one of two pictures, `dinv import` one of the word)"
+         (`dinv learn` makes a difference from two pictures, `dinv import` from a word)"
     } else {
         ""
     }

@@ -185,7 +185,7 @@ impl<'a> Run<'a> {
             pairs,
             config,
             records,
-            identity: Identity::new(pipeline, pairs, config),
+            identity: Identity::new(pipeline, pairs, config, records.replay.as_deref())?,
             clip,
             source,
             selection,

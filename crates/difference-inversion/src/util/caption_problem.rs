@@ -27,7 +27,7 @@ pub enum CaptionProblem {
         limit: Duration,
     },
     /// The server sends elsewhere, where nothing is sent.
-    #[error("the server redirects to {to}, and pictures are sent to the given address alone")]
+    #[error("the server redirects to {to}, but pictures are sent only to the given address")]
     Redirected {
         /// Where to.
         to: String,
@@ -88,7 +88,7 @@ pub enum CaptionProblem {
     #[error("the server lists no model")]
     NoModel,
     /// The answer is not what the interface prescribes.
-    #[error("{expected} was expected, and the answer begins with `{begins}`")]
+    #[error("expected {expected}, but the answer begins with `{begins}`")]
     Unreadable {
         /// What was expected.
         expected: &'static str,

@@ -188,12 +188,12 @@ pub enum Error {
     },
 }
 
-/// What went wrong, as far as it matters to a program that decides whether to try again.
+/// The kind of an error, for a program that decides whether to try again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorClass {
-    /// A file, a model or a setting's value: the same again ends the same.
+    /// A file, a model or a setting's value is wrong: another attempt fails in the same way.
     Input,
-    /// The same again may succeed later, or on another machine.
+    /// Another attempt may succeed later, or on another machine.
     Temporary,
     /// The observer asked to stop.
     Stopped,

@@ -273,6 +273,15 @@ impl Set {
 }
 
 impl Complete {
+    /// Whether a file has appeared in `folder` where one in `hidden` should be.
+    fn is_blocked(&self, hidden: &Path, folder: &Path) -> bool {
+        let appeared = |name: &String| {
+            let [from, to] = [hidden, folder].map(|place| place.join(name));
+            from.exists() && to.exists() && fs::read(from).ok() != fs::read(to).ok()
+        };
+        !self.replace && self.names.iter().any(appeared)
+    }
+
     /// Moves the remaining files in `hidden` to `folder`.
     fn bring(&self, hidden: &Path, folder: &Path) -> Result<()> {
         let waiting = || (self.names.iter()).filter(|name| hidden.join(name).exists());
@@ -340,9 +349,14 @@ pub fn sweep(folder: &Path) -> Vec<String> {
         }
         let complete = fs::read(path.join(COMPLETE)).ok();
         let complete = complete.and_then(|note| serde_json::from_slice::<Complete>(&note).ok());
-        if let Some(set) = complete
-            && set.bring(&path, folder).is_ok()
-        {
+        if let Some(set) = complete {
+            if set.is_blocked(&path, folder) {
+                let _ = put_aside(&path); // the next to look tries again
+                continue;
+            }
+            if set.bring(&path, folder).is_err() {
+                continue; // so does it
+            }
             finished.extend(set.names);
         }
         let _ = match held {
@@ -354,6 +368,16 @@ pub fn sweep(folder: &Path) -> Vec<String> {
         };
     }
     finished
+}
+
+/// Makes a hidden folder with results visible, since other files have taken their place.
+fn put_aside(hidden: &Path) -> std::io::Result<()> {
+    let name = hidden.file_name().unwrap_or_default().to_string_lossy();
+    let name = name.strip_prefix(HIDDEN).unwrap_or_default();
+    fs::rename(hidden, hidden.with_file_name(format!("unplaced-{name}")))?;
+    let aside = hidden.with_file_name(format!("unplaced-{name}"));
+    fs::remove_file(aside.join(COMPLETE))?;
+    fs::remove_file(aside.join(LOCK))
 }
 
 /// Whether a folder holds only files that systems leave in any folder, and hidden files of this module.
@@ -509,6 +533,34 @@ mod tests {
                 assert_eq!(fs::read_to_string(place_of(name)).unwrap(), "new");
             }
         }
+    }
+
+    #[test]
+    fn a_set_that_cannot_be_brought_to_its_end_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let hidden = folder.path().join(".dinv-killed");
+        fs::create_dir(&hidden).unwrap();
+        let names = ["x", "y"].map(str::to_owned).to_vec();
+        for name in &names {
+            fs::write(hidden.join(name), "new").unwrap();
+        }
+        fs::write(folder.path().join("y"), "of another").unwrap();
+        fs::write(hidden.join(LOCK), "").unwrap();
+        let note = Complete {
+            names: names.clone(),
+            replace: false,
+            spent: None,
+        };
+        fs::write(hidden.join(COMPLETE), serde_json::to_vec(&note).unwrap()).unwrap();
+        assert!(sweep(folder.path()).is_empty());
+        assert_eq!(entries(folder.path()), ["unplaced-killed", "y"]);
+        let aside = folder.path().join("unplaced-killed");
+        assert_eq!(entries(&aside), names);
+        for name in &names {
+            assert_eq!(fs::read_to_string(aside.join(name)).unwrap(), "new");
+        }
+        let theirs = fs::read_to_string(folder.path().join("y")).unwrap();
+        assert_eq!(theirs, "of another");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::util::error::ErrorClass;
 pub enum HubProblem {
     /// Offline mode is on, and the cache does not have the model.
     #[error(
-        "not in the cache{}, and offline mode forbids to download it",
+        "not in the cache{}, and offline mode forbids downloading it",
         but_for(missing)
     )]
     Offline {
@@ -79,7 +79,7 @@ pub enum HubProblem {
         reason: String,
     },
     /// The downloaded file is not the requested one.
-    #[error("{file}: expected {expected}, found {found}; what came is deleted")]
+    #[error("{file}: expected {expected}, found {found}; the download was deleted")]
     Damaged {
         /// The file.
         file: String,
@@ -124,7 +124,7 @@ impl HubProblem {
             Self::TooMany { .. } | Self::Unreachable { .. } | Self::Interrupted { .. } => {
                 ErrorClass::Temporary
             }
-            Self::Damaged { .. } => ErrorClass::Temporary, // what came is deleted
+            Self::Damaged { .. } => ErrorClass::Temporary, // the download was deleted
             Self::Status { status, .. } if *status >= 500 => ErrorClass::Temporary,
             Self::Status { .. } | Self::Write { .. } | Self::Protocol { .. } => ErrorClass::Other,
             Self::Offline { .. }
@@ -186,8 +186,8 @@ impl HubProblem {
             }
             Self::Damaged { .. } => "run the same command again".into(),
             Self::Write { left, .. } => format!(
-                "{left} bytes are still to come: make room, or name another place with HF_HUB_CACHE; \
-                 what came is kept"
+                "{left} bytes are left to download: make room, or name another folder with HF_HUB_CACHE; \
+                 the part that was downloaded is kept"
             ),
             Self::Unusable { .. } => {
                 "give a repository in diffusers' form, or download a single file and give its path"
@@ -332,8 +332,8 @@ mod tests {
                     left: 7,
                     source: io(),
                 },
-                "7 bytes are still to come: make room, or name another place with HF_HUB_CACHE; what came \
-                 is kept",
+                "7 bytes are left to download: make room, or name another folder with HF_HUB_CACHE; the \
+                 part that was downloaded is kept",
             ),
             (
                 HubProblem::Unusable { reason: text() },

@@ -154,7 +154,7 @@ macro_rules! about {
         "File of weights for one of the model's own text encoders, CLIP, T5 or Qwen3: .safetensors or GGUF; repeat for several"
     };
     (model.clip_skip) => {
-        "How many layers earlier than usual CLIP is read, as diffusers counts; 1 is what others call clip skip 2 \
+        "Read CLIP this many layers earlier than usual, counted as in diffusers; 1 is clip skip 2 in other programs \
          [default: 0]"
     };
     (text.prompt) => {

@@ -62,7 +62,7 @@ pub(crate) struct AnalogyArgs {
     overwrite: bool,
     /// Resume an interrupted run
     ///
-    /// It left a checkpoint in the output folder.
+    /// Continues from the checkpoint in the output folder.
     #[arg(long)]
     resume: bool,
     /// Learn even if the memory is unlikely to suffice

@@ -1,5 +1,6 @@
 //! `dinv apply`: applies a learned difference to any number of pictures.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -60,8 +61,8 @@ pub(crate) struct ApplyArgs {
     /// Skip pictures whose results are in that folder already, to continue after an interruption
     #[arg(long, conflicts_with = "overwrite")]
     skip_existing: bool,
-    /// Process only the i-th of n parts of the pictures, for runs on several machines; auto, or auto/n, as
-    /// the scheduler numbers its tasks
+    /// Process only the i-th of n parts of the pictures, for runs on several machines; auto takes i and
+    /// n from the scheduler, auto/n only i
     #[arg(long, value_name = "i/n", hide_short_help = true)]
     shard: Option<Shard>,
     /// Caption of B instead of the captioner's
@@ -167,19 +168,17 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
         // The captioner is closed while a picture is made. Captioning all pictures first opens it only once.
         args.caption_all(&mut jobs, &read, (&models, &config), &mut watcher)?;
     }
-    let mut results = Vec::new();
+    let (mut results, mut left) = (Vec::new(), 0);
     for (job, b) in jobs.iter().zip(&read) {
         let path = output.path(&job.name);
         // Another run may be working in the folder.
-        if args.skip_existing && (path.exists() || output.claim(&job.name).is_err()) {
-            watcher.notice(&format!(
-                "{} is skipped: another run writes it",
-                path.display()
-            ));
-            continue;
-        }
-        if !args.skip_existing {
-            output.claim(&job.name)?;
+        match args.claim(&mut output, &job.name, &mut watcher)? {
+            Claimed::Mine => {}
+            Claimed::There => continue,
+            Claimed::Elsewhere => {
+                left += 1;
+                continue;
+            }
         }
         let mut observe = |progress: &_| watcher.observe(progress);
         let applied = (job.target(b))
@@ -196,7 +195,23 @@ pub(crate) fn run(mut args: ApplyArgs) -> anyhow::Result<()> {
         }
         results.push(json!({ "b": b, "b_prime": text_of(&path) }));
     }
-    args.finish(watcher, &results)
+    args.finish(watcher, &results)?;
+    if left > 0 {
+        let message = format!("left to other runs: {left} of {} pictures", jobs.len());
+        let failure = Failure::temporary(message).hint("the same command makes what they leave");
+        return Err(failure.into());
+    }
+    Ok(())
+}
+
+/// Who makes a result.
+enum Claimed {
+    /// This run.
+    Mine,
+    /// Another run has made it.
+    There,
+    /// Another run is making it.
+    Elsewhere,
 }
 
 /// Refuses a folder in place of a difference, and names the difference in it.
@@ -394,6 +409,30 @@ impl ApplyArgs {
         }
     }
 
+    /// Claims a result. With `--skip-existing`, those of other runs are left out.
+    fn claim(
+        &self,
+        output: &mut Outputs,
+        name: &str,
+        watcher: &mut Watcher,
+    ) -> anyhow::Result<Claimed> {
+        match output.claim(name) {
+            Err(error) if self.skip_existing && terminal::is_temporary(&error) => {
+                watcher.notice(&format!("{error}; it is left to that run"));
+                return Ok(Claimed::Elsewhere);
+            }
+            claimed => claimed?,
+        }
+        let path = output.path(name);
+        if self.skip_existing && path.exists() {
+            let done = format!("{} is kept: another run has written it", path.display());
+            watcher.notice(&done);
+            output.give_back();
+            return Ok(Claimed::There);
+        }
+        Ok(Claimed::Mine)
+    }
+
     /// Ends the work and reports the results.
     fn finish(&self, watcher: Watcher, results: &[Value]) -> anyhow::Result<()> {
         let (_, notices) = watcher.finish();
@@ -490,11 +529,12 @@ fn difference_of(theirs: &Value, ours: &Value) -> Option<String> {
 
 /// The name of each result; no two may be equal.
 fn output_names(pictures: &[PathBuf]) -> std::result::Result<Vec<String>, Failure> {
-    let mut names: Vec<String> = Vec::new();
+    let (mut names, mut taken) = (Vec::new(), BTreeMap::new());
     for path in pictures {
         let stem = Path::new(path.file_stem().unwrap_or_default());
         let name = format!("{}.png", stem.display());
-        if let Some(first) = names.iter().position(|known| *known == name) {
+        // Some systems do not tell upper case from lower case.
+        if let Some(first) = taken.insert(name.to_lowercase(), names.len()) {
             let message = format!(
                 "{} and {} would both be written to {name}",
                 pictures[first].display(),
@@ -521,6 +561,9 @@ mod tests {
             names(&["x/cat.jpg", "dog.v2.png"]).unwrap(),
             ["cat.png", "dog.v2.png"]
         );
+        // Where file names ignore case, these are one file.
+        let message = names(&["IMG_1.jpg", "img_1.png"]).unwrap_err().to_string();
+        assert!(message.contains("IMG_1.jpg and img_1.png"), "{message}");
     }
 
     #[test]

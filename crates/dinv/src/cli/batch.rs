@@ -76,8 +76,8 @@ pub(crate) struct BatchArgs {
     /// Begin no further job after N minutes, and interrupt learning; exit code 75
     #[arg(long, value_name = "N")]
     minutes: Option<Minutes>,
-    /// Do only the i-th of n parts of the jobs, for runs on several machines; auto, or auto/n, as the scheduler
-    /// numbers its tasks
+    /// Do only the i-th of n parts of the jobs, for runs on several machines; auto takes i and n from the
+    /// scheduler, auto/n only i
     #[arg(long, value_name = "i/n", hide_short_help = true)]
     shard: Option<Shard>,
     /// Learn even if the memory is unlikely to suffice
@@ -403,7 +403,7 @@ impl<'a> Work<'a> {
         match seconds {
             _ if self.tasks.is_empty() => terminal::message("nothing is left to do"),
             Some(seconds) => terminal::message(format_args!(
-                "about {}, as the results that are there took",
+                "about {}, judging by the existing results",
                 HumanDuration(Duration::from_secs_f64(seconds.max(1.0)))
             )),
             None => terminal::message("how long that takes is known after the first results"),
@@ -419,7 +419,7 @@ impl<'a> Work<'a> {
         memory: bool,
     ) -> anyhow::Result<()> {
         let mut checked = Vec::new();
-        for task in &self.tasks {
+        for task in &self.learning {
             let Source::Pairs(pairs) = &task.source else {
                 continue;
             };
@@ -427,7 +427,7 @@ impl<'a> Work<'a> {
             models.check_loss(&paths.model, config)?;
             let has_captions = pairs.iter().all(PairFiles::has_captions);
             let captions = Needs::of_learning(has_captions, &task.config).captioner;
-            let kind = (config.rows(pairs.len()), captions);
+            let kind = (config.rows(pairs.len()), config.learn_resolution, captions);
             if memory && !checked.contains(&kind) {
                 models.check_memory(paths, config, pairs.len(), captions)?;
                 checked.push(kind);
@@ -503,7 +503,7 @@ struct Run<'a> {
     watcher: &'a mut Watcher,
     /// The difference at hand, by its identity.
     tokens: Option<(String, DifferenceTokens)>,
-    /// The difference that could not be had, the line that found that, and how that would end the program.
+    /// The difference that is unavailable, the line that failed to provide it, and the exit code for that failure.
     broken: Option<(String, usize, Exit)>,
     tally: Tally,
     json: bool,
@@ -522,7 +522,7 @@ impl Run<'_> {
             if *exit == Exit::Again {
                 self.tally.left += 1;
             } else {
-                let message = format!("its difference could not be had, see line {line}");
+                let message = format!("its difference is unavailable, see line {line}");
                 self.fail(task, &Failure::ending(*exit, message).into());
             }
             return Ok(());

@@ -123,8 +123,8 @@ pub(super) fn examine(models: &ModelSettings) -> Findings {
     let simd = vector_instructions();
     if simd.is_none() {
         problems.push(
-            "the processor has no vector instructions that are used here (AVX2 and FMA, or NEON); \
-             what is computed on the processor takes many times as long"
+            "the processor has none of the vector instructions that this program uses (AVX2 and FMA, or \
+             NEON); computing on it takes many times as long"
                 .to_owned(),
         );
     }

@@ -46,7 +46,7 @@ pub(crate) struct ExportArgs {
     /// The word that stands for the difference [default: dinv- and the file's name]
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Export the way back, from A′ to A
+    /// Export the reverse difference, from A′ to A
     #[arg(long)]
     reverse: bool,
     /// Folder for the files
@@ -342,8 +342,8 @@ fn notes(format: Format, name: &str, num_tokens: usize) -> Vec<String> {
     let is_word = name.chars().all(|c| c.is_ascii_alphabetic());
     let hijacks = (format == Format::A1111 && is_word).then(|| {
         format!(
-            "A1111 puts the difference wherever the word `{name}` stands in a prompt; a name such as `dinv-{name}` is \
-             no word"
+            "A1111 puts the difference wherever the word `{name}` stands in a prompt; choose a name that is not \
+             a word, such as `dinv-{name}`"
         )
     });
     let is_split = (format == Format::Comfyui && num_tokens > TOGETHER).then(|| {

@@ -48,7 +48,7 @@ const QUICK_SIDE: u64 = 256;
 /// how near the results are to the true ones. The report is one file, report.html, to look at and to send.
 ///
 /// What is done is kept: after an interruption or a failure, the same command continues. A part that fails is
-/// shown on the page, and the rest goes on. Exits with 1 if a part failed or a value is not as expected.
+/// shown on the page, and the other parts continue. Exits with 1 if a part failed or a value is not as expected.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   dinv first-run --model sd15 --dtype f16
@@ -358,7 +358,7 @@ fn caught(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
             let said = device::said(payload.as_ref()).unwrap_or("no message");
             let hint =
                 "this is a fault of the program or of a driver; send the page with your report";
-            Err(Failure::new(format!("the part broke down: {said}"))
+            Err(Failure::new(format!("the part crashed: {said}"))
                 .hint(hint)
                 .into())
         }
@@ -392,10 +392,7 @@ mod tests {
     #[test]
     fn a_part_that_breaks_down_is_an_error() {
         let error = caught(|| panic!("index out of bounds")).unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "the part broke down: index out of bounds"
-        );
+        assert_eq!(error.to_string(), "the part crashed: index out of bounds");
         let error = caught(|| panic!("wgpu error: Out of Memory")).unwrap_err();
         assert!(error.to_string().contains("too little memory"), "{error}");
         assert!(caught(|| Ok(())).is_ok());

@@ -60,7 +60,7 @@ pub(crate) fn of_mask(picture: Measured<'_>, mask: Measured<'_>) -> Option<Strin
     let same = common(aspect(picture.1), aspect(mask.1)) >= 1.0 - LITTLE;
     (!same).then(|| {
         format!(
-            "{} has other proportions than {} and is cut in other places",
+            "{} differs in aspect ratio from {} and is cropped differently",
             told(&mask),
             told(&picture)
         )
@@ -125,7 +125,7 @@ mod tests {
             .map(|(name, size)| (Path::new(name), size));
         let notice = of_mask(street, mask).unwrap();
         assert!(
-            notice.starts_with("sky.png (512×512) has other proportions"),
+            notice.starts_with("sky.png (512×512) differs in aspect ratio"),
             "{notice}"
         );
         assert_eq!(of_mask(street, (mask.0, (1500, 1000))), None);

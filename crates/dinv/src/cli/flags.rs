@@ -34,7 +34,7 @@ use super::fitting::Measured;
 use super::locate::{self, DEMO};
 use super::opened::Source;
 use super::record::file_name;
-use super::settings::{ErasedFlags, RECOMMENDED, Settings, recommended_resolution};
+use super::settings::{ErasedFlags, RECOMMENDED, Settings, recommended_opening};
 use super::signals;
 use super::terminal::{self, Failure};
 use super::watch::Watcher;
@@ -106,6 +106,12 @@ pub(crate) struct ModelSettings {
     pub(crate) embedding: Option<Vec<String>>,
     #[arg(long, help = about!(model.clip_skip), value_name = "N", hide_short_help = true)]
     pub(crate) clip_skip: Option<usize>,
+    /// The most tokens of a prompt that T5 or Qwen3 reads [default: 256 for Stable Diffusion 3 and FLUX.1 schnell,
+    /// 512 for others]
+    ///
+    /// All but Z-Image pad prompts to this length, so it changes the picture. Shorter is faster.
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    pub(crate) max_sequence_length: Option<usize>,
     /// Leave out T5, the largest text encoder of Stable Diffusion 3, with its download and memory
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true",
           hide_short_help = true)]
@@ -289,16 +295,15 @@ impl ModelSettings {
         Ok(ModelFiles::open(model, &options)?)
     }
 
-    /// How to interpret the files of the model at `model`, with the size that it recommends unless one is given.
+    /// How to interpret the files of the model at `model`, with the size of pictures and the length of prompts that it
+    /// recommends unless they are given.
     pub(crate) fn file_options_of(&self, model: &Path) -> anyhow::Result<FileOptions> {
         let given = self.file_options()?;
-        if given.resolution.is_some() {
-            return Ok(given);
-        }
-        let size = recommended_resolution(model)?;
-        let size = size.as_deref().map(resolution).transpose();
+        let of_model = recommended_opening(model)?.file_options();
+        let of_model = of_model.with_context(|| model.join(RECOMMENDED).display().to_string())?;
         Ok(FileOptions {
-            resolution: size.with_context(|| model.join(RECOMMENDED).display().to_string())?,
+            resolution: given.resolution.or(of_model.resolution),
+            max_sequence_length: (given.max_sequence_length).or(of_model.max_sequence_length),
             ..given
         })
     }
@@ -331,6 +336,7 @@ impl ModelSettings {
             preview_vae: self.preview_vae.clone(),
             text_encoders: self.text_encoder.clone().unwrap_or_default(),
             clip_skip: self.clip_skip.unwrap_or(0),
+            max_sequence_length: self.max_sequence_length,
             q8: self.is_q8(),
             memory: self.memory()?,
         })
@@ -379,6 +385,10 @@ impl ModelSettings {
             ("lora", loras),
             ("embedding", embeddings),
             ("clip_skip", self.clip_skip.map(|layers| json!(layers))),
+            (
+                "max_sequence_length",
+                self.max_sequence_length.map(|length| json!(length)),
+            ),
         ];
         let others = others
             .into_iter()
@@ -447,9 +457,7 @@ fn resolution(text: &str) -> anyhow::Result<[u32; 2]> {
 }
 
 /// A text that a settings file may write as a number.
-pub(super) fn number_or_text<'de, D: Deserializer<'de>>(
-    value: D,
-) -> Result<Option<String>, D::Error> {
+fn number_or_text<'de, D: Deserializer<'de>>(value: D) -> Result<Option<String>, D::Error> {
     Ok(match Option::<Value>::deserialize(value)? {
         Some(Value::String(text)) => Some(text),
         other => other.map(|value| value.to_string()),
@@ -603,7 +611,7 @@ pub(crate) struct DraftFlag {
     /// A first look: learn from the CLIP loss alone, draw in four steps
     ///
     /// Stands for --lambda-mse 0 --clip-first 0 --steps 60 --learning-rate-schedule linear --num-inference-steps 4
-    /// --skip 0 --guidance-scale 1. Any of these flags, given as well, overrides its value.
+    /// --skip 0 --guidance-scale 1. If you also give one of these flags, your value is used.
     #[arg(long)]
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     draft: bool,
@@ -898,7 +906,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_s_folder_may_state_the_size_of_pictures() {
+    fn a_model_s_folder_may_state_how_it_is_opened() {
         let place = tempfile::tempdir().unwrap();
         let of = |stated: &str, given: Option<&str>| {
             std::fs::write(place.path().join(RECOMMENDED), stated).unwrap();
@@ -917,6 +925,22 @@ mod tests {
         );
         assert_eq!(of(stated, Some("64")).unwrap(), Some([64, 64]));
         assert_eq!(of("{}", None).unwrap(), None);
+        let length = |stated: &str, given| {
+            std::fs::write(place.path().join(RECOMMENDED), stated).unwrap();
+            let settings = ModelSettings {
+                max_sequence_length: given,
+                ..ModelSettings::default()
+            };
+            let options = settings.file_options_of(place.path()).unwrap();
+            options.max_sequence_length
+        };
+        let stated = r#"{"max_sequence_length": 77, "resolution": "192x128", "steps": 10}"#;
+        let lengths = [
+            length(stated, None),
+            length(stated, Some(64)),
+            length("{}", None),
+        ];
+        assert_eq!(lengths, [Some(77), Some(64), None]);
         let settings = Settings::new(None, &[]).unwrap();
         std::fs::write(place.path().join(RECOMMENDED), stated).unwrap();
         let settings = settings.with_model(place.path()).unwrap();

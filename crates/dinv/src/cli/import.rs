@@ -15,7 +15,7 @@ use super::settings::ErasedFlags;
 use super::terminal::{self, Failure};
 use super::watch::{self, Watcher};
 
-/// Make a difference of a textual inversion
+/// Turn a textual inversion into a difference
 ///
 /// The word's vectors follow the prompt of B as difference tokens do. Reads the files of A1111, ComfyUI, diffusers, InvokeAI
 /// and kohya's scripts, and what `dinv export` wrote.

@@ -55,7 +55,7 @@ enum Action {
     /// Stop a job at its next step; a second time, immediately
     #[command(after_help = "Example:\n  dinv jobs cancel 1a21f53c9c3")]
     Cancel(Job),
-    /// Let a waiting job be the next
+    /// Move a waiting job to the front of the queue
     #[command(after_help = "Example:\n  dinv jobs first 1a21f53c9c3")]
     First(Job),
     /// Queue the request of a job again; learning resumes
@@ -156,7 +156,7 @@ impl Server {
         })?;
         let unreachable = |error: ureq::Error| {
             Failure::temporary(format!("cannot reach {}: {error}", self.address))
-                .hint("is `dinv serve` running there? `--server` names another address")
+                .hint("check that `dinv serve` runs there, or name another address with `--server`")
         };
         let mut answer = self.agent.run(request).map_err(unreachable)?;
         let status = answer.status();

@@ -12,7 +12,7 @@ use super::terminal::Failure;
 
 /// The variable with the demo model: a folder, or where it is published on the Hub, with [`ON_HUB`] in front. If that was
 /// set while the program was built, a program without its sources takes the model from there.
-const VARIABLE: &str = "DINV_DEMO_MODEL";
+pub(crate) const VARIABLE: &str = "DINV_DEMO_MODEL";
 const BUILT_WITH: Option<&str> = option_env!("DINV_DEMO_MODEL");
 /// The sources of this program. A release, which is built with `DINV_WITHOUT_SOURCES`, is not to find those of another
 /// machine.
@@ -20,7 +20,7 @@ const SOURCES: Option<&str> = match option_env!("DINV_WITHOUT_SOURCES") {
     Some(_) => None,
     None => Some(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")),
 };
-const ON_HUB: &str = "hf://";
+pub(crate) const ON_HUB: &str = "hf://";
 
 /// The short name of the demo model.
 pub(crate) const DEMO: &str = "demo";

@@ -119,7 +119,7 @@ impl ModelSettings {
         if Family::of(&self.files_before_download(model)?)?.has_joint_space() {
             return Ok(());
         }
-        let message = "no text encoder of the model was trained with pictures, so that none follows the delta `image`, \
+        let message = "no text encoder of the model was trained with pictures, so none can follow the delta `image`, \
                        and nothing else is in the loss";
         let hint = "leave out `--delta image`, or learn with `--lambda-mse` above 0";
         Err(Failure::usage(message).hint(hint).into())

@@ -11,9 +11,9 @@ use crate::serve::{self, Options};
 
 /// Serve a page and an HTTP interface on this machine
 ///
-/// Open the link that is printed. Jobs wait in a queue, run one at a time as this program's own commands,
-/// downloads beside them, and are kept in --dir with their pictures and the library of differences. What was running when
-/// the server stopped continues at its next start.
+/// Open the link that is printed. Jobs wait in a queue and run one at a time, as commands of this program.
+/// Downloads run alongside. Jobs are kept in --dir, with their pictures and the library of differences. Jobs that were
+/// running when the server stopped continue at its next start.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   dinv serve

@@ -15,14 +15,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
-use super::flags::{ModelSettings, number_or_text};
+use super::flags::ModelSettings;
 use super::locate::{known, relative_to};
 use super::terminal::Failure;
 
 /// The file in a model's folder with the settings recommended for it.
 pub(crate) const RECOMMENDED: &str = "dinv.json";
-/// The one setting among a model's recommended ones that says how the model is opened.
-const RESOLUTION: &str = "resolution";
+/// The settings among a model's recommended ones that say how the model is opened.
+const OPENING: [&str; 2] = ["resolution", "max_sequence_length"];
 /// The setting that replaces others by those of a draft.
 const DRAFT: &str = "draft";
 
@@ -36,10 +36,16 @@ pub(crate) fn recommended(folder: &Path) -> anyhow::Result<Map<String, Value>> {
     }
 }
 
-/// The size in pixels that the model in `folder` recommends.
-pub(crate) fn recommended_resolution(folder: &Path) -> anyhow::Result<Option<String>> {
-    let size = recommended(folder)?.remove(RESOLUTION);
-    Ok(size.map(number_or_text).transpose()?.flatten())
+/// What the model in `folder` recommends about how it is opened.
+pub(crate) fn recommended_opening(folder: &Path) -> anyhow::Result<ModelSettings> {
+    let mut values = recommended(folder)?;
+    values.retain(|name, _| OPENING.contains(&name.as_str()));
+    let layer = Layer {
+        origin: Origin::Model(folder.join(RECOMMENDED)),
+        values,
+    };
+    let layers = vec![layer];
+    Settings { layers }.resolve()
 }
 
 /// Settings from one place, by name.
@@ -111,7 +117,7 @@ impl Settings {
         let values = recommended(folder)?;
         if !values.is_empty() {
             let mut names = names::<AnalogyConfig>()?;
-            names.push(RESOLUTION.to_owned());
+            names.extend(OPENING.map(str::to_owned));
             let layer = Layer {
                 origin: Origin::Model(folder.join(RECOMMENDED)),
                 values,

@@ -148,7 +148,7 @@ impl Shard {
         let place = index.checked_sub(first).filter(|place| *place < count);
         let place = place.ok_or_else(|| {
             format!(
-                "{} is {index}, which is none of {count} parts from {first} on",
+                "{} is {index}, which is not one of {count} parts counted from {first}",
                 engine.index
             )
         })?;
@@ -261,8 +261,16 @@ mod tests {
                 "none of SLURM_ARRAY_TASK_ID, JOB_COMPLETION_INDEX",
             ),
             (None, &[("JOB_COMPLETION_INDEX", "0")], "give auto/n"),
-            (Some(4), &[("JOB_COMPLETION_INDEX", "4")], "none of 4 parts"),
-            (Some(4), &[("HQ_TASK_ID", "0")], "none of 4 parts from 1 on"),
+            (
+                Some(4),
+                &[("JOB_COMPLETION_INDEX", "4")],
+                "not one of 4 parts",
+            ),
+            (
+                Some(4),
+                &[("HQ_TASK_ID", "0")],
+                "not one of 4 parts counted from 1",
+            ),
             (
                 Some(4),
                 &[("JOB_COMPLETION_INDEX", "x")],
@@ -276,7 +284,7 @@ mod tests {
             (
                 Some(4),
                 &[("SLURM_ARRAY_TASK_ID", "5"), ("SLURM_ARRAY_TASK_MIN", "1")],
-                "none of 4 parts from 1 on",
+                "not one of 4 parts counted from 1",
             ),
         ] {
             let message = auto(of, variables).unwrap_err();

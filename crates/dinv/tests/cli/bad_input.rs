@@ -307,6 +307,9 @@ fn pictures_that_cannot_be_used_are_named() {
         .write_chunk(png::chunk::IDAT, &[0x78, 0x01])
         .unwrap();
     fs::write(work.path().join("huge.png"), huge).unwrap();
+    image::RgbImage::new(8, 801)
+        .save(work.path().join("narrow.png"))
+        .unwrap();
     let jpeg = fs::read(golden("images/cmyk.jpg")).unwrap();
     fs::write(work.path().join("half.jpg"), &jpeg[..jpeg.len() / 2]).unwrap();
     for (name, expected) in [
@@ -316,6 +319,10 @@ fn pictures_that_cannot_be_used_are_named() {
         ("text.png", "text.png: not a picture"),
         ("empty.png", "empty.png: the file is empty"),
         ("dot.png", "dot.png: 1×1 pixels, expected at least 8×8"),
+        (
+            "narrow.png",
+            "narrow.png: 8×801 pixels, expected one side at most 100 times as long as the other",
+        ),
         (
             "huge.png",
             "huge.png: 100000×100000 pixels, expected at most 300 megapixels",

@@ -181,7 +181,7 @@ fn a_pair_is_described_in_one_request_and_recorded() {
         format!("learn --config tiny.toml {PICTURES} -o e.safetensors --captioner SERVER#vl");
     let failed = done(command(&work, &server, &learn));
     assert_eq!(failed.code, Some(1));
-    let expected = "a JSON object with `before` and `after` was expected, and the answer begins with `The first shows";
+    let expected = "expected a JSON object with `before` and `after`, but the answer begins with `The first shows";
     assert!(failed.stderr.contains(expected), "{}", failed.stderr);
     assert!(!work.path().join("e.safetensors").exists());
 }
@@ -244,7 +244,7 @@ fn a_server_that_gives_no_caption_is_explained() {
         ),
         (
             ok("{\"choices\": []}"),
-            &["an answer of the chat interface was expected"],
+            &["expected an answer of the chat interface"],
         ),
         (
             says(&"word ".repeat(300)),

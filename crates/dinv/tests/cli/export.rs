@@ -140,7 +140,7 @@ fn what_was_exported_is_imported_as_it_was() {
         );
     }
     let unet = "model/unet/diffusion_pytorch_model.safetensors -o new.safetensors";
-    refuses(unet, 65, &["it is no textual inversion"]);
+    refuses(unet, 65, &["not a textual inversion"]);
     let twice =
         "exported/dinv-night.safetensors exported/dinv-night.safetensors -o new.safetensors";
     refuses(twice, 65, &["vectors for the same text encoder"]);

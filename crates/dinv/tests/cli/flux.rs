@@ -91,7 +91,7 @@ fn what_does_not_fit_is_refused_in_words() {
     refuses(
         &format!("{generate} --negative-prompt blue"),
         65,
-        &["setting `negative_prompt`", "is told the guidance scale"],
+        &["setting `negative_prompt`", "reads the guidance scale"],
     );
     refuses(
         &format!("{generate} --without-t5"),

@@ -31,7 +31,7 @@ fn a_difference_is_learned_on_base_applied_to_both_and_drawn_with() {
     let work = work();
     let at = |name: &str| work.path().join(name);
     let done = succeed(work.path(), &format!("analogy {BASE} {PAIR} {B} -o out"));
-    for note in ["follows the captions alone", "the direction of a token"] {
+    for note in ["follows only the captions", "the direction of a token"] {
         assert!(done.stderr.contains(note), "{}", done.stderr);
     }
     succeed(
@@ -101,7 +101,7 @@ fn what_does_not_fit_is_refused_in_words() {
     refuses(
         &format!("{} --negative-prompt blue", generate(DISTILLED)),
         65,
-        &["setting `negative_prompt`", "was distilled"],
+        &["setting `negative_prompt`", "draws without guidance"],
     );
     refuses(
         &format!("{} --guidance-scale 4", generate(DISTILLED)),

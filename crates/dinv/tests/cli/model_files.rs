@@ -360,7 +360,7 @@ fn embeddings_are_words_of_prompts() {
         folder,
         "--embedding model/unet/diffusion_pytorch_model.safetensors",
         65,
-        &["it is no textual inversion"],
+        &["not a textual inversion"],
     );
 }
 

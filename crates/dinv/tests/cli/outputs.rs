@@ -4,6 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Child;
 
+use difference_inversion::util::files::Claim;
+
 use super::{Done, PAIR, entries, run, start, succeed, wait_for, workplace};
 
 /// Long enough for something to happen during the run.
@@ -304,6 +306,26 @@ fn a_folder_of_pictures_is_taken_and_all_that_is_wrong_with_it_told() {
         &["b.png: not a safetensors file, but a picture"],
     );
     refuses(work.path(), "caption --config tiny.toml photos", 65, &all);
+}
+
+#[test]
+fn pictures_that_another_run_makes_are_left_to_it() {
+    let work = workplace();
+    let learn = format!("learn --config tiny.toml {PAIR} -q -o d.safetensors");
+    succeed(work.path(), &learn);
+    fs::copy(work.path().join("b.png"), work.path().join("c.png")).unwrap();
+    fs::create_dir(work.path().join("out")).unwrap();
+    let claim = Claim::on(&work.path().join("out/b.png")).unwrap();
+    let apply = "apply d.safetensors --config tiny.toml --b b.png c.png --skip-existing -o out";
+    let expected = [
+        "out/b.png: another run is writing it; it is left to that run",
+        "left to other runs: 1 of 2 pictures",
+    ];
+    refuses(work.path(), apply, 75, &expected);
+    assert!(work.path().join("out/c.png").exists());
+    drop(claim);
+    succeed(work.path(), apply);
+    assert_eq!(entries(&work.path().join("out")), ["b.png", "c.png"]);
 }
 
 #[test]

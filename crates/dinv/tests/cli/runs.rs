@@ -90,7 +90,7 @@ fn a_draft_learns_without_the_denoiser_and_draws_in_four_steps() {
     copy_folder(&golden("z_image"), &work.path().join("z"));
     let of_z = format!("analogy --config tiny.toml --model z --resolution 16 {command}");
     let done = succeed(work.path(), &format!("{of_z} -o other"));
-    let note = "follows the captions alone";
+    let note = "follows only the captions";
     assert!(done.stderr.contains(note), "{}", done.stderr);
     let record = read_json(&work.path().join("other/run.json"));
     assert!(record["results"]["loss"]["clip"].as_f64().unwrap() > 0.0);

@@ -22,7 +22,7 @@ fn a_difference_is_learned_applied_and_drawn_with() {
     let work = work();
     let opened = |name: &str| image::open(work.path().join(name)).unwrap();
     let done = succeed(work.path(), &format!("analogy {MODEL} {PAIR} {B} -o out"));
-    for note in ["follows the captions alone", "the direction of a token"] {
+    for note in ["follows only the captions", "the direction of a token"] {
         assert!(done.stderr.contains(note), "{}", done.stderr);
     }
     for arguments in [

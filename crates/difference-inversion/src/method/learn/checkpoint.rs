@@ -13,7 +13,7 @@ use crate::util::progress::LossTerms;
 use crate::{Error, Result};
 
 /// Version of the checkpoint format, in the metadata of every checkpoint.
-const FORMAT_VERSION: &str = "2";
+const FORMAT_VERSION: &str = "3";
 
 /// Everything an optimisation step depends on, except the inputs that are given again on resuming.
 #[derive(Debug, Clone)]

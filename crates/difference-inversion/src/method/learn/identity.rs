@@ -1,6 +1,8 @@
 //! The identity that a checkpoint and the run resuming from it must share.
 
-use burn::tensor::Tensor;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -10,7 +12,7 @@ use crate::diffusion::sample::PredictionType;
 use crate::diffusion::text_encoder::Base;
 use crate::method::learn::{LearnConfig, Pair, Schedule};
 use crate::util::arrays::Arrays;
-use crate::util::digest::hex;
+use crate::util::digest::{hex, sha256_of_file};
 use crate::util::tensors::host;
 use crate::{Error, Result};
 
@@ -20,6 +22,14 @@ const FREE_SETTINGS: [&str; 2] = ["checkpoint_every", "patience"];
 
 /// The name of the settings among the parts of an identity.
 const CONFIG: &str = "config";
+/// The name of the pairs.
+const PAIRS: &str = "pairs";
+
+/// Of how many means a sketch consists.
+const MEANS: usize = 64;
+/// The largest relative difference of sketches of the same pictures. They differ with the device, and with
+/// `--memory low`.
+const TOLERANCE: f32 = 0.02;
 
 /// Everything that determines the steps of a run, besides the state in a checkpoint.
 #[derive(Debug, Clone)]
@@ -34,34 +44,59 @@ pub(super) struct Identity<'a> {
     prediction_type: PredictionType,
     /// As [`Noising::fingerprint`](crate::diffusion::sample::Noising::fingerprint).
     noise_schedule: String,
-    /// SHA-256 of the pairs' latents, deltas and prompts.
-    pairs: String,
+    pairs: Sketch,
+    /// The number of tokens of padded prompts, if it is not the family's.
+    max_sequence_length: Option<usize>,
+    /// SHA-256 of the file that timesteps and noise are taken from, if any.
+    replay: Option<String>,
+}
+
+/// What pairs resemble.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Sketch {
+    /// SHA-256 of the ids of their prompts.
+    prompts: String,
+    /// Means of consecutive values of latents and deltas.
+    means: Vec<Vec<f32>>,
 }
 
 impl<'a> Identity<'a> {
-    pub(super) fn new(pipeline: &Pipeline, pairs: &[Pair], config: &'a LearnConfig) -> Self {
+    /// The identity of a run that takes timesteps and noise from the file `replay`, if there is one.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if that cannot be read.
+    pub(super) fn new(
+        pipeline: &Pipeline,
+        pairs: &[Pair],
+        config: &'a LearnConfig,
+        replay: Option<&Path>,
+    ) -> Result<Self> {
         let base = pipeline.base();
         let noising = pipeline.noising();
-        Self {
+        Ok(Self {
             config,
             part: &pipeline.family().denoiser,
             denoiser: pipeline.fingerprint(),
             prediction_type: noising.prediction_type(),
             noise_schedule: noising.fingerprint(),
-            pairs: hash_of(pairs, pipeline.text_encoders().len()),
+            pairs: Sketch::of(pairs, pipeline.text_encoders().len()),
+            max_sequence_length: pipeline.max_sequence_length(),
+            replay: replay.map(sha256_of_file).transpose()?,
             base,
-        }
+        })
     }
 
     /// By name, as JSON in the metadata of a checkpoint.
-    fn parts(&self) -> [(&'static str, String); 6] {
+    fn parts(&self) -> [(&'static str, String); 8] {
         [
             ("base", json!(self.base.encoders)),
             (self.part.part, json!(self.denoiser)),
             ("prediction_type", json!(self.prediction_type)),
             ("noise_schedule", json!(self.noise_schedule)),
             (CONFIG, json!(self.config)),
-            ("pairs", json!(self.pairs)),
+            (PAIRS, json!(self.pairs)),
+            ("max_sequence_length", json!(self.max_sequence_length)),
+            ("replay", json!(self.replay)),
         ]
         .map(|(name, value)| (name, value.to_string()))
     }
@@ -84,7 +119,7 @@ impl<'a> Identity<'a> {
                     Error::invalid_file(&arrays.path, format!("metadata `{name}`: {error}"))
                 })
             };
-            let theirs = arrays.metadata.get(name).map_or("", String::as_str);
+            let theirs = arrays.metadata.get(name).map_or("null", String::as_str);
             let mut theirs = read(theirs)?;
             if name == CONFIG
                 && let Ok(config) = serde_json::from_value::<LearnConfig>(theirs.clone())
@@ -93,7 +128,7 @@ impl<'a> Identity<'a> {
             }
             if let Some(difference) = self.difference(name, &theirs, &read(&ours)?) {
                 let reason = format!(
-                    "the checkpoint does not belong to this run: {difference}; go on with what it \
+                    "the checkpoint does not belong to this run: {difference}; resume with what it \
                      was made with, or start again without it"
                 );
                 return Err(Error::invalid_file(&arrays.path, reason));
@@ -119,37 +154,92 @@ impl<'a> Identity<'a> {
                 .find(|(setting, theirs, ours)| theirs != ours && !self.is_free(setting))
                 .map(|(setting, theirs, ours)| other_value(setting, theirs, ours)),
             _ if theirs == ours => None,
-            "prediction_type" => Some(other_value(name, theirs, ours)),
+            PAIRS => {
+                let theirs: Option<Sketch> = serde_json::from_value(theirs.clone()).ok();
+                let is_same = theirs.is_some_and(|theirs| theirs.resembles(&self.pairs));
+                (!is_same).then(|| "its pictures or captions differ".to_owned())
+            }
+            "prediction_type" | "max_sequence_length" => Some(other_value(name, theirs, ours)),
             "base" => Some("it was made with other text encoders".to_owned()),
             _ if name == self.part.part => {
                 let title = self.part.title;
                 Some(format!(
-                    "it was made with another {title}, or with its weights in other bits (`--dtype q8`)"
+                    "it was made with another {title}, or with its weights in another number format (`--dtype q8`)"
                 ))
             }
             "noise_schedule" => Some("it was made with another noise schedule".to_owned()),
-            _ => Some("its pictures or captions are others".to_owned()),
+            _ => Some(
+                "its timesteps and noise come from another file, or from none (`--replay`)"
+                    .to_owned(),
+            ),
         }
     }
 }
 
-/// SHA-256 of latents, deltas and prompts.
-fn hash_of(pairs: &[Pair], encoders: usize) -> String {
-    let mut hash = Sha256::new();
-    let mut floats = |values: &[f32]| values.iter().for_each(|v| hash.update(v.to_le_bytes()));
-    for pair in pairs {
-        let latents = |latents: &Tensor<4>| host(latents.clone());
-        floats(&latents(&pair.latents_a));
-        floats(&latents(&pair.latents_a_prime));
-        pair.deltas.iter().for_each(|delta| floats(delta));
-    }
-    for pair in pairs {
-        for words in [&pair.prompt_a, &pair.prompt_a_prime] {
-            (0..encoders)
-                .flat_map(|encoder| words.prompt().ids(encoder))
-                .for_each(|id| hash.update(id.to_le_bytes()));
-            hash.update(u32::MAX.to_le_bytes());
+impl Sketch {
+    /// The sketch of pairs for this number of text encoders.
+    fn of(pairs: &[Pair], encoders: usize) -> Self {
+        let mut hash = Sha256::new();
+        let mut sketches = Vec::new();
+        for pair in pairs {
+            for latents in [&pair.latents_a, &pair.latents_a_prime] {
+                sketches.push(means(&host(latents.clone())));
+            }
+            sketches.extend(pair.deltas.iter().map(|delta| means(delta)));
+            for words in [&pair.prompt_a, &pair.prompt_a_prime] {
+                (0..encoders)
+                    .flat_map(|encoder| words.prompt().ids(encoder))
+                    .for_each(|id| hash.update(id.to_le_bytes()));
+                hash.update(u32::MAX.to_le_bytes());
+            }
+        }
+        Self {
+            prompts: hex(hash),
+            means: sketches,
         }
     }
-    hex(hash)
+
+    /// Whether both are sketches of the same pairs.
+    fn resembles(&self, other: &Self) -> bool {
+        let near = |(one, other): (&Vec<f32>, &Vec<f32>)| {
+            let norm =
+                |values: &mut dyn Iterator<Item = f32>| values.map(|v| v * v).sum::<f32>().sqrt();
+            let apart = norm(&mut one.iter().zip(other).map(|(one, other)| one - other));
+            one.len() == other.len() && apart <= TOLERANCE * norm(&mut one.iter().copied())
+        };
+        self.prompts == other.prompts
+            && self.means.len() == other.means.len()
+            && self.means.iter().zip(&other.means).all(near)
+    }
+}
+
+/// The means of consecutive values.
+fn means(values: &[f32]) -> Vec<f32> {
+    let length = values.len().div_ceil(MEANS).max(1);
+    let runs = values.chunks(length);
+    runs.map(|run| run.iter().sum::<f32>() / run.len() as f32)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_resemble_themselves_computed_in_another_way() {
+        let latents: Vec<f32> = (0..4096).map(|i| (i as f32 / 97.0).sin() + 0.5).collect();
+        let of = |values: Vec<f32>, prompts: &str| Sketch {
+            prompts: prompts.to_owned(),
+            means: vec![means(&values)],
+        };
+        let sketch = of(latents.clone(), "words");
+        assert_eq!(sketch.means[0].len(), MEANS);
+        let nearly = latents.iter().map(|value| value * 1.005 + 0.002).collect();
+        assert!(sketch.resembles(&of(nearly, "words")));
+        assert!(!sketch.resembles(&of(latents.clone(), "other words")));
+        let mut other = latents;
+        other[1024..2048].iter_mut().for_each(|value| *value += 0.2);
+        assert!(!sketch.resembles(&of(other, "words")));
+        assert!(!sketch.resembles(&of(vec![0.5; 7], "words")));
+    }
 }

@@ -85,7 +85,7 @@ fn the_optimiser_sees_gradients_without_the_loss_scale() {
 fn a_checkpoint_keeps_the_loss_scale() {
     let (pipeline, config) = (pipeline(), config());
     let pairs = [pair(&pipeline)];
-    let identity = Identity::new(&pipeline, &pairs, &config);
+    let identity = Identity::new(&pipeline, &pairs, &config, None).unwrap();
     let tokens = Tensor::zeros([2, identity.base.encoders[0].hidden_size], &Device::flex());
     let scale = LossScale::new(FloatDType::F16).at([9, 30]);
     let folder = tempfile::tempdir().unwrap();

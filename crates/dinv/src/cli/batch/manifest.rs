@@ -288,7 +288,7 @@ pub(super) fn of_folder(root: &Path) -> anyhow::Result<Vec<Value>> {
     if lines.is_empty() {
         let message = format!("{}: there is no pair in this folder", root.display());
         let hint = "a pair is two pictures called a and a_prime, such as a.png and a_prime.jpg, in the folder or in \
-                    folders of it; the pictures to change are beside them";
+                    a subfolder; the pictures to change are next to them";
         return Err(Failure::input(message).hint(hint).into());
     }
     Ok(lines)
@@ -342,6 +342,9 @@ fn below(root: &Path, path: &Path) -> anyhow::Result<String> {
     }
 }
 
+/// The most bytes of a name that is made of a path.
+const LONGEST_NAME: usize = 100;
+
 /// A name for the result of B that no other has: its path without a folder b and without its extension.
 fn name_of(root: &Path, b: &Path, taken: &mut BTreeSet<String>) -> String {
     let relative = b.strip_prefix(root).unwrap_or(b);
@@ -351,8 +354,13 @@ fn name_of(root: &Path, b: &Path, taken: &mut BTreeSet<String>) -> String {
     let parts = folders.chain([stem]).map(|part| part.to_string_lossy());
     let name = parts.collect::<Vec<_>>().join("-");
     let name = name.replace(|c: char| c.is_control() || RESERVED.contains(c), "-");
-    let name: String = name.trim_matches(['.', ' ']).chars().take(50).collect();
-    let mut free = name.clone();
+    let name = name.trim_start_matches(['.', ' ']);
+    let name = &name[..name.floor_char_boundary(LONGEST_NAME.min(name.len()))];
+    let name = match name.trim_end_matches(['.', ' ']) {
+        "" => "picture",
+        name => name,
+    };
+    let mut free = name.to_owned();
     for number in 2.. {
         if taken.insert(free.to_lowercase()) {
             break;
@@ -386,6 +394,23 @@ mod tests {
         let two = read(two);
         assert_eq!(two.pictures().count(), 4);
         assert!(two.has_captions() && two.wanted.is_none());
+    }
+
+    #[test]
+    fn names_made_of_paths_can_be_those_of_files() {
+        let mut taken = BTreeSet::new();
+        let long = format!("{} and more.png", "x".repeat(99));
+        for (path, expected) in [
+            ("set/b/cat.png", "cat".to_owned()),
+            ("set/one/b/CAT.png", "one-CAT".to_owned()),
+            ("set/Cat.png", "Cat-2".to_owned()),
+            (&format!("set/{long}"), "x".repeat(99)),
+            ("set/b/ . .png", "picture".to_owned()),
+        ] {
+            let name = name_of(Path::new("set"), Path::new(path), &mut taken);
+            assert_eq!(name, expected);
+            check_name(&name).unwrap();
+        }
     }
 
     #[test]

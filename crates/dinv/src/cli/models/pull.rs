@@ -35,7 +35,7 @@ pub(crate) struct PullArgs {
     /// Leave out T5, the largest text encoder of Stable Diffusion 3, which works without it
     #[arg(long)]
     without_t5: bool,
-    /// Also what learning needs beside a model: its CLIP, and the captioner
+    /// Also download what learning needs besides the model: its CLIP, and the captioner
     #[arg(long)]
     all: bool,
     /// Print the results as one JSON object
