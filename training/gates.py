@@ -129,8 +129,9 @@ def draw_by_pipeline(captions: list[str], args) -> torch.Tensor:
     pipeline = DiffusionPipeline.from_pretrained(args.model, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     generator, made = torch.Generator().manual_seed(args.seed), []
-    recommended = json.loads((args.model / "dinv.json").read_text())
-    length = {name: value for name, value in recommended.items() if name == "max_sequence_length"}
+    recommended = args.model / "dinv.json"
+    settings = json.loads(recommended.read_text()) if recommended.exists() else {}
+    length = {name: value for name, value in settings.items() if name == "max_sequence_length"}
     for start in range(0, len(captions), 32):
         drawn = pipeline(
             captions[start : start + 32], height=SIZE, width=SIZE, num_inference_steps=args.steps, guidance_scale=args.guidance_scale,

@@ -81,6 +81,9 @@ def main():
             text_encoder=one.half(), text_encoder_2=two.half(), text_encoder_3=prompts.t5.half(),
             tokenizer=tokenizer, tokenizer_2=tokenizer_2, tokenizer_3=prompts.tokenizer_3,
         ).save_pretrained(args.out)
+        recommended = args.out / "dinv.json"
+        if not recommended.exists():
+            recommended.write_text(json.dumps({"resolution": 128, "max_sequence_length": T5_LENGTH}, indent=2) + "\n")
         print(json.dumps({"step": run.step, "minutes": run.seconds / 60}))
         return
 

@@ -2,11 +2,15 @@
 
 use std::path::Path;
 
-use difference_inversion::method::learn::Records;
+use burn::tensor::{Device, FloatDType};
+use difference_inversion::diffusion::frozen::{ModelPaths, Models};
+use difference_inversion::diffusion::model_files::FileOptions;
+use difference_inversion::method::learn::{LearnConfig, Records};
+use difference_inversion::models::denoiser::Memory;
 use difference_inversion::util::arrays::{Array, Arrays, Values};
 
 use crate::learning::{config, run};
-use crate::tiny::{copy, edit, example_in, models_in, pair_of};
+use crate::tiny::{copy, edit, example_in, golden, models_in, pair_of};
 
 type Harm = fn(&Path);
 
@@ -25,6 +29,57 @@ fn double(model: &Path, name: &str) {
     let doubled = Array::floats(tensor.shape().to_vec(), doubled);
     unet.arrays.insert(name.to_owned(), doubled);
     unet.write(&path).unwrap();
+}
+
+/// In tiles, the autoencoder gives nearly the same latents.
+#[test]
+fn a_run_is_resumed_with_less_memory_but_not_with_other_prompts() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = folder.path().join("checkpoint.safetensors");
+    let open = |model: &str, change: fn(&mut FileOptions)| {
+        let mut paths = ModelPaths {
+            model: golden(model),
+            ..ModelPaths::default()
+        };
+        change(&mut paths.options);
+        Models::open(&paths, &Device::flex(), FloatDType::F32).unwrap()
+    };
+    let written = Records {
+        checkpoint: Some(checkpoint.clone()),
+        ..Records::default()
+    };
+    let resumed = Records {
+        resume: Some(checkpoint),
+        ..Records::default()
+    };
+    let of = |model: &str, models: &Models| pair_of(models, &example_in(model), 3);
+    let config = || LearnConfig {
+        steps: 1,
+        select_every: 0,
+        ..config()
+    };
+    let [whole, tiled] = [
+        (|options| options.resolution = Some([384, 384])) as fn(&mut FileOptions),
+        |options| (options.resolution, options.memory) = (Some([384, 384]), Memory::Low),
+    ]
+    .map(|change| open("../../demo/model", change));
+    let [pair, of_tiles] = [&whole, &tiled].map(|models| of("learning", models));
+    let difference = pair.latents_a.clone() - of_tiles.latents_a.clone();
+    assert!(difference.abs().max().into_scalar::<f32>() > 0.0);
+    let learned = run(&whole, &pair, &config(), &written).unwrap();
+    let again = run(&tiled, &of_tiles, &config(), &resumed).unwrap();
+    assert_eq!(again.history, learned.history);
+
+    let usual = open("sd3", |options| options.without_t5 = true);
+    run(&usual, &of("sd3", &usual), &config(), &written).unwrap();
+    let short = open("sd3", |options| {
+        options.max_sequence_length = Some(40);
+        options.without_t5 = true;
+    });
+    let message = run(&short, &of("sd3", &short), &config(), &resumed).unwrap_err();
+    let message = message.to_string();
+    let expected = "its `max_sequence_length` is null, this run's 40";
+    assert!(message.contains(expected), "{message}");
 }
 
 #[test]

@@ -208,8 +208,12 @@ fn load_all(json: &[u8]) {
     {
         for schedule in [schedule.clone(), schedule.with_empirical_shift()] {
             for steps in [1, 2, 7] {
-                let times = Noising::Flow(schedule.clone()).times(steps);
-                assert!(times.is_err() || times.unwrap().iter().all(|time| time.is_finite()));
+                for tokens in [1, 4096, 1 << 24] {
+                    let times = Noising::Flow(schedule.clone())
+                        .for_tokens(tokens)
+                        .times(steps);
+                    assert!(times.is_err() || times.unwrap().iter().all(|time| time.is_finite()));
+                }
             }
         }
     }

@@ -284,7 +284,7 @@ impl Job {
         let running = *state == State::Running;
         add(
             "stopping",
-            (running && self.cancels > 0).then(|| json!(true)),
+            (running && self.cancels > 0).then_some(json!(true)),
         );
         let progress = self.progress.as_ref().filter(|_| running);
         add("progress", progress.map(Progress::view));

@@ -117,7 +117,12 @@ fn work(store: &Store, processes: &mut Processes, id: &str) -> anyhow::Result<En
                 Ended::Temporary(_) if tries < TRIES && job.stored.kind != Kind::Download => {
                     tries += 1;
                 }
-                other => return Ok(other),
+                other => {
+                    if !signals::stopping() {
+                        keep_drawn(store, id, &folder, run)?;
+                    }
+                    return Ok(other);
+                }
             }
             std::thread::sleep(BETWEEN_TRIES);
         }
@@ -410,29 +415,11 @@ fn collect(
 ) -> anyhow::Result<Vec<Value>> {
     let mut results = Vec::new();
     for output in &run.outputs {
-        let (from, to) = (
-            folder.join(&output.from),
-            folder.join(RESULTS).join(&output.name),
-        );
-        if from.exists() {
-            fs::rename(&from, &to).map_err(Error::io(&to))?;
-        } else if output.shows.is_some() && !to.exists() {
+        let picture = place(id, folder, output)?;
+        if output.shows.is_some() && picture.is_none() {
             anyhow::bail!("the command did not make {}", output.name);
         }
-        let Some(shows) = output.shows else {
-            continue;
-        };
-        let mut result =
-            json!({ "kind": "picture", "url": format!("/v1/jobs/{id}/files/{}", output.name) });
-        let mut add = |name: &str, value: Value| {
-            if !value.is_null() {
-                result[name] = value;
-            }
-        };
-        add("target", json!(shows.target));
-        add("strength", json!(shows.strength));
-        add("caption", caption_of(&to));
-        results.push(result);
+        results.extend(picture);
     }
     match kind {
         Kind::Analogy | Kind::Learn => {
@@ -452,6 +439,41 @@ fn collect(
         Kind::Apply | Kind::Generate | Kind::Download => {}
     }
     Ok(results)
+}
+
+/// Keeps the pictures that a command made before it was cancelled or failed.
+fn keep_drawn(store: &Store, id: &str, folder: &Path, run: &Run) -> anyhow::Result<()> {
+    let mut results = Vec::new();
+    for output in run.outputs.iter().filter(|output| output.shows.is_some()) {
+        results.extend(place(id, folder, output)?);
+    }
+    store.write(id, |job| job.stored.results.extend(results))?;
+    Ok(())
+}
+
+/// Moves an output of a command to the results; describes it if it is a picture and there.
+fn place(id: &str, folder: &Path, output: &job::Output) -> anyhow::Result<Option<Value>> {
+    let (from, to) = (
+        folder.join(&output.from),
+        folder.join(RESULTS).join(&output.name),
+    );
+    if from.exists() {
+        fs::rename(&from, &to).map_err(Error::io(&to))?;
+    }
+    let Some(shows) = output.shows.filter(|_| to.exists()) else {
+        return Ok(None);
+    };
+    let mut result =
+        json!({ "kind": "picture", "url": format!("/v1/jobs/{id}/files/{}", output.name) });
+    let mut add = |name: &str, value: Value| {
+        if !value.is_null() {
+            result[name] = value;
+        }
+    };
+    add("target", json!(shows.target));
+    add("strength", json!(shows.strength));
+    add("caption", caption_of(&to));
+    Ok(Some(result))
 }
 
 /// The caption of B with which a picture was made.

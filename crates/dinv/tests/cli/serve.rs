@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -789,6 +789,63 @@ fn one_process_runs_many_jobs_and_keeps_the_models_open() {
     let server = Server::start(&work, &["--keep-models", "0"]);
     server.done(&server.job(&quick));
     assert_eq!(processes_of(&server), Vec::<String>::new());
+}
+
+#[test]
+fn a_job_whose_checkpoint_is_refused_starts_anew_when_it_is_tried_again() {
+    let work = workplace();
+    let server = Server::start(&work, &[]);
+    let job = server.job(&learning(&work, 100_000));
+    let stop = |job: &str| {
+        server.wait(job, |job| job["losses"].is_array());
+        let told = server.post(&format!("{job}/cancel"), &json!({})).json();
+        assert_eq!(told["stopping"], true);
+        server.wait(job, |job| job["state"] == "cancelled");
+    };
+    let try_again = |job: &str| {
+        let told = server.post(&format!("{job}/retry"), &json!({})).expect(202);
+        format!("/v1/jobs/{}", told.json()["id"].as_str().unwrap())
+    };
+    stop(&job);
+    let place = work
+        .path()
+        .join("data")
+        .join(&job["/v1/".len()..])
+        .join("work");
+    let mut files = fs::read_dir(&place)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let is_checkpoint = |path: &PathBuf| path.to_string_lossy().contains("checkpoint");
+    fs::write(files.find(is_checkpoint).unwrap(), "damaged").unwrap();
+    let refused = try_again(&job);
+    let failed = server.wait(&refused, |job| job["state"] == "failed");
+    let message = failed["error"]["message"].as_str().unwrap();
+    assert!(message.contains("checkpoint"), "{message}");
+    stop(&try_again(&refused));
+}
+
+#[test]
+fn what_a_cancelled_job_has_drawn_is_kept() {
+    let work = workplace();
+    let server = Server::start(&work, &[]);
+    let mut request = learning(&work, 2);
+    request["name"] = json!("night");
+    server.done(&server.job(&request));
+    let target = json!({ "picture": data(&work, "b.png"), "caption": "dusk" });
+    let job = server.job(&json!({
+        "kind": "apply", "difference": "night", "targets": vec![target; 40],
+        "settings": settings(&work, &json!({ "num_inference_steps": 30 })),
+    }));
+    let place = work.path().join("data").join(&job["/v1/".len()..]);
+    let first = place.join("work/strength-1/b1.png");
+    server.wait(&job, |_| first.is_file());
+    server
+        .post(&format!("{job}/cancel"), &json!({}))
+        .expect(200);
+    let told = server.wait(&job, |job| job["state"] == "cancelled");
+    let results = told["results"].as_array().unwrap();
+    assert!((1..40).contains(&results.len()), "{}", results.len());
+    server.get(results[0]["url"].as_str().unwrap()).expect(200);
 }
 
 #[test]

@@ -28,8 +28,8 @@ const PAIRS: &str = "pairs";
 /// Of how many means a sketch consists.
 const MEANS: usize = 64;
 /// The largest relative difference of sketches of the same pictures. They differ with the device, and with
-/// `--memory low`.
-const TOLERANCE: f32 = 0.02;
+/// `--memory low`: with the demo model's autoencoder by up to 0.036.
+const TOLERANCE: f32 = 0.1;
 
 /// Everything that determines the steps of a run, besides the state in a checkpoint.
 #[derive(Debug, Clone)]
@@ -238,7 +238,7 @@ mod tests {
         assert!(sketch.resembles(&of(nearly, "words")));
         assert!(!sketch.resembles(&of(latents.clone(), "other words")));
         let mut other = latents;
-        other[1024..2048].iter_mut().for_each(|value| *value += 0.2);
+        other[1024..2048].iter_mut().for_each(|value| *value += 0.4);
         assert!(!sketch.resembles(&of(other, "words")));
         assert!(!sketch.resembles(&of(vec![0.5; 7], "words")));
     }
