@@ -30,7 +30,7 @@ pub use self::instruct_pix2pix::InstructPix2PixConfig;
 pub use self::judge::{Judge, Judged};
 pub use self::measures::{Better, METRICS, MeasurePaths, Measures, Metric, Question, Scores};
 pub use self::method::{BUILT_IN, Build, BuiltIn, Method, Told, Variant, build};
-pub use self::models::{EvalModelPaths, EvalModels};
+pub use self::models::{EvalModelPaths, EvalModels, TEXT_TO_IMAGE};
 pub use self::session::Session;
 pub use self::settings::with_settings;
 pub use self::visii::{Keep, VisiiConfig};

@@ -8,7 +8,7 @@ use difference_inversion::method::generate_config::AnalogyConfig;
 use difference_inversion::{Error, Result};
 
 /// The role of the text-to-image model in records of runs.
-pub(super) const TEXT_TO_IMAGE: &str = "text-to-image";
+pub const TEXT_TO_IMAGE: &str = "text-to-image";
 /// The role of the InstructPix2Pix model.
 pub(super) const INSTRUCT_PIX2PIX: &str = "instruct-pix2pix";
 /// The role of the inpainting model.

@@ -190,8 +190,8 @@ pub fn open_t5(
     open_t5_of_length(files, part, device, dtype, T5_LENGTH)
 }
 
-/// Opens T5's encoder with its tokenizer, for prompts of `length` tokens unless the files' options state another. Its hidden states overflow in half
-/// precision: it computes in f32 where others compute in f16.
+/// Opens T5's encoder with its tokenizer, for prompts of `length` tokens unless the files' options state another
+/// number. Its hidden states overflow in half precision: it computes in f32 where others compute in f16.
 ///
 /// # Errors
 /// If a file is invalid; the error names it.

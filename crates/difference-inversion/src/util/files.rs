@@ -374,8 +374,8 @@ pub fn sweep(folder: &Path) -> Vec<String> {
 fn put_aside(hidden: &Path) -> std::io::Result<()> {
     let name = hidden.file_name().unwrap_or_default().to_string_lossy();
     let name = name.strip_prefix(HIDDEN).unwrap_or_default();
-    fs::rename(hidden, hidden.with_file_name(format!("unplaced-{name}")))?;
     let aside = hidden.with_file_name(format!("unplaced-{name}"));
+    fs::rename(hidden, &aside)?;
     fs::remove_file(aside.join(COMPLETE))?;
     fs::remove_file(aside.join(LOCK))
 }

@@ -29,6 +29,7 @@ mod manual;
 pub(crate) mod memory;
 mod misspelt;
 pub(crate) mod models;
+pub(crate) mod names;
 mod opened;
 mod output;
 mod pictures;

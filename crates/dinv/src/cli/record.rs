@@ -176,15 +176,19 @@ pub(crate) fn weight_files(paths: &ModelPaths) -> Result<Vec<(String, PathBuf)>>
     for (number, file) in model.embeddings().iter().enumerate() {
         files.push((numbered("embedding", number), file.path.clone()));
     }
-    let joints = joint_space::FOLDERS.into_iter().zip(paths.clip_folders());
-    let captioner = paths.captioner_folder();
-    for (network, folder) in joints.chain(captioner.map(|folder| ("captioner", folder))) {
-        if folder.is_dir() {
-            let weights = Weights::open(&folder, &device, FloatDType::F32)?;
-            files.extend(named_files(network, &weights));
-        }
+    for (network, folder) in folders_beside(paths) {
+        let weights = Weights::open(&folder, &device, FloatDType::F32)?;
+        files.extend(named_files(network, &weights));
     }
     Ok(files)
+}
+
+/// The folders of the joint spaces and the captioner that are there, with their names.
+pub(crate) fn folders_beside(paths: &ModelPaths) -> impl Iterator<Item = (&'static str, PathBuf)> {
+    let joints = joint_space::FOLDERS.into_iter().zip(paths.clip_folders());
+    let captioner = paths.captioner_folder();
+    let all = joints.chain(captioner.map(|folder| ("captioner", folder)));
+    all.filter(|(_, folder)| folder.is_dir())
 }
 
 /// The paths of [`weight_files`].

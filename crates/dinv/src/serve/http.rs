@@ -31,6 +31,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
 use tokio_util::io::ReaderStream;
 
+use crate::cli::names::{unused, without_reserved};
 use crate::cli::terminal;
 
 use super::Options;
@@ -523,10 +524,8 @@ fn name_in_archive(request: &Value, result: &Value, taken: &mut BTreeSet<String>
     let target = result["target"].as_u64().unwrap_or(0);
     let target = usize::try_from(target).unwrap_or(0);
     let given = request["targets"][target]["name"].as_str().map(Path::new);
-    let stem = given.and_then(Path::file_stem).map(|stem| {
-        stem.to_string_lossy()
-            .replace(|c: char| c.is_control() || r#"<>:"/\|?*"#.contains(c), "-")
-    });
+    let stem = given.and_then(Path::file_stem);
+    let stem = stem.map(|stem| without_reserved(&stem.to_string_lossy()));
     let mut name = stem
         .filter(|stem| !stem.is_empty())
         .unwrap_or_else(|| format!("picture-{}", target + 1));
@@ -536,14 +535,10 @@ fn name_in_archive(request: &Value, result: &Value, taken: &mut BTreeSet<String>
     {
         name = format!("{name}-{strength}");
     }
-    let mut free = format!("{name}.png");
-    for number in 2.. {
-        if taken.insert(free.to_lowercase()) {
-            break;
-        }
-        free = format!("{name} ({number}).png");
-    }
-    free
+    unused(taken, |number| match number {
+        1 => format!("{name}.png"),
+        number => format!("{name} ({number}).png"),
+    })
 }
 
 /// Answers with the events of a job, from the one after `Last-Event-ID`.

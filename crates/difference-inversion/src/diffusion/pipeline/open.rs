@@ -15,6 +15,7 @@ use crate::diffusion::textual_inversion;
 use crate::models::denoiser::{DenoiserConfig, Memory, Surroundings};
 use crate::models::text::tower::TowerKind;
 use crate::models::vae::{Autoencoder, AutoencoderConfig};
+use crate::util::settings::Checks;
 use crate::weights::{OtherFields, check_fixed_fields, compute_dtype};
 use crate::{Error, Result};
 
@@ -260,27 +261,21 @@ fn check_max_sequence_length(
     parts: &[&EncoderPart],
     text_encoders: &[TextEncoder],
 ) -> Result<()> {
-    let wrong = |expected: String| {
-        Err(Error::Setting {
-            name: "max_sequence_length",
-            expected,
-            found: length.to_string(),
-        })
-    };
+    const NAME: &str = "max_sequence_length";
     let is_fixed = |part: &EncoderPart| part.kind == TowerKind::Clip;
-    if family.text_encoders.iter().all(is_fixed) {
-        return wrong(format!(
-            "none, since the text encoder of a {} has a fixed length",
-            family.class
-        ));
-    }
+    let all_fixed = family.text_encoders.iter().all(is_fixed);
+    let none = format!(
+        "none, since the text encoder of a {} has a fixed length",
+        family.class
+    );
     let free = (parts.iter().zip(text_encoders)).filter(|(part, _)| !is_fixed(part));
     let taken = free.map(|(_, encoder)| encoder.frame().taken()).max();
     let least = taken.unwrap_or(0) + 1;
-    match (least..=MOST_TOKENS).contains(&length) {
-        true => Ok(()),
-        false => wrong(format!("{least} to {MOST_TOKENS}")),
-    }
+    let holds = (least..=MOST_TOKENS).contains(&length);
+    Checks::default()
+        .that(NAME, !all_fixed, &none, length)
+        .that(NAME, holds, &format!("{least} to {MOST_TOKENS}"), length)
+        .result()
 }
 
 /// Refuses text encoders with joint spaces whose ids mean different words: all of them read the ids of an

@@ -80,7 +80,7 @@ pub struct FlowSchedule {
 /// The largest absolute μ of a configuration's dynamic shift e^μ.
 const MOST_MU: f64 = 6.0;
 
-/// The largest absolute μ, which no picture that fits into memory has.
+/// The largest absolute μ that is told apart: beyond it, every step is one of pure noise.
 const LARGEST_MU: f64 = 30.0;
 
 /// Its scheduler in diffusers, and others that visit its times in other ways.
@@ -165,12 +165,12 @@ impl FlowSchedule {
         self.tokens = tokens;
         let config = &self.config;
         if config.use_dynamic_shifting && self.empirical {
-            self.shift = empirical_mu(tokens, 200).exp();
+            self.shift = shift_of(empirical_mu(tokens, 200));
         } else if config.use_dynamic_shifting {
             let (base, most) = (config.base_image_seq_len, config.max_image_seq_len);
             let slope = (config.max_shift - config.base_shift) / (most as f64 - base as f64);
             let mu = config.base_shift + slope * (tokens as f64 - base as f64);
-            self.shift = mu.clamp(-LARGEST_MU, LARGEST_MU).exp();
+            self.shift = shift_of(mu);
         }
         self
     }
@@ -219,13 +219,18 @@ impl FlowSchedule {
         };
         let step = (1.0 - least) / (n.max(2) - 1) as f64;
         let shift = match self.empirical && self.config.use_dynamic_shifting {
-            true => empirical_mu(self.tokens, n).exp(),
+            true => shift_of(empirical_mu(self.tokens, n)),
             false => self.shift,
         };
         (0..n)
             .map(|i| shifted(shift, 1.0 - step * i as f64))
             .collect()
     }
+}
+
+/// s = e^μ
+fn shift_of(mu: f64) -> f64 {
+    mu.clamp(-LARGEST_MU, LARGEST_MU).exp()
 }
 
 /// s σ / (1 + (s − 1) σ)

@@ -457,6 +457,7 @@ fn a_dynamic_shift_grows_with_the_picture() {
     };
     let plain = FlowSchedule::new(&config, Path::new("scheduler_config.json")).unwrap();
     let whole = Noising::Flow(plain.clone().with_whole_steps());
+    let empirical = Noising::Flow(plain.clone().with_empirical_shift());
     // StableDiffusion3Pipeline leaves the spacing to the scheduler, which ends at its least σ, unshifted.
     let plain = Noising::Flow(plain);
     for (noising, tokens, expected) in [
@@ -475,6 +476,11 @@ fn a_dynamic_shift_grows_with_the_picture() {
             );
         }
     }
+    let huge = [whole, empirical].map(|noising| noising.for_tokens(1 << 24).times(4).unwrap());
+    assert_eq!(
+        huge.map(|times| times.into_iter().all(f64::is_finite)),
+        [true; 2]
+    );
 }
 
 #[test]

@@ -11,13 +11,12 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::cli::flags::{one_or_several, one_or_several_texts};
+use crate::cli::names::{is_reserved, unused, without_reserved};
 use crate::cli::output::is_named_like_a_picture;
 use crate::cli::terminal::Failure;
 
 /// The largest number of wrong lines in a message.
 const NAMED: usize = 20;
-/// Characters that a system reserves in names of files.
-const RESERVED: &str = r#"/\:*?"<>|"#;
 
 /// What is wrong with lines, one below the other; of many, the first ones and the number of the others.
 pub(super) fn listed(mut wrong: Vec<String>) -> String {
@@ -239,9 +238,8 @@ fn entry(number: usize, line: &str, folder: &Path) -> Result<Entry, String> {
 
 /// Checks that a name can be that of a file on every system.
 fn check_name(name: &str) -> Result<(), String> {
-    let is_bad = |c: char| c.is_control() || RESERVED.contains(c);
     let ends = name.starts_with(['.', ' ']) || name.ends_with(['.', ' ']);
-    if name.is_empty() || name.len() > 200 || ends || name.chars().any(is_bad) {
+    if name.is_empty() || name.len() > 200 || ends || name.chars().any(is_reserved) {
         return Err(format!("name: `{name}` cannot be the name of a file"));
     }
     Ok(())
@@ -353,21 +351,17 @@ fn name_of(root: &Path, b: &Path, taken: &mut BTreeSet<String>) -> String {
     let stem = relative.file_stem().unwrap_or_default();
     let parts = folders.chain([stem]).map(|part| part.to_string_lossy());
     let name = parts.collect::<Vec<_>>().join("-");
-    let name = name.replace(|c: char| c.is_control() || RESERVED.contains(c), "-");
+    let name = without_reserved(&name);
     let name = name.trim_start_matches(['.', ' ']);
     let name = &name[..name.floor_char_boundary(LONGEST_NAME.min(name.len()))];
     let name = match name.trim_end_matches(['.', ' ']) {
         "" => "picture",
         name => name,
     };
-    let mut free = name.to_owned();
-    for number in 2.. {
-        if taken.insert(free.to_lowercase()) {
-            break;
-        }
-        free = format!("{name}-{number}");
-    }
-    free
+    unused(taken, |number| match number {
+        1 => name.to_owned(),
+        number => format!("{name}-{number}"),
+    })
 }
 
 #[cfg(test)]

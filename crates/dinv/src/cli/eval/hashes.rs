@@ -7,15 +7,17 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, FloatDType};
 use difference_inversion::diffusion::frozen::ModelPaths;
-use difference_inversion::diffusion::joint_space;
 use difference_inversion::models::captioner::CaptionerPlace;
 use difference_inversion::util::digest::{sha256, sha256_of_file};
 use difference_inversion::weights::Weights;
 use dinv_eval::EvalModelPaths;
 use dinv_eval::MeasurePaths;
 
-use super::super::record::{numbered, sha256_once, weight_files};
+use super::super::record::{folders_beside, named_files, numbered, sha256_once, weight_files};
 use super::super::settings::RECOMMENDED;
+
+/// The network of CLIP, with whose name those of its files begin.
+const CLIP: &str = "clip";
 
 /// The hashes of the files of every model, by role and network.
 pub(super) fn of_models(
@@ -39,10 +41,7 @@ pub(super) fn of_models(
 /// The hashes of the files of text of a model, its joint spaces and its captioner, each of which may be within the
 /// model's folder: configurations, schedules, vocabularies, preprocessors.
 fn of_configurations(paths: &ModelPaths) -> anyhow::Result<Vec<(String, String)>> {
-    let joints = joint_space::FOLDERS.into_iter().zip(paths.clip_folders());
-    let captioner = paths.captioner_folder();
-    let others = joints.chain(captioner.map(|folder| ("captioner", folder)));
-    let others: Vec<(&str, PathBuf)> = others.filter(|(_, folder)| folder.is_dir()).collect();
+    let others: Vec<(&str, PathBuf)> = folders_beside(paths).collect();
     let is_other = |folder: &PathBuf| others.iter().any(|(_, other)| other == folder);
     let within = |place: &PathBuf| -> Vec<PathBuf> {
         let parts = fs::read_dir(place).into_iter().flatten().flatten();
@@ -84,38 +83,30 @@ fn is_text(path: &Path) -> bool {
     !is_other && path.is_file() && ["json", "model", "txt"].contains(&end)
 }
 
-/// The hashes of the networks of metrics. CLIP is by default the text-to-image model's own.
+/// The hashes of the networks of metrics. CLIP is by default that of the text-to-image model, whose hashes are `of_model`.
 pub(super) fn of_measures(
     paths: &MeasurePaths,
-    model: &ModelPaths,
+    of_model: &BTreeMap<String, String>,
 ) -> anyhow::Result<BTreeMap<String, String>> {
-    let of_model = || {
-        model
-            .clip_folders()
-            .into_iter()
-            .filter(|path| path.is_dir())
-    };
-    let clip: Vec<PathBuf> = match &paths.clip {
-        Some(path) => vec![path.clone()],
-        None => of_model().collect(),
-    };
-    let one = |path: &Option<PathBuf>| path.iter().cloned().collect();
-    let networks: [(&str, Vec<PathBuf>); 4] = [
-        ("clip", clip),
-        ("judge", one(&paths.judge)),
-        ("dino", one(&paths.dino)),
-        ("lpips", one(&paths.lpips)),
+    let networks = [
+        (CLIP, &paths.clip),
+        ("judge", &paths.judge),
+        ("dino", &paths.dino),
+        ("lpips", &paths.lpips),
     ];
     let mut hashes = BTreeMap::new();
-    for (name, paths) in networks {
-        let mut files = Vec::new();
-        for path in paths {
-            let weights = Weights::open(&path, &Device::flex(), FloatDType::F32)?;
-            files.extend(weights.files().map(Path::to_owned));
+    for (name, path) in networks {
+        let Some(path) = path else { continue };
+        let weights = Weights::open(path, &Device::flex(), FloatDType::F32)?;
+        for (name, file) in named_files(name, &weights) {
+            hashes.insert(name, sha256_of_file(&file)?);
         }
-        for (number, file) in files.iter().enumerate() {
-            hashes.insert(numbered(name, number), sha256_of_file(file)?);
-        }
+    }
+    if paths.clip.is_none() {
+        let own = of_model.iter().filter(|(file, _)| file.starts_with(CLIP));
+        hashes.extend(
+            (own.enumerate()).map(|(number, (_, hash))| (numbered(CLIP, number), hash.clone())),
+        );
     }
     Ok(hashes)
 }

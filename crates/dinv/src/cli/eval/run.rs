@@ -9,7 +9,7 @@ use difference_inversion::Error;
 use difference_inversion::models::denoiser::Memory;
 use dinv_eval::report::Report;
 use dinv_eval::suite::{Entry, Suite};
-use dinv_eval::{Folder, Measures, RunRecord, SuiteRecord, Variant};
+use dinv_eval::{Folder, Measures, RunRecord, SuiteRecord, TEXT_TO_IMAGE, Variant};
 
 use super::super::fetch::Fetcher;
 use super::super::flags::{General, ModelSettings, TimeFlag};
@@ -180,7 +180,8 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
         &variants,
     )?;
     let measures = setup::measure_paths(&args.further, &suite, &paths.text_to_image, &mut watcher)?;
-    let measured_with = hashes::of_measures(&measures, &paths.text_to_image)?;
+    let hashes_of_models = hashes::of_models(&paths)?;
+    let measured_with = hashes::of_measures(&measures, &hashes_of_models[TEXT_TO_IMAGE])?;
 
     let about = SuiteRecord {
         name: suite.about.name.clone(),
@@ -199,7 +200,7 @@ fn prepare(args: &RunArgs) -> anyhow::Result<Prepared> {
     }
     let mut record = RunRecord::new(about, args.seed, device);
     record.options = model_settings.file_settings().collect();
-    record.models = hashes::of_models(&paths)?;
+    record.models = hashes_of_models;
     record.measures.clone_from(&measured_with);
     let models = setup::models(paths, &model_settings, recommended.clone())?;
     // A network that cannot be opened is reported before any worker needs it.

@@ -206,7 +206,7 @@ function describeTile(key) {
     const { id } = await ask("POST", "/v1/jobs", { kind: "caption", targets: [{ name: picture.name, picture: picture.data }], settings: settingsFor("caption") });
     describing[key] = id;
     drawTiles();
-    const show = (job) => ($(`tile-${key}`)?.querySelector(".caption input")?.setAttribute("placeholder", told(job)));
+    const show = (job) => $(`tile-${key}`)?.querySelector(".caption input")?.setAttribute("placeholder", told(job));
     try {
       const job = await finished({ id }, show);
       const typed = (draft.captions[key] ?? "") !== before;
