@@ -624,14 +624,20 @@ fn the_demo_benchmark_runs_and_its_judge_sees_the_truth() {
     );
 }
 
-/// A flow-matching transformer whose text encoder is a Qwen3, without CLIP.
+/// Flow-matching transformers: one whose only text encoder is a Qwen3, without CLIP, and one with two CLIPs and T5.
 #[test]
-fn the_second_demo_model_learns_what_the_judge_sees() {
+fn the_other_demo_models_learn_what_the_judge_sees() {
+    for model in ["z-image", "sd3"] {
+        learns_what_the_judge_sees(model);
+    }
+}
+
+fn learns_what_the_judge_sees(model: &str) {
     let work = tempfile::tempdir().unwrap();
     let variants = "[words]\nmethod = 'difference-inversion'\nlambda_mse = 0.0\nclip_first = 0\nsteps = 40\n\
                     learning_rate_schedule = 'linear'\n";
     fs::write(work.path().join("v.toml"), variants).unwrap();
-    let [model, captioner] = ["z-image", "model/captioner"].map(|name| {
+    let [folder, captioner] = [model, "model/captioner"].map(|name| {
         let path = golden("../../demo").join(name);
         path.display().to_string()
     });
@@ -639,18 +645,18 @@ fn the_second_demo_model_learns_what_the_judge_sees() {
         .args(
             "eval run --suite demo/validation --limit 2 --variants v.toml --json -o out".split(' '),
         )
-        .args(["--model", &model, "--captioner", &captioner])
+        .args(["--model", &folder, "--captioner", &captioner])
         .output()
         .unwrap();
-    assert!(done.status.success(), "{done:?}");
+    assert!(done.status.success(), "{model}: {done:?}");
     let report = read_json(&work.path().join("out/report.json"));
     let methods = &report["groups"][0]["methods"];
     let mean = |metric: &str| methods[0]["scores"][metric]["mean"].as_f64().unwrap();
-    assert_eq!(methods[0]["solved"], json!(2));
-    assert_eq!(mean("edit"), 1.0, "{methods}");
-    assert!(mean("kept") > 0.8, "{methods}");
+    assert_eq!(methods[0]["solved"], json!(2), "{model}");
+    assert_eq!(mean("edit"), 1.0, "{model}: {methods}");
+    assert!(mean("kept") > 0.8, "{model}: {methods}");
     // With the demo model's CLIP.
-    assert!(mean("clip_direction") > 0.5, "{methods}");
+    assert!(mean("clip_direction") > 0.5, "{model}: {methods}");
 }
 
 #[test]
