@@ -158,6 +158,9 @@ Networks are compared by the largest difference relative to the largest referenc
 {RELATIVE:g}); pictures of 256 pixels, drawn from the same latents in {STEPS} steps under guidance 5 with a
 negative prompt, by the largest difference of a colour value (at most {PIXELS} of 255).
 
+Flow-matching families are compared part by part and draw no pictures here. The transformer of Stable Diffusion 3.5 medium is
+whole; FLUX.1, FLUX.2 klein and Z-Image have one block of each kind, T5-XXL one layer and Qwen3 three, all at their true widths.
+
 """
 
 
