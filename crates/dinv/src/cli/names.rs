@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-/// Characters that no name of a file has on some system.
+/// Characters that some system does not allow in the name of a file.
 const RESERVED: &str = r#"/\:*?"<>|"#;
 
-/// Whether a character is in no name of a file on some system.
+/// Whether some system does not allow the character in the name of a file.
 pub(crate) fn is_reserved(c: char) -> bool {
     c.is_control() || RESERVED.contains(c)
 }
