@@ -16,10 +16,12 @@ mod gpu;
 pub mod gradient;
 mod half;
 mod math;
+pub mod modulation;
 pub mod norm;
 pub mod packed;
 pub mod pointwise;
 mod product;
+pub mod rotation;
 mod winograd;
 
 use std::cell::{Cell, RefCell};
@@ -78,6 +80,11 @@ pub fn for_each_instruction_set<T>(mut test: impl FnMut() -> T) {
 /// checkpointing.
 pub fn available<const D: usize>(x: &Tensor<D>) -> bool {
     differentiable(x) && (x.dtype() == DType::F32 || !on_cpu(x))
+}
+
+/// Whether `x` is on the CPU besides: what operations without a kernel for GPUs need.
+pub fn available_on_cpu<const D: usize>(x: &Tensor<D>) -> bool {
+    available(x) && on_cpu(x)
 }
 
 /// Whether operations on `x` can have their own gradient: without Burn's checkpointing.

@@ -60,6 +60,19 @@ pub(super) fn gelu(x: f32) -> (f32, f32) {
     (x * cdf, cdf + x * density * FRAC_1_SQRT_TAU)
 }
 
+/// The tanh approximation of `x Φ(x)`, `x/2 · (1 + tanh(√(2/π) (x + 0.044715 x³)))`, and its derivative
+/// ([Hendrycks and Gimpel 2016](https://arxiv.org/abs/1606.08415)). `(1 + tanh u) / 2` is `σ(2u)`.
+#[inline(always)]
+pub(super) fn gelu_tanh(x: f32) -> (f32, f32) {
+    /// `2 √(2/π)`.
+    const SLOPE: f32 = 1.595_769;
+    const CUBIC: f32 = 0.044_715;
+    let square = CUBIC * x * x;
+    let gate = 1.0 / (1.0 + exp(-SLOPE * x * (1.0 + square)));
+    let slope = SLOPE * x * (1.0 + 3.0 * square);
+    (x * gate, gate * (1.0 + slope * (1.0 - gate)))
+}
+
 /// The vector of `values`, filled up with zeros.
 #[inline(always)]
 pub(super) fn load<S: Simd>(simd: S, values: &[f32]) -> S::f32s {

@@ -1,4 +1,4 @@
-//! Group and layer normalisation.
+//! Group, layer and root mean square normalisation.
 
 use burn::tensor::Tensor;
 
@@ -277,4 +277,82 @@ fn row_statistics(x: &[f32], epsilon: f64) -> (f32, f32) {
     let mean = sum(x.len(), |i| x[i]) / n;
     let variance = sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / n;
     (mean, 1.0 / (variance + epsilon as f32).sqrt())
+}
+
+/// Division by the root mean square over the last dimension, on the CPU.
+///
+/// # Shapes
+/// `x` `[..., c]`, `weight` `[c]`.
+pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, epsilon: f64) -> Tensor<D> {
+    with_gradient([x], |[x]| {
+        let shape = x.dims();
+        let c = shape[D - 1];
+        let (x, weight) = (Values::of(x), Values::of(weight));
+        let mut out = zeros(x.as_slice().len());
+        let norm = RmsNorm {
+            x: x.as_slice(),
+            weight: weight.as_slice(),
+            epsilon,
+        };
+        for_chunks(&mut out, c, &norm);
+        let backward = move |grad: Tensor<D>| {
+            let grad = Values::of(grad);
+            let mut out = zeros(grad.as_slice().len());
+            let norm = RmsNorm {
+                x: x.as_slice(),
+                weight: weight.as_slice(),
+                epsilon,
+            };
+            let grad = grad.as_slice();
+            for_chunks(&mut out, c, &RmsNormBackward { norm, grad });
+            [tensor(out, shape)]
+        };
+        (tensor(out, shape), backward)
+    })
+}
+
+struct RmsNorm<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    epsilon: f64,
+}
+
+impl RmsNorm<'_> {
+    /// The reciprocal root mean square.
+    #[inline(always)]
+    fn scale(&self, x: &[f32]) -> f32 {
+        let mean = sum(x.len(), |i| x[i] * x[i]) / x.len() as f32;
+        1.0 / (mean + self.epsilon as f32).sqrt()
+    }
+}
+
+impl Kernel for RmsNorm<'_> {
+    #[inline(always)]
+    fn run(&self, row: usize, out: &mut [f32]) {
+        let c = out.len();
+        let (x, weight) = (&self.x[row * c..][..c], &self.weight[..c]);
+        let scale = self.scale(x);
+        for i in 0..c {
+            out[i] = x[i] * scale * weight[i];
+        }
+    }
+}
+
+struct RmsNormBackward<'a> {
+    norm: RmsNorm<'a>,
+    grad: &'a [f32],
+}
+
+impl Kernel for RmsNormBackward<'_> {
+    #[inline(always)]
+    fn run(&self, row: usize, out: &mut [f32]) {
+        let c = out.len();
+        let (x, grad) = (&self.norm.x[row * c..][..c], &self.grad[row * c..][..c]);
+        let weight = &self.norm.weight[..c];
+        let scale = self.norm.scale(x);
+        let product = sum(c, |i| grad[i] * weight[i] * x[i]) * scale * scale / c as f32;
+        for i in 0..c {
+            out[i] = (grad[i] * weight[i] - x[i] * product) * scale;
+        }
+    }
 }

@@ -27,6 +27,15 @@ pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     pointwise(x, Gelu)
 }
 
+/// The tanh approximation of `x Φ(x)`, of every element.
+pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    #[cfg(all(feature = "gpu", not(test)))]
+    if !super::on_cpu(&x) {
+        return super::gpu::pointwise::gelu_tanh(x);
+    }
+    pointwise(x, GeluTanh)
+}
+
 /// A function of one number.
 trait Function: Copy + Send + Sync + 'static {
     /// Its value and its derivative.
@@ -52,6 +61,16 @@ impl Function for Gelu {
     #[inline(always)]
     fn at(self, x: f32) -> (f32, f32) {
         math::gelu(x)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct GeluTanh;
+
+impl Function for GeluTanh {
+    #[inline(always)]
+    fn at(self, x: f32) -> (f32, f32) {
+        math::gelu_tanh(x)
     }
 }
 

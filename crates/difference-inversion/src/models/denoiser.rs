@@ -9,7 +9,7 @@ mod flux2_blocks;
 pub mod flux2_denoiser;
 pub mod flux_denoiser;
 mod flux_single_block;
-mod joint_block;
+pub(super) mod joint_block;
 mod recompute;
 pub mod sd3;
 pub mod sd3_denoiser;

@@ -7,10 +7,13 @@ use dinv_kernels::{available, for_each_instruction_set, vector_instructions};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use crate::models::denoiser::joint_block::{gated, modulated};
 use crate::models::feature_map::{Conv2d, GroupNorm, resize_nearest};
 use crate::models::layers::{
-    Activation, LayerNorm, Linear, Mask, gated_gelu, multi_head_attention, weighted_attention,
+    Activation, LayerNorm, Linear, Mask, RmsNorm, gated_gelu, multi_head_attention,
+    weighted_attention,
 };
+use crate::models::rotation::{Pairs, Rotation};
 use crate::weights::Weights;
 
 /// Largest difference relative to the largest value; Winograd's transforms cost a digit, and differences up to
@@ -18,6 +21,14 @@ use crate::weights::Weights;
 const TOLERANCE: f32 = 4e-5;
 /// The least value that counts as the largest: in its tail, GELU is nearly 0, and Φ is accurate only to 1e-7.
 const SMALLEST: f32 = 1e-2;
+
+/// The functions of one number that have a kernel.
+const FUNCTIONS: [Activation; 4] = [
+    Activation::Silu,
+    Activation::QuickGelu,
+    Activation::Gelu,
+    Activation::GeluTanh,
+];
 
 thread_local!(
     /// How many tensors of random numbers this thread has drawn.
@@ -218,8 +229,42 @@ fn normalisations() {
 }
 
 #[test]
+fn root_mean_square_norms() {
+    let weights = weights(&[("weight", &[24])]);
+    let norm = RmsNorm::load(&weights, 24, 1e-6).unwrap();
+    compare([[2, 5, 24]], |[x]| norm.forward(x));
+    compare([[1, 700, 3 * 24]], |[x]| norm.forward_heads(x));
+}
+
+#[test]
+fn scales_shifts_and_gates() {
+    // Several tasks, of sums too, and rows that do not fill them.
+    for [n, d] in [[1, 5], [7, 40], [70, 600]] {
+        let told = [2, 1, d];
+        compare([[2, n, d], told, told], |[x, shift, scale]| {
+            modulated(x, &shift, &scale)
+        });
+        compare([[2, n, d], [2, n, d], told], |[x, update, gate]| {
+            gated(x, update, &gate)
+        });
+    }
+}
+
+#[test]
+fn rotations() {
+    let places: Vec<[usize; 2]> = (0..9).map(|i| [i, 9 - i]).collect();
+    for pairs in [Pairs::Neighbours, Pairs::Halves] {
+        let rotation = Rotation::new(&places, [4, 8], 1e2, pairs, &Device::flex());
+        // Fewer tokens than there are places, as many, and more.
+        for n in [4, 9, 11] {
+            compare([[2, n, 36]], |[x]| rotation.turn(x));
+        }
+    }
+}
+
+#[test]
 fn functions_of_every_element() {
-    for function in [Activation::Silu, Activation::QuickGelu, Activation::Gelu] {
+    for function in FUNCTIONS {
         for shape in [[1, 1], [3, 7], [40, 1030]] {
             compare([shape], |[x]| function.forward(x * 3.0));
         }
@@ -292,7 +337,7 @@ fn not_a_number_is_not_lost() {
     assert!(is_nan(attention(&nan, &k, &k)));
     assert!(is_nan(attention(&q, &nan, &k)));
     assert!(is_nan(attention(&q, &k, &nan)));
-    for function in [Activation::Silu, Activation::QuickGelu, Activation::Gelu] {
+    for function in FUNCTIONS {
         assert!(is_nan(function.forward(nan.clone())));
     }
     assert!(is_nan(gated_gelu(nan)));

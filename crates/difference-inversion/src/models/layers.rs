@@ -46,7 +46,8 @@ impl Activation {
                 Self::Silu => return kernels::pointwise::sigmoid_linear(x, 1.0),
                 Self::QuickGelu => return kernels::pointwise::sigmoid_linear(x, QUICK_GELU),
                 Self::Gelu => return kernels::pointwise::gelu(x),
-                Self::Relu | Self::GeluTanh => {}
+                Self::GeluTanh => return kernels::pointwise::gelu_tanh(x),
+                Self::Relu => {}
             }
         }
         let dtype = x.dtype();
@@ -246,6 +247,9 @@ impl RmsNorm {
     /// # Shapes
     /// `[..., d]` to `[..., d]`.
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        if kernels::available_on_cpu(&x) {
+            return kernels::norm::rms_norm(x, self.weight.clone(), self.epsilon);
+        }
         let dtype = x.dtype();
         let x = x.cast(DType::F32);
         let squares = x.clone().powi_scalar(2).mean_dim(D - 1);

@@ -62,6 +62,11 @@ impl Rotation {
     /// `[b, n, heads · head_dim]` to the same.
     pub(super) fn turn(&self, x: Tensor<3>) -> Tensor<3> {
         let ([_, places, _, rows, columns], [b, n, c]) = (self.cos.dims(), x.dims());
+        if dinv_kernels::available_on_cpu(&x) {
+            let tables =
+                [&self.cos, &self.sin].map(|table| table.clone().reshape([places, rows * columns]));
+            return dinv_kernels::rotation::rotate(x, tables, self.pairs == Pairs::Halves);
+        }
         if n > places {
             let behind = x.clone().narrow(1, places, n - places);
             return Tensor::cat(vec![self.turn(x.narrow(1, 0, places)), behind], 1);

@@ -304,7 +304,12 @@ fn layers_give_the_numbers_of_the_cpu() {
         layers.check("layer norm", [[2, 5, 48]], layer_norm, |norm, [x]| {
             norm.forward(x)
         });
-        for function in [Activation::Silu, Activation::QuickGelu, Activation::Gelu] {
+        for function in [
+            Activation::Silu,
+            Activation::QuickGelu,
+            Activation::Gelu,
+            Activation::GeluTanh,
+        ] {
             let what = format!("{function:?}");
             layers.check(
                 &what,

@@ -12,18 +12,33 @@ use super::{by_element, contiguous, elem, empty, tensor};
 
 /// `1 / √(2π)`.
 const FRAC_1_SQRT_TAU: f32 = 0.398_942_3;
+/// `2 √(2/π)`.
+const GELU_SLOPE: f32 = 1.595_769;
 
 /// [`pointwise::sigmoid_linear`](super::super::pointwise::sigmoid_linear).
 pub(in super::super) fn sigmoid_linear<const D: usize>(x: Tensor<D>, slope: f32) -> Tensor<D> {
-    pointwise(x, slope, false)
+    pointwise(x, slope, Function::SigmoidLinear)
 }
 
 /// [`pointwise::gelu`](super::super::pointwise::gelu).
 pub(in super::super) fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    pointwise(x, 1.0, true)
+    pointwise(x, 1.0, Function::Gelu)
 }
 
-fn pointwise<const D: usize>(x: Tensor<D>, slope: f32, gelu: bool) -> Tensor<D> {
+/// [`pointwise::gelu_tanh`](super::super::pointwise::gelu_tanh).
+pub(in super::super) fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    pointwise(x, 1.0, Function::GeluTanh)
+}
+
+/// A function of one number.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Function {
+    SigmoidLinear,
+    Gelu,
+    GeluTanh,
+}
+
+fn pointwise<const D: usize>(x: Tensor<D>, slope: f32, function: Function) -> Tensor<D> {
     with_gradient([x], |[x]| {
         let x = contiguous(x);
         let run = move |x: &CubeTensor, grad: Option<Tensor<D>>| {
@@ -39,7 +54,7 @@ fn pointwise<const D: usize>(x: Tensor<D>, slope: f32, gelu: bool) -> Tensor<D> 
                 grad.into_buffer_arg(),
                 out.clone().into_buffer_arg(),
                 slope,
-                gelu,
+                function,
                 derivative,
                 elem(x),
             );
@@ -65,6 +80,15 @@ fn sigmoid_linear_at(x: f32, slope: f32) -> (f32, f32) {
     (x * gate, gate * (1.0f32 + slope * x * (1.0f32 - gate)))
 }
 
+/// The tanh approximation of `x Φ(x)` and its derivative.
+#[cube]
+fn gelu_tanh_at(x: f32) -> (f32, f32) {
+    let square = 0.044_715f32 * x * x;
+    let gate = 1.0f32 / (1.0f32 + (-GELU_SLOPE * x * (1.0f32 + square)).exp());
+    let slope = GELU_SLOPE * x * (1.0f32 + 3.0f32 * square);
+    (x * gate, gate * (1.0f32 + slope * (1.0f32 - gate)))
+}
+
 /// A pointwise function or, if `derivative`, its derivative times `grad`.
 #[cube(launch)]
 fn applied<E: Float>(
@@ -72,7 +96,7 @@ fn applied<E: Float>(
     grad: &[E],
     out: &mut [E],
     slope: f32,
-    #[comptime] gelu: bool,
+    #[comptime] function: Function,
     #[comptime] derivative: bool,
     #[define(E)] _elem: ElemType,
 ) {
@@ -80,8 +104,10 @@ fn applied<E: Float>(
         terminate!();
     }
     let x = f32::cast_from(x[ABSOLUTE_POS]);
-    let (value, slant) = if gelu {
+    let (value, slant) = if comptime!(function == Function::Gelu) {
         gelu_at(x)
+    } else if comptime!(function == Function::GeluTanh) {
+        gelu_tanh_at(x)
     } else {
         sigmoid_linear_at(x, slope)
     };

@@ -3,6 +3,7 @@
 use pulp::Simd;
 
 use super::panels::Panel;
+use crate::half::Slice;
 use crate::math::{load, store};
 
 /// Rows of the left matrix, and vectors of a panel, whose sums are in registers at once: 24 of 32, or
@@ -22,6 +23,8 @@ pub(crate) enum Left<'a> {
     Rows { values: &'a [f32], stride: usize },
     /// Step after step, `stride` apart.
     Steps { values: &'a [f32], stride: usize },
+    /// Tile after tile of this many rows, as [`pack_tiles`] puts them: each step after step.
+    Tiles { values: &'a [f32], rows: usize },
 }
 
 /// The destination of a product with a panel.
@@ -58,6 +61,15 @@ pub(crate) enum Start<'a> {
 }
 
 impl Start<'_> {
+    /// The same from a column on.
+    #[inline(always)]
+    pub(super) fn from(self, column: usize) -> Self {
+        match self {
+            Self::Bias(bias) => Self::Bias(&bias[column..]),
+            Self::Zero | Self::Sums => self,
+        }
+    }
+
     /// The initial values for one vector; `out` is its destination.
     #[inline(always)]
     fn vector<S: Simd>(self, simd: S, vector: usize, out: &[f32]) -> S::f32s {
@@ -164,7 +176,7 @@ fn multiply_vectors<S: Simd, const VECTORS: usize>(
     let (panel, _) = S::as_simd_f32s(panel);
     let (panel, _) = panel.as_chunks::<VECTORS>();
     let ([tile_rows, _], mut row) = (tile_size::<S>(), 0);
-    if VECTORS == 1 {
+    if VECTORS == 1 && !matches!(left, Left::Tiles { .. }) {
         // Twice the rows: with the sums of only one tile of the usual size, each step would wait.
         row = match tile_rows {
             5 => multiply_tiles::<S, 10, VECTORS>(simd, left, row, panel, out),
@@ -206,7 +218,28 @@ fn multiply_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
     panel: &[[S::f32s; VECTORS]],
 ) -> [[S::f32s; VECTORS]; ROWS] {
     let mut total = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
+    let (left, first) = match left {
+        // The last rows, fewer than a tile.
+        Left::Tiles { values, rows } if rows != ROWS => {
+            let values = &values[first / rows * rows * panel.len() + first % rows..];
+            let stride = rows;
+            (Left::Steps { values, stride }, 0)
+        }
+        _ => (left, first),
+    };
     match left {
+        Left::Tiles { values, .. } => {
+            let (steps, _) = values[first * panel.len()..].as_chunks::<ROWS>();
+            for (step, vectors) in steps.iter().zip(panel) {
+                for row in 0..ROWS {
+                    let value = simd.splat_f32s(step[row]);
+                    for vector in 0..VECTORS {
+                        let sum = total[row][vector];
+                        total[row][vector] = simd.mul_add_e_f32s(value, vectors[vector], sum);
+                    }
+                }
+            }
+        }
         Left::Rows { values, stride } => {
             let steps = panel.len();
             let rows: [&[f32]; ROWS] =
@@ -236,4 +269,56 @@ fn multiply_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
         }
     }
     total
+}
+
+/// Packs rows of the left matrix, `stride` apart, for [`Left::Tiles`]: `[tile, step, row]`, with zeros beyond the
+/// last row. `first` is where the first row and step are.
+#[inline(always)]
+pub(super) fn pack_tiles<S: Simd>(
+    left: Slice<'_>,
+    first: usize,
+    stride: usize,
+    size: [usize; 2],
+    out: &mut [f32],
+) {
+    match tile_size::<S>()[0] {
+        5 => pack_tiles_of::<5>(left, first, stride, size, out),
+        _ => pack_tiles_of::<6>(left, first, stride, size, out),
+    }
+}
+
+#[inline(always)]
+fn pack_tiles_of<const ROWS: usize>(
+    left: Slice<'_>,
+    first: usize,
+    stride: usize,
+    [rows, steps]: [usize; 2],
+    out: &mut [f32],
+) {
+    /// Steps transposed at once.
+    const TURN: usize = 16;
+    let (out, _) = out.as_chunks_mut::<ROWS>();
+    for (tile, out) in out.chunks_exact_mut(steps.max(1)).enumerate() {
+        let count = ROWS.min(rows - tile * ROWS);
+        let first = first + tile * ROWS * stride;
+        let (parts, rest) = out.as_chunks_mut::<TURN>();
+        let whole = parts.len() * TURN;
+        for (part, out) in parts.iter_mut().enumerate() {
+            let mut values = [[0.0; TURN]; ROWS];
+            for (row, values) in values[..count].iter_mut().enumerate() {
+                *values = left.array(first + row * stride + part * TURN);
+            }
+            for step in 0..TURN {
+                for row in 0..ROWS {
+                    out[step][row] = values[row][step];
+                }
+            }
+        }
+        for (step, out) in rest.iter_mut().enumerate() {
+            for (row, out) in out.iter_mut().enumerate() {
+                let at = first + row * stride + whole + step;
+                [*out] = if row < count { left.array(at) } else { [0.0] };
+            }
+        }
+    }
 }

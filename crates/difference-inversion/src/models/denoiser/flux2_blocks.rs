@@ -6,7 +6,7 @@ use dinv_kernels::gradient::recomputed_tokens;
 
 use crate::Result;
 use crate::models::denoiser::joint_block::{
-    BlockOptions, EPSILON, Projections, joined, modulated, turned, within_range,
+    BlockOptions, EPSILON, Projections, gated, joined, modulated, turned, within_range,
 };
 use crate::models::denoiser::recompute::recomputed_streams;
 use crate::models::layers::{LayerNorm, Linear, Mask, RmsNorm, gated_silu, multi_head_attention};
@@ -54,10 +54,10 @@ impl Stream {
         norm: &LayerNorm,
         parts: &[Tensor<3>],
     ) -> Tensor<3> {
-        let x = x + self.output.forward(attended) * parts[2].clone();
+        let x = gated(x, self.output.forward(attended), &parts[2]);
         let normed = modulated(norm.forward(x.clone()), &parts[3], &parts[4]);
         let outer = self.outer.forward(gated_silu(self.inner.forward(normed)));
-        x + outer * parts[5].clone()
+        gated(x, outer, &parts[5])
     }
 }
 
@@ -191,7 +191,7 @@ impl SingleBlock {
         let attended = multi_head_attention(query, key, value, self.heads, Mask::None);
         let network = gated_silu(inner.narrow(2, 3 * d, all - 3 * d));
         let outer = self.outer.forward(Tensor::cat(vec![attended, network], 2));
-        within_range(x + outer * parts[2].clone())
+        within_range(gated(x, outer, &parts[2]))
     }
 
     /// As [`forward`](Self::forward), but nothing inside the block is kept for the backward pass, which

@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 
 use crate::Result;
 use crate::models::denoiser::joint_block::{
-    BlockOptions, Modulation, Projections, modulated, turned, within_range,
+    BlockOptions, Modulation, Projections, gated, modulated, turned, within_range,
 };
 use crate::models::denoiser::recompute::recomputed_streams;
 use crate::models::layers::{Activation, Linear, Mask, multi_head_attention};
@@ -48,7 +48,7 @@ impl SingleBlock {
         let attended = multi_head_attention(query, key, value, self.heads, Mask::None);
         let inner = Activation::GeluTanh.forward(self.inner.forward(normed));
         let outer = self.outer.forward(Tensor::cat(vec![attended, inner], 2));
-        within_range(x + outer * parts[2].clone())
+        within_range(gated(x, outer, &parts[2]))
     }
 
     /// As [`forward`](Self::forward), but nothing inside the block is kept for the backward pass, which

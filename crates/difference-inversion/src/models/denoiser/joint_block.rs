@@ -2,6 +2,7 @@
 //! prompt's tokens attend to both, with weights of their own; and the parts that other blocks share.
 
 use burn::tensor::{DType, Tensor};
+use dinv_kernels as kernels;
 
 use crate::Result;
 use crate::models::denoiser::recompute::recomputed_streams;
@@ -52,8 +53,28 @@ pub(super) fn patches(latents: Tensor<4>, patch: usize) -> Tensor<3> {
 ///
 /// # Shapes
 /// `x` `[b, n, d]`, `shift` and `scale` `[b, 1, d]`
-pub(super) fn modulated(x: Tensor<3>, shift: &Tensor<3>, scale: &Tensor<3>) -> Tensor<3> {
-    x * (scale.clone() + 1.0) + shift.clone()
+pub(in crate::models) fn modulated(
+    x: Tensor<3>,
+    shift: &Tensor<3>,
+    scale: &Tensor<3>,
+) -> Tensor<3> {
+    multiply_add(x, scale.clone() + 1.0, shift.clone())
+}
+
+/// `x + update · gate`, with a row of `gate` for every row of the batch.
+///
+/// # Shapes
+/// `x` and `update` `[b, n, d]`, `gate` `[b, 1, d]`
+pub(in crate::models) fn gated(x: Tensor<3>, update: Tensor<3>, gate: &Tensor<3>) -> Tensor<3> {
+    multiply_add(update, gate.clone(), x)
+}
+
+/// `x · factor + addend`.
+fn multiply_add(x: Tensor<3>, factor: Tensor<3>, addend: Tensor<3>) -> Tensor<3> {
+    if kernels::available_on_cpu(&x) && x.dims()[0] == factor.dims()[0] {
+        return kernels::modulation::multiply_add(x, factor, addend);
+    }
+    x * factor + addend
 }
 
 /// Shifts, scales and gates computed from the network's other inputs.
@@ -287,16 +308,13 @@ impl JointBlock {
         let [query, key, value] = joined(own, added);
         let attended = multi_head_attention(query, key, value, heads, Mask::None); // [b, n + m, d]
 
-        let mut x = x + self
-            .further
-            .output
-            .forward(attended.clone().narrow(1, 0, n))
-            * parts[2].clone();
+        let update = (self.further.output).forward(attended.clone().narrow(1, 0, n));
+        let mut x = gated(x, update, &parts[2]);
         if let Some(dual) = &self.dual {
             let normed = modulated(normed, &parts[6], &parts[7]);
             let [query, key, value] = dual.projections.forward(&normed);
             let attended = multi_head_attention(query, key, value, heads, Mask::None);
-            x = x + dual.output.forward(attended) * parts[8].clone();
+            x = gated(x, dual.output.forward(attended), &parts[8]);
         }
         let x = self
             .further
@@ -304,7 +322,7 @@ impl JointBlock {
         let prompt = match &self.prompt_further {
             Some(further) => {
                 let attended = further.output.forward(attended.narrow(1, n, m));
-                let prompt = prompt + attended * prompt_parts[2].clone();
+                let prompt = gated(prompt, attended, &prompt_parts[2]);
                 let norm = &self.prompt_modulation.norm;
                 further.feed_forward(prompt, norm, &prompt_parts[3..6])
             }
@@ -361,7 +379,7 @@ impl Further {
     /// `x` plus the output of the two layers; `parts` are shift, scale and gate.
     fn feed_forward(&self, x: Tensor<3>, norm: &LayerNorm, parts: &[Tensor<3>]) -> Tensor<3> {
         let normed = modulated(norm.forward(x.clone()), &parts[0], &parts[1]);
-        x + self.feed_forward.forward(normed) * parts[2].clone()
+        gated(x, self.feed_forward.forward(normed), &parts[2])
     }
 }
 

@@ -4,7 +4,9 @@ use burn::tensor::Tensor;
 use dinv_kernels::gradient::recomputed_tokens;
 
 use crate::Result;
-use crate::models::denoiser::joint_block::{BlockOptions, Projections, turned, within_range};
+use crate::models::denoiser::joint_block::{
+    BlockOptions, Projections, gated, turned, within_range,
+};
 use crate::models::denoiser::z_image::ZImageConfig;
 use crate::models::layers::{Activation, Linear, Mask, RmsNorm, multi_head_attention};
 use crate::models::rotation::Rotation;
@@ -40,7 +42,7 @@ impl Norms {
         match parts {
             Some(parts) => {
                 let found = half(normed * (parts[0].clone() + 1.0));
-                x + self.after.forward(found) * parts[1].clone().tanh()
+                gated(x, self.after.forward(found), &parts[1].clone().tanh())
             }
             None => x + self.after.forward(half(normed)),
         }
