@@ -29,10 +29,11 @@ gpu:
 gpu-day *flags:
     python3 benches/gpu/package.py {{flags}}
 
-# One optimisation step, and one call of the U-Net.
+# One optimisation step, one call of the U-Net, and linear layers in every type of weights.
 bench:
     cargo bench --bench learn
     cargo bench --bench unet
+    cargo bench --bench products
 
 # Accept what `--help` prints now, and the page of settings; look at the difference.
 update-help:

@@ -26,6 +26,8 @@ use super::store::{Running, Store};
 /// How often a command is started again after a temporary failure, and after what time.
 const TRIES: usize = 3;
 const BETWEEN_TRIES: Duration = Duration::from_secs(1);
+/// How late a process may notice a signal that it was sent while it was idle.
+const LATE: Duration = Duration::from_secs(1);
 
 /// How a command ended.
 enum Ended {
@@ -186,6 +188,7 @@ fn execute(
         arguments.push("--resume".to_owned());
     }
     let mut process = processes.take(store)?;
+    let (was_idle, begun) = (process.was_idle(), Instant::now());
     let mut running = run_in(&mut process, store, id, folder, &arguments, &mut listener)?;
     if process.was_idle() && !listener.began && !listener.is_done {
         // It ended before it had read the command: it was killed while it was idle.
@@ -197,9 +200,15 @@ fn execute(
         return Ok(Ended::Done(listener.output));
     }
     let status = process.wait()?;
+    let cancelled = store.get(id).is_ok_and(|job| job.cancels > 0);
+    let was_late = was_idle && begun.elapsed() < LATE && !signals::stopping();
     Ok(match status.code() {
+        // The signal was sent to the idle process, which had read the command before it noticed.
+        Some(code) if code > 128 && was_late && !cancelled => {
+            Ended::Temporary(listener.error(&status.to_string()))
+        }
         Some(code) if code > 128 => Ended::Stopped,
-        _ if store.get(id).is_ok_and(|job| job.cancels > 0) => Ended::Stopped,
+        _ if cancelled => Ended::Stopped,
         Some(code) if code == i32::from(Exit::Again.code()) => {
             Ended::Temporary(listener.error(&status.to_string()))
         }
