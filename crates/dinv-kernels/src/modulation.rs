@@ -29,6 +29,7 @@ pub fn multiply_add(x: Tensor<3>, factor: Tensor<3>, addend: Tensor<3>) -> Tenso
             every_row,
         };
         for_chunks(&mut out, d, &kernel);
+        let x = tracked[0].then_some(x); // only the factor's gradient needs it
         let backward = move |grad: Tensor<3>| {
             let values = Values::of(grad.clone());
             let rows = values.as_slice();
@@ -52,7 +53,7 @@ pub fn multiply_add(x: Tensor<3>, factor: Tensor<3>, addend: Tensor<3>) -> Tenso
                 true => grad,
                 false => summed(None, tracked[1]),
             };
-            let factor_grad = summed(Some(x.as_slice()), tracked[0]);
+            let factor_grad = summed(x.as_ref().map(Values::as_slice), tracked[0]);
             [tensor(out, shape), factor_grad, addend_grad]
         };
         (tensor(out, shape), backward)

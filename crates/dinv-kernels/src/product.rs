@@ -261,10 +261,11 @@ impl Product<'_> {
             return [most.next_multiple_of(tile), panels * widest];
         }
         let wanted = TASKS_PER_THREAD * self.threads;
+        let least = rows.div_ceil(most);
         let down = if steps * columns <= FEW {
-            (wanted.min(rows.div_ceil(tile))).max(rows.div_ceil(most))
+            wanted.min(rows.div_ceil(tile)).max(least)
         } else {
-            rows.div_ceil(most)
+            least
         };
         let across = wanted.div_ceil(down).clamp(1, panels);
         let down = wanted.div_ceil(across).max(down).min(rows.div_ceil(tile));

@@ -188,7 +188,7 @@ fn execute(
         arguments.push("--resume".to_owned());
     }
     let mut process = processes.take(store)?;
-    let (was_idle, begun) = (process.was_idle(), Instant::now());
+    let begun = Instant::now();
     let mut running = run_in(&mut process, store, id, folder, &arguments, &mut listener)?;
     if process.was_idle() && !listener.began && !listener.is_done {
         // It ended before it had read the command: it was killed while it was idle.
@@ -199,9 +199,9 @@ fn execute(
         processes.put_back(process, running, store);
         return Ok(Ended::Done(listener.output));
     }
+    let was_late = process.was_idle() && begun.elapsed() < LATE && !signals::stopping();
     let status = process.wait()?;
     let cancelled = store.get(id).is_ok_and(|job| job.cancels > 0);
-    let was_late = was_idle && begun.elapsed() < LATE && !signals::stopping();
     Ok(match status.code() {
         // The signal was sent to the idle process, which had read the command before it noticed.
         Some(code) if code > 128 && was_late && !cancelled => {
