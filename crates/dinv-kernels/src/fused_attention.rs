@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::gradient::with_gradient;
 use super::half::Slice;
-use super::math::{exp, max, sum};
+use super::math::{exponentials, max, sum};
 use super::product::{Block, Left, Out, Panels, PanelsOf, Right, Start, blocks, multiply};
 use super::{Values, instructions, tensor, with_scratch, zeros};
 
@@ -274,13 +274,10 @@ impl Heads {
         let (seen, after) = scores[..self.m].split_at_mut(seen);
         let padding = self.padding.min(seen.len().saturating_sub(1));
         let (before, seen) = seen.split_at_mut(padding);
-        let largest = max(seen);
-        for score in seen.iter_mut() {
-            *score = exp((*score - largest) * scale);
-        }
         before.fill(0.0);
         after.fill(0.0);
-        1.0 / sum(seen.len(), |i| seen[i])
+        let largest = max(seen);
+        1.0 / exponentials(seen, largest, scale)
     }
 
     /// Replaces the scores of a query by its weights and, in `grads`, the gradients of the weights by those
@@ -289,12 +286,10 @@ impl Heads {
     fn weigh(self, weights: &mut [f32], grads: &mut [f32], query: usize) {
         let share = self.exponentials(weights, query);
         let (weights, grads) = (&mut weights[..self.m], &mut grads[..self.m]);
-        for weight in weights.iter_mut() {
-            *weight *= share;
-        }
-        let mean = sum(weights.len(), |i| weights[i] * grads[i]);
+        let mean = share * sum([weights, grads], |[weight, grad]| weight * grad);
         let scale = 1.0 / (self.d as f32).sqrt();
         for (grad, weight) in grads.iter_mut().zip(weights) {
+            *weight *= share;
             *grad = *weight * (*grad - mean) * scale;
         }
     }

@@ -92,17 +92,59 @@ pub(super) fn store<S: Simd>(simd: S, out: &mut [f32], vector: S::f32s) {
     }
 }
 
-/// Sums `f(i)` over `0..n` in [`LANES`] partial sums.
+/// Sums `f` of the values of all slices, which are of the same length, in [`LANES`] partial sums.
 #[inline(always)]
-pub(super) fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+pub(super) fn sum<const N: usize>(slices: [&[f32]; N], f: impl Fn([f32; N]) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];
-    let whole = n - n % LANES;
-    for start in (0..whole).step_by(LANES) {
-        for (lane, total) in lanes.iter_mut().enumerate() {
-            *total += f(start + lane);
+    let len = slices[0].len();
+    let whole = len - len % LANES;
+    for first in (0..whole).step_by(LANES) {
+        let mut values = [[0.0; N]; LANES];
+        for n in 0..N {
+            let slice = &slices[n][first..][..LANES];
+            for lane in 0..LANES {
+                values[lane][n] = slice[lane];
+            }
+        }
+        for lane in 0..LANES {
+            lanes[lane] += f(values[lane]);
         }
     }
-    lanes.iter().sum::<f32>() + (whole..n).map(f).sum::<f32>()
+    for at in whole..len {
+        let mut values = [0.0; N];
+        for n in 0..N {
+            values[n] = slices[n][at];
+        }
+        lanes[at - whole] += f(values);
+    }
+    total(lanes)
+}
+
+/// Replaces `values` by `e^((value − from) · scale)` and returns their sum.
+#[inline(always)]
+pub(super) fn exponentials(values: &mut [f32], from: f32, scale: f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (chunks, rest) = values.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            chunk[lane] = exp((chunk[lane] - from) * scale);
+            lanes[lane] += chunk[lane];
+        }
+    }
+    for (value, lane) in rest.iter_mut().zip(&mut lanes) {
+        *value = exp((*value - from) * scale);
+        *lane += *value;
+    }
+    total(lanes)
+}
+
+#[inline(always)]
+fn total(lanes: [f32; LANES]) -> f32 {
+    let mut total = 0.0;
+    for lane in lanes {
+        total += lane;
+    }
+    total
 }
 
 /// The largest of `values`; negative infinity if there are none. NaN is ignored.
@@ -151,10 +193,24 @@ mod tests {
     }
 
     #[test]
+    fn exponentials_of_any_length() {
+        for n in [0, 1, 15, 16, 17, 100] {
+            let expected: Vec<f32> = (0..n).map(|i| exp((i as f32 - 3.0) * 0.1)).collect();
+            let mut values: Vec<f32> = (0..n).map(|i| i as f32).collect();
+            let total = exponentials(&mut values, 3.0, 0.1);
+            assert_eq!(values, expected);
+            let sum: f32 = expected.iter().sum();
+            assert!((total - sum).abs() <= 1e-6 * sum, "{total} {sum}");
+        }
+    }
+
+    #[test]
     fn sums_and_maxima_of_any_length() {
         for n in [0, 1, 15, 16, 17, 100] {
             let values: Vec<f32> = (0..n).map(|i| i as f32).collect();
-            assert_eq!(sum(n, |i| values[i]), values.iter().sum::<f32>());
+            assert_eq!(sum([&values], |[x]| x), values.iter().sum::<f32>());
+            let squares: f32 = values.iter().map(|x| x * x).sum();
+            assert_eq!(sum([&values, &values], |[x, y]| x * y), squares);
             let largest = values.last().copied().unwrap_or(f32::NEG_INFINITY);
             assert_eq!(max(&values), largest);
         }

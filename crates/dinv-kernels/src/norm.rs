@@ -261,8 +261,11 @@ impl Kernel for LayerNormBackward<'_> {
         let (x, grad) = (&self.x[row * c..][..c], &self.grad[row * c..][..c]);
         let weight = &self.weight[..c];
         let (mean, scale) = row_statistics(x, self.epsilon);
-        let average = sum(c, |i| grad[i] * weight[i]) / c as f32;
-        let product = sum(c, |i| grad[i] * weight[i] * (x[i] - mean)) * scale / c as f32;
+        let average = sum([grad, weight], |[grad, weight]| grad * weight) / c as f32;
+        let product = sum([grad, weight, x], |[grad, weight, x]| {
+            grad * weight * (x - mean)
+        });
+        let product = product * scale / c as f32;
         for i in 0..c {
             let normalised = (x[i] - mean) * scale;
             out[i] = (grad[i] * weight[i] - average - normalised * product) * scale;
@@ -274,8 +277,8 @@ impl Kernel for LayerNormBackward<'_> {
 #[inline(always)]
 fn row_statistics(x: &[f32], epsilon: f64) -> (f32, f32) {
     let n = x.len() as f32;
-    let mean = sum(x.len(), |i| x[i]) / n;
-    let variance = sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / n;
+    let mean = sum([x], |[x]| x) / n;
+    let variance = sum([x], |[x]| (x - mean) * (x - mean)) / n;
     (mean, 1.0 / (variance + epsilon as f32).sqrt())
 }
 
@@ -321,7 +324,7 @@ impl RmsNorm<'_> {
     /// The reciprocal root mean square.
     #[inline(always)]
     fn scale(&self, x: &[f32]) -> f32 {
-        let mean = sum(x.len(), |i| x[i] * x[i]) / x.len() as f32;
+        let mean = sum([x], |[x]| x * x) / x.len() as f32;
         1.0 / (mean + self.epsilon as f32).sqrt()
     }
 }
@@ -350,7 +353,8 @@ impl Kernel for RmsNormBackward<'_> {
         let (x, grad) = (&self.norm.x[row * c..][..c], &self.grad[row * c..][..c]);
         let weight = &self.norm.weight[..c];
         let scale = self.norm.scale(x);
-        let product = sum(c, |i| grad[i] * weight[i] * x[i]) * scale * scale / c as f32;
+        let product = sum([grad, weight, x], |[grad, weight, x]| grad * weight * x);
+        let product = product * scale * scale / c as f32;
         for i in 0..c {
             out[i] = (grad[i] * weight[i] - x[i] * product) * scale;
         }

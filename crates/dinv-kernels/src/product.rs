@@ -14,7 +14,7 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 pub(super) use self::panels::{Panel, Panels, PanelsOf, Right};
-pub(super) use self::tile::{Left, Out, Start, multiply};
+pub(super) use self::tile::{Left, Out, Start, add_products, multiply};
 use self::tile::{pack_tiles, tile_size};
 use super::half::Slice;
 use super::{instructions, with_scratch};

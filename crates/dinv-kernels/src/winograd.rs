@@ -19,7 +19,7 @@ use self::tiling::Tiling;
 use self::transform::{Transform, transform_outputs, transform_weights};
 use super::half::{Slice, Weights};
 use super::math::{load, store};
-use super::product::{Panel, Right};
+use super::product::{Panel, Right, add_products};
 use super::{Values, instructions, tensor, with_scratch, zeros};
 
 /// Points of a transformed tile, 6×6.
@@ -299,13 +299,7 @@ fn multiply<S: Simd, const ROWS: usize>(
         }
     }
     let ((inputs, _), (weights, _)) = (inputs.as_chunks::<ROWS>(), weights.as_chunks::<2>());
-    for (inputs, weights) in inputs.iter().zip(weights) {
-        for (total, &input) in total.iter_mut().zip(inputs) {
-            let input = simd.splat_f32s(input);
-            total[0] = simd.mul_add_e_f32s(input, weights[0], total[0]);
-            total[1] = simd.mul_add_e_f32s(input, weights[1], total[1]);
-        }
-    }
+    let total = add_products(simd, inputs, weights, total);
     for (sum, total) in sums.iter_mut().zip(total) {
         *sum = total;
     }

@@ -1,6 +1,8 @@
 //! The product of a few rows with a panel, whose sums stay in registers.
 
-use pulp::Simd;
+use std::borrow::Borrow;
+
+use pulp::{Simd, WithSimd};
 
 use super::panels::Panel;
 use crate::half::Slice;
@@ -105,12 +107,24 @@ impl Out<'_, '_> {
                 stride,
                 start,
             } => {
-                let rows = sums[first * *stride..].chunks_mut(*stride);
-                for (row, products) in rows.zip(products) {
-                    let out = row.chunks_exact_mut(S::F32_LANES);
-                    for (vector, (out, product)) in out.zip(products).enumerate() {
-                        let start = start.vector(simd, vector, out);
-                        store(simd, out, simd.add_f32s(start, product));
+                for (row, products) in products.iter().enumerate() {
+                    let row = &mut sums[(first + row) * *stride..];
+                    let (out, _) = S::as_mut_simd_f32s(&mut row[..VECTORS * S::F32_LANES]);
+                    let (out, _) = out.as_chunks_mut::<VECTORS>();
+                    let out = &mut out[0];
+                    match start {
+                        Start::Zero => *out = *products,
+                        Start::Bias(bias) => {
+                            let (bias, _) = S::as_simd_f32s(bias);
+                            for vector in 0..VECTORS {
+                                out[vector] = simd.add_f32s(bias[vector], products[vector]);
+                            }
+                        }
+                        Start::Sums => {
+                            for vector in 0..VECTORS {
+                                out[vector] = simd.add_f32s(out[vector], products[vector]);
+                            }
+                        }
                     }
                 }
             }
@@ -158,11 +172,42 @@ pub(crate) fn multiply<S: Simd>(
     width: usize,
     out: &mut Out<'_, '_>,
 ) {
-    match width / S::F32_LANES {
-        1 => multiply_vectors::<S, 1>(simd, left, panel, out),
-        2 => multiply_vectors::<S, 2>(simd, left, panel, out),
-        3 => multiply_vectors::<S, 3>(simd, left, panel, out),
-        _ => multiply_vectors::<S, 4>(simd, left, panel, out),
+    simd.vectorize(Multiply {
+        left,
+        panel,
+        width,
+        out,
+    });
+}
+
+/// [`multiply`] as a function of its own. Inlined wherever it is called, its loops would take minutes to compile,
+/// and would share their registers with the code around them.
+struct Multiply<'a, 'o, 'b, 'c> {
+    left: Left<'a>,
+    panel: &'a [f32],
+    width: usize,
+    out: &'o mut Out<'b, 'c>,
+}
+
+impl WithSimd for Multiply<'_, '_, '_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self {
+            left,
+            panel,
+            width,
+            out,
+        } = self;
+        let [_, most] = tile_size::<S>();
+        match width / S::F32_LANES {
+            1 => multiply_vectors::<S, 1>(simd, left, panel, out),
+            2 => multiply_vectors::<S, 2>(simd, left, panel, out),
+            3 if most > 2 => multiply_vectors::<S, 3>(simd, left, panel, out),
+            _ if most > 2 => multiply_vectors::<S, 4>(simd, left, panel, out),
+            _ => unreachable!("a panel has at most {most} vectors"),
+        }
     }
 }
 
@@ -217,58 +262,142 @@ fn multiply_tile<S: Simd, const ROWS: usize, const VECTORS: usize>(
     first: usize,
     panel: &[[S::f32s; VECTORS]],
 ) -> [[S::f32s; VECTORS]; ROWS] {
-    let mut total = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
-    let (left, first) = match left {
-        // The last rows, fewer than a tile.
-        Left::Tiles { values, rows } if rows != ROWS => {
-            let values = &values[first / rows * rows * panel.len() + first % rows..];
-            let stride = rows;
-            (Left::Steps { values, stride }, 0)
-        }
-        _ => (left, first),
-    };
+    let zeros = [[simd.splat_f32s(0.0); VECTORS]; ROWS];
+    let steps = panel.len();
     match left {
-        Left::Tiles { values, .. } => {
-            let (steps, _) = values[first * panel.len()..].as_chunks::<ROWS>();
-            for (step, vectors) in steps.iter().zip(panel) {
-                for row in 0..ROWS {
-                    let value = simd.splat_f32s(step[row]);
-                    for vector in 0..VECTORS {
-                        let sum = total[row][vector];
-                        total[row][vector] = simd.mul_add_e_f32s(value, vectors[vector], sum);
-                    }
-                }
-            }
+        Left::Tiles { values, rows } if rows == ROWS => {
+            let (values, _) = values[first * steps..].as_chunks();
+            add_products(simd, &values[..steps], panel, zeros)
+        }
+        // The last rows, fewer than a tile.
+        Left::Tiles { values, rows } => {
+            let values = &values[first / rows * rows * steps + first % rows..];
+            let stride = rows;
+            add_steps(simd, &StepByStep { values, stride }, panel, zeros)
         }
         Left::Rows { values, stride } => {
-            let steps = panel.len();
-            let rows: [&[f32]; ROWS] =
-                std::array::from_fn(|row| &values[(first + row) * stride..][..steps]);
-            for (step, vectors) in panel.iter().enumerate() {
-                for row in 0..ROWS {
-                    let value = simd.splat_f32s(rows[row][step]);
-                    for vector in 0..VECTORS {
-                        let sum = total[row][vector];
-                        total[row][vector] = simd.mul_add_e_f32s(value, vectors[vector], sum);
-                    }
-                }
+            let mut rows = [&values[..0]; ROWS];
+            for (row, values_of_row) in rows.iter_mut().enumerate() {
+                *values_of_row = &values[(first + row) * stride..][..steps];
             }
+            add_steps(simd, &RowByRow(rows), panel, zeros)
         }
         Left::Steps { values, stride } => {
-            let steps = values[first..].chunks(stride);
-            for (step, vectors) in steps.zip(panel) {
-                let step = &step[..ROWS];
-                for row in 0..ROWS {
-                    let value = simd.splat_f32s(step[row]);
-                    for vector in 0..VECTORS {
-                        let sum = total[row][vector];
-                        total[row][vector] = simd.mul_add_e_f32s(value, vectors[vector], sum);
-                    }
-                }
-            }
+            let values = &values[first..];
+            add_steps(simd, &StepByStep { values, stride }, panel, zeros)
         }
     }
-    total
+}
+
+/// Steps of a few rows of the left matrix.
+trait Steps<const ROWS: usize> {
+    /// One value per row.
+    type Step: Borrow<[f32; ROWS]>;
+
+    /// `COUNT` steps from `step` on.
+    fn at<const COUNT: usize>(&self, step: usize) -> [Self::Step; COUNT];
+}
+
+struct WholeTile<'a, const ROWS: usize>(&'a [[f32; ROWS]]);
+
+impl<'a, const ROWS: usize> Steps<ROWS> for WholeTile<'a, ROWS> {
+    type Step = &'a [f32; ROWS];
+
+    #[inline(always)]
+    fn at<const COUNT: usize>(&self, step: usize) -> [Self::Step; COUNT] {
+        self.0[step..].as_chunks::<COUNT>().0[0].each_ref()
+    }
+}
+
+struct RowByRow<'a, const ROWS: usize>([&'a [f32]; ROWS]);
+
+impl<const ROWS: usize> Steps<ROWS> for RowByRow<'_, ROWS> {
+    type Step = [f32; ROWS];
+
+    #[inline(always)]
+    fn at<const COUNT: usize>(&self, step: usize) -> [Self::Step; COUNT] {
+        let mut steps = [[0.0; ROWS]; COUNT];
+        for (row, values) in self.0.iter().enumerate() {
+            let values = &values[step..][..COUNT];
+            for (step, value) in steps.iter_mut().zip(values) {
+                step[row] = *value;
+            }
+        }
+        steps
+    }
+}
+
+struct StepByStep<'a> {
+    values: &'a [f32],
+    stride: usize,
+}
+
+impl<'a, const ROWS: usize> Steps<ROWS> for StepByStep<'a> {
+    type Step = &'a [f32; ROWS];
+
+    #[inline(always)]
+    fn at<const COUNT: usize>(&self, step: usize) -> [Self::Step; COUNT] {
+        let mut steps = [&[0.0; ROWS]; COUNT];
+        let values = &self.values[step * self.stride..];
+        for (step, values_of_step) in steps.iter_mut().enumerate() {
+            let (values, _) = values[step * self.stride..].as_chunks();
+            *values_of_step = &values[0];
+        }
+        steps
+    }
+}
+
+/// Steps in one turn of the loop. One by one, the loop's own instructions would cost up to a third of the speed,
+/// depending on where in memory the loop happens to begin.
+const UNROLLED: usize = 4;
+
+/// Adds the products of all steps of a panel to the sums.
+#[inline(always)]
+fn add_steps<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    left: &impl Steps<ROWS>,
+    panel: &[[S::f32s; VECTORS]],
+    mut sums: [[S::f32s; VECTORS]; ROWS],
+) -> [[S::f32s; VECTORS]; ROWS] {
+    let (turns, rest) = panel.as_chunks::<UNROLLED>();
+    for (turn, panel) in turns.iter().enumerate() {
+        let steps = left.at::<UNROLLED>(turn * UNROLLED);
+        for step in 0..UNROLLED {
+            add(simd, steps[step].borrow(), &panel[step], &mut sums);
+        }
+    }
+    for (number, panel) in rest.iter().enumerate() {
+        let [step] = left.at(turns.len() * UNROLLED + number);
+        add(simd, step.borrow(), panel, &mut sums);
+    }
+    sums
+}
+
+/// Adds the products of a tile of the left matrix, `[step, row]`, and a panel to the sums.
+#[inline(always)]
+pub(crate) fn add_products<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    left: &[[f32; ROWS]],
+    panel: &[[S::f32s; VECTORS]],
+    sums: [[S::f32s; VECTORS]; ROWS],
+) -> [[S::f32s; VECTORS]; ROWS] {
+    add_steps(simd, &WholeTile(left), panel, sums)
+}
+
+/// Adds the products of one step.
+#[inline(always)]
+fn add<S: Simd, const ROWS: usize, const VECTORS: usize>(
+    simd: S,
+    left: &[f32; ROWS],
+    right: &[S::f32s; VECTORS],
+    sums: &mut [[S::f32s; VECTORS]; ROWS],
+) {
+    for row in 0..ROWS {
+        let value = simd.splat_f32s(left[row]);
+        for vector in 0..VECTORS {
+            sums[row][vector] = simd.mul_add_e_f32s(value, right[vector], sums[row][vector]);
+        }
+    }
 }
 
 /// Packs rows of the left matrix, `stride` apart, for [`Left::Tiles`]: `[tile, step, row]`, with zeros beyond the
