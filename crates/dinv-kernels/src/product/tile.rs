@@ -347,8 +347,8 @@ impl<'a, const ROWS: usize> Steps<ROWS> for StepByStep<'a> {
     }
 }
 
-/// Steps in one turn of the loop. One by one, the loop's own instructions would cost up to a fifth of the speed on a
-/// core that is shared with another thread.
+/// Steps in one turn of the loop. One by one, the loop's own instructions would cost up to a fifth of the speed
+/// while others use the same core.
 const UNROLLED: usize = 4;
 
 /// Adds the products of all steps of a panel to the sums.
