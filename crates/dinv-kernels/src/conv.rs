@@ -5,7 +5,7 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor};
 
 use super::gradient::with_gradient;
-use super::half::{Slice, Weights};
+use super::weights::{Slice, Weights};
 use super::packed::Packed;
 use super::product::{Right, product};
 use super::{Values, for_chunks, tensor, winograd, with_scratch, zeros};

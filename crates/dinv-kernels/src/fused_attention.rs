@@ -8,7 +8,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::gradient::with_gradient;
-use super::half::Slice;
+use super::weights::Slice;
 use super::math::{exponentials, max, sum};
 use super::product::{Block, Left, Out, Panels, PanelsOf, Right, Start, blocks, multiply};
 use super::{Values, instructions, tensor, with_scratch, zeros};

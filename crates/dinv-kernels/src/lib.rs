@@ -14,7 +14,6 @@ pub mod fused_attention;
 #[cfg(all(feature = "gpu", not(test)))] // its tests need a device and are in the library
 mod gpu;
 pub mod gradient;
-mod half;
 mod math;
 pub mod modulation;
 pub mod norm;
@@ -22,6 +21,7 @@ pub mod packed;
 pub mod pointwise;
 mod product;
 pub mod rotation;
+mod weights;
 mod winograd;
 
 use std::cell::{Cell, RefCell};

@@ -16,7 +16,7 @@ use rayon::prelude::*;
 pub(super) use self::panels::{Panel, Panels, PanelsOf, Right};
 pub(super) use self::tile::{Left, Out, Start, add_products, multiply};
 use self::tile::{pack_tiles, tile_size};
-use super::half::Slice;
+use super::weights::Slice;
 use super::{instructions, with_scratch};
 
 /// Steps of all panels processed in one go, so that a panel stays in the second-level cache.

@@ -17,7 +17,7 @@ use rayon::prelude::*;
 
 use self::tiling::Tiling;
 use self::transform::{Transform, transform_outputs, transform_weights};
-use super::half::{Slice, Weights};
+use super::weights::{Slice, Weights};
 use super::math::{load, store};
 use super::product::{Panel, Right, add_products};
 use super::{Values, instructions, tensor, with_scratch, zeros};

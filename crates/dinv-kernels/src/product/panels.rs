@@ -5,7 +5,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::tile::tile_size;
-use crate::half::{Slice, Weights};
+use crate::weights::{Slice, Weights};
 
 /// Steps and columns transposed at once.
 const TURN: [usize; 2] = [16, 4];

@@ -5,7 +5,7 @@ use std::borrow::Borrow;
 use pulp::{Simd, WithSimd};
 
 use super::panels::Panel;
-use crate::half::Slice;
+use crate::weights::Slice;
 use crate::math::{load, store};
 
 /// Rows of the left matrix, and vectors of a panel, whose sums are in registers at once: 24 of 32, or
