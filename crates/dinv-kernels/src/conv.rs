@@ -5,9 +5,9 @@ use std::sync::Arc;
 use burn::tensor::{Device, Tensor};
 
 use super::gradient::with_gradient;
-use super::weights::{Slice, Weights};
 use super::packed::Packed;
 use super::product::{Right, product};
+use super::weights::Weights;
 use super::{Values, for_chunks, tensor, winograd, with_scratch, zeros};
 
 /// Most floats of gathered neighbourhoods to hold at once.
@@ -18,7 +18,7 @@ const GATHERED: usize = 1 << 22;
 pub enum Matrix {
     /// `[d_out, d_in]` of any floating-point type.
     Dense(Box<Tensor<2>>),
-    /// Of fewer bits, on the CPU. Each product widens it, so that the gradient holds no wide copy either.
+    /// Of fewer bits, on the CPU. Products widen it part by part, so that nothing holds a wide copy.
     Packed(Arc<Packed>),
 }
 
@@ -54,32 +54,11 @@ impl Matrix {
     }
 }
 
-/// A matrix as products on the CPU hold it.
-enum Held {
-    Stored(Weights),
-    Packed(Arc<Packed>),
-}
-
-impl Held {
-    fn of(matrix: Matrix) -> Self {
+impl From<Matrix> for Weights {
+    fn from(matrix: Matrix) -> Self {
         match matrix {
-            Matrix::Dense(weight) => Self::Stored(Weights::of(*weight)),
+            Matrix::Dense(weight) => Self::of(*weight),
             Matrix::Packed(packed) => Self::Packed(packed),
-        }
-    }
-
-    /// Lends it to `work` as the factor on the right, whose rows or, if `transposed`, columns are `stride` long.
-    fn lend<T>(&self, stride: usize, transposed: bool, work: impl FnOnce(Right<'_>) -> T) -> T {
-        match self {
-            Self::Stored(weights) => work(Right::new(weights, stride, transposed)),
-            Self::Packed(packed) => with_scratch(packed.shape().iter().product(), |wide| {
-                packed.widen(wide);
-                work(Right {
-                    values: Slice::F32(wide),
-                    stride,
-                    transposed,
-                })
-            }),
         }
     }
 }
@@ -99,9 +78,9 @@ pub fn linear<const D: usize>(x: Tensor<D>, weight: Matrix, bias: Option<Tensor<
         let [d_out, d_in] = weight.dims();
         let mut out_shape = shape;
         out_shape[D - 1] = d_out;
-        let weight = Held::of(weight);
-        let y = weight.lend(d_in, true, |right| times(x, right, bias, out_shape));
-        let back = move |grad| [weight.lend(d_in, false, |right| times(grad, right, None, shape))];
+        let weight = Weights::from(weight);
+        let y = times(x, Right::new(&weight, d_in, true), bias, out_shape);
+        let back = move |grad| [times(grad, Right::new(&weight, d_in, false), None, shape)];
         (y, back)
     })
 }

@@ -8,9 +8,9 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::gradient::with_gradient;
-use super::weights::Slice;
 use super::math::{exponentials, max, sum};
 use super::product::{Block, Left, Out, Panels, PanelsOf, Right, Start, blocks, multiply};
+use super::weights::Slice;
 use super::{Values, instructions, tensor, with_scratch, zeros};
 
 /// Most scores computed at once.

@@ -1,12 +1,16 @@
-//! Matrices whose numbers have fewer bits than a float: 8-bit floats, and the blocks of ggml
-//! ([llama.cpp](https://github.com/ggml-org/llama.cpp), `ggml-quants.c`). They are held as they are stored, and widened
-//! for each product.
+//! Matrices whose numbers have fewer bits than a float: 8-bit floats, and the blocks of ggml. They are held as they are
+//! stored, and widened part by part as a product packs them.
+
+mod ggml;
 
 use burn::tensor::Tensor;
 use half::f16;
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+pub use self::ggml::Ggml;
+use self::ggml::{LONG, SHORT};
+use super::weights::float;
 use super::{TASK, instructions, tensor, zeros};
 
 /// How numbers are stored.
@@ -18,200 +22,6 @@ pub enum Packing {
     F8E5M2(f32),
     /// Blocks of ggml.
     Ggml(Ggml),
-}
-
-/// The types of ggml: a block of numbers, and how many bytes it has.
-#[expect(missing_docs, reason = "ggml's names")]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ggml {
-    Q4_0,
-    Q4_1,
-    Q5_0,
-    Q5_1,
-    Q8_0,
-    Q2K,
-    Q3K,
-    Q4K,
-    Q5K,
-    Q6K,
-}
-
-/// Numbers of a block of the older types, and of the "K" types.
-const SHORT: usize = 32;
-const LONG: usize = 256;
-
-impl Ggml {
-    /// The type that a file numbers so.
-    pub fn numbered(number: u32) -> Option<Self> {
-        Some(match number {
-            2 => Self::Q4_0,
-            3 => Self::Q4_1,
-            6 => Self::Q5_0,
-            7 => Self::Q5_1,
-            8 => Self::Q8_0,
-            10 => Self::Q2K,
-            11 => Self::Q3K,
-            12 => Self::Q4K,
-            13 => Self::Q5K,
-            14 => Self::Q6K,
-            _ => return None,
-        })
-    }
-
-    /// Numbers and bytes of a block.
-    pub fn block(self) -> [usize; 2] {
-        match self {
-            Self::Q4_0 => [SHORT, 18],
-            Self::Q4_1 => [SHORT, 20],
-            Self::Q5_0 => [SHORT, 22],
-            Self::Q5_1 => [SHORT, 24],
-            Self::Q8_0 => [SHORT, 34],
-            Self::Q2K => [LONG, 84],
-            Self::Q3K => [LONG, 110],
-            Self::Q4K => [LONG, 144],
-            Self::Q5K => [LONG, 176],
-            Self::Q6K => [LONG, 210],
-        }
-    }
-
-    /// Writes the numbers of a block to `out`, of as many numbers.
-    #[inline(always)]
-    fn unpack(self, block: &[u8], out: &mut [f32]) {
-        match self {
-            Self::Q4_0 => {
-                let d = half_at(block, 0);
-                for (i, &byte) in block[2..].iter().enumerate() {
-                    out[i] = d * (f32::from(byte & 15) - 8.0);
-                    out[i + 16] = d * (f32::from(byte >> 4) - 8.0);
-                }
-            }
-            Self::Q4_1 => {
-                let (d, m) = (half_at(block, 0), half_at(block, 2));
-                for (i, &byte) in block[4..].iter().enumerate() {
-                    out[i] = d * f32::from(byte & 15) + m;
-                    out[i + 16] = d * f32::from(byte >> 4) + m;
-                }
-            }
-            Self::Q5_0 => {
-                let d = half_at(block, 0);
-                fives(&block[2..], out, |q| d * (f32::from(q) - 16.0));
-            }
-            Self::Q5_1 => {
-                let (d, m) = (half_at(block, 0), half_at(block, 2));
-                fives(&block[4..], out, |q| d * f32::from(q) + m);
-            }
-            Self::Q8_0 => {
-                let d = half_at(block, 0);
-                for (out, &byte) in out.iter_mut().zip(&block[2..]) {
-                    *out = d * f32::from(byte.cast_signed());
-                }
-            }
-            Self::Q2K => unpack_q2k(block, out),
-            Self::Q3K => unpack_q3k(block, out),
-            Self::Q4K => unpack_q45k(block, &[], &block[16..], out),
-            Self::Q5K => unpack_q45k(block, &block[16..48], &block[48..], out),
-            Self::Q6K => unpack_q6k(block, out),
-        }
-    }
-}
-
-/// The f16 at a place, as f32.
-#[inline(always)]
-fn half_at(block: &[u8], place: usize) -> f32 {
-    f16::from_le_bytes([block[place], block[place + 1]]).to_f32()
-}
-
-/// 32 numbers of 5 bits: a fifth bit for each in four bytes, then the lower four.
-#[inline(always)]
-fn fives(block: &[u8], out: &mut [f32], number: impl Fn(u8) -> f32) {
-    let high = u32::from_le_bytes([block[0], block[1], block[2], block[3]]);
-    let fifth = |i: usize| if high >> i & 1 == 1 { 16 } else { 0 };
-    for (i, &byte) in block[4..].iter().enumerate() {
-        out[i] = number(byte & 15 | fifth(i));
-        out[i + 16] = number(byte >> 4 | fifth(i + 16));
-    }
-}
-
-/// 16 scales and minima of 4 bits, 256 numbers of 2, and a scale of either.
-#[inline(always)]
-fn unpack_q2k(block: &[u8], out: &mut [f32]) {
-    let (scales, numbers) = (&block[..16], &block[16..80]);
-    let (d, least) = (half_at(block, 80), half_at(block, 82));
-    for (group, out) in out.chunks_mut(16).enumerate() {
-        let scale = d * f32::from(scales[group] & 15);
-        let least = least * f32::from(scales[group] >> 4);
-        // 128 numbers share 32 bytes: two groups of 16 for each pair of bits.
-        let (half, within) = (group / 8, group % 8);
-        let (shift, start) = (within / 2 * 2, half * 32 + within % 2 * 16);
-        for (out, &byte) in out.iter_mut().zip(&numbers[start..start + 16]) {
-            *out = scale * f32::from(byte >> shift & 3) - least;
-        }
-    }
-}
-
-/// A third bit for each of 256 numbers, their lower two, 16 scales of 6 bits, and a scale of these.
-#[inline(always)]
-fn unpack_q3k(block: &[u8], out: &mut [f32]) {
-    let (high, numbers, packed) = (&block[..32], &block[32..96], &block[96..108]);
-    let d = half_at(block, 108);
-    for (group, out) in out.chunks_mut(16).enumerate() {
-        let lower = match group < 8 {
-            true => packed[group] & 15,
-            false => packed[group - 8] >> 4,
-        };
-        let upper = packed[8 + group % 4] >> (group / 4 * 2) & 3;
-        let scale = d * (f32::from(lower | upper << 4) - 32.0);
-        let (half, within) = (group / 8, group % 8);
-        let (shift, side) = (within / 2 * 2, within % 2 * 16);
-        let bit = 1u8 << (half * 4 + within / 2);
-        for (i, out) in out.iter_mut().enumerate() {
-            let number = numbers[half * 32 + side + i] >> shift & 3;
-            let less = if high[side + i] & bit == 0 { 4.0 } else { 0.0 };
-            *out = scale * (f32::from(number) - less);
-        }
-    }
-}
-
-/// Two f16 that scale 8 scales and 8 minima of 6 bits, which are packed in 12 bytes; then 256 numbers of 4
-/// bits, or with a fifth in `high`.
-#[inline(always)]
-fn unpack_q45k(block: &[u8], high: &[u8], numbers: &[u8], out: &mut [f32]) {
-    let (d, least) = (half_at(block, 0), half_at(block, 2));
-    let packed = &block[4..16];
-    for (group, out) in out.chunks_mut(32).enumerate() {
-        let [scale, minimum] = match group < 4 {
-            true => [packed[group] & 63, packed[group + 4] & 63],
-            false => [
-                packed[group + 4] & 15 | packed[group - 4] >> 6 << 4,
-                packed[group + 4] >> 4 | packed[group] >> 6 << 4,
-            ],
-        };
-        let (scale, minimum) = (d * f32::from(scale), least * f32::from(minimum));
-        let bytes = &numbers[group / 2 * 32..][..32];
-        let shift = group % 2 * 4;
-        for (i, out) in out.iter_mut().enumerate() {
-            let fifth = high.get(i).map_or(0, |byte| byte >> group & 1);
-            *out = scale * f32::from(bytes[i] >> shift & 15 | fifth << 4) - minimum;
-        }
-    }
-}
-
-/// The lower four bits of 256 numbers, their upper two, 16 scales of 8 bits, and a scale of these.
-#[inline(always)]
-fn unpack_q6k(block: &[u8], out: &mut [f32]) {
-    let (lower, upper, scales) = (&block[..128], &block[128..192], &block[192..208]);
-    let d = half_at(block, 208);
-    for (group, out) in out.chunks_mut(16).enumerate() {
-        let scale = d * f32::from(scales[group].cast_signed());
-        let (half, within) = (group / 8, group % 8);
-        let (row, side) = (within / 2, within % 2 * 16);
-        let lower = &lower[half * 64 + row % 2 * 32 + side..][..16];
-        let upper = &upper[half * 32 + side..][..16];
-        for (out, (&low, &high)) in out.iter_mut().zip(lower.iter().zip(upper)) {
-            let number = low >> (row / 2 * 4) & 15 | (high >> (row * 2) & 3) << 4;
-            *out = scale * (f32::from(number) - 32.0);
-        }
-    }
 }
 
 impl Packing {
@@ -227,39 +37,64 @@ impl Packing {
     pub fn widened(self, bytes: &[u8]) -> Vec<f32> {
         let [numbers, size] = self.block();
         let mut out = zeros(bytes.len() / size * numbers);
-        self.widen(bytes, &mut out);
-        out
-    }
-
-    /// Puts the numbers of whole blocks into `out`, on all threads.
-    fn widen(self, bytes: &[u8], out: &mut [f32]) {
-        let [numbers, size] = self.block();
-        let table: [f32; 256] = match self {
-            Self::F8E4M3(scale) => std::array::from_fn(|byte| from_e4m3(byte as u8) * scale),
-            Self::F8E5M2(scale) => std::array::from_fn(|byte| from_e5m2(byte as u8) * scale),
-            Self::Ggml(_) => [0.0; 256],
-        };
         let blocks = TASK.div_ceil(numbers);
         let parts = out.par_chunks_mut(blocks * numbers);
         let simd = instructions();
         parts
             .zip(bytes.par_chunks(blocks * size))
-            .for_each(|(out, bytes)| match self {
-                Self::Ggml(kind) => simd.dispatch(Unpack { kind, bytes, out }),
-                Self::F8E4M3(_) | Self::F8E5M2(_) => {
-                    for (out, &byte) in out.iter_mut().zip(bytes) {
-                        *out = table[usize::from(byte)];
-                    }
+            .for_each(|(out, bytes)| simd.dispatch(Unpack::new(self, bytes, 0, out)));
+        out
+    }
+
+    /// Writes the numbers of whole blocks to `out`.
+    #[inline(always)]
+    fn unpack(self, bytes: &[u8], out: &mut [f32]) {
+        match self {
+            Self::F8E4M3(scale) => {
+                for (out, &byte) in out.iter_mut().zip(bytes) {
+                    *out = from_e4m3(byte) * scale;
                 }
-            });
+            }
+            Self::F8E5M2(scale) => {
+                for (out, &byte) in out.iter_mut().zip(bytes) {
+                    *out = from_e5m2(byte) * scale;
+                }
+            }
+            Self::Ggml(kind) => kind.unpack(bytes, out),
+        }
     }
 }
 
-/// Unpacks blocks.
+/// Unpacks some numbers of blocks.
 struct Unpack<'a> {
-    kind: Ggml,
+    packing: Packing,
+    /// From the first block on that has one of the numbers.
     bytes: &'a [u8],
+    /// Numbers of that block to leave out.
+    skipped: usize,
     out: &'a mut [f32],
+}
+
+impl<'a> Unpack<'a> {
+    /// As many numbers as `out` takes, from one on.
+    fn new(packing: Packing, bytes: &'a [u8], start: usize, out: &'a mut [f32]) -> Self {
+        let [numbers, size] = packing.block();
+        Self {
+            packing,
+            bytes: &bytes[start / numbers * size..],
+            skipped: start % numbers,
+            out,
+        }
+    }
+
+    /// Copies numbers from the inside of the first block.
+    #[inline(always)]
+    fn part(packing: Packing, block: &[u8], skipped: usize, out: &mut [f32]) {
+        let mut whole = [0.0; LONG];
+        let [numbers, size] = packing.block();
+        packing.unpack(&block[..size], &mut whole[..numbers]);
+        out.copy_from_slice(&whole[skipped..][..out.len()]);
+    }
 }
 
 impl WithSimd for Unpack<'_> {
@@ -267,10 +102,19 @@ impl WithSimd for Unpack<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) {
-        let [numbers, size] = self.kind.block();
-        let blocks = self.bytes.chunks_exact(size);
-        for (block, out) in blocks.zip(self.out.chunks_exact_mut(numbers)) {
-            self.kind.unpack(block, out);
+        let [numbers, size] = self.packing.block();
+        let (mut bytes, mut out) = (self.bytes, self.out);
+        if self.skipped > 0 {
+            let begun = out.len().min(numbers - self.skipped);
+            let (first, rest) = out.split_at_mut(begun);
+            Self::part(self.packing, bytes, self.skipped, first);
+            (bytes, out) = (&bytes[size..], rest);
+        }
+        let blocks = out.len() / numbers;
+        let (whole, rest) = out.split_at_mut(blocks * numbers);
+        self.packing.unpack(&bytes[..blocks * size], whole);
+        if !rest.is_empty() {
+            Self::part(self.packing, &bytes[blocks * size..], 0, rest);
         }
     }
 }
@@ -329,9 +173,9 @@ impl Packed {
         tensor(self.packing.widened(&self.bytes), self.shape)
     }
 
-    /// Puts its numbers into `out`.
-    pub(super) fn widen(&self, out: &mut [f32]) {
-        self.packing.widen(&self.bytes, out);
+    /// Copies its numbers, row after row, from `start` on to `out`, as many as fit.
+    pub(super) fn copy(&self, start: usize, out: &mut [f32]) {
+        instructions().dispatch(Unpack::new(self.packing, &self.bytes, start, out));
     }
 }
 
@@ -351,19 +195,20 @@ fn pack_q8(values: &[f32], block: &mut [u8]) {
 }
 
 /// Without infinities: all ones is no number (Micikevicius et al. 2022, arXiv 2209.05433).
+#[inline(always)]
 fn from_e4m3(byte: u8) -> f32 {
-    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
-    let size = match (exponent, byte & 7) {
-        (15, 7) => f32::NAN,
-        (0, _) => mantissa * (-9f32).exp2(),
-        _ => (1.0 + mantissa / 8.0) * 2f32.powi(exponent - 7),
-    };
-    if byte >> 7 == 1 { -size } else { size }
+    /// 2¹²⁰, the difference of the exponents' biases.
+    const REBIAS: f32 = f32::from_bits((127 + 120) << 23);
+    let (sign, size) = (u32::from(byte >> 7) << 31, u32::from(byte & 0x7f));
+    let finite = f32::from_bits(size << 20) * REBIAS;
+    let size = if size == 0x7f { f32::NAN } else { finite };
+    f32::from_bits(size.to_bits() | sign)
 }
 
 /// The upper half of an f16.
+#[inline(always)]
 fn from_e5m2(byte: u8) -> f32 {
-    f16::from_bits(u16::from(byte) << 8).to_f32()
+    float(f16::from_bits(u16::from(byte) << 8))
 }
 
 #[cfg(test)]
@@ -425,23 +270,94 @@ mod tests {
         assert!(Packed::new(Packing::Ggml(Ggml::Q8_0), vec![0; 33], [1, 32]).is_none());
     }
 
+    /// A matrix of small whole numbers or eighths, so that sums of products are exact.
+    fn exact(packing: Packing, shape: [usize; 2]) -> Arc<Packed> {
+        let [numbers, size] = packing.block();
+        let mut bytes: Vec<u8> = (0..shape[0] * shape[1] / numbers * size)
+            .map(|i| match packing {
+                Packing::Ggml(_) => (i * 7919 % 251) as u8,
+                Packing::F8E4M3(_) | Packing::F8E5M2(_) => (0x38 + i * 7919 % 13) as u8,
+            })
+            .collect();
+        let one = f16::ONE.to_le_bytes();
+        for block in bytes.chunks_exact_mut(size) {
+            match packing {
+                Packing::Ggml(Ggml::Q8_0) => block[..2].copy_from_slice(&one),
+                Packing::Ggml(Ggml::Q6K) => block[208..].copy_from_slice(&one),
+                Packing::Ggml(_) => block[..4].copy_from_slice(&[one, one].concat()),
+                Packing::F8E4M3(_) | Packing::F8E5M2(_) => {}
+            }
+        }
+        Arc::new(Packed::new(packing, bytes, shape).unwrap())
+    }
+
+    /// With few rows, with many, and with rows and columns that are not cut at blocks.
     #[test]
     fn a_packed_matrix_multiplies_as_its_numbers_do() {
-        let [rows, d_in, d_out] = [7, 2 * SHORT, 45];
-        let packed = Arc::new(Packed::q8(&numbers(d_out * d_in), [d_out, d_in]).unwrap());
+        let short = [Packing::Ggml(Ggml::Q8_0), Packing::F8E4M3(0.5)];
+        let long = [
+            Packing::Ggml(Ggml::Q4K),
+            Packing::Ggml(Ggml::Q5K),
+            Packing::Ggml(Ggml::Q6K),
+        ];
+        for_each_instruction_set(|| {
+            for packing in short {
+                for size in [
+                    [7, 64, 45],
+                    [2, 1120, 1500],
+                    [150, 1120, 300],
+                    [600, 96, 70],
+                ] {
+                    multiplies_as_its_numbers_do(packing, size);
+                }
+            }
+            for packing in long {
+                for size in [[2, 768, 45], [40, 1280, 1100], [300, 256, 130]] {
+                    multiplies_as_its_numbers_do(packing, size);
+                }
+            }
+        });
+    }
+
+    fn multiplies_as_its_numbers_do(packing: Packing, [rows, d_in, d_out]: [usize; 3]) {
+        let packed = exact(packing, [d_out, d_in]);
         let dense = Matrix::from(packed.dense());
+        let whole = |len: usize| (0..len).map(|i| (i * 31 % 7) as f32 - 3.0).collect();
         let run = |weight: Matrix| {
-            let x = tensor(numbers(rows * d_in), [rows, d_in]);
+            let x = tensor(whole(rows * d_in), [rows, d_in]);
             let x = x.autodiff().require_grad();
             let y = linear(x.clone(), weight, None);
-            let factors = tensor(numbers(rows * d_out), [rows, d_out]);
+            let factors = tensor(whole(rows * d_out), [rows, d_out]);
             let grads = (y.clone() * factors).sum().backward();
             let grad = x.grad(&grads).unwrap();
             [y.inner().into_data(), grad.into_data()]
         };
         let packed = Matrix::Packed(packed);
         assert!(packed.size() * 3 < dense.size() && packed.dims() == dense.dims());
-        assert_eq!(run(packed), run(dense));
+        let found = run(packed);
+        assert_eq!(found, run(dense), "{packing:?} {rows} {d_in} {d_out}");
+        assert!(
+            found
+                .iter()
+                .all(|numbers| numbers.iter::<f32>().any(|x| x != 0.0))
+        );
+    }
+
+    /// Wherever a part starts and ends.
+    #[test]
+    fn any_part_of_a_matrix_can_be_copied() {
+        let packings = [Packing::Ggml(Ggml::Q4K), Packed::Q8, Packing::F8E5M2(2.0)];
+        for packing in packings {
+            let packed = exact(packing, [2, 512]);
+            let all = packing.widened(&packed.bytes);
+            for start in [0, 1, 31, 32, 255, 256, 300, 767] {
+                for len in [0, 1, 31, 64, 100, 256] {
+                    let mut out = vec![f32::NAN; len];
+                    packed.copy(start, &mut out);
+                    assert_eq!(out, all[start..][..len], "{packing:?} {start} {len}");
+                }
+            }
+        }
     }
 
     /// Over several tasks, the numbers of each block are where they belong.

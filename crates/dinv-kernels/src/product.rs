@@ -2,8 +2,8 @@
 //!
 //! The columns of the right matrix are packed into panels of a few vectors. The sums of a few rows of the
 //! left matrix with one panel stay in registers while the product steps through the panel
-//! ([Goto and van de Geijn 2008](https://doi.org/10.1145/1356052.1356053)). Weights of half
-//! precision are converted as they are packed.
+//! ([Goto and van de Geijn 2008](https://doi.org/10.1145/1356052.1356053)). Weights of fewer
+//! bits are widened as they are packed.
 
 mod panels;
 mod tile;
@@ -198,12 +198,13 @@ impl Product<'_> {
         });
     }
 
-    /// Steps and columns of one round: about as many steps in each, and whole panels.
+    /// Steps and columns of one round: about as many steps in each, whole panels, and whole blocks of packed weights.
     fn round(&self, panels: Panels) -> [usize; 2] {
-        let all = self.size[1];
+        let (all, grain) = (self.size[1], self.right.values.grain());
         let steps = all.div_ceil(all.div_ceil(STEPS).max(1));
+        let steps = steps.next_multiple_of(grain);
         let columns = (PACKED / steps.max(1)).min(panels.width()).max(1);
-        [steps, columns.next_multiple_of(panels.widest)]
+        [steps, columns.next_multiple_of(panels.widest.max(grain))]
     }
 
     /// What products of these steps are added to, from a column on.
@@ -225,22 +226,30 @@ impl Product<'_> {
     ) {
         let count = steps.len();
         let panels = self.simd.dispatch(PanelsOf(columns.len()));
+        let steps_of_a_task = PACKED_STEPS.max(right.values.grain());
         let mut tasks = Vec::new();
-        tasks.resize_with(count.div_ceil(PACKED_STEPS), Vec::new);
+        tasks.resize_with(count.div_ceil(steps_of_a_task), Vec::new);
         let parts = packed.chunks_mut((count * panels.widest).max(1));
         for (panel, packed) in panels.all().zip(parts) {
-            let packed = packed[..count * panel.width].chunks_mut(PACKED_STEPS * panel.width);
-            let first = columns.start + panel.first;
+            let packed = packed[..count * panel.width].chunks_mut(steps_of_a_task * panel.width);
             for (task, out) in tasks.iter_mut().zip(packed) {
-                task.push((Panel { first, ..panel }, out));
+                task.push((panel, out));
             }
         }
+        let room = right.values.room(match right.transposed {
+            true => steps_of_a_task * panels.widest,
+            false => columns.len(),
+        });
         let pack = |(number, panels)| {
-            let start = steps.start + number * PACKED_STEPS;
-            self.simd.dispatch(Pack {
-                right,
-                start,
-                panels,
+            let start = steps.start + number * steps_of_a_task;
+            with_scratch(room, |room| {
+                self.simd.dispatch(Pack {
+                    right,
+                    steps: start..steps.end.min(start + steps_of_a_task),
+                    columns: columns.clone(),
+                    panels,
+                    room,
+                });
             });
         };
         let tasks = tasks.into_iter().enumerate();
@@ -286,18 +295,21 @@ impl Product<'_> {
         let packing = match factors.left {
             _ if columns >= PANELS * cut.widest => Packing::Tiles,
             Slice::F32(_) => Packing::None,
-            Slice::F16(_) | Slice::BF16(_) => Packing::Rows,
+            Slice::F16(_) | Slice::BF16(_) | Slice::Packed(_) => Packing::Rows,
         };
         let len = match packing {
             Packing::Tiles => rows.next_multiple_of(cut.rows) * factors.steps,
             Packing::Rows => rows * factors.steps,
             Packing::None => 0,
         };
-        with_scratch(len, |packed| {
+        let room = factors.left.room(cut.rows * factors.steps);
+        with_scratch(len + room, |scratch| {
+            let (packed, room) = scratch.split_at_mut(len);
             self.simd.dispatch(Task {
                 factors,
                 packing,
                 packed,
+                room,
                 start,
                 block,
                 size: [rows, columns],
@@ -319,8 +331,12 @@ impl Product<'_> {
 /// Packs some steps of panels.
 struct Pack<'a> {
     right: Right<'a>,
-    start: usize,
+    steps: Range<usize>,
+    /// Those of all panels, which count from the first of them.
+    columns: Range<usize>,
     panels: Vec<(Panel, &'a mut [f32])>,
+    /// For a window of packed weights.
+    room: &'a mut [f32],
 }
 
 impl WithSimd for Pack<'_> {
@@ -328,20 +344,23 @@ impl WithSimd for Pack<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, _simd: S) {
-        if self.right.transposed {
+        let Self { right, room, .. } = self;
+        let count = self.steps.len();
+        if right.transposed {
             for (panel, out) in self.panels {
-                let steps = self.start..self.start + out.len() / panel.width;
-                self.right.pack(steps, panel, out);
+                let first = self.columns.start + panel.first;
+                let columns = first..first + panel.columns;
+                let window = right.window(columns, self.steps.clone(), room);
+                window.pack(0..count, Panel { first: 0, ..panel }, out);
             }
             return;
         }
         // In memory order.
-        for number in 0..PACKED_STEPS {
-            let step = self.start + number;
+        for (number, step) in self.steps.enumerate() {
+            let window = right.window(step..step + 1, self.columns.clone(), room);
             for (panel, out) in &mut self.panels {
-                if let Some(out) = out.chunks_exact_mut(panel.width).nth(number) {
-                    self.right.pack(step..step + 1, *panel, out);
-                }
+                let out = &mut out[number * panel.width..][..panel.width];
+                window.pack(0..1, *panel, out);
             }
         }
     }
@@ -376,8 +395,9 @@ enum Packing {
 struct Task<'a> {
     factors: Factors<'a>,
     packing: Packing,
-    /// Room for the copy.
+    /// Room for the copy, and for a tile of packed weights.
     packed: &'a mut [f32],
+    room: &'a mut [f32],
     /// From the block's first column on.
     start: Start<'a>,
     block: Block<'a>,
@@ -395,6 +415,7 @@ impl WithSimd for Task<'_> {
             factors,
             packing,
             packed,
+            room,
             start,
             mut block,
             size: [rows, columns],
@@ -403,7 +424,8 @@ impl WithSimd for Task<'_> {
         let steps = factors.steps;
         let left = match (packing, factors.left) {
             (Packing::Tiles, left) => {
-                pack_tiles::<S>(left, factors.first, factors.stride, [rows, steps], packed);
+                let Factors { first, stride, .. } = factors;
+                pack_tiles::<S>(left, first, stride, [rows, steps], packed, room);
                 Left::Tiles {
                     values: packed,
                     rows: tile_size::<S>()[0],

@@ -1,15 +1,19 @@
-//! Weights of half precision, converted on use.
+//! Weights as they are stored, widened to f32 on use.
+
+use std::sync::Arc;
 
 use burn::tensor::{DType, Tensor};
 use half::{bf16, f16};
 
 use super::Values;
+use super::packed::Packed;
 
-/// A tensor's elements in row-major order, of any type that weights are stored in.
+/// Weights in row-major order, of any type that they are stored in.
 pub(super) enum Weights {
     F32(Values),
     F16(Values),
     BF16(Values),
+    Packed(Arc<Packed>),
 }
 
 impl Weights {
@@ -28,6 +32,7 @@ impl Weights {
             Self::F32(values) => Slice::F32(values.as_slice()),
             Self::F16(values) => Slice::F16(&values.0.storage()[values.range()]),
             Self::BF16(values) => Slice::BF16(&values.0.storage()[values.range()]),
+            Self::Packed(packed) => Slice::Packed(packed),
         }
     }
 }
@@ -38,9 +43,56 @@ pub(super) enum Slice<'a> {
     F32(&'a [f32]),
     F16(&'a [f16]),
     BF16(&'a [bf16]),
+    Packed(&'a Packed),
 }
 
-impl Slice<'_> {
+/// Packed numbers are best read from a multiple of this on, since they are stored in blocks.
+const BLOCKS: usize = 256;
+
+impl<'a> Slice<'a> {
+    /// The number of which parts that are read should be multiples.
+    pub(super) fn grain(&self) -> usize {
+        match self {
+            Self::Packed(_) => BLOCKS,
+            Self::F32(_) | Self::F16(_) | Self::BF16(_) => 1,
+        }
+    }
+
+    /// The room that [`window`](Self::window) needs for so many elements.
+    pub(super) fn room(&self, elements: usize) -> usize {
+        match self {
+            Self::Packed(_) => elements,
+            Self::F32(_) | Self::F16(_) | Self::BF16(_) => 0,
+        }
+    }
+
+    /// Rows of `len` elements, the first of which is at `first` and the others `stride` apart: the elements from the
+    /// first on, and their stride. Packed ones are widened into `room`, side by side.
+    #[inline(always)]
+    pub(super) fn window<'b>(
+        self,
+        first: usize,
+        stride: usize,
+        [rows, len]: [usize; 2],
+        room: &'b mut [f32],
+    ) -> (Slice<'b>, usize)
+    where
+        'a: 'b,
+    {
+        match self {
+            Self::F32(values) => (Slice::F32(&values[first..]), stride),
+            Self::F16(values) => (Slice::F16(&values[first..]), stride),
+            Self::BF16(values) => (Slice::BF16(&values[first..]), stride),
+            Self::Packed(packed) => {
+                let lines = room.chunks_exact_mut(len.max(1)).take(rows);
+                for (row, out) in lines.enumerate() {
+                    packed.copy(first + row * stride, out);
+                }
+                (Slice::F32(room), len)
+            }
+        }
+    }
+
     /// Copies the elements from `start` on to `out`, as many as fit.
     #[inline(always)]
     pub(super) fn copy(&self, start: usize, out: &mut [f32]) {
@@ -48,6 +100,7 @@ impl Slice<'_> {
             Self::F32(values) => out.copy_from_slice(&values[start..][..out.len()]),
             Self::F16(values) => put(&values[start..][..out.len()], out, float),
             Self::BF16(values) => put(&values[start..][..out.len()], out, bf16::to_f32),
+            Self::Packed(packed) => packed.copy(start, out),
         }
     }
 
@@ -69,7 +122,7 @@ fn put<T: Copy>(values: &[T], out: &mut [f32], convert: impl Fn(T) -> f32) {
 
 /// The same number as f32; unlike [`f16::to_f32`], it uses operations that compilers vectorise.
 #[inline(always)]
-fn float(x: f16) -> f32 {
+pub(super) fn float(x: f16) -> f32 {
     /// 2¹¹², the difference of the exponents' biases.
     const REBIAS: f32 = f32::from_bits((127 + 112) << 23);
     let bits = u32::from(x.to_bits());

@@ -17,9 +17,9 @@ use rayon::prelude::*;
 
 use self::tiling::Tiling;
 use self::transform::{Transform, transform_outputs, transform_weights};
-use super::weights::{Slice, Weights};
 use super::math::{load, store};
 use super::product::{Panel, Right, add_products};
+use super::weights::{Slice, Weights};
 use super::{Values, instructions, tensor, with_scratch, zeros};
 
 /// Points of a transformed tile, 6×6.

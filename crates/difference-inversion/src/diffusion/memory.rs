@@ -65,14 +65,11 @@ impl LearningMemory {
         let of_encoders = parts.iter().zip(&encoders);
         let of_encoders: u64 = of_encoders
             .map(|(part, weights)| match part.kind {
-                TowerKind::T5 => T5EncoderModel::bytes_in_memory(weights, self.memory),
+                TowerKind::T5 => T5EncoderModel::bytes_in_memory(weights, part.memory(self.memory)),
                 TowerKind::Clip | TowerKind::Qwen3 => weights.bytes_in_memory_of(part.needs),
             })
             .sum();
-        let transformer = open(family.denoiser.part, self.dtype)?;
-        let widened = (encoders.iter().chain([&transformer])).map(Weights::widest_packed);
-        let mut weights = transformer.bytes_in_memory()
-            + widened.max().unwrap_or(0)
+        let mut weights = open(family.denoiser.part, self.dtype)?.bytes_in_memory()
             + open(autoencoder.part, vae_dtype)?.bytes_in_memory()
             + of_encoders;
         let folder = |folder: &Path| match folder.is_dir() {

@@ -505,17 +505,6 @@ impl Weights {
         Some((rows * (columns / numbers) * size) as u64)
     }
 
-    /// The bytes of the largest matrix that [`linear`](Self::linear) packs, once a product has widened it.
-    pub(crate) fn widest_packed(&self) -> u64 {
-        let widened = |key: &str| {
-            let shape = self.shape(key.strip_prefix(&self.prefix)?)?;
-            let is_packed = is_matrix(key, &shape) && self.packed_size(key, &shape).is_some();
-            let elements: u64 = shape.iter().map(|&size| size as u64).product();
-            is_packed.then_some(elements * DType::F32.size() as u64)
-        };
-        self.keys().filter_map(widened).max().unwrap_or(0)
-    }
-
     /// The same for the tensors whose full keys satisfy `are_needed`.
     pub(crate) fn bytes_in_memory_of(&self, are_needed: impl Fn(&str) -> bool) -> u64 {
         let size = |key: &str| {

@@ -29,6 +29,28 @@ impl<'a> Right<'a> {
         }
     }
 
+    /// Some of its lines, which are columns if it is stored column by column and otherwise steps, and some elements of
+    /// each. Packed ones are widened into `room`.
+    #[inline(always)]
+    pub(super) fn window<'b>(
+        &self,
+        lines: Range<usize>,
+        elements: Range<usize>,
+        room: &'b mut [f32],
+    ) -> Right<'b>
+    where
+        'a: 'b,
+    {
+        let first = lines.start * self.stride + elements.start;
+        let size = [lines.len(), elements.len()];
+        let (values, stride) = self.values.window(first, self.stride, size, room);
+        Right {
+            values,
+            stride,
+            transposed: self.transposed,
+        }
+    }
+
     /// Copies steps of a panel's columns to `[steps, panel.width]`, with zeros beyond the last column.
     #[inline(always)]
     pub(crate) fn pack(&self, steps: Range<usize>, panel: Panel, out: &mut [f32]) {

@@ -5,8 +5,8 @@ use std::borrow::Borrow;
 use pulp::{Simd, WithSimd};
 
 use super::panels::Panel;
-use crate::weights::Slice;
 use crate::math::{load, store};
+use crate::weights::Slice;
 
 /// Rows of the left matrix, and vectors of a panel, whose sums are in registers at once: 24 of 32, or
 /// 10 of 16. (With 12, the compiler keeps one in memory and each step waits for it: half the speed.)
@@ -409,10 +409,11 @@ pub(super) fn pack_tiles<S: Simd>(
     stride: usize,
     size: [usize; 2],
     out: &mut [f32],
+    room: &mut [f32],
 ) {
     match tile_size::<S>()[0] {
-        5 => pack_tiles_of::<5>(left, first, stride, size, out),
-        _ => pack_tiles_of::<6>(left, first, stride, size, out),
+        5 => pack_tiles_of::<5>(left, first, stride, size, out, room),
+        _ => pack_tiles_of::<6>(left, first, stride, size, out, room),
     }
 }
 
@@ -423,6 +424,7 @@ fn pack_tiles_of<const ROWS: usize>(
     stride: usize,
     [rows, steps]: [usize; 2],
     out: &mut [f32],
+    room: &mut [f32],
 ) {
     /// Steps transposed at once.
     const TURN: usize = 16;
@@ -430,12 +432,13 @@ fn pack_tiles_of<const ROWS: usize>(
     for (tile, out) in out.chunks_exact_mut(steps.max(1)).enumerate() {
         let count = ROWS.min(rows - tile * ROWS);
         let first = first + tile * ROWS * stride;
+        let (left, stride) = left.window(first, stride, [count, steps], room);
         let (parts, rest) = out.as_chunks_mut::<TURN>();
         let whole = parts.len() * TURN;
         for (part, out) in parts.iter_mut().enumerate() {
             let mut values = [[0.0; TURN]; ROWS];
             for (row, values) in values[..count].iter_mut().enumerate() {
-                *values = left.array(first + row * stride + part * TURN);
+                *values = left.array(row * stride + part * TURN);
             }
             for step in 0..TURN {
                 for row in 0..ROWS {
@@ -445,7 +448,7 @@ fn pack_tiles_of<const ROWS: usize>(
         }
         for (step, out) in rest.iter_mut().enumerate() {
             for (row, out) in out.iter_mut().enumerate() {
-                let at = first + row * stride + whole + step;
+                let at = row * stride + whole + step;
                 [*out] = if row < count { left.array(at) } else { [0.0] };
             }
         }
