@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use difference_inversion::Result;
 use difference_inversion::models::denoiser::{
-    Denoiser, Surroundings, flux_denoiser, flux2_denoiser, sd3_denoiser, z_image_denoiser,
+    Denoiser, Surroundings, chroma_denoiser, flux_denoiser, flux2_denoiser, sd3_denoiser,
+    z_image_denoiser,
 };
 use difference_inversion::weights::{Weights, read_config};
 use serde_json::Value;
@@ -19,6 +20,7 @@ pub(crate) fn open(folder: &Path, weights: &Weights) -> Result<Arc<dyn Denoiser>
     let config: Value = read_config(&path)?;
     let open = match config["_class_name"].as_str() {
         Some("FluxTransformer2DModel") => flux_denoiser::open,
+        Some("ChromaTransformer2DModel") => chroma_denoiser::open,
         Some("Flux2Transformer2DModel") => flux2_denoiser::open,
         Some("ZImageTransformer2DModel") => z_image_denoiser::open,
         _ => sd3_denoiser::open,

@@ -5,6 +5,7 @@
 //! ([Goto and van de Geijn 2008](https://doi.org/10.1145/1356052.1356053)). Weights of fewer
 //! bits are widened as they are packed.
 
+mod few;
 mod panels;
 mod tile;
 
@@ -13,6 +14,7 @@ use std::ops::Range;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
+use self::few::FewRows;
 pub(super) use self::panels::{Panel, Panels, PanelsOf, Right};
 pub(super) use self::tile::{Left, Out, Start, add_products, multiply};
 use self::tile::{pack_tiles, tile_size};
@@ -37,6 +39,8 @@ const FEW: usize = 1 << 16;
 const TASK_ROWS: usize = 384;
 /// Tasks per thread, so that threads finish at about the same time.
 const TASKS_PER_THREAD: usize = 4;
+/// Floats of which a part of a line of weights is a multiple: a line of the cache.
+const LINE: usize = 16;
 /// Most multiplications for which waking other threads does not pay.
 const SMALL: usize = 1 << 19;
 
@@ -107,7 +111,9 @@ pub(super) fn product(
         threads,
     };
     // Packing transposes either all of the weights, or all of the rows and the result.
-    if right.transposed && rows * (steps + columns / 2) < columns * steps {
+    if rows <= few::FEW {
+        product.few_rows(out);
+    } else if right.transposed && rows * (steps + columns / 2) < columns * steps {
         product.by_columns(out);
     } else {
         product.by_rows(out);
@@ -125,6 +131,31 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
+    /// Multiplies few rows, without packing.
+    fn few_rows(&self, out: &mut [f32]) {
+        let [rows, steps, columns] = self.size;
+        let tasks = match self.right.transposed {
+            true => TASKS_PER_THREAD * self.threads,
+            false => self.threads, // a task reads a part of each line of the weights
+        };
+        let grain = self.right.values.grain().max(LINE);
+        let width = columns.div_ceil(tasks).next_multiple_of(grain);
+        let room = few::room(&self.right, width.min(columns));
+        let blocks = blocks(out, columns, 0..columns, [rows, width]);
+        self.run(blocks, |block| {
+            with_scratch(room, |room| {
+                self.simd.dispatch(FewRows {
+                    left: self.left,
+                    right: self.right,
+                    bias: self.bias,
+                    steps,
+                    block,
+                    room,
+                });
+            });
+        });
+    }
+
     /// Multiplies rows with packed columns.
     fn by_rows(&self, out: &mut [f32]) {
         let [rows, all_steps, columns] = self.size;
@@ -483,6 +514,9 @@ mod tests {
             [530, 40, 321],
             [3, 0, 5],
             [0, 4, 5],
+            [2, 1030, 70],
+            [4, 2500, 43],
+            [3, 19, 1100],
         ];
         for_each_instruction_set(|| sizes.map(products_of_a_size_are_exact));
     }
@@ -526,8 +560,8 @@ mod tests {
 
     #[test]
     fn weights_of_half_precision_are_the_same_numbers() {
-        // With few rows packed, with many (and weights packed in tiles), and with weights packed in panels.
-        for_each_instruction_set(|| [7, 600].map(weights_of_half_precision_are_the_same));
+        // With few rows, with few packed, with many (and weights packed in tiles), and with weights packed in panels.
+        for_each_instruction_set(|| [3, 7, 600].map(weights_of_half_precision_are_the_same));
     }
 
     fn weights_of_half_precision_are_the_same(rows: usize) {

@@ -93,6 +93,36 @@ impl<'a> Slice<'a> {
         }
     }
 
+    /// The room that [`as_floats`](Self::as_floats) needs for so many elements.
+    pub(super) fn room_as_floats(&self, elements: usize) -> usize {
+        match self {
+            Self::F32(_) => 0,
+            Self::F16(_) | Self::BF16(_) | Self::Packed(_) => elements,
+        }
+    }
+
+    /// As [`window`](Self::window), but all that are not f32 are widened.
+    #[inline(always)]
+    pub(super) fn as_floats<'b>(
+        self,
+        first: usize,
+        stride: usize,
+        [rows, len]: [usize; 2],
+        room: &'b mut [f32],
+    ) -> (&'b [f32], usize)
+    where
+        'a: 'b,
+    {
+        if let Self::F32(values) = self {
+            return (&values[first..], stride);
+        }
+        let lines = room.chunks_exact_mut(len.max(1)).take(rows);
+        for (row, out) in lines.enumerate() {
+            self.copy(first + row * stride, out);
+        }
+        (room, len)
+    }
+
     /// Copies the elements from `start` on to `out`, as many as fit.
     #[inline(always)]
     pub(super) fn copy(&self, start: usize, out: &mut [f32]) {
