@@ -43,6 +43,18 @@ def keys_of_flux(config: dict) -> list[str]:
             + layers("single_blocks", config["num_single_layers"], single))
 
 
+def keys_of_chroma(config: dict) -> list[str]:
+    """FLUX.1's without modulation, and the network that stands for it."""
+    once = ("time_in", "vector_in", "guidance_in", "final_layer.adaLN")
+    flux = [key for key in keys_of_flux(config | {"guidance_embeds": False})
+            if not key.startswith(once) and "mod.lin" not in key and "modulation" not in key]
+    network = "distilled_guidance_layer"
+    count = config["approximator_layers"]
+    return (flux + with_ends([f"{network}.in_proj", f"{network}.out_proj"])
+            + layers(f"{network}.layers", count, with_ends(["in_layer", "out_layer"]))
+            + layers(f"{network}.norms", count, ["scale"]))
+
+
 def keys_of_klein(config: dict) -> list[str]:
     weight = ("weight",)
     once = ["img_in", "txt_in", "time_in.in_layer", "time_in.out_layer", "final_layer.linear",
@@ -88,6 +100,7 @@ def keys_of_sd3(config: dict) -> list[str]:
 FAMILIES = {
     "sd3": (keys_of_sd3, original.convert_sd3_transformer_checkpoint_to_diffusers),
     "flux": (keys_of_flux, original.convert_flux_transformer_checkpoint_to_diffusers),
+    "chroma": (keys_of_chroma, original.convert_chroma_transformer_checkpoint_to_diffusers),
     "klein": (keys_of_klein, original.convert_flux2_transformer_checkpoint_to_diffusers),
     "z_image": (keys_of_z_image, original.convert_z_image_transformer_checkpoint_to_diffusers),
 }

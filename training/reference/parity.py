@@ -32,6 +32,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    ChromaTransformer2DModel,
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
@@ -67,6 +68,7 @@ from transformers import (
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benches/compare"))
 
+import make_golden_chroma
 import make_golden_flux
 import make_golden_klein
 import make_golden_z_image
@@ -129,6 +131,11 @@ FLOWS = {
         lambda: FluxTransformer2DModel(**FLUX_DEV | ONE_OF_EACH),
         lambda network, x, times, context, pooled: make_golden_flux.predict(network, x, times, context, pooled, 1.0), (512, 4096), 768,
     ),
+    "chroma": (
+        lambda: ChromaTransformer2DModel(**ONE_OF_EACH),
+        lambda network, x, times, context, _: make_golden_chroma.predict(network, x, times, context, torch.ones(context.shape[:2], dtype=bool)),
+        (45, 4096), None,
+    ),
     "klein": (
         lambda: Flux2Transformer2DModel(**KLEIN_4B | ONE_OF_EACH),
         lambda network, x, times, context, _: make_golden_klein.predict(network, x, times, context), (512, 3 * 2560), None,
@@ -159,7 +166,7 @@ Networks are compared by the largest difference relative to the largest referenc
 negative prompt, by the largest difference of a colour value (at most {PIXELS} of 255).
 
 Flow-matching families are compared part by part and draw no pictures here. The transformer of Stable Diffusion 3.5 medium is
-whole; FLUX.1, FLUX.2 klein and Z-Image have one block of each kind, T5-XXL one layer and Qwen3 three, all at their true widths.
+whole; FLUX.1, Chroma, FLUX.2 klein and Z-Image have one block of each kind, T5-XXL one layer and Qwen3 three, all at their true widths.
 
 """
 
@@ -321,7 +328,7 @@ class Parity:
         """The language model that reads the prompt."""
         ids = torch.randint(0, 1000, (1, 64), generator=torch.Generator().manual_seed(11))
         inputs = {"input_ids": ids}
-        if family in ("sd35", "flux"):
+        if family in ("sd35", "flux", "chroma"):
             model = make(lambda: T5EncoderModel(T5_XXL), 1)
             return self.compare(family, "T5-XXL, one layer", "t5", model, inputs, lambda t5: {"last_hidden_state": t5(ids).last_hidden_state})
 

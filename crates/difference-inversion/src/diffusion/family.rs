@@ -15,11 +15,12 @@ use crate::diffusion::sample::{
     AlphaSchedule, FlowConfig, FlowSchedule, Noising, SchedulerConfig, check_kind, complete,
 };
 use crate::diffusion::text_encoder::{
-    Base, Encoded, Qwen3Reading, TextEncoder, open_clip, open_qwen3, open_t5, open_t5_of_length,
+    Base, Encoded, Qwen3Reading, T5Reading, TextEncoder, open_clip, open_qwen3, open_t5,
 };
 use crate::models::denoiser::conditions::Conditions;
 use crate::models::denoiser::{
-    DenoiserConfig, flux_denoiser, flux2_denoiser, sd3_denoiser, unet_denoiser, z_image_denoiser,
+    DenoiserConfig, Memory, chroma_denoiser, flux_denoiser, flux2_denoiser, sd3_denoiser,
+    unet_denoiser, z_image_denoiser,
 };
 use crate::models::text::qwen3::{self, Qwen3Config};
 use crate::models::text::tower::TowerKind;
@@ -125,6 +126,14 @@ pub struct EncoderPart {
     pub open: fn(&ModelFiles, &str, &Device, FloatDType) -> Result<TextEncoder>,
 }
 
+impl EncoderPart {
+    /// Whether its layers are in memory where memory is saved or not: each step needs all layers that difference tokens
+    /// are learned through.
+    pub(crate) fn memory(&self, memory: Memory) -> Memory {
+        if self.learned { Memory::Normal } else { memory }
+    }
+}
+
 /// The autoencoder of a family.
 #[derive(Debug)]
 pub struct AutoencoderPart {
@@ -171,7 +180,7 @@ const T5_3: EncoderPart = EncoderPart {
     learned: false,
     optional: true,
     needs: |_| true,
-    open: open_t5,
+    open: open_t5_of_sd3,
 };
 
 /// T5 as the second text encoder, without which the denoiser reads only CLIP's summary of the words.
@@ -179,6 +188,15 @@ const T5_2: EncoderPart = EncoderPart {
     part: "text_encoder_2",
     optional: false,
     open: open_t5_of_flux,
+    ..T5_3
+};
+
+/// T5 as the only text encoder. D̃ is learned for it and starts where a norm can read it, as for [`QWEN3`].
+const T5: EncoderPart = EncoderPart {
+    part: "text_encoder",
+    learned: true,
+    optional: false,
+    open: open_t5_of_chroma,
     ..T5_3
 };
 
@@ -362,6 +380,34 @@ pub static FLUX: Family = Family {
     original: Some(&transformer::FLUX),
 };
 
+/// Chroma, made of FLUX.1 schnell: T5 is its only text encoder, and it is guided by a negative prompt.
+pub static CHROMA: Family = Family {
+    class: "ChromaPipeline",
+    models: &[KnownModel {
+        name: "chroma",
+        repository: "lodestones/Chroma1-HD",
+        licence: "apache-2.0",
+        bytes: 27_500_000_000,
+        drawing: Some(Drawing {
+            steps: 40,
+            guidance_scale: 3.0,
+        }),
+    }],
+    denoiser: DenoiserPart {
+        part: chroma_denoiser::PART,
+        title: "Chroma transformer",
+        open: chroma_denoiser::open,
+    },
+    text_encoders: &[T5],
+    conditions: last_hidden_states,
+    force_zeros_for_empty_prompt: false,
+    noising: flow_in_whole_steps,
+    beside: Beside::Nothing,
+    autoencoder: AUTOENCODER,
+    single_files: &[],
+    original: Some(&transformer::CHROMA),
+};
+
 /// FLUX.2 klein: `base`, and the model distilled from it to draw in four steps without guidance, which
 /// `model_index.json` distinguishes; with 4 or 9 billion parameters, which the configurations distinguish.
 pub static FLUX_2_KLEIN: Family = Family {
@@ -508,6 +554,7 @@ pub static FAMILIES: &[&Family] = &[
     &STABLE_DIFFUSION_XL,
     &STABLE_DIFFUSION_3,
     &FLUX,
+    &CHROMA,
     &FLUX_2_KLEIN,
     &Z_IMAGE,
     &INSTRUCT_PIX2PIX,
@@ -516,7 +563,9 @@ pub static FAMILIES: &[&Family] = &[
 
 /// Pipelines of diffusers whose parts are those of a family, so that a model saved by one of them is of
 /// that family.
-const SAME_PARTS: [(&str, &str); 19] = [
+const SAME_PARTS: [(&str, &str); 21] = [
+    ("ChromaImg2ImgPipeline", "ChromaPipeline"),
+    ("ChromaInpaintPipeline", "ChromaPipeline"),
     ("Flux2KleinInpaintPipeline", "Flux2KleinPipeline"),
     ("FluxImg2ImgPipeline", "FluxPipeline"),
     ("FluxInpaintPipeline", "FluxPipeline"),
@@ -907,7 +956,43 @@ fn open_t5_of_flux(
     let transformer = flux_denoiser::PART;
     let length =
         flux_denoiser::t5_length(files.config(transformer)?, &files.config_path(transformer))?;
-    open_t5_of_length(files, part, device, dtype, length)
+    let reading = T5Reading {
+        length,
+        is_padded: true,
+        memory: files.memory(),
+    };
+    open_t5(files, part, device, dtype, reading)
+}
+
+/// T5 of Stable Diffusion 3.
+fn open_t5_of_sd3(
+    files: &ModelFiles,
+    part: &str,
+    device: &Device,
+    dtype: FloatDType,
+) -> Result<TextEncoder> {
+    let reading = T5Reading {
+        length: sd3_denoiser::T5_LENGTH,
+        is_padded: true,
+        memory: files.memory(),
+    };
+    open_t5(files, part, device, dtype, reading)
+}
+
+/// T5 of Chroma, which was trained with its padding masked, except for one token of it that the transformer sees
+/// (`lodestone-rock/flow`, `train_chroma.py`).
+fn open_t5_of_chroma(
+    files: &ModelFiles,
+    part: &str,
+    device: &Device,
+    dtype: FloatDType,
+) -> Result<TextEncoder> {
+    let reading = T5Reading {
+        length: chroma_denoiser::LENGTH,
+        is_padded: false,
+        memory: T5.memory(files.memory()),
+    };
+    open_t5(files, part, device, dtype, reading)
 }
 
 /// The last hidden state, after the final norm. (In diffusers' folders, Stable Diffusion 2's text encoder
@@ -1035,7 +1120,8 @@ mod tests {
         assert!(STABLE_DIFFUSION_XL.check_words_alone().is_ok());
         let message = INPAINT.check_words_alone().unwrap_err().to_string();
         let expected = "a StableDiffusionPipeline or a StableDiffusionXLPipeline or a \
-                        StableDiffusion3Pipeline or a FluxPipeline or a Flux2KleinPipeline or a ZImagePipeline";
+                        StableDiffusion3Pipeline or a FluxPipeline or a ChromaPipeline or a \
+                        Flux2KleinPipeline or a ZImagePipeline";
         assert!(message.ends_with(expected), "{message}");
     }
 }

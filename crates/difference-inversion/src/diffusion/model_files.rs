@@ -539,7 +539,7 @@ impl ModelFiles {
         let mut encoders = Family::of(self)?.text_encoders.iter();
         let large = |encoder: &EncoderPart| match encoder.kind {
             TowerKind::Clip => false,
-            TowerKind::T5 => self.memory() == Memory::Normal, // else no layer is held
+            TowerKind::T5 => encoder.memory(self.memory()) == Memory::Normal, // else no layer is held
             TowerKind::Qwen3 => true,
         };
         Ok(is_denoiser(network) || encoders.any(|one| one.part == network && large(one)))

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::diffusion::model_files::ModelFiles;
 use crate::diffusion::words::Prompt;
-use crate::models::denoiser::sd3_denoiser::T5_LENGTH;
+use crate::models::denoiser::Memory;
 use crate::models::text::clip_text::ClipTextModel;
 use crate::models::text::qwen3::Qwen3Model;
 use crate::models::text::t5::T5EncoderModel;
@@ -118,10 +118,21 @@ pub struct Frame {
     pub before: Vec<u32>,
     /// The ids after words and difference tokens; the prompt ends with the last of them.
     pub after: Vec<u32>,
-    /// The id that pads a prompt to its length, if it is padded.
-    pub fill: Option<u32>,
-    /// The maximum number of ids of a prompt, which is the exact number if it is padded.
+    /// The padding of a prompt.
+    pub padding: Padding,
+    /// The maximum number of ids of a prompt, which is the exact number if it is padded to its length.
     pub length: usize,
+}
+
+/// What follows the end of a prompt that is shorter than it may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Padding {
+    /// Nothing.
+    Nothing,
+    /// This id once.
+    Once(u32),
+    /// This id, up to the whole length.
+    Whole(u32),
 }
 
 impl Frame {
@@ -130,7 +141,7 @@ impl Frame {
         Self {
             before: vec![tokenizer.bos()],
             after: vec![tokenizer.eos()],
-            fill: Some(tokenizer.pad()),
+            padding: Padding::Whole(tokenizer.pad()),
             length: tokenizer.model_max_length().min(positions),
         }
     }
@@ -138,7 +149,10 @@ impl Frame {
     /// The ids with a fixed place, regardless of the words.
     pub fn ids(&self) -> impl Iterator<Item = u32> {
         let around = self.before.iter().chain(&self.after).copied();
-        around.chain(self.fill)
+        around.chain(match self.padding {
+            Padding::Nothing => None,
+            Padding::Once(id) | Padding::Whole(id) => Some(id),
+        })
     }
 
     /// The number of ids it takes itself, without padding.
@@ -154,9 +168,12 @@ impl Frame {
     /// The ids after the first `count`: the end, and the padding.
     fn rest(&self, count: usize) -> Vec<u32> {
         let mut ids = self.after.clone();
-        if let Some(fill) = self.fill {
-            ids.resize(self.length.saturating_sub(count).max(ids.len()), fill);
-        }
+        let left = self.length.saturating_sub(count + ids.len());
+        ids.extend(match self.padding {
+            Padding::Nothing => Vec::new(),
+            Padding::Once(id) => vec![id; left.min(1)],
+            Padding::Whole(id) => vec![id; left],
+        });
         ids
     }
 }
@@ -177,7 +194,20 @@ pub fn open_clip(
     encoder.adapted(&weights)
 }
 
-/// Opens T5's encoder of Stable Diffusion 3.
+/// How a family reads prompts with T5.
+#[derive(Debug, Clone, Copy)]
+pub struct T5Reading {
+    /// The most tokens of a prompt, unless the files' options state another.
+    pub length: usize,
+    /// Whether prompts are padded to that length, and T5 reads the padding. If not, T5 does not look at the padding, and
+    /// the denoiser is shown one token of it.
+    pub is_padded: bool,
+    /// Whether its layers are in memory or stay in their file.
+    pub memory: Memory,
+}
+
+/// Opens T5's encoder with its tokenizer. Its hidden states overflow in half precision: it computes in f32 where others
+/// compute in f16.
 ///
 /// # Errors
 /// If a file is invalid; the error names it.
@@ -186,37 +216,26 @@ pub fn open_t5(
     part: &str,
     device: &Device,
     dtype: FloatDType,
+    reading: T5Reading,
 ) -> Result<TextEncoder> {
-    open_t5_of_length(files, part, device, dtype, T5_LENGTH)
-}
-
-/// Opens T5's encoder with its tokenizer, for prompts of `length` tokens unless the files' options state another
-/// number. Its hidden states overflow in half precision: it computes in f32 where others compute in f16.
-///
-/// # Errors
-/// If a file is invalid; the error names it.
-pub fn open_t5_of_length(
-    files: &ModelFiles,
-    part: &str,
-    device: &Device,
-    dtype: FloatDType,
-    length: usize,
-) -> Result<TextEncoder> {
-    let tokenizer = Tokenizer::open(&files.vocabulary(part)?.folder)?;
+    let tokenizer = Tokenizer::open_t5(&files.vocabulary(part)?.folder)?;
     let (config, weights) = (files.config(part)?, files.weights(part, device, dtype)?);
     let weights = weights.in_wide_range();
+    let pad = tokenizer.id("<pad>")?;
     let frame = Frame {
         before: Vec::new(),
         after: vec![tokenizer.id("</s>")?],
-        fill: Some(tokenizer.id("<pad>")?),
-        length: files.max_sequence_length().unwrap_or(length),
+        padding: match reading.is_padded {
+            true => Padding::Whole(pad),
+            false => Padding::Once(pad),
+        },
+        length: files.max_sequence_length().unwrap_or(reading.length),
     };
-    let encoder = TextEncoder::new(
-        tokenizer,
-        frame,
-        T5EncoderModel::load(&weights, &config, files.memory())?,
-    )?;
-    encoder.adapted(&weights)
+    let mut tower = T5EncoderModel::load(&weights, &config, reading.memory)?;
+    if !reading.is_padded {
+        tower = tower.masking_padding();
+    }
+    TextEncoder::new(tokenizer, frame, tower)?.adapted(&weights)
 }
 
 /// How a family reads prompts with Qwen3.
@@ -254,7 +273,10 @@ pub fn open_qwen3(
     let frame = Frame {
         before: before?,
         after: after?,
-        fill: reading.is_padded.then_some(pad),
+        padding: match reading.is_padded {
+            true => Padding::Whole(pad),
+            false => Padding::Nothing,
+        },
         length: files.max_sequence_length().unwrap_or(reading.length),
     };
     let tower = Qwen3Model::load(&weights, &config, reading.layers)?;
@@ -731,7 +753,7 @@ mod tests {
         let frame = Frame {
             before: vec![1, 2],
             after: vec![3],
-            fill: Some(4),
+            padding: Padding::Whole(4),
             length: 7,
         };
         assert_eq!(frame.room(), 4);
@@ -740,9 +762,16 @@ mod tests {
         assert_eq!(frame.rest(9), [3]);
         assert!(frame.ids().eq([1, 2, 3, 4]));
         let open = Frame {
-            fill: None,
+            padding: Padding::Nothing,
             ..frame
         };
         assert_eq!(open.rest(3), [3]);
+        let once = Frame {
+            padding: Padding::Once(4),
+            ..open
+        };
+        assert_eq!(once.rest(3), [3, 4]);
+        assert_eq!(once.rest(6), [3]);
+        assert!(once.ids().eq([1, 2, 3, 4]));
     }
 }

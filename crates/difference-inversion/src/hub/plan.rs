@@ -137,7 +137,13 @@ impl Plan {
         }
         if matches!(part, Part::Tokenizer | Part::Transformer) {
             let names: [&[&str]; 2] = [&["tokenizer.json"], &["vocab.json", "merges.txt"]];
-            self.one_of(paths, folder, &names);
+            let model = format!("{folder}spiece.model");
+            // T5's, which is not read if there is a tokenizer.json.
+            if !paths.contains(&format!("{folder}tokenizer.json")) && paths.contains(&model) {
+                self.files.insert(model);
+            } else {
+                self.one_of(paths, folder, &names);
+            }
             let names = [
                 "tokenizer_config.json",
                 "special_tokens_map.json",

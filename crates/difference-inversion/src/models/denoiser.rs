@@ -2,6 +2,8 @@
 //! on which one it is.
 
 pub mod attention_control;
+pub mod chroma;
+pub mod chroma_denoiser;
 pub mod conditions;
 pub mod flux;
 pub mod flux2;
@@ -9,6 +11,7 @@ mod flux2_blocks;
 pub mod flux2_denoiser;
 pub mod flux_denoiser;
 mod flux_single_block;
+pub mod flux_trunk;
 pub(super) mod joint_block;
 mod recompute;
 pub mod sd3;

@@ -68,7 +68,7 @@ macro_rules! about {
         "Learn the undo too: subtracting the difference from A′ must explain A and point back"
     };
     (initialisation) => {
-        "How the tokens start: `zero` (for klein and Z-Image, noise), `random`, or `word:TEXT`; all but `zero` are ablations"
+        "How the tokens start: `zero` (for Chroma, klein and Z-Image, noise), `random`, or `word:TEXT`; all but `zero` are ablations"
     };
     (weight_decay) => {
         "AdamW's weight decay"

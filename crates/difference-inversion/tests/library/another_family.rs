@@ -16,7 +16,7 @@ use difference_inversion::diffusion::frozen::{ModelPaths, Models};
 use difference_inversion::diffusion::memory::LearningMemory;
 use difference_inversion::diffusion::model_files::{ModelFiles, SCHEDULER};
 use difference_inversion::diffusion::sample::{FlowConfig, FlowSchedule, Noising};
-use difference_inversion::diffusion::text_encoder::{Frame, TextEncoder};
+use difference_inversion::diffusion::text_encoder::{Frame, Padding, TextEncoder};
 use difference_inversion::image::{RgbImage, load_image};
 use difference_inversion::method::analogy::{self, Example, Target};
 use difference_inversion::method::difference::DifferenceTokens;
@@ -205,7 +205,7 @@ fn open_text_encoder(
     let frame = Frame {
         before: Vec::new(),
         after: vec![end, end],
-        fill: Some(0),
+        padding: Padding::Whole(0),
         length: 14,
     };
     TextEncoder::new(tokenizer, frame, tower)

@@ -19,6 +19,7 @@ use difference_inversion::diffusion::sample::{
 use difference_inversion::image::{ImagePreprocessor, RgbImage};
 use difference_inversion::models::captioner::Captioner;
 use difference_inversion::models::denoiser::Memory;
+use difference_inversion::models::denoiser::chroma::{ChromaConfig, ChromaTransformer2DModel};
 use difference_inversion::models::denoiser::flux::{FluxConfig, FluxTransformer2DModel};
 use difference_inversion::models::denoiser::flux2::{Flux2Config, Flux2Transformer2DModel};
 use difference_inversion::models::denoiser::sd3::{SD3Config, SD3Transformer2DModel};
@@ -194,6 +195,9 @@ fn load_all(json: &[u8]) {
     if let Ok(config) = parse_config::<FluxConfig>(json, path) {
         assert!(FluxTransformer2DModel::load(&nothing(), &config).is_err());
     }
+    if let Ok(config) = parse_config::<ChromaConfig>(json, path) {
+        assert!(ChromaTransformer2DModel::load(&nothing(), &config).is_err());
+    }
     if let Ok(config) = parse_config::<Flux2Config>(json, path) {
         assert!(Flux2Transformer2DModel::load(&nothing(), &config).is_err());
     }
@@ -296,6 +300,7 @@ fn configurations() -> Vec<Value> {
         "pipeline/tokenizer/tokenizer_config.json",
         "sd3/transformer/config.json",
         "flux/transformer/config.json",
+        "chroma/transformer/config.json",
         "klein/transformer/config.json",
         "klein/text_encoder/config.json",
         "klein/vae/config.json",
@@ -462,6 +467,25 @@ fn open_with(bytes: &[u8]) {
     }
 }
 
+/// A golden file of which some bytes are changed, those of `part` if it is given, and which is cut at `end`.
+fn damaged(
+    name: &str,
+    changes: &[(Index, u8)],
+    part: Option<std::ops::Range<usize>>,
+    end: Option<Index>,
+) -> Vec<u8> {
+    let mut bytes = std::fs::read(golden(name)).unwrap();
+    let whole = bytes.len();
+    let part = part.map_or(0..whole, |part| part.start..part.end.min(whole));
+    for (at, byte) in changes {
+        bytes[part.start + at.index(part.len())] = *byte;
+    }
+    if let Some(end) = end {
+        bytes.truncate(end.index(whole));
+    }
+    bytes
+}
+
 proptest! {
     #![proptest_config(config())]
 
@@ -576,6 +600,45 @@ proptest! {
         }
         open_single(&bytes);
         read_all(bytes);
+    }
+
+    /// Of a GGUF with every type, and of files of 8-bit floats with each kind of scales.
+    #[test]
+    fn any_damage_to_packed_weights_is_read_or_refused(
+        name in select(vec!["blocks.gguf", "fp8_plain.safetensors", "fp8_older.safetensors", "fp8_newer.safetensors"]),
+        changes in vec((any::<Index>(), any::<u8>()), 0..4),
+        in_header in any::<bool>(),
+        end in proptest::option::of(any::<Index>()),
+    ) {
+        let bytes = damaged(&format!("quantised/{name}"), &changes, in_header.then_some(0..2048), end);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        if let Ok(weights) = Weights::open(&path, &Device::flex(), FloatDType::F32) {
+            for key in weights.keys().map(str::to_owned).collect::<Vec<_>>() {
+                if let Some(&[rows, columns]) = weights.shape(&key).as_deref() {
+                    drop(weights.tensor::<2>(&key, [rows, columns]));
+                    drop(weights.linear(&key, [rows, columns]));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn any_damage_to_a_sentencepiece_model_is_read_or_refused(
+        changes in vec((any::<Index>(), any::<u8>()), 0..4),
+        of_the_normaliser in any::<bool>(),
+        end in proptest::option::of(any::<Index>()),
+        text in "[a-zA-Zﬁ\u{ff21}-\u{ff40} ▁\u{0}-\u{7f}]{0,12}",
+    ) {
+        let name = "chroma/tokenizer/spiece.model";
+        // It is behind the pieces.
+        let part = of_the_normaliser.then_some(617..usize::MAX);
+        let bytes = damaged(name, &changes, part, end);
+        let folder = folder(&[("spiece.model", bytes.as_slice())]);
+        if let Ok(tokenizer) = Tokenizer::open_t5(folder.path()) {
+            drop(tokenizer.encode(&text));
+        }
     }
 
     #[test]

@@ -109,7 +109,7 @@ fn a_network_in_8_bits_is_smaller_and_predicts_nearly_the_same() {
         };
         memory.peak(&paths).unwrap()
     });
-    assert_eq!(half - packed, (half_unet - unet) as u64);
+    assert_eq!(half - packed, half_unet - unet);
 }
 
 #[test]

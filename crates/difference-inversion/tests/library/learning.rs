@@ -74,7 +74,10 @@ fn saving_memory_learns_the_same() {
         select_every: 2,
         ..config()
     };
-    let learned = ["learning", "sdxl", "sd3", "flux", "klein", "z_image"].map(|folder| {
+    let learned = [
+        "learning", "sdxl", "sd3", "flux", "klein", "z_image", "chroma",
+    ]
+    .map(|folder| {
         [Memory::Normal, Memory::Low].map(|memory| {
             let models = small_with(folder, memory);
             let has_joint_space = models.pipeline().family().has_joint_space();
@@ -215,9 +218,9 @@ fn twenty_replayed_steps_on_flux_equal_the_pytorch_reference() {
     replay("flux");
 }
 
-/// The text encoder of both is Qwen3, which reads no zeros, and neither has a CLIP loss.
+/// Their text encoders are Qwen3 and T5, which read no zeros, and none has a CLIP loss.
 #[test]
-fn five_replayed_steps_on_klein_and_z_image_equal_the_pytorch_reference() {
+fn five_replayed_steps_on_klein_z_image_and_chroma_equal_the_pytorch_reference() {
     let config = LearnConfig {
         steps: 5,
         select_every: 0,
@@ -225,7 +228,7 @@ fn five_replayed_steps_on_klein_and_z_image_equal_the_pytorch_reference() {
         initialisation: Initialisation::Word("blue house".to_owned()),
         ..config()
     };
-    for folder in ["klein", "z_image"] {
+    for folder in ["klein", "z_image", "chroma"] {
         replay_as(folder, &config, "trace.safetensors");
     }
 }

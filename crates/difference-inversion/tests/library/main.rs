@@ -12,6 +12,7 @@ mod common;
 
 mod another_family;
 mod checkpoints;
+mod chroma;
 mod families;
 mod flux;
 mod fuzz;

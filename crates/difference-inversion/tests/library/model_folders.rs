@@ -273,12 +273,17 @@ fn an_added_word_is_where_outdated_text_encoders_pool() {
         let pooled = conditions.unwrap().pooled.unwrap();
         pooled.try_into_vec_as::<f32>().unwrap()
     };
+    // Products of other numbers of rows round differently.
+    let differ = |one: &str, other: &str| {
+        let pairs = pooled(one).into_iter().zip(pooled(other));
+        pairs.map(|(x, y)| (x - y).abs()).fold(0.0, f32::max) > 1e-4
+    };
     let texts = ["a <x> house", "a <x> boat at night"];
-    assert_ne!(pooled(texts[0]), pooled(texts[1]));
+    assert!(differ(texts[0], texts[1]));
     let config = model.path().join("text_encoder_2/config.json");
     set(&config, json!({ "eos_token_id": 2 }));
-    assert_eq!(pooled(texts[0]), pooled(texts[1]));
-    assert_ne!(pooled("a house"), pooled("a boat at night"));
+    assert!(!differ(texts[0], texts[1]));
+    assert!(differ("a house", "a boat at night"));
 }
 
 #[test]

@@ -11,7 +11,7 @@ use difference_inversion::diffusion::memory::LearningMemory;
 use difference_inversion::diffusion::model_files::{FileOptions, ModelFiles};
 use difference_inversion::diffusion::pipeline::{Conditions, Pipeline};
 use difference_inversion::diffusion::sample::{PredictionType, TimestepSpacing};
-use difference_inversion::diffusion::text_encoder::TextEncoder;
+use difference_inversion::diffusion::text_encoder::{Padding, TextEncoder};
 use difference_inversion::diffusion::words::FullPrompt;
 use difference_inversion::image::load_image;
 use difference_inversion::method::analogy::{self, Target};
@@ -124,7 +124,7 @@ fn t5_reads_words_as_transformers_does() {
         assert_eq!(prompt.ids(2), expected, "{text}");
     }
     let frame = t5(&models).frame();
-    assert_eq!((frame.length, frame.fill), (256, Some(0)));
+    assert_eq!((frame.length, frame.padding), (256, Padding::Whole(0)));
 }
 
 #[test]

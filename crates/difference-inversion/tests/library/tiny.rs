@@ -161,10 +161,11 @@ pub(crate) fn check_strengths(models: &Models, tokens: &DifferenceTokens, target
     }
 }
 
-/// Two nonzero difference tokens of width 16.
+/// Two nonzero difference tokens.
 pub(crate) fn waves(models: &Models) -> DifferenceTokens {
-    let tokens: Vec<f32> = (0..32u8).map(|i| f32::from(i).sin()).collect();
-    let tokens = Tensor::<1>::from_floats(tokens.as_slice(), &Device::flex()).reshape([2, 16]);
+    let d = models.pipeline().base().encoders[0].hidden_size;
+    let tokens: Vec<f32> = (0..2 * d).map(|i| (i as f32).sin()).collect();
+    let tokens = Tensor::<1>::from_floats(tokens.as_slice(), &Device::flex()).reshape([2, d]);
     DifferenceTokens::new(vec![tokens], models.pipeline().base()).unwrap()
 }
 

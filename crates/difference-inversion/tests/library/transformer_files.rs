@@ -25,7 +25,7 @@ struct Source {
 
 type Table = BTreeMap<String, Source>;
 
-const FAMILIES: [&str; 4] = ["sd3", "flux", "klein", "z_image"];
+const FAMILIES: [&str; 5] = ["sd3", "flux", "chroma", "klein", "z_image"];
 
 /// What diffusers' conversion makes of each family's file.
 fn tables() -> BTreeMap<String, Table> {

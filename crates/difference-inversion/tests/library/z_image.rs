@@ -7,6 +7,7 @@ use burn::tensor::{Device, Tensor};
 use difference_inversion::diffusion::draw::TextToImage;
 use difference_inversion::diffusion::family;
 use difference_inversion::diffusion::frozen::{ModelPaths, Models};
+use difference_inversion::diffusion::text_encoder::Padding;
 use difference_inversion::method::analogy::{self, Target};
 use difference_inversion::method::difference::DifferenceTokens;
 use difference_inversion::method::learn::Records;
@@ -99,7 +100,7 @@ fn the_template_gives_the_ids_of_apply_chat_template() {
         let found = [&frame.before, &words, &frame.after].map(|ids| &ids[..]);
         assert_eq!(found.concat(), expected, "{text:?}");
     }
-    assert_eq!((frame.length, frame.fill), (512, None));
+    assert_eq!((frame.length, frame.padding), (512, Padding::Nothing));
 }
 
 #[test]

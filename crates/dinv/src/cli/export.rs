@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor};
 use clap::{Args, ValueEnum};
-use difference_inversion::diffusion::family::{FLUX, STABLE_DIFFUSION, STABLE_DIFFUSION_3};
+use difference_inversion::diffusion::family::{CHROMA, FLUX, STABLE_DIFFUSION, STABLE_DIFFUSION_3};
 use difference_inversion::diffusion::text_encoder::Base;
 use difference_inversion::method::difference::DifferenceTokens;
 use difference_inversion::method::generate_config::GenerateConfig;
@@ -20,11 +20,12 @@ use super::output::Outputs;
 use super::record::text_of;
 use super::terminal::{self, Failure};
 
-/// Widths of the token embeddings of Stable Diffusion 1 and FLUX.1, of Stable Diffusion 2, and of SDXL's second text
-/// encoder.
+/// Widths of the token embeddings of Stable Diffusion 1 and FLUX.1, of Stable Diffusion 2, of SDXL's second text
+/// encoder, and of Chroma.
 const CLIP_L: usize = 768;
 const CLIP_H: usize = 1024;
 const CLIP_G: usize = 1280;
+const T5_XXL: usize = 4096;
 /// ComfyUI keeps the vectors of a word together up to this number.
 const TOGETHER: usize = 7;
 
@@ -229,6 +230,7 @@ fn files(tokens: &DifferenceTokens, format: Format, name: &str) -> anyhow::Resul
         // Any model whose pipeline has `load_textual_inversion`: that of Stable Diffusion 3 has not.
         (Format::Diffusers, [_] | [_, _]) => is_unet || is(FLUX.denoiser.title),
         (Format::Comfyui, [CLIP_L]) => is_unet || is(FLUX.denoiser.title),
+        (Format::Comfyui, [T5_XXL]) => is(CHROMA.denoiser.title),
         (Format::Comfyui, [CLIP_L, CLIP_G]) => is_unet || is(STABLE_DIFFUSION_3.denoiser.title),
         (_, [CLIP_L | CLIP_H] | [CLIP_L, CLIP_G]) => is_unet,
         _ => false,
@@ -239,8 +241,8 @@ fn files(tokens: &DifferenceTokens, format: Format, name: &str) -> anyhow::Resul
              textual inversions",
             format.title()
         );
-        let hint = "Stable Diffusion 1, 2 and XL work everywhere, FLUX.1 with comfyui and diffusers, Stable Diffusion 3 \
-                    with comfyui, the demo model with diffusers";
+        let hint = "Stable Diffusion 1, 2 and XL work everywhere, FLUX.1 with comfyui and diffusers, Chroma and \
+                    Stable Diffusion 3 with comfyui, the demo model with diffusers";
         return Err(Failure::input(message).hint(hint).into());
     }
     let file = |name: &str| format!("{name}.safetensors");
@@ -258,6 +260,7 @@ fn files(tokens: &DifferenceTokens, format: Format, name: &str) -> anyhow::Resul
         (_, [one]) => {
             let key = match (format, widths[0]) {
                 (Format::Comfyui, CLIP_H) => "clip_h",
+                (Format::Comfyui, T5_XXL) => "t5xxl",
                 (Format::Comfyui, _) => "clip_l",
                 _ => "emb_params",
             };
@@ -405,6 +408,8 @@ mod tests {
         assert_eq!(sd1(Format::Invokeai), "x.safetensors: emb_params [3, 768]");
         let sd2 = layout("U-Net", &[1024], Format::Comfyui).concat();
         assert_eq!(sd2, "x.safetensors: clip_h [3, 1024]");
+        let chroma = layout(CHROMA.denoiser.title, &[4096], Format::Comfyui).concat();
+        assert_eq!(chroma, "x.safetensors: t5xxl [3, 4096]");
         for format in [Format::A1111, Format::Comfyui, Format::Invokeai] {
             let sdxl = layout("U-Net", &[768, 1280], format).concat();
             assert_eq!(sdxl, "x.safetensors: clip_l [3, 768], clip_g [3, 1280]");
@@ -431,6 +436,10 @@ mod tests {
         );
         assert_eq!(refused(FLUX.denoiser.title, &[768]), others);
         assert_eq!(refused("Z-Image transformer", &[2560]), ALL);
+        assert_eq!(
+            refused(CHROMA.denoiser.title, &[4096]),
+            [Format::A1111, Format::Diffusers, Format::Invokeai]
+        );
         // The demo model, which only diffusers opens.
         assert_eq!(
             refused("U-Net", &[192]),

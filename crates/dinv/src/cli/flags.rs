@@ -51,7 +51,7 @@ pub(crate) const Q8: &str = "q8";
 pub(crate) struct ModelSettings {
     /// Name from `dinv models list`, folder, file, or OWNER/NAME [default: demo]
     ///
-    /// Names are demo, sd15, sd21, sdxl, sd3, sd35, sd35-large, flux-dev, flux-schnell, klein-base, klein,
+    /// Names are demo, sd15, sd21, sdxl, sd3, sd35, sd35-large, flux-dev, flux-schnell, chroma, klein-base, klein,
     /// klein-base-9b, klein-9b, z-image and z-image-turbo.
     /// OWNER/NAME and OWNER/NAME@REVISION are models of the Hugging Face Hub; a file is one .safetensors
     /// file. A dinv.json in the model's folder overrides built-in defaults.
@@ -109,7 +109,7 @@ pub(crate) struct ModelSettings {
     /// The most tokens of a prompt that T5 or Qwen3 reads [default: 256 for Stable Diffusion 3 and FLUX.1 schnell,
     /// 512 for others]
     ///
-    /// All but Z-Image pad prompts to this length, so it changes the picture. Shorter is faster.
+    /// All but Chroma and Z-Image pad prompts to this length, so it changes the picture. Shorter is faster.
     #[arg(long, value_name = "N", hide_short_help = true)]
     pub(crate) max_sequence_length: Option<usize>,
     /// Leave out T5, the largest text encoder of Stable Diffusion 3, with its download and memory

@@ -417,11 +417,11 @@ fn what_the_hub_does_not_have_is_named() {
 #[test]
 fn a_pipeline_of_another_kind_is_refused_before_its_weights_come() {
     let setup = Setup::new();
-    let index = br#"{"_class_name": "ChromaPipeline"}"#;
+    let index = br#"{"_class_name": "PixArtAlphaPipeline"}"#;
     setup.hub.put(TINY, "model_index.json", index);
     let done = setup.run("models pull tests/tiny");
     assert_eq!(done.code, Some(65), "{}", done.stderr);
-    let expected = "it is a ChromaPipeline, not a StableDiffusionPipeline or ";
+    let expected = "it is a PixArtAlphaPipeline, not a StableDiffusionPipeline or ";
     assert!(done.stderr.contains(expected), "{}", done.stderr);
     assert_eq!(of_files(&setup.hub.requests()), ["model_index.json"]);
 }
@@ -1000,6 +1000,7 @@ fn the_list_tells_what_is_there_and_what_is_missing() {
         "sd35-large",
         "flux-dev",
         "flux-schnell",
+        "chroma",
         "klein-base",
         "klein",
         "klein-base-9b",

@@ -12,6 +12,7 @@ mod batch;
 mod captioner;
 #[cfg(feature = "hub")]
 mod chat_server;
+mod chroma;
 mod clusters;
 mod documents;
 mod eval;

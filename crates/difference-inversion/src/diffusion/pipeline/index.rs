@@ -120,11 +120,11 @@ mod tests {
             let index = open(&format!(r#"{{"_class_name": "{class}", "unet": []}}"#)).unwrap();
             assert_eq!(index.family, family);
         }
-        let other = r#"{"_class_name": "ChromaPipeline", "unet": []}"#;
+        let other = r#"{"_class_name": "PixArtAlphaPipeline", "unet": []}"#;
         let message = open(other).unwrap_err().to_string();
         assert!(message.contains("field `_class_name`"), "{message}");
         assert!(message.contains("StableDiffusionXLPipeline"), "{message}");
-        assert!(message.contains("ChromaPipeline"), "{message}");
+        assert!(message.contains("PixArtAlphaPipeline"), "{message}");
     }
 
     #[test]

@@ -2,6 +2,12 @@
 
 use burn::tensor::{DType, Tensor};
 
+/// The positions of a row up to the last at which anything of its prompt is present, at least one.
+pub(super) fn present(row: &[f32]) -> usize {
+    let last = row.iter().rposition(|&share| share != 0.0);
+    last.map_or(1, |last| last + 1)
+}
+
 /// The conditions of a denoiser, with a row for each prompt.
 #[derive(Debug, Clone)]
 pub struct Conditions {

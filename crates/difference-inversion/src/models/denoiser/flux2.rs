@@ -181,6 +181,7 @@ impl Flux2Config {
             dual: false,
             last: false,
             bias: false,
+            modulates: true,
         }
     }
 }

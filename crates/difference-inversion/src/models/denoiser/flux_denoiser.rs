@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use crate::Result;
 use crate::models::denoiser::conditions::Conditions;
-use crate::models::denoiser::flux::{FluxConfig, FluxTransformer2DModel, PATCH, Told};
+use crate::models::denoiser::flux::{FluxConfig, FluxTransformer2DModel, Told};
+use crate::models::denoiser::flux_trunk::PATCH;
 use crate::models::denoiser::{
     Denoiser, DenoiserConfig, FLOAT, GuidedBy, How, KERNELS, Memory, Surroundings, check_numbers,
 };
@@ -109,7 +110,7 @@ impl DenoiserConfig for Config {
     }
 
     fn in_channels(&self) -> usize {
-        self.transformer.in_channels / (PATCH * PATCH)
+        self.transformer.trunk.in_channels / (PATCH * PATCH)
     }
 
     fn set_max_sequence_length(&mut self, length: usize) {
@@ -119,25 +120,21 @@ impl DenoiserConfig for Config {
     fn check(&self, around: &Surroundings<'_>) -> Result<()> {
         let network = &self.transformer;
         network.check(&self.path)?;
+        let trunk = &network.trunk;
         let [clip, t5] = [0, 1].map(|number| around.encoder_widths.get(number).copied());
         let latents = around.latent_channels * PATCH * PATCH;
         let of_latents = "four times the channels of the latents";
         let numbers = [
-            (
-                "in_channels",
-                network.in_channels,
-                Some(latents),
-                of_latents,
-            ),
+            ("in_channels", trunk.in_channels, Some(latents), of_latents),
             (
                 "out_channels",
-                network.out_channels(),
+                trunk.out_channels(),
                 Some(latents),
                 of_latents,
             ),
             (
                 "joint_attention_dim",
-                network.joint_attention_dim,
+                trunk.joint_attention_dim,
                 t5,
                 "the width of T5",
             ),
@@ -158,37 +155,7 @@ impl DenoiserConfig for Config {
 
     fn step_bytes(&self, rows: usize, latents: [usize; 2], memory: Memory) -> Result<u64> {
         self.transformer.check(&self.path)?;
-        let network = &self.transformer;
-        Ok(network.step_bytes(rows, latents, self.t5_length, memory))
-    }
-}
-
-/// Tensors of `tokens × width` that a block keeps, counted from its layers and not measured: normalised,
-/// modulated, queries, keys and values before and after normalisation and rotation, attended, projected
-/// and gated, and the four times wider inside of the feed-forward layers twice.
-const BLOCK: usize = 26;
-/// The same for a block of one stream.
-const SINGLE: usize = 26;
-/// Such tensors that are held in addition at the same time, in the backward pass.
-const AT_WORK: usize = 12;
-
-impl FluxConfig {
-    /// The approximate peak of bytes that the activations of an optimisation step on the CPU take, for
-    /// `rows` latents of `height` and `width` in one call of the network, and prompts of `prompt` tokens.
-    fn step_bytes(
-        &self,
-        rows: usize,
-        [height, width]: [usize; 2],
-        prompt: usize,
-        memory: Memory,
-    ) -> u64 {
-        let picture = (height / PATCH) * (width / PATCH);
-        let numbers = rows * (picture + prompt) * self.width();
-        let blocks = self.num_layers * BLOCK + self.num_single_layers * SINGLE;
-        let kept = match memory {
-            Memory::Normal => blocks,
-            Memory::Low => self.num_layers + self.num_single_layers + BLOCK.max(SINGLE),
-        };
-        ((kept + AT_WORK) * numbers * FLOAT + KERNELS) as u64
+        let numbers = (self.transformer.trunk).step_numbers(rows, latents, self.t5_length, memory);
+        Ok((numbers * FLOAT + KERNELS) as u64)
     }
 }

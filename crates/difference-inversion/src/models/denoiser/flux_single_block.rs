@@ -5,11 +5,10 @@ use burn::tensor::Tensor;
 
 use crate::Result;
 use crate::models::denoiser::joint_block::{
-    BlockOptions, Modulation, Projections, gated, modulated, turned, within_range,
+    BlockOptions, Modulation, Projections, Sight, gated, modulated, turned, within_range,
 };
 use crate::models::denoiser::recompute::recomputed_streams;
-use crate::models::layers::{Activation, Linear, Mask, multi_head_attention};
-use crate::models::rotation::Rotation;
+use crate::models::layers::{Activation, Linear};
 use crate::weights::Weights;
 
 /// `FluxSingleTransformerBlock` of diffusers.
@@ -29,23 +28,23 @@ impl SingleBlock {
         let d = options.width();
         Ok(Self {
             heads: options.heads,
-            modulation: Modulation::load(&weights.scope("norm"), d, 3, true)?,
+            modulation: Modulation::of_block(&weights.scope("norm"), options, 3, 0)?,
             projections: Projections::own(&weights.scope("attn"), options)?,
             inner: Linear::load(&weights.scope("proj_mlp"), d, 4 * d)?,
             outer: Linear::load(&weights.scope("proj_out"), 5 * d, d)?,
         })
     }
 
-    /// All tokens after the block. `rotation` rotates queries and keys of the first tokens, the picture's.
+    /// All tokens after the block, the picture's first.
     ///
     /// # Shapes
-    /// `x` `[b, n + m, d]`, `told` `[b, 1, d]`, activated.
-    pub(super) fn forward(&self, x: Tensor<3>, told: &Tensor<3>, rotation: &Rotation) -> Tensor<3> {
+    /// `x` `[b, n + m, d]`; `told` `[b, 1, d]`, activated, or shift, scale and gate, `[b, 3, d]`.
+    pub(super) fn forward(&self, x: Tensor<3>, told: &Tensor<3>, sight: &Sight) -> Tensor<3> {
         let parts = self.modulation.parts(told);
         let normed = self.modulation.norm.forward(x.clone());
         let normed = modulated(normed, &parts[0], &parts[1]);
-        let [query, key, value] = turned(self.projections.forward(&normed), Some(rotation));
-        let attended = multi_head_attention(query, key, value, self.heads, Mask::None);
+        let own = turned(self.projections.forward(&normed), sight.rotation.as_ref());
+        let attended = sight.attend(own, self.heads);
         let inner = Activation::GeluTanh.forward(self.inner.forward(normed));
         let outer = self.outer.forward(Tensor::cat(vec![attended, inner], 2));
         within_range(gated(x, outer, &parts[2]))
@@ -53,15 +52,10 @@ impl SingleBlock {
 
     /// As [`forward`](Self::forward), but nothing inside the block is kept for the backward pass, which
     /// computes it again.
-    pub(super) fn recomputed(
-        &self,
-        x: Tensor<3>,
-        told: &Tensor<3>,
-        rotation: &Rotation,
-    ) -> Tensor<3> {
-        let (block, rotation) = (self.clone(), rotation.clone());
+    pub(super) fn recomputed(&self, x: Tensor<3>, told: &Tensor<3>, sight: &Sight) -> Tensor<3> {
+        let (block, sight) = (self.clone(), sight.clone());
         let [x] = recomputed_streams([x, told.clone()], move |[x, told]| {
-            [block.forward(x, &told, &rotation)]
+            [block.forward(x, &told, &sight)]
         });
         x
     }

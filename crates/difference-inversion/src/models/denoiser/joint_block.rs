@@ -1,12 +1,14 @@
 //! A block of the multimodal transformers (Stable Diffusion 3, FLUX.1), in which the picture's and the
 //! prompt's tokens attend to both, with weights of their own; and the parts that other blocks share.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, activation};
 use dinv_kernels as kernels;
 
 use crate::Result;
 use crate::models::denoiser::recompute::recomputed_streams;
-use crate::models::layers::{Activation, LayerNorm, Linear, Mask, RmsNorm, multi_head_attention};
+use crate::models::layers::{
+    Activation, LayerNorm, Linear, Mask, RmsNorm, multi_head_attention, weighted_attention,
+};
 use crate::models::rotation::Rotation;
 use crate::weights::Weights;
 
@@ -28,6 +30,8 @@ pub(super) struct BlockOptions {
     pub(super) last: bool,
     /// Whether its linear layers add a bias.
     pub(super) bias: bool,
+    /// Whether it has layers that compute its shifts, scales and gates. Without, they are told to it.
+    pub(super) modulates: bool,
 }
 
 impl BlockOptions {
@@ -77,26 +81,80 @@ fn multiply_add(x: Tensor<3>, factor: Tensor<3>, addend: Tensor<3>) -> Tensor<3>
     x * factor + addend
 }
 
-/// Shifts, scales and gates computed from the network's other inputs.
+/// Shifts, scales and gates.
 #[derive(Debug, Clone)]
 pub(super) struct Modulation {
-    linear: Linear,
+    source: Source,
     pub(super) norm: LayerNorm,
     parts: usize,
 }
 
+/// Where shifts, scales and gates come from.
+#[derive(Debug, Clone)]
+enum Source {
+    /// A layer computes them from the network's other inputs.
+    Layer(Box<Linear>),
+    /// They are told, from this row on.
+    Told(usize),
+}
+
 impl Modulation {
     pub(super) fn load(weights: &Weights, d: usize, parts: usize, bias: bool) -> Result<Self> {
+        let layer = Linear::load_with(&weights.scope("linear"), d, parts * d, bias)?;
         Ok(Self {
-            linear: Linear::load_with(&weights.scope("linear"), d, parts * d, bias)?,
+            source: Source::Layer(Box::new(layer)),
             norm: LayerNorm::plain(d, EPSILON, weights),
             parts,
         })
     }
 
-    /// The parts, `[b, 1, d]` each, of `told` `[b, 1, d]`.
+    /// Those of a block with these options, which are told from row `first` on if it has no layer for them.
+    pub(super) fn of_block(
+        weights: &Weights,
+        options: BlockOptions,
+        parts: usize,
+        first: usize,
+    ) -> Result<Self> {
+        let d = options.width();
+        if options.modulates {
+            return Self::load(weights, d, parts, true);
+        }
+        Ok(Self {
+            source: Source::Told(first),
+            norm: LayerNorm::plain(d, EPSILON, weights),
+            parts,
+        })
+    }
+
+    /// The parts, `[b, 1, d]` each, of `told` `[b, 1, d]`, or `[b, parts, d]` if they are told.
     pub(super) fn parts(&self, told: &Tensor<3>) -> Vec<Tensor<3>> {
-        self.linear.forward(told.clone()).chunk(self.parts, 2)
+        match &self.source {
+            Source::Layer(layer) => layer.forward(told.clone()).chunk(self.parts, 2),
+            Source::Told(first) => (0..self.parts)
+                .map(|part| told.clone().narrow(1, first + part, 1))
+                .collect(),
+        }
+    }
+}
+
+/// How the tokens of a sequence see one another.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Sight {
+    /// Rotates queries and keys of the first tokens, the picture's. The prompt's are not rotated where its tokens are at
+    /// position 0.
+    pub(super) rotation: Option<Rotation>,
+    /// What is added to the scores of each key, `[b, 1, 1, n + m]`.
+    pub(super) presence: Option<Tensor<4>>,
+}
+
+impl Sight {
+    /// Attention among tokens whose queries and keys are rotated.
+    pub(super) fn attend(&self, [query, key, value]: [Tensor<3>; 3], heads: usize) -> Tensor<3> {
+        let Some(presence) = &self.presence else {
+            return multi_head_attention(query, key, value, heads, Mask::None);
+        };
+        let weights = |scores: Tensor<4>| activation::softmax(scores + presence.clone(), 3);
+        weighted_attention(query, key, value, heads, weights)
     }
 }
 
@@ -253,7 +311,7 @@ impl JointBlock {
         };
         Ok(Self {
             options,
-            modulation: Modulation::load(&weights.scope("norm1"), d, parts, true)?,
+            modulation: Modulation::of_block(&weights.scope("norm1"), options, parts, 0)?,
             projections: Projections::own(&attention, options)?,
             prompt_projections: Projections::added(&attention, options)?,
             dual: options.dual.then(dual).transpose()?,
@@ -261,11 +319,11 @@ impl JointBlock {
                 output: output(&attention, "to_out.0")?,
                 feed_forward: FeedForward::load(&weights.scope("ff"), d)?,
             },
-            prompt_modulation: Modulation::load(
+            prompt_modulation: Modulation::of_block(
                 &weights.scope("norm1_context"),
-                d,
+                options,
                 if options.last { 2 } else { 6 },
-                true,
+                parts,
             )?,
             prompt_further: (!options.last).then(prompt_further).transpose()?,
         })
@@ -277,17 +335,16 @@ impl JointBlock {
     }
 
     /// The picture's and the prompt's tokens after the block; the last block leaves the prompt's unchanged.
-    /// `rotation`, if given, rotates queries and keys of the picture. Those of the prompt are not rotated, since
-    /// its tokens are at position 0.
     ///
     /// # Shapes
-    /// `x` `[b, n, d]`, `prompt` `[b, m, d]`, `told` `[b, 1, d]`, activated.
+    /// `x` `[b, n, d]`, `prompt` `[b, m, d]`; `told` `[b, 1, d]`, activated, or the shifts, scales and gates of the
+    /// picture, then of the prompt, `[b, parts, d]`.
     pub(super) fn forward(
         &self,
         x: Tensor<3>,
         prompt: Tensor<3>,
         told: &Tensor<3>,
-        rotation: Option<&Rotation>,
+        sight: &Sight,
     ) -> [Tensor<3>; 2] {
         let (n, m) = (x.dims()[1], prompt.dims()[1]);
         let heads = self.options.heads;
@@ -296,7 +353,7 @@ impl JointBlock {
         let own = self
             .projections
             .forward(&modulated(normed.clone(), &parts[0], &parts[1]));
-        let own = turned(own, rotation);
+        let own = turned(own, sight.rotation.as_ref());
         let prompt_parts = self.prompt_modulation.parts(told);
         let normed_prompt = self.prompt_modulation.norm.forward(prompt.clone());
         let (shift, scale) = match self.options.last {
@@ -305,8 +362,7 @@ impl JointBlock {
         };
         let normed_prompt = modulated(normed_prompt, shift, scale);
         let added = self.prompt_projections.forward(&normed_prompt);
-        let [query, key, value] = joined(own, added);
-        let attended = multi_head_attention(query, key, value, heads, Mask::None); // [b, n + m, d]
+        let attended = sight.attend(joined(own, added), heads); // [b, n + m, d]
 
         let update = (self.further.output).forward(attended.clone().narrow(1, 0, n));
         let mut x = gated(x, update, &parts[2]);
@@ -340,13 +396,11 @@ impl JointBlock {
         x: Tensor<3>,
         prompt: Tensor<3>,
         told: &Tensor<3>,
-        rotation: Option<&Rotation>,
+        sight: &Sight,
     ) -> [Tensor<3>; 2] {
-        let (block, rotation) = (self.clone(), rotation.cloned());
+        let (block, sight) = (self.clone(), sight.clone());
         let streams = [x, prompt.clone(), told.clone()];
-        let run = move |[x, prompt, told]: [Tensor<3>; 3]| {
-            block.forward(x, prompt, &told, rotation.as_ref())
-        };
+        let run = move |[x, prompt, told]: [Tensor<3>; 3]| block.forward(x, prompt, &told, &sight);
         if self.options.last {
             let [x] = recomputed_streams(streams, move |streams| {
                 let [x, _] = run(streams);

@@ -7,7 +7,9 @@ use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use crate::models::denoiser::Memory;
-use crate::models::denoiser::joint_block::{BlockOptions, EPSILON, JointBlock, LastNorm, patches};
+use crate::models::denoiser::joint_block::{
+    BlockOptions, EPSILON, JointBlock, LastNorm, Sight, patches,
+};
 use crate::models::denoiser::time_embedding::{TimestepEmbedding, sinusoidal_embedding};
 use crate::models::layers::{Activation, Linear, MOST_LAYERS};
 use crate::weights::Weights;
@@ -134,6 +136,7 @@ impl SD3Config {
             dual: self.dual_attention_layers.contains(&number),
             last: number + 1 == self.num_layers,
             bias: true,
+            modulates: true,
         }
     }
 }
@@ -241,10 +244,11 @@ impl SD3Transformer2DModel {
         let told = told.reshape([b, 1, self.config.width()]);
         let mut x = self.tokens(latents) + self.positions(size).cast(dtype);
         let mut prompt = self.context_embedder.forward(context);
+        let sight = Sight::default();
         for block in &self.blocks {
             [x, prompt] = match memory {
-                Memory::Normal => block.forward(x, prompt, &told, None),
-                Memory::Low => block.recomputed(x, prompt, &told, None),
+                Memory::Normal => block.forward(x, prompt, &told, &sight),
+                Memory::Low => block.recomputed(x, prompt, &told, &sight),
             };
         }
         let x = self.norm_out.forward(x, &told);

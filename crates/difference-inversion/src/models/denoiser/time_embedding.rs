@@ -72,8 +72,9 @@ pub(crate) fn sinusoidal_embedding(
     freq_shift: f64,
 ) -> Tensor<2> {
     let half = dim / 2;
+    // In f32, as in diffusers: Chroma multiplies them by numbers up to 343000.
     let frequencies: Vec<f32> = (0..half)
-        .map(|i| (-(10000f64.ln()) * i as f64 / (half as f64 - freq_shift)).exp() as f32)
+        .map(|i| (-(10000f64.ln() as f32) * i as f32 / (half as f64 - freq_shift) as f32).exp())
         .collect();
     let frequencies = Tensor::<1>::from_floats(frequencies.as_slice(), &t.device());
     let t = t.cast(DType::F32);

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::models::denoiser::Memory;
+use crate::models::denoiser::conditions::present;
 use crate::models::denoiser::joint_block::{BlockOptions, EPSILON};
 use crate::models::denoiser::time_embedding::{TimestepEmbedding, sinusoidal_embedding};
 use crate::models::denoiser::z_image_block::Block;
@@ -210,6 +211,7 @@ impl ZImageConfig {
             dual: false,
             last: false,
             bias: false,
+            modulates: true,
         }
     }
 }
@@ -313,13 +315,7 @@ impl ZImageTransformer2DModel {
         presence: &[Vec<f32>],
         memory: Memory,
     ) -> Tensor<4> {
-        let padded = |row: &Vec<f32>| {
-            let length = row
-                .iter()
-                .rposition(|&share| share != 0.0)
-                .map_or(0, |last| last + 1);
-            length.max(1).next_multiple_of(MULTIPLE)
-        };
+        let padded = |row: &[f32]| present(row).next_multiple_of(MULTIPLE);
         let length = padded(&presence[0]);
         if presence.iter().any(|other| padded(other) != length) {
             let rows = (0..presence.len()).map(|row| {

@@ -206,6 +206,7 @@ pub struct T5EncoderModel {
     /// `[buckets, heads]`
     position_bias: Embedding,
     final_layer_norm: RmsNorm,
+    masks_padding: bool,
 }
 
 impl T5EncoderModel {
@@ -248,9 +249,19 @@ impl T5EncoderModel {
                 config.d_model,
                 config.layer_norm_epsilon,
             )?,
+            masks_padding: false,
         };
         weights.check_all_used(&["encoder.embed_tokens.weight"])?;
         Ok(tower)
+    }
+
+    /// The same, which does not look at what stands behind the end of a prompt.
+    #[must_use]
+    pub fn masking_padding(self) -> Self {
+        Self {
+            masks_padding: true,
+            ..self
+        }
     }
 
     /// The configuration.
@@ -271,8 +282,8 @@ impl T5EncoderModel {
         }
     }
 
-    /// The bias added to the scores of `n` positions, `[1, heads, n, n]`.
-    fn bias(&self, n: usize) -> Tensor<4> {
+    /// The bias added to the scores of `n` positions, of which those behind `end` may be padding, `[1, heads, n, n]`.
+    fn bias(&self, n: usize, end: usize) -> Tensor<4> {
         let places = 0..i64::try_from(n).unwrap_or(0);
         let buckets: Vec<i64> = (places.clone())
             .flat_map(|query| places.clone().map(move |key| key - query))
@@ -282,10 +293,14 @@ impl T5EncoderModel {
         let ids =
             Tensor::<2, Int>::from_data(TensorData::new(buckets, [1, n * n]), &table.device());
         let heads = self.config.num_heads;
-        (self.position_bias.forward(ids)) // [1, n · n, heads]
+        let bias = (self.position_bias.forward(ids)) // [1, n · n, heads]
             .reshape([1, n, n, heads])
             .permute([0, 3, 1, 2])
-            .cast(DType::F32)
+            .cast(DType::F32);
+        if !self.masks_padding || end + 1 == n {
+            return bias;
+        }
+        bias.slice_fill([0..1, 0..heads, 0..n, end + 1..n], f32::NEG_INFINITY)
     }
 }
 
@@ -315,6 +330,10 @@ impl Tower for T5EncoderModel {
         true
     }
 
+    fn masks_padding(&self) -> bool {
+        self.masks_padding
+    }
+
     fn finish(
         &self,
         beginning: Option<&Beginning>,
@@ -331,7 +350,7 @@ impl Tower for T5EncoderModel {
                 self.config.d_model
             )));
         }
-        let bias = self.bias(n);
+        let bias = self.bias(n, end);
         let heads = self.config.num_heads;
         match &self.layers {
             Layers::Held(layers) => {

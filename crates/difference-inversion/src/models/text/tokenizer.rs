@@ -15,13 +15,14 @@ use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer as Rules};
 
+use crate::models::text::sentencepiece;
 use crate::weights::{from_value, read_config};
 use crate::{Error, Result};
 
 /// The location of a text encoder's vocabulary.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vocabulary {
-    /// The folder of `tokenizer.json`, or of `vocab.json` and `merges.txt`.
+    /// The folder of `tokenizer.json`, of `vocab.json` and `merges.txt`, or of T5's `spiece.model`.
     pub folder: PathBuf,
     /// The token that pads prompts, if it differs from the folder's.
     pub pad_token: Option<&'static str>,
@@ -213,6 +214,22 @@ impl Tokenizer {
     pub fn open(dir: &Path) -> Result<Self> {
         Ok(Self {
             rules: open_tokenizer_json(&dir.join("tokenizer.json"))?,
+            dir: dir.to_owned(),
+            words: BTreeMap::new(),
+        })
+    }
+
+    /// Opens T5's tokenizer in a folder: `tokenizer.json` if present, else `spiece.model`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when neither can be read, [`Error::InvalidFile`] when it is damaged.
+    pub fn open_t5(dir: &Path) -> Result<Self> {
+        let path = dir.join("spiece.model");
+        if dir.join("tokenizer.json").exists() || !path.exists() {
+            return Self::open(dir);
+        }
+        Ok(Self {
+            rules: sentencepiece::open(&path)?,
             dir: dir.to_owned(),
             words: BTreeMap::new(),
         })

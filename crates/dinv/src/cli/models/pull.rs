@@ -26,7 +26,7 @@ use crate::cli::watch::{self, Watcher};
   dinv models pull sdxl --variant fp16 --all
   dinv models pull owner/name@refs/pr/1")]
 pub(crate) struct PullArgs {
-    /// sd15, sd21, sdxl, sd3, sd35, sd35-large, flux-dev, flux-schnell, klein-base, klein, klein-base-9b, klein-9b, z-image, z-image-turbo, OWNER/NAME or OWNER/NAME@REVISION
+    /// sd15, sd21, sdxl, sd3, sd35, sd35-large, flux-dev, flux-schnell, chroma, klein-base, klein, klein-base-9b, klein-9b, z-image, z-image-turbo, OWNER/NAME or OWNER/NAME@REVISION
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
     /// Variant of the weights, if there are several: fp16 is half the size

@@ -1,7 +1,7 @@
 //! Transformers in one file, with the names of their original code: the diffusers keys for each of its keys.
 //!
 //! The names are facts of the original repositories (Stability-AI/sd3.5, black-forest-labs/flux and flux2,
-//! Tongyi-MAI/Z-Image) on the one hand, and of diffusers on the other.
+//! lodestone-rock/flow, Tongyi-MAI/Z-Image) on the one hand, and of diffusers on the other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -192,6 +192,57 @@ pub(crate) const FLUX: OriginalLayers = OriginalLayers {
                 ("linear2", One("proj_out")),
                 ("norm.query_norm", One("attn.norm_q")),
                 ("norm.key_norm", One("attn.norm_k")),
+            ],
+        ),
+    ],
+    swapped_last: None,
+};
+
+/// Chroma: FLUX.1's blocks, without the layers for modulation. Their place takes one network of five layers.
+pub(crate) const CHROMA: OriginalLayers = OriginalLayers {
+    mark: "distilled_guidance_layer.in_proj.weight",
+    once: &[
+        ("img_in", One("x_embedder")),
+        ("txt_in", One("context_embedder")),
+        ("final_layer.linear", One("proj_out")),
+        (
+            "distilled_guidance_layer.in_proj",
+            One("distilled_guidance_layer.in_proj"),
+        ),
+        (
+            "distilled_guidance_layer.out_proj",
+            One("distilled_guidance_layer.out_proj"),
+        ),
+        (
+            "distilled_guidance_layer.norms.0",
+            One("distilled_guidance_layer.norms.0"),
+        ),
+        (
+            "distilled_guidance_layer.norms.1",
+            One("distilled_guidance_layer.norms.1"),
+        ),
+        (
+            "distilled_guidance_layer.norms.2",
+            One("distilled_guidance_layer.norms.2"),
+        ),
+        (
+            "distilled_guidance_layer.norms.3",
+            One("distilled_guidance_layer.norms.3"),
+        ),
+        (
+            "distilled_guidance_layer.norms.4",
+            One("distilled_guidance_layer.norms.4"),
+        ),
+    ],
+    blocks: &[
+        FLUX.blocks[0],
+        FLUX.blocks[1],
+        (
+            "distilled_guidance_layer.layers",
+            "distilled_guidance_layer.layers",
+            &[
+                ("in_layer", One("linear_1")),
+                ("out_layer", One("linear_2")),
             ],
         ),
     ],
