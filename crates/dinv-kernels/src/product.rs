@@ -111,7 +111,7 @@ pub(super) fn product(
         threads,
     };
     // Packing transposes either all of the weights, or all of the rows and the result.
-    if rows <= few::FEW {
+    if rows <= few::MOST_ROWS {
         product.few_rows(out);
     } else if right.transposed && rows * (steps + columns / 2) < columns * steps {
         product.by_columns(out);
@@ -134,12 +134,12 @@ impl Product<'_> {
     /// Multiplies few rows, without packing.
     fn few_rows(&self, out: &mut [f32]) {
         let [rows, steps, columns] = self.size;
-        let tasks = match self.right.transposed {
-            true => TASKS_PER_THREAD * self.threads,
-            false => self.threads, // a task reads a part of each line of the weights
+        let (tasks, multiple) = match self.right.transposed {
+            true => (TASKS_PER_THREAD * self.threads, LINE),
+            // A task reads a part of each line of the weights.
+            false => (self.threads, self.right.values.alignment().max(LINE)),
         };
-        let grain = self.right.values.grain().max(LINE);
-        let width = columns.div_ceil(tasks).next_multiple_of(grain);
+        let width = columns.div_ceil(tasks).next_multiple_of(multiple);
         let room = few::room(&self.right, width.min(columns));
         let blocks = blocks(out, columns, 0..columns, [rows, width]);
         self.run(blocks, |block| {
@@ -231,11 +231,11 @@ impl Product<'_> {
 
     /// Steps and columns of one round: about as many steps in each, whole panels, and whole blocks of packed weights.
     fn round(&self, panels: Panels) -> [usize; 2] {
-        let (all, grain) = (self.size[1], self.right.values.grain());
+        let (all, multiple) = (self.size[1], self.right.values.alignment());
         let steps = all.div_ceil(all.div_ceil(STEPS).max(1));
-        let steps = steps.next_multiple_of(grain);
+        let steps = steps.next_multiple_of(multiple);
         let columns = (PACKED / steps.max(1)).min(panels.width()).max(1);
-        [steps, columns.next_multiple_of(panels.widest.max(grain))]
+        [steps, columns.next_multiple_of(panels.widest.max(multiple))]
     }
 
     /// What products of these steps are added to, from a column on.
@@ -257,7 +257,10 @@ impl Product<'_> {
     ) {
         let count = steps.len();
         let panels = self.simd.dispatch(PanelsOf(columns.len()));
-        let steps_of_a_task = PACKED_STEPS.max(right.values.grain());
+        let steps_of_a_task = match right.transposed {
+            true => PACKED_STEPS.max(right.values.alignment()),
+            false => PACKED_STEPS,
+        };
         let mut tasks = Vec::new();
         tasks.resize_with(count.div_ceil(steps_of_a_task), Vec::new);
         let parts = packed.chunks_mut((count * panels.widest).max(1));

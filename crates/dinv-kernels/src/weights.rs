@@ -46,14 +46,14 @@ pub(super) enum Slice<'a> {
     Packed(&'a Packed),
 }
 
-/// Packed numbers are best read from a multiple of this on, since they are stored in blocks.
-const BLOCKS: usize = 256;
+/// Packed numbers are best read from a multiple of this on: their blocks have 32 or 256.
+const ALIGNMENT: usize = 256;
 
 impl<'a> Slice<'a> {
     /// The number of which parts that are read should be multiples.
-    pub(super) fn grain(&self) -> usize {
+    pub(super) fn alignment(&self) -> usize {
         match self {
-            Self::Packed(_) => BLOCKS,
+            Self::Packed(_) => ALIGNMENT,
             Self::F32(_) | Self::F16(_) | Self::BF16(_) => 1,
         }
     }

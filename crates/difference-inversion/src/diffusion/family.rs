@@ -127,8 +127,8 @@ pub struct EncoderPart {
 }
 
 impl EncoderPart {
-    /// Whether its layers are in memory where memory is saved or not: each step needs all layers that difference tokens
-    /// are learned through.
+    /// Where its layers are kept if `memory` is asked for. Difference tokens are learned through all of them in every step,
+    /// so an encoder that they are learned for is always held in memory.
     pub(crate) fn memory(&self, memory: Memory) -> Memory {
         if self.learned { Memory::Normal } else { memory }
     }
@@ -171,8 +171,7 @@ const CLIP_2: EncoderPart = EncoderPart {
     ..CLIP
 };
 
-/// T5 as the third text encoder. It reads token embeddings through a norm that keeps only their
-/// direction, so tokens cannot start at zero: D̃ is not learned for it.
+/// T5 as the third text encoder. D̃ is not learned for it: beside two CLIPs, that gains nothing (`docs/study.md`).
 const T5_3: EncoderPart = EncoderPart {
     part: "text_encoder_3",
     kind: TowerKind::T5,

@@ -98,15 +98,15 @@ pub struct FileOptions {
     /// How many layers earlier than usual CLIP's hidden states are read, counted as in diffusers (`clip_skip`).
     pub clip_skip: usize,
     /// The most tokens of a prompt that T5 or Qwen3 reads (`max_sequence_length` of diffusers' pipelines); by default
-    /// the family's. All families but Z-Image pad prompts to it, so that it changes their pictures.
+    /// the family's. All families but Chroma and Z-Image pad prompts to it, so that it changes their pictures.
     pub max_sequence_length: Option<usize>,
     /// Whether linear layers are held with 8 bits a number (ggml's Q8_0), on the CPU: those of the denoiser, T5 and
     /// Qwen3. Matrices that a file packs stay packed in any case.
     pub q8: bool,
     /// Whether to save time or memory. With [`Memory::Low`], the backward pass through the denoiser computes the
     /// inside of each layer once more, the autoencoder works in tiles, the captioner and the image towers of joint
-    /// spaces are closed while a difference is learned or a picture is made, and T5 is read from its file layer by
-    /// layer for every prompt.
+    /// spaces are closed while a difference is learned or a picture is made, and T5, unless difference tokens are
+    /// learned for it, is read from its file layer by layer for every prompt.
     pub memory: Memory,
 }
 

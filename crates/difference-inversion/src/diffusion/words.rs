@@ -151,8 +151,8 @@ fn ids(word: &Word, encoder: usize) -> &[u32] {
         .map_or(&[], Vec::as_slice)
 }
 
-/// The words of a prompt as read by the text encoders. The encoders are causal, so this is computed once,
-/// whatever follows the words.
+/// The words of a prompt as read by the text encoders: what can be computed once, whatever follows the words. Of a
+/// causal encoder these are keys and values, of T5 only the embeddings.
 #[derive(Debug, Clone, Default)]
 pub struct Words {
     pub(crate) prompt: Prompt,

@@ -39,12 +39,6 @@ fn network() -> ChromaTransformer2DModel {
     ChromaTransformer2DModel::load(&open(&folder), &config).unwrap()
 }
 
-/// Of two rows with 9 tokens, of which the second's are present from the fifth on as far as `share` says.
-fn presence(share: f32) -> [Vec<f32>; 2] {
-    let short = (0..9).map(|place| if place < 4 { 1.0 } else { share });
-    [vec![1.0; 9], short.collect()]
-}
-
 // The network.
 
 /// Two rows, of which one has padding that is not attended to.
@@ -53,22 +47,47 @@ fn the_transformer_and_its_gradients_match_diffusers_for_prompts_of_unequal_leng
     let (network, io) = (network(), io());
     check_network(&io, |latents, states, memory| {
         let times = read::<1>(&io, "network.times");
-        network.forward(latents, times, states, &presence(0.0), memory)
+        let short = (0..9).map(|place| if place < 4 { 1.0 } else { 0.0 });
+        let presence = [vec![1.0; 9], short.collect()];
+        network.forward(latents, times, states, &presence, memory)
     });
+}
+
+/// What a prompt of four tokens predicts together with further `states`, each of which is present as far as `share` says.
+fn with_further(states: &[Tensor<3>], share: f32) -> Tensor<4> {
+    let (network, io) = (network(), io());
+    let latents = read::<4>(&io, "network.latents").narrow(0, 1, 1);
+    let times = Tensor::<1>::from_floats([500.0], &Device::flex());
+    let four = read::<3>(&io, "network.states")
+        .narrow(0, 1, 1)
+        .narrow(1, 0, 4);
+    // As a strength between two prompts makes them.
+    let shares = states.iter().map(|state| state.clone() * share);
+    let context = Tensor::cat([four].into_iter().chain(shares).collect(), 1);
+    let mut presence = vec![1.0; 4];
+    presence.resize(4 + states.len(), share);
+    network.forward(latents, times, context, &[presence], Memory::Normal)
+}
+
+/// Two states.
+fn further() -> [Tensor<3>; 2] {
+    let states = read::<3>(&io(), "network.states").narrow(0, 0, 1);
+    [4, 5].map(|place| states.clone().narrow(1, place, 1))
+}
+
+/// A token that is there twice, each time by half, is one whole token.
+#[test]
+fn two_halves_of_a_token_are_one() {
+    let [one, other] = further();
+    let whole = with_further(&[one.clone(), other.clone()], 1.0);
+    let halves = with_further(&[one.clone(), other.clone(), one, other], 0.5);
+    assert_matches("halves", halves, whole);
 }
 
 /// From absent to present, tokens gain weight without a jump at either end.
 #[test]
 fn tokens_that_are_present_in_part_are_attended_to_in_part() {
-    let (network, io) = (network(), io());
-    let draw = |share| {
-        let [latents, states] = ["network.latents", "network.states"];
-        let latents = read::<4>(&io, latents).narrow(0, 1, 1);
-        let states = read::<3>(&io, states).narrow(0, 1, 1);
-        let times = Tensor::<1>::from_floats([500.0], &Device::flex());
-        let [_, presence] = presence(share);
-        network.forward(latents, times, states, &[presence], Memory::Normal)
-    };
+    let draw = |share| with_further(&further(), share);
     let distance = |x: &Tensor<4>, y: &Tensor<4>| {
         let difference = (x.clone() - y.clone()).powf_scalar(2.0).mean();
         difference.into_scalar::<f32>().sqrt()

@@ -7,7 +7,7 @@ use super::Block;
 use super::panels::Right;
 
 /// Most rows of such a product.
-pub(super) const FEW: usize = 4;
+pub(super) const MOST_ROWS: usize = 4;
 /// Steps whose weights are widened at once, if they are not stored as f32: they stay in the first-level cache.
 const PART: usize = 1024;
 /// Lines of weights that are read at once.

@@ -147,8 +147,8 @@ pub(crate) struct ModelSettings {
     pub(crate) dtype: Option<String>,
     /// `low` saves memory by recomputing [default: normal]
     ///
-    /// With `low`, a learning step takes a third longer, and T5, if the model has it, is read from its file for every
-    /// prompt (with `--prompt-dropout`, in every step).
+    /// With `low`, a learning step takes a third longer, and T5 of Stable Diffusion 3 and FLUX.1 is read from its file for
+    /// every prompt (with `--prompt-dropout`, in every step).
     #[arg(long, value_parser = ["normal", "low"], hide_short_help = true)]
     pub(crate) memory: Option<String>,
 }

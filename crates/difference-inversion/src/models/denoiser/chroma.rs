@@ -4,16 +4,14 @@
 
 use std::path::Path;
 
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use serde::Deserialize;
 
 use crate::models::denoiser::Memory;
 use crate::models::denoiser::conditions::present;
 use crate::models::denoiser::flux_trunk::{Block, PATCH, Trunk, TrunkConfig};
 use crate::models::denoiser::joint_block::{EPSILON, modulated};
-use crate::models::denoiser::time_embedding::{
-    GUIDANCE_UNIT, TimestepEmbedding, sinusoidal_embedding,
-};
+use crate::models::denoiser::time_embedding::{TimestepEmbedding, sinusoidal_embedding};
 use crate::models::layers::{Activation, LayerNorm, Linear, MOST_LAYERS, RmsNorm};
 use crate::weights::{OtherFields, Weights};
 use crate::{Error, Result};
@@ -24,6 +22,8 @@ const DOUBLE: usize = 6;
 const SINGLE: usize = 3;
 /// Shift and scale of the last norm.
 const LAST: usize = 2;
+/// The numbers of rows are embedded as times of a thousand steps.
+const ROW: f32 = 1000.0;
 
 /// `transformer/config.json`, with the names and defaults of diffusers.
 #[derive(Debug, Clone, Deserialize)]
@@ -139,6 +139,8 @@ impl Approximator {
 pub struct ChromaTransformer2DModel {
     config: ChromaConfig,
     approximator: Approximator,
+    /// The embedded number of each row, `[rows, approximator_num_channels / 2]`.
+    numbers: Tensor<2>,
     trunk: Trunk,
     last_norm: LayerNorm,
 }
@@ -151,10 +153,16 @@ impl ChromaTransformer2DModel {
     /// [`Error::UnusedTensors`] if some are left over.
     pub fn load(weights: &Weights, config: &ChromaConfig) -> Result<Self> {
         config.check(&weights.config_path())?;
+        // On the CPU: shaders need not know the sine of so large a number.
+        let numbers: Vec<f32> = (0..config.rows()).map(|row| row as f32 * ROW).collect();
+        let numbers = Tensor::<1>::from_floats(numbers.as_slice(), &Device::flex());
+        let numbers = waves(numbers, config.approximator_num_channels / 2);
+        let trunk = Trunk::load(weights, &config.trunk, false)?;
         let network = Self {
             config: config.clone(),
             approximator: Approximator::load(&weights.scope("distilled_guidance_layer"), config)?,
-            trunk: Trunk::load(weights, &config.trunk, false)?,
+            numbers: numbers.to_device(&trunk.device()),
+            trunk,
             last_norm: LayerNorm::plain(config.trunk.width(), EPSILON, weights),
         };
         weights.check_all_used(&[])?;
@@ -173,8 +181,9 @@ impl ChromaTransformer2DModel {
 
     /// The network's prediction. Gradients flow to `latents` and `context`, as far as these are tracked.
     ///
-    /// Tokens of a prompt that are absent are not attended to. Rows whose prompts end at different places are computed
-    /// one by one.
+    /// Tokens of a prompt that are absent are not attended to, and those that are present in part with that part of the
+    /// weight; their states are those of the whole token times this part. Rows whose prompts end at different places are
+    /// computed one by one.
     ///
     /// # Shapes
     /// `latents` `[b, in_channels / 4, h, w]` with even h and w; `timesteps` `[b]` from 0 to 1000; `context`
@@ -225,22 +234,27 @@ impl ChromaTransformer2DModel {
             modulated(self.last_norm.forward(x), &shift, &scale)
         };
         let tokens = (h / PATCH) * (w / PATCH);
-        let presence = added(presence, [tokens, length], &latents);
-        let context = context.narrow(1, 0, length);
-        (self.trunk).forward(latents, context, presence, of_block, last, memory)
+        let mut context = context.narrow(1, 0, length);
+        let mut key_bias = None;
+        let presence: Vec<&[f32]> = presence.iter().map(|row| &row[..length]).collect();
+        if presence
+            .iter()
+            .any(|row| row.iter().any(|&share| share != 1.0))
+        {
+            context = whole(context, &presence);
+            key_bias = Some(bias(&presence, tokens, &latents));
+        }
+        (self.trunk).forward(latents, context, key_bias, of_block, last, memory)
     }
 
     /// The shifts, scales and gates of all blocks, `[b, rows, d]`.
-    fn told(&self, timesteps: Tensor<1>, dtype: burn::tensor::DType) -> Tensor<3> {
+    fn told(&self, timesteps: Tensor<1>, dtype: DType) -> Tensor<3> {
         let (b, rows) = (timesteps.dims()[0], self.config.rows());
         let channels = self.config.approximator_num_channels;
-        let waves = |x: Tensor<1>, width| sinusoidal_embedding(x, width, true, 0.0);
         let no_guidance = waves(timesteps.zeros_like(), channels / 4);
         let time = Tensor::cat(vec![waves(timesteps, channels / 4), no_guidance], 1);
         let time: Tensor<3> = time.unsqueeze_dim(1); // [b, 1, channels / 2]
-        let numbers: Vec<f32> = (0..rows).map(|row| row as f32 * GUIDANCE_UNIT).collect();
-        let numbers = Tensor::<1>::from_floats(numbers.as_slice(), &time.device());
-        let numbers = waves(numbers, channels / 2).unsqueeze::<3>(); // [1, rows, channels / 2]
+        let numbers = self.numbers.clone().unsqueeze::<3>(); // [1, rows, channels / 2]
         let input = Tensor::cat(vec![time.repeat_dim(1, rows), numbers.repeat_dim(0, b)], 2);
         let told = self
             .approximator
@@ -249,30 +263,35 @@ impl ChromaTransformer2DModel {
     }
 }
 
-/// What is added to the scores of each key for its presence, if one is absent in part: the logarithm of its share, which
-/// multiplies its weight.
+/// Sines and cosines of times.
+fn waves(times: Tensor<1>, width: usize) -> Tensor<2> {
+    sinusoidal_embedding(times, width, true, 0.0)
+}
+
+/// The states of whole tokens, of which `context` has shares.
+///
+/// # Shapes
+/// `[b, m, d]`, `presence` `[b][m]`
+fn whole(context: Tensor<3>, presence: &[&[f32]]) -> Tensor<3> {
+    let [b, m, _] = context.dims();
+    let shares = presence.concat().into_iter();
+    let shares = shares.map(|share| if share > 0.0 { share } else { 1.0 });
+    let shares = TensorData::new(shares.collect::<Vec<f32>>(), [b, m, 1]);
+    let options = (&context.device().without_autodiff(), context.dtype());
+    context / Tensor::<3>::from_data(shares, options)
+}
+
+/// What is added to the scores of each key: the logarithm of its presence, which multiplies its weight.
 ///
 /// # Shapes
 /// `[b, 1, 1, n + m]` for n tokens of a picture and m of a prompt, in f32, on the device of `latents`.
-fn added(
-    presence: &[Vec<f32>],
-    [tokens, length]: [usize; 2],
-    latents: &Tensor<4>,
-) -> Option<Tensor<4>> {
-    if presence
-        .iter()
-        .all(|row| row[..length].iter().all(|&share| share == 1.0))
-    {
-        return None;
-    }
+fn bias(presence: &[&[f32]], tokens: usize, latents: &Tensor<4>) -> Tensor<4> {
     let rows = presence.iter().flat_map(|row| {
-        let of_prompt = row[..length].iter().map(|share| share.clamp(0.0, 1.0).ln());
+        let of_prompt = row.iter().map(|share| share.clamp(0.0, 1.0).ln());
         std::iter::repeat_n(0.0, tokens).chain(of_prompt)
     });
-    let data = TensorData::new(
-        rows.collect::<Vec<f32>>(),
-        [presence.len(), 1, 1, tokens + length],
-    );
+    let rows: Vec<f32> = rows.collect();
+    let shape = [presence.len(), 1, 1, rows.len() / presence.len()];
     let device = latents.device().without_autodiff();
-    Some(Tensor::from_data(data, &device))
+    Tensor::from_data(TensorData::new(rows, shape), &device)
 }

@@ -11,7 +11,7 @@ use crate::models::denoiser::chroma::{ChromaConfig, ChromaTransformer2DModel};
 use crate::models::denoiser::conditions::Conditions;
 use crate::models::denoiser::flux_trunk::PATCH;
 use crate::models::denoiser::{
-    Denoiser, DenoiserConfig, FLOAT, How, KERNELS, Memory, Surroundings, check_numbers,
+    Denoiser, DenoiserConfig, FLOAT, How, KERNELS, Memory, Surroundings,
 };
 use crate::util::tensors::fingerprint;
 use crate::weights::{Weights, from_value};
@@ -19,7 +19,7 @@ use crate::weights::{Weights, from_value};
 /// The network's folder in diffusers' layout.
 pub const PART: &str = "transformer";
 
-/// Height and width of the latents that it draws by default: its configuration says none.
+/// Height and width of the latents that it draws by default: its configuration does not state any.
 const SIDE: u64 = 128;
 
 /// The most tokens of a prompt.
@@ -82,21 +82,8 @@ impl DenoiserConfig for Config {
 
     fn check(&self, around: &Surroundings<'_>) -> Result<()> {
         self.transformer.check(&self.path)?;
-        let trunk = &self.transformer.trunk;
-        let latents = Some(around.latent_channels * PATCH * PATCH);
         let t5 = around.encoder_widths.first().copied();
-        let of_latents = "four times the channels of the latents";
-        let numbers = [
-            ("in_channels", trunk.in_channels, latents, of_latents),
-            ("out_channels", trunk.out_channels(), latents, of_latents),
-            (
-                "joint_attention_dim",
-                trunk.joint_attention_dim,
-                t5,
-                "the width of T5",
-            ),
-        ];
-        check_numbers(&self.path, numbers)
+        (self.transformer.trunk).check_around(&self.path, around, t5)
     }
 
     fn load(&self, weights: &Weights, _: &Surroundings<'_>) -> Result<Arc<dyn Denoiser>> {

@@ -120,31 +120,10 @@ impl DenoiserConfig for Config {
     fn check(&self, around: &Surroundings<'_>) -> Result<()> {
         let network = &self.transformer;
         network.check(&self.path)?;
-        let trunk = &network.trunk;
         let [clip, t5] = [0, 1].map(|number| around.encoder_widths.get(number).copied());
-        let latents = around.latent_channels * PATCH * PATCH;
-        let of_latents = "four times the channels of the latents";
-        let numbers = [
-            ("in_channels", trunk.in_channels, Some(latents), of_latents),
-            (
-                "out_channels",
-                trunk.out_channels(),
-                Some(latents),
-                of_latents,
-            ),
-            (
-                "joint_attention_dim",
-                trunk.joint_attention_dim,
-                t5,
-                "the width of T5",
-            ),
-            (
-                "pooled_projection_dim",
-                network.pooled_projection_dim,
-                clip,
-                "the width of CLIP",
-            ),
-        ];
+        network.trunk.check_around(&self.path, around, t5)?;
+        let width = network.pooled_projection_dim;
+        let numbers = [("pooled_projection_dim", width, clip, "the width of CLIP")];
         check_numbers(&self.path, numbers)
     }
 

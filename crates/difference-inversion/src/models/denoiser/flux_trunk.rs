@@ -3,14 +3,14 @@
 
 use std::path::Path;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor};
 use serde::Deserialize;
 
-use crate::models::denoiser::Memory;
 use crate::models::denoiser::flux_single_block::SingleBlock;
 use crate::models::denoiser::joint_block::{
     BlockOptions, EPSILON, JointBlock, Sight, patches, within_range,
 };
+use crate::models::denoiser::{Memory, Surroundings, check_numbers};
 use crate::models::layers::{Linear, MOST_LAYERS};
 use crate::models::rotation::{Pairs, Rotation};
 use crate::weights::{OtherFields, Weights};
@@ -119,6 +119,27 @@ impl TrunkConfig {
         self.axes(path).map(|_| ())
     }
 
+    /// Checks that it matches latents and text encoders, of which T5 is of width `t5` if it is there.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the mismatch.
+    pub(super) fn check_around(
+        &self,
+        path: &Path,
+        around: &Surroundings<'_>,
+        t5: Option<usize>,
+    ) -> Result<()> {
+        let latents = Some(around.latent_channels * PATCH * PATCH);
+        let of_latents = "four times the channels of the latents";
+        let width = self.joint_attention_dim;
+        let numbers = [
+            ("in_channels", self.in_channels, latents, of_latents),
+            ("out_channels", self.out_channels(), latents, of_latents),
+            ("joint_attention_dim", width, t5, "the width of T5"),
+        ];
+        check_numbers(path, numbers)
+    }
+
     /// The numbers of a head for each axis.
     fn axes(&self, path: &Path) -> Result<[usize; 3]> {
         let head = self.attention_head_dim;
@@ -189,6 +210,11 @@ impl Trunk {
         })
     }
 
+    /// Where it computes.
+    pub(super) fn device(&self) -> Device {
+        self.proj_out.weight().device()
+    }
+
     /// A few weights that distinguish the network from others of its shape: those of the first and
     /// the last layer, and those of the first block's keys of the prompt.
     pub(super) fn telling_weights(&self) -> Vec<Tensor<2>> {
@@ -197,8 +223,8 @@ impl Trunk {
         ends.into_iter().chain(keys).collect()
     }
 
-    /// The network's prediction: `told` gives what the modulation of each block is computed from or consists of, `last`
-    /// is the last norm, and `presence` is that of each key, the picture's first, as in [`Sight`].
+    /// The network's prediction. `told` gives what the modulation of each block is computed from, or consists of; `last`
+    /// is the last norm; `key_bias` is that of [`Sight`], the picture's tokens first.
     ///
     /// # Shapes
     /// `latents` `[b, in_channels / 4, h, w]` with even h and w; `context`
@@ -207,7 +233,7 @@ impl Trunk {
         &self,
         latents: Tensor<4>,
         context: Tensor<3>,
-        presence: Option<Tensor<4>>,
+        key_bias: Option<Tensor<4>>,
         told: impl Fn(Block) -> Tensor<3>,
         last: impl FnOnce(Tensor<3>) -> Tensor<3>,
         memory: Memory,
@@ -225,7 +251,7 @@ impl Trunk {
                 Pairs::Neighbours,
                 &device,
             )),
-            presence,
+            key_bias,
         };
         let mut x = self.x_embedder.forward(patches(latents, PATCH)); // [b, n, d]
         let mut prompt = self.context_embedder.forward(context); // [b, m, d]

@@ -137,24 +137,30 @@ impl Modulation {
     }
 }
 
+/// Queries whose scores are held at once where a bias is added to them.
+const QUERIES: usize = 512;
+
 /// How the tokens of a sequence see one another.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sight {
-    /// Rotates queries and keys of the first tokens, the picture's. The prompt's are not rotated where its tokens are at
-    /// position 0.
+    /// Rotates queries and keys of the first tokens, the picture's. The prompt's tokens are at position 0, where nothing
+    /// is rotated.
     pub(super) rotation: Option<Rotation>,
     /// What is added to the scores of each key, `[b, 1, 1, n + m]`.
-    pub(super) presence: Option<Tensor<4>>,
+    pub(super) key_bias: Option<Tensor<4>>,
 }
 
 impl Sight {
     /// Attention among tokens whose queries and keys are rotated.
     pub(super) fn attend(&self, [query, key, value]: [Tensor<3>; 3], heads: usize) -> Tensor<3> {
-        let Some(presence) = &self.presence else {
+        let Some(bias) = &self.key_bias else {
             return multi_head_attention(query, key, value, heads, Mask::None);
         };
-        let weights = |scores: Tensor<4>| activation::softmax(scores + presence.clone(), 3);
-        weighted_attention(query, key, value, heads, weights)
+        let parts = query.split(QUERIES, 1).into_iter().map(|query| {
+            let weights = |scores: Tensor<4>| activation::softmax(scores + bias.clone(), 3);
+            weighted_attention(query, key.clone(), value.clone(), heads, weights)
+        });
+        Tensor::cat(parts.collect(), 1)
     }
 }
 
