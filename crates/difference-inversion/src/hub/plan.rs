@@ -427,6 +427,30 @@ mod tests {
     }
 
     #[test]
+    fn a_sentencepiece_model_is_taken_if_there_is_nothing_else() {
+        let chroma = "
+            model_index.json scheduler/scheduler_config.json Chroma1-HD.safetensors
+            text_encoder/config.json text_encoder/model.safetensors
+            tokenizer/added_tokens.json tokenizer/spiece.model tokenizer/tokenizer_config.json
+            transformer/config.json transformer/diffusion_pytorch_model.safetensors
+            vae/config.json vae/diffusion_pytorch_model.safetensors";
+        let index = serde_json::json!({ "_class_name": "ChromaPipeline" });
+        let plan = |text: &str| Plan::new(&paths(text), index.as_object(), None);
+        let found = plan(chroma);
+        assert!(found.missing.is_empty(), "{:?}", found.missing);
+        let mut expected = paths(chroma);
+        expected.remove("Chroma1-HD.safetensors");
+        assert_eq!(found.files, expected);
+        let both = plan(&format!("{chroma} tokenizer/tokenizer.json"));
+        assert!(!both.files.contains("tokenizer/spiece.model"));
+        let neither = plan(&chroma.replace("tokenizer/spiece.model", ""));
+        assert_eq!(
+            neither.missing,
+            ["tokenizer/tokenizer.json or vocab.json and merges.txt"]
+        );
+    }
+
+    #[test]
     fn t5_is_left_out_where_it_is_not_wanted() {
         let sd3 = "
             model_index.json scheduler/scheduler_config.json

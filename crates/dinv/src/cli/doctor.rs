@@ -190,17 +190,16 @@ fn components(paths: &ModelPaths) -> Vec<Component> {
             add("lora".to_owned(), drawing, file.to_owned(), state);
         }
     }
-    let encoders = family.text_encoders.iter().map(|encoder| encoder.part);
-    let encoders = encoders.filter(|encoder| networks.contains(encoder));
+    let encoders = family.text_encoders.iter();
+    let encoders = encoders.filter(|encoder| networks.contains(&encoder.part));
     for encoder in encoders.take(if single { 1 } else { usize::MAX }) {
-        let name = tokenizer_of(encoder);
+        let name = tokenizer_of(encoder.part);
         let vocabulary = files
             .as_ref()
             .ok()
-            .and_then(|files| files.vocabulary(encoder).ok());
+            .and_then(|files| files.vocabulary(encoder.part).ok());
         let folder = vocabulary.map_or_else(|| part(&name), |vocabulary| vocabulary.folder);
-        let sets: [&[&str]; 2] = [&["tokenizer.json"], &["vocab.json", "merges.txt"]];
-        let state = size_of(&folder, &sets);
+        let state = size_of(&folder, encoder.kind.vocabularies());
         add(name, drawing, folder, state);
     }
     if !single {

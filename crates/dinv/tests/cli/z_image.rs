@@ -4,22 +4,22 @@ use tempfile::TempDir;
 
 use super::{PAIR, copy_folder, golden, refused, succeed, workplace};
 
-/// A workplace with the model in `tiny-z`, and how it is named.
-fn work() -> TempDir {
+/// A workplace with the tiny model of a golden folder in `tiny`.
+pub(super) fn work_with(model: &str) -> TempDir {
     let work = workplace();
-    copy_folder(&golden("z_image"), &work.path().join("tiny-z"));
+    copy_folder(&golden(model), &work.path().join("tiny"));
     let path = work.path().join("tiny.toml");
     let text = std::fs::read_to_string(&path).unwrap();
     std::fs::write(path, format!("{text}resolution = 16\n")).unwrap();
     work
 }
 
-const MODEL: &str = "--config tiny.toml --model tiny-z";
+pub(super) const MODEL: &str = "--config tiny.toml --model tiny";
 const B: &str = "--b b.png --caption-b noon";
 
-#[test]
-fn a_difference_is_learned_applied_and_drawn_with() {
-    let work = work();
+/// Learns, applies and draws with a model that reads prompts with one encoder, which has no joint space, and is guided by
+/// negative prompts.
+pub(super) fn check_everything(work: &TempDir) {
     let opened = |name: &str| image::open(work.path().join(name)).unwrap();
     let done = succeed(work.path(), &format!("analogy {MODEL} {PAIR} {B} -o out"));
     for note in ["follows only the captions", "the direction of a token"] {
@@ -48,13 +48,18 @@ fn a_difference_is_learned_applied_and_drawn_with() {
 }
 
 #[test]
+fn a_difference_is_learned_applied_and_drawn_with() {
+    check_everything(&work_with("z_image"));
+}
+
+#[test]
 fn the_model_is_examined() {
-    let work = work();
-    let done = succeed(work.path(), "doctor --model tiny-z").stdout;
+    let work = work_with("z_image");
+    let done = succeed(work.path(), "doctor --model tiny").stdout;
     for part in ["transformer", "text_encoder", "tokenizer"] {
         assert!(done.contains(part), "no {part} in {done}");
     }
-    let checked = succeed(work.path(), "models check tiny-z").stdout;
+    let checked = succeed(work.path(), "models check tiny").stdout;
     for (part, result) in [
         ("vae", "latents [1, 8, 128, 128]"),
         ("transformer", "prediction [1, 8, 128, 128]"),
@@ -71,14 +76,14 @@ fn the_model_is_examined() {
 
 #[test]
 fn what_does_not_fit_is_refused_in_words() {
-    let work = work();
+    let work = work_with("z_image");
     let generate = format!("generate {MODEL} --prompt red -o red.png");
     let refuses = |flags: &str, code, expected: &[&str]| {
         refused(work.path(), &format!("{generate} {flags}"), code, expected);
     };
     refuses("--resolution 18", 65, &["multiples of 4"]);
     refuses("--resolution 512", 65, &["`resolution`", "at most 256"]);
-    let config = work.path().join("tiny-z/transformer/config.json");
+    let config = work.path().join("tiny/transformer/config.json");
     let text = std::fs::read_to_string(&config).unwrap();
     let omni = text.replace("\"siglip_feat_dim\": null", "\"siglip_feat_dim\": 1152");
     std::fs::write(config, omni).unwrap();

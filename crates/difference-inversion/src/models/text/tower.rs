@@ -21,6 +21,16 @@ pub enum TowerKind {
     Qwen3,
 }
 
+impl TowerKind {
+    /// The files of a tokenizer's folder, any set of which holds its vocabulary.
+    pub fn vocabularies(self) -> &'static [&'static [&'static str]] {
+        match self {
+            Self::Clip | Self::Qwen3 => &[&["tokenizer.json"], &["vocab.json", "merges.txt"]],
+            Self::T5 => &[&["tokenizer.json"], &["spiece.model"]],
+        }
+    }
+}
+
 impl std::fmt::Display for TowerKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
