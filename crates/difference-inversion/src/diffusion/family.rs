@@ -171,7 +171,7 @@ const CLIP_2: EncoderPart = EncoderPart {
     ..CLIP
 };
 
-/// T5 as the third text encoder. D̃ is not learned for it: beside two CLIPs, that gains nothing (`docs/study.md`).
+/// T5 as the third text encoder. D̃ is not learned for it: beside two CLIPs, no gain was found (`docs/study.md`).
 const T5_3: EncoderPart = EncoderPart {
     part: "text_encoder_3",
     kind: TowerKind::T5,
@@ -379,7 +379,7 @@ pub static FLUX: Family = Family {
     original: Some(&transformer::FLUX),
 };
 
-/// Chroma, made of FLUX.1 schnell: T5 is its only text encoder, and it is guided by a negative prompt.
+/// Chroma, made from FLUX.1 schnell: T5 is its only text encoder, and it is guided by a negative prompt.
 pub static CHROMA: Family = Family {
     class: "ChromaPipeline",
     models: &[KnownModel {

@@ -92,7 +92,7 @@ fn half_at(block: &[u8], place: usize) -> f32 {
 }
 
 /// The numbers that bytes hold. They are scaled in a step of their own: in one, compilers make vectors of numbers of
-/// several blocks, which lie apart, at a third of the speed.
+/// several blocks, which lie apart: a third of the speed.
 #[inline(always)]
 fn numbers<const N: usize>(bytes: impl Iterator<Item = u8>) -> [f32; N] {
     let mut numbers = [0.0; N];

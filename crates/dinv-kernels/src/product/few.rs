@@ -1,5 +1,5 @@
-//! Products of a few rows, such as those that embed a time or modulate a block. Each weight is multiplied only a few times,
-//! so copying the weights would take longer than multiplying them: they are read once, in memory order.
+//! Products of a few rows, such as those that embed a time or modulate a block. Each weight is multiplied only a few times.
+//! Copying it would take longer than that, so weights are read once, in memory order.
 
 use pulp::{Simd, WithSimd};
 

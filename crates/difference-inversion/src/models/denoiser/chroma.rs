@@ -1,5 +1,5 @@
 //! The transformer of Chroma: `ChromaTransformer2DModel` of diffusers
-//! ([lodestones 2025](https://huggingface.co/lodestones/Chroma1-HD)). It is FLUX.1 schnell's, in which one small network
+//! ([lodestones 2025](https://huggingface.co/lodestones/Chroma1-HD)). It is FLUX.1 schnell's, but one small network
 //! computes the shifts, scales and gates of all blocks from the time alone, and padding is masked.
 
 use std::path::Path;
