@@ -955,12 +955,7 @@ fn open_t5_of_flux(
     let transformer = flux_denoiser::PART;
     let length =
         flux_denoiser::t5_length(files.config(transformer)?, &files.config_path(transformer))?;
-    let reading = T5Reading {
-        length,
-        is_padded: true,
-        memory: files.memory(),
-    };
-    open_t5(files, part, device, dtype, reading)
+    open_padded_t5(files, part, device, dtype, length)
 }
 
 /// T5 of Stable Diffusion 3.
@@ -970,8 +965,19 @@ fn open_t5_of_sd3(
     device: &Device,
     dtype: FloatDType,
 ) -> Result<TextEncoder> {
+    open_padded_t5(files, part, device, dtype, sd3_denoiser::T5_LENGTH)
+}
+
+/// T5 that reads prompts padded to `length` tokens.
+fn open_padded_t5(
+    files: &ModelFiles,
+    part: &str,
+    device: &Device,
+    dtype: FloatDType,
+    length: usize,
+) -> Result<TextEncoder> {
     let reading = T5Reading {
-        length: sd3_denoiser::T5_LENGTH,
+        length,
         is_padded: true,
         memory: files.memory(),
     };
